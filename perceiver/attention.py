@@ -1,0 +1,223 @@
+"""Multi-head scaled dot-product attention and the two blocks a Perceiver is made of.
+
+Attention (Vaswani et al. 2017, eq. 1): softmax(q kᵀ / √d) v, with d the width of q and k per head. The layer order is
+the pre-norm one of Perceiver (Jaegle et al. 2021, section 3.2) and Perceiver IO (Jaegle et al. 2022, appendix E):
+
+    x = queries + attention(norm(queries), norm(inputs))        CrossBlock; SelfBlock has one norm and inputs = queries
+    x = x + mlp(norm(x))
+
+Deviation from both papers' code: a query none of whose keys is real gets zeros from the attention, on every backend.
+"""
+
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+KeyMask: TypeAlias = Bool[Tensor, "batch keys"]
+
+KERNEL_ALIGNMENT = 8
+"""Head widths are padded to a multiple of this: fused kernels refuse others, and the fallback holds the whole map."""
+
+
+def attend(
+    q: Float[Tensor, "batch heads queries qk_dim"],
+    k: Float[Tensor, "batch heads keys qk_dim"],
+    v: Float[Tensor, "batch heads keys v_dim"],
+    *,
+    mask: KeyMask | None = None,
+    causal: bool = False,
+    dropout: float = 0.0,
+) -> Float[Tensor, "batch heads queries v_dim"]:
+    """Attention through PyTorch's fused kernel; never holds the weights.
+
+    Args:
+        mask: True where a key is real.
+        causal: query i sees keys up to its own place, counted from the end: the last query sees every key.
+        dropout: probability with which a weight is dropped.
+    """
+    allowed = _allowed_pairs(q.shape[2], k.shape[2], mask, causal, q.device)
+    scale = q.shape[-1] ** -0.5
+    v_dim = v.shape[-1]
+    width = -(-max(q.shape[-1], v_dim) // KERNEL_ALIGNMENT) * KERNEL_ALIGNMENT
+    # Zero channels change neither q·k nor the real channels of the output.
+    q, k, v = (x if x.shape[-1] == width else F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v))
+    if allowed is None:
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal, scale=scale)
+    else:
+        sees_any = allowed.any(dim=-1, keepdim=True)
+        # A row without keys would be 0/0; it reads everything instead, and what it read is thrown away.
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed | ~sees_any, dropout_p=dropout, scale=scale)
+        out = out.masked_fill(~sees_any, 0.0)
+    return out[..., :v_dim]
+
+
+def attention_weights(
+    q: Float[Tensor, "batch heads queries qk_dim"],
+    k: Float[Tensor, "batch heads keys qk_dim"],
+    *,
+    mask: KeyMask | None = None,
+    causal: bool = False,
+) -> Float[Tensor, "batch heads queries keys"]:
+    """The weights that `attend` used, recomputed in float32: `attention_weights(q, k) @ v == attend(q, k, v)`.
+
+    Rows sum to one; masked keys are exactly zero; a row without a real key is all zeros.
+    """
+    allowed = _allowed_pairs(q.shape[2], k.shape[2], mask, causal, q.device, explicit=True)
+    with torch.autocast(q.device.type, enabled=False):
+        logits = q.float() @ k.float().mT * q.shape[-1] ** -0.5
+        if allowed is None:
+            return logits.softmax(dim=-1)
+        # The lowest number, not -inf, keeps rows without keys finite; the second fill makes masked keys exact zeros.
+        weights = logits.masked_fill(~allowed, torch.finfo(torch.float32).min).softmax(dim=-1)
+        return weights.masked_fill(~allowed, 0.0)
+
+
+def _allowed_pairs(
+    num_queries: int, num_keys: int, mask: KeyMask | None, causal: bool, device: torch.device, explicit: bool = False
+) -> Bool[Tensor, "_ 1 _ keys"] | None:
+    """Which query may read which key, or None where the kernel knows by itself (everything, or square causal)."""
+    allowed = None if mask is None else rearrange(mask, "batch keys -> batch 1 1 keys")
+    if causal and (explicit or allowed is not None or num_queries != num_keys):
+        pairs = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device).tril(num_keys - num_queries)
+        allowed = pairs[None, None] if allowed is None else allowed & pairs
+    return allowed
+
+
+class ScaledDotProduct(nn.Module):
+    """`attend` as a module: the one place where attention happens, and so the place where a capture looks.
+
+    Its inputs are the projected queries, keys and values; `perceiver.inspection.capture` hooks it.
+    """
+
+    def __init__(self, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dropout = dropout
+
+    def forward(
+        self,
+        q: Float[Tensor, "batch heads queries qk_dim"],
+        k: Float[Tensor, "batch heads keys qk_dim"],
+        v: Float[Tensor, "batch heads keys v_dim"],
+        mask: KeyMask | None = None,
+        causal: bool = False,
+    ) -> Float[Tensor, "batch heads queries v_dim"]:
+        return attend(q, k, v, mask=mask, causal=causal, dropout=self.dropout if self.training else 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockSpec:
+    """The sizes of a block that do not follow from its place in the model.
+
+    Attributes:
+        num_heads: attention heads; divides `qk_dim` and `v_dim`.
+        qk_dim: width of queries and keys over all heads; None: the width of the inputs, as in both papers.
+        v_dim: width of the values over all heads; None: `qk_dim`.
+        widening: hidden width of the MLP over its outer width.
+        attention_dropout: probability that an attention weight is dropped.
+        residual_dropout: probability that a channel is dropped from what attention and MLP add.
+        query_residual: whether attention adds to its queries or replaces them (as the decoders of DeepMind's
+            optical-flow, language and learned-position models do).
+        activation: non-linearity of the MLP. torch's GELU is exact, DeepMind's the tanh approximation.
+    """
+
+    num_heads: int
+    qk_dim: int | None = None
+    v_dim: int | None = None
+    widening: int = 1
+    attention_dropout: float = 0.0
+    residual_dropout: float = 0.0
+    query_residual: bool = True
+    activation: nn.Module = field(default_factory=nn.GELU)
+
+
+class Attention(nn.Module):
+    """Multi-head attention from queries to inputs, with linear projections in and out (all with bias).
+
+    Raises:
+        ValueError: `num_heads` does not divide `qk_dim` or `v_dim`.
+    """
+
+    def __init__(self, *, query_dim: int, input_dim: int, spec: BlockSpec) -> None:
+        super().__init__()
+        qk_dim = input_dim if spec.qk_dim is None else spec.qk_dim
+        v_dim = qk_dim if spec.v_dim is None else spec.v_dim
+        for name, dim in (("qk_dim", qk_dim), ("v_dim", v_dim)):
+            if spec.num_heads < 1 or dim < 1 or dim % spec.num_heads:
+                raise ValueError(f"num_heads={spec.num_heads} does not divide {name}={dim}")
+        self.num_heads = spec.num_heads
+        self.query = nn.Linear(query_dim, qk_dim)
+        self.key = nn.Linear(input_dim, qk_dim)
+        self.value = nn.Linear(input_dim, v_dim)
+        self.dot_product = ScaledDotProduct(dropout=spec.attention_dropout)
+        self.out = nn.Linear(v_dim, query_dim)
+
+    def forward(
+        self,
+        queries: Float[Tensor, "batch queries query_dim"],
+        inputs: Float[Tensor, "batch keys input_dim"],
+        mask: KeyMask | None = None,
+        causal: bool = False,
+    ) -> Float[Tensor, "batch queries query_dim"]:
+        q, k, v = (
+            rearrange(x, "batch length (heads dim) -> batch heads length dim", heads=self.num_heads)
+            for x in (self.query(queries), self.key(inputs), self.value(inputs))
+        )
+        out = self.dot_product(q, k, v, mask=mask, causal=causal)
+        return self.out(rearrange(out, "batch heads queries dim -> batch queries (heads dim)"))
+
+
+class MLP(nn.Sequential):
+    """Two linear layers with a non-linearity between them."""
+
+    def __init__(self, *, dim: int, spec: BlockSpec) -> None:
+        hidden_dim = dim * spec.widening
+        super().__init__(nn.Linear(dim, hidden_dim), spec.activation, nn.Linear(hidden_dim, dim))
+
+
+class CrossBlock(nn.Module):
+    """Queries read inputs, then think for themselves: the cross-attend of encoder and decoder."""
+
+    def __init__(self, *, query_dim: int, input_dim: int, spec: BlockSpec) -> None:
+        super().__init__()
+        self.query_residual = spec.query_residual
+        self.query_norm = nn.LayerNorm(query_dim)
+        self.input_norm = nn.LayerNorm(input_dim)
+        self.attention = Attention(query_dim=query_dim, input_dim=input_dim, spec=spec)
+        self.mlp_norm = nn.LayerNorm(query_dim)
+        self.mlp = MLP(dim=query_dim, spec=spec)
+        self.dropout = nn.Dropout(spec.residual_dropout)
+
+    def forward(
+        self,
+        queries: Float[Tensor, "batch queries query_dim"],
+        inputs: Float[Tensor, "batch keys input_dim"],
+        mask: KeyMask | None = None,
+    ) -> Float[Tensor, "batch queries query_dim"]:
+        x = self.dropout(self.attention(self.query_norm(queries), self.input_norm(inputs), mask=mask))
+        if self.query_residual:
+            x = queries + x
+        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+
+
+class SelfBlock(nn.Module):
+    """A transformer layer. `spec.query_residual` has no meaning here: the residual is always there."""
+
+    def __init__(self, *, dim: int, spec: BlockSpec) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.attention = Attention(query_dim=dim, input_dim=dim, spec=spec)
+        self.mlp_norm = nn.LayerNorm(dim)
+        self.mlp = MLP(dim=dim, spec=spec)
+        self.dropout = nn.Dropout(spec.residual_dropout)
+
+    def forward(
+        self, x: Float[Tensor, "batch length dim"], mask: KeyMask | None = None, causal: bool = False
+    ) -> Float[Tensor, "batch length dim"]:
+        normed = self.norm(x)
+        x = x + self.dropout(self.attention(normed, normed, mask=mask, causal=causal))
+        return x + self.dropout(self.mlp(self.mlp_norm(x)))

@@ -1,0 +1,52 @@
+"""What every modality encoder is: raw input -> Tokens."""
+
+from abc import ABC, abstractmethod
+from typing import Literal, TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from perceiver.types import Tokens
+
+Combine: TypeAlias = Literal["concat", "add"]
+"""How positions join features: the papers concatenate for images and sound and add for text."""
+
+
+class Encoder(nn.Module, ABC):
+    """Turns one modality into tokens of width `dim`."""
+
+    dim: int
+
+    @abstractmethod
+    def forward(self, raw: Tensor, mask: Tensor | None = None) -> Tokens:
+        """Encode a batch; `mask` is True where `raw` is real, with one entry a raw position (no channels)."""
+
+    @abstractmethod
+    def example_input(self) -> Tensor:
+        """A batch of one of the smallest typical input, for summaries and contract tests."""
+
+
+def combined_dim(feature_dim: int, position_dim: int, combine: Combine) -> int:
+    """Width of features with their positions.
+
+    Raises:
+        ValueError: `add` with two different widths.
+    """
+    if combine == "concat":
+        return feature_dim + position_dim
+    if feature_dim != position_dim:
+        raise ValueError(f"combine=add needs equal widths; features have {feature_dim}, positions {position_dim}")
+    return feature_dim
+
+
+def with_positions(
+    features: Float[Tensor, "batch tokens feature_dim"],
+    positions: Float[Tensor, "tokens position_dim"],
+    combine: Combine,
+) -> Float[Tensor, "batch tokens dim"]:
+    """Features with the positions concatenated behind them or added to them."""
+    positions = positions.to(features.dtype)
+    if combine == "add":
+        return features + positions
+    return torch.cat([features, positions.expand(features.shape[0], -1, -1)], dim=-1)

@@ -1,0 +1,97 @@
+"""The latent array: it reads the tokens by cross-attention and processes what it read by self-attention.
+
+Perceiver (Jaegle et al. 2021, section 3.1) and the encoder of Perceiver IO (Jaegle et al. 2022, section 3.1) are two
+settings of one schedule. `num_blocks` blocks of `num_self_attends` self-attention layers run one after the other; in
+front of each of the first `num_cross_attends` blocks the latents read the tokens:
+
+    Perceiver      num_cross_attends=8  num_blocks=8  cross_sharing=all_but_first  block_sharing=all
+    Perceiver IO   num_cross_attends=1  num_blocks=8  cross_sharing=none           block_sharing=all
+"""
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from einops import repeat
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from perceiver.attention import BlockSpec, CrossBlock, SelfBlock
+
+Sharing: TypeAlias = Literal["none", "all", "all_but_first"]
+"""Which of the repetitions have the same weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How often the latents read and think, and which repetitions share weights.
+
+    Raises:
+        ValueError: a count is out of range.
+    """
+
+    num_cross_attends: int
+    num_blocks: int
+    num_self_attends: int
+    cross_sharing: Sharing = "none"
+    block_sharing: Sharing = "none"
+
+    def __post_init__(self) -> None:
+        if self.num_blocks < 1 or self.num_self_attends < 0:
+            raise ValueError(
+                f"num_blocks={self.num_blocks} must be at least 1, num_self_attends={self.num_self_attends} at least 0"
+            )
+        if not 1 <= self.num_cross_attends <= self.num_blocks:
+            raise ValueError(f"num_cross_attends={self.num_cross_attends} must be 1 to num_blocks={self.num_blocks}")
+
+
+def shared_index(repetition: int, sharing: Sharing) -> int:
+    """Which set of weights a repetition uses."""
+    return {"none": repetition, "all": 0, "all_but_first": min(repetition, 1)}[sharing]
+
+
+class LatentArray(nn.Module):
+    """The learned latents and the blocks they run through.
+
+    Args:
+        num_latents, dim: shape of the array. Initialised from a normal of deviation 0.02 cut at ±2 (paper, appendix C).
+        input_dim: width of the tokens.
+        cross_attention, self_attention: sizes of the two kinds of block.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_latents: int,
+        dim: int,
+        input_dim: int,
+        cross_attention: BlockSpec,
+        self_attention: BlockSpec,
+        schedule: Schedule,
+    ) -> None:
+        super().__init__()
+        if num_latents < 1:
+            raise ValueError(f"num_latents={num_latents} must be at least 1")
+        self.schedule = schedule
+        self.array = nn.Parameter(torch.empty(num_latents, dim))
+        nn.init.trunc_normal_(self.array, std=0.02, a=-2.0, b=2.0)
+        num_cross = shared_index(schedule.num_cross_attends - 1, schedule.cross_sharing) + 1
+        self.cross_blocks = nn.ModuleList(
+            CrossBlock(query_dim=dim, input_dim=input_dim, spec=cross_attention) for _ in range(num_cross)
+        )
+        num_blocks = shared_index(schedule.num_blocks - 1, schedule.block_sharing) + 1
+        self.self_blocks = nn.ModuleList(
+            nn.Sequential(*(SelfBlock(dim=dim, spec=self_attention) for _ in range(schedule.num_self_attends)))
+            for _ in range(num_blocks)
+        )
+
+    def forward(
+        self, tokens: Float[Tensor, "batch tokens input_dim"], mask: Bool[Tensor, "batch tokens"] | None = None
+    ) -> Float[Tensor, "batch latents dim"]:
+        latents = repeat(self.array, "latents dim -> batch latents dim", batch=tokens.shape[0])
+        for repetition in range(self.schedule.num_blocks):
+            if repetition < self.schedule.num_cross_attends:
+                cross_block = self.cross_blocks[shared_index(repetition, self.schedule.cross_sharing)]
+                latents = cross_block(latents, tokens, mask=mask)
+            latents = self.self_blocks[shared_index(repetition, self.schedule.block_sharing)](latents)
+        return latents

@@ -1,0 +1,159 @@
+"""Perceiver = encoders -> join -> latent array -> decoder.
+
+One class for Perceiver (Jaegle et al. 2021, arXiv:2103.03206) and Perceiver IO (Jaegle et al. 2022, arXiv:2107.14795):
+they differ in the schedule (`perceiver.latents`) and in the decoder.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from perceiver.attention import BlockSpec
+from perceiver.decoders.base import Decoder
+from perceiver.encoders.base import Encoder
+from perceiver.latents import LatentArray, Schedule
+from perceiver.types import JoinedTokens, Span, Tokens
+
+MODALITY_DIM = 4
+"""Least width of a modality embedding (Perceiver, section 4.2; DeepMind's `min_padding_size`)."""
+
+
+class Join(nn.Module):
+    """Several modalities -> one token sequence.
+
+    Each modality's tokens are widened to a common width by a learned vector, which at the same time tells the modality
+    (Perceiver IO, section 3.1 and appendix F). A model with one modality has nothing to tell apart and widens nothing.
+    """
+
+    def __init__(self, dims: Mapping[str, int]) -> None:
+        super().__init__()
+        several = len(dims) > 1
+        self.dim = max(dims.values()) + (MODALITY_DIM if several else 0)
+        self.embeddings = nn.ParameterDict(
+            {name: torch.empty(self.dim - dim) for name, dim in dims.items()} if several else {}
+        )
+        for embedding in self.embeddings.values():
+            nn.init.trunc_normal_(embedding, std=0.02, a=-2.0, b=2.0)
+
+    def forward(self, tokens: Mapping[str, Tokens]) -> JoinedTokens:
+        values, spans, start = [], {}, 0
+        for name, part in tokens.items():
+            values.append(self._widen(name, part.values))
+            spans[name] = Span(start, start + part.values.shape[1], part.grid)
+            start += part.values.shape[1]
+        mask = None
+        if any(part.mask is not None for part in tokens.values()):
+            mask = torch.cat([_explicit_mask(part) for part in tokens.values()], dim=1)
+        return JoinedTokens(values=torch.cat(values, dim=1), mask=mask, spans=spans)
+
+    def _widen(self, name: str, values: Float[Tensor, "batch tokens _"]) -> Float[Tensor, "batch tokens dim"]:
+        if name not in self.embeddings:
+            return values
+        embedding = self.embeddings[name].to(values.dtype)
+        return torch.cat([values, embedding.expand(*values.shape[:2], -1)], dim=-1)
+
+
+def _explicit_mask(tokens: Tokens) -> Bool[Tensor, "batch tokens"]:
+    if tokens.mask is not None:
+        return tokens.mask
+    return torch.ones(tokens.values.shape[:2], dtype=torch.bool, device=tokens.values.device)
+
+
+class Perceiver(nn.Module):
+    """The model, composed from parts.
+
+    Args:
+        encoders: modality name -> encoder. The names are the keys of `inputs`.
+        num_latents, dim: shape of the latent array.
+        cross_attention, self_attention: sizes of the latents' two kinds of block.
+        schedule: how often they read and think, and which weights are shared.
+        decoder: reads the answer off the latents.
+        modality_dropout: in training, probability that a sample loses a modality; never its last one
+            (Perceiver, section 4.2: dropping video made audio + video better).
+    """
+
+    def __init__(
+        self,
+        *,
+        encoders: Mapping[str, Encoder],
+        num_latents: int,
+        dim: int,
+        cross_attention: BlockSpec,
+        self_attention: BlockSpec,
+        schedule: Schedule,
+        decoder: Decoder,
+        modality_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not encoders:
+            raise ValueError("a Perceiver needs at least one encoder")
+        if not 0.0 <= modality_dropout < 1.0:
+            raise ValueError(f"modality_dropout={modality_dropout} must be in [0, 1)")
+        self.encoders = nn.ModuleDict(encoders)
+        self.join = Join({name: encoder.dim for name, encoder in encoders.items()})
+        self.latents = LatentArray(
+            num_latents=num_latents,
+            dim=dim,
+            input_dim=self.join.dim,
+            cross_attention=cross_attention,
+            self_attention=self_attention,
+            schedule=schedule,
+        )
+        self.decoder = decoder
+        self.modality_dropout = modality_dropout
+
+    def forward(self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Raw inputs -> the decoder's outputs.
+
+        Args:
+            inputs: modality name -> raw input, batch first; any subset of the encoders' modalities.
+            masks: modality name -> True where the input is real: [batch] where samples lack the modality, or
+                [batch, *sizes without channels] where the input is padded.
+
+        Raises:
+            ValueError: an input has no encoder, or there is none.
+        """
+        return self.decoder(self.encode(inputs, masks))
+
+    def encode(
+        self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None
+    ) -> Float[Tensor, "batch latents dim"]:
+        """Raw inputs -> latents; arguments as in `forward`."""
+        masks = {} if masks is None else masks
+        known = list(self.encoders)
+        for name in (*inputs, *masks):
+            if name not in self.encoders:
+                raise ValueError(f"no encoder for modality {name!r}; this model reads {known}")
+        if not inputs:
+            raise ValueError(f"inputs are empty; this model reads {known}")
+        tokens = {name: self._tokens(name, inputs[name], masks.get(name)) for name in known if name in inputs}
+        if self.training and self.modality_dropout and len(tokens) > 1:
+            tokens = drop_modalities(tokens, self.modality_dropout)
+        joined = self.join(tokens)
+        return self.latents(joined.values, joined.mask)
+
+    def _tokens(self, name: str, raw: Tensor, mask: Tensor | None) -> Tokens:
+        """Encode one modality; where `mask` says that a sample lacks it, all its tokens are masked."""
+        encoder = self.encoders[name]
+        if mask is None or mask.ndim > 1:
+            return encoder(raw, mask)
+        return with_presence(encoder(raw), mask)
+
+
+def with_presence(tokens: Tokens, present: Bool[Tensor, " batch"]) -> Tokens:
+    """Tokens that are masked throughout for the samples that lack the modality."""
+    return Tokens(values=tokens.values, mask=_explicit_mask(tokens) & present[:, None], grid=tokens.grid)
+
+
+def drop_modalities(tokens: Mapping[str, Tokens], probability: float) -> dict[str, Tokens]:
+    """Hide each modality of each sample with the given probability; one that is there at random is always kept."""
+    masks = [_explicit_mask(part) for part in tokens.values()]
+    there = torch.stack([mask.any(dim=1) for mask in masks])
+    chance = torch.rand(there.shape, device=there.device)
+    # The modality with the highest draw among those that are there survives every draw.
+    kept = (chance >= probability) | (
+        chance.masked_fill(~there, -1.0).argmax(dim=0) == torch.arange(len(masks), device=there.device)[:, None]
+    )
+    return {name: with_presence(part, present) for (name, part), present in zip(tokens.items(), kept, strict=True)}

@@ -1,0 +1,97 @@
+"""Positions of the cells of a grid of any number of axes, at any resolution and aspect ratio.
+
+Fourier features are those of Perceiver (Jaegle et al. 2021, section 3.2 and appendix D): for an axis of trained
+resolution R, frequencies f = linspace(1, R/2, bands), features sin(πfx), cos(πfx) and x itself, with x in [-1, 1] over
+the cells of the axis, ends included. Their order is that of DeepMind's code, so that published weights fit:
+
+    [x₁ … x_d,  sin of axis 1 … sin of axis d,  cos of axis 1 … cos of axis d]
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from math import pi
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+INTERPOLATION = {1: "linear", 2: "bicubic", 3: "trilinear"}
+
+
+class Positions(nn.Module, ABC):
+    """Grid shape -> one vector of width `dim` per cell, in row-major order."""
+
+    dim: int
+
+    @abstractmethod
+    def forward(self, shape: tuple[int, ...]) -> Float[Tensor, "tokens dim"]: ...
+
+
+def fourier_features(
+    coordinates: Float[Tensor, "tokens axes"], frequencies: Float[Tensor, "axes bands"]
+) -> Float[Tensor, "tokens features"]:
+    """Fourier features of coordinates in [-1, 1]; `features` = axes · (2 · bands + 1)."""
+    angles = pi * rearrange(coordinates[..., None] * frequencies, "tokens axes bands -> tokens (axes bands)")
+    return torch.cat([coordinates, angles.sin(), angles.cos()], dim=-1)
+
+
+class FourierPositions(Positions):
+    """Fourier features of the cells' coordinates; nothing is learned.
+
+    Args:
+        num_bands: frequencies per axis.
+        max_resolution: cells per axis at the resolution the model is trained at. It fixes the frequencies, and stays
+            what it is when the model sees another resolution: coordinates always span [-1, 1].
+    """
+
+    def __init__(self, *, num_bands: int, max_resolution: Sequence[int]) -> None:
+        super().__init__()
+        self.max_resolution = tuple(max_resolution)
+        self.dim = len(self.max_resolution) * (2 * num_bands + 1)
+        frequencies = [torch.linspace(1.0, resolution / 2, num_bands) for resolution in self.max_resolution]
+        self.frequencies: Tensor
+        self.register_buffer("frequencies", torch.stack(frequencies), persistent=False)
+
+    def forward(self, shape: tuple[int, ...]) -> Float[Tensor, "tokens dim"]:
+        if len(shape) != len(self.max_resolution):
+            raise ValueError(
+                f"max_resolution={list(self.max_resolution)} does not fit an input grid of shape {list(shape)}"
+            )
+        axes = [torch.linspace(-1.0, 1.0, size, device=self.frequencies.device) for size in shape]
+        coordinates = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
+        return fourier_features(coordinates, self.frequencies)
+
+
+class LearnedPositions(Positions):
+    """One learned vector per cell of the trained grid; other grids are interpolated (bicubic over two axes).
+
+    Args:
+        shape: the trained grid.
+        dim: width of the learned vectors, and of the result unless `project_dim` is given.
+        project_dim: width of a linear projection behind the learned vectors, as in DeepMind's learned-position model.
+        init_std: 0.02 in the papers. Small models on little data learn faster from larger ones.
+    """
+
+    def __init__(
+        self, *, shape: Sequence[int], dim: int, project_dim: int | None = None, init_std: float = 0.02
+    ) -> None:
+        super().__init__()
+        self.shape = tuple(shape)
+        if len(self.shape) not in INTERPOLATION:
+            raise ValueError(f"shape={list(shape)}: learned positions take 1 to 3 axes")
+        self.dim = dim if project_dim is None else project_dim
+        self.embedding = nn.Parameter(torch.empty(*self.shape, dim))
+        nn.init.trunc_normal_(self.embedding, std=init_std, a=-2.0, b=2.0)
+        self.projection = nn.Identity() if project_dim is None else nn.Linear(dim, project_dim)
+
+    def forward(self, shape: tuple[int, ...]) -> Float[Tensor, "tokens dim"]:
+        embedding: Tensor = self.embedding
+        if shape != self.shape:
+            if len(shape) != len(self.shape):
+                raise ValueError(f"shape={list(self.shape)} does not fit an input grid of shape {list(shape)}")
+            channels_first = rearrange(embedding, "... dim -> 1 dim ...")
+            resized = F.interpolate(channels_first, size=shape, mode=INTERPOLATION[len(shape)], align_corners=False)
+            embedding = rearrange(resized, "1 dim ... -> ... dim")
+        return self.projection(embedding.flatten(0, -2))
