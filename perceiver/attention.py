@@ -9,6 +9,7 @@ the pre-norm one of Perceiver (Jaegle et al. 2021, section 3.2) and Perceiver IO
 Deviation from both papers' code: a query none of whose keys is real gets zeros from the attention, on every backend.
 """
 
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -176,7 +177,8 @@ class MLP(nn.Sequential):
 
     def __init__(self, *, dim: int, spec: BlockSpec) -> None:
         hidden_dim = dim * spec.widening
-        super().__init__(nn.Linear(dim, hidden_dim), spec.activation, nn.Linear(hidden_dim, dim))
+        # A copy: an activation with weights of its own (PReLU) must not be one and the same in every layer.
+        super().__init__(nn.Linear(dim, hidden_dim), deepcopy(spec.activation), nn.Linear(hidden_dim, dim))
 
 
 class CrossBlock(nn.Module):

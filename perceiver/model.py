@@ -43,10 +43,12 @@ class Join(nn.Module):
             values.append(self._widen(name, part.values))
             spans[name] = Span(start, start + part.values.shape[1], part.grid)
             start += part.values.shape[1]
-        mask = None
-        if any(part.mask is not None for part in tokens.values()):
-            mask = torch.cat([_explicit_mask(part) for part in tokens.values()], dim=1)
-        return JoinedTokens(values=torch.cat(values, dim=1), mask=mask, spans=spans)
+        joined = torch.cat(values, dim=1)
+        if all(part.mask is None for part in tokens.values()):
+            return JoinedTokens(values=joined, mask=None, spans=spans)
+        mask = torch.cat([_explicit_mask(part) for part in tokens.values()], dim=1)
+        # A weight of zero times a value that is not finite would still spoil the sum.
+        return JoinedTokens(values=joined.masked_fill(~mask[..., None], 0.0), mask=mask, spans=spans)
 
     def _widen(self, name: str, values: Float[Tensor, "batch tokens _"]) -> Float[Tensor, "batch tokens dim"]:
         if name not in self.embeddings:
@@ -70,8 +72,8 @@ class Perceiver(nn.Module):
         cross_attention, self_attention: sizes of the latents' two kinds of block.
         schedule: how often they read and think, and which weights are shared.
         decoder: reads the answer off the latents.
-        modality_dropout: in training, probability that a sample loses a modality; never its last one
-            (Perceiver, section 4.2: dropping video made audio + video better).
+        modality_dropout: in training, probability with which a modality of a sample is drawn to be hidden; the last one
+            is spared (Perceiver, section 4.2: dropping video made audio + video better).
     """
 
     def __init__(

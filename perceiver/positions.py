@@ -8,8 +8,9 @@ the cells of the axis, ends included. Their order is that of DeepMind's code, so
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import pi
+from typing import Self
 
 import torch
 from einops import rearrange
@@ -49,17 +50,31 @@ class FourierPositions(Positions):
     def __init__(self, *, num_bands: int, max_resolution: Sequence[int]) -> None:
         super().__init__()
         self.max_resolution = tuple(max_resolution)
+        self.num_bands = num_bands
         self.dim = len(self.max_resolution) * (2 * num_bands + 1)
-        frequencies = [torch.linspace(1.0, resolution / 2, num_bands) for resolution in self.max_resolution]
         self.frequencies: Tensor
-        self.register_buffer("frequencies", torch.stack(frequencies), persistent=False)
+        self.register_buffer("frequencies", self._frequencies(), persistent=False)
+
+    def _frequencies(self, device: torch.device | None = None) -> Float[Tensor, "axes bands"]:
+        axes = [
+            torch.linspace(1.0, resolution / 2, self.num_bands, device=device, dtype=torch.float32)
+            for resolution in self.max_resolution
+        ]
+        return torch.stack(axes)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        # `model.bfloat16()` must not round them: 99.4 would become 99.5, another wave at the borders of the image.
+        self.frequencies = self._frequencies(self.frequencies.device)
+        return self
 
     def forward(self, shape: tuple[int, ...]) -> Float[Tensor, "tokens dim"]:
         if len(shape) != len(self.max_resolution):
             raise ValueError(
                 f"max_resolution={list(self.max_resolution)} does not fit an input grid of shape {list(shape)}"
             )
-        axes = [torch.linspace(-1.0, 1.0, size, device=self.frequencies.device) for size in shape]
+        device = self.frequencies.device
+        axes = [torch.linspace(-1.0, 1.0, size, device=device, dtype=torch.float32) for size in shape]
         coordinates = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
         return fourier_features(coordinates, self.frequencies)
 

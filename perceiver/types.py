@@ -93,12 +93,14 @@ class Batch:
         ids: the samples' ids.
         masks: modality name -> Bool, True where the input is real: [batch] where a modality is missing for whole
             samples, [batch, *sizes of the input without channels] where inputs were padded to one size.
+        unreadable: what was left out because it could not be read: one message a sample, naming it.
     """
 
     inputs: dict[str, Tensor]
     targets: dict[str, Any]
     ids: list[str]
     masks: dict[str, Tensor] = field(default_factory=dict)
+    unreadable: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -5,6 +5,7 @@ Stems: every pixel (Perceiver, section 4.1), patches (space to depth), and the c
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -104,11 +105,27 @@ class ImageEncoder(Encoder):
     Args:
         stem: image -> feature map.
         positions: vectors for the cells of the feature map (so `max_resolution` counts cells, not pixels).
+        mean, std: of the raw values, for all channels or one a channel; the stem sees (raw - mean) / std.
         combine: concatenate positions to the features or add them.
     """
 
-    def __init__(self, *, stem: Stem, positions: Positions, combine: Combine = "concat") -> None:
+    def __init__(
+        self,
+        *,
+        stem: Stem,
+        positions: Positions,
+        mean: float | Sequence[float] = 0.0,
+        std: float | Sequence[float] = 1.0,
+        combine: Combine = "concat",
+    ) -> None:
         super().__init__()
+        self.mean: Tensor
+        self.std: Tensor
+        for name, value in (("mean", mean), ("std", std)):
+            per_channel = torch.as_tensor(value, dtype=torch.float32).reshape(-1, 1, 1)
+            if len(per_channel) not in (1, stem.channels):
+                raise ValueError(f"{name}={value} must be one number, or one for each of {stem.channels} channels")
+            self.register_buffer(name, per_channel, persistent=False)
         self.stem = stem
         self.positions = positions
         self.combine: Combine = combine
@@ -123,7 +140,10 @@ class ImageEncoder(Encoder):
             raise ValueError(
                 f"image inputs must be [batch, channels={self.stem.channels}, height, width], not {list(raw.shape)}"
             )
-        features = self.stem(raw)
+        image = (raw - self.mean) / self.std
+        if mask is not None:  # a cell at the border of what is real must not see what lies beyond
+            image = image.masked_fill(~mask[:, None], 0.0)
+        features = self.stem(image)
         rows, columns = features.shape[-2:]
         values = with_positions(
             rearrange(features, "batch dim rows columns -> batch (rows columns) dim"),

@@ -1,0 +1,18 @@
+"""Measure a finished run again: `uv run experiments/evaluate.py run=outputs/…`."""
+
+import hydra
+from omegaconf import DictConfig
+
+from perceiver.training.config import explained
+from perceiver.training.finished import evaluate
+
+
+@explained
+@hydra.main(version_base="1.3", config_path="../conf", config_name="evaluate")
+@explained
+def main(cfg: DictConfig) -> dict[str, float]:
+    return evaluate(cfg)
+
+
+if __name__ == "__main__":
+    main()

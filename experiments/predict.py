@@ -1,0 +1,20 @@
+"""Ask a finished run about files: `uv run experiments/predict.py run=outputs/… inputs='[cat.jpg]'`."""
+
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+
+from perceiver.training.config import explained
+from perceiver.training.finished import predict
+
+
+@explained
+@hydra.main(version_base="1.3", config_path="../conf", config_name="predict")
+@explained
+def main(cfg: DictConfig) -> list[dict[str, Any]]:
+    return predict(cfg)
+
+
+if __name__ == "__main__":
+    main()

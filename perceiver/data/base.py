@@ -1,0 +1,80 @@
+"""What every data set is: named splits of samples, and a reader for a user's own files."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Literal, Protocol, TypeAlias
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from perceiver.types import Sample, Stage
+
+OnError: TypeAlias = Literal["raise", "skip"]
+
+
+class UnreadableError(Exception):
+    """A sample cannot be read; the message names the file and says why."""
+
+
+class Split(Protocol):
+    """One part of a data set, by index. What is random in `__getitem__` draws from torch's global generator only."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+
+class Dataset(ABC):
+    """A data set. Building one touches no disk; `split` does.
+
+    Args:
+        num_classes: how many classes it must turn out to have; model and task are sized by it.
+        on_error: what happens to a sample that cannot be read: `raise` ends the run, `skip` names it, counts it and
+            leaves it out.
+    """
+
+    def __init__(self, *, num_classes: int, on_error: OnError) -> None:
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"on_error={on_error!r} must be raise or skip")
+        self.num_classes = num_classes
+        self.on_error = on_error
+
+    @property
+    @abstractmethod
+    def class_names(self) -> list[str]:
+        """Names of the classes, by label."""
+
+    @abstractmethod
+    def split(self, stage: Stage) -> Split | None:
+        """The samples of a stage, or None if the data set has none for it."""
+
+    @abstractmethod
+    def read(self, path: Path) -> Sample:
+        """A user's file as a sample without targets, prepared as for evaluation.
+
+        Raises:
+            UnreadableError: the file is missing or is not what this data set holds.
+        """
+
+    def prepare(self) -> None:  # noqa: B027  (most data sets have nothing to prepare)
+        """Download what is missing. Called once per machine, before any split is asked for."""
+
+
+def stratified_split(
+    labels: Int[Tensor, " samples"], fraction: float, seed: int
+) -> tuple[Int[Tensor, " rest"], Int[Tensor, " part"]]:
+    """Indices of a random part that holds `fraction` of every class, rounded, and of the rest; both in ascending order.
+
+    Raises:
+        ValueError: `fraction` is not in [0, 1).
+    """
+    if not 0.0 <= fraction < 1.0:
+        raise ValueError(f"a fraction of {fraction} of the data cannot be split off; it must be in [0, 1)")
+    generator = torch.Generator().manual_seed(seed)
+    in_part = torch.zeros(len(labels), dtype=torch.bool)
+    for label in set(labels.tolist()):
+        members = (labels == label).nonzero().flatten()
+        members = members[torch.randperm(len(members), generator=generator)]
+        in_part[members[: round(fraction * len(members))]] = True
+    return (~in_part).nonzero().flatten(), in_part.nonzero().flatten()

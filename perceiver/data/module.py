@@ -1,0 +1,143 @@
+"""The one DataModule: any data set -> batches, in an order and with an augmentation that a resumed run repeats."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from perceiver.data.base import Dataset, OnError, Split, UnreadableError
+from perceiver.data.collate import collate
+from perceiver.data.sampler import KeyedSampler, mix
+from perceiver.types import Batch, Sample, Stage
+
+log = logging.getLogger(__name__)
+
+
+class DataModule(LightningDataModule):
+    """Loaders over the splits of a data set.
+
+    Args:
+        dataset: where the samples come from.
+        batch_size: samples per process and step.
+        num_workers: processes that read ahead; 0 reads in the training process.
+        drop_last: leave out a last training batch that is smaller than the others.
+        pin_memory: faster copies to a GPU.
+        seed: of order and augmentation.
+    """
+
+    def __init__(
+        self, *, dataset: Dataset, batch_size: int, num_workers: int, drop_last: bool, pin_memory: bool, seed: int
+    ) -> None:
+        super().__init__()
+        if batch_size < 1 or num_workers < 0:
+            raise ValueError(f"batch_size={batch_size} must be at least 1, num_workers={num_workers} at least 0")
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.drop_last = drop_last
+        self.pin_memory = pin_memory
+        self.seed = seed
+        self.unreadable: dict[str, None] = {}
+        """What was left out so far because it could not be read, in the order it was met."""
+
+    def prepare_data(self) -> None:
+        self.dataset.prepare()
+
+    @cached_property
+    def splits(self) -> dict[Stage, Split | None]:
+        """The splits by stage; None where the data set has none."""
+        stages: tuple[Stage, ...] = ("train", "val", "test")
+        return {stage: self.dataset.split(stage) for stage in stages}
+
+    @property
+    def train_samples(self) -> Split:
+        split = self.splits["train"]
+        if split is None:
+            raise ValueError("the data set has no training samples")
+        return split
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        loader = self._loader("train")
+        if self.trainer is not None:
+            # The loops are restored by now: leave out what a run that is resumed has already seen.
+            done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
+            epoch, batches = divmod(done, max(len(loader), 1))
+            assert isinstance(loader.sampler, KeyedSampler)
+            loader.sampler.resume(epoch=epoch, offset=batches * self.batch_size)
+        return loader
+
+    def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
+        return self._loader("val") if self.splits["val"] is not None else []
+
+    def test_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
+        return self._loader("test") if self.splits["test"] is not None else []
+
+    def probe(self, num_samples: int) -> Batch:
+        """A fixed batch of samples, evenly spread over the validation split, or the next best one."""
+        split = self.splits["val"] or self.splits["test"] or self.train_samples
+        count = min(num_samples, len(split))
+        return collate([split[index * len(split) // count] for index in range(count)])
+
+    def _loader(self, stage: Stage) -> DataLoader[Any]:
+        split = self.splits[stage]
+        if split is None:
+            raise ValueError(f"the data set has no {stage} samples")
+        train = stage == "train"
+        sampler = KeyedSampler(
+            num_samples=len(split),
+            seed=self.seed,
+            shuffle=train,
+            rank=self.trainer.global_rank if self.trainer else 0,
+            world_size=self.trainer.world_size if self.trainer else 1,
+        )
+        return DataLoader(
+            _KeyedSplit(split, self.seed, self.dataset.on_error),
+            batch_size=self.batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=_collate_readable,
+            drop_last=train and self.drop_last,
+            pin_memory=self.pin_memory,
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        for message in batch.unreadable:
+            if message not in self.unreadable:
+                self.unreadable[message] = None
+                log.warning("left out, number %d: %s", len(self.unreadable), message)
+        return batch
+
+
+class _KeyedSplit(TorchDataset[Sample | UnreadableError]):
+    """A split asked by (epoch, index), with torch's generator seeded from them for the time of the answer."""
+
+    def __init__(self, split: Split, seed: int, on_error: OnError) -> None:
+        self.split = split
+        self.seed = seed
+        self.on_error = on_error
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample | UnreadableError:
+        epoch, index = key
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(mix(self.seed, epoch, index))
+            try:
+                return self.split[index]
+            except UnreadableError as error:
+                if self.on_error == "raise":
+                    raise
+                return error
+
+
+def _collate_readable(items: Sequence[Sample | UnreadableError]) -> Batch:
+    batch = collate([item for item in items if isinstance(item, Sample)])
+    return replace(batch, unreadable=[str(item) for item in items if isinstance(item, UnreadableError)])

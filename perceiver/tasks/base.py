@@ -1,0 +1,45 @@
+"""What every task is: how to call the model, what it loses, how it is measured, and what it answers."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+
+from perceiver.types import Batch, Stage
+
+
+class Task(nn.Module, ABC):
+    """Knows the meaning of outputs and targets; knows neither modalities nor the training loop.
+
+    Attributes:
+        monitor, monitor_mode: the validation metric that says which checkpoint is best, and its better direction.
+    """
+
+    monitor: ClassVar[str]
+    monitor_mode: ClassVar[Literal["min", "max"]]
+
+    def training_batch(self, batch: Batch) -> Batch:
+        """What the model is trained on: the place for changes that mix samples."""
+        return batch
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Call the model as the task needs it."""
+        return model(batch.inputs, batch.masks)
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, batch: Batch) -> Float[Tensor, ""]: ...
+
+    @abstractmethod
+    def metrics(self, stage: Stage) -> MetricCollection:
+        """The metrics of a stage, always the same object; its keys are the names that are logged behind `stage/`."""
+
+    @abstractmethod
+    def update(self, stage: Stage, outputs: Tensor, loss: Float[Tensor, ""], batch: Batch) -> None:
+        """Count a batch into the stage's metrics."""
+
+    @abstractmethod
+    def predictions(self, outputs: Tensor, class_names: Sequence[str], top: int) -> list[list[dict[str, Any]]]:
+        """Outputs -> for each sample its `top` answers, best first, as plain values with the same keys throughout."""

@@ -1,0 +1,101 @@
+"""One class per sample: softmax cross-entropy."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
+from torchvision.transforms import v2
+
+from perceiver.tasks.base import Task
+from perceiver.types import Batch, Stage
+
+CALIBRATION_BINS = 15
+
+
+class Classification(Task):
+    """Cross-entropy with label smoothing, MixUp (Zhang et al. 2018) and CutMix (Yun et al. 2019).
+
+    Metrics: `loss`, `accuracy` (top-1 over all samples), `top5` (with more than 5 classes), and in evaluation
+    `calibration_error` (expected, over 15 bins).
+
+    Args:
+        num_classes: classes.
+        label_smoothing: share of the target that is spread over all classes.
+        mixup: parameter α of the Beta distribution of MixUp's weight; 0 for none.
+        cutmix: the same for CutMix. With both, each batch gets one of them, with equal chance.
+    """
+
+    monitor: ClassVar[str] = "accuracy"
+    monitor_mode: ClassVar[Literal["min", "max"]] = "max"
+
+    def __init__(self, *, num_classes: int, label_smoothing: float, mixup: float, cutmix: float) -> None:
+        super().__init__()
+        if not 0.0 <= label_smoothing < 1.0:
+            raise ValueError(f"label_smoothing={label_smoothing} must be in [0, 1)")
+        self.num_classes = num_classes
+        self.label_smoothing = label_smoothing
+        mixers = [
+            mixer(alpha=alpha, num_classes=num_classes)
+            for mixer, alpha in ((v2.MixUp, mixup), (v2.CutMix, cutmix))
+            if alpha > 0
+        ]
+        self.mixer = v2.RandomChoice(mixers) if mixers else None
+        self.stage_metrics = nn.ModuleDict(
+            {f"{stage}_metrics": self._metrics(stage) for stage in ("train", "val", "test")}
+        )
+
+    def _metrics(self, stage: str) -> MetricCollection:
+        metrics: dict[str, Metric | MetricCollection] = {
+            "loss": MeanMetric(),
+            "accuracy": MulticlassAccuracy(self.num_classes, average="micro", validate_args=False),
+        }
+        if self.num_classes > 5:
+            metrics["top5"] = MulticlassAccuracy(self.num_classes, top_k=5, average="micro", validate_args=False)
+        if stage != "train":
+            metrics["calibration_error"] = MulticlassCalibrationError(self.num_classes, CALIBRATION_BINS)
+        return MetricCollection(metrics, compute_groups=False)
+
+    def training_batch(self, batch: Batch) -> Batch:
+        if self.mixer is None or len(batch) == 0:
+            return batch
+        names = list(batch.inputs)
+        *values, labels = self.mixer(*batch.inputs.values(), batch.targets["label"])
+        return replace(batch, inputs=dict(zip(names, values, strict=True)), targets={**batch.targets, "label": labels})
+
+    def loss(self, outputs: Float[Tensor, "batch classes"], batch: Batch) -> Float[Tensor, ""]:
+        return F.cross_entropy(outputs.float(), batch.targets["label"], label_smoothing=self.label_smoothing)
+
+    def metrics(self, stage: Stage) -> MetricCollection:
+        metrics = self.stage_metrics[f"{stage}_metrics"]
+        assert isinstance(metrics, MetricCollection)
+        return metrics
+
+    def update(
+        self, stage: Stage, outputs: Float[Tensor, "batch classes"], loss: Float[Tensor, ""], batch: Batch
+    ) -> None:
+        labels = batch.targets["label"]
+        if labels.ndim == 2:  # mixed: the larger part counts
+            labels = labels.argmax(dim=1)
+        probabilities = outputs.detach().float().softmax(dim=1)
+        for name, metric in self.metrics(stage).items(keep_base=True):
+            if name == "loss":
+                metric.update(loss.detach(), weight=len(batch))
+            else:
+                metric.update(probabilities, labels)
+
+    def predictions(
+        self, outputs: Float[Tensor, "batch classes"], class_names: Sequence[str], top: int
+    ) -> list[list[dict[str, Any]]]:
+        probabilities, labels = outputs.float().softmax(dim=1).topk(min(top, self.num_classes), dim=1)
+        return [
+            [
+                {"class": class_names[label], "probability": probability}
+                for probability, label in zip(row_probabilities, row_labels, strict=True)
+            ]
+            for row_probabilities, row_labels in zip(probabilities.tolist(), labels.tolist(), strict=True)
+        ]

@@ -1,0 +1,92 @@
+"""The one LightningModule: any task, any model, one step."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from jaxtyping import Float
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from perceiver.model import Perceiver
+from perceiver.tasks.base import Task
+from perceiver.training.optimization import Schedule, parameter_groups
+from perceiver.types import Batch, Stage
+
+OptimizerFactory = Callable[[Iterable[dict[str, Any]]], Optimizer]
+
+
+class TrainingModule(LightningModule):
+    """Runs the task on the model and logs its metrics as `<stage>/<metric>`.
+
+    Args:
+        model: what is trained.
+        task: loss and metrics.
+        optimizer: parameter groups -> optimizer.
+        schedule: factor of the learning rate by optimizer step.
+        description: plain values that travel in every checkpoint, enough to rebuild the run (its config, class names).
+    """
+
+    def __init__(
+        self,
+        *,
+        model: Perceiver,
+        task: Task,
+        optimizer: OptimizerFactory,
+        schedule: Schedule,
+        description: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.task = task
+        self.make_optimizer = optimizer
+        self.schedule = schedule
+        self.description = description
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""] | None:
+        batch = self.task.training_batch(batch)
+        loss = self._step("train", batch)
+        if loss is not None:
+            self.log("train/loss_step", loss, on_step=True, on_epoch=False, batch_size=len(batch), prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._step("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._step("test", batch)
+
+    def _step(self, stage: Stage, batch: Batch) -> Float[Tensor, ""] | None:
+        """Loss of a batch, counted into the metrics; None for a batch of which no sample could be read."""
+        if len(batch) == 0:
+            return None
+        outputs = self.task.outputs(self.model, batch)
+        loss = self.task.loss(outputs, batch)
+        self.task.update(stage, outputs, loss, batch)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        self._log_metrics("train")
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_metrics("test")
+
+    def _log_metrics(self, stage: Stage) -> None:
+        metrics = self.task.metrics(stage)
+        shown = (self.task.monitor, "loss")
+        for name, value in metrics.compute().items():
+            self.log(f"{stage}/{name}", value, prog_bar=stage != "test" and name in shown)
+        metrics.reset()
+
+    def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
+        optimizer = self.make_optimizer(parameter_groups(self.model))
+        total_steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = LambdaLR(optimizer, lambda step: self.schedule(step, total_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["description"] = self.description

@@ -1,0 +1,66 @@
+"""What a model costs, and the tables around a run."""
+
+import copy
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from perceiver.types import Batch
+
+console = Console()
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Trainable and frozen parameters, shared ones once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def flops_per_sample(model: nn.Module, batch: Batch) -> int:
+    """Floating-point operations of one forward pass, per sample; a multiplication and an addition are two.
+
+    Counted on the meta device with the explicit attention kernel: the counter does not see into the CPU's fused one.
+    """
+    twin = copy.deepcopy(model).to("meta").eval().requires_grad_(False)
+    example = batch.to("meta")
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        twin(example.inputs, example.masks)
+    return counter.get_total_flops() // len(batch)
+
+
+def model_table(model: nn.Module, batch: Batch) -> Table:
+    """Parameters of each part, and the cost of one sample."""
+    table = Table(title="model", title_justify="left")
+    for column in ("part", "what", "parameters"):
+        table.add_column(column, justify="right" if column == "parameters" else "left")
+    for name, part in model.named_children():
+        children = part.named_children() if isinstance(part, nn.ModuleDict) else [("", part)]
+        for child_name, child in children:
+            table.add_row(f"{name}.{child_name}".rstrip("."), type(child).__name__, f"{count_parameters(child):,}")
+    table.add_section()
+    table.add_row("all", type(model).__name__, f"{count_parameters(model):,}")
+    table.add_row("one sample", " + ".join(_shape(batch)), f"{flops_per_sample(model, batch) / 1e9:,.4g} GFLOPs")
+    return table
+
+
+def _shape(batch: Batch) -> list[str]:
+    return [f"{name} {'×'.join(map(str, value.shape[1:]))}" for name, value in batch.inputs.items()]
+
+
+def metrics_table(metrics: Mapping[str, float], written: Mapping[str, Path]) -> Table:
+    """The final metrics, and where everything lies."""
+    table = Table(title="result", title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:,.4f}" if abs(value) < 1e4 else f"{value:,.0f}")
+    table.add_section()
+    for name, path in written.items():
+        table.add_row(name, os.path.relpath(path))
+    return table

@@ -1,0 +1,170 @@
+"""Imports flow one way, and files stay small: read from the source, so that nothing needs to be installed or run."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = ("perceiver", "experiments", "scripts")
+MAX_LINES = 300
+NAMES_THAT_SAY_NOTHING = {"utils", "common", "helpers", "misc"}
+
+GROUND = ("types", "tokenizer")
+PARTS = (*GROUND, "attention", "positions")
+ANYTHING = None
+
+# part of perceiver -> the parts it may import; the longest name that fits a module counts
+MAY_IMPORT = {
+    "types": (),
+    "tokenizer": (),
+    "attention": GROUND,
+    "positions": GROUND,
+    "encoders": (*PARTS, "encoders"),
+    "decoders": (*PARTS, "decoders"),
+    "latents": PARTS,
+    "model": (*PARTS, "encoders", "decoders", "latents"),
+    "pretrained": (*PARTS, "encoders", "decoders", "latents", "model", "pretrained"),
+    "tasks": (*GROUND, "tasks"),
+    "data": (*GROUND, "data"),
+    "inspection": (*GROUND, "attention", "inspection"),
+    "inspection.callback": ANYTHING,
+    "inspection.panels": ANYTHING,
+    "inspection.capture": ANYTHING,
+    "training": ANYTHING,
+}
+
+# package -> the only modules and packages of the sources that may import it
+IMPORTED_ONLY_BY = {
+    "lightning": (
+        "perceiver.training",
+        "perceiver.data.module",
+        "perceiver.inspection.callback",
+        "perceiver.inspection.panels",
+    ),
+    "wandb": ("perceiver.inspection.panels", "perceiver.training.loggers"),
+    "hydra": ("perceiver.training", "experiments", "scripts"),
+    "omegaconf": ("perceiver.training", "experiments", "scripts"),
+    "transformers": ("experiments", "scripts"),
+    "experiments": ("experiments", "scripts"),
+    "scripts": ("scripts",),
+    "tests": (),
+}
+
+
+def violations(root: Path) -> list[str]:
+    """What breaks a rule under `root`, one line each."""
+    found = []
+    for path in sorted(path for source in SOURCES for path in (root / source).rglob("*.py")):
+        where = path.relative_to(root)
+        module = ".".join(where.with_suffix("").parts).removesuffix(".__init__")
+        text = path.read_text()
+        found += [f"{where} imports {name}" for name in imports(root, path, module) if not may_import(module, name)]
+        found += [f"{where} is named {name}" for name in NAMES_THAT_SAY_NOTHING & set(module.split("."))]
+        if where.parts[0] == "perceiver" and (lines := len(text.splitlines())) > MAX_LINES:
+            found.append(f"{where} has {lines} lines")
+    return found
+
+
+def imports(root: Path, path: Path, module: str) -> Iterator[str]:
+    """Absolute names of the modules that a file imports, wherever in the file it does so."""
+    package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            source = ".".join([*above, *filter(None, [node.module])])
+            folder = root.joinpath(*source.split("."))
+            # `from package import name` imports a module where there is one of that name.
+            submodules = [
+                a.name for a in node.names if (folder / a.name).is_dir() or (folder / f"{a.name}.py").exists()
+            ]
+            yield from (f"{source}.{name}" for name in submodules)
+            if len(submodules) < len(node.names):
+                yield source
+
+
+def may_import(module: str, imported: str) -> bool:
+    allowed = IMPORTED_ONLY_BY.get(imported.split(".")[0])
+    if allowed is not None:
+        return any(lies_in(module, owner) for owner in allowed)
+    if not lies_in(imported, "perceiver") or not lies_in(module, "perceiver"):
+        return True
+    part = max((part for part in MAY_IMPORT if lies_in(module, f"perceiver.{part}")), key=len, default=None)
+    parts = ANYTHING if part is None else MAY_IMPORT[part]
+    return parts is ANYTHING or any(lies_in(imported, f"perceiver.{part}") for part in parts)
+
+
+def lies_in(module: str, package: str) -> bool:
+    return module == package or module.startswith(f"{package}.")
+
+
+def test_the_source_keeps_the_rules():
+    assert violations(ROOT) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "violation"),
+    [
+        ("perceiver/types.py", "from perceiver import Perceiver", "imports perceiver"),
+        ("perceiver/attention.py", "from perceiver.latents import LatentArray", "imports perceiver.latents"),
+        ("perceiver/attention.py", "from perceiver.positions import Positions", "imports perceiver.positions"),
+        ("perceiver/latents.py", "import perceiver.model as model", "imports perceiver.model"),
+        ("perceiver/latents.py", "from perceiver import model", "imports perceiver.model"),
+        ("perceiver/latents.py", "from perceiver.decoders.base import Decoder", "imports perceiver.decoders.base"),
+        ("perceiver/encoders/image.py", "from ..decoders import base", "imports perceiver.decoders.base"),
+        ("perceiver/encoders/__init__.py", "from .. import latents", "imports perceiver.latents"),
+        ("perceiver/decoders/base.py", "def f():\n    import perceiver.latents", "imports perceiver.latents"),
+        ("perceiver/model.py", "from perceiver.training import run", "imports perceiver.training"),
+        ("perceiver/tasks/tagging.py", "from perceiver.data.collate import collate", "imports perceiver.data.collate"),
+        ("perceiver/data/module.py", "from perceiver.tasks import base", "imports perceiver.tasks"),
+        ("perceiver/data/digits.py", "import lightning", "imports lightning"),
+        ("perceiver/model.py", "from lightning.pytorch import LightningModule", "imports lightning.pytorch"),
+        ("perceiver/inspection/maps.py", "from perceiver.model import Perceiver", "imports perceiver.model"),
+        ("perceiver/inspection/callback.py", "import wandb", "imports wandb"),
+        ("perceiver/training/module.py", "import hydra.utils", "imports hydra.utils"),
+        ("perceiver/model.py", "from omegaconf import DictConfig", "imports omegaconf"),
+        ("perceiver/pretrained/names.py", "import transformers", "imports transformers"),
+        ("perceiver/training/run.py", "from experiments.train import main", "imports experiments.train"),
+        ("perceiver/training/run.py", "from scripts import prepare", "imports scripts"),
+        ("scripts/bench.py", "from tests.models import small_perceiver", "imports tests.models"),
+        ("perceiver/data/utils.py", "", "is named utils"),
+        ("perceiver/helpers/text.py", "", "is named helpers"),
+        ("perceiver/model.py", "x = 1\n" * (MAX_LINES + 1), "has 301 lines"),
+    ],
+)
+def test_a_planted_violation_is_found(tmp_path, path, source, violation):
+    plant(tmp_path, path, source)
+    assert violations(tmp_path) == [f"{path} {violation}"]
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("perceiver/__init__.py", "from perceiver.model import Perceiver"),
+        ("perceiver/model.py", "from perceiver.latents import LatentArray"),
+        ("perceiver/encoders/image.py", "from . import base\nfrom ..types import Tokens"),
+        ("perceiver/decoders/base.py", "from perceiver import attention"),
+        ("perceiver/data/module.py", "import lightning\nfrom perceiver.data import digits"),
+        ("perceiver/inspection/callback.py", "from lightning import Callback\nfrom perceiver.model import Perceiver"),
+        ("perceiver/inspection/panels.py", "import wandb"),
+        ("perceiver/training/run.py", "import hydra, omegaconf, wandb, lightning\nfrom perceiver import Perceiver"),
+        ("perceiver/pretrained/names.py", "from perceiver.model import Perceiver"),
+        ("experiments/train.py", "import hydra\nfrom perceiver.training.run import run"),
+        ("perceiver/model.py", "x = 1\n" * MAX_LINES),
+    ],
+)
+def test_what_the_rules_allow_is_not_a_violation(tmp_path, path, source):
+    plant(tmp_path, path, source)
+    assert violations(tmp_path) == []
+
+
+def plant(root: Path, path: str, source: str) -> None:
+    """A tree with the modules that the planted imports speak of, and the planted one."""
+    modules = "attention latents model encoders/base decoders/base"
+    for name in (*(f"perceiver/{module}.py" for module in modules.split()), path):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    (root / path).write_text(source)

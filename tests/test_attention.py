@@ -1,0 +1,199 @@
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from perceiver.attention import Attention, BlockSpec, CrossBlock, SelfBlock, attend, attention_weights
+
+BATCH = 3
+LENGTHS = {"square": (7, 7), "fewer queries": (5, 11), "more queries": (11, 5)}
+WIDTHS = {"equal": (8, 8), "qk wider": (13, 5), "v wider": (5, 13), "odd": (261, 261)}
+
+every_length = pytest.mark.parametrize(("num_queries", "num_keys"), LENGTHS.values(), ids=LENGTHS)
+
+
+def qkv(num_queries=5, num_keys=11, heads=2, qk_dim=13, v_dim=17):
+    return (
+        torch.randn(BATCH, heads, num_queries, qk_dim),
+        torch.randn(BATCH, heads, num_keys, qk_dim),
+        torch.randn(BATCH, heads, num_keys, v_dim),
+    )
+
+
+def key_mask(num_keys=11, *, empty_sample=None):
+    """Random, with a real key in every sample (the second, so that causal rows may be empty) but `empty_sample`."""
+    mask = torch.rand(BATCH, num_keys) < 0.6
+    mask[:, 0], mask[:, 1] = False, True
+    if empty_sample is not None:
+        mask[empty_sample] = False
+    return mask
+
+
+@every_length
+@pytest.mark.parametrize(("qk_dim", "v_dim"), WIDTHS.values(), ids=WIDTHS)
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("masked", [False, True], ids=["all keys", "masked keys"])
+def test_fused_attention_equals_the_explicit_weights_times_the_values(
+    num_queries, num_keys, qk_dim, v_dim, heads, causal, masked
+):
+    q, k, v = qkv(num_queries, num_keys, heads, qk_dim, v_dim)
+    options = {"mask": key_mask(num_keys) if masked else None, "causal": causal}
+    assert_close(attend(q, k, v, **options), attention_weights(q, k, **options) @ v, atol=1e-5, rtol=1e-5)
+
+
+def test_explicit_weights_are_the_softmax_of_the_papers():
+    q, k, _ = qkv(qk_dim=4)
+    expected = torch.einsum("bhqd,bhkd->bhqk", q, k).div(2.0).exp()
+    assert_close(attention_weights(q, k), expected / expected.sum(dim=-1, keepdim=True))
+
+
+def test_weights_sum_to_one_over_real_keys_and_are_exactly_zero_elsewhere():
+    q, k, _ = qkv()
+    mask = key_mask()
+    weights = attention_weights(q, k, mask=mask)
+    assert_close(weights.sum(dim=-1), torch.ones(weights.shape[:-1]))
+    assert (weights.transpose(1, 3)[~mask] == 0).all()
+    assert (weights.transpose(1, 3)[mask] > 0).all()
+
+
+@pytest.mark.parametrize("function", ["attend", "attention_weights"])
+def test_rows_without_a_real_key_are_exact_zeros_with_zero_gradients(function):
+    inputs = [x.requires_grad_() for x in qkv()]
+    mask = key_mask(empty_sample=1)
+    out = attend(*inputs, mask=mask) if function == "attend" else attention_weights(*inputs[:2], mask=mask)
+    assert (out[1] == 0).all()
+    assert (out[0] != 0).any()
+    out.square().sum().backward()
+    for x in inputs if function == "attend" else inputs[:2]:
+        assert x.grad.isfinite().all()
+        assert (x.grad[1] == 0).all()
+        assert (x.grad[0] != 0).any()
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+def test_masked_keys_and_values_cannot_change_the_output(causal):
+    q, k, v = qkv()
+    mask = key_mask()
+    before = attend(q, k, v, mask=mask, causal=causal)
+    junk = ~mask[:, None, :, None]
+    after = attend(q, k.masked_fill(junk, 1e6), v.masked_fill(junk, 1e6), mask=mask, causal=causal)
+    assert_close(after, before, atol=1e-6, rtol=0)
+
+
+def test_permuting_keys_permutes_the_weights_and_leaves_the_output():
+    q, k, v = qkv()
+    mask = key_mask()
+    order = torch.randperm(k.shape[2])
+    shuffled = {"q": q, "k": k[:, :, order], "mask": mask[:, order]}
+    assert_close(attention_weights(**shuffled), attention_weights(q, k, mask=mask)[..., order])
+    assert_close(attend(v=v[:, :, order], **shuffled), attend(q, k, v, mask=mask))
+
+
+@every_length
+@pytest.mark.parametrize("masked", [False, True], ids=["all keys", "masked keys"])
+def test_a_causal_query_sees_exactly_the_keys_up_to_its_place_counted_from_the_end(num_queries, num_keys, masked):
+    q, k, _ = qkv(num_queries, num_keys)
+    mask = key_mask(num_keys) if masked else torch.ones(BATCH, num_keys, dtype=torch.bool)
+    weights = attention_weights(q, k, mask=mask, causal=True)
+    for query in range(num_queries):
+        last_key = query + num_keys - num_queries
+        expected = mask & (torch.arange(num_keys) <= last_key)
+        assert ((weights[:, 0, query] > 0) == expected).all()
+    assert ((weights[:, 0, -1] > 0) == mask).all()
+
+
+@pytest.mark.parametrize(("num_queries", "num_keys"), [(7, 7), (5, 11)], ids=["square", "fewer queries"])
+def test_later_keys_cannot_change_what_an_earlier_causal_query_reads(num_queries, num_keys):
+    q, k, v = qkv(num_queries, num_keys)
+    before = attend(q, k, v, causal=True)
+    k[:, :, -2:] += 1.0
+    v[:, :, -2:] += 1.0
+    after = attend(q, k, v, causal=True)
+    assert_close(after[:, :, :-2], before[:, :, :-2], atol=1e-6, rtol=0)
+    assert ((after - before)[:, :, -2:].abs() > 1e-3).any(dim=-1).all()
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["all keys", "masked keys"])
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+def test_the_module_equals_torchs_multihead_attention_with_the_same_weights(masked, causal):
+    dim, heads, length = 15, 3, 7
+    reference = nn.MultiheadAttention(dim, heads, batch_first=True)
+    nn.init.normal_(reference.in_proj_bias)
+    nn.init.normal_(reference.out_proj.bias)
+    ours = Attention(query_dim=dim, input_dim=dim, spec=BlockSpec(num_heads=heads))
+    weights, biases = reference.in_proj_weight.chunk(3), reference.in_proj_bias.chunk(3)
+    for linear, weight, bias in zip((ours.query, ours.key, ours.value), weights, biases, strict=True):
+        linear.load_state_dict({"weight": weight, "bias": bias})
+    ours.out.load_state_dict(reference.out_proj.state_dict())
+
+    queries, inputs = torch.randn(2, BATCH, length, dim)
+    mask = key_mask(length) if masked else torch.ones(BATCH, length, dtype=torch.bool)
+    mask[:, 0] = True  # torch makes NaN of a row without keys
+    hidden = torch.ones(length, length, dtype=torch.bool).triu(1) if causal else None
+    expected, _ = reference(queries, inputs, inputs, key_padding_mask=~mask, attn_mask=hidden)
+    assert_close(ours(queries, inputs, mask=mask, causal=causal), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["attention_dropout", "residual_dropout"])
+@pytest.mark.parametrize("block", ["cross", "self"])
+def test_dropout_acts_in_training_only(kind, block):
+    def build(spec):
+        torch.manual_seed(1)
+        return CrossBlock(query_dim=6, input_dim=6, spec=spec) if block == "cross" else SelfBlock(dim=6, spec=spec)
+
+    x = torch.randn(BATCH, 7, 6)
+    inputs = (x, x.flip(0)) if block == "cross" else (x,)
+    plain, dropping = build(BlockSpec(num_heads=2)), build(BlockSpec(num_heads=2, **{kind: 0.5}))
+    assert_close(dropping.eval()(*inputs), plain(*inputs), atol=0, rtol=0)
+    dropping.train()
+    assert not torch.allclose(dropping(*inputs), dropping(*inputs))
+
+
+def test_bfloat16_autocast_stays_close_to_float32():
+    attention = Attention(query_dim=13, input_dim=17, spec=BlockSpec(num_heads=3, qk_dim=21, v_dim=33))
+    queries, inputs, mask = torch.randn(BATCH, 5, 13), torch.randn(BATCH, 11, 17), key_mask(empty_sample=2)
+    with torch.autocast("cpu", torch.bfloat16):
+        lowered = attention(queries, inputs, mask=mask)
+    assert lowered.dtype == torch.bfloat16
+    assert_close(lowered.float(), attention(queries, inputs, mask=mask), atol=2e-2, rtol=2e-2)
+
+
+def test_explicit_weights_are_float32_under_autocast():
+    q, k, _ = qkv()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_close(attention_weights(q, k), attention_weights(q.clone(), k.clone()), atol=0, rtol=0)
+        lowered = attention_weights(q.bfloat16(), k.bfloat16())
+    assert lowered.dtype == torch.float32
+
+
+def test_without_query_residual_a_block_is_attention_and_mlp_alone():
+    block = CrossBlock(query_dim=6, input_dim=5, spec=BlockSpec(num_heads=1, query_residual=False))
+    queries, inputs = torch.randn(BATCH, 7, 6), torch.randn(BATCH, 11, 5)
+    nn.init.zeros_(block.mlp[-1].weight)
+    nn.init.zeros_(block.mlp[-1].bias)
+    expected = block.attention(block.query_norm(queries), block.input_norm(inputs))
+    assert_close(block(queries, inputs), expected)
+    block.query_residual = True
+    assert_close(block(queries, inputs), queries + expected)
+
+
+def test_blocks_of_one_spec_share_no_weight_even_with_a_learned_activation():
+    spec = BlockSpec(num_heads=1, activation=nn.PReLU())
+    blocks = [SelfBlock(dim=5, spec=spec), SelfBlock(dim=5, spec=spec)]
+    parameters = [parameter for block in blocks for parameter in block.parameters()]
+    assert len({id(parameter) for parameter in parameters}) == len(parameters)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "named"),
+    [
+        ({"num_heads": 3, "qk_dim": 7}, "num_heads=3 .*qk_dim=7"),
+        ({"num_heads": 3, "qk_dim": 6, "v_dim": 7}, "num_heads=3 .*v_dim=7"),
+        ({"num_heads": 2}, "num_heads=2 .*qk_dim=11"),
+        ({"num_heads": 0}, "num_heads=0"),
+    ],
+)
+def test_heads_that_do_not_divide_a_width_are_named_in_the_error(sizes, named):
+    with pytest.raises(ValueError, match=named):
+        Attention(query_dim=5, input_dim=11, spec=BlockSpec(**sizes))

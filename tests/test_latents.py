@@ -1,0 +1,106 @@
+from itertools import product
+
+import pytest
+import torch
+
+from perceiver.attention import CrossBlock, SelfBlock
+from perceiver.latents import LatentArray, Schedule
+from tests.models import CROSS, DIM, PERCEIVER, PERCEIVER_IO, SELF
+
+INPUT_DIM = 31
+SHARING = ["none", "all", "all_but_first"]
+
+
+def latent_array(num_latents=11, *, num_self_attends=1, **schedule):
+    return LatentArray(
+        num_latents=num_latents,
+        dim=DIM,
+        input_dim=INPUT_DIM,
+        cross_attention=CROSS,
+        self_attention=SELF,
+        schedule=Schedule(num_self_attends=num_self_attends, **schedule),
+    )
+
+
+def num_parameters(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def order_of_blocks(latents):
+    """The blocks in the order they run: c1 is the second cross block, s0.1 the second layer of the first group."""
+    order = []
+    names = {f"c{i}": block for i, block in enumerate(latents.cross_blocks)} | {
+        f"s{i}.{j}": block for i, group in enumerate(latents.self_blocks) for j, block in enumerate(group)
+    }
+    for name, block in names.items():
+        block.register_forward_hook(lambda *_, name=name: order.append(name))
+    latents(torch.randn(2, 13, INPUT_DIM))
+    return " ".join(order)
+
+
+@pytest.mark.parametrize(("cross_sharing", "block_sharing"), [*product(SHARING, SHARING)])
+@pytest.mark.parametrize(
+    ("num_cross_attends", "num_blocks", "num_self_attends"), [(1, 1, 1), (1, 3, 2), (2, 3, 1), (4, 5, 2), (3, 3, 0)]
+)
+def test_sharing_leaves_the_documented_number_of_weights(
+    cross_sharing, block_sharing, num_cross_attends, num_blocks, num_self_attends
+):
+    unique = {"none": lambda count: count, "all": lambda _: 1, "all_but_first": lambda count: min(count, 2)}
+    latents = latent_array(
+        num_self_attends=num_self_attends,
+        num_cross_attends=num_cross_attends,
+        num_blocks=num_blocks,
+        cross_sharing=cross_sharing,
+        block_sharing=block_sharing,
+    )
+    cross = num_parameters(CrossBlock(query_dim=DIM, input_dim=INPUT_DIM, spec=CROSS))
+    self_attend = num_parameters(SelfBlock(dim=DIM, spec=SELF))
+    assert num_parameters(latents) == (
+        11 * DIM
+        + unique[cross_sharing](num_cross_attends) * cross
+        + unique[block_sharing](num_blocks) * num_self_attends * self_attend
+    )
+
+
+@pytest.mark.parametrize(
+    ("schedule", "order"),
+    [
+        (PERCEIVER, "c0 s0.0 s0.1 c1 s0.0 s0.1 c1 s0.0 s0.1"),
+        (PERCEIVER_IO, "c0 s0.0 s0.1 s0.0 s0.1 s0.0 s0.1"),
+        ({"num_cross_attends": 2, "num_blocks": 3}, "c0 s0.0 s0.1 c1 s1.0 s1.1 s2.0 s2.1"),
+        (
+            {"num_cross_attends": 2, "num_blocks": 3, "cross_sharing": "all", "block_sharing": "all_but_first"},
+            "c0 s0.0 s0.1 c0 s1.0 s1.1 s1.0 s1.1",
+        ),
+    ],
+    ids=["Perceiver", "Perceiver IO", "nothing shared", "mixed"],
+)
+def test_blocks_run_in_the_order_of_the_schedule(schedule, order):
+    assert order_of_blocks(latent_array(num_self_attends=2, **schedule)) == order
+
+
+def test_perceiver_io_has_one_cross_attend_and_one_group_for_all_blocks():
+    latents = latent_array(num_self_attends=2, **PERCEIVER_IO)
+    assert (len(latents.cross_blocks), len(latents.self_blocks), len(latents.self_blocks[0])) == (1, 1, 2)
+
+
+@pytest.mark.parametrize(("num_latents", "num_self_attends"), [(1, 1), (11, 0), (1, 0)])
+def test_one_latent_and_no_self_attends_work(num_latents, num_self_attends):
+    out = latent_array(num_latents, num_self_attends=num_self_attends, **PERCEIVER)(torch.randn(2, 13, INPUT_DIM))
+    assert out.shape == (2, num_latents, DIM)
+    assert out.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"num_blocks": 0}, "num_blocks=0"),
+        ({"num_self_attends": -1}, "num_self_attends=-1"),
+        ({"num_cross_attends": 0}, "num_cross_attends=0"),
+        ({"num_cross_attends": 4}, "num_cross_attends=4 .*num_blocks=3"),
+        ({"num_latents": 0}, "num_latents=0"),
+    ],
+)
+def test_counts_out_of_range_are_named_in_the_error(wrong, named):
+    with pytest.raises(ValueError, match=named):
+        latent_array(**(PERCEIVER | wrong))
