@@ -73,7 +73,7 @@ def stratified_split(
         raise ValueError(f"a fraction of {fraction} of the data cannot be split off; it must be in [0, 1)")
     generator = torch.Generator().manual_seed(seed)
     in_part = torch.zeros(len(labels), dtype=torch.bool)
-    for label in set(labels.tolist()):
+    for label in sorted(set(labels.tolist())):
         members = (labels == label).nonzero().flatten()
         members = members[torch.randperm(len(members), generator=generator)]
         in_part[members[: round(fraction * len(members))]] = True

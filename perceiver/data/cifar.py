@@ -4,6 +4,7 @@ Whatever batches lie on disk are used, a partial copy too; what is missing altog
 read by an unpickler that can build arrays and nothing else.
 """
 
+import logging
 import pickle
 import tarfile
 from collections.abc import Sequence
@@ -11,16 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, TypeAlias
 
-import numpy as np
 import torch
-from einops import rearrange
 from torchvision.datasets import CIFAR10 as TORCHVISION_CIFAR10
 from torchvision.datasets import CIFAR100 as TORCHVISION_CIFAR100
 from torchvision.datasets.utils import download_url
+from torchvision.transforms.v2 import functional as F
 
 from perceiver.data.base import OnError, Split, UnreadableError, stratified_split
 from perceiver.data.images import ImageArray, ImageAugment, ImageDataset
 from perceiver.types import Stage
+
+log = logging.getLogger(__name__)
 
 Variant: TypeAlias = Literal["cifar10", "cifar100"]
 
@@ -92,7 +94,7 @@ class CIFAR(ImageDataset):
         self.release = RELEASES[variant]
         if num_classes != self.release.num_classes:
             raise ValueError(f"num_classes={num_classes}: {variant} has {self.release.num_classes} classes")
-        self.root = Path(root)
+        self.root = Path(root).expanduser()
         self.val_fraction = val_fraction
 
     @property
@@ -112,22 +114,27 @@ class CIFAR(ImageDataset):
             download_url(source.url, self.root, source.filename, source.tgz_md5)
         except (OSError, RuntimeError) as error:
             raise FileNotFoundError(
-                f"root={self.root}: there is no {self.release.folder} in it, and downloading failed ({error}); "
-                f"put the files there, or give their folder as data.root"
+                f"root={self.root}: there is no {self.release.folder}/{self.release.meta_file}, and downloading failed "
+                f"({error}); put the files there, or give their folder as data.root"
             ) from error
         with tarfile.open(self.root / source.filename) as archive:
             archive.extractall(self.root, filter="data")
 
     def split(self, stage: Stage) -> Split | None:
         files = (self.release.test_file,) if stage == "test" else self.release.train_files
-        paths = [path for name in files if (path := self.folder / name).exists()]
-        if not paths:
+        there = [name for name in files if (self.folder / name).exists()]
+        if not there:
             raise FileNotFoundError(f"{self.folder}: none of {', '.join(files)} is there")
+        if len(there) < len(files) and stage == "train":
+            log.warning("%s: %d of %d training files are there", self.folder, len(there), len(files))
         images, labels, ids = [], [], []
-        for path in paths:
+        for path in (self.folder / name for name in there):
             batch = read_pickle(path)
-            images.append(torch.from_numpy(np.array(batch["data"], dtype=np.uint8)))
-            labels.append(torch.as_tensor(batch[self.release.label_key], dtype=torch.long))
+            try:
+                labels.append(torch.as_tensor(batch[self.release.label_key], dtype=torch.long))
+                images.append(torch.as_tensor(batch["data"], dtype=torch.uint8).reshape(len(labels[-1]), 3, 32, 32))
+            except (KeyError, TypeError, ValueError, RuntimeError) as error:
+                raise UnreadableError(f"{path}: not a CIFAR batch ({error!r})") from error
             names = batch.get("filenames", range(len(labels[-1])))
             ids += [f"{path.name}/{name}" for name in names]
         all_labels = torch.cat(labels)
@@ -139,11 +146,9 @@ class CIFAR(ImageDataset):
             indices = train if stage == "train" else val
             if len(indices) == 0:
                 return None
-        pixels = rearrange(torch.cat(images), "samples (channels y x) -> samples channels y x", channels=3, y=32)[
-            indices
-        ]
+        pixels = torch.cat(images)[indices]
         if self.channels == 1:
-            pixels = pixels.float().mean(dim=1, keepdim=True).round().to(torch.uint8)
+            pixels = F.rgb_to_grayscale(pixels)
         return ImageArray(self, pixels, all_labels[indices].tolist(), [ids[i] for i in indices], train=stage == "train")
 
 

@@ -15,11 +15,14 @@ def collate(samples: Sequence[Sample]) -> Batch:
     An input that some samples lack is zero there, and its mask says so ([batch]). Inputs of different sizes are padded
     with zeros behind to the largest, and their mask says where they are real ([batch, *sizes without channels]).
     Numbers and equal tensors among the targets are stacked; other targets stay lists.
+
+    Raises:
+        ValueError: samples differ in the channels of an input.
     """
     inputs: dict[str, Tensor] = {}
     masks: dict[str, Tensor] = {}
     for name in {name: None for sample in samples for name in sample.inputs}:
-        inputs[name], mask = _pad([sample.inputs.get(name) for sample in samples])
+        inputs[name], mask = _pad(name, [sample.inputs.get(name) for sample in samples])
         if mask is not None:
             masks[name] = mask
     names = {name: None for sample in samples for name in sample.targets}
@@ -27,20 +30,22 @@ def collate(samples: Sequence[Sample]) -> Batch:
     return Batch(inputs=inputs, targets=targets, ids=[sample.id for sample in samples], masks=masks)
 
 
-def _pad(values: Sequence[Tensor | None]) -> tuple[Tensor, Tensor | None]:
+def _pad(name: str, values: Sequence[Tensor | None]) -> tuple[Tensor, Tensor | None]:
     there = [value for value in values if value is not None]
     shapes = {value.shape for value in there}
     if len(there) == len(values) and len(shapes) == 1:
         return torch.stack(there), None
+    # The first dimension of a raw input is its channels, which no mask tells apart.
+    if len({(len(shape), *shape[:1]) for shape in shapes}) > 1:
+        raise ValueError(f"input {name!r}: shapes {', '.join(str(list(shape)) for shape in sorted(shapes))} in a batch")
     size = [max(sizes) for sizes in zip(*shapes, strict=True)]
     batch = there[0].new_zeros(len(values), *size)
-    # The first dimension of a raw input is its channels, which no mask tells apart.
     mask = torch.zeros(len(values), *size[1:], dtype=torch.bool)
     for row, value in enumerate(values):
         if value is not None:
             batch[row][tuple(slice(length) for length in value.shape)] = value
             mask[row][tuple(slice(length) for length in value.shape[1:])] = True
-    return batch, mask if len(shapes) > 1 else mask.flatten(1).any(dim=1)
+    return batch, mask if len(shapes) > 1 else torch.tensor([value is not None for value in values])
 
 
 def _stack(values: Sequence[Any]) -> Tensor | list[Any]:

@@ -6,12 +6,13 @@ Layouts (`<class>` may hold sub-folders):
     root/<class>/*.jpg                                                                split by val_ and test_fraction
 
 Without a test folder the validation folder is the test set, as is usual for ImageNet. Without a validation folder
-`val_fraction` of the training images are kept for validation.
+`val_fraction` of the training images are kept for validation. Hidden files and folders are left alone.
 """
 
 import logging
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,9 +35,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Files:
-    """Image files with their labels."""
+    """Image files with their labels; plain strings, because a million paths fill the memory of every worker."""
 
-    paths: list[Path]
+    paths: list[str]
     labels: list[int]
 
     def subset(self, indices: torch.Tensor) -> "_Files":
@@ -70,17 +71,17 @@ class ImageFolder(ImageDataset):
         super().__init__(
             num_classes=num_classes, on_error=on_error, image_size=image_size, channels=channels, augment=augment
         )
-        self.root = Path(root)
+        self.root = Path(root).expanduser()
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
+        self._scanned: dict[Path, _Files] = {}
 
     @cached_property
     def class_names(self) -> list[str]:
         names = class_folders(self.root)
         if len(names) != self.num_classes:
             raise ValueError(
-                f"num_classes={self.num_classes}, but {self.root} has {len(names)} class folders: "
-                f"{', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
+                f"num_classes={self.num_classes}, but {self.root} has {len(names)} class folders: {_first_few(names)}"
             )
         return names
 
@@ -93,7 +94,9 @@ class ImageFolder(ImageDataset):
         if not folders:
             everything = self._scan(self.root)
             rest, test = stratified_split(torch.tensor(everything.labels), self.test_fraction, seed=0)
-            return everything.subset(test) if stage == "test" else self._train_or_val(everything.subset(rest), stage)
+            if stage == "test":
+                return everything.subset(test) if len(test) else None
+            return self._train_or_val(everything.subset(rest), stage)
         if stage == "test":
             folder = folders.get("test", folders.get("val"))
             return None if folder is None else self._scan(folder)
@@ -107,23 +110,33 @@ class ImageFolder(ImageDataset):
         return files.subset(indices) if len(indices) else None
 
     def _scan(self, folder: Path) -> _Files:
-        """All images below the class folders of `folder`, in sorted order."""
+        """All images below the class folders of `folder`, in sorted order; read from disk once."""
+        if folder not in self._scanned:
+            self._scanned[folder] = self._list(folder)
+        return self._scanned[folder]
+
+    def _list(self, folder: Path) -> _Files:
         unknown = [path.name for path in _subfolders(folder) if path.name not in self.class_names]
         if unknown:
             raise ValueError(f"{folder}: class folder {unknown[0]!r} is not among the training classes")
         files, ignored = _Files([], []), Counter[str]()
         for label, name in enumerate(self.class_names):
-            for path in sorted((folder / name).rglob("*")):
-                if path.suffix.lower() in EXTENSIONS and not path.name.startswith("."):
+            for path in _files_below(folder / name):
+                suffix = os.path.splitext(path)[1].lower()
+                if suffix in EXTENSIONS:
                     files.paths.append(path)
                     files.labels.append(label)
-                elif path.is_file():
-                    ignored[path.suffix.lower() or path.name] += 1
+                else:
+                    ignored[suffix or os.path.basename(path)] += 1
         if ignored:
             kinds = ", ".join(f"{count} × {suffix}" for suffix, count in ignored.most_common(5))
             log.warning("%s: ignored files that are not images: %s", folder, kinds)
         if not files.paths:
             raise FileNotFoundError(f"{folder}: no image with one of the endings {' '.join(sorted(EXTENSIONS))} in it")
+        present = set(files.labels)
+        empty = [name for label, name in enumerate(self.class_names) if label not in present]
+        if empty:
+            log.warning("%s: no image of %s", folder, _first_few(empty))
         return files
 
 
@@ -139,7 +152,7 @@ class _FolderSplit:
         return len(self.files.paths)
 
     def __getitem__(self, index: int) -> Sample:
-        path = self.files.paths[index]
+        path = Path(self.files.paths[index])
         image = read_image(path, self.dataset.channels)
         id = str(path.relative_to(self.dataset.root))
         return self.dataset.sample(image, {"label": self.files.labels[index]}, id, train=self.train)
@@ -151,14 +164,30 @@ def _subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
+def _files_below(folder: Path) -> Iterator[str]:
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (os.path.join(parent, name) for name in sorted(names) if not name.startswith("."))
+
+
+def _first_few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+
+
 def stage_folders(root: Path) -> dict[Stage, Path]:
-    """The train, val and test folders under `root`; none if it holds class folders directly."""
+    """The train, val and test folders under `root`; none if it holds class folders directly.
+
+    Raises:
+        FileNotFoundError: there are folders for val or test only, and none to train on.
+    """
     names = {path.name.lower(): path for path in _subfolders(root)}
     found: dict[Stage, Path] = {}
     for stage, spellings in STAGE_FOLDERS.items():
         for spelling in spellings:
             if spelling in names:
                 found.setdefault(stage, names[spelling])
+    if found and "train" not in found and len(found) == len(names):
+        raise FileNotFoundError(f"root={root}: a folder {' and '.join(names)}, but none called train")
     return found if "train" in found else {}
 
 
@@ -168,6 +197,7 @@ def class_folders(root: Path) -> list[str]:
     Raises:
         FileNotFoundError: `root` is not a folder or has no class folders.
     """
+    root = root.expanduser()
     names = [path.name for path in _subfolders(stage_folders(root).get("train", root))]
     if not names:
         raise FileNotFoundError(f"root={root}: no class folders in it; each class needs a folder of its own")

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from math import ceil, prod
 from pathlib import Path
 
 import numpy as np
@@ -33,14 +34,13 @@ def read_image(path: Path, channels: int) -> UInt8[Tensor, "channels height widt
             if file.width * file.height > MAX_PIXELS:
                 raise UnreadableError(f"{path}: {file.width}×{file.height} pixels are more than {MAX_PIXELS:,}")
             image = ImageOps.exif_transpose(file)
-            image.load()
+            return F.pil_to_tensor(_eight_bit(image).convert("L" if channels == 1 else "RGB"))
     except UnreadableError:
         raise
     except FileNotFoundError as error:
         raise UnreadableError(f"{path}: no such file") from error
     except Exception as error:  # PIL raises whatever its decoders raise: OSError, SyntaxError, struct.error, …
         raise UnreadableError(f"{path}: {error}") from error
-    return F.pil_to_tensor(_eight_bit(image).convert("L" if channels == 1 else "RGB"))
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
@@ -48,7 +48,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     if image.mode in SIXTEEN_BIT_MODES:
         return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
     if image.mode == "F":
-        values = np.asarray(image)
+        values = np.nan_to_num(np.asarray(image))
         return Image.fromarray((values * (255.0 if values.max() <= 1.0 else 1.0)).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -64,7 +64,7 @@ class ImageAugment:
         min_scale: least share of the image's area that a random resized crop keeps; 1 for no such crop.
         horizontal_flip: probability of a mirror image.
         rotation, translation, scaling: RandomAffine's degrees, share of the side, and share around 1; 0 for none.
-        rand_augment_ops, rand_augment_magnitude: RandAugment's number of operations (0 for none) and strength, of 31.
+        rand_augment_ops, rand_augment_magnitude: RandAugment's number of operations (0 for none) and strength, 0 to 30.
         erasing: probability that a random rectangle is blanked.
     """
 
@@ -81,6 +81,10 @@ class ImageAugment:
         rand_augment_magnitude: int = 9,
         erasing: float = 0.0,
     ) -> None:
+        if not 0.0 < min_scale <= 1.0:
+            raise ValueError(f"min_scale={min_scale} must be in (0, 1]")
+        if not 0 <= rand_augment_magnitude <= 30:
+            raise ValueError(f"rand_augment_magnitude={rand_augment_magnitude} must be 0 to 30")
         self.crop_padding = crop_padding
         self.min_scale = min_scale
         self.horizontal_flip = horizontal_flip
@@ -89,7 +93,13 @@ class ImageAugment:
         self.erasing = erasing
 
     def transform(self, size: tuple[int, int], resize: Callable[[Tensor], Tensor]) -> v2.Transform:
-        """The whole way of a training image: to `size` (by `resize`, or by a random crop), then what is random."""
+        """The whole way of a training image: to `size` (by `resize`, or by a random crop), then what is random.
+
+        Raises:
+            ValueError: `crop_padding` asks for more than there is to reflect.
+        """
+        if self.crop_padding >= min(size):
+            raise ValueError(f"crop_padding={self.crop_padding} must be less than the image's sides, {list(size)}")
         if self.min_scale < 1.0:
             steps: list[Callable[[Tensor], Tensor]] = [
                 v2.RandomResizedCrop(size, scale=(self.min_scale, 1.0), antialias=True)
@@ -155,11 +165,17 @@ class ImageDataset(Dataset):
 
     def resize(self, image: UInt8[Tensor, "channels _ _"]) -> UInt8[Tensor, "channels height width"]:
         """To `size`, keeping the aspect ratio, cut at the centre."""
-        height, width = image.shape[-2:]
-        if (height, width) == self.size:
+        sides = list(image.shape[-2:])
+        if sides == list(self.size):
             return image
-        scale = max(self.size[0] / height, self.size[1] / width)
-        scaled = [max(round(height * scale), self.size[0]), max(round(width * scale), self.size[1])]
+        scale = max(target / side for target, side in zip(self.size, sides, strict=True))
+        if prod(sides) * scale**2 > 16 * prod(self.size):
+            # A strip so thin might not fit into memory if it were enlarged as a whole. The difference to what is kept
+            # is even, so that the centre stays.
+            kept = [min(side, ceil(2 * target / scale)) for target, side in zip(self.size, sides, strict=True)]
+            sides = [keep + (side - keep) % 2 for keep, side in zip(kept, sides, strict=True)]
+            image = F.center_crop(image, sides)
+        scaled = [max(round(side * scale), target) for side, target in zip(sides, self.size, strict=True)]
         return F.center_crop(F.resize(image, scaled, antialias=True), list(self.size))
 
     def sample(self, image: UInt8[Tensor, "channels _ _"], targets: dict[str, int], id: str, *, train: bool) -> Sample:

@@ -11,9 +11,9 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from perceiver.data.base import Dataset, OnError, Split, UnreadableError
+from perceiver.data.base import Dataset, Split, UnreadableError
 from perceiver.data.collate import collate
-from perceiver.data.sampler import KeyedSampler, mix
+from perceiver.data.sampler import Key, KeyedSampler, mix
 from perceiver.types import Batch, Sample, Stage
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,9 @@ class DataModule(LightningDataModule):
         if self.trainer is not None:
             # The loops are restored by now: leave out what a run that is resumed has already seen.
             done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
-            epoch, batches = divmod(done, max(len(loader), 1))
+            limit = self.trainer.limit_train_batches
+            per_epoch = min(limit, len(loader)) if isinstance(limit, int) else int(limit * len(loader))
+            epoch, batches = divmod(done, max(per_epoch, 1))
             assert isinstance(loader.sampler, KeyedSampler)
             loader.sampler.resume(epoch=epoch, offset=batches * self.batch_size)
         return loader
@@ -81,8 +83,10 @@ class DataModule(LightningDataModule):
     def probe(self, num_samples: int) -> Batch:
         """A fixed batch of samples, evenly spread over the validation split, or the next best one."""
         split = self.splits["val"] or self.splits["test"] or self.train_samples
+        samples = _KeyedSplit(split, self.seed)
         count = min(num_samples, len(split))
-        return collate([split[index * len(split) // count] for index in range(count)])
+        batch = _collate_readable([samples[0, index * len(split) // count] for index in range(count)])
+        return self._without_unreadable(batch)
 
     def _loader(self, stage: Stage) -> DataLoader[Any]:
         split = self.splits[stage]
@@ -96,8 +100,10 @@ class DataModule(LightningDataModule):
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self.trainer.world_size if self.trainer else 1,
         )
+        if train and self.drop_last and len(sampler) < self.batch_size:
+            raise ValueError(f"batch_size={self.batch_size} with drop_last leaves no batch of {len(sampler)} samples")
         return DataLoader(
-            _KeyedSplit(split, self.seed, self.dataset.on_error),
+            _KeyedSplit(split, self.seed),
             batch_size=self.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
@@ -105,9 +111,20 @@ class DataModule(LightningDataModule):
             drop_last=train and self.drop_last,
             pin_memory=self.pin_memory,
             persistent_workers=self.num_workers > 0,
+            generator=torch.Generator(),  # the loader draws from it, and would else draw from the global one
         )
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        return self._without_unreadable(batch)
+
+    def _without_unreadable(self, batch: Batch) -> Batch:
+        """The batch, if the data set allows for what it lacks. Here and not in a worker, whose traceback hides names.
+
+        Raises:
+            UnreadableError: a sample could not be read, and none may be skipped.
+        """
+        if batch.unreadable and self.dataset.on_error == "raise":
+            raise UnreadableError(batch.unreadable[0])
         for message in batch.unreadable:
             if message not in self.unreadable:
                 self.unreadable[message] = None
@@ -116,25 +133,25 @@ class DataModule(LightningDataModule):
 
 
 class _KeyedSplit(TorchDataset[Sample | UnreadableError]):
-    """A split asked by (epoch, index), with torch's generator seeded from them for the time of the answer."""
+    """A split asked by (epoch, index), with torch's generator seeded from them for the time of the answer.
 
-    def __init__(self, split: Split, seed: int, on_error: OnError) -> None:
+    Asked by index alone, as by the sampler that Lightning puts in for `overfit_batches`, it answers as in epoch 0.
+    """
+
+    def __init__(self, split: Split, seed: int) -> None:
         self.split = split
         self.seed = seed
-        self.on_error = on_error
 
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample | UnreadableError:
-        epoch, index = key
+    def __getitem__(self, key: Key | int) -> Sample | UnreadableError:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(mix(self.seed, epoch, index))
             try:
                 return self.split[index]
             except UnreadableError as error:
-                if self.on_error == "raise":
-                    raise
                 return error
 
 

@@ -48,8 +48,9 @@ class KeyedSampler(Sampler[Key]):
         return whole + (rest > 0 if self.shuffle else rest > self.rank)
 
     def __iter__(self) -> Iterator[Key]:
-        offset = self.resume_offset if self.epoch == self.resume_epoch else 0
-        return ((self.epoch, index) for index in self._order()[offset:])
+        epoch = self.epoch  # a loader that reads ahead may ask on after the next `set_epoch`
+        offset = self.resume_offset if epoch == self.resume_epoch else 0
+        return ((epoch, index) for index in self._order()[offset:])
 
     def _order(self) -> list[int]:
         if not self.shuffle:

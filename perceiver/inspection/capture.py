@@ -7,7 +7,7 @@ in bounded chunks. Outside, nothing is left in the model: no flag, no hook, no r
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -15,16 +15,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from perceiver.attention import KeyMask, ScaledDotProduct, attention_weights
+from perceiver.decoders.base import Decoder
+from perceiver.latents import LatentArray
 from perceiver.model import Join
 from perceiver.types import JoinedTokens, Span
 
 Role: TypeAlias = Literal["cross", "self", "decode"]
 
-Queries: TypeAlias = slice | Sequence[int]
+Indices: TypeAlias = slice | Sequence[int]
 
 ALL = slice(None)
-CHUNK = 64
-"""Queries whose weights are held at once."""
+HELD_WEIGHTS = 2**24
+"""How many weights are held at once, where not all of them are asked for: 64 MiB."""
 
 
 @dataclass(frozen=True)
@@ -45,21 +47,34 @@ class Layer:
     def num_heads(self) -> int:
         return self.q.shape[1]
 
-    def weights(self, queries: Queries = ALL) -> Float[Tensor, "batch heads chosen keys"]:
-        """Exact weights of the chosen queries, in float32."""
+    @property
+    def num_keys(self) -> int:
+        return self.k.shape[2]
+
+    def weights(self, queries: Indices = ALL, heads: Indices = ALL) -> Float[Tensor, "batch _ chosen keys"]:
+        """Exact weights of the chosen queries and heads, in float32."""
+        q, k = self.q[:, heads], self.k[:, heads]
         if self.causal:  # what a query may see depends on its place among all
-            return attention_weights(self.q, self.k, mask=self.mask, causal=True)[:, :, queries]
-        return attention_weights(self.q[:, :, queries], self.k, mask=self.mask)
+            return attention_weights(q, k, mask=self.mask, causal=True)[:, :, queries]
+        return attention_weights(q[:, :, queries], k, mask=self.mask)
 
     def sample(self, index: int) -> "Layer":
         """The same attention for one sample of the batch."""
-        mask = None if self.mask is None else self.mask[index : index + 1]
-        return Layer(self.role, self.q[index : index + 1], self.k[index : index + 1], mask, self.causal)
+        one = slice(index, index + 1)
+        return replace(self, q=self.q[one], k=self.k[one], mask=None if self.mask is None else self.mask[one])
 
-    def chunks(self) -> Iterator[slice]:
-        """Slices that cover all queries."""
-        for start in range(0, self.num_queries, CHUNK):
-            yield slice(start, min(start + CHUNK, self.num_queries))
+    def chunks(self, queries: Sequence[int]) -> Iterator[Sequence[int]]:
+        """The queries in parts whose weights are few enough to be held at once."""
+        size = max(HELD_WEIGHTS // (self.q.shape[0] * self.num_heads * self.num_keys), 1)
+        for start in range(0, len(queries), size):
+            yield queries[start : start + size]
+
+    def through(self, share: Float[Tensor, "batch rows queries"]) -> Float[Tensor, "batch rows keys"]:
+        """`share` times the weights (mean over heads), without ever holding all of them."""
+        read = share.new_zeros(*share.shape[:2], self.num_keys)
+        for chunk in self.chunks(range(self.num_queries)):
+            read += share[:, :, chunk] @ self.weights(chunk).mean(dim=1)
+        return read
 
 
 class Capture:
@@ -90,9 +105,9 @@ class Capture:
         if layer not in self.layers:
             raise KeyError(f"no layer {layer!r}; there are {', '.join(self.layers)}")
         found = self.layers[layer]
-        chosen = list(range(found.num_queries)) if queries is None else list(queries)
-        rows = [found.weights(chosen[start : start + CHUNK]) for start in range(0, len(chosen), CHUNK)]
-        return torch.cat([row.mean(dim=1) if head is None else row[:, head] for row in rows], dim=1)
+        heads = ALL if head is None else [head]
+        chosen = range(found.num_queries) if queries is None else queries
+        return torch.cat([found.weights(chunk, heads).mean(dim=1) for chunk in found.chunks(chosen)], dim=1)
 
     def named(self, role: Role) -> list[str]:
         """Names of the layers of a role, in order."""
@@ -104,7 +119,7 @@ def capture(model: nn.Module) -> Iterator[Capture]:
     """Record the attention of what `model` runs inside the context.
 
     The model runs in eval mode, without gradients and uncompiled. Mode of every part, random state and compilation are
-    afterwards what they were.
+    afterwards what they were. A model is whatever holds a Perceiver; attention inside its encoders is not recorded.
 
         with capture(model) as attention:
             model(inputs)
@@ -112,15 +127,14 @@ def capture(model: nn.Module) -> Iterator[Capture]:
     """
     captured = Capture()
     modes = {module: module.training for module in model.modules()}
-    hooks = []
-    for name, module in model.named_modules():
-        if isinstance(module, ScaledDotProduct):
-            hooks.append(module.register_forward_pre_hook(_recorder(captured, _role(name)), with_kwargs=True))
-        elif isinstance(module, Join):
-            hooks.append(module.register_forward_hook(_span_recorder(captured)))
+    # Left to itself, `fork_rng` would touch every GPU of the machine.
+    devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
+    hooks = [module.register_forward_hook(_span_recorder(captured)) for module in modes if isinstance(module, Join)]
+    for module, role in _roles(model).items():
+        hooks.append(module.register_forward_pre_hook(_recorder(captured, role), with_kwargs=True))
     model.eval()
     try:
-        with torch.no_grad(), torch.random.fork_rng(), torch.compiler.set_stance("force_eager"):
+        with torch.no_grad(), torch.random.fork_rng(devices), torch.compiler.set_stance("force_eager"):
             yield captured
     finally:
         for hook in hooks:
@@ -129,18 +143,26 @@ def capture(model: nn.Module) -> Iterator[Capture]:
             module.training = training
 
 
-def _role(name: str) -> Role:
-    """Role of an attention by its place in a Perceiver."""
-    if "cross_blocks." in name and "latents." in name:
-        return "cross"
-    return "self" if "self_blocks." in name and "latents." in name else "decode"
+def _roles(model: nn.Module) -> dict[nn.Module, Role]:
+    """Every attention of latents and decoders with its role."""
+    places: list[tuple[Role, nn.Module]] = []
+    for part in model.modules():
+        if isinstance(part, LatentArray):
+            places += [("cross", part.cross_blocks), ("self", part.self_blocks)]
+        elif isinstance(part, Decoder):
+            places.append(("decode", part))
+    return {
+        module: role for role, place in places for module in place.modules() if isinstance(module, ScaledDotProduct)
+    }
 
 
 def _recorder(captured: Capture, role: Role) -> Any:
-    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        q, k = args[0].detach(), args[1].detach()
-        layer = Layer(role, q, k, mask=kwargs.get("mask"), causal=bool(kwargs.get("causal")))
+    def keep(q: Tensor, k: Tensor, v: Tensor, mask: KeyMask | None = None, causal: bool = False) -> None:
+        layer = Layer(role, q.detach(), k.detach(), mask, causal)
         captured.layers[f"{role}{len(captured.named(role))}"] = layer
+
+    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        keep(*args, **kwargs)
 
     return record
 

@@ -33,31 +33,40 @@ class Rollout:
     residual: Float[Tensor, "batch queries"]
 
 
-def rollout(captured: Capture, *, alpha: float = 0.5) -> Rollout:
+def rollout(captured: Capture, *, alpha: float = 0.5, mean: bool = False) -> Rollout:
     """Roll the attention of a captured forward pass back from the decoder's queries to the input tokens.
 
     A decoder without attention pools: there is one query, which rests on all latents alike.
+
+    Args:
+        captured: the forward pass.
+        alpha: share of attention against residual.
+        mean: one query, the mean over all, instead of each.
     """
     encoder = [layer for layer in captured.layers.values() if layer.role != "decode"]
     decoders = captured.named("decode")
     if decoders:
-        latents_share = captured.map(decoders[-1])
+        share = captured.map(decoders[-1])
+        share = share.mean(dim=1, keepdim=True) if mean else share
     else:
-        batch, _, num_latents, _ = encoder[-1].q.shape
-        latents_share = encoder[-1].q.new_full((batch, 1, num_latents), 1 / num_latents, dtype=torch.float32)
+        share = even_share(encoder[-1])
     inputs = None
     for layer in reversed(encoder):
-        read = _through(layer, latents_share)
-        if layer.role == "cross":
-            inputs = alpha * read if inputs is None else inputs + alpha * read
-            latents_share = (1 - alpha) * latents_share
+        read = layer.through(share)
+        if layer.role == "self":
+            share = (1 - alpha) * share + alpha * read
         else:
-            latents_share = (1 - alpha) * latents_share + alpha * read
+            inputs = alpha * read if inputs is None else inputs + alpha * read
+            share = (1 - _shares_read(layer, alpha)) * share
     assert inputs is not None, "a Perceiver has at least one cross-attend"
-    return Rollout(inputs=inputs, residual=latents_share.sum(dim=-1))
+    return Rollout(inputs=inputs, residual=share.sum(dim=-1))
 
 
-def _through(layer: Layer, share: Float[Tensor, "batch queries latents"]) -> Float[Tensor, "batch queries keys"]:
-    """`share` times the layer's weights (mean over heads), without ever holding all of them."""
-    parts = [share[:, :, chunk] @ layer.weights(chunk).mean(dim=1) for chunk in layer.chunks()]
-    return torch.stack(parts).sum(dim=0)
+def even_share(layer: Layer) -> Float[Tensor, "batch 1 queries"]:
+    """The share of each query of a layer where all have the same."""
+    return layer.q.new_full((layer.q.shape[0], 1, layer.num_queries), 1 / layer.num_queries, dtype=torch.float32)
+
+
+def _shares_read(layer: Layer, alpha: float) -> Float[Tensor, "batch 1 1"] | float:
+    """What of a cross-attend comes from its inputs: α, and nothing where a sample has no real input."""
+    return alpha if layer.mask is None else alpha * layer.mask.any(dim=1)[:, None, None].float()

@@ -1,7 +1,7 @@
 """One class per sample: softmax cross-entropy."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float
@@ -9,16 +9,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
-from torchvision.transforms import v2
 
 from perceiver.tasks.base import Task
+from perceiver.tasks.mixing import Mixing
 from perceiver.types import Batch, Stage
 
 CALIBRATION_BINS = 15
 
 
 class Classification(Task):
-    """Cross-entropy with label smoothing, MixUp (Zhang et al. 2018) and CutMix (Yun et al. 2019).
+    """Cross-entropy with label smoothing, MixUp and CutMix.
 
     Metrics: `loss`, `accuracy` (top-1 over all samples), `top5` (with more than 5 classes), and in evaluation
     `calibration_error` (expected, over 15 bins).
@@ -26,8 +26,7 @@ class Classification(Task):
     Args:
         num_classes: classes.
         label_smoothing: share of the target that is spread over all classes.
-        mixup: parameter α of the Beta distribution of MixUp's weight; 0 for none.
-        cutmix: the same for CutMix. With both, each batch gets one of them, with equal chance.
+        mixup, cutmix: see `Mixing`.
     """
 
     monitor: ClassVar[str] = "accuracy"
@@ -35,23 +34,20 @@ class Classification(Task):
 
     def __init__(self, *, num_classes: int, label_smoothing: float, mixup: float, cutmix: float) -> None:
         super().__init__()
+        if num_classes < 2:
+            raise ValueError(f"num_classes={num_classes}: there is nothing to tell apart with fewer than 2 classes")
         if not 0.0 <= label_smoothing < 1.0:
             raise ValueError(f"label_smoothing={label_smoothing} must be in [0, 1)")
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
-        mixers = [
-            mixer(alpha=alpha, num_classes=num_classes)
-            for mixer, alpha in ((v2.MixUp, mixup), (v2.CutMix, cutmix))
-            if alpha > 0
-        ]
-        self.mixer = v2.RandomChoice(mixers) if mixers else None
+        self.mixing = Mixing(num_classes=num_classes, mixup=mixup, cutmix=cutmix)
         self.stage_metrics = nn.ModuleDict(
             {f"{stage}_metrics": self._metrics(stage) for stage in ("train", "val", "test")}
         )
 
     def _metrics(self, stage: str) -> MetricCollection:
         metrics: dict[str, Metric | MetricCollection] = {
-            "loss": MeanMetric(),
+            "loss": MeanMetric(nan_strategy=math.nan),  # which by default is left out of the mean
             "accuracy": MulticlassAccuracy(self.num_classes, average="micro", validate_args=False),
         }
         if self.num_classes > 5:
@@ -61,11 +57,7 @@ class Classification(Task):
         return MetricCollection(metrics, compute_groups=False)
 
     def training_batch(self, batch: Batch) -> Batch:
-        if self.mixer is None or len(batch) == 0:
-            return batch
-        names = list(batch.inputs)
-        *values, labels = self.mixer(*batch.inputs.values(), batch.targets["label"])
-        return replace(batch, inputs=dict(zip(names, values, strict=True)), targets={**batch.targets, "label": labels})
+        return self.mixing(batch)
 
     def loss(self, outputs: Float[Tensor, "batch classes"], batch: Batch) -> Float[Tensor, ""]:
         return F.cross_entropy(outputs.float(), batch.targets["label"], label_smoothing=self.label_smoothing)

@@ -1,21 +1,29 @@
 """A checked config -> the objects of a run; a checkpoint -> the same objects with its weights."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
+from lightning.pytorch import Callback, Trainer
+from torch import nn
+from torch.optim import Optimizer
 
 from perceiver.data.module import DataModule
 from perceiver.model import Perceiver
 from perceiver.tasks.base import Task
-from perceiver.training.config import ConfigError
-from perceiver.training.module import TrainingModule
+from perceiver.training.config import ConfigError, one_line
+from perceiver.training.module import OptimizerFactory, TrainingModule
+from perceiver.training.optimization import Schedule
 
 TRUSTED_PACKAGES = ("perceiver", "torch", "lightning", "timm")
-"""Where the `_target_`s of a config that comes out of a checkpoint may lie."""
+TRUSTED_KINDS = (nn.Module, Optimizer, Trainer, Callback)
+"""What a config that comes out of a checkpoint may name: classes of these packages that are of one of these kinds, and
+any class or schedule of our own. `torch.hub.load`, say, is neither."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +48,17 @@ def build(config: dict[str, Any], class_names: list[str] | None = None) -> Parts
     model: Perceiver = construct(config, "model")
     task: Task = construct(config, "task")
     if class_names is None:
-        data.prepare_data()
-        class_names = dataset.class_names
+        with blamed_on("data"):
+            data.prepare_data()
+            class_names = dataset.class_names
+            data.train_samples  # noqa: B018  (what is wrong on disk is found now)
+    optimizer: OptimizerFactory = construct(config, "optimizer")
+    with blamed_on("optimizer"):
+        try_optimizer(optimizer)
     module = TrainingModule(
         model=model,
         task=task,
-        optimizer=construct(config, "optimizer"),
+        optimizer=optimizer,
         schedule=construct(config, "schedule"),
         description={"config": config, "class_names": class_names},
     )
@@ -56,12 +69,39 @@ def construct(config: dict[str, Any], key: str, **parts: Any) -> Any:
     """Instantiate one node; what a constructor refuses becomes an error that names the key.
 
     Raises:
-        ConfigError: the constructor raised ValueError or TypeError.
+        ConfigError: the constructor raised anything.
     """
     try:
         return instantiate(config[key], _convert_="all", **parts)
     except InstantiationException as error:
-        raise ConfigError(f"{key}: {error.__cause__ or error}") from error
+        message, _, inner = str(error).partition("\nfull_key: ")
+        path = ".".join(filter(None, (key, inner)))
+        raise ConfigError(f"{path}: {one_line(error.__cause__ or InstantiationException(message))}") from error
+
+
+@contextmanager
+def blamed_on(key: str) -> Iterator[None]:
+    """A ValueError from inside becomes an error that names the key.
+
+    Raises:
+        ConfigError: in place of the ValueError.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(f"{key}: {error}") from error
+
+
+def try_optimizer(factory: OptimizerFactory) -> None:
+    """Let an optimizer refuse its settings before training; not all of them look at theirs.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+    settings = factory([{"params": [nn.Parameter(torch.zeros(1))]}]).defaults
+    for name in ("lr", "weight_decay"):
+        if settings.get(name, 0.0) < 0.0:
+            raise ValueError(f"{name}={settings[name]} must be at least 0")
 
 
 @dataclass(frozen=True)
@@ -77,21 +117,50 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint of `experiments/train.py` without executing anything in it.
 
     Raises:
-        ConfigError: it is missing, damaged, not one of ours, or names classes outside of the trusted packages.
+        ConfigError: it is missing, damaged, not one of ours, or its config names what is not trusted.
     """
     if not path.exists():
         raise ConfigError(f"{path}: no such checkpoint")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        description, state = content["description"], content["state_dict"]
+        description = content["description"]
+        checkpoint = Checkpoint(description["config"], description["class_names"], content["state_dict"])
     except Exception as error:  # damaged files raise anything; the message of a refused one is pages long
-        raise ConfigError(f"{path}: not a readable checkpoint of a run ({str(error).splitlines()[0]})") from error
-    for target in _targets(description["config"]):
-        if target.partition(".")[0] not in TRUSTED_PACKAGES:
+        problem = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ConfigError(f"{path}: not a readable checkpoint of a run ({problem})") from error
+    for target in _targets(checkpoint.config):
+        if not is_trusted(target):
             raise ConfigError(
-                f"{path}: its config builds {target!r}, which is in none of {', '.join(TRUSTED_PACKAGES)}"
+                f"{path}: its config builds {target!r}, which is no class of {', '.join(TRUSTED_PACKAGES)}"
             )
-    return Checkpoint(config=description["config"], class_names=description["class_names"], state=state)
+    return checkpoint
+
+
+def is_trusted(target: str) -> bool:
+    """Whether a name from a file may be called."""
+    if target.partition(".")[0] not in TRUSTED_PACKAGES:
+        return False
+    try:
+        found = get_object(target)
+    except Exception:  # whatever an import raises
+        return False
+    home = str(getattr(found, "__module__", ""))
+    if home.partition(".")[0] == "perceiver":
+        return isinstance(found, type) or home == Schedule.__module__
+    return isinstance(found, type) and home.partition(".")[0] in TRUSTED_PACKAGES and issubclass(found, TRUSTED_KINDS)
+
+
+def load_weights(module: TrainingModule, checkpoint: Checkpoint, path: Path) -> None:
+    """Give a module the weights of a checkpoint.
+
+    Raises:
+        ConfigError: they are those of another model.
+    """
+    try:
+        module.load_state_dict(checkpoint.state)
+    except RuntimeError as error:
+        _, first, *_ = [*str(error).splitlines(), ""]
+        raise ConfigError(f"{path}: its weights are not those of this model ({first.strip()})") from error
 
 
 def _targets(node: Any) -> list[str]:

@@ -5,19 +5,52 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from perceiver.training.module import DivergedError
 from perceiver.types import Batch
 
 
-class SaveOnInterrupt(Callback):
-    """Writes `path` when training ends by Ctrl-C, a signal or an error, so that nothing computed is lost."""
+class LastCheckpoint(Checkpoint):
+    """Keeps the newest state at `path`, so that nothing computed is lost.
+
+    Written after each epoch, before its validation and again after it; where `max_steps` or `max_time` end a run within
+    an epoch; and when training ends by Ctrl-C, a signal or an error. The file is replaced as a whole.
+    """
 
     def __init__(self, *, path: Path) -> None:
         self.path = path
 
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        # Not at the end of the epoch alone: there, Lightning counts one that was cut short as done.
+        ends = trainer.should_stop or trainer.global_step == trainer.max_steps
+        if ends or _is_last_batch(trainer):
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if _is_last_batch(trainer):
+            self._save(trainer)
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if trainer.training and trainer.global_step > 0:
-            trainer.save_checkpoint(self.path)
+        # Of several processes, one that fails alone would wait for the others for ever.
+        together = trainer.world_size == 1 or isinstance(exception, KeyboardInterrupt | SIGTERMException)
+        if trainer.training and trainer.global_step > 0 and together and not isinstance(exception, DivergedError):
+            self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        part = self.path.with_suffix(".part")
+        trainer.save_checkpoint(part, weights_only=False)
+        if trainer.is_global_zero:
+            part.replace(self.path)
+
+
+def _is_last_batch(trainer: Trainer) -> bool:
+    return trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
 
 
 class TrainingClock(Callback):

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
@@ -16,8 +15,8 @@ from perceiver.data.base import UnreadableError
 from perceiver.data.collate import collate
 from perceiver.inspection.capture import capture
 from perceiver.inspection.maps import contact_sheets
-from perceiver.training.build import Parts, build, read_checkpoint
-from perceiver.training.config import ConfigError
+from perceiver.training.build import Parts, build, construct, load_weights, read_checkpoint
+from perceiver.training.config import ConfigError, check_parts
 from perceiver.training.run import prepare_torch, test, write_metrics
 from perceiver.training.summary import console, metrics_table
 from perceiver.types import Sample
@@ -39,26 +38,30 @@ def load(run: str, checkpoint: str, overrides: Sequence[str]) -> tuple[dict[str,
     run_dir = Path(run)
     if not run_dir.is_dir():
         raise ConfigError(f"run={run}: no such run directory")
-    found = read_checkpoint(run_dir / "checkpoints" / f"{checkpoint}.ckpt")
+    path = run_dir / "checkpoints" / f"{checkpoint}.ckpt"
+    found = read_checkpoint(path)
     config = overridden(found.config, overrides)
     parts = build(config, found.class_names)
-    parts.module.load_state_dict(found.state)
+    load_weights(parts.module, found, path)
     return config, parts
 
 
 def overridden(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """The config with some values replaced; keys must exist."""
+    """The config with some values replaced; keys must exist, and values be of their types."""
     node = OmegaConf.create(config)
     OmegaConf.set_struct(node, True)
-    merged = OmegaConf.merge(node, OmegaConf.from_dotlist(list(overrides)))
-    return {str(key): value for key, value in OmegaConf.to_container(merged).items()}  # type: ignore[union-attr]
+    merged = OmegaConf.to_container(OmegaConf.merge(node, OmegaConf.from_dotlist(list(overrides))))
+    assert isinstance(merged, dict)
+    replaced = {str(key): value for key, value in merged.items()}
+    check_parts(replaced)
+    return replaced
 
 
 def evaluate(cfg: DictConfig) -> dict[str, float]:
     """Test metrics of a run's checkpoint: printed, and written to `evaluation.json` in the run directory."""
     config, parts = load(cfg.run, cfg.checkpoint, cfg.overrides)
     prepare_torch(config)
-    trainer: Trainer = instantiate(config["trainer"], logger=False, enable_checkpointing=False, _convert_="all")
+    trainer: Trainer = construct(config, "trainer", logger=False, enable_checkpointing=False)
     metrics = test(trainer, parts)
     if not metrics:
         raise ConfigError(f"run={cfg.run}: its data set has no test samples")
@@ -74,13 +77,18 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
     Raises:
         UnreadableError: some files could not be read; raised after all others have been answered.
     """
+    paths = [cfg.inputs] if isinstance(cfg.inputs, str) else list(cfg.inputs)
+    if not paths:
+        raise ConfigError("inputs=[]: name at least one file")
+    if not isinstance(cfg.top, int) or cfg.top < 1:
+        raise ConfigError(f"top={cfg.top}: must be a whole number from 1 on")
     config, parts = load(cfg.run, cfg.checkpoint, cfg.overrides)
     prepare_torch(config)
     output = Path(cfg.output)
     samples, errors = [], []
-    for path in cfg.inputs:
+    for path in paths:
         try:
-            samples.append(parts.data.dataset.read(Path(path)))
+            samples.append(parts.data.dataset.read(Path(str(path))))
         except UnreadableError as error:
             errors.append(str(error))
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
@@ -92,7 +100,7 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
         output.mkdir(parents=True, exist_ok=True)
         (output / "predictions.json").write_text(json.dumps(answers, indent=2, ensure_ascii=False) + "\n")
         console.print(predictions_table(answers))
-        console.print(f"written to {output}")
+        console.print(f"written to {output}", soft_wrap=True)
     if errors:
         raise UnreadableError("; ".join(errors))
     return answers

@@ -11,10 +11,15 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from perceiver.model import Perceiver
 from perceiver.tasks.base import Task
+from perceiver.training.config import ConfigError
 from perceiver.training.optimization import Schedule, parameter_groups
 from perceiver.types import Batch, Stage
 
 OptimizerFactory = Callable[[Iterable[dict[str, Any]]], Optimizer]
+
+
+class DivergedError(ConfigError):
+    """The loss is not a number any more, and so is no weight."""
 
 
 class TrainingModule(LightningModule):
@@ -48,6 +53,12 @@ class TrainingModule(LightningModule):
         batch = self.task.training_batch(batch)
         loss = self._step("train", batch)
         if loss is not None:
+            # Once an epoch, since asking makes a GPU wait; weights that are not numbers never become numbers again.
+            if self.trainer.is_last_batch and loss.isnan():
+                raise DivergedError(
+                    f"train/loss is nan in epoch {self.current_epoch}: training diverged; "
+                    "try a lower optimizer.lr, or trainer.gradient_clip_val=1.0"
+                )
             self.log("train/loss_step", loss, on_step=True, on_epoch=False, batch_size=len(batch), prog_bar=True)
         return loss
 

@@ -37,10 +37,17 @@ class WarmupCosine:
     """Linear rise over `warmup_steps`, then half a cosine down to `final_factor`.
 
     A run of fewer steps than four times `warmup_steps` warms up over a quarter of its steps.
+
+    Raises:
+        ValueError: `warmup_steps` is negative.
     """
 
     warmup_steps: int
     final_factor: float
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps={self.warmup_steps} must be at least 0")
 
     def __call__(self, step: int, total_steps: int) -> float:
         warmup = min(self.warmup_steps, total_steps // 4)
@@ -54,10 +61,17 @@ class FlatCosine:
     """Constant for `flat_fraction` of the run, then half a cosine down to `final_factor`.
 
     Perceiver IO's ImageNet recipe: flat for half of the run, no warm-up.
+
+    Raises:
+        ValueError: `flat_fraction` is not a fraction.
     """
 
     flat_fraction: float
     final_factor: float
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.flat_fraction <= 1.0:
+            raise ValueError(f"flat_fraction={self.flat_fraction} must be in [0, 1]")
 
     def __call__(self, step: int, total_steps: int) -> float:
         flat = round(self.flat_fraction * total_steps)
@@ -69,10 +83,17 @@ class Steps:
     """Multiplied by `factor` at each milestone, given as fractions of the run.
 
     Perceiver's ImageNet recipe: ÷ 10 at epochs 84, 102 and 114 of 120.
+
+    Raises:
+        ValueError: a milestone is not a fraction (but an epoch, say).
     """
 
     milestones: Sequence[float]
     factor: float
+
+    def __post_init__(self) -> None:
+        if not all(0.0 <= milestone <= 1.0 for milestone in self.milestones):
+            raise ValueError(f"milestones={list(self.milestones)} must be fractions of the run, in [0, 1]")
 
     def __call__(self, step: int, total_steps: int) -> float:
         return self.factor ** sum(step >= milestone * total_steps for milestone in self.milestones)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,23 +10,25 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
+from hydra.types import RunMode
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
 
 from perceiver.data.collate import collate
-from perceiver.training.build import Parts, build, read_checkpoint
-from perceiver.training.callbacks import SaveOnInterrupt, TrainingClock
-from perceiver.training.config import ConfigError, resolved
+from perceiver.training.build import Parts, blamed_on, build, construct, load_weights, read_checkpoint
+from perceiver.training.callbacks import LastCheckpoint, TrainingClock
+from perceiver.training.config import USER_ERRORS, ConfigError, resolved
 from perceiver.training.loggers import WandbMirror
 from perceiver.training.summary import console, metrics_table, model_table
 
 log = logging.getLogger(__name__)
 
-INTERRUPTED = 130
-"""Exit status of a run that was ended by Ctrl-C, as of any program that was."""
+INTERRUPTED, TERMINATED = 130, 143
+"""Exit status of a run that was ended by Ctrl-C or by SIGTERM, as of any program that was."""
 
 
 UNHELPFUL_WARNINGS = (
@@ -42,46 +45,83 @@ def train(cfg: DictConfig) -> float | None:
     Returns:
         The validation metric that chose the checkpoint (for sweepers), if there was a validation set.
     """
-    config = resolved(cfg)
     run_dir = Path(HydraConfig.get().runtime.output_dir)
-    if config["ckpt_path"] is not None and not Path(config["ckpt_path"]).exists():
-        raise ConfigError(f"ckpt_path={config['ckpt_path']}: no such checkpoint")
-    prepare_torch(config)
-    parts = build(config)
-    if config["compile"]:
-        parts.model.compile()
-    example = collate([parts.data.train_samples[0]])
-    console.print(model_table(parts.model, example))
-
-    checkpoints = checkpoint_callback(parts, config, run_dir / "checkpoints")
-    clock = TrainingClock()
-    callbacks: list[Callback] = [checkpoints, SaveOnInterrupt(path=run_dir / "checkpoints" / "last.ckpt"), clock]
-    callbacks.append(instantiate(config["attention"]))
-    callbacks += [instantiate(node, _convert_="all") for node in config["callbacks"].values() if node is not None]
-    wandb_logger = instantiate(config["logger"], run_dir=str(run_dir), run_config=config, _recursive_=False)
-    assert isinstance(wandb_logger, WandbMirror)
-    loggers = [CSVLogger(save_dir=run_dir, name="", version=""), wandb_logger]
-    trainer: Trainer = instantiate(
-        config["trainer"], callbacks=callbacks, logger=loggers, default_root_dir=run_dir, _convert_="all"
-    )
+    try:
+        config, parts = prepare(cfg)
+        trainer, clock = build_trainer(config, parts, run_dir)
+    except USER_ERRORS:
+        discard_if_unused(run_dir)
+        raise
+    console.print(model_table(parts.model, collate([parts.data.train_samples[0]])))
     exit_code = 1
     try:
         fit(trainer, parts, config, run_dir)
         metrics = final_metrics(trainer) | clock.metrics
+        checkpoints = trainer.checkpoint_callback
+        assert isinstance(checkpoints, ModelCheckpoint)
         score = None if checkpoints.best_model_score is None else float(checkpoints.best_model_score)
-        best = Path(checkpoints.best_model_path)
-        if best.is_file():
-            parts.module.load_state_dict(read_checkpoint(best).state)
+        best = best_checkpoint(trainer, run_dir / "checkpoints")
+        if best is not None:
+            load_weights(parts.module, read_checkpoint(best), best)
         metrics |= test(trainer, parts)
         exit_code = 0
     finally:
-        wandb_logger.close(exit_code)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbMirror):
+                logger.close(exit_code)
     if parts.data.unreadable:
         metrics["data/unreadable"] = float(len(parts.data.unreadable))
-    write_metrics(metrics, run_dir / "metrics.json")
-    written = {"best checkpoint": best, "metrics": run_dir / "metrics.json", "attention": run_dir / "attention"}
-    console.print(metrics_table(metrics, {name: path for name, path in written.items() if path.exists()}))
+    if trainer.is_global_zero:
+        write_metrics(metrics, run_dir / "metrics.json")
+        written = {"best checkpoint": best, "metrics": run_dir / "metrics.json", "attention": run_dir / "attention"}
+        console.print(metrics_table(metrics, {name: path for name, path in written.items() if path and path.exists()}))
     return score
+
+
+def prepare(cfg: DictConfig) -> tuple[dict[str, Any], Parts]:
+    """Check the config and build what it names, so that whatever is wrong with it is said before anything is done."""
+    config = resolved(cfg)
+    prepare_torch(config)
+    parts = build(config)
+    if config["ckpt_path"] is not None:
+        path = Path(config["ckpt_path"])
+        try:
+            load_weights(parts.module, read_checkpoint(path), path)
+        except ConfigError as error:
+            raise ConfigError(f"ckpt_path={error}") from error
+    if config["compile"]:
+        parts.model.compile()
+    return config, parts
+
+
+def build_trainer(config: dict[str, Any], parts: Parts, run_dir: Path) -> tuple[Trainer, TrainingClock]:
+    """The trainer with its loggers and callbacks, of which the clock is wanted afterwards."""
+    clock = TrainingClock()
+    callbacks: list[Callback] = [
+        checkpoint_callback(parts, config, run_dir / "checkpoints"),
+        LastCheckpoint(path=run_dir / "checkpoints" / "last.ckpt"),
+        clock,
+        construct(config, "attention"),
+    ]
+    chosen = config.get("callbacks") or {}
+    callbacks += [construct(chosen, name) for name, node in chosen.items() if node is not None]
+    mirror = construct(config, "logger", run_dir=str(run_dir), run_config=config, _recursive_=False)
+    loggers = [CSVLogger(save_dir=run_dir, name="", version=""), mirror]
+    trainer: Trainer = construct(config, "trainer", callbacks=callbacks, logger=loggers, default_root_dir=run_dir)
+    if trainer.max_epochs == trainer.max_steps == -1:
+        raise ConfigError("trainer.max_epochs=-1: the schedule needs an end; give trainer.max_epochs or max_steps")
+    if trainer.world_size > 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
+        # Lightning starts the other processes with this one's command line: they would each run the whole sweep.
+        raise ConfigError(f"-m (a sweep) cannot start runs of {trainer.world_size} processes; start them one by one")
+    return trainer, clock
+
+
+@rank_zero_only
+def discard_if_unused(run_dir: Path) -> None:
+    """Remove a run directory that holds nothing but what Hydra puts there."""
+    job = HydraConfig.get().job.name
+    if {path.name for path in run_dir.iterdir()} <= {".hydra", f"{job}.log"}:
+        shutil.rmtree(run_dir)
 
 
 def prepare_torch(config: Mapping[str, Any]) -> None:
@@ -97,32 +137,47 @@ def prepare_torch(config: Mapping[str, Any]) -> None:
 
 
 def checkpoint_callback(parts: Parts, config: Mapping[str, Any], folder: Path) -> ModelCheckpoint:
-    """`best.ckpt` by the task's validation metric, or the newest where nothing is validated; and `last.ckpt`."""
-    validates = parts.data.splits["val"] is not None and config["trainer"]["limit_val_batches"] != 0
+    """`best.ckpt` by the task's validation metric, or the newest where nothing is validated."""
+    settings = config["trainer"]
+    validates = parts.data.splits["val"] is not None and settings.get("limit_val_batches") != 0
     return ModelCheckpoint(
         dirpath=folder,
         filename="best",
         monitor=f"val/{parts.task.monitor}" if validates else None,
         mode=parts.task.monitor_mode,
-        save_last=True,
-        save_on_train_epoch_end=not validates,
-        every_n_epochs=config["trainer"]["check_val_every_n_epoch"],
+        # After the training epoch, when all callbacks have seen the validation; unless there are several in an epoch.
+        save_on_train_epoch_end=settings.get("val_check_interval") is None,
+        every_n_epochs=settings.get("check_val_every_n_epoch", 1) if validates else 1,
         enable_version_counter=False,
         auto_insert_metric_name=False,
     )
 
 
+def best_checkpoint(trainer: Trainer, folder: Path) -> Path | None:
+    """The best checkpoint of a run; the last, also under the name of the best, where none was chosen by a metric."""
+    assert isinstance(trainer.checkpoint_callback, ModelCheckpoint)
+    best, last = Path(trainer.checkpoint_callback.best_model_path), folder / "last.ckpt"
+    if best.is_file():
+        return best
+    if not last.is_file():
+        return None
+    if trainer.is_global_zero:
+        shutil.copyfile(last, folder / "best.ckpt")
+    trainer.strategy.barrier()
+    return folder / "best.ckpt"
+
+
 def fit(trainer: Trainer, parts: Parts, config: Mapping[str, Any], run_dir: Path) -> None:
-    """Train; Ctrl-C leaves `last.ckpt` and says how to go on."""
+    """Train; Ctrl-C and SIGTERM leave `last.ckpt` and say how to go on."""
     try:
-        trainer.fit(parts.module, datamodule=parts.data, ckpt_path=config["ckpt_path"])
+        trainer.fit(parts.module, datamodule=parts.data, ckpt_path=config["ckpt_path"], weights_only=True)
     except SystemExit as end:
         if not trainer.interrupted:
             raise
         last = run_dir / "checkpoints" / "last.ckpt"
         if last.exists():
-            console.print(f"interrupted; continue with ckpt_path={last}")
-        raise SystemExit(INTERRUPTED) from end
+            console.print(f"interrupted; continue with ckpt_path={last}", soft_wrap=True)
+        raise SystemExit(TERMINATED if isinstance(end, SIGTERMException) else INTERRUPTED) from end
 
 
 def final_metrics(trainer: Trainer) -> dict[str, float]:
@@ -136,10 +191,11 @@ def final_metrics(trainer: Trainer) -> dict[str, float]:
 
 def test(trainer: Trainer, parts: Parts) -> dict[str, float]:
     """The test metrics of the module's present weights; none where there is no test set."""
-    if parts.data.splits["test"] is None:
-        return {}
-    (metrics,) = trainer.test(parts.module, datamodule=parts.data, verbose=False)
-    return {name: float(value) for name, value in metrics.items()}
+    with blamed_on("data"):
+        if parts.data.splits["test"] is None:
+            return {}
+    metrics = trainer.test(parts.module, datamodule=parts.data, verbose=False)
+    return {name: float(value) for dataloader in metrics for name, value in dataloader.items()}
 
 
 def write_metrics(metrics: Mapping[str, float], path: Path) -> None:

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from perceiver.types import Batch
 
-console = Console()
+console = Console(markup=False, emoji=False)  # names of files and classes are no markup
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -1,0 +1,113 @@
+"""What one training step costs: `uv run scripts/benchmark_step.py [any override of experiments/train.py] [steps=20]`.
+
+Prints parameters, FLOPs per sample (attention included), step time, samples per second and peak memory; and which share
+of the machine's own matrix-product rate, measured in the same run and precision, the step reaches. A step is forward,
+backward and optimizer, on one batch that stays on the device; its FLOPs are three times those of the forward pass.
+"""
+
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import hydra
+import torch
+from lightning.fabric import Fabric
+from omegaconf import DictConfig, open_dict
+from rich.table import Table
+
+from perceiver.data.collate import collate
+from perceiver.training.build import build
+from perceiver.training.config import explained, resolved
+from perceiver.training.optimization import parameter_groups
+from perceiver.training.run import prepare_torch
+from perceiver.training.summary import console, count_parameters, flops_per_sample
+
+MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}
+LOW_PRECISION = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+@explained
+@hydra.main(version_base="1.3", config_path="../conf", config_name="benchmark_step")
+@explained
+def main(cfg: DictConfig) -> None:
+    with open_dict(cfg):
+        warmup, steps = cfg.pop("warmup"), cfg.pop("steps")
+    config = resolved(cfg)
+    prepare_torch(config)
+    precision = config["trainer"]["precision"]
+    fabric = Fabric(accelerator=config["trainer"]["accelerator"], devices=1, precision=precision)
+    parts = build(config)
+    samples = [
+        parts.data.train_samples[index % len(parts.data.train_samples)] for index in range(parts.data.batch_size)
+    ]
+    batch = collate(samples)
+    flops = flops_per_sample(parts.model, batch)
+    parameters = count_parameters(parts.model)
+    if config["compile"]:
+        parts.model.compile()
+    model, optimizer = fabric.setup(parts.model, parts.module.make_optimizer(parameter_groups(parts.model)))
+    parts.task.to(fabric.device)
+    batch = batch.to(fabric.device)
+
+    def step() -> None:
+        mixed = parts.task.training_batch(batch)
+        fabric.backward(parts.task.loss(parts.task.outputs(model, mixed), mixed))
+        optimizer.step()
+        optimizer.zero_grad()
+
+    seconds = median_seconds(step, fabric.device, warmup=warmup, repeats=steps)
+    memory = peak_bytes(fabric.device)
+    rate = 3 * flops * len(batch) / seconds
+    ceiling = matrix_product_rate(fabric.device, LOW_PRECISION.get(precision, torch.float32))
+    table = Table(show_header=False)
+    for name, value in {
+        "device": f"{device_name(fabric.device)}, {precision}{', compiled' if config['compile'] else ''}",
+        "parameters": f"{parameters:,}",
+        "FLOPs per sample, forward": f"{flops / 1e9:,.4g} G",
+        "batch size": f"{len(batch)}",
+        "step time": f"{seconds * 1e3:,.1f} ms (median of {steps})",
+        "samples per second": f"{len(batch) / seconds:,.1f}",
+        "peak memory": f"{memory / 2**30:,.2f} GiB",
+        "rate of the step": f"{rate / 1e12:,.3f} TFLOP/s",
+        "rate of a matrix product": f"{ceiling / 1e12:,.3f} TFLOP/s",
+        "share": f"{rate / ceiling:.1%}",
+    }.items():
+        table.add_row(name, value)
+    console.print(table)
+
+
+def median_seconds(function: Callable[[], Any], device: torch.device, *, warmup: int, repeats: int) -> float:
+    """Median wall time of a call, its device work included."""
+    times = []
+    for repeat in range(warmup + repeats):
+        start = time.perf_counter()
+        function()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        if repeat >= warmup:
+            times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def matrix_product_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a large square product of random matrices."""
+    size = MATRIX_SIZE[device.type]
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    return 2 * size**3 / median_seconds(lambda: a @ b, device, warmup=2, repeats=5)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most memory held so far: the device's allocations, or the whole process on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,295 @@
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from perceiver.data.base import UnreadableError
+from perceiver.data.images import MAX_PIXELS, ImageAugment, ImageDataset, read_image
+
+WIDTH, HEIGHT = 13, 11
+WHITE = 255.0
+
+
+class Pictures(ImageDataset):
+    class_names = ("a",)
+
+    def split(self, stage):
+        return None
+
+
+def pictures(image_size=7, *, channels=3, augment: ImageAugment | None = None) -> Pictures:
+    return Pictures(num_classes=1, on_error="raise", image_size=image_size, channels=channels, augment=augment)
+
+
+def flat(mode: str, colour) -> Image.Image:
+    return Image.new(mode, (WIDTH, HEIGHT), colour)
+
+
+def palette(*colours: tuple[int, int, int]) -> Image.Image:
+    image = flat("P", 0)
+    image.putpalette([value for colour in colours for value in colour])
+    return image
+
+
+GREY16 = np.full((HEIGHT, WIDTH), 2**15, dtype=np.uint16)
+RED_AS_GREY = 76.0  # 0.299 * 255
+
+# name -> (image, options of save, what every pixel is as RGB)
+ZOO = {
+    "L.png": (flat("L", 71), {}, (71, 71, 71)),
+    "RGB.png": (flat("RGB", (255, 0, 0)), {}, (255, 0, 0)),
+    "RGBA-opaque.png": (flat("RGBA", (7, 11, 13, 255)), {}, (7, 11, 13)),
+    "RGBA-transparent.png": (flat("RGBA", (0, 0, 0, 0)), {}, (255, 255, 255)),
+    "RGBA-half.png": (flat("RGBA", (0, 0, 0, 128)), {}, (127, 127, 127)),
+    "LA.png": (flat("LA", (0, 0)), {}, (255, 255, 255)),
+    "L-transparent.png": (flat("L", 5), {"transparency": 5}, (255, 255, 255)),
+    "RGB-transparent.png": (flat("RGB", (5, 7, 11)), {"transparency": (5, 7, 11)}, (255, 255, 255)),
+    "P.png": (palette((17, 19, 23)), {}, (17, 19, 23)),
+    "P-transparent.png": (palette((17, 19, 23)), {"transparency": 0}, (255, 255, 255)),
+    "1-white.png": (flat("1", 1), {}, (255, 255, 255)),
+    "1-black.png": (flat("1", 0), {}, (0, 0, 0)),
+    "16-bit.png": (Image.fromarray(GREY16), {}, (127.5,) * 3),
+    "16-bit.tif": (Image.fromarray(GREY16), {}, (127.5,) * 3),
+    "16-bit-big-endian.tif": (Image.fromarray(GREY16.astype(">u2")), {}, (127.5,) * 3),
+    "32-bit.tif": (flat("I", 2**16 - 1), {}, (255, 255, 255)),
+    "float-unit.tif": (flat("F", 0.5), {}, (127.5,) * 3),
+    "float-bytes.tif": (flat("F", 131.0), {}, (131, 131, 131)),
+    "float-nan.tif": (flat("F", float("nan")), {}, (0, 0, 0)),
+    "CMYK.jpg": (flat("CMYK", (0, 255, 255, 0)), {"quality": 100}, (255, 0, 0)),
+    "YCbCr.jpg": (flat("YCbCr", (71, 128, 128)), {"quality": 100}, (71, 71, 71)),
+    "bmp.bmp": (flat("RGB", (3, 5, 7)), {}, (3, 5, 7)),
+    "webp.webp": (flat("RGB", (31, 37, 41)), {"lossless": True}, (31, 37, 41)),
+    "webp-transparent.webp": (flat("RGBA", (31, 37, 41, 0)), {"lossless": True}, (255, 255, 255)),
+    "ppm.ppm": (flat("RGB", (3, 5, 7)), {}, (3, 5, 7)),
+    "pgm.pgm": (flat("L", 5), {}, (5, 5, 5)),
+    "named-wrongly.jpg": (flat("RGB", (3, 5, 7)), {"format": "PNG"}, (3, 5, 7)),
+}
+
+
+@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.filterwarnings("error")
+def test_any_kind_of_image_file_is_read_as_what_it_shows(tmp_path, name, channels):
+    image, options, rgb = ZOO[name]
+    image.save(tmp_path / name, **options)
+    read = read_image(tmp_path / name, channels)
+    assert read.dtype == torch.uint8
+    assert read.shape == (channels, HEIGHT, WIDTH)
+    grey = np.dot(rgb, (0.299, 0.587, 0.114))
+    wanted = torch.tensor(rgb if channels == 3 else [grey], dtype=torch.float32)[:, None, None].expand(read.shape)
+    torch.testing.assert_close(read.float(), wanted, rtol=0, atol=2.0)
+
+
+def test_what_pil_cannot_convert_is_unreadable(tmp_path):
+    flat("LAB", (255, 128, 128)).save(tmp_path / "LAB.tif")
+    with pytest.raises(UnreadableError, match=r"LAB\.tif"):
+        read_image(tmp_path / "LAB.tif", 1)
+
+
+def test_exif_rotation_is_applied(tmp_path):
+    image = flat("RGB", "black")
+    image.paste("white", (0, 0, WIDTH, 2))  # the upper edge
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera lay on its side: turn clockwise
+    image.save(tmp_path / "x.png", exif=exif)
+    read = read_image(tmp_path / "x.png", 1)
+    assert read.shape == (1, WIDTH, HEIGHT)
+    assert (read[:, :, -2:] == 255).all()
+    assert (read[:, :, :-2] == 0).all()
+
+
+def test_of_an_animation_the_first_frame_is_read(tmp_path):
+    frames = [flat("RGB", colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "x.webp", save_all=True, append_images=frames[1:], lossless=True)
+    assert read_image(tmp_path / "x.webp", 3)[:, 0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 997), (997, 1)], ids=str)
+def test_images_of_extreme_shape_are_read(tmp_path, size):
+    Image.new("RGB", size, "white").save(tmp_path / "x.png")
+    assert read_image(tmp_path / "x.png", 3).shape == (3, *size[::-1])
+
+
+def picture_bytes(path: Path) -> bytes:
+    noise = np.random.default_rng(0).integers(256, size=(HEIGHT, WIDTH, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    return path.read_bytes()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """The beginning of a grey PNG, up to where its pixels would come."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    header = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return header + struct.pack(">I", 997) + b"IDAT"
+
+
+BROKEN = {
+    "empty.jpg": lambda path: b"",
+    "text.jpg": lambda path: b"<html>not found</html>",
+    "half.jpg": lambda path: (data := picture_bytes(path))[: len(data) // 2],
+    "headless.jpg": lambda path: picture_bytes(path)[23:],
+    "half.png": lambda path: (data := picture_bytes(path))[: len(data) // 2],
+    "header-only.png": lambda path: png_header(WIDTH, HEIGHT),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_file_is_unreadable_and_named(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(BROKEN[name](path))
+    with pytest.raises(UnreadableError, match=name):
+        read_image(path, 3)
+
+
+@pytest.mark.parametrize("size", [(60_000, 60_000), (10_000, MAX_PIXELS // 10_000 + 1)], ids=str)
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_file_that_claims_too_many_pixels_is_refused_by_its_header(tmp_path, size):
+    (tmp_path / "bomb.png").write_bytes(png_header(*size))
+    with pytest.raises(UnreadableError, match=r"bomb\.png: .* pixels"):
+        read_image(tmp_path / "bomb.png", 3)
+
+
+def test_a_missing_file_and_a_folder_are_unreadable_and_named(tmp_path):
+    for path in (tmp_path / "missing.png", tmp_path):
+        with pytest.raises(UnreadableError, match=path.name):
+            read_image(path, 3)
+
+
+def test_reading_gives_a_sample_without_targets_as_for_evaluation(tmp_path):
+    picture_bytes(tmp_path / "x.png")
+    augment = ImageAugment(horizontal_flip=1.0)
+    plain = pictures().read(tmp_path / "x.png")
+    assert (plain.targets, plain.id) == ({}, str(tmp_path / "x.png"))
+    torch.testing.assert_close(pictures(augment=augment).read(tmp_path / "x.png").inputs, plain.inputs, rtol=0, atol=0)
+
+
+SOURCES = [(101, 101), (103, 211), (211, 103), (23, 29), (1009, 13), (13, 1009)]
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=str)
+@pytest.mark.parametrize("target", [31, (31, 47), (53, 29)], ids=str)
+def test_resizing_keeps_the_centre_and_the_aspect_ratio(source, target):
+    data = pictures(target, channels=1)
+    height, width = source
+    scale = max(data.size[0] / height, data.size[1] / width)
+    side = max(round(min(height, width) / 5) // 2 * 2 + 1, 1)
+    image = torch.zeros(1, height, width, dtype=torch.uint8)
+    top, left = (height - side) // 2, (width - side) // 2
+    image[:, top : top + side, left : left + side] = 255
+    resized = data.resize(image)
+    assert resized.dtype == torch.uint8
+    assert resized.shape == (1, *data.size)
+    weights = resized[0].double()
+    assert weights.sum() / 255 == pytest.approx((side * scale) ** 2, rel=0.15)
+    for axis in (0, 1):
+        profile = weights.sum(dim=1 - axis)
+        position = (profile * torch.arange(len(profile))).sum() / profile.sum()
+        assert position == pytest.approx((len(profile) - 1) / 2, abs=1.0)
+        extent = (profile / profile.max()).sum()
+        assert extent == pytest.approx(side * scale, abs=1.1)
+
+
+@pytest.mark.parametrize("target", [1, 5, (3, 7)], ids=str)
+@pytest.mark.parametrize("source", [(1, 1), (1, 2), (2, 1), (1, 97), (3, 7), (7, 3)], ids=str)
+def test_any_size_becomes_the_size_asked_for_and_one_colour_stays_one(source, target):
+    resized = pictures(target).resize(torch.full((3, *source), 131, dtype=torch.uint8))
+    assert resized.shape == (3, *pictures(target).size)
+    assert (resized == 131).all()
+
+
+def test_an_image_of_the_right_size_is_left_as_it_is():
+    image = torch.randint(256, (3, 5, 7), dtype=torch.uint8)
+    assert torch.equal(pictures((5, 7)).resize(image), image)
+
+
+def test_a_thin_strip_is_not_enlarged_as_a_whole():
+    strip = torch.zeros(1, 1, 50_000_000, dtype=torch.uint8)
+    assert pictures(997, channels=1).resize(strip).shape == (1, 997, 997)
+
+
+@pytest.mark.parametrize("wrong", [{"channels": 2}, {"image_size": 0}, {"image_size": (7, 0)}], ids=str)
+def test_sizes_that_make_no_image_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        pictures(**wrong)
+
+
+CHANGES = {
+    "crop_padding": {"crop_padding": 3},
+    "min_scale": {"min_scale": 0.3},
+    "horizontal_flip": {"horizontal_flip": 1.0},
+    "rotation": {"rotation": 45.0},
+    "translation": {"translation": 0.4},
+    "scaling": {"scaling": 0.5},
+    "rand_augment": {"rand_augment_ops": 2, "rand_augment_magnitude": 20},
+    "erasing": {"erasing": 1.0},
+}
+CHANGES["everything"] = {name: value for options in CHANGES.values() for name, value in options.items()}
+
+
+def train(data: Pictures, image: torch.Tensor) -> torch.Tensor:
+    return data.sample(image, {}, "x", train=True).inputs["image"]
+
+
+@pytest.mark.parametrize("option", CHANGES)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("source", [(29, 31), (37, 19)], ids=["of the right size", "resized"])
+def test_every_augmentation_changes_training_images_and_no_others(option, channels, source):
+    image = torch.randint(256, (channels, *source), dtype=torch.uint8)
+    plain = pictures((29, 31), channels=channels)
+    augmented = pictures((29, 31), channels=channels, augment=ImageAugment(**CHANGES[option]))
+    evaluated = augmented.sample(image, {}, "x", train=False).inputs["image"]
+    assert torch.equal(evaluated, plain.sample(image, {}, "x", train=False).inputs["image"])
+    trained = [train(augmented, image) for _ in range(11)]
+    for output in trained:
+        assert output.dtype == torch.float32
+        assert output.shape == (channels, 29, 31)
+        assert 0.0 <= output.min() <= output.max() <= 1.0
+    assert any(not torch.equal(output, evaluated) for output in trained)
+    if option != "horizontal_flip":
+        assert len({output.numpy().tobytes() for output in trained}) > 5
+
+
+@pytest.mark.parametrize("augment", [None, ImageAugment()], ids=["none", "all off"])
+def test_without_augmentation_training_images_are_those_of_evaluation(augment):
+    image = torch.randint(256, (3, 29, 31), dtype=torch.uint8)
+    data = pictures(13, augment=augment)
+    before = torch.get_rng_state()
+    assert torch.equal(train(data, image), data.sample(image, {}, "x", train=False).inputs["image"])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_flipping_mirrors_left_and_right():
+    image = torch.randint(256, (3, 5, 7), dtype=torch.uint8)
+    flipped = train(pictures((5, 7), augment=ImageAugment(horizontal_flip=1.0)), image)
+    torch.testing.assert_close(flipped, image.flip(-1) / 255)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"crop_padding": 5}, "crop_padding=5"),
+        ({"min_scale": 0.0}, "min_scale=0"),
+        ({"rand_augment_magnitude": 31}, "rand_augment_magnitude=31"),
+        ({"horizontal_flip": 1.5}, "interval"),
+        ({"translation": 2.0}, "translation"),
+        ({"erasing": -0.1}, "interval"),
+    ],
+    ids=str,
+)
+def test_augmentations_that_cannot_work_are_refused_when_built(options, message):
+    with pytest.raises(ValueError, match=message):
+        pictures((5, 7), augment=ImageAugment(**options))
+
+
+def test_augmentation_draws_from_torchs_generator_only():
+    image = torch.randint(256, (3, 29, 31), dtype=torch.uint8)
+    data = pictures((29, 31), augment=ImageAugment(**CHANGES["everything"]))
+    outputs = []
+    for seed in (3, 3, 5):
+        torch.manual_seed(seed)
+        outputs.append([train(data, image).tolist() for _ in range(5)])
+    assert outputs[0] == outputs[1] != outputs[2]

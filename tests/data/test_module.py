@@ -1,0 +1,287 @@
+import logging
+from types import SimpleNamespace
+
+import lightning
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from perceiver.data.base import Dataset, UnreadableError
+from perceiver.data.module import DataModule
+from perceiver.types import Batch, Sample
+
+SIZES = {"train": 23, "val": 13, "test": 11}
+
+
+class NoisySplit:
+    """Samples that consist of their index and of what the generator gave; those in `broken` cannot be read."""
+
+    def __init__(self, stage: str, num_samples: int, broken: frozenset[int]) -> None:
+        self.stage, self.num_samples, self.broken = stage, num_samples, broken
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __getitem__(self, index: int) -> Sample:
+        noise = torch.rand(2)
+        if index in self.broken:
+            raise UnreadableError(f"{self.stage}/{index}.jpg: broken")
+        return Sample(inputs={"x": noise}, targets={"label": index}, id=f"{self.stage}/{index}")
+
+
+class NoisyDataset(Dataset):
+    def __init__(self, sizes=SIZES, broken=(), on_error="raise") -> None:
+        super().__init__(num_classes=2, on_error=on_error)
+        self.sizes, self.broken = sizes, frozenset(broken)
+
+    class_names = ("a", "b")
+
+    def split(self, stage):
+        return NoisySplit(stage, self.sizes[stage], self.broken) if stage in self.sizes else None
+
+    def read(self, path):
+        raise NotImplementedError
+
+
+def module(dataset=None, *, batch_size=5, num_workers=0, drop_last=False, seed=0) -> DataModule:
+    return DataModule(
+        dataset=dataset or NoisyDataset(),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        drop_last=drop_last,
+        pin_memory=False,
+        seed=seed,
+    )
+
+
+def trainer(*, batches_done: int, limit: int | float = 1.0, rank: int = 0, world_size: int = 1) -> SimpleNamespace:
+    """As much of a restored Trainer as the data module looks at."""
+    progress = SimpleNamespace(total=SimpleNamespace(processed=batches_done))
+    loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
+    return SimpleNamespace(fit_loop=loop, limit_train_batches=limit, global_rank=rank, world_size=world_size)
+
+
+def read_epoch(data: DataModule, epoch: int = 0) -> list[Batch]:
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(epoch)
+    return list(loader)
+
+
+def by_id(batches: list[Batch]) -> dict[str, list[float]]:
+    rows = [(id, x) for batch in batches for id, x in zip(batch.ids, batch.inputs["x"].tolist(), strict=True)]
+    assert len(dict(rows)) == len(rows)
+    return dict(rows)
+
+
+def ids(batches: list[Batch]) -> list[str]:
+    return [id for batch in batches for id in batch.ids]
+
+
+@pytest.mark.parametrize("other", [{"num_workers": 2}, {"batch_size": 7}, {"batch_size": 1}, {}], ids=str)
+def test_a_sample_is_the_same_whoever_reads_it_and_whatever_batch_it_lies_in(other):
+    assert by_id(read_epoch(module(), epoch=3)) == by_id(read_epoch(module(**other), epoch=3))
+
+
+@pytest.mark.parametrize(("seed", "epoch"), [(0, 1), (1, 0)])
+def test_another_epoch_and_another_seed_augment_every_sample_differently(seed, epoch):
+    first, other = by_id(read_epoch(module())), by_id(read_epoch(module(seed=seed), epoch))
+    assert first.keys() == other.keys()
+    assert all(first[id] != other[id] for id in first)
+
+
+def test_no_two_samples_are_augmented_alike():
+    values = by_id(read_epoch(module())).values()
+    assert len({tuple(value) for value in values}) == SIZES["train"]
+
+
+def test_reading_leaves_the_global_generator_alone():
+    data = module(NoisyDataset(broken=[2], on_error="skip"))
+    before = torch.get_rng_state()
+    read_epoch(data), list(data.val_dataloader()), data.probe(3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_global_generator_does_not_change_what_is_read():
+    first = by_id(read_epoch(module()))
+    torch.rand(5)
+    assert by_id(read_epoch(module())) == first
+
+
+@pytest.mark.parametrize(
+    ("drop_last", "sizes"), [(False, [5, 5, 5, 5, 3]), (True, [5, 5, 5, 5])], ids=["kept", "dropped"]
+)
+def test_the_last_batch_is_smaller_or_dropped(drop_last, sizes):
+    data = module(drop_last=drop_last)
+    assert [len(batch) for batch in read_epoch(data)] == sizes
+    assert len(data.train_dataloader()) == len(sizes)
+
+
+def test_evaluation_drops_nothing_and_keeps_the_order():
+    data = module(drop_last=True)
+    assert ids(data.val_dataloader()) == [f"val/{index}" for index in range(13)]
+    assert ids(data.test_dataloader()) == [f"test/{index}" for index in range(11)]
+
+
+def test_batches_of_one():
+    assert [len(batch) for batch in read_epoch(module(batch_size=1))] == [1] * SIZES["train"]
+
+
+def test_dropping_the_only_batch_is_refused():
+    with pytest.raises(ValueError, match=r"batch_size=29 with drop_last leaves no batch of 23"):
+        module(batch_size=29, drop_last=True).train_dataloader()
+
+
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"num_workers": -1}], ids=str)
+def test_sizes_that_make_no_sense_are_refused(wrong):
+    with pytest.raises(ValueError, match=rf"{next(iter(wrong))}={next(iter(wrong.values()))}"):
+        module(**wrong)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_skipping_keeps_the_rest_of_a_batch_and_names_each_file_once(num_workers, caplog):
+    broken = [0, 1, 2, 3, 4, 7, 11]
+    data = module(NoisyDataset(broken=broken, on_error="skip"), num_workers=num_workers)
+    whole = by_id(read_epoch(module()))
+    with caplog.at_level(logging.WARNING, logger="perceiver.data.module"):
+        for _ in range(2):
+            batches = [data.on_before_batch_transfer(batch, 0) for batch in read_epoch(data)]
+    assert by_id(batches) == {id: x for id, x in whole.items() if int(id.split("/")[1]) not in broken}
+    messages = [f"train/{index}.jpg: broken" for index in broken]
+    assert sorted(message for batch in batches for message in batch.unreadable) == sorted(messages)
+    assert sorted(data.unreadable) == sorted(messages)
+    assert [sum(message in record.getMessage() for record in caplog.records) for message in messages] == [1] * 7
+
+
+def test_a_batch_of_which_nothing_can_be_read_is_empty():
+    batches = list(module(NoisyDataset(broken=range(5), on_error="skip")).val_dataloader())
+    assert [len(batch) for batch in batches] == [0, 5, 3]
+    assert len(batches[0].unreadable) == 5
+
+
+def test_a_probe_with_an_unreadable_sample_raises_if_none_may_be_skipped():
+    with pytest.raises(UnreadableError, match=r"^val/0\.jpg: broken$"):
+        module(NoisyDataset(broken=[0])).probe(3)
+
+
+@pytest.mark.parametrize(
+    ("stages", "source"),
+    [(["train", "val", "test"], "val"), (["train", "test"], "test"), (["train", "val"], "val"), (["train"], "train")],
+)
+def test_the_probe_comes_from_the_best_split_there_is_and_never_changes(stages, source):
+    data = module(NoisyDataset({stage: SIZES[stage] for stage in stages}))
+    first = data.probe(5)
+    torch.rand(3)
+    assert by_id([data.probe(5)]) == by_id([first])
+    assert len(first) == 5
+    assert all(id.startswith(source) for id in first.ids)
+
+
+@pytest.mark.parametrize(("wanted", "got"), [(1, 1), (13, 13), (29, 13)])
+def test_the_probe_holds_as_many_samples_as_asked_for_and_there_are(wanted, got):
+    assert len(set(module().probe(wanted).ids)) == got
+
+
+def test_the_probe_is_spread_over_the_split():
+    positions = [int(id.split("/")[1]) for id in module().probe(3).ids]
+    assert positions == sorted(positions)
+    assert max(positions) > 13 / 2
+
+
+def test_the_probe_leaves_out_what_cannot_be_read():
+    probe = module(NoisyDataset(broken=[0], on_error="skip")).probe(3)
+    assert len(probe) == 2
+    assert probe.unreadable == ["val/0.jpg: broken"]
+
+
+def test_without_validation_and_test_samples_there_are_no_loaders_for_them():
+    data = module(NoisyDataset({"train": 7}))
+    assert data.val_dataloader() == []
+    assert data.test_dataloader() == []
+
+
+def test_without_training_samples_training_is_refused():
+    data = module(NoisyDataset({"test": 7}))
+    assert len(list(data.test_dataloader())) == 2
+    with pytest.raises(ValueError, match="no train"):
+        data.train_dataloader()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize(("epoch", "done"), [(0, 0), (0, 2), (2, 3), (1, 0)])
+def test_a_resumed_run_reads_exactly_what_is_left(epoch, done, drop_last, num_workers):
+    whole = [read_epoch(module(drop_last=drop_last), epoch) for epoch in range(epoch + 2)]
+    data = module(drop_last=drop_last, num_workers=num_workers)
+    data.trainer = trainer(batches_done=sum(map(len, whole[:epoch])) + done)
+    loader = data.train_dataloader()
+    for later, batches in enumerate(whole[epoch:], start=epoch):
+        loader.sampler.set_epoch(later)
+        rest = list(loader)
+        assert ids(rest) == ids(batches[done if later == epoch else 0 :])
+        assert by_id(rest).items() <= by_id(batches).items()
+
+
+@pytest.mark.parametrize("limit", [3, 0.61])
+def test_an_epoch_cut_short_by_limit_train_batches_counts_as_one(limit):
+    data = module()
+    data.trainer = trainer(batches_done=2 * 3 + 1, limit=limit)
+    assert ids(data.train_dataloader()) == ids(read_epoch(module(), epoch=2)[1:])
+
+
+def test_each_rank_resumes_its_own_part():
+    for rank in range(2):
+        whole, data = module(), module()
+        whole.trainer = trainer(batches_done=0, rank=rank, world_size=2)
+        data.trainer = trainer(batches_done=2, rank=rank, world_size=2)
+        rest = ids(data.train_dataloader())
+        assert len(rest) == 2
+        assert rest == ids(whole.train_dataloader())[10:]
+
+
+class Recorder(lightning.LightningModule):
+    """Trains nothing and writes down what it is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen: list[dict[str, list[float]]] = []
+
+    def training_step(self, batch):
+        self.seen.append(by_id([batch]))
+        return self.weight * 0.0
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(data: DataModule, *, ckpt_path=None, **options) -> list[dict[str, list[float]]]:
+    """Train, and give all batches that were seen."""
+    recorder = Recorder()
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    trainer = lightning.Trainer(**quiet, use_distributed_sampler=False, **options)
+    trainer.fit(recorder, datamodule=data, ckpt_path=ckpt_path)
+    return recorder.seen
+
+
+@pytest.mark.filterwarnings("ignore")
+class TestUnderLightning:
+    @pytest.mark.parametrize("limit", [None, 3])
+    def test_a_run_resumed_anywhere_sees_what_an_uninterrupted_one_sees(self, tmp_path, limit):
+        options = {"max_epochs": 3, "limit_train_batches": limit}
+        saver = ModelCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+        whole = fit(module(), **options, callbacks=[saver])
+        assert len(whole) == 3 * (limit or 5)
+        for step in range(1, len(whole)):
+            resumed = fit(module(), **options, enable_checkpointing=False, ckpt_path=tmp_path / f"step={step}.ckpt")
+            assert resumed == whole[step:]
+
+    @pytest.mark.parametrize("num_workers", [0, 2])
+    def test_raising_names_the_file_and_nothing_else(self, num_workers):
+        data = module(NoisyDataset(broken=[7]), num_workers=num_workers)
+        with pytest.raises(UnreadableError, match=r"^train/7\.jpg: broken$"):
+            fit(data, max_epochs=1, enable_checkpointing=False)
+
+    def test_overfit_batches_shows_the_same_batches_each_epoch(self):
+        seen = fit(module(), max_epochs=2, overfit_batches=2, enable_checkpointing=False)
+        assert len(seen) == 4
+        assert seen[:2] == seen[2:]

@@ -1,0 +1,232 @@
+import logging
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
+from PIL import Image
+
+from perceiver.attention import BlockSpec
+from perceiver.data.base import Dataset, UnreadableError
+from perceiver.data.module import DataModule
+from perceiver.decoders.queries import QueryDecoder
+from perceiver.inspection import callback as callback_module
+from perceiver.inspection.callback import AttentionCallback
+from perceiver.tasks.classification import Classification
+from perceiver.training.loggers import WandbMirror
+from perceiver.training.module import TrainingModule
+from perceiver.training.optimization import constant
+from perceiver.types import Sample
+from tests.inspection.models import look, perceiver_io
+from tests.inspection.wandb_file import rows, run_folders
+from tests.models import DIM, image_encoder
+
+DROPPING = BlockSpec(num_heads=1, attention_dropout=0.3, residual_dropout=0.2)
+
+
+class Noise(Dataset):
+    """Thirteen images of noise for each stage, those for training augmented by more noise."""
+
+    def __init__(self, stages: str) -> None:
+        super().__init__(num_classes=3, on_error="raise")
+        self.stages = stages.split()
+
+    @property
+    def class_names(self) -> list[str]:
+        return ["a", "b", "c"]
+
+    def split(self, stage):
+        return NoiseSplit(stage) if stage in self.stages else None
+
+    def read(self, path: Path) -> Sample:
+        raise UnreadableError(str(path))
+
+
+class NoiseSplit:
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+        self.images = torch.rand(13, 3, 11, 13, generator=torch.Generator().manual_seed(len(stage)))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Sample:
+        image = self.images[index]
+        if self.stage == "train":
+            image = (image + 0.1 * torch.rand_like(image)).clamp(0, 1)
+        return Sample({"image": image}, {"label": index % 3}, f"{self.stage}/{index}")
+
+
+def attention(every_n_epochs: int = 1, **options) -> AttentionCallback:
+    defaults = {"num_samples": 3, "num_latents": 2, "rollout_alpha": 0.5, "max_megabytes": 1.0}
+    return AttentionCallback(every_n_epochs=every_n_epochs, **(defaults | options))
+
+
+def fit(folder: Path, *callbacks: Callback, stages: str = "train val", **options) -> tuple[Trainer, TrainingModule]:
+    """A short training: three steps an epoch."""
+    torch.manual_seed(0)
+    decoder = QueryDecoder(dim=DIM, num_classes=3, query_dim=13, attention=BlockSpec(num_heads=1))
+    module = TrainingModule(
+        model=perceiver_io(encoders={"image": image_encoder()}, decoder=decoder, self_attention=DROPPING).train(),
+        task=Classification(num_classes=3, label_smoothing=0.0, mixup=0.0, cutmix=0.0),
+        optimizer=partial(torch.optim.AdamW, lr=0.03),
+        schedule=constant,
+        description={},
+    )
+    data = DataModule(dataset=Noise(stages), batch_size=5, num_workers=0, drop_last=False, pin_memory=False, seed=0)
+    defaults = {
+        "accelerator": "cpu",
+        "max_epochs": 5,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "log_every_n_steps": 1,
+        "use_distributed_sampler": False,
+    }
+    trainer = Trainer(callbacks=list(callbacks), default_root_dir=folder, **(defaults | options))
+    trainer.fit(module, datamodule=data)
+    return trainer, module
+
+
+def events(folder: Path) -> list[dict[str, np.ndarray]]:
+    """All files that were written, in order."""
+    return [dict(np.load(path)) for path in sorted((folder / "attention").glob("*.npz"))]
+
+
+@pytest.mark.parametrize(
+    ("every_n_epochs", "options", "epochs", "steps"),
+    [
+        (1, {"max_epochs": 3}, [0, 1, 2], [2, 5, 8]),
+        (2, {}, [1, 3, 4], [5, 11, 14]),
+        (7, {"max_epochs": 2}, [1], [5]),
+        (0, {}, [], []),
+        (2, {"max_steps": 7}, [1, 2], [5, 6]),
+        (1, {"max_steps": 6}, [0, 1], [2, 5]),
+        (5, {"stages": "train"}, [4], [14]),
+        (2, {"check_val_every_n_epoch": 3, "max_epochs": 4}, [1, 3], [5, 11]),
+        (2, {"val_check_interval": 1, "max_epochs": 3}, [1, 2], [5, 8]),
+        (2, {"accumulate_grad_batches": 2, "max_epochs": 3}, [1, 2], [3, 5]),
+        (2, {"limit_val_batches": 0, "max_epochs": 3}, [1, 2], [5, 8]),
+    ],
+    ids=str,
+)
+def test_the_due_epochs_and_the_end_are_looked_at_once(tmp_path, every_n_epochs, options, epochs, steps):
+    fit(tmp_path, attention(every_n_epochs), **options)
+    found = events(tmp_path)
+    assert [int(event["epoch"]) for event in found] == epochs
+    assert [int(event["step"]) for event in found] == steps
+
+
+def test_the_end_is_looked_at_when_it_comes_early(tmp_path):
+    fit(tmp_path, attention(5), EarlyStopping(monitor="val/loss", min_delta=1e9, patience=2))
+    assert [int(event["epoch"]) for event in events(tmp_path)] == [2]
+
+
+@pytest.mark.parametrize("stages", ["train val", "train test", "train"])
+def test_the_probe_set_is_the_same_at_every_event_and_from_outside_training_where_possible(tmp_path, stages):
+    fit(tmp_path, attention(), stages=stages, max_epochs=3)
+    first, *others = events(tmp_path)
+    assert first["ids"].tolist() == [f"{stages.split()[-1]}/{index}" for index in (0, 4, 8)]
+    assert len(others) == 2
+    for other in others:
+        assert all((other[name] == first[name]).all() for name in ("ids", "input/image", "target/label"))
+        assert (other["cross0/weights"] != first["cross0/weights"]).any()
+
+
+@pytest.mark.parametrize("stages", ["train val", "train"])
+def test_training_with_looks_is_bit_for_bit_training_without(tmp_path, stages):
+    _, without = fit(tmp_path / "without", stages=stages)
+    _, looking = fit(tmp_path / "looking", attention(), stages=stages)
+    assert len(events(tmp_path / "looking")) == 5
+    expected, found = without.state_dict(), looking.state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+class Spy(Callback):
+    """Remembers the weights that were validated last."""
+
+    def on_validation_batch_start(self, trainer, pl_module, *args) -> None:
+        self.validated = {name: value.clone() for name, value in pl_module.state_dict().items()}
+
+
+def map_of(module: TrainingModule, event: dict[str, np.ndarray]) -> np.ndarray:
+    """What the model of `module` attends to in the images of an event."""
+    captured = look(module.model, {"image": torch.from_numpy(event["input/image"]).float()})
+    return captured.layers["cross0"].weights().numpy()
+
+
+@pytest.mark.parametrize("first", ["attention", "averaging"])
+@pytest.mark.parametrize("options", [{"max_epochs": 2}, {"max_steps": 7}, {"max_steps": 7, "stages": "train"}], ids=str)
+def test_maps_are_those_of_averaged_weights_where_these_are_validated_and_saved(tmp_path, first, options):
+    spy, averaging = Spy(), EMAWeightAveraging(decay=0.95)
+    callbacks = (attention(2), averaging) if first == "attention" else (averaging, attention(2))
+    _, module = fit(tmp_path, *callbacks, spy, **options)
+    found = events(tmp_path)
+    # When training ends, the averages become the module's weights.
+    np.testing.assert_allclose(found[-1]["cross0/weights"], map_of(module, found[-1]), atol=1e-3)
+    _, raw = fit(tmp_path / "raw", **options)
+    assert np.abs(found[-1]["cross0/weights"] - map_of(raw, found[-1])).max() > 0.01
+    if "stages" not in options:
+        module.load_state_dict(spy.validated)
+        np.testing.assert_allclose(found[0]["cross0/weights"], map_of(module, found[0]), atol=1e-3)
+
+
+def test_maps_of_a_training_in_mixed_precision_are_those_of_its_weights(tmp_path):
+    _, module = fit(tmp_path, attention(), max_epochs=1, precision="bf16-mixed")
+    (event,) = events(tmp_path)
+    np.testing.assert_allclose(event["cross0/weights"], map_of(module, event), atol=0.03)
+
+
+def test_after_three_failures_it_is_off_with_a_warning_and_training_goes_on(tmp_path, monkeypatch, caplog):
+    calls = []
+
+    def broken(*args, **options):
+        calls.append(args)
+        raise RuntimeError("no maps today")
+
+    monkeypatch.setattr(callback_module, "event_arrays", broken)
+    caplog.set_level(logging.WARNING)
+    trainer, module = fit(tmp_path, attention())
+    assert trainer.global_step == 15
+    assert len(calls) == 3
+    messages = [record.getMessage() for record in caplog.records if record.name == callback_module.__name__]
+    assert ["off" in message for message in messages] == [False, False, True]
+    assert all("no maps today" in message for message in messages)
+    assert all(part.training for part in module.model.modules())
+
+
+@pytest.mark.parametrize("options", [{"every_n_epochs": -1}, {"num_samples": 0}], ids=str)
+def test_numbers_that_make_no_sense_are_refused(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        attention(**options)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_panels_reach_wandb_as_pictures_at_the_step_of_the_validation(tmp_path, accumulate, monkeypatch):
+    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):  # set by the logger, and to be undone
+        monkeypatch.setenv(name, str(tmp_path))
+    logger = WandbMirror(
+        project="p", name=None, group=None, tags=[], mode="offline", run_dir=str(tmp_path), run_config={}
+    )
+    options = {"max_epochs": 3, "accumulate_grad_batches": accumulate, "num_sanity_val_steps": 2}
+    fit(tmp_path, attention(2), logger=logger, **options)
+    logger.close(0)
+    (folder,) = run_folders(tmp_path)
+    logged = rows(folder)
+    panels = [row for row in logged if any(key.startswith("attention/") for key in row)]
+    validation_steps = [row["trainer/global_step"] for row in logged if "val/loss" in row]
+    assert [row["trainer/global_step"] for row in panels] == validation_steps[1:]
+    for row, epoch in zip(panels, (1, 2), strict=True):
+        assert [key for key in row if key.startswith("attention/")] == ["attention/image/cross0"]
+        media = row["attention/image/cross0"]
+        for id, caption, name in zip(("val/0", "val/4", "val/8"), media["captions"], media["filenames"], strict=True):
+            assert caption == f"{id} · step {row['trainer/global_step']} · epoch {epoch}"
+            with Image.open(folder / "files" / name) as picture:
+                assert picture.mode == "RGB"
+                pixels = np.asarray(picture)
+            assert np.ptp(pixels) > 60
+            assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20

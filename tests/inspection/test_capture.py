@@ -1,0 +1,250 @@
+from copy import deepcopy
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from torch import nn
+
+from perceiver.attention import BlockSpec, ScaledDotProduct
+from perceiver.inspection import capture as capture_module
+from perceiver.inspection.capture import capture
+from perceiver.latents import LatentArray, Schedule
+from tests.inspection.models import look, perceiver, perceiver_causal, perceiver_io, some_masks
+from tests.models import small_inputs
+
+MODELS = pytest.mark.parametrize("make", [perceiver, perceiver_io, perceiver_causal], ids=lambda make: make.__name__)
+MASKS = pytest.mark.parametrize("masks", [None, some_masks()], ids=["whole", "masked"])
+DROPPING = BlockSpec(num_heads=1, attention_dropout=0.3, residual_dropout=0.2)
+
+
+@MODELS
+@MASKS
+def test_weights_times_values_are_what_the_fused_kernel_gave(make, masks):
+    model, runs = make(), []
+    for module in model.modules():
+        if isinstance(module, ScaledDotProduct):
+            module.register_forward_hook(lambda module, args, output: runs.append((args[2], output)))
+    layers = list(look(model, masks=masks).layers.values())
+    assert len(layers) == len(runs)
+    for layer, (values, output) in zip(layers, runs, strict=True):
+        torch.testing.assert_close(layer.weights() @ values, output, rtol=0, atol=1e-5)
+
+
+@MODELS
+@MASKS
+def test_rows_sum_to_one(make, masks):
+    for layer in look(make(), masks=masks).layers.values():
+        sums = layer.weights().sum(dim=-1)
+        torch.testing.assert_close(sums, torch.ones_like(sums))
+
+
+@MODELS
+def test_masked_keys_get_exactly_nothing_and_all_others_something(make):
+    captured = look(make(), masks=some_masks())
+    real = torch.ones(3, 4 * 5 + 5 * 7, dtype=torch.bool)
+    cells = torch.zeros(4, 5, dtype=torch.bool)
+    cells[:3, :2] = True
+    real[1, :20] = cells.flatten()
+    real[2, 20:] = False
+    for name in captured.named("cross"):
+        assert ((captured.map(name) > 0) == real[:, None]).all()
+
+
+def test_causal_attention_sees_nothing_that_comes_later():
+    captured = look(perceiver_causal())
+    weights = captured.layers["decode0"].weights()
+    assert (weights.triu(diagonal=1) == 0).all()
+    torch.testing.assert_close(captured.map("decode0", queries=[5, 2]), weights.mean(dim=1)[:, [5, 2]])
+
+
+def test_permuted_tokens_give_permuted_cross_maps_and_the_same_self_maps():
+    latents = LatentArray(
+        num_latents=11,
+        dim=17,
+        input_dim=23,
+        cross_attention=BlockSpec(num_heads=1),
+        self_attention=BlockSpec(num_heads=1),
+        schedule=Schedule(num_cross_attends=2, num_blocks=2, num_self_attends=1),
+    )
+    tokens, order = torch.randn(3, 31, 23), torch.randperm(31)
+    maps = []
+    for values in (tokens, tokens[:, order]):
+        with capture(latents) as captured:
+            latents(values)
+        maps.append(captured)
+    for name, layer in maps[0].layers.items():
+        expected = maps[0].map(name)
+        torch.testing.assert_close(maps[1].map(name), expected[..., order] if layer.role == "cross" else expected)
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (perceiver, "cross0 self0 self1 cross1 self2 self3 cross2 self4 self5"),
+        (perceiver_io, "cross0 self0 self1 self2 self3 self4 self5 decode0"),
+    ],
+    ids=["perceiver", "perceiver_io"],
+)
+def test_layers_are_named_by_role_in_the_order_in_which_they_ran(make, expected):
+    model = make()
+    captured = look(model)
+    assert list(captured.layers) == expected.split()
+    attentions = sum(isinstance(module, ScaledDotProduct) for module in model.modules())
+    assert attentions < len(captured.layers), "shared weights run several times"
+    assert {name: (span.start, span.stop) for name, span in captured.spans.items()} == {
+        "image": (0, 20),
+        "depth": (20, 55),
+    }
+
+
+@pytest.mark.parametrize("name", ["cross0", "self3", "decode0"])
+@pytest.mark.parametrize("queries", [None, [7], [5, 2, 2, 0]])
+@pytest.mark.parametrize("head", [None, 0, -1])
+def test_chosen_queries_and_head_are_slices_of_the_full_map(name, queries, head):
+    captured = look(perceiver_io())
+    full = captured.layers[name].weights()
+    expected = (full.mean(dim=1) if head is None else full[:, head])[:, slice(None) if queries is None else queries]
+    torch.testing.assert_close(captured.map(name, head=head, queries=queries), expected)
+
+
+def test_unknown_layer_is_refused_with_the_names_there_are():
+    with pytest.raises(KeyError, match=r"cross1.*cross0.*decode0"):
+        look(perceiver_io()).map("cross1")
+
+
+def test_a_second_forward_replaces_the_first():
+    model, inputs = perceiver(), small_inputs()
+    with capture(model) as captured:
+        model(small_inputs(batch=2))
+        model({"image": inputs["image"]})
+    alone = look(model, {"image": inputs["image"]})
+    assert list(captured.layers) == list(alone.layers)
+    assert captured.spans == alone.spans
+    torch.testing.assert_close(captured.map("cross2"), alone.map("cross2"))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_modes_random_state_compilation_and_hooks_are_afterwards_what_they_were(fails):
+    model, compilations = perceiver(), []
+    for number, module in enumerate(model.modules()):
+        module.training = number % 3 == 0
+    modes = [module.training for module in model.modules()]
+    state = torch.get_rng_state()
+    try:
+        with capture(model):
+            assert not any(module.training for module in model.modules())
+            assert not torch.is_grad_enabled()
+            torch.rand(7)
+            if fails:
+                raise RuntimeError("inside")
+    except RuntimeError:
+        assert fails
+    assert [module.training for module in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.is_grad_enabled()
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+    def backend(graph, example_inputs):
+        compilations.append(graph)
+        return graph.forward
+
+    torch.compile(lambda x: x + 1, backend=backend)(torch.ones(3))
+    assert len(compilations) == 1
+
+
+def test_training_goes_on_bit_for_bit_as_without_a_look():
+    weights = []
+    for looks in (False, True):
+        torch.manual_seed(0)
+        model = perceiver(self_attention=DROPPING, cross_attention=DROPPING, modality_dropout=0.3).train()
+        optimizer = torch.optim.AdamW(model.parameters())
+        inputs = small_inputs()
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(inputs).square().mean().backward()
+            if looks:
+                look(model, inputs)
+            optimizer.step()
+        weights.append(model.state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_compiled_models_give_the_same_maps_and_are_not_compiled_again():
+    model = perceiver_io(schedule=Schedule(num_cross_attends=1, num_blocks=1, num_self_attends=1)).train()
+    inputs, eager = small_inputs(), deepcopy(model)
+    model.compile(backend="aot_eager")
+    torch._dynamo.reset()
+    model(inputs).mean().backward()
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert graphs > 0
+    captured, expected = look(model, inputs), look(eager, inputs)
+    assert list(captured.layers) == list(expected.layers)
+    for name in expected.layers:
+        torch.testing.assert_close(captured.map(name), expected.map(name))
+    model(inputs).mean().backward()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+
+
+@MODELS
+def test_under_bfloat16_the_maps_are_float32_and_close(make):
+    model, inputs = make(), small_inputs()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        captured = look(model, inputs)
+    exact = look(model, inputs)
+    for name in exact.layers:
+        found = captured.map(name)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found.sum(dim=-1), torch.ones(found.shape[:-1]))
+        torch.testing.assert_close(found, exact.map(name), rtol=0, atol=0.03)
+
+
+def test_a_module_that_holds_the_model_can_be_looked_at():
+    class Wrapper(LightningModule):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.net = model
+
+    model, inputs = perceiver_io(), small_inputs()
+    wrapper = Wrapper(model)
+    with capture(wrapper) as captured:
+        wrapper.net(inputs)
+    expected = look(model, inputs)
+    assert list(captured.layers) == list(expected.layers)
+    assert all(torch.equal(captured.map(name), expected.map(name)) for name in expected.layers)
+
+
+@pytest.fixture
+def largest(monkeypatch) -> list[int]:
+    """Numbers of weights that were held at once."""
+    sizes = []
+
+    def weights(q, k, **options):
+        sizes.append(q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2])
+        return original(q, k, **options)
+
+    original = capture_module.attention_weights
+    monkeypatch.setattr(capture_module, "attention_weights", weights)
+    return sizes
+
+
+def test_a_map_of_few_latents_never_holds_the_whole_map(largest, monkeypatch):
+    tokens, num_latents, heads = 5003, 61, 4
+    latents = LatentArray(
+        num_latents=num_latents,
+        dim=8,
+        input_dim=8,
+        cross_attention=BlockSpec(num_heads=heads),
+        self_attention=BlockSpec(num_heads=1),
+        schedule=Schedule(num_cross_attends=1, num_blocks=1, num_self_attends=0),
+    )
+    with capture(latents) as captured:
+        latents(torch.randn(1, tokens, 8))
+    assert largest == [], "nothing is computed that nobody asked for"
+    few = captured.map("cross0", queries=[3, 59, 7])
+    one_head = captured.map("cross0", queries=[3, 59, 7], head=2)
+    assert largest == [3 * heads * tokens, 3 * tokens]
+    monkeypatch.setattr(capture_module, "HELD_WEIGHTS", 5 * heads * tokens)
+    whole = captured.map("cross0")
+    assert max(largest) == 5 * heads * tokens
+    torch.testing.assert_close(few, whole[:, [3, 59, 7]])
+    torch.testing.assert_close(one_head, captured.map("cross0", head=2)[:, [3, 59, 7]])

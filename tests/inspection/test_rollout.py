@@ -1,0 +1,124 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from perceiver import Perceiver
+from perceiver.attention import BlockSpec
+from perceiver.decoders.queries import QueryDecoder
+from perceiver.inspection.capture import Capture
+from perceiver.inspection.maps import on_grid
+from perceiver.inspection.rollout import rollout
+from perceiver.latents import Schedule
+from tests.inspection.models import look, perceiver, perceiver_io, perceiver_pooled_io, some_masks
+from tests.models import NUM_CLASSES, image_encoder
+
+MODELS = pytest.mark.parametrize(
+    ("make", "num_outputs"),
+    [(perceiver, 1), (perceiver_io, NUM_CLASSES), (perceiver_pooled_io, 1)],
+    ids=["perceiver", "perceiver_io", "pooled_io"],
+)
+
+
+def naive_rollout(captured: Capture, alpha: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """One matrix over latents and tokens for each layer, multiplied (Abnar & Zuidema 2020, eq. 1)."""
+    *encoder, last = captured.layers.values()
+    num_latents, num_tokens = captured.layers["cross0"].num_queries, captured.layers["cross0"].num_keys
+    batch = last.q.shape[0]
+    outputs = torch.full((batch, 1, num_latents), 1 / num_latents)
+    if last.role == "decode":
+        outputs = last.weights().mean(dim=1)
+    else:
+        encoder.append(last)
+    flow = torch.eye(num_latents + num_tokens, dtype=torch.float64).repeat(batch, 1, 1)
+    for layer in encoder:
+        attention = torch.eye(num_latents + num_tokens, dtype=torch.float64).repeat(batch, 1, 1)
+        read = attention[:, :num_latents]
+        read *= 1 - alpha
+        columns = slice(num_latents, None) if layer.role == "cross" else slice(num_latents)
+        read[:, :, columns] += alpha * layer.weights().mean(dim=1)
+        flow = attention @ flow
+    result = outputs.double() @ flow[:, :num_latents]
+    return result[..., num_latents:].float(), result[..., :num_latents].sum(dim=-1).float()
+
+
+@MODELS
+@pytest.mark.parametrize("alpha", [0.5, 0.3])
+@pytest.mark.parametrize("masks", [None, some_masks()], ids=["whole", "masked"])
+def test_reverse_rollout_is_the_product_of_the_full_matrices(make, num_outputs, alpha, masks):
+    captured = look(make(), masks=masks)
+    traced = rollout(captured, alpha=alpha)
+    inputs, residual = naive_rollout(captured, alpha)
+    assert traced.inputs.shape == (3, num_outputs, 55)
+    torch.testing.assert_close(traced.inputs, inputs, rtol=0, atol=1e-6)
+    torch.testing.assert_close(traced.residual, residual, rtol=0, atol=1e-5)
+
+
+@MODELS
+def test_inputs_and_residual_share_everything(make, num_outputs):
+    traced = rollout(look(make(), masks=some_masks()))
+    torch.testing.assert_close(traced.inputs.sum(dim=-1) + traced.residual, torch.ones(3, num_outputs))
+
+
+@MODELS
+@pytest.mark.parametrize(("alpha", "residual"), [(0.0, 1.0), (1.0, 0.0)])
+def test_without_attention_all_is_residual_and_without_residual_all_is_input(make, num_outputs, alpha, residual):
+    traced = rollout(look(make()), alpha=alpha)
+    torch.testing.assert_close(traced.residual, torch.full((3, num_outputs), residual))
+
+
+def test_masked_inputs_get_exactly_nothing():
+    captured = look(perceiver(), masks=some_masks())
+    real = captured.layers["cross0"].mask
+    assert ((rollout(captured).inputs > 0) == real[:, None]).all()
+
+
+def test_a_sample_without_any_real_input_rests_on_the_latents_alone():
+    masks = {"image": torch.tensor([True, False, True]), "depth": torch.tensor([True, False, False])}
+    traced = rollout(look(perceiver(), masks=masks))
+    assert (traced.inputs[1] == 0).all()
+    torch.testing.assert_close(traced.residual[1], torch.ones(1))
+    torch.testing.assert_close(traced.inputs.sum(dim=-1) + traced.residual, torch.ones(3, 1))
+
+
+def test_classes_that_ask_for_themselves_differ_and_their_mean_is_the_mean():
+    captured = look(perceiver_io())
+    each, mean = rollout(captured), rollout(captured, mean=True)
+    assert (each.inputs.std(dim=1) > 1e-4).any()
+    torch.testing.assert_close(mean.inputs, each.inputs.mean(dim=1, keepdim=True))
+    torch.testing.assert_close(mean.residual, each.residual.mean(dim=1, keepdim=True))
+
+
+def noisy_images(count: int, rows: int, columns: int, cell: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Coloured noise with one bright cell, whose colour is the label; images, labels and the cells' numbers."""
+    labels, places = torch.randint(3, (count,)), torch.randint(rows * columns, (count,))
+    cells = 0.5 * torch.rand(count, rows * columns, 3)
+    cells[torch.arange(count), places] = 0.7 + 0.3 * F.one_hot(labels, 3)
+    images = cells.transpose(1, 2).reshape(count, 3, rows, columns)
+    return F.interpolate(images, scale_factor=cell, mode="nearest") * (0.9 + 0.1 * torch.rand(1)), labels, places
+
+
+def test_in_a_trained_model_rollout_finds_what_decides_the_class():
+    rows, columns = 5, 7
+    model = Perceiver(
+        encoders={"image": image_encoder()},
+        num_latents=7,
+        dim=16,
+        cross_attention=BlockSpec(num_heads=1),
+        self_attention=BlockSpec(num_heads=2),
+        schedule=Schedule(num_cross_attends=1, num_blocks=1, num_self_attends=1),
+        decoder=QueryDecoder(dim=16, num_classes=3, query_dim=16, attention=BlockSpec(num_heads=1)),
+    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    for _ in range(600):
+        images, labels, _ = noisy_images(64, rows, columns, cell=3)
+        loss = F.cross_entropy(model({"image": images}), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    images, labels, places = noisy_images(50, rows, columns, cell=3)
+    captured = look(model, {"image": images})
+    found = on_grid(rollout(captured).inputs[:, 0], captured.spans["image"])
+    hits = (torch.from_numpy(found).flatten(1).argmax(dim=1) == places).float().mean()
+    accuracy = (model({"image": images}).argmax(dim=1) == labels).float().mean()
+    assert accuracy > 0.8
+    assert hits > 0.5, "chance is 1/35"

@@ -1,0 +1,214 @@
+"""A config that cannot work ends in one sentence that names the key, before anything is trained."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from perceiver.training.config import ConfigError, grid, resolved
+from tests.training.runs import ROOT, composed, image_tree, script
+
+# what is typed -> what the sentence must say
+MISTAKES = {
+    # a key that is not there: at the root, in a part, deep inside, in what a group chose
+    "nosuch=1": ["nosuch", "optimizer"],
+    "+nosuch=1": ["nosuch", "optimizer"],
+    "optimizer.lrr=1": ["optimizer.lrr", "did you mean optimizer.lr?"],
+    "optimizr=adamw": ["optimizr", "did you mean optimizer?"],
+    "model.num_latentz=3": ["model.num_latentz", "did you mean model.num_latents?"],
+    "model.encoders.image.stem.pach_size=3": ["model.encoders.image.stem.pach_size", "did you mean", "patch_size"],
+    "schedule=flat_cosine schedule.warmup_steps=3": ["schedule.warmup_steps", "flat_fraction"],
+    "+trainer.devics=3": ["trainer.devics", "did you mean 'devices'?"],
+    "+optimizer.lrr=3": ["optimizer.lrr", "did you mean 'lr'?"],
+    "hydra.nosuch=1": ["hydra.nosuch", "no such key"],
+    "data.augment.crop_padding.x=1": ["data.augment.crop_padding.x", "no such key"],
+    # a key that Lightning knows and conf does not list
+    "trainer.val_check_interval=0.5": ["+trainer.val_check_interval="],
+    # a name that lives elsewhere
+    "lr=1e-3": ["lr: no such key; did you mean optimizer.lr?"],
+    "data.batch_size=3": ["data.batch_size", "did you mean loader.batch_size?"],
+    "encoder.patch_size=3": ["encoder.patch_size", "did you mean model.encoders.image.stem.patch_size?"],
+    # a choice that is not there
+    "data=cifar": ["data=cifar", "did you mean 'cifar10'?"],
+    "experiment=nosuch": ["experiment=nosuch", "there are: ", "image_classification"],
+    "callbacks=[nosuch]": ["callbacks=nosuch", "conf/callbacks"],
+    "encoder@model.encoders.image=image_pixel": ["encoder=image_pixel", "did you mean 'image_pixels'?"],
+    "encoder=image_pixels": ["did you mean encoder@model.encoders.image?"],
+    # a value of another kind in place of a part
+    "trainer=foo": ["trainer=foo", "there are: ", "ddp"],
+    "model=3": ["model=3", "conf/model"],
+    "optimizer=null": ["optimizer=null", "conf/optimizer"],
+    "~optimizer": ["optimizer", "conf/optimizer"],
+    "model.decoder=3": ["model.decoder=3"],
+    "model.encoders=3": ["model.encoders=3"],
+    "model.encoders.image=3": ["model"],
+    "data.augment=3": ["data.augment=3"],
+    "model._target_=perceiver.model.Nope": ["model._target_=perceiver.model.Nope", "import"],
+    # a wrong type
+    "optimizer.lr=abc": ["optimizer.lr='abc'", "number"],
+    "optimizer.betas=[a,b]": ["optimizer.betas", "number"],
+    "model.num_latents=3.5": ["model.num_latents=3.5", "integer"],
+    'model.num_latents="3"': ["model.num_latents='3'", "int"],
+    "model.num_latents=true": ["model.num_latents=True", "int"],
+    "seed=abc": ["seed='abc'", "integer"],
+    "seed=null": ["seed=None", "integer"],
+    "seed=-1": ["seed=-1", "0"],
+    "compile=maybe": ["compile='maybe'", "boolean"],
+    "num_threads=0": ["num_threads=0", "1"],
+    "matmul_precision=low": ["matmul_precision='low'", "'highest', 'high' or 'medium'"],
+    "data.on_error=maybe": ["data.on_error='maybe'", "'raise' or 'skip'"],
+    "data.image_size=abc": ["image_size=abc"],
+    "logger.mode=maybe": ["logger.mode='maybe'", "'offline'"],
+    "trainer.precision=foo": ["trainer.precision='foo'", "'bf16-mixed'"],
+    "trainer.devices=abc": ["trainer", "devices"],
+    # nothing where something must be given, or something that is not on disk
+    "data=image_folder": ["data.root must be given: data.root=…"],
+    "~model.num_latents": ["model", "num_latents"],
+    "data=image_folder data.root=/no/such/folder": ["data", "root=/no/such/folder: no such folder"],
+    "ckpt_path=/no/such.ckpt": ["ckpt_path=/no/such.ckpt: no such checkpoint"],
+    # impossible values
+    "data.num_classes=11": ["num_classes=11", "10 digits"],
+    "data.channels=2": ["data: channels=2"],
+    "data.image_size=0": ["image_size=0"],
+    "loader.batch_size=0": ["loader: batch_size=0"],
+    "loader.num_workers=-1": ["loader", "num_workers=-1"],
+    "model.num_latents=0": ["model: num_latents=0"],
+    "model.dim=0": ["dim=0"],
+    "model.self_attention.num_heads=5": ["num_heads=5 does not divide"],
+    "model.schedule.num_cross_attends=99": ["model.schedule: num_cross_attends=99", "num_blocks="],
+    "model.encoders.image.stem.patch_size=0": ["model.encoders.image", "0 pixels"],
+    "model.encoders.image.mean=[0.1,0.2]": ["model.encoders.image: mean=[0.1, 0.2]"],
+    "optimizer.lr=nan": ["optimizer.lr=nan", "finite"],
+    "optimizer.lr=inf": ["optimizer.lr=inf", "finite"],
+    "optimizer.lr=-1": ["optimizer", "-1"],
+    "optimizer=lamb optimizer.lr=-1": ["optimizer", "-1"],
+    "optimizer.weight_decay=-1": ["optimizer", "weight_decay", "-1"],
+    "optimizer.betas=[2,0.9]": ["optimizer", "beta", "2"],
+    "schedule.warmup_steps=-1": ["schedule: warmup_steps=-1"],
+    "schedule=flat_cosine schedule.flat_fraction=2": ["schedule: flat_fraction=2"],
+    "schedule=steps schedule.milestones=[84,102]": ["schedule: milestones=[84, 102]", "fractions"],
+    "attention.num_samples=0": ["attention: ", "num_samples=0"],
+    "trainer.max_epochs=-1 trainer.fast_dev_run=false": ["trainer.max_epochs=-1", "max_steps"],
+    "trainer.max_epochs=-5": ["trainer", "max_epochs", "-5"],
+    "trainer.devices=0": ["trainer", "devices=0"],
+    # not readable at all
+    "a=b=c": ["a=b=c", "key=value"],
+    "=": ["no such key"],
+    "optimizer.lr=[": ["optimizer.lr=[", "quotes"],
+}
+
+
+@pytest.mark.parametrize("typed", MISTAKES)
+def test_a_mistake_ends_in_one_sentence_that_names_the_key_and_leaves_nothing_behind(tmp_path, typed):
+    assert_one_sentence(tmp_path, typed.split(" "), MISTAKES[typed])
+    assert list(tmp_path.iterdir()) == []
+
+
+def assert_one_sentence(folder, overrides, said):
+    # Should a mistake be overlooked, the run is a short one.
+    ended = script("experiments/train.py", f"hydra.run.dir={folder}/run", "trainer.fast_dev_run=true", *overrides)
+    assert ended.code not in (None, 0)
+    assert ended.err.startswith("error: ")
+    assert ended.err.count("\n") == 1
+    assert [part for part in said if part not in ended.err] == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["data.num_classes=5"], ["num_classes=5", "3 class folders: cat, dog, eel"]),
+        (["data.val_fraction=1.5"], ["data: ", "fraction of 1.5"]),
+        (["data.test_fraction=1.0"], ["data: ", "fraction of 1.0"]),
+    ],
+)
+def test_what_does_not_fit_an_image_folder_ends_in_one_sentence(tmp_path, overrides, said):
+    images = image_tree(tmp_path / "images")
+    assert_one_sentence(tmp_path, ["data=image_folder", f"data.root={images}", *overrides], said)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_ends_in_one_sentence(tmp_path):
+    assert_one_sentence(tmp_path, ["trainer.accelerator=gpu"], ["error: trainer: ", "gpu"])
+
+
+@pytest.mark.parametrize(("name", "missing"), [("evaluate", "run"), ("predict", "inputs")])
+def test_a_missing_argument_is_named(name, missing):
+    ended = script(f"experiments/{name}.py")
+    assert ended.code == 1
+    assert ended.err == f"error: {missing} must be given: {missing}=…\n"
+
+
+def test_a_mistake_in_an_experiment_file_is_found_like_one_on_the_command_line(tmp_path):
+    """Hydra lets a file add any key; the check of the whole config does not."""
+    for planted, said in {
+        "optimizr: {lr: 1.0}": "optimizr",
+        "optimizer: {lrr: 1.0}": "optimizer.lrr",
+        "model: {encoders: {image: {stem: {pach_size: 3}}}}": "model.encoders.image.stem.pach_size",
+        "optimizer: {lr: abc}": "optimizer.lr='abc'",
+        "seed: abc": "seed='abc'",
+    }.items():
+        conf = tmp_path / said
+        conf.mkdir()
+        for source in (ROOT / "conf").iterdir():
+            if source.name != "experiment":
+                (conf / source.name).symlink_to(source)
+        (conf / "experiment").mkdir()
+        (conf / "experiment" / "image_classification.yaml").write_text(f"# @package _global_\n{planted}\n")
+        with composed(conf=conf) as cfg, pytest.raises(ConfigError) as raised:
+            resolved(cfg)
+        assert said in str(raised.value)
+
+
+def test_resolving_gives_plain_values_without_interpolations():
+    with composed("data.image_size=[13,11]") as cfg:
+        config = resolved(cfg)
+
+    def plain(node):
+        if isinstance(node, dict):
+            return type(node) is dict and all(map(plain, node.values()))
+        if isinstance(node, list):
+            return all(map(plain, node))
+        return node is None or (type(node) in (int, float, bool, str) and "${" not in str(node))
+
+    assert plain(config)
+    assert config["model"]["encoders"]["image"]["positions"]["max_resolution"] == [7, 6]
+
+
+@pytest.mark.parametrize(
+    ("image_size", "stride", "cells"), [(8, 2, [4, 4]), (13, 5, [3, 3]), ([13, 7], 3, [5, 3]), (3, 7, [1, 1])]
+)
+def test_the_cells_of_a_grid_cover_the_image_and_no_more(image_size, stride, cells):
+    assert grid(image_size, stride) == cells
+
+
+@pytest.mark.parametrize(("image_size", "stride"), [(0, 2), (8, 0), ([8], 2), ([8, 0], 2), ("8", 2), (8.0, 2)])
+def test_a_grid_of_impossible_sizes_is_refused(image_size, stride):
+    with pytest.raises(ValueError, match="image_size"):
+        grid(image_size, stride)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["experiments/train.py", "optimizer.lrr=1"], "error: optimizer.lrr: no such key; did you mean optimizer.lr?\n"),
+        (["experiments/train.py", "model.num_latents=0"], "error: model: num_latents=0 must be at least 1\n"),
+        (["experiments/predict.py", "run=/no/such", "inputs=[a.png]"], "error: run=/no/such: no such run directory\n"),
+    ],
+)
+def test_a_real_process_prints_the_sentence_alone_and_ends_with_status_1(tmp_path, arguments, said):
+    command = [sys.executable, *(str(ROOT / part) if part.endswith(".py") else part for part in arguments)]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stderr) == (1, said)
+
+
+@pytest.mark.slow
+def test_the_traceback_is_there_for_who_asks(tmp_path, monkeypatch):
+    monkeypatch.setenv("PERCEIVER_TRACEBACK", "1")
+    command = [sys.executable, str(ROOT / "experiments/train.py"), "model.num_latents=0"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1
+    assert "Traceback" in ended.stderr
+    assert "num_latents=0 must be at least 1" in ended.stderr

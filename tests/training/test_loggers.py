@@ -1,0 +1,193 @@
+import io
+import logging
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import wandb
+from PIL import Image
+
+from perceiver.training import loggers
+from perceiver.training.loggers import WandbMirror
+from tests.inspection.wandb_file import exit_codes, rows, run_folders
+
+WANDB_SETTINGS = ("WANDB_MODE", "WANDB_API_KEY", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DIR")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch) -> Path:
+    """A user with a home of their own, who is not logged in and cannot be asked; W&B's process starts anew."""
+    wandb.teardown()
+    for name in WANDB_SETTINGS:
+        monkeypatch.setenv(name, "")  # so that what a test sets is undone after it
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for folder in ("home", "cwd", "run", "second"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    yield tmp_path / "home"
+    wandb.teardown()
+
+
+def mirror(run_dir: Path, mode: str = "auto") -> WandbMirror:
+    return WandbMirror(
+        project="p", name="n", group="g", tags=["t"], mode=mode, run_dir=str(run_dir), run_config={"lr": 0.1}
+    )
+
+
+def warnings_of(caplog) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == loggers.__name__]
+
+
+def state_of(process: int) -> tuple[str, str]:
+    """Name of a process, and one letter for what it does."""
+    name, _, rest = Path(f"/proc/{process}/stat").read_text().partition("(")[2].rpartition(")")
+    return name, rest.split()[0]
+
+
+def kill_wandb() -> None:
+    """Kill W&B's own process, as the system does when memory runs out."""
+    children = map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
+    (core,) = (child for child in children if state_of(child)[0] == "wandb-core" and state_of(child)[1] != "Z")
+    os.kill(core, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while state_of(core)[1] != "Z":
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("mode", "environment", "logged_in", "expected", "warnings"),
+    [
+        ("auto", None, False, "offline", 0),
+        ("auto", None, True, "online", 0),
+        ("auto", None, ConnectionError("nobody answers"), "offline", 1),
+        ("auto", "disabled", True, "disabled", 0),
+        ("auto", "offline", True, "offline", 0),
+        ("online", None, False, "offline", 1),
+        ("online", "offline", True, "online", 0),
+        ("offline", None, True, "offline", 0),
+        ("disabled", None, True, "disabled", 0),
+    ],
+)
+def test_the_mode_is_what_is_possible_and_nobody_is_asked(
+    tmp_path, monkeypatch, caplog, mode, environment, logged_in, expected, warnings
+):
+    def login(**options):
+        assert options == {"prompt": False}
+        if isinstance(logged_in, Exception):
+            raise logged_in
+        return logged_in
+
+    monkeypatch.setattr(wandb, "login", login)
+    if environment:
+        monkeypatch.setenv("WANDB_MODE", environment)
+    assert mirror(tmp_path / "run", mode)._wandb_init["mode"] == expected
+    assert len(warnings_of(caplog)) == warnings
+
+
+def test_without_login_a_run_is_recorded_offline_below_its_directory_and_nothing_elsewhere(tmp_path, capfd, home):
+    logger = mirror(tmp_path / "run")
+    logger.log_metrics({"loss": 2.0}, step=3)
+    logger.log_metrics({"loss": 1.0, "panel": [wandb.Image(Image.new("RGB", (7, 5)))]}, step=5)
+    logger.log_hyperparams({"ignored": 1})
+    logger.finalize("success")
+    logger.close(0)
+    (folder,) = run_folders(tmp_path / "run")
+    assert folder.name.startswith("offline-run-")
+    logged = rows(folder)
+    assert [(row["loss"], row["trainer/global_step"]) for row in logged] == [(2.0, 3), (1.0, 5)]
+    assert (folder / "files" / logged[1]["panel"]["filenames"][0]).is_file()
+    assert exit_codes(folder) == [0]
+    assert os.listdir(home) == os.listdir() == os.listdir(tmp_path / "second") == []
+    written = capfd.readouterr()
+    assert (written.out, written.err) == ("", "")
+
+
+def test_a_disabled_mirror_writes_nothing(tmp_path):
+    logger = mirror(tmp_path / "run", "disabled")
+    logger.log_metrics({"loss": 2.0}, step=3)
+    logger.close(0)
+    assert logger.failures == 0
+    assert not run_folders(tmp_path / "run")
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError("gone"), BrokenPipeError(), wandb.Error("no")], ids=repr)
+def test_a_failing_wandb_stops_nothing_and_is_reported_once(tmp_path, monkeypatch, caplog, error):
+    logger, calls = mirror(tmp_path / "run"), []
+    logger.log_metrics({"loss": 2.0}, step=0)
+
+    def fails(*args, **options):
+        calls.append(args)
+        raise error
+
+    monkeypatch.setattr(logger.experiment, "log", fails)
+    for step in range(1, 7):
+        logger.log_metrics({"loss": 2.0}, step=step)
+    assert len(calls) == loggers.MAX_FAILURES
+    assert len(warnings_of(caplog)) == 1
+    logger.close(1)
+    (folder,) = run_folders(tmp_path / "run")
+    assert exit_codes(folder) == [1], "what was logged before is kept"
+    assert len(rows(folder)) == 1
+
+
+@pytest.mark.parametrize("failures", [0, loggers.MAX_FAILURES])
+def test_a_killed_wandb_process_stops_nothing_and_the_next_run_is_another(tmp_path, caplog, failures):
+    first = mirror(tmp_path / "run")
+    first.log_metrics({"loss": 2.0}, step=0)
+    kill_wandb()
+    for step in range(failures):
+        first.log_metrics({"loss": 2.0}, step=step)
+    first.close(0)
+    assert len(warnings_of(caplog)) == 1
+    second = mirror(tmp_path / "second")
+    second.log_metrics({"loss": 1.0}, step=0)
+    assert second.failures == 0
+    second.close(0)
+    (folder,) = run_folders(tmp_path / "second")
+    assert [row["loss"] for row in rows(folder)] == [1.0]
+
+
+def test_runs_of_one_process_are_different_runs(tmp_path):
+    ids = []
+    for name, loss in (("run", 2.0), ("second", 1.0)):
+        logger = mirror(tmp_path / name)
+        logger.log_metrics({"loss": loss}, step=0)
+        ids.append(logger.experiment.id)
+        logger.close(0)
+    assert len(set(ids)) == 2
+    for name, loss in (("run", 2.0), ("second", 1.0)):
+        (folder,) = run_folders(tmp_path / name)
+        assert [row["loss"] for row in rows(folder)] == [loss]
+
+
+def test_a_mirror_that_logged_nothing_leaves_the_runs_of_others_alone(tmp_path):
+    with wandb.init(mode="offline", dir=tmp_path / "second") as run:
+        mirror(tmp_path / "run").close(1)
+        assert wandb.run is run
+    assert exit_codes(run_folders(tmp_path / "second")[0]) == [0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("login", ["verified", "not verified"])
+def test_online_without_a_server_is_recorded_offline_before_long(tmp_path, monkeypatch, caplog, login):
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setattr(loggers, "INIT_TIMEOUT_SECONDS", 3)
+    if login == "not verified":
+        monkeypatch.setattr(wandb, "login", lambda **options: True)
+    caplog.set_level(logging.WARNING)
+    before = time.monotonic()
+    logger = mirror(tmp_path / "run", "online")
+    logger.log_metrics({"loss": 2.0}, step=0)
+    logger.log_metrics({"loss": 1.0}, step=1)
+    assert time.monotonic() - before < 60
+    logger.close(0)
+    assert len(warnings_of(caplog)) == 1
+    offline = [folder for folder in run_folders(tmp_path / "run") if folder.name.startswith("offline")]
+    assert [row["loss"] for row in rows(offline[0])] == [2.0, 1.0]
