@@ -83,7 +83,7 @@ class Sample:
     id: str
 
 
-@dataclass(frozen=True)
+@dataclass
 class Batch:
     """Samples, stacked.
 

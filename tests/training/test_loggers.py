@@ -14,7 +14,9 @@ from perceiver.training import loggers
 from perceiver.training.loggers import WandbMirror
 from tests.inspection.wandb_file import exit_codes, rows, run_folders
 
-WANDB_SETTINGS = ("WANDB_MODE", "WANDB_API_KEY", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DIR")
+WANDB_SETTINGS = [
+    f"WANDB_{name}" for name in ("MODE", "API_KEY", "SILENT", "DIR", "DATA_DIR", "CACHE_DIR", "CONFIG_DIR")
+]
 
 
 @pytest.fixture(autouse=True)
@@ -90,10 +92,15 @@ def test_the_mode_is_what_is_possible_and_nobody_is_asked(
     assert len(warnings_of(caplog)) == warnings
 
 
-def test_without_login_a_run_is_recorded_offline_below_its_directory_and_nothing_elsewhere(tmp_path, capfd, home):
+def test_without_login_a_run_is_recorded_offline_below_its_directory_and_nothing_elsewhere(
+    tmp_path, monkeypatch, capfd, home
+):
+    said = []
+    monkeypatch.setattr(wandb, "termwarn", lambda message, **options: said.append(message))
     logger = mirror(tmp_path / "run")
     logger.log_metrics({"loss": 2.0}, step=3)
-    logger.log_metrics({"loss": 1.0, "panel": [wandb.Image(Image.new("RGB", (7, 5)))]}, step=5)
+    table = wandb.Table(columns=["staged"], data=[[wandb.Image(Image.new("RGB", (3, 2)))]])
+    logger.log_metrics({"loss": 1.0, "panel": [wandb.Image(Image.new("RGB", (7, 5)))], "table": table}, step=5)
     logger.log_hyperparams({"ignored": 1})
     logger.finalize("success")
     logger.close(0)
@@ -105,7 +112,7 @@ def test_without_login_a_run_is_recorded_offline_below_its_directory_and_nothing
     assert exit_codes(folder) == [0]
     assert os.listdir(home) == os.listdir() == os.listdir(tmp_path / "second") == []
     written = capfd.readouterr()
-    assert (written.out, written.err) == ("", "")
+    assert (written.out, written.err, said) == ("", "", [])
 
 
 def test_a_disabled_mirror_writes_nothing(tmp_path):
