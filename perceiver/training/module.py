@@ -1,5 +1,6 @@
 """The one LightningModule: any task, any model, one step."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -95,9 +96,22 @@ class TrainingModule(LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
         optimizer = self.make_optimizer(parameter_groups(self.model))
-        total_steps = int(self.trainer.estimated_stepping_batches)
+        total_steps = self._total_steps()
         scheduler = LambdaLR(optimizer, lambda step: self.schedule(step, total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _total_steps(self) -> int:
+        """Optimizer steps of the whole run.
+
+        Lightning's `estimated_stepping_batches` would be the same number, but asking for it makes the training loader
+        start to read, before a run that is resumed knows from where on.
+        """
+        trainer = self.trainer
+        length = len(trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
+        limit = trainer.limit_train_batches
+        batches = min(length, limit) if isinstance(limit, int) else int(length * limit)
+        ends = (math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs, trainer.max_steps)  # type: ignore[operator]
+        return min(end for end in ends if end >= 0)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["description"] = self.description

@@ -18,7 +18,6 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
 
-from perceiver.data.collate import collate
 from perceiver.training.build import Parts, blamed_on, build, construct, load_weights, read_checkpoint
 from perceiver.training.callbacks import LastCheckpoint, TrainingClock
 from perceiver.training.config import USER_ERRORS, ConfigError, resolved
@@ -29,13 +28,15 @@ log = logging.getLogger(__name__)
 
 INTERRUPTED, TERMINATED = 130, 143
 """Exit status of a run that was ended by Ctrl-C or by SIGTERM, as of any program that was."""
-
-
+EXAMPLES = 4
+"""Samples on which the cost of the model is counted; several, since one may be unreadable."""
 UNHELPFUL_WARNINGS = (
     ".*does not have many workers.*",  # small data sets on few cores train faster without
     ".*The number of training batches.*",
     ".*exists and is not empty.*",  # Hydra made the run directory
     ".*treespec.*is deprecated.*",
+    ".*sync_dist=True.*",  # the metrics that are logged are those of all processes already
+    ".*resuming from a checkpoint that ended before the epoch ended.*",  # the data module goes on where it stopped
 )
 
 
@@ -52,7 +53,9 @@ def train(cfg: DictConfig) -> float | None:
     except USER_ERRORS:
         discard_if_unused(run_dir)
         raise
-    console.print(model_table(parts.model, collate([parts.data.train_samples[0]])))
+    example = parts.data.probe(EXAMPLES)
+    if trainer.is_global_zero and len(example):
+        console.print(model_table(parts.model, example))
     exit_code = 1
     try:
         fit(trainer, parts, config, run_dir)

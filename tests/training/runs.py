@@ -1,6 +1,7 @@
-"""Configs and whole runs for tests, inside this process: importing torch, lightning and wandb anew takes ten seconds."""
+"""Configs and whole runs for tests, in this process: another would import torch and lightning for ten seconds."""
 
 import io
+import json
 import os
 import runpy
 import signal
@@ -15,7 +16,7 @@ from unittest import mock
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, open_dict
+from omegaconf import open_dict
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
@@ -85,8 +86,16 @@ def trained(run_dir: Path, *overrides: str) -> Path:
     return run_dir
 
 
+def metrics(run_dir: Path, name: str = "metrics") -> dict[str, float]:
+    return json.loads((run_dir / f"{name}.json").read_text())
+
+
 def checkpoint(run_dir: Path, name: str = "last") -> dict[str, Any]:
     return torch.load(run_dir / "checkpoints" / f"{name}.ckpt", weights_only=True)
+
+
+def weights_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def image_tree(root: Path, classes: tuple[str, ...] = ("cat", "dog", "eel"), per_class: int = 7) -> Path:

@@ -3,21 +3,18 @@
 import csv
 import json
 import math
+import subprocess
+import sys
 
 import pytest
-import torch
 
-from perceiver.data.collate import collate
 from perceiver.training.build import build, read_checkpoint
 from perceiver.training.module import TrainingModule
-from tests.training.runs import SMALL, checkpoint, image_tree, script, train, trained
+from tests.training.runs import ROOT, SMALL, checkpoint, image_tree, metrics, script, train, trained, weights_equal
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A finished run with everything that a run has."""
-    overrides = ["logger.mode=offline", "attention.every_n_epochs=1", "attention.num_samples=3"]
-    return trained(tmp_path_factory.mktemp("finished") / "run", *overrides)
+def slow(value):
+    return pytest.param(value, marks=pytest.mark.slow)
 
 
 @pytest.fixture(scope="module")
@@ -25,36 +22,27 @@ def images(tmp_path_factory):
     return image_tree(tmp_path_factory.mktemp("images") / "tree")
 
 
-def metrics_of(run_dir):
-    return json.loads((run_dir / "metrics.json").read_text())
-
-
-def weights_equal(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
 class TestRunDirectory:
     def test_it_holds_the_names_that_never_change_and_no_others(self, run):
-        assert {path.name for path in run.iterdir()} == {
-            *(".hydra", "checkpoints", "metrics.csv", "metrics.json", "attention", "wandb", "train.log")
-        }
+        names = {path.name for path in run.iterdir()} - {"evaluation.json"}  # which evaluate.py adds
+        assert names == {*(".hydra", "checkpoints", "metrics.csv", "metrics.json", "attention", "wandb", "train.log")}
         assert {path.name for path in (run / ".hydra").iterdir()} >= {"config.yaml", "overrides.yaml"}
         assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
         assert [path.suffix for path in (run / "attention").iterdir() if path.name != "index.html"] == [".npz"] * 2
         assert [path for path in (run / "wandb").iterdir() if path.name.startswith("offline-run-")]
 
     def test_final_metrics_are_one_flat_object_of_finite_numbers(self, run):
-        metrics = metrics_of(run)
-        assert {"test/accuracy", "val/accuracy", "train/loss", "train/seconds", "samples_per_second"} <= metrics.keys()
-        assert all(isinstance(value, float) and math.isfinite(value) for value in metrics.values())
-        assert metrics["samples_per_second"] > 0
+        final = metrics(run)
+        assert {"test/accuracy", "val/accuracy", "train/loss", "train/seconds", "samples_per_second"} <= final.keys()
+        assert all(isinstance(value, float) and math.isfinite(value) for value in final.values())
+        assert final["samples_per_second"] > 0
 
     def test_every_scalar_is_in_the_csv_by_step(self, run):
         rows = list(csv.DictReader((run / "metrics.csv").open()))
         steps = [int(row["step"]) for row in rows if row["val/accuracy"]]
         assert steps == [2, 5]  # two epochs of three batches
         assert float([row for row in rows if row["val/accuracy"]][-1]["val/accuracy"]) == pytest.approx(
-            metrics_of(run)["val/accuracy"]
+            metrics(run)["val/accuracy"]
         )
 
     def test_a_checkpoint_holds_plain_values_and_rebuilds_the_model(self, run):
@@ -105,19 +93,18 @@ class TestSettings:
             "decoder@model.decoder=queries model.decoder.query_per_class=true model.decoder.attention.num_heads=2",
             "encoder@model.encoders.image=image_conv",
             "model.encoders.image.combine=add model.encoders.image.stem.dim=26",
-            *(
-                f"optimizer={optimizer} schedule={schedule}"
-                for optimizer in ("adamw", "lamb")
-                for schedule in ("constant", "warmup_cosine", "flat_cosine", "steps")
-            ),
+            *(f"optimizer=adamw schedule={schedule}" for schedule in ("warmup_cosine", "steps")),
+            *(f"optimizer=lamb schedule={schedule}" for schedule in ("constant", "flat_cosine")),
+            *(slow(f"optimizer=lamb schedule={schedule}") for schedule in ("warmup_cosine", "steps")),
+            *(slow(f"optimizer=adamw schedule={schedule}") for schedule in ("constant", "flat_cosine")),
         ],
     )
     def test_a_setting_gives_a_whole_run(self, tmp_path, overrides):
         run = trained(tmp_path / "run", *overrides.split())
         assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
-        metrics = metrics_of(run)
-        assert all(map(math.isfinite, metrics.values()))
-        assert 0 <= metrics["test/accuracy"] <= 1
+        final = metrics(run)
+        assert all(map(math.isfinite, final.values()))
+        assert 0 <= final["test/accuracy"] <= 1
 
     @pytest.mark.parametrize(
         "overrides", [["data=image_folder", "data.val_fraction=0"], ["trainer.limit_val_batches=0"]]
@@ -127,13 +114,32 @@ class TestSettings:
         run = trained(tmp_path / "run", *overrides, *root, "attention.every_n_epochs=1")
         assert weights_equal(checkpoint(run, "best")["state_dict"], checkpoint(run)["state_dict"])
         assert len(list((run / "attention").glob("*.npz"))) == 2
-        assert not [name for name in metrics_of(run) if name.startswith("val/")]
+        assert not [name for name in metrics(run) if name.startswith("val/")]
 
     def test_without_a_test_set_there_are_no_test_metrics(self, tmp_path, images):
         run = trained(tmp_path / "run", "data=image_folder", f"data.root={images}", "data.test_fraction=0")
-        assert not [name for name in metrics_of(run) if name.startswith("test/")]
+        assert not [name for name in metrics(run) if name.startswith("test/")]
         ended = script("experiments/evaluate.py", f"run={run}")
         assert (ended.code, ended.err) == (1, f"error: run={run}: its data set has no test samples\n")
+
+    def test_a_file_that_cannot_be_read_is_named_and_ends_the_run_or_is_counted(self, tmp_path):
+        root = image_tree(tmp_path / "images")
+        for name in ("cat", "dog"):
+            (root / name / "0.png").write_text("no image")
+        overrides = [
+            "data=image_folder",
+            f"data.root={root}",
+            "trainer.limit_train_batches=null",
+            "data.val_fraction=0.2",
+        ]
+        ended = train(tmp_path / "raise", *overrides)
+        assert ended.code == 1
+        assert ended.err.startswith("error: ")
+        assert "0.png: " in ended.err
+        assert ended.err.count("\n") == 1
+        run = trained(tmp_path / "skip", *overrides, "data.on_error=skip")
+        assert metrics(run)["data/unreadable"] == 2
+        assert (run / "train.log").read_text().count("0.png: ") == 2
 
     def test_a_fast_development_run_saves_no_weights(self, tmp_path):
         run = trained(tmp_path / "run", "trainer.fast_dev_run=true")
@@ -154,8 +160,7 @@ class TestSettings:
         saved = checkpoint(run)
         assert not weights_equal(saved["state_dict"], saved["current_model_state"])
         assert script("experiments/evaluate.py", f"run={run}").ok
-        evaluated = json.loads((run / "evaluation.json").read_text())
-        assert evaluated.items() <= metrics_of(run).items()
+        assert metrics(run, "evaluation").items() <= metrics(run).items()
 
     def test_a_loss_that_is_no_number_ends_the_run_and_spoils_no_checkpoint(self, tmp_path, monkeypatch):
         original = TrainingModule._step
@@ -187,38 +192,18 @@ class TestRepeatability:
         assert weights_equal(checkpoint(run)["state_dict"], checkpoint(again)["state_dict"])
 
 
-class TestEvaluate:
-    def test_the_metrics_of_the_run_come_out_again_to_the_last_digit(self, run):
-        ended = script("experiments/evaluate.py", f"run={run}")
-        assert ended.ok
-        evaluated = json.loads((run / "evaluation.json").read_text())
-        assert evaluated.keys() == {name for name in metrics_of(run) if name.startswith("test/")}
-        assert evaluated.items() <= metrics_of(run).items()
-        assert f"{evaluated['test/accuracy']:.4f}" in ended.out
-
-    def test_the_batch_size_changes_nothing(self, run):
-        assert script("experiments/evaluate.py", f"run={run}", 'overrides=["loader.batch_size=7"]').ok
-        evaluated = json.loads((run / "evaluation.json").read_text())
-        assert evaluated == {name: pytest.approx(metrics_of(run)[name], abs=1e-6) for name in evaluated}
-
-    def test_it_changes_no_file_of_the_run(self, run):
-        before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.name != "evaluation.json"}
-        assert script("experiments/evaluate.py", f"run={run}", "checkpoint=last").ok
-        after = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.name != "evaluation.json"}
-        assert {path for path in after if after[path] != before.get(path)} <= {run}
-
-    @pytest.mark.parametrize(
-        ("override", "said"),
-        [
-            ("loader.batch_sice=7", "loader.batch_sice: no such key; did you mean loader.batch_size?"),
-            ("loader.batch_size=abc", "loader.batch_size='abc'"),
-            ("model.dim=26", "its weights are not those of this model"),
-            ("nosuch.key=1", "nosuch"),
-        ],
-    )
-    def test_an_impossible_override_ends_in_one_sentence(self, run, override, said):
-        ended = script("experiments/evaluate.py", f"run={run}", f'overrides=["{override}"]')
-        assert ended.code == 1
-        assert ended.err.startswith("error: ")
-        assert said in ended.err
-        assert ended.err.count("\n") == 1
+@pytest.mark.slow
+def test_two_processes_make_one_run_whose_metrics_are_those_of_one_process(tmp_path):
+    run = tmp_path / "run"
+    options = ["trainer.devices=2", "trainer.strategy=ddp", "attention.every_n_epochs=1"]
+    command = [sys.executable, "experiments/train.py", f"hydra.run.dir={run}", *SMALL, *options]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("GFLOPs") == 1
+    assert "sync_dist" not in ended.stderr
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert len(list((run / "attention").glob("*.npz"))) == 2
+    one_process = ["trainer.devices=1", "trainer.strategy=auto"]
+    assert script("experiments/evaluate.py", f"run={run}", f"overrides={json.dumps(one_process)}").ok
+    evaluated = metrics(run, "evaluation")
+    assert evaluated == {name: pytest.approx(metrics(run)[name], abs=1e-6) for name in evaluated}

@@ -1,0 +1,135 @@
+"""What can be asked of a finished run: its metrics again, and answers about files."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from tests.training.runs import metrics, script
+
+
+class TestEvaluate:
+    def test_the_metrics_of_the_run_come_out_again_to_the_last_digit(self, run):
+        ended = script("experiments/evaluate.py", f"run={run}")
+        assert ended.ok
+        evaluated = metrics(run, "evaluation")
+        assert evaluated.keys() == {name for name in metrics(run) if name.startswith("test/")}
+        assert evaluated.items() <= metrics(run).items()
+        assert f"{evaluated['test/accuracy']:.4f}" in ended.out
+
+    def test_the_batch_size_changes_nothing(self, run):
+        assert script("experiments/evaluate.py", f"run={run}", 'overrides=["loader.batch_size=7"]').ok
+        evaluated = metrics(run, "evaluation")
+        assert evaluated == {name: pytest.approx(metrics(run)[name], abs=1e-6) for name in evaluated}
+
+    def test_it_changes_no_file_of_the_run(self, run):
+        before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.name != "evaluation.json"}
+        assert script("experiments/evaluate.py", f"run={run}", "checkpoint=last").ok
+        after = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.name != "evaluation.json"}
+        assert {path for path in after if after[path] != before.get(path)} <= {run}
+
+    @pytest.mark.parametrize(
+        ("override", "said"),
+        [
+            ("loader.batch_sice=7", "loader.batch_sice: no such key; did you mean loader.batch_size?"),
+            ("loader.batch_size=abc", "loader.batch_size='abc'"),
+            ("model.dim=26", "its weights are not those of this model"),
+            ("nosuch.key=1", "nosuch"),
+        ],
+    )
+    def test_an_impossible_override_ends_in_one_sentence(self, run, override, said):
+        ended = script("experiments/evaluate.py", f"run={run}", f'overrides=["{override}"]')
+        assert ended.code == 1
+        assert ended.err.startswith("error: ")
+        assert said in ended.err
+        assert ended.err.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Three digits as a user has them: larger, in colour, as files of several kinds."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for index, name in enumerate(("zero.png", "one [1].bmp", "two.jpg")):
+        pixels = (load_digits().images[index] * 15.9).astype(np.uint8)
+        Image.fromarray(pixels).resize((29, 31)).convert("RGB").save(folder / name)
+    return [folder / name for name in ("zero.png", "one [1].bmp", "two.jpg")]
+
+
+def predict(run, pictures, output, *overrides):
+    inputs = ",".join(f'"{path}"' for path in pictures)
+    return script("experiments/predict.py", f"run={run}", f"inputs=[{inputs}]", f"output={output}", *overrides)
+
+
+class TestPredict:
+    def test_answers_come_as_a_table_as_json_and_with_a_picture_of_the_attention_behind_each(
+        self, run, pictures, tmp_path
+    ):
+        ended = predict(run, pictures, tmp_path)
+        assert ended.ok, ended.err
+        answers = json.loads((tmp_path / "predictions.json").read_text())
+        assert [answer["input"] for answer in answers] == [str(path) for path in pictures]
+        for answer in answers:
+            probabilities = [prediction["probability"] for prediction in answer["predictions"]]
+            assert probabilities == sorted(probabilities, reverse=True)
+            assert len(probabilities) == 5
+            assert f"{probabilities[0]:.4f}" in ended.out
+            assert set(answer["attention"]) == {"image/cross0", "image/cross1"}
+            for path in answer["attention"].values():
+                with Image.open(path) as sheet:
+                    assert sheet.mode == "RGB"
+                    assert np.asarray(sheet).std() > 10
+        assert len({path for answer in answers for path in answer["attention"].values()}) == 6
+        assert "[1]" in ended.out
+
+    def test_the_answers_do_not_depend_on_what_else_is_asked(self, run, pictures, tmp_path):
+        assert predict(run, pictures, tmp_path / "one", 'overrides=["loader.batch_size=1"]').ok
+        assert predict(run, pictures, tmp_path / "all").ok
+        one, all_ = (json.loads((tmp_path / name / "predictions.json").read_text()) for name in ("one", "all"))
+        for answer, other in zip(one, all_, strict=True):
+            for prediction, expected in zip(answer["predictions"], other["predictions"], strict=True):
+                assert prediction == {**expected, "probability": pytest.approx(expected["probability"], abs=1e-6)}
+
+    def test_there_are_no_more_answers_than_classes(self, run, pictures, tmp_path):
+        assert predict(run, pictures[:1], tmp_path, "top=99").ok
+        (answer,) = json.loads((tmp_path / "predictions.json").read_text())
+        assert sorted(prediction["class"] for prediction in answer["predictions"]) == [
+            str(digit) for digit in range(10)
+        ]
+        assert sum(prediction["probability"] for prediction in answer["predictions"]) == pytest.approx(1)
+
+    def test_a_file_may_be_named_without_brackets(self, run, pictures, tmp_path):
+        ended = script("experiments/predict.py", f"run={run}", f"inputs={pictures[0]}", f"output={tmp_path}")
+        assert ended.ok, ended.err
+        assert len(json.loads((tmp_path / "predictions.json").read_text())) == 1
+
+    def test_files_that_cannot_be_read_are_named_and_the_others_answered(self, run, pictures, tmp_path):
+        broken = tmp_path / "broken.png"
+        broken.write_bytes(pictures[0].read_bytes()[:50])
+        ended = predict(run, [broken, pictures[0], tmp_path / "nosuch.png", tmp_path], tmp_path / "out")
+        assert ended.code == 1
+        assert ended.err.startswith("error: ")
+        assert ended.err.count("\n") == 1
+        for path in (broken, tmp_path / "nosuch.png", tmp_path):
+            assert f"{path}: " in ended.err
+        answers = json.loads((tmp_path / "out" / "predictions.json").read_text())
+        assert [answer["input"] for answer in answers] == [str(pictures[0])]
+
+    @pytest.mark.parametrize(
+        ("overrides", "said"),
+        [
+            (["top=0"], "top=0"),
+            (["top=many"], "top=many"),
+            (["inputs=[]"], "inputs=[]"),
+            (["checkpoint=nosuch"], "nosuch.ckpt: no such checkpoint"),
+            (["run=/no/such"], "run=/no/such: no such run directory"),
+        ],
+    )
+    def test_an_impossible_question_ends_in_one_sentence(self, run, pictures, tmp_path, overrides, said):
+        ended = predict(run, pictures[:1], tmp_path / "out", *overrides)
+        assert ended.code == 1
+        assert ended.err.startswith("error: ")
+        assert said in ended.err
+        assert ended.err.count("\n") == 1
+        assert not (tmp_path / "out").exists()
