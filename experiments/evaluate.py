@@ -3,7 +3,7 @@
 import hydra
 from omegaconf import DictConfig
 
-from perceiver.training.config import explained
+from perceiver.training.errors import explained
 from perceiver.training.finished import evaluate
 
 

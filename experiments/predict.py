@@ -5,7 +5,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from perceiver.training.config import explained
+from perceiver.training.errors import explained
 from perceiver.training.finished import predict
 
 

@@ -19,7 +19,8 @@ from rich.table import Table
 
 from perceiver.data.collate import collate
 from perceiver.training.build import build
-from perceiver.training.config import explained, resolved
+from perceiver.training.config import resolved
+from perceiver.training.errors import explained
 from perceiver.training.optimization import parameter_groups
 from perceiver.training.run import prepare_torch
 from perceiver.training.summary import console, count_parameters, flops_per_sample

@@ -24,7 +24,8 @@ from torch import nn
 
 from perceiver.data.collate import collate
 from perceiver.training.build import construct
-from perceiver.training.config import ConfigError, register_resolvers, resolved
+from perceiver.training.config import register_resolvers, resolved
+from perceiver.training.errors import ConfigError
 from perceiver.training.optimization import parameter_groups
 from perceiver.training.summary import count_parameters, flops_per_sample
 from perceiver.types import Batch

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from perceiver.data.module import DataModule
 from perceiver.model import Perceiver
 from perceiver.tasks.base import Task
-from perceiver.training.config import ConfigError, one_line
+from perceiver.training.errors import ConfigError, one_line
 from perceiver.training.module import OptimizerFactory, TrainingModule
 from perceiver.training.optimization import Schedule
 

@@ -16,7 +16,8 @@ from perceiver.data.collate import collate
 from perceiver.inspection.capture import capture
 from perceiver.inspection.maps import contact_sheets
 from perceiver.training.build import Parts, build, construct, load_weights, read_checkpoint
-from perceiver.training.config import ConfigError, check_parts
+from perceiver.training.config import check_parts
+from perceiver.training.errors import ConfigError
 from perceiver.training.run import prepare_torch, test, write_metrics
 from perceiver.training.summary import console, metrics_table
 from perceiver.types import Sample

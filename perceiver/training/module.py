@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from perceiver.model import Perceiver
 from perceiver.tasks.base import Task
-from perceiver.training.config import ConfigError
+from perceiver.training.errors import ConfigError
 from perceiver.training.optimization import Schedule, parameter_groups
 from perceiver.types import Batch, Stage
 

@@ -20,7 +20,8 @@ from omegaconf import DictConfig
 
 from perceiver.training.build import Parts, blamed_on, build, construct, load_weights, read_checkpoint
 from perceiver.training.callbacks import LastCheckpoint, TrainingClock
-from perceiver.training.config import USER_ERRORS, ConfigError, resolved
+from perceiver.training.config import resolved
+from perceiver.training.errors import USER_ERRORS, ConfigError
 from perceiver.training.loggers import WandbMirror
 from perceiver.training.summary import console, metrics_table, model_table
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from perceiver.training.build import build, construct, is_trusted, read_checkpoint
-from perceiver.training.config import ConfigError, resolved
+from perceiver.training.config import resolved
+from perceiver.training.errors import ConfigError
 from tests.training.runs import SMALL, composed, script
 
 

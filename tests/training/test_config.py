@@ -6,7 +6,8 @@ import sys
 import pytest
 import torch
 
-from perceiver.training.config import ConfigError, grid, resolved
+from perceiver.training.config import grid, resolved
+from perceiver.training.errors import ConfigError
 from tests.training.runs import ROOT, composed, image_tree, script
 
 # what is typed -> what the sentence must say
