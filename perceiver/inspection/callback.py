@@ -12,7 +12,8 @@ from lightning.pytorch.callbacks import WeightAveraging
 from perceiver.inspection.capture import capture
 from perceiver.inspection.maps import contact_sheets, event_arrays
 from perceiver.inspection.panels import log_panels
-from perceiver.training.module import TrainingModule
+from perceiver.model import Perceiver
+from perceiver.tasks.base import Task
 from perceiver.types import Batch
 
 log = logging.getLogger(__name__)
@@ -70,10 +71,12 @@ class AttentionCallback(Callback):
             log.warning("attention maps of epoch %d failed (%s: %s)%s", epoch, type(error).__name__, error, off)
 
     def _look(self, trainer: Trainer, module: LightningModule, step: int, epoch: int) -> None:
-        assert isinstance(module, TrainingModule)
+        model, task = module.model, module.task
+        assert isinstance(model, Perceiver)
+        assert isinstance(task, Task)
         batch = trainer.precision_plugin.convert_input(self._probe_batch(trainer).to(module.device))
-        with capture(module.model) as captured, trainer.precision_plugin.forward_context():
-            module.task.outputs(module.model, batch)
+        with capture(model) as captured, trainer.precision_plugin.forward_context():
+            task.outputs(model, batch)
         if not trainer.is_global_zero:
             return
         arrays = event_arrays(captured, batch, max_megabytes=self.max_megabytes, alpha=self.rollout_alpha)
