@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from perceiver.data.module import DataModule
 from perceiver.model import Perceiver
 from perceiver.tasks.base import Task
-from perceiver.training.errors import ConfigError, one_line
+from perceiver.training.errors import ConfigError, about, one_line
 from perceiver.training.module import OptimizerFactory, TrainingModule
 from perceiver.training.optimization import Schedule
 
@@ -48,12 +48,12 @@ def build(config: dict[str, Any], class_names: list[str] | None = None) -> Parts
     model: Perceiver = construct(config, "model")
     task: Task = construct(config, "task")
     if class_names is None:
-        with blamed_on("data"):
+        with blamed_on(config, "data"):
             data.prepare_data()
             class_names = dataset.class_names
             data.train_samples  # noqa: B018  (what is wrong on disk is found now)
     optimizer: OptimizerFactory = construct(config, "optimizer")
-    with blamed_on("optimizer"):
+    with blamed_on(config, "optimizer"):
         try_optimizer(optimizer)
     module = TrainingModule(
         model=model,
@@ -76,20 +76,31 @@ def construct(config: dict[str, Any], key: str, **parts: Any) -> Any:
     except InstantiationException as error:
         message, _, inner = str(error).partition("\nfull_key: ")
         path = ".".join(filter(None, (key, inner)))
-        raise ConfigError(f"{path}: {one_line(error.__cause__ or InstantiationException(message))}") from error
+        problem = one_line(error.__cause__ or InstantiationException(message))
+        raise ConfigError(about(path, _below(config, path), problem)) from error
+
+
+def _below(config: dict[str, Any], path: str) -> Any:
+    """What stands under a path of keys, or the nearest above it that is there."""
+    node: Any = config
+    for name in path.split("."):
+        if not isinstance(node, dict) or name not in node:
+            break
+        node = node[name]
+    return node
 
 
 @contextmanager
-def blamed_on(key: str) -> Iterator[None]:
-    """A ValueError from inside becomes an error that names the key.
+def blamed_on(config: dict[str, Any], key: str) -> Iterator[None]:
+    """A ValueError from inside, or a file that is not there, becomes an error that names the key.
 
     Raises:
         ConfigError: in place of the ValueError.
     """
     try:
         yield
-    except ValueError as error:
-        raise ConfigError(f"{key}: {error}") from error
+    except (ValueError, FileNotFoundError) as error:
+        raise ConfigError(about(key, config[key], str(error))) from error
 
 
 def try_optimizer(factory: OptimizerFactory) -> None:

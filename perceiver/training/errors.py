@@ -71,7 +71,7 @@ def explain(error: BaseException) -> str:
         return f"{key} must be given: {key}=…"
     if isinstance(error, InterpolationResolutionError):
         problem = re.sub(r"^\w+ raised while resolving interpolation: | full_key: .*$", "", text)
-        return f"{(error.full_key or '').rpartition('.')[0]}: {problem}"
+        return about((error.full_key or "").rpartition(".")[0], error.parent_node, problem)
     if isinstance(error, ConfigAttributeError | ConfigKeyError):
         return _explain_unknown_key(error, None)
     return text
@@ -150,6 +150,26 @@ def explained(function: Callable[P, T]) -> Callable[P, T]:
         sys.exit(f"error: {sentence}")
 
     return wrapper
+
+
+def about(key: str, node: Any, message: str) -> str:
+    """A message about the node that stands under a key; where it begins with one of its values, with the whole key."""
+    if found := re.match(r"(\w+)=([^\s:,]+)(.*)", message, flags=re.DOTALL):
+        name, value, rest = found.groups()
+        wholes = [path for path, leaf in _leaves(node, key) if path.endswith(f".{name}") and str(leaf) == value]
+        if wholes:
+            return f"{' or '.join(wholes)}={value}{rest}"
+    return f"{key}: {message}"
+
+
+def _leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """Every plain value below a node, with its key."""
+    if isinstance(node, dict | DictConfig):
+        for name in map(str, node):
+            if not (isinstance(node, DictConfig) and OmegaConf.is_interpolation(node, name)):
+                yield from _leaves(node[name], f"{key}.{name}")
+    else:
+        yield key, node
 
 
 def nearest(name: str, names: Sequence[str]) -> str:

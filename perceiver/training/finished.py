@@ -63,7 +63,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     config, parts = load(cfg.run, cfg.checkpoint, cfg.overrides)
     prepare_torch(config)
     trainer: Trainer = construct(config, "trainer", logger=False, enable_checkpointing=False)
-    metrics = test(trainer, parts)
+    metrics = test(trainer, parts, config)
     if not metrics:
         raise ConfigError(f"run={cfg.run}: its data set has no test samples")
     path = Path(cfg.run) / "evaluation.json"

@@ -67,7 +67,7 @@ def train(cfg: DictConfig) -> float | None:
         best = best_checkpoint(trainer, run_dir / "checkpoints")
         if best is not None:
             load_weights(parts.module, read_checkpoint(best), best)
-        metrics |= test(trainer, parts)
+        metrics |= test(trainer, parts, config)
         exit_code = 0
     finally:
         for logger in trainer.loggers:
@@ -193,9 +193,9 @@ def final_metrics(trainer: Trainer) -> dict[str, float]:
     }
 
 
-def test(trainer: Trainer, parts: Parts) -> dict[str, float]:
+def test(trainer: Trainer, parts: Parts, config: dict[str, Any]) -> dict[str, float]:
     """The test metrics of the module's present weights; none where there is no test set."""
-    with blamed_on("data"):
+    with blamed_on(config, "data"):
         if parts.data.splits["test"] is None:
             return {}
     metrics = trainer.test(parts.module, datamodule=parts.data, verbose=False)

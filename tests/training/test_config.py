@@ -48,16 +48,16 @@ MISTAKES = {
     # nothing where something must be given, or something that is not on disk
     "data=image_folder": ["data.root must be given: data.root=…"],
     "~model.num_latents": ["model", "num_latents"],
-    "data=image_folder data.root=/no/such/folder": ["data", "root=/no/such/folder: no such folder"],
+    "data=image_folder data.root=/no/such/folder": ["data.root=/no/such/folder: no such folder"],
     "ckpt_path=/no/such.ckpt": ["ckpt_path=/no/such.ckpt: no such checkpoint"],
     # impossible values
-    "data.num_classes=11": ["num_classes=11", "10 digits"],
-    "data.channels=2": ["data: channels=2"],
+    "data.num_classes=11": ["data.num_classes=11", "10 digits"],
+    "data.channels=2": ["data.channels=2"],
     "data.image_size=0": ["image_size=0"],
-    "loader.batch_size=0": ["loader: batch_size=0"],
-    "model.num_latents=0": ["model: num_latents=0"],
-    "model.self_attention.num_heads=5": ["num_heads=5 does not divide"],
-    "model.schedule.num_cross_attends=99": ["model.schedule: num_cross_attends=99", "num_blocks="],
+    "loader.batch_size=0": ["loader.batch_size=0"],
+    "model.num_latents=0": ["model.num_latents=0"],
+    "model.self_attention.num_heads=5": ["model.self_attention.num_heads=5 does not divide"],
+    "model.schedule.num_cross_attends=99": ["model.schedule.num_cross_attends=99", "num_blocks="],
     "model.encoders.image.stem.patch_size=0": ["model.encoders.image", "0 pixels"],
     "optimizer.lr=nan": ["optimizer.lr=nan", "finite"],
     "optimizer.lr=-1": ["optimizer", "-1"],
@@ -124,7 +124,7 @@ def assert_one_sentence(folder, overrides, said):
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["data.num_classes=5"], ["num_classes=5", "3 class folders: cat, dog, eel"]),
+        (["data.num_classes=5"], ["data.num_classes=5", "3 class folders: cat, dog, eel"]),
         (["data.val_fraction=1.5"], ["data: ", "fraction of 1.5"]),
         (["data.test_fraction=1.0"], ["data: ", "fraction of 1.0"]),
     ],
@@ -204,7 +204,7 @@ def test_a_grid_of_impossible_sizes_is_refused(image_size, stride):
             ["experiments/train.py", "optimizer.lrr=1"],
             "error: optimizer.lrr: no such key; did you mean optimizer.lr?\n",
         ),
-        (["experiments/train.py", "model.num_latents=0"], "error: model: num_latents=0 must be at least 1\n"),
+        (["experiments/train.py", "model.num_latents=0"], "error: model.num_latents=0 must be at least 1\n"),
         (["experiments/predict.py", "run=/no/such", "inputs=[a.png]"], "error: run=/no/such: no such run directory\n"),
     ],
 )

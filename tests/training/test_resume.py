@@ -143,7 +143,15 @@ def test_a_run_of_another_model_is_not_continued(tmp_path):
 def test_a_signal_ends_a_real_process_with_a_checkpoint_that_continues(tmp_path, sent, code):
     run = tmp_path / "run"
     command = [sys.executable, "experiments/train.py", f"hydra.run.dir={run}", *SMALL, "trainer.max_epochs=100000"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # What a shell starts in the background ignores Ctrl-C, and so would all that it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         while not (run / "checkpoints" / "last.ckpt").exists():
             assert process.poll() is None, process.communicate()
