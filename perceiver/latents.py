@@ -37,10 +37,9 @@ class Schedule:
     block_sharing: Sharing = "none"
 
     def __post_init__(self) -> None:
-        if self.num_blocks < 1 or self.num_self_attends < 0:
-            raise ValueError(
-                f"num_blocks={self.num_blocks} must be at least 1, num_self_attends={self.num_self_attends} at least 0"
-            )
+        for name, least in (("num_blocks", 1), ("num_self_attends", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
         if not 1 <= self.num_cross_attends <= self.num_blocks:
             raise ValueError(f"num_cross_attends={self.num_cross_attends} must be 1 to num_blocks={self.num_blocks}")
 

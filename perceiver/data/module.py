@@ -35,8 +35,9 @@ class DataModule(LightningDataModule):
         self, *, dataset: Dataset, batch_size: int, num_workers: int, drop_last: bool, pin_memory: bool, seed: int
     ) -> None:
         super().__init__()
-        if batch_size < 1 or num_workers < 0:
-            raise ValueError(f"batch_size={batch_size} must be at least 1, num_workers={num_workers} at least 0")
+        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+            if value < least:
+                raise ValueError(f"{name}={value} must be at least {least}")
         self.dataset = dataset
         self.batch_size = batch_size
         self.num_workers = num_workers

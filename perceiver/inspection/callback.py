@@ -37,10 +37,9 @@ class AttentionCallback(Callback):
     def __init__(
         self, *, every_n_epochs: int, num_samples: int, num_latents: int, rollout_alpha: float, max_megabytes: float
     ) -> None:
-        if every_n_epochs < 0 or num_samples < 1:
-            raise ValueError(
-                f"every_n_epochs={every_n_epochs} must be at least 0, num_samples={num_samples} at least 1"
-            )
+        for name, value, least in (("every_n_epochs", every_n_epochs, 0), ("num_samples", num_samples, 1)):
+            if value < least:
+                raise ValueError(f"{name}={value} must be at least {least}")
         self.every_n_epochs = every_n_epochs
         self.num_samples = num_samples
         self.num_latents = num_latents

@@ -26,8 +26,9 @@ class Mixing:
     """
 
     def __init__(self, *, num_classes: int, mixup: float, cutmix: float) -> None:
-        if min(mixup, cutmix) < 0.0:
-            raise ValueError(f"mixup={mixup} and cutmix={cutmix} must be at least 0")
+        for name, alpha in (("mixup", mixup), ("cutmix", cutmix)):
+            if alpha < 0.0:
+                raise ValueError(f"{name}={alpha} must be at least 0")
         self.num_classes = num_classes
         self.methods = [(mix, alpha) for mix, alpha in ((mix_up, mixup), (cut_mix, cutmix)) if alpha > 0.0]
 

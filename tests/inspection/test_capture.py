@@ -195,7 +195,7 @@ def test_under_bfloat16_the_maps_are_float32_and_close(make):
         found = captured.map(name)
         assert found.dtype == torch.float32
         torch.testing.assert_close(found.sum(dim=-1), torch.ones(found.shape[:-1]))
-        torch.testing.assert_close(found, exact.map(name), rtol=0, atol=0.03)
+        torch.testing.assert_close(found, exact.map(name), rtol=0, atol=0.05)
 
 
 def test_a_module_that_holds_the_model_can_be_looked_at():

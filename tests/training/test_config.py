@@ -87,7 +87,7 @@ RARER_MISTAKES = {
     "matmul_precision=low": ["matmul_precision='low'", "'highest', 'high' or 'medium'"],
     "logger.mode=maybe": ["logger.mode='maybe'", "'offline'"],
     "trainer.devices=abc": ["trainer", "devices"],
-    "loader.num_workers=-1": ["loader", "num_workers=-1"],
+    "loader.num_workers=-1": ["loader.num_workers=-1"],
     "model.dim=0": ["dim=0"],
     "model.encoders.image.mean=[0.1,0.2]": ["model.encoders.image: mean=[0.1, 0.2]"],
     "optimizer.lr=inf": ["optimizer.lr=inf", "finite"],
