@@ -3,7 +3,7 @@
 Shape vocabulary of the whole code base: batch, tokens, latents, queries, keys, heads, dim, channels, classes, length.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, Literal, Self, TypeAlias
@@ -106,10 +106,14 @@ class Batch:
         return len(self.ids)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        """The same batch with `function` applied to every tensor."""
+        """The same batch with `function` applied to every tensor, those in lists of targets among them."""
 
-        def apply(values: Mapping[str, Any]) -> dict[str, Any]:
-            return {name: function(v) if isinstance(v, Tensor) else v for name, v in values.items()}
+        def apply(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {name: apply(child) for name, child in value.items()}
+            if isinstance(value, list):
+                return [apply(child) for child in value]
+            return function(value) if isinstance(value, Tensor) else value
 
         return replace(self, inputs=apply(self.inputs), targets=apply(self.targets), masks=apply(self.masks))
 

@@ -110,7 +110,7 @@ def test_no_samples_make_an_empty_batch():
 def test_map_and_to_keep_everything_that_is_no_tensor(change, dtype):
     batch = Batch(
         inputs={"x": torch.ones(2, 3)},
-        targets={"label": torch.ones(2), "text": ["a", "b"]},
+        targets={"label": torch.ones(2), "text": ["a", "b"], "boxes": [torch.ones(3, 4), torch.ones(5, 4)]},
         ids=["p", "q"],
         masks={"x": torch.ones(2)},
         unreadable=["z: gone"],
@@ -118,7 +118,7 @@ def test_map_and_to_keep_everything_that_is_no_tensor(change, dtype):
     changed = change(batch)
     assert type(changed) is Batch
     assert (changed.ids, changed.unreadable, changed.targets["text"]) == (["p", "q"], ["z: gone"], ["a", "b"])
-    for tensor in (changed.inputs["x"], changed.targets["label"], changed.masks["x"]):
+    for tensor in (changed.inputs["x"], changed.targets["label"], *changed.targets["boxes"], changed.masks["x"]):
         assert tensor.dtype == dtype
         assert (tensor == 1).all()
     assert batch.inputs["x"].dtype == torch.float32
