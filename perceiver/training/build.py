@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from perceiver.data.module import DataModule
 from perceiver.model import Perceiver
 from perceiver.tasks.base import Task
+from perceiver.training.config import targets
 from perceiver.training.errors import ConfigError, about, one_line
 from perceiver.training.module import OptimizerFactory, TrainingModule
 from perceiver.training.optimization import Schedule
@@ -139,7 +140,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except Exception as error:  # damaged files raise anything; the message of a refused one is pages long
         problem = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ConfigError(f"{path}: not a readable checkpoint of a run ({problem})") from error
-    for target in _targets(checkpoint.config):
+    for target in (str(node["_target_"]) for _, node in targets(checkpoint.config)):
         if not is_trusted(target):
             raise ConfigError(
                 f"{path}: its config builds {target!r}, which is no class of {', '.join(TRUSTED_PACKAGES)}"
@@ -172,10 +173,3 @@ def load_weights(module: TrainingModule, checkpoint: Checkpoint, path: Path) -> 
     except RuntimeError as error:
         _, first, *_ = [*str(error).splitlines(), ""]
         raise ConfigError(f"{path}: its weights are not those of this model ({first.strip()})") from error
-
-
-def _targets(node: Any) -> list[str]:
-    if isinstance(node, dict):
-        own = [str(node["_target_"])] if "_target_" in node else []
-        return own + [target for child in node.values() for target in _targets(child)]
-    return [target for child in node for target in _targets(child)] if isinstance(node, list) else []

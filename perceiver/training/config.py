@@ -83,17 +83,17 @@ def check_parts(config: dict[str, Any]) -> None:
     Raises:
         ConfigError: a key that the signature has not, or a value of another type.
     """
-    for key, node in _targets(config, ""):
+    for key, node in targets(config):
         _check_call(key, node)
 
 
-def _targets(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every node that builds something, with its key."""
-    if isinstance(node, dict):
-        if "_target_" in node:
-            yield key, node
-        for name, child in node.items():
-            yield from _targets(child, f"{key}.{name}" if key else str(name))
+def targets(node: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every node that builds something, at or below `node`, with its key."""
+    if isinstance(node, dict) and "_target_" in node:
+        yield key, node
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for name, child in children:
+        yield from targets(child, f"{key}.{name}" if key else str(name))
 
 
 def _check_call(key: str, node: dict[str, Any]) -> None:
