@@ -1,7 +1,6 @@
 """A finished run: measure its checkpoint again, or ask it about a user's own files."""
 
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,7 @@ from perceiver.training.config import check_parts
 from perceiver.training.errors import ConfigError
 from perceiver.training.run import prepare_torch, test, write_metrics
 from perceiver.training.summary import console, metrics_table
-from perceiver.types import Sample
-
-log = logging.getLogger(__name__)
+from perceiver.types import Batch
 
 
 def load(run: str, checkpoint: str, overrides: Sequence[str]) -> tuple[dict[str, Any], Parts]:
@@ -96,7 +93,8 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
     parts.module.to(device)
     answers = []
     for start in range(0, len(samples), parts.data.batch_size):
-        answers += answer(parts, samples[start : start + parts.data.batch_size], cfg.top, output, first=start)
+        batch = collate(samples[start : start + parts.data.batch_size])
+        answers += answer(parts, batch, cfg.top, output, first=start, shown=config["attention"])
     if answers:
         output.mkdir(parents=True, exist_ok=True)
         (output / "predictions.json").write_text(json.dumps(answers, indent=2, ensure_ascii=False) + "\n")
@@ -107,19 +105,22 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
     return answers
 
 
-def answer(parts: Parts, samples: Sequence[Sample], top: int, output: Path, *, first: int) -> list[dict[str, Any]]:
-    """Predictions for one batch of files, with the attention behind them drawn into `output`."""
-    batch = collate(samples).to(parts.module.device)
+def answer(
+    parts: Parts, batch: Batch, top: int, output: Path, *, first: int, shown: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Predictions for one batch of files, their attention drawn into `output` as the run drew its own."""
+    batch = batch.to(parts.module.device)
     with capture(parts.model) as captured:
         outputs = parts.task.outputs(parts.model, batch)
     predictions = parts.task.predictions(outputs, parts.module.description["class_names"], top)
     answers: list[dict[str, Any]] = [
-        {"input": sample.id, "predictions": prediction, "attention": {}}
-        for sample, prediction in zip(samples, predictions, strict=True)
+        {"input": id, "predictions": prediction, "attention": {}}
+        for id, prediction in zip(batch.ids, predictions, strict=True)
     ]
-    for key, sheets in contact_sheets(captured, batch.inputs, num_latents=6).items():
-        for number, (sample, sheet) in enumerate(zip(samples, sheets, strict=True)):
-            path = output / f"{first + number:03d}_{Path(sample.id).stem}_{key.replace('/', '_')}.png"
+    all_sheets = contact_sheets(captured, batch.inputs, num_latents=shown["num_latents"], alpha=shown["rollout_alpha"])
+    for key, sheets in all_sheets.items():
+        for number, (id, sheet) in enumerate(zip(batch.ids, sheets, strict=True)):
+            path = output / f"{first + number:03d}_{Path(id).stem}_{key.replace('/', '_')}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             sheet.save(path)
             answers[number]["attention"][key] = str(path)

@@ -25,8 +25,6 @@ from perceiver.training.errors import USER_ERRORS, ConfigError
 from perceiver.training.loggers import WandbMirror
 from perceiver.training.summary import console, metrics_table, model_table
 
-log = logging.getLogger(__name__)
-
 INTERRUPTED, TERMINATED = 130, 143
 """Exit status of a run that was ended by Ctrl-C or by SIGTERM, as of any program that was."""
 EXAMPLES = 4
