@@ -22,7 +22,12 @@ INTERPOLATION = {1: "linear", 2: "bicubic", 3: "trilinear"}
 
 
 class Positions(nn.Module, ABC):
-    """Grid shape -> one vector of width `dim` per cell, in row-major order."""
+    """Grid shape -> one vector of width `dim` per cell, in row-major order.
+
+    A grid of another shape than the trained one covers the same extent in finer or coarser cells, as an image of
+    another resolution does; or, where positions are `anchored`, the same cells up to another end, as a sound of another
+    length does.
+    """
 
     dim: int
 
@@ -33,7 +38,7 @@ class Positions(nn.Module, ABC):
 def fourier_features(
     coordinates: Float[Tensor, "tokens axes"], frequencies: Float[Tensor, "axes bands"]
 ) -> Float[Tensor, "tokens features"]:
-    """Fourier features of coordinates in [-1, 1]; `features` = axes · (2 · bands + 1)."""
+    """Fourier features of coordinates, the trained ones in [-1, 1]; `features` = axes · (2 · bands + 1)."""
     angles = pi * rearrange(coordinates[..., None] * frequencies, "tokens axes bands -> tokens (axes bands)")
     return torch.cat([coordinates, angles.sin(), angles.cos()], dim=-1)
 
@@ -44,12 +49,18 @@ class FourierPositions(Positions):
     Args:
         num_bands: frequencies per axis.
         max_resolution: cells per axis at the resolution the model is trained at. It fixes the frequencies, and stays
-            what it is when the model sees another resolution: coordinates always span [-1, 1].
+            what it is when the model sees another resolution: coordinates then span [-1, 1] all the same, unless
+        anchored: the trained cells span [-1, 1], and those of a longer grid go on beyond it.
     """
 
-    def __init__(self, *, num_bands: int, max_resolution: Sequence[int]) -> None:
+    def __init__(self, *, num_bands: int, max_resolution: Sequence[int], anchored: bool = False) -> None:
         super().__init__()
+        if num_bands < 1:
+            raise ValueError(f"num_bands={num_bands} must be at least 1")
+        if min(max_resolution, default=0) < 1:
+            raise ValueError(f"max_resolution={list(max_resolution)} must be at least 1 along every axis")
         self.max_resolution = tuple(max_resolution)
+        self.anchored = anchored
         self.num_bands = num_bands
         self.dim = len(self.max_resolution) * (2 * num_bands + 1)
         self.frequencies: Tensor
@@ -73,10 +84,15 @@ class FourierPositions(Positions):
             raise ValueError(
                 f"max_resolution={list(self.max_resolution)} does not fit an input grid of shape {list(shape)}"
             )
-        device = self.frequencies.device
-        axes = [torch.linspace(-1.0, 1.0, size, device=device, dtype=torch.float32) for size in shape]
+        axes = [self._coordinates(*sizes) for sizes in zip(shape, self.max_resolution, strict=True)]
         coordinates = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
         return fourier_features(coordinates, self.frequencies)
+
+    def _coordinates(self, size: int, trained: int) -> Float[Tensor, " size"]:
+        device = self.frequencies.device
+        if self.anchored:
+            return 2.0 * torch.arange(size, device=device, dtype=torch.float32) / max(trained - 1, 1) - 1.0
+        return torch.linspace(-1.0, 1.0, size, device=device, dtype=torch.float32)
 
 
 class LearnedPositions(Positions):
@@ -87,15 +103,26 @@ class LearnedPositions(Positions):
         dim: width of the learned vectors, and of the result unless `project_dim` is given.
         project_dim: width of a linear projection behind the learned vectors, as in DeepMind's learned-position model.
         init_std: 0.02 in the papers. Small models on little data learn faster from larger ones.
+        anchored: a smaller grid takes the first of the trained vectors; there are none for a larger one.
     """
 
     def __init__(
-        self, *, shape: Sequence[int], dim: int, project_dim: int | None = None, init_std: float = 0.02
+        self,
+        *,
+        shape: Sequence[int],
+        dim: int,
+        project_dim: int | None = None,
+        init_std: float = 0.02,
+        anchored: bool = False,
     ) -> None:
         super().__init__()
         self.shape = tuple(shape)
+        self.anchored = anchored
         if len(self.shape) not in INTERPOLATION:
             raise ValueError(f"shape={list(shape)}: learned positions take 1 to 3 axes")
+        for name, size in (("shape", min(self.shape)), ("dim", dim), ("project_dim", project_dim)):
+            if size is not None and size < 1:
+                raise ValueError(f"{name}={size} must be at least 1")
         self.dim = dim if project_dim is None else project_dim
         self.embedding = nn.Parameter(torch.empty(*self.shape, dim))
         nn.init.trunc_normal_(self.embedding, std=init_std, a=-2.0, b=2.0)
@@ -106,7 +133,14 @@ class LearnedPositions(Positions):
         if shape != self.shape:
             if len(shape) != len(self.shape):
                 raise ValueError(f"shape={list(self.shape)} does not fit an input grid of shape {list(shape)}")
+            if self.anchored:
+                return self.projection(self._first(shape).flatten(0, -2))
             channels_first = rearrange(embedding, "... dim -> 1 dim ...")
             resized = F.interpolate(channels_first, size=shape, mode=INTERPOLATION[len(shape)], align_corners=False)
             embedding = rearrange(resized, "1 dim ... -> ... dim")
         return self.projection(embedding.flatten(0, -2))
+
+    def _first(self, shape: tuple[int, ...]) -> Float[Tensor, "... dim"]:
+        if any(size > trained for size, trained in zip(shape, self.shape, strict=True)):
+            raise ValueError(f"shape={list(self.shape)}: no positions for an input grid of shape {list(shape)}")
+        return self.embedding[tuple(slice(size) for size in shape)]

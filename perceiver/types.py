@@ -5,7 +5,7 @@ Shape vocabulary of the whole code base: batch, tokens, latents, queries, keys, 
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from math import prod
+from math import log10, prod
 from typing import Any, Literal, Self, TypeAlias
 
 import torch
@@ -27,6 +27,28 @@ class Axis:
     start: float
     stop: float
     scale: Literal["linear", "mel"] = "linear"
+
+    def fraction(self, value: float) -> float:
+        """The place of a value along the axis: 0 at `start`, 1 at `stop`."""
+        start, stop, here = (mel(x) if self.scale == "mel" else x for x in (self.start, self.stop, value))
+        return (here - start) / (stop - start)
+
+    def value(self, fraction: float) -> float:
+        """What is at a place along the axis, in `unit`."""
+        if self.scale == "mel":
+            low, high = mel(self.start), mel(self.stop)
+            return hertz(low + fraction * (high - low))
+        return self.start + fraction * (self.stop - self.start)
+
+
+def mel(frequency: float) -> float:
+    """Hz -> mel (O'Shaughnessy 1987, as in HTK)."""
+    return 2595.0 * log10(1.0 + frequency / 700.0)
+
+
+def hertz(mels: float) -> float:
+    """Mel -> Hz."""
+    return 700.0 * (10.0 ** (mels / 2595.0) - 1.0)
 
 
 @dataclass(frozen=True)
@@ -69,18 +91,65 @@ class JoinedTokens:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """Raw inputs of one modality as a person would look at them.
+
+    Attributes:
+        values: an image in [0, 1] where `unit` is empty; otherwise one channel of what is measured in `unit`.
+        grid: what rows and columns measure. An axis in Hz is drawn upwards.
+    """
+
+    values: Float[Tensor, "batch channels rows columns"]
+    grid: Grid
+    unit: str
+
+
+@dataclass
+class Box:
+    """Where something of a class truly is in an input: intervals along axes, by name and in their units.
+
+    An axis that is not named is covered from end to end. Not frozen, since Lightning rebuilds what is in a batch.
+    """
+
+    label: int
+    modality: str
+    ranges: dict[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
 class Sample:
     """One item of a dataset.
 
     Attributes:
-        inputs: modality name -> raw input as its encoder takes it (an image: channels height width, in [0, 1]).
-        targets: name -> what is to be predicted or is known to be true (`label`, later `tags`, `captions`, `boxes`).
+        inputs: modality name -> raw input as its encoder takes it (an image: channels height width, in [0, 1]; a sound:
+            1 length, in [-1, 1]).
+        targets: name -> what is to be predicted or is known to be true: `label`, an int; `tags`, one float a class, 1
+            where it applies; `boxes`, a list of `Box`.
         id: where the sample comes from (a path, or `digits/17`): named in every error, caption and table.
+        views: names of its views where it is looked at in several (windows of a long sound). Every input then has them
+            as one more dimension in front.
     """
 
     inputs: dict[str, Tensor]
     targets: dict[str, Any]
     id: str
+    views: tuple[str, ...] = ()
+
+    def split(self) -> list["Sample"]:
+        """Each view as a sample of its own.
+
+        Raises:
+            ValueError: an input has more or fewer views than there are names.
+        """
+        if not self.views:
+            return [self]
+        for name, values in self.inputs.items():
+            if len(values) != len(self.views):
+                raise ValueError(f"{self.id}: views={len(self.views)} are named, but input {name!r} has {len(values)}")
+        return [
+            Sample({name: values[place] for name, values in self.inputs.items()}, self.targets, f"{self.id} {view}")
+            for place, view in enumerate(self.views)
+        ]
 
 
 @dataclass
@@ -94,6 +163,8 @@ class Batch:
         masks: modality name -> Bool, True where the input is real: [batch] where a modality is missing for whole
             samples, [batch, *sizes of the input without channels] where inputs were padded to one size.
         unreadable: what was left out because it could not be read: one message a sample, naming it.
+        views: names of each sample's views, where samples have several. Inputs and masks then have a row a view, those
+            of one sample behind each other; targets and ids have one a sample.
     """
 
     inputs: dict[str, Tensor]
@@ -101,9 +172,16 @@ class Batch:
     ids: list[str]
     masks: dict[str, Tensor] = field(default_factory=dict)
     unreadable: list[str] = field(default_factory=list)
+    views: list[tuple[str, ...]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def mean_over_views(self, rows: Float[Tensor, "rows *rest"]) -> Float[Tensor, "batch *rest"]:
+        """What the model said of each view -> the mean for each sample."""
+        if not self.views:
+            return rows
+        return torch.stack([part.mean(dim=0) for part in torch.split(rows, [len(names) for names in self.views])])
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """The same batch with `function` applied to every tensor, those in lists of targets among them."""

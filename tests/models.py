@@ -5,9 +5,12 @@ import torch
 from perceiver import Perceiver
 from perceiver.attention import BlockSpec
 from perceiver.decoders.pooled import PooledDecoder
-from perceiver.encoders.image import ImageEncoder, PatchStem, PixelStem, Stem
+from perceiver.encoders.audio import LogMelEncoder, WaveformEncoder
+from perceiver.encoders.image import ImageEncoder
+from perceiver.encoders.stems import ConvStack, ConvStem, PatchStem, PixelStem, Stem
 from perceiver.latents import Schedule
 from perceiver.positions import FourierPositions, LearnedPositions, Positions
+from perceiver.spectrogram import LogMel
 
 DIM = 17
 NUM_CLASSES = 19
@@ -15,6 +18,28 @@ CROSS = BlockSpec(num_heads=1, qk_dim=23, v_dim=29)
 SELF = BlockSpec(num_heads=2, qk_dim=2 * 3, v_dim=2 * 13, widening=2)
 PERCEIVER = {"num_cross_attends": 3, "num_blocks": 3, "cross_sharing": "all_but_first", "block_sharing": "all"}
 PERCEIVER_IO = {"num_cross_attends": 1, "num_blocks": 3, "cross_sharing": "none", "block_sharing": "all"}
+
+STEMS = {
+    "pixels": lambda channels: PixelStem(channels=channels),
+    "projected pixels": lambda channels: PixelStem(channels=channels, dim=7),
+    "patches": lambda channels: PatchStem(channels=channels, patch_size=3),
+    "oblong patches": lambda channels: PatchStem(channels=channels, patch_size=[5, 2]),
+    "projected patches": lambda channels: PatchStem(channels=channels, patch_size=(2, 3), dim=7),
+    "convolution": lambda channels: shaken(ConvStem(channels=channels, dim=7)),
+    "symmetric convolution": lambda channels: shaken(ConvStem(channels=channels, dim=7, padding="symmetric")),
+    "stack": lambda channels: shaken(ConvStack(channels=channels, dims=(3, 5, 7))),
+}
+"""Channels -> a stem of each kind."""
+
+
+def shaken(module: torch.nn.Module) -> torch.nn.Module:
+    """Norms as after training: at first a zero comes out as zero, and padding cannot do any harm."""
+    for norm in module.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            for values in (norm.weight.data, norm.bias.data, norm.running_mean):
+                values.normal_()
+            norm.running_var.uniform_(0.5, 2.0)
+    return module
 
 
 def image_encoder(stem: Stem | None = None, positions: Positions | None = None, **options) -> ImageEncoder:
@@ -24,6 +49,27 @@ def image_encoder(stem: Stem | None = None, positions: Positions | None = None, 
         positions=positions or FourierPositions(num_bands=2, max_resolution=(5, 7)),
         **options,
     )
+
+
+def log_mel(**overrides) -> LogMel:
+    sizes = {"sample_rate": 4001, "n_fft": 251, "win_length": 127, "hop_length": 37, "n_mels": 13}
+    return LogMel(**(sizes | {"f_min": 53.0, "f_max": 1999.0} | overrides))
+
+
+def audio_encoder(stem: Stem | None = None, positions: Positions | None = None, **options) -> LogMelEncoder:
+    """Patches of 5 bands × 3 frames of 13 bands under anchored Fourier positions, unless told otherwise."""
+    return LogMelEncoder(
+        stem=stem or PatchStem(channels=1, patch_size=(5, 3), dim=7),
+        positions=positions or FourierPositions(num_bands=2, max_resolution=(3, 7), anchored=True),
+        **({"log_mel": log_mel(), "mean": -61.0, "std": 23.0} | options),
+    )
+
+
+def waveform_encoder(**options) -> WaveformEncoder:
+    """Patches of 43 samples under anchored Fourier positions, unless told otherwise."""
+    positions = FourierPositions(num_bands=3, max_resolution=(19,), anchored=True)
+    sizes = {"sample_rate": 4001, "patch_size": 43, "dim": None, "positions": positions, "std": 0.1}
+    return WaveformEncoder(**(sizes | {"log_mel": log_mel()} | options))
 
 
 def small_perceiver(**overrides) -> Perceiver:

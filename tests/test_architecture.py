@@ -11,7 +11,7 @@ SOURCES = ("perceiver", "experiments", "scripts")
 MAX_LINES = 300
 NAMES_THAT_SAY_NOTHING = {"utils", "common", "helpers", "misc"}
 
-GROUND = ("types", "tokenizer")
+GROUND = ("types", "tokenizer", "spectrogram")
 PARTS = (*GROUND, "attention", "positions")
 ANYTHING = None
 
@@ -19,6 +19,7 @@ ANYTHING = None
 MAY_IMPORT = {
     "types": (),
     "tokenizer": (),
+    "spectrogram": ("types",),
     "attention": GROUND,
     "positions": GROUND,
     "encoders": (*PARTS, "encoders"),

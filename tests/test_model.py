@@ -4,10 +4,20 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from perceiver.data.collate import collate
 from perceiver.latents import Schedule
 from perceiver.model import MODALITY_DIM, drop_modalities
-from perceiver.types import Grid, Tokens
-from tests.models import NUM_CLASSES, PERCEIVER, PERCEIVER_IO, image_encoder, small_inputs, small_perceiver
+from perceiver.types import Grid, Sample, Tokens
+from tests.models import (
+    NUM_CLASSES,
+    PERCEIVER,
+    PERCEIVER_IO,
+    audio_encoder,
+    image_encoder,
+    small_inputs,
+    small_perceiver,
+    waveform_encoder,
+)
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
@@ -219,3 +229,55 @@ def test_a_saved_model_gives_the_same_output_when_loaded(tmp_path):
     assert not torch.allclose(other(inputs), model(inputs), **CLOSE)
     other.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
     assert_close(other(inputs), model(inputs), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("make_encoder", [audio_encoder, waveform_encoder])
+class TestSound:
+    """Sound beside images, in a batch whose sounds differ in length."""
+
+    @pytest.fixture
+    def model(self, make_encoder):
+        return small_perceiver(
+            encoders={"image": image_encoder(), "audio": make_encoder()},
+            schedule=Schedule(num_self_attends=1, **PERCEIVER_IO),
+        )
+
+    @pytest.fixture
+    def samples(self):
+        inputs = [
+            {"image": torch.rand(3, 11, 13), "audio": torch.randn(1, 331)},
+            {"audio": torch.randn(1, 1061)},
+            {"image": torch.rand(3, 11, 13)},
+            {"audio": torch.randn(1, 37), "image": torch.rand(3, 11, 13)},
+        ]
+        return [Sample(of_one, {}, str(row)) for row, of_one in enumerate(inputs)]
+
+    def test_a_batch_gives_what_its_samples_give_one_by_one_whatever_they_lack(self, model, samples):
+        batch = collate(samples)
+        alone = torch.cat([model({name: raw[None] for name, raw in sample.inputs.items()}) for sample in samples])
+        assert_close(model(batch.inputs, batch.masks), alone, **CLOSE)
+
+    def test_the_order_of_the_tokens_does_not_matter(self, model, samples):
+        batch = collate(samples)
+        joined = model.join({n: model._tokens(n, raw, batch.masks[n]) for n, raw in batch.inputs.items()})
+        order = torch.randperm(joined.values.shape[1])
+        shuffled = model.latents(joined.values[:, order], joined.mask[:, order])
+        assert_close(shuffled, model.latents(joined.values, joined.mask), **CLOSE)
+
+    def test_every_parameter_gets_a_gradient(self, model, samples):
+        batch = collate(samples)
+        model.train()(batch.inputs, batch.masks).square().sum().backward()
+        for name, parameter in model.named_parameters():
+            assert name.endswith("key.bias") or (parameter.grad != 0).any(), name
+
+
+def test_compiling_a_model_of_sound_changes_no_output():
+    model = small_perceiver(
+        encoders={"audio": audio_encoder(), "wave": waveform_encoder()},
+        schedule=Schedule(num_self_attends=0, **PERCEIVER_IO),
+    )
+    waves = [torch.randn(1, length) for length in (331, 1061)]
+    batch = collate([Sample({"audio": wave, "wave": wave}, {}, "x") for wave in waves])
+    out = model(batch.inputs, batch.masks)
+    model.compile(backend="aot_eager")
+    assert_close(model(batch.inputs, batch.masks), out, **CLOSE)

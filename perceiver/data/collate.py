@@ -14,20 +14,27 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
     An input that some samples lack is zero there, and its mask says so ([batch]). Inputs of different sizes are padded
     with zeros behind to the largest, and their mask says where they are real ([batch, *sizes without channels]).
-    Numbers and equal tensors among the targets are stacked; other targets stay lists.
+    Numbers and equal tensors among the targets are stacked; other targets stay lists. Views become rows.
 
     Raises:
         ValueError: samples differ in the channels of an input.
     """
     inputs: dict[str, Tensor] = {}
     masks: dict[str, Tensor] = {}
-    for name in {name: None for sample in samples for name in sample.inputs}:
-        inputs[name], mask = _pad(name, [sample.inputs.get(name) for sample in samples])
+    rows = [row for sample in samples for row in sample.split()]
+    for name in {name: None for row in rows for name in row.inputs}:
+        inputs[name], mask = _pad(name, [row.inputs.get(name) for row in rows])
         if mask is not None:
             masks[name] = mask
     names = {name: None for sample in samples for name in sample.targets}
     targets = {name: _stack([sample.targets.get(name) for sample in samples]) for name in names}
-    return Batch(inputs=inputs, targets=targets, ids=[sample.id for sample in samples], masks=masks)
+    return Batch(
+        inputs=inputs,
+        targets=targets,
+        ids=[sample.id for sample in samples],
+        masks=masks,
+        views=[sample.views or ("",) for sample in samples] if len(rows) > len(samples) else [],
+    )
 
 
 def _pad(name: str, values: Sequence[Tensor | None]) -> tuple[Tensor, Tensor | None]:

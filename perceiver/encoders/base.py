@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from perceiver.types import Tokens
+from perceiver.types import Picture, Tokens
 
 Combine: TypeAlias = Literal["concat", "add"]
 """How positions join features: the papers concatenate for images and sound and add for text."""
@@ -22,9 +22,24 @@ class Encoder(nn.Module, ABC):
     def forward(self, raw: Tensor, mask: Tensor | None = None) -> Tokens:
         """Encode a batch; `mask` is True where `raw` is real, with one entry a raw position (no channels)."""
 
+    def picture(self, raw: Tensor) -> Picture | None:
+        """Raw inputs as a person would look at them, where that is possible."""
+        return None
+
     @abstractmethod
     def example_input(self) -> Tensor:
         """A batch of one of the smallest typical input, for summaries and contract tests."""
+
+
+def check_sizes(**sizes: int | None) -> None:
+    """Refuse what cannot be a size, by its name; None is no size.
+
+    Raises:
+        ValueError: a size is less than 1.
+    """
+    for name, size in sizes.items():
+        if size is not None and size < 1:
+            raise ValueError(f"{name}={size} must be at least 1")
 
 
 def combined_dim(feature_dim: int, position_dim: int, combine: Combine) -> int:

@@ -21,7 +21,8 @@ import torch
 
 from perceiver.attention import BlockSpec
 from perceiver.decoders.queries import QueryDecoder
-from perceiver.encoders.image import ConvStem, ImageEncoder, PixelStem
+from perceiver.encoders.image import ImageEncoder
+from perceiver.encoders.stems import ConvStem, PixelStem
 from perceiver.latents import Schedule
 from perceiver.model import Perceiver
 from perceiver.positions import FourierPositions, LearnedPositions

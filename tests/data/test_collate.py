@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.testing import assert_close
 
 from perceiver.data.collate import collate
 from perceiver.types import Batch, Sample
@@ -102,23 +103,54 @@ def test_no_samples_make_an_empty_batch():
     assert batch == Batch(inputs={}, targets={}, ids=[])
 
 
-@pytest.mark.parametrize(
-    ("change", "dtype"),
-    [(lambda batch: batch.map(torch.Tensor.double), torch.float64), (lambda batch: batch.to("cpu"), torch.float32)],
-    ids=["map", "to"],
-)
-def test_map_and_to_keep_everything_that_is_no_tensor(change, dtype):
-    batch = Batch(
-        inputs={"x": torch.ones(2, 3)},
-        targets={"label": torch.ones(2), "text": ["a", "b"], "boxes": [torch.ones(3, 4), torch.ones(5, 4)]},
-        ids=["p", "q"],
-        masks={"x": torch.ones(2)},
-        unreadable=["z: gone"],
-    )
-    changed = change(batch)
-    assert type(changed) is Batch
-    assert (changed.ids, changed.unreadable, changed.targets["text"]) == (["p", "q"], ["z: gone"], ["a", "b"])
-    for tensor in (changed.inputs["x"], changed.targets["label"], *changed.targets["boxes"], changed.masks["x"]):
-        assert tensor.dtype == dtype
-        assert (tensor == 1).all()
-    assert batch.inputs["x"].dtype == torch.float32
+class TestViews:
+    def test_they_become_rows_and_the_rest_stays_one_a_sample(self):
+        first, second = torch.rand(3, 1, 11), torch.rand(2, 1, 11)
+        batch = collate(
+            [
+                Sample({"audio": first}, {"label": 5, "tags": torch.ones(7)}, "p", views=("a", "b", "c")),
+                Sample({"audio": second}, {"label": 2, "tags": torch.zeros(7)}, "q", views=("d", "e")),
+            ]
+        )
+        assert_close(batch.inputs["audio"], torch.cat([first, second]), atol=0, rtol=0)
+        assert batch.masks == {}
+        assert (len(batch), batch.ids, batch.targets["label"].tolist()) == (2, ["p", "q"], [5, 2])
+        assert batch.targets["tags"].shape == (2, 7)
+        assert batch.views == [("a", "b", "c"), ("d", "e")]
+
+    def test_samples_without_views_stand_among_those_with(self):
+        several, one, long = torch.rand(2, 1, 11) + 0.1, torch.rand(1, 5) + 0.1, torch.rand(3, 1, 13) + 0.1
+        batch = collate(
+            [
+                Sample({"audio": several}, {}, "p", views=("a", "b")),
+                Sample({"audio": one}, {}, "q"),
+                Sample({"audio": long}, {}, "r", views=("a", "b", "c")),
+            ]
+        )
+        assert batch.views == [("a", "b"), ("",), ("a", "b", "c")]
+        rows = [*several, one, *long]
+        assert batch.inputs["audio"].shape == (6, 1, 13)
+        for row, mask, value in zip(batch.inputs["audio"], batch.masks["audio"], rows, strict=True):
+            assert torch.equal(mask, torch.arange(13) < value.shape[1])
+            assert torch.equal(row[:, mask], value)
+            assert (row[:, ~mask] == 0).all()
+
+    def test_a_modality_that_a_sample_lacks_is_masked_in_all_of_its_views(self):
+        audio, image = torch.rand(2, 1, 11), torch.rand(2, 3, 5, 7)
+        batch = collate(
+            [
+                Sample({"audio": audio}, {}, "p", views=("a", "b")),
+                Sample({"audio": audio, "image": image}, {}, "q", views=("a", "b")),
+                Sample({"image": image[0]}, {}, "r"),
+            ]
+        )
+        assert batch.masks["image"].tolist() == [False, False, True, True, True]
+        assert batch.masks["audio"].tolist() == [True, True, True, True, False]
+
+    @pytest.mark.parametrize("views", [(), ("only",)])
+    def test_one_view_each_is_a_batch_as_any_other(self, views):
+        values = torch.rand(3, 1, 11)
+        samples = [Sample({"audio": value[None] if views else value}, {}, "x", views=views) for value in values]
+        batch = collate(samples)
+        assert batch.views == []
+        assert torch.equal(batch.inputs["audio"], values)

@@ -1,78 +1,14 @@
-from math import ceil
-
 import pytest
 import torch
-from einops import rearrange
-from torch.nn import functional as F
 from torch.testing import assert_close
 
-from perceiver.encoders.image import ConvStem, PatchStem, PixelStem, pad_same
+from perceiver.data.collate import collate
+from perceiver.encoders.stems import PixelStem
 from perceiver.positions import FourierPositions, LearnedPositions
-from perceiver.types import Axis
-from tests.models import image_encoder
+from perceiver.types import Axis, Sample
+from tests.models import STEMS, image_encoder, small_perceiver
 
-STEMS = {
-    "pixels": lambda channels: PixelStem(channels=channels),
-    "projected pixels": lambda channels: PixelStem(channels=channels, dim=7),
-    "patches": lambda channels: PatchStem(channels=channels, patch_size=3),
-    "projected patches": lambda channels: PatchStem(channels=channels, patch_size=3, dim=7),
-    "convolution": lambda channels: ConvStem(channels=channels, dim=7),
-    "symmetric convolution": lambda channels: ConvStem(channels=channels, dim=7, padding="symmetric"),
-}
 every_stem = pytest.mark.parametrize("make_stem", STEMS.values(), ids=STEMS)
-
-
-@pytest.mark.parametrize("channels", [1, 2, 5])
-def test_bare_patches_are_the_image_unfolded_in_row_column_channel_order(channels):
-    image = torch.randn(2, channels, 3 * 5, 3 * 7)
-    unfolded = rearrange(
-        F.unfold(image, kernel_size=3, stride=3),
-        "batch (channels dy dx) (rows columns) -> batch (dy dx channels) rows columns",
-        channels=channels,
-        dy=3,
-        rows=5,
-    )
-    assert_close(PatchStem(channels=channels, patch_size=3)(image), unfolded, atol=0, rtol=0)
-
-
-@pytest.mark.parametrize("dim", [None, 7])
-def test_an_image_that_patches_do_not_divide_is_padded_with_zeros_below_and_on_the_right(dim):
-    stem, image = PatchStem(channels=2, patch_size=5, dim=dim), torch.randn(3, 2, 11, 13)
-    padded = torch.zeros(3, 2, 15, 15)
-    padded[..., :11, :13] = image
-    assert stem(image).shape == (3, stem.dim, 3, 3)
-    assert_close(stem(image), stem(padded), atol=0, rtol=0)
-
-
-def test_bare_pixels_are_the_image():
-    image = torch.randn(3, 2, 5, 7)
-    assert_close(PixelStem(channels=2)(image), image, atol=0, rtol=0)
-
-
-def test_a_pixel_projection_is_one_linear_map_for_every_pixel():
-    stem, image = PixelStem(channels=2, dim=11), torch.randn(3, 2, 5, 7)
-    linear = F.linear(image.movedim(1, -1), stem.projection.weight[..., 0, 0], stem.projection.bias)
-    assert_close(stem(image), linear.movedim(-1, 1))
-
-
-@pytest.mark.parametrize(("height", "width"), [(224, 224), (7, 13), (16, 11), (29, 18), (31, 33)])
-@pytest.mark.parametrize("padding", ["same", "symmetric"])
-def test_the_convolutional_stem_quarters_the_resolution(height, width, padding):
-    def quarter(size):
-        half = ceil(size / 2)
-        return ceil(half / 2) if padding == "same" else (half - 3) // 2 + 1
-
-    features = ConvStem(channels=2, dim=3, padding=padding)(torch.randn(1, 2, height, width))
-    assert features.shape == (1, 3, quarter(height), quarter(width))
-    if height == 224:
-        assert features.shape[2:] == ((56, 56) if padding == "same" else (55, 55))
-
-
-def test_same_padding_puts_the_odd_zero_below_and_on_the_right():
-    padded = pad_same(torch.ones(1, 1, 7, 6), kernel_size=7, stride=2)[0, 0]
-    expected = torch.zeros(3 + 7 + 3, 2 + 6 + 3)
-    expected[3:10, 2:8] = 1
-    assert_close(padded, expected)
 
 
 @every_stem
@@ -83,37 +19,50 @@ def test_tokens_fit_their_grid_and_the_grid_measures_pixels(make_stem, channels)
     rows, columns = tokens.grid.shape
     assert tokens.values.shape == (2, tokens.grid.num_tokens, encoder.dim)
     assert tokens.mask is None
-    stride = float(encoder.stem.stride)
-    assert tokens.grid.axes == (Axis("y", "px", 0.0, rows * stride), Axis("x", "px", 0.0, columns * stride))
-    assert abs(rows * stride - 29) <= stride + 1
-    assert abs(columns * stride - 31) <= stride + 1
-    assert columns >= rows
+    height, width = encoder.stem.stride
+    assert tokens.grid.axes == (Axis("y", "px", 0.0, rows * height), Axis("x", "px", 0.0, columns * width))
+    assert abs(rows * height - 29) <= height + 1
+    assert abs(columns * width - 31) <= width + 1
 
 
 @every_stem
 def test_a_cell_is_real_if_any_of_its_pixels_is(make_stem):
     encoder = image_encoder(make_stem(3)).eval()
-    stride = encoder.stem.stride
-    pixel_mask = torch.rand(2, 29, 31) < 0.5 / stride**2
+    height, width = encoder.stem.stride
+    pixel_mask = torch.rand(2, 29, 31) < 0.5 / (height * width)
     tokens = encoder(torch.randn(2, 3, 29, 31), pixel_mask)
     rows, columns = tokens.grid.shape
     cells = tokens.mask.reshape(2, rows, columns)
     for row in range(rows):
         for column in range(columns):
-            pixels = pixel_mask[:, row * stride : (row + 1) * stride, column * stride : (column + 1) * stride]
+            pixels = pixel_mask[:, row * height : (row + 1) * height, column * width : (column + 1) * width]
             assert (cells[:, row, column] == pixels.flatten(1).any(dim=1)).all()
     assert cells.any()
     assert not cells.all()
 
 
 @every_stem
-def test_masked_pixels_do_not_reach_real_tokens(make_stem):
+@pytest.mark.parametrize("junk", [1e3, float("nan")])
+def test_masked_pixels_do_not_reach_real_tokens(make_stem, junk):
     encoder = image_encoder(make_stem(3), mean=0.5, std=0.25).eval()
     image, pixel_mask = torch.randn(2, 3, 29, 31), torch.zeros(2, 29, 31, dtype=torch.bool)
     pixel_mask[0, :17, :19] = pixel_mask[1, :, :13] = True
     clean = encoder(image, pixel_mask)
-    junk = encoder(image.masked_fill(~pixel_mask[:, None], 1e3), pixel_mask)
-    assert_close(junk.values[clean.mask], clean.values[clean.mask], atol=1e-5, rtol=0)
+    spoilt = encoder(image.masked_fill(~pixel_mask[:, None], junk), pixel_mask)
+    assert_close(spoilt.values[clean.mask], clean.values[clean.mask], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", [name for name in STEMS if name != "symmetric convolution"])
+@pytest.mark.parametrize("size", [(11, 13), (17, 6), (7, 23)], ids=str)
+def test_an_image_alone_gives_what_it_gives_padded_beside_a_larger_one(name, size):
+    """Under anchored positions; others stretch with the padded image."""
+    positions = FourierPositions(num_bands=2, max_resolution=(5, 7), anchored=True)
+    model = small_perceiver(encoders={"image": image_encoder(STEMS[name](3), positions, mean=0.5, std=0.25)})
+    images = [torch.rand(3, *size), torch.rand(3, 19, 29)]
+    batch = collate([Sample({"image": image}, {}, "x") for image in images])
+    alone = torch.cat([model({"image": image[None]}) for image in images])
+    assert_close(model(batch.inputs, batch.masks), alone, atol=1e-5, rtol=0)
+    assert not torch.allclose(model(batch.inputs), alone, atol=1e-3)
 
 
 @every_stem
@@ -157,11 +106,6 @@ def test_adding_positions_of_another_width_is_an_error_that_names_both():
 def test_an_input_of_another_shape_is_an_error_that_names_what_is_wanted(shape):
     with pytest.raises(ValueError, match=r"channels=3, height, width.*not \[" + ", ".join(map(str, shape))):
         image_encoder()(torch.zeros(shape))
-
-
-def test_patches_without_pixels_are_an_error():
-    with pytest.raises(ValueError, match="patch_size=0"):
-        PatchStem(channels=3, patch_size=0)
 
 
 @every_stem

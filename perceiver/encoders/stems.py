@@ -1,0 +1,233 @@
+"""Rasters -> tokens: a stem makes a feature map, whose cells get positions and become tokens.
+
+A raster is anything with rows and columns: an image, a spectrogram. Stems: every cell of it (Perceiver, section 4.1),
+patches (space to depth), the convolutional stem of Perceiver IO (Jaegle et al. 2022, appendix H.1: convolution 7×7
+stride 2, batch norm, ReLU, max pool 3×3 stride 2), and a stack of 3×3 convolutions (Xiao et al. 2021,
+arXiv:2106.14881).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Literal
+
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from perceiver.encoders.base import Combine, Encoder, check_sizes, combined_dim, with_positions
+from perceiver.positions import Positions
+from perceiver.types import Axis, Grid, Tokens
+
+Mask = Bool[Tensor, "batch height width"]
+
+
+class Stem(nn.Module, ABC):
+    """Raster -> feature map. `stride`: rows and columns of the raster that one cell stands for.
+
+    `mask` is True where the raster is real; elsewhere it is zero. A stem of several layers keeps it so in between, and
+    so makes the same cells of a raster whether zeros stand behind it or not.
+    """
+
+    channels: int
+    dim: int
+    stride: tuple[int, int]
+
+    @abstractmethod
+    def forward(
+        self, raster: Float[Tensor, "batch channels height width"], mask: Mask | None = None
+    ) -> Float[Tensor, "batch dim rows columns"]: ...
+
+
+class PixelStem(Stem):
+    """One cell a pixel; with `dim`, through a linear projection (a 1×1 convolution), otherwise the bare channels."""
+
+    stride = (1, 1)
+
+    def __init__(self, *, channels: int, dim: int | None = None) -> None:
+        super().__init__()
+        check_sizes(channels=channels, dim=dim)
+        self.channels = channels
+        self.dim = channels if dim is None else dim
+        self.projection = nn.Identity() if dim is None else nn.Conv2d(channels, dim, kernel_size=1)
+
+    def forward(
+        self, raster: Float[Tensor, "batch channels height width"], mask: Mask | None = None
+    ) -> Float[Tensor, "batch dim height width"]:
+        return self.projection(raster)
+
+
+class PatchStem(Stem):
+    """One cell a patch; with `dim` through a linear projection, otherwise bare (row, column, channel).
+
+    A raster whose sides are no multiples of the patch's is padded with zeros at the bottom and on the right.
+
+    Args:
+        channels: of the raster.
+        patch_size: side, or [rows, columns], of a patch.
+        dim: width of the projection; None for none.
+    """
+
+    def __init__(self, *, channels: int, patch_size: int | Sequence[int], dim: int | None = None) -> None:
+        super().__init__()
+        check_sizes(channels=channels, dim=dim)
+        sides = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
+        if len(sides) != 2 or min(sides) < 1:
+            raise ValueError(f"patch_size={patch_size} must be a number from 1 on, or two: [rows, columns]")
+        self.channels = channels
+        self.stride = rows, columns = sides
+        patch_dim = channels * rows * columns
+        self.dim = patch_dim if dim is None else dim
+        self.projection = nn.Identity() if dim is None else nn.Linear(patch_dim, dim)
+
+    def forward(
+        self, raster: Float[Tensor, "batch channels height width"], mask: Mask | None = None
+    ) -> Float[Tensor, "batch dim rows columns"]:
+        rows, columns = self.stride
+        patches = rearrange(
+            pad_to_multiple(raster, self.stride),
+            "batch channels (rows dy) (columns dx) -> batch rows columns (dy dx channels)",
+            dy=rows,
+            dx=columns,
+        )
+        return rearrange(self.projection(patches), "batch rows columns dim -> batch dim rows columns")
+
+
+class ConvStem(Stem):
+    """The convolutional stem of Perceiver IO: a quarter of the resolution.
+
+    Args:
+        channels: of the raster.
+        dim: channels of the feature map.
+        padding: `same` halves each side twice, rounding up, as DeepMind's code does (224 -> 56), but see `pad_same`.
+            `symmetric` pads the convolution by 3 on every side and the pooling not at all, as Hugging Face's does
+            (224 -> 55); zeros behind a raster then give it cells that it lacks alone.
+    """
+
+    stride = (4, 4)
+
+    def __init__(self, *, channels: int, dim: int = 64, padding: Literal["same", "symmetric"] = "same") -> None:
+        super().__init__()
+        check_sizes(channels=channels, dim=dim)
+        if padding not in ("same", "symmetric"):
+            raise ValueError(f"padding={padding} must be same or symmetric")
+        self.channels = channels
+        self.dim = dim
+        self.padding = padding
+        self.conv = nn.Conv2d(channels, dim, kernel_size=7, stride=2, bias=False)
+        self.norm = nn.BatchNorm2d(dim)
+
+    def forward(
+        self, raster: Float[Tensor, "batch channels height width"], mask: Mask | None = None
+    ) -> Float[Tensor, "batch dim rows columns"]:
+        if self.padding == "symmetric":
+            features = self.norm(self.conv(F.pad(raster, (3, 3, 3, 3)))).relu()
+            return F.max_pool2d(blanked(features, mask, (2, 2)), kernel_size=3, stride=2)
+        features = self.norm(self.conv(pad_same(raster, kernel_size=7, stride=2))).relu()
+        # After the ReLU nothing is below zero, so zero padding is as neutral to the maximum as -inf.
+        return F.max_pool2d(pad_same(blanked(features, mask, (2, 2)), kernel_size=3, stride=2), kernel_size=3, stride=2)
+
+
+class ConvStack(Stem):
+    """3×3 convolutions of stride 2, each with batch norm and ReLU: each halves the resolution, rounding up.
+
+    What a cell sees is centred on its upper left corner: all of itself, and as much above and on the left.
+
+    Args:
+        channels: of the raster.
+        dims: channels after each convolution.
+    """
+
+    def __init__(self, *, channels: int, dims: Sequence[int]) -> None:
+        super().__init__()
+        check_sizes(channels=channels)
+        if len(dims) < 1 or min(dims) < 1:
+            raise ValueError(f"dims={list(dims)} must name the channels of at least one convolution")
+        self.channels = channels
+        self.dim = dims[-1]
+        self.stride = (2 ** len(dims), 2 ** len(dims))
+        self.layers = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(before, dim, kernel_size=3, stride=2, padding=1, bias=False), nn.BatchNorm2d(dim), nn.ReLU()
+            )
+            for before, dim in zip([channels, *dims], dims, strict=False)
+        )
+
+    def forward(
+        self, raster: Float[Tensor, "batch channels height width"], mask: Mask | None = None
+    ) -> Float[Tensor, "batch dim rows columns"]:
+        for number, layer in enumerate(self.layers, start=1):
+            raster = blanked(layer(raster), mask, (2**number, 2**number))
+        return raster
+
+
+class RasterEncoder(Encoder):
+    """Stem, then positions over the rows and columns of its feature map.
+
+    Args:
+        stem: raster -> feature map.
+        positions: vectors for the cells of the feature map (so `max_resolution` counts cells, not pixels).
+        combine: concatenate positions to the features or add them.
+    """
+
+    def __init__(self, *, stem: Stem, positions: Positions, combine: Combine) -> None:
+        super().__init__()
+        self.stem = stem
+        self.positions = positions
+        self.combine: Combine = combine
+        self.dim = combined_dim(stem.dim, positions.dim, combine)
+
+    @abstractmethod
+    def axes(self, rows: int, columns: int) -> tuple[Axis, Axis]:
+        """What the rows and columns of the feature map measure."""
+
+    def tokens(self, raster: Float[Tensor, "batch channels height width"], mask: Mask | None) -> Tokens:
+        """A raster as tokens; what lies beyond `mask` changes none that are real."""
+        if mask is not None:  # a cell at the border of what is real must not see what lies beyond
+            raster = raster.masked_fill(~mask[:, None], 0.0)
+        features = self.stem(raster, mask)
+        rows, columns = features.shape[-2:]
+        values = with_positions(
+            rearrange(features, "batch dim rows columns -> batch (rows columns) dim"),
+            self.positions((rows, columns)),
+            self.combine,
+        )
+        token_mask = None
+        if mask is not None:
+            cells = cell_mask(mask, self.stem.stride)[:, :rows, :columns]
+            token_mask = rearrange(cells, "batch rows columns -> batch (rows columns)")
+        return Tokens(values=values, mask=token_mask, grid=Grid(shape=(rows, columns), axes=self.axes(rows, columns)))
+
+
+def cell_mask(mask: Mask, stride: tuple[int, int]) -> Bool[Tensor, "batch rows columns"]:
+    """A cell is real if anything in it is."""
+    return F.max_pool2d(pad_to_multiple(mask.float(), stride), kernel_size=stride) > 0
+
+
+def blanked(
+    features: Float[Tensor, "batch dim rows columns"], mask: Mask | None, stride: tuple[int, int]
+) -> Float[Tensor, "batch dim rows columns"]:
+    """A feature map of the given stride with zeros where nothing is real."""
+    if mask is None:
+        return features
+    rows, columns = features.shape[-2:]
+    return features.masked_fill(~cell_mask(mask, stride)[:, None, :rows, :columns], 0.0)
+
+
+def pad_to_multiple(raster: Tensor, multiple: tuple[int, int]) -> Tensor:
+    """Zeros at the bottom and on the right until `multiple` divides both sides."""
+    height, width = raster.shape[-2:]
+    return F.pad(raster, (0, -width % multiple[1], 0, -height % multiple[0]))
+
+
+def pad_same(raster: Tensor, *, kernel_size: int, stride: int) -> Tensor:
+    """As many zeros as make the output ceil(size / stride) wide: TensorFlow's `SAME` where `stride` divides the size.
+
+    Elsewhere TensorFlow shares the missing ones out to both sides, and so shifts the cells; here they stand behind, so
+    that a raster has the same cells alone and with zeros behind it.
+    """
+    before = (kernel_size - stride) // 2
+    before_behind = []
+    for size in reversed(raster.shape[-2:]):
+        before_behind += [before, -size % stride + kernel_size - stride - before]
+    return F.pad(raster, before_behind)

@@ -1,0 +1,144 @@
+"""Waves -> log-mel spectrograms, for encoders on the device and for data sets that would rather do it themselves.
+
+Short-time Fourier transform with a Hann window, power, triangular filters on the mel scale (HTK's, without area
+normalisation), decibel: torchaudio's functions under one rule of our own: frame t is centred on the middle of its hop,
+(t + 1/2) · hop_length, and zeros stand beyond both ends. Frames so cover a sound from end to end, each sample in
+exactly one hop, and zeros behind a sound change none of its frames. 0 dB is the power of a sine of amplitude 1: its
+bands add up to that, whatever window and transform.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Self
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchaudio import functional as AF
+
+from perceiver.types import Axis, Grid, Picture, hertz, mel
+
+QUIETEST = 1e-10
+"""Power below which nothing is told apart: -100 dB."""
+
+
+class LogMel(nn.Module):
+    """Wave -> decibels over mel bands and frames.
+
+    Args:
+        sample_rate: of the wave, in Hz.
+        n_fft: length of the Fourier transform, in samples.
+        win_length: length of the window, in samples.
+        hop_length: from one frame to the next, in samples.
+        n_mels: mel bands.
+        f_min, f_max: lower edge of the first and upper edge of the last band, in Hz.
+
+    Raises:
+        ValueError: the sizes contradict each other, or a band has no bin of the Fourier transform in it.
+    """
+
+    def __init__(
+        self,
+        *,
+        sample_rate: int,
+        n_fft: int,
+        win_length: int,
+        hop_length: int,
+        n_mels: int,
+        f_min: float,
+        f_max: float,
+    ) -> None:
+        super().__init__()
+        if not 1 <= hop_length <= win_length <= n_fft:
+            raise ValueError(f"hop_length={hop_length} ≤ win_length={win_length} ≤ n_fft={n_fft} must hold")
+        if not 0.0 <= f_min < f_max:
+            raise ValueError(f"f_min={f_min} must be at least 0 and less than f_max={f_max}")
+        if f_max > sample_rate / 2:
+            raise ValueError(f"f_max={f_max} is more than half of sample_rate={sample_rate}")
+        if n_mels < 1:
+            raise ValueError(f"n_mels={n_mels} must be at least 1")
+        self.sample_rate = sample_rate
+        self.n_fft = n_fft
+        self.win_length = win_length
+        self.hop_length = hop_length
+        self.n_mels = n_mels
+        self.f_min = f_min
+        self.f_max = f_max
+        self.window: Tensor
+        self.filters: Tensor
+        constants = self._constants()
+        if empty := int((~constants["filters"].any(dim=0)).sum()):
+            raise ValueError(f"n_mels={n_mels} is too many for n_fft={n_fft}: {empty} bands have no bin in them")
+        for name, tensor in constants.items():
+            self.register_buffer(name, tensor.to(torch.get_default_device()), persistent=False)
+
+    def _constants(self) -> dict[str, Tensor]:
+        with torch.device("cpu"):
+            filters = AF.melscale_fbanks(
+                self.n_fft // 2 + 1, self.f_min, self.f_max, self.n_mels, self.sample_rate, norm=None, mel_scale="htk"
+            )
+            return {"window": torch.hann_window(self.win_length), "filters": filters}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.window.dtype != torch.float32:  # `model.bfloat16()` must not round them
+            for name, tensor in self._constants().items():
+                setattr(self, name, tensor.to(self.window.device))
+        return self
+
+    def num_frames(self, length: int) -> int:
+        """Frames of a wave of `length` samples: one for each hop that was begun."""
+        return -(-length // self.hop_length)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def forward(self, wave: Float[Tensor, "*batch length"]) -> Float[Tensor, "*batch mels frames"]:
+        """In dB of full scale; never below -100.
+
+        Raises:
+            ValueError: there is no sample.
+        """
+        if wave.shape[-1] < 1:
+            raise ValueError(f"wave of shape {list(wave.shape)}: a spectrogram needs at least one sample")
+        device = wave.device.type
+        exact = torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+        with exact:
+            frames = self.num_frames(wave.shape[-1])
+            before = (self.n_fft - self.hop_length + 1) // 2
+            behind = frames * self.hop_length + self.n_fft - self.hop_length - before - wave.shape[-1]
+            power = AF.spectrogram(
+                F.pad(wave.float(), (before, behind)),
+                pad=0,
+                window=self.window,
+                n_fft=self.n_fft,
+                hop_length=self.hop_length,
+                win_length=self.win_length,
+                power=2.0,
+                normalized=False,
+                center=False,
+            )
+            full_scale = self.n_fft * self.window.square().sum() / 4.0
+            mels = rearrange(power / full_scale, "... bins frames -> ... frames bins") @ self.filters
+            return rearrange(10.0 * mels.clamp_min(QUIETEST).log10(), "... frames mels -> ... mels frames")
+
+    def frame_mask(self, mask: Bool[Tensor, "batch length"]) -> Bool[Tensor, "batch frames"]:
+        """A frame is real if any sample of its hop is."""
+        frames = self.num_frames(mask.shape[-1])
+        padded = F.pad(mask, (0, frames * self.hop_length - mask.shape[-1]))
+        return rearrange(padded, "batch (frames hop) -> batch frames hop", hop=self.hop_length).any(dim=-1)
+
+    def frequencies(self, rows: int, mels_per_row: int = 1) -> Axis:
+        """The axis of `rows` cells of bands; filters overlap, and each band here ends half-way to the next."""
+        low, high = mel(self.f_min), mel(self.f_max)
+        width = (high - low) / (self.n_mels + 1)
+        start, stop = low + width / 2, low + width / 2 + rows * mels_per_row * width
+        return Axis("frequency", "Hz", hertz(start), hertz(stop), scale="mel")
+
+    def times(self, columns: int, frames_per_column: int = 1) -> Axis:
+        """The axis of `columns` cells of frames."""
+        return Axis("time", "s", 0.0, columns * frames_per_column * self.hop_length / self.sample_rate)
+
+    def picture(self, spectrogram: Float[Tensor, "batch 1 mels frames"]) -> Picture:
+        rows, columns = spectrogram.shape[-2:]
+        return Picture(spectrogram, Grid((rows, columns), (self.frequencies(rows), self.times(columns))), "dB")

@@ -1,0 +1,97 @@
+import pytest
+import torch
+from torch.testing import assert_close
+
+from perceiver.types import Axis, Batch, Sample, hertz, mel
+
+AXES = [
+    Axis("time", "s", 0.0, 7.3),
+    Axis("x", "px", -3.0, 11.0),
+    Axis("frequency", "Hz", 53.0, 7919.0, scale="mel"),
+    Axis("frequency", "Hz", 0.0, 1999.0, scale="mel"),
+]
+
+
+class TestAxis:
+    @pytest.mark.parametrize("axis", AXES, ids=str)
+    def test_it_runs_from_start_to_stop(self, axis):
+        assert (axis.fraction(axis.start), axis.fraction(axis.stop)) == pytest.approx((0.0, 1.0))
+        assert (axis.value(0.0), axis.value(1.0)) == pytest.approx((axis.start, axis.stop))
+
+    @pytest.mark.parametrize("axis", AXES, ids=str)
+    @pytest.mark.parametrize("fraction", [-0.02, 0.0, 0.11, 0.5, 0.97, 1.3])
+    def test_value_and_fraction_undo_each_other_beyond_the_ends_too(self, axis, fraction):
+        assert axis.fraction(axis.value(fraction)) == pytest.approx(fraction)
+
+    @pytest.mark.parametrize("axis", AXES, ids=str)
+    def test_equal_steps_are_equal_on_its_scale(self, axis):
+        values = [axis.value(step / 5) for step in range(6)]
+        scaled = torch.tensor([mel(value) if axis.scale == "mel" else value for value in values])
+        assert_close(scaled.diff(), scaled.diff()[:1].expand(5))
+        steps = torch.tensor(values).diff()
+        assert (steps > 0).all()
+        assert bool((steps.diff() > 1e-3).all()) == (axis.scale == "mel")
+
+    def test_a_thousand_hertz_are_a_thousand_mel(self):
+        assert mel(1000.0) == pytest.approx(1000.0, abs=0.02)
+        assert (mel(0.0), hertz(0.0)) == (0.0, 0.0)
+        for frequency in (7.0, 440.0, 20011.0):
+            assert hertz(mel(frequency)) == pytest.approx(frequency)
+
+
+class TestViews:
+    def test_a_sample_is_split_into_its_views(self):
+        inputs = {"audio": torch.rand(3, 1, 11), "image": torch.rand(3, 2, 5, 7)}
+        sample = Sample(inputs, {"label": 5}, "x.wav", views=("a", "b", "c"))
+        parts = sample.split()
+        assert [part.id for part in parts] == ["x.wav a", "x.wav b", "x.wav c"]
+        for place, part in enumerate(parts):
+            assert part.targets == {"label": 5}
+            assert part.views == ()
+            assert part.split() == [part]
+            assert part.inputs.keys() == inputs.keys()
+            assert all(torch.equal(part.inputs[name], inputs[name][place]) for name in inputs)
+
+    @pytest.mark.parametrize("count", [2, 5])
+    def test_more_or_fewer_views_than_names_are_refused(self, count):
+        with pytest.raises(ValueError, match=f"x.wav: views=3 .*'audio' has {count}"):
+            Sample({"audio": torch.rand(count, 1, 11)}, {}, "x.wav", views=("a", "b", "c")).split()
+
+    def test_the_mean_over_views_is_that_of_each_sample(self):
+        rows = torch.rand(7, 5, 2)
+        batch = Batch({}, {}, ["p", "q", "r"], views=[("a", "b"), ("",), ("a", "b", "c", "d")])
+        expected = torch.stack([rows[:2].mean(dim=0), rows[2], rows[3:].mean(dim=0)])
+        assert_close(batch.mean_over_views(rows), expected)
+
+    def test_without_views_a_row_is_a_sample(self):
+        rows = torch.rand(3, 5)
+        assert batch_of(3).mean_over_views(rows) is rows
+        assert len(batch_of(0).mean_over_views(rows[:0])) == 0
+
+
+def batch_of(count: int) -> Batch:
+    return Batch({}, {}, [str(row) for row in range(count)])
+
+
+@pytest.mark.parametrize(
+    ("change", "dtype"),
+    [(lambda batch: batch.map(torch.Tensor.double), torch.float64), (lambda batch: batch.to("cpu"), torch.float32)],
+    ids=["map", "to"],
+)
+def test_map_and_to_keep_everything_that_is_no_tensor(change, dtype):
+    batch = Batch(
+        inputs={"x": torch.ones(2, 3)},
+        targets={"label": torch.ones(2), "text": ["a", "b"], "boxes": [torch.ones(3, 4), torch.ones(5, 4)]},
+        ids=["p", "q"],
+        masks={"x": torch.ones(2)},
+        unreadable=["z: gone"],
+        views=[("a",), ("a", "b")],
+    )
+    changed = change(batch)
+    assert type(changed) is Batch
+    assert (changed.ids, changed.unreadable, changed.targets["text"]) == (["p", "q"], ["z: gone"], ["a", "b"])
+    assert changed.views == batch.views
+    for tensor in (changed.inputs["x"], changed.targets["label"], *changed.targets["boxes"], changed.masks["x"]):
+        assert tensor.dtype == dtype
+        assert (tensor == 1).all()
+    assert batch.inputs["x"].dtype == torch.float32
