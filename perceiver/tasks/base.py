@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
@@ -26,8 +27,12 @@ class Task(nn.Module, ABC):
         return batch
 
     def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Call the model as the task needs it."""
+        """What the model says of each view; a view a sample, unless `batch.views` says otherwise."""
         return model(batch.inputs, batch.masks)
+
+    @abstractmethod
+    def merged(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Outputs of views -> outputs of samples, as if the model had given their mean answers."""
 
     @abstractmethod
     def loss(self, outputs: Tensor, batch: Batch) -> Float[Tensor, ""]: ...
@@ -40,6 +45,15 @@ class Task(nn.Module, ABC):
     def update(self, stage: Stage, outputs: Tensor, loss: Float[Tensor, ""], batch: Batch) -> None:
         """Count a batch into the stage's metrics."""
 
+    def class_metrics(self, stage: Stage) -> dict[str, Float[Tensor, " classes"]]:
+        """Metrics of each class, from when the stage's metrics were last computed; NaN where one is not defined."""
+        return {}
+
     @abstractmethod
     def predictions(self, outputs: Tensor, class_names: Sequence[str], top: int) -> list[list[dict[str, Any]]]:
         """Outputs -> for each sample its `top` answers, best first, as plain values with the same keys throughout."""
+
+
+def finite_log(probabilities: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The logarithm of at least the smallest number there is, so that a target of 0 times it is 0."""
+    return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
-from perceiver.tasks.base import Task
+from perceiver.tasks.base import Task, finite_log
 from perceiver.tasks.mixing import Mixing
 from perceiver.types import Batch, Stage
 
@@ -58,6 +58,11 @@ class Classification(Task):
 
     def training_batch(self, batch: Batch) -> Batch:
         return self.mixing(batch)
+
+    def merged(self, outputs: Float[Tensor, "rows classes"], batch: Batch) -> Float[Tensor, "batch classes"]:
+        if not batch.views:
+            return outputs
+        return finite_log(batch.mean_over_views(outputs.float().softmax(dim=1)))
 
     def loss(self, outputs: Float[Tensor, "batch classes"], batch: Batch) -> Float[Tensor, ""]:
         return F.cross_entropy(outputs.float(), batch.targets["label"], label_smoothing=self.label_smoothing)

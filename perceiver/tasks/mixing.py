@@ -1,8 +1,8 @@
 """MixUp (Zhang et al. 2018, arXiv:1710.09412) and CutMix (Yun et al. 2019, arXiv:1905.04899) of batches.
 
-Each sample is mixed with the one before it, all its inputs by one weight, which is also that of the labels. CutMix cuts
-the same share of each input around the same relative place; where that is cut off by borders, labels go by the mean
-over the inputs of what is left. What is real in a mixed input is what was real in the parts it is made of.
+Each sample is mixed with the one before it, all its inputs by one weight, which is also that of the labels or tags.
+CutMix cuts the same share of each input around the same relative place; where that is cut off by borders, labels go by
+the mean over the inputs of what is left. What is real in a mixed input is what was real in the parts it is made of.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from perceiver.types import Batch
 
 
 class Mixing:
-    """Mixes the inputs of a batch and its `label`, which becomes a distribution over classes.
+    """Mixes the inputs of a batch and its `label`, which becomes a distribution over classes, or its `tags`.
 
     Args:
         num_classes: classes.
@@ -35,6 +35,8 @@ class Mixing:
     def __call__(self, batch: Batch) -> Batch:
         if not self.methods or len(batch) == 0:
             return batch
+        if batch.views:
+            raise ValueError("mixup and cutmix take samples of one view")
         for name, values in batch.inputs.items():
             if not values.is_floating_point() or values.ndim < 3:
                 raise ValueError(
@@ -42,8 +44,10 @@ class Mixing:
                 )
         mix, alpha = self.methods[int(torch.randint(len(self.methods), ()))]
         mixed, weight = mix(batch, float(torch.distributions.Beta(alpha, alpha).sample()))
-        labels = F.one_hot(batch.targets["label"], self.num_classes).float()
-        return replace(mixed, targets={**batch.targets, "label": partner(labels).lerp(labels, weight)})
+        name = "tags" if "tags" in batch.targets else "label"
+        own = batch.targets[name] if name == "tags" else F.one_hot(batch.targets[name], self.num_classes)
+        own = own.float()
+        return replace(mixed, targets={**batch.targets, name: partner(own).lerp(own, weight)})
 
 
 def partner(values: Tensor) -> Tensor:

@@ -51,6 +51,34 @@ def test_labels_are_mixed_as_the_inputs_are(method):
     assert len(weights) == 11
 
 
+@METHODS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+def test_tags_are_mixed_by_the_same_weight_as_labels(method, dtype):
+    batch, tags = marked_batch(), torch.randint(2, (BATCH, NUM_CLASSES), dtype=dtype)
+    batch.targets["tags"] = tags
+    mixed = mixing(**{method: 1.0})(batch)
+    own = torch.stack([shares(values) for values in mixed.inputs.values()]).mean(dim=0).diagonal()[:, None]
+    torch.testing.assert_close(mixed.targets["tags"], own * tags + (1 - own) * tags.roll(1, dims=0))
+    assert torch.equal(batch.targets["tags"], tags)
+
+
+def test_waves_of_one_channel_are_added_up():
+    waves, tags = torch.randn(BATCH, 1, 997), torch.eye(BATCH, NUM_CLASSES)
+    batch = Batch(inputs={"audio": waves}, targets={"tags": tags}, ids=["x"] * BATCH)
+    mixed = mixing(mixup=1.0)(batch)
+    weight = mixed.targets["tags"][0, 0]
+    assert 0.0 < weight < 1.0
+    torch.testing.assert_close(mixed.inputs["audio"], weight * waves + (1 - weight) * waves.roll(1, dims=0))
+
+
+@METHODS
+def test_samples_in_several_views_are_refused(method):
+    batch = Batch(inputs={"x": torch.rand(3, 1, 5)}, targets={}, ids=["a", "b"], views=[("",), ("p", "q")])
+    with pytest.raises(ValueError, match="one view"):
+        mixing(**{method: 1.0})(batch)
+    assert mixing()(batch) is batch
+
+
 def test_with_one_image_cutmix_weighs_labels_by_exactly_what_is_cut():
     batch = marked_batch()
     for _ in range(11):
@@ -151,7 +179,9 @@ def test_with_both_each_batch_gets_one_of_them():
 
 
 @pytest.mark.parametrize(
-    "values", [torch.ones(BATCH, 3, 5, dtype=torch.long), torch.ones(BATCH, 3)], ids=["integers", "no axes"]
+    "values",
+    [torch.ones(BATCH, 3, 5, dtype=torch.long), torch.ones(BATCH, 1, 997, dtype=torch.int16), torch.ones(BATCH, 3)],
+    ids=["integers", "a wave of integers", "no axes"],
 )
 @METHODS
 def test_inputs_that_cannot_be_mixed_are_refused_by_name(method, values):

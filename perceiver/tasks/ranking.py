@@ -1,0 +1,64 @@
+"""How well scores rank samples, class by class, and their means: mAP, AUC and d′.
+
+As on AudioSet (Gemmeke et al. 2017): the mean over classes counts those that some sample has. torchmetrics' own means
+count a class without positives as 0.
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.functional.classification import binary_auroc, binary_average_precision
+from torchmetrics.utilities.data import dim_zero_cat
+
+LARGEST_AUC = 1.0 - 1e-6
+"""d′ of a perfect ranking would be infinite; it ends at 6.7."""
+
+
+class Ranking(Metric):
+    """`mAP`, `AUC` and `d_prime` over all samples; NaN where no class has what they need.
+
+    Args:
+        num_classes: classes.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+
+    scores: list[Float[Tensor, "batch classes"]]
+    tags: list[Bool[Tensor, "batch classes"]]
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.add_state("scores", default=[], dist_reduce_fx="cat")
+        self.add_state("tags", default=[], dist_reduce_fx="cat")
+        self.by_class: dict[str, Float[Tensor, " classes"]] = {}
+        """Of the last `compute`: `AP` of classes with positives, `AUC` of those that also have negatives, NaN for the
+        others, and the number of `positives`."""
+
+    def update(self, scores: Float[Tensor, "batch classes"], tags: Bool[Tensor, "batch classes"]) -> None:
+        self.scores.append(scores)
+        self.tags.append(tags)
+
+    def compute(self) -> dict[str, Float[Tensor, ""]]:
+        self.by_class = by_class = self._by_class()
+        auc = by_class["AUC"].nanmean()
+        d_prime = 2.0**0.5 * torch.special.ndtri(auc.double().clamp(1.0 - LARGEST_AUC, LARGEST_AUC)).float()
+        return {"mAP": by_class["AP"].nanmean(), "AUC": auc, "d_prime": d_prime}
+
+    def _by_class(self) -> dict[str, Float[Tensor, " classes"]]:
+        if len(self.scores) == 0:  # a stage of which no sample could be read
+            scores = tags = torch.zeros(0, self.num_classes, device=self.device)
+        else:
+            scores, tags = dim_zero_cat(self.scores), dim_zero_cat(self.tags)
+        positives = tags.sum(dim=0)
+        precision, auc = torch.full((2, self.num_classes), torch.nan, device=self.device)
+        for label, count in enumerate(positives.tolist()):
+            of_class = scores[:, label], tags[:, label].int()
+            if count > 0:
+                precision[label] = binary_average_precision(*of_class, validate_args=False)
+            if 0 < count < len(tags):
+                auc[label] = binary_auroc(*of_class, validate_args=False)
+        return {"AP": precision, "AUC": auc, "positives": positives.float()}

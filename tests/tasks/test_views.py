@@ -1,0 +1,97 @@
+"""Samples that are looked at in several views are answered by the mean of what is said of each."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from perceiver.data.collate import collate
+from perceiver.tasks.classification import Classification
+from perceiver.tasks.tagging import Tagging
+from perceiver.types import Batch, Sample
+
+NUM_CLASSES = 7
+
+
+def tagging(*, multi_label: bool) -> Tagging:
+    return Tagging(
+        num_classes=NUM_CLASSES, multi_label=multi_label, label_smoothing=0.0, positive_weight=1.0, mixup=0.0
+    )
+
+
+def labelled(labels: torch.Tensor) -> Batch:
+    return Batch(inputs={}, targets={"label": labels}, ids=[str(row) for row in range(len(labels))])
+
+
+def views(*counts: int) -> Batch:
+    return Batch({}, {}, [str(row) for row in range(len(counts))], views=[("",) * count for count in counts])
+
+
+def tasks_with_answers():
+    """Each way to answer, and how its outputs become probabilities."""
+    classification = Classification(num_classes=NUM_CLASSES, label_smoothing=0.0, mixup=0.0, cutmix=0.0)
+    return {
+        "multi-label": (tagging(multi_label=True), torch.sigmoid),
+        "single-label": (tagging(multi_label=False), lambda outputs: outputs.softmax(dim=1)),
+        "classification": (classification, lambda outputs: outputs.softmax(dim=1)),
+    }
+
+
+@pytest.mark.parametrize(("task", "answers"), tasks_with_answers().values(), ids=tasks_with_answers())
+class TestMerged:
+    @pytest.mark.parametrize("spread", [0.1, 3.0, 30.0])
+    def test_its_probabilities_are_the_mean_of_those_of_the_views(self, task, answers, spread):
+        batch, outputs = views(3, 1, 2), spread * torch.randn(6, NUM_CLASSES)
+        each = answers(outputs.double())
+        expected = torch.stack([each[:3].mean(dim=0), each[3], each[4:].mean(dim=0)])
+        merged = task.merged(outputs, batch)
+        assert_close(answers(merged.double()), expected, atol=1e-7, rtol=1e-5)
+
+    def test_without_views_outputs_stay_as_they_are(self, task, answers):
+        outputs = torch.randn(5, NUM_CLASSES)
+        assert task.merged(outputs, Batch({}, {}, list("abcde"))) is outputs
+
+    @pytest.mark.parametrize("count", [1, 2, 5])
+    def test_views_that_agree_change_no_answer(self, task, answers, count):
+        outputs = 11 * torch.randn(3, NUM_CLASSES)
+        batch = views(count, count, 2 * count)
+        rows = outputs.repeat_interleave(torch.tensor([count, count, 2 * count]), dim=0)
+        assert_close(answers(task.merged(rows, batch)), answers(outputs), atol=1e-7, rtol=1e-5)
+
+    def test_extreme_and_half_precision_outputs_stay_numbers(self, task, answers):
+        outputs = 1e4 * torch.randn(5, NUM_CLASSES)
+        merged = task.merged(outputs.bfloat16(), views(2, 3))
+        assert merged.dtype == torch.float32
+        assert merged.isfinite().all()
+        batch = labelled(torch.tensor([2, 3]))
+        assert task.loss(merged, batch).isfinite()
+        soft = labelled(F.one_hot(torch.tensor([2, 3]), NUM_CLASSES).float())
+        assert task.loss(merged, soft).isfinite()
+
+    def test_a_batch_with_views_is_measured_by_sample(self, task, answers):
+        windows = torch.randn(6, 1, 13)
+        batch = collate(
+            [
+                Sample({"audio": windows[:2]}, {"label": 2}, "p", views=("a", "b")),
+                Sample({"audio": windows[2, :, :11]}, {"label": 5}, "q"),
+                Sample({"audio": windows[3:]}, {"label": 2}, "r", views=("a", "b", "c")),
+            ]
+        )
+        seen = []
+
+        def model(inputs, masks):
+            seen.append((inputs, masks))
+            return inputs["audio"][:, 0, :NUM_CLASSES]
+
+        outputs = task.outputs(model, batch)
+        assert seen == [(batch.inputs, batch.masks)]
+        assert outputs.shape == (6, NUM_CLASSES)
+        merged = task.merged(outputs, batch)
+        task.update("test", merged, task.loss(merged, batch), batch)
+        assert merged.shape == (3, NUM_CLASSES)
+        task.metrics("test").reset()
+
+
+def test_views_that_are_sure_and_agree_keep_their_log_odds():
+    outputs = torch.linspace(-61.0, 61.0, 3 * NUM_CLASSES).reshape(3, NUM_CLASSES)
+    assert_close(tagging(multi_label=True).merged(outputs.repeat_interleave(2, dim=0), views(2, 2, 2)), outputs)
