@@ -1,6 +1,7 @@
 """What every data set is: named splits of samples, and a reader for a user's own files."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Protocol, TypeAlias
 
@@ -23,6 +24,10 @@ class Split(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Sample: ...
+
+    def classes_of(self, index: int) -> Sequence[int]:
+        """The classes of a sample, told without reading it; for sampling that evens them out."""
+        ...
 
 
 class Dataset(ABC):

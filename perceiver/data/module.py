@@ -7,13 +7,15 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from jaxtyping import Float64
 from lightning.pytorch import LightningDataModule
+from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from perceiver.data.base import Dataset, Split, UnreadableError
 from perceiver.data.collate import collate
-from perceiver.data.sampler import Key, KeyedSampler, mix
+from perceiver.data.sampler import Key, KeyedSampler, class_balancing_weights, mix
 from perceiver.types import Batch, Sample, Stage
 
 log = logging.getLogger(__name__)
@@ -27,12 +29,22 @@ class DataModule(LightningDataModule):
         batch_size: samples per process and step.
         num_workers: processes that read ahead; 0 reads in the training process.
         drop_last: leave out a last training batch that is smaller than the others.
+        class_balanced: draw the training samples of an epoch with replacement, those of rare classes more often
+            (`class_balancing_weights`).
         pin_memory: faster copies to a GPU.
         seed: of order and augmentation.
     """
 
     def __init__(
-        self, *, dataset: Dataset, batch_size: int, num_workers: int, drop_last: bool, pin_memory: bool, seed: int
+        self,
+        *,
+        dataset: Dataset,
+        batch_size: int,
+        num_workers: int,
+        drop_last: bool,
+        class_balanced: bool,
+        pin_memory: bool,
+        seed: int,
     ) -> None:
         super().__init__()
         for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
@@ -42,6 +54,7 @@ class DataModule(LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.drop_last = drop_last
+        self.class_balanced = class_balanced
         self.pin_memory = pin_memory
         self.seed = seed
         self.unreadable: dict[str, None] = {}
@@ -61,7 +74,19 @@ class DataModule(LightningDataModule):
         split = self.splits["train"]
         if split is None:
             raise ValueError("the data set has no training samples")
+        self._train_weights  # noqa: B018  (that there is nothing to balance is found now)
         return split
+
+    @cached_property
+    def _train_weights(self) -> Float64[Tensor, " samples"] | None:
+        """How often each training sample is drawn, relative to the others; None where each comes once an epoch."""
+        split = self.splits["train"]
+        if not self.class_balanced or split is None:
+            return None
+        classes = [split.classes_of(index) for index in range(len(split))] if hasattr(split, "classes_of") else []
+        if not any(classes):
+            raise ValueError("loader.class_balanced=true: the training samples have no classes to balance")
+        return class_balancing_weights(classes)
 
     def train_dataloader(self) -> DataLoader[Any]:
         loader = self._loader("train")
@@ -82,11 +107,15 @@ class DataModule(LightningDataModule):
         return self._loader("test") if self.splits["test"] is not None else []
 
     def probe(self, num_samples: int) -> Batch:
-        """A fixed batch of samples, evenly spread over the validation split, or the next best one."""
+        """A fixed batch of samples, evenly spread over the validation split, or the next best one.
+
+        Of a sample that is looked at in several views it holds the first, so that each row is one sample.
+        """
         split = self.splits["val"] or self.splits["test"] or self.train_samples
         samples = _KeyedSplit(split, self.seed)
         count = min(num_samples, len(split))
-        batch = _collate_readable([samples[0, index * len(split) // count] for index in range(count)])
+        items = [samples[0, index * len(split) // count] for index in range(count)]
+        batch = _collate_readable([item.split()[0] if isinstance(item, Sample) else item for item in items])
         return self._without_unreadable(batch)
 
     def _loader(self, stage: Stage) -> DataLoader[Any]:
@@ -98,6 +127,7 @@ class DataModule(LightningDataModule):
             num_samples=len(split),
             seed=self.seed,
             shuffle=train,
+            weights=self._train_weights if train else None,
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self.trainer.world_size if self.trainer else 1,
         )
@@ -134,7 +164,7 @@ class DataModule(LightningDataModule):
 
 
 class _KeyedSplit(TorchDataset[Sample | UnreadableError]):
-    """A split asked by (epoch, index), with torch's generator seeded from them for the time of the answer.
+    """A split asked by a sampler's key, with torch's generator seeded from it for the time of the answer.
 
     Asked by index alone, as by the sampler that Lightning puts in for `overfit_batches`, it answers as in epoch 0.
     """
@@ -147,11 +177,11 @@ class _KeyedSplit(TorchDataset[Sample | UnreadableError]):
         return len(self.split)
 
     def __getitem__(self, key: Key | int) -> Sample | UnreadableError:
-        epoch, index = key if isinstance(key, tuple) else (0, key)
+        key = key if isinstance(key, tuple) else (0, key)
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(mix(self.seed, epoch, index))
+            torch.default_generator.manual_seed(mix(self.seed, *key))
             try:
-                return self.split[index]
+                return self.split[key[1]]
             except UnreadableError as error:
                 return error
 

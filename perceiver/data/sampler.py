@@ -1,33 +1,50 @@
 """The order of samples as a pure function of (seed, epoch): nothing to save, nothing to lose.
 
 Every index travels with its epoch, so that augmentation can be a function of (seed, epoch, index) in whatever process
-it runs. The position in the data is then one integer, the number of batches done.
+it runs; where a sample may come several times an epoch, with the count of that, so that it looks different each time.
+The position in the data is then one integer, the number of batches done.
 """
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import repeat
 from typing import TypeAlias
 
 import torch
+from jaxtyping import Float64, Int64
+from torch import Tensor
 from torch.utils.data import Sampler
 
-Key: TypeAlias = tuple[int, int]
+Key: TypeAlias = tuple[int, int] | tuple[int, int, int]
 
 
 class KeyedSampler(Sampler[Key]):
-    """Yields (epoch, index).
+    """Yields (epoch, index), or with `weights` (epoch, index, how often that index came before in the epoch).
 
     Args:
         num_samples: size of the split.
         seed: of the order.
         shuffle: a new order each epoch; otherwise ascending.
+        weights: when shuffling, `num_samples` are drawn with replacement each epoch, with probabilities in proportion
+            to these; None takes each sample once.
         rank, world_size: which part of each epoch this process takes. When shuffling, all parts are made equally long
             by repeating the first samples; otherwise every sample is taken exactly once.
     """
 
-    def __init__(self, *, num_samples: int, seed: int, shuffle: bool, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        *,
+        num_samples: int,
+        seed: int,
+        shuffle: bool,
+        weights: Float64[Tensor, " samples"] | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
         self.num_samples = num_samples
         self.seed = seed
         self.shuffle = shuffle
+        self.weights = weights
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
@@ -50,16 +67,45 @@ class KeyedSampler(Sampler[Key]):
     def __iter__(self) -> Iterator[Key]:
         epoch = self.epoch  # a loader that reads ahead may ask on after the next `set_epoch`
         offset = self.resume_offset if epoch == self.resume_epoch else 0
-        return ((epoch, index) for index in self._order()[offset:])
+        mine = slice(self.rank + offset * self.world_size, None, self.world_size)
+        order = self._order()
+        if self.weights is None:
+            return zip(repeat(epoch), order[mine].tolist(), strict=False)
+        return zip(repeat(epoch), order[mine].tolist(), _times_before(order)[mine].tolist(), strict=False)
 
-    def _order(self) -> list[int]:
+    def _order(self) -> Int64[Tensor, " all_ranks"]:
+        """Indices of the whole epoch; each process takes every `world_size`-th."""
         if not self.shuffle:
-            return list(range(self.rank, self.num_samples, self.world_size))
+            return torch.arange(self.num_samples)
         generator = torch.Generator().manual_seed(mix(self.seed, self.epoch))
-        order = torch.randperm(self.num_samples, generator=generator).tolist()
-        missing = -len(order) % self.world_size
-        repeated = (order * (missing // max(len(order), 1) + 1))[:missing]
-        return (order + repeated)[self.rank :: self.world_size]
+        if self.weights is None:
+            order = torch.randperm(self.num_samples, generator=generator)
+        else:
+            order = torch.multinomial(self.weights, self.num_samples, replacement=True, generator=generator)
+        return order[torch.arange(len(self) * self.world_size) % max(self.num_samples, 1)]
+
+
+def _times_before(order: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
+    """How often what stands at a place stood before it."""
+    ascending, places = order.sort(stable=True)
+    times = torch.empty_like(order)
+    times[places] = torch.arange(len(order)) - torch.searchsorted(ascending, ascending)
+    return times
+
+
+def class_balancing_weights(classes: Sequence[Sequence[int]]) -> Float64[Tensor, " samples"]:
+    """Weights that let samples of rare classes come as often as those of frequent ones.
+
+    For each sample the sum over its classes of 1 / (number of samples of the class), as in AST (Gong et al. 2021,
+    arXiv:2104.01778). Samples without any class get the mean weight of the others, and so keep their share of the data.
+
+    Args:
+        classes: those of each sample; at least one has one.
+    """
+    counts = Counter(label for labels in classes for label in set(labels))
+    weights = [sum(1.0 / counts[label] for label in set(labels)) for labels in classes]
+    mean = sum(weights) / sum(weight > 0.0 for weight in weights)
+    return torch.tensor([weight or mean for weight in weights], dtype=torch.float64)
 
 
 def mix(*numbers: int) -> int:

@@ -1,4 +1,6 @@
 import logging
+from dataclasses import replace
+from itertools import pairwise
 from types import SimpleNamespace
 
 import lightning
@@ -14,7 +16,10 @@ SIZES = {"train": 23, "val": 13, "test": 11}
 
 
 class NoisySplit:
-    """Samples that consist of their index and of what the generator gave; those in `broken` cannot be read."""
+    """Samples that consist of their index and of what the generator gave; those in `broken` cannot be read.
+
+    Every seventh has class 1, the others class 0.
+    """
 
     def __init__(self, stage: str, num_samples: int, broken: frozenset[int]) -> None:
         self.stage, self.num_samples, self.broken = stage, num_samples, broken
@@ -27,6 +32,9 @@ class NoisySplit:
         if index in self.broken:
             raise UnreadableError(f"{self.stage}/{index}.jpg: broken")
         return Sample(inputs={"x": noise}, targets={"label": index}, id=f"{self.stage}/{index}")
+
+    def classes_of(self, index: int) -> list[int]:
+        return [int(index % 7 == 0)]
 
 
 class NoisyDataset(Dataset):
@@ -43,12 +51,13 @@ class NoisyDataset(Dataset):
         raise NotImplementedError
 
 
-def module(dataset=None, *, batch_size=5, num_workers=0, drop_last=False, seed=0) -> DataModule:
+def module(dataset=None, *, batch_size=5, num_workers=0, drop_last=False, class_balanced=False, seed=0) -> DataModule:
     return DataModule(
         dataset=dataset or NoisyDataset(),
         batch_size=batch_size,
         num_workers=num_workers,
         drop_last=drop_last,
+        class_balanced=class_balanced,
         pin_memory=False,
         seed=seed,
     )
@@ -193,6 +202,94 @@ def test_the_probe_leaves_out_what_cannot_be_read():
     assert probe.unreadable == ["val/0.jpg: broken"]
 
 
+class Windows(NoisyDataset):
+    """Of whose samples every other is looked at in two or three views, all with the index of the sample in them."""
+
+    def split(self, stage):
+        return WindowsSplit(stage, self.sizes[stage], self.broken)
+
+
+class WindowsSplit(NoisySplit):
+    def __getitem__(self, index: int) -> Sample:
+        sample = super().__getitem__(index)
+        if index % 2 == 0:
+            return sample
+        views = ("early", "late", "later")[: 2 + index % 3]
+        values = torch.stack([torch.full((2,), 10.0 * index + place) for place in range(len(views))])
+        return replace(sample, inputs={"x": values}, views=views)
+
+
+def test_the_probe_holds_the_first_view_of_each_sample():
+    probe = module(Windows()).probe(13)
+    assert probe.views == []
+    assert probe.inputs["x"].shape == (13, 2)
+    assert probe.targets["label"].tolist() == list(range(13))
+    assert probe.ids == [f"val/{index}{' early' * (index % 2)}" for index in range(13)]
+    assert probe.inputs["x"][1::2].tolist() == [[10.0 * index] * 2 for index in range(1, 13, 2)]
+
+
+def test_the_probe_leaves_out_what_cannot_be_read_among_views_too():
+    probe = module(Windows(broken=[0, 1], on_error="skip")).probe(13)
+    assert len(probe) == len(probe.inputs["x"]) == 11
+
+
+def test_a_larger_probe_is_spread_as_evenly():
+    for wanted in (1, 2, 3, 5, 13):
+        positions = [int(id.split("/")[1]) for id in module().probe(wanted).ids]
+        gaps = {later - earlier for earlier, later in pairwise([*positions, 13])}
+        assert positions[0] == 0
+        assert max(gaps) - min(gaps) <= 1
+
+
+class TestClassBalance:
+    def balanced_ids(self, epoch: int = 0, **options) -> list[str]:
+        return ids(read_epoch(module(class_balanced=True, **options), epoch))
+
+    def test_an_epoch_is_as_long_as_ever_and_its_classes_come_equally_often(self):
+        found = [id for epoch in range(29) for id in self.balanced_ids(epoch)]
+        assert len(found) == 29 * SIZES["train"]
+        rare = sum(int(id.split("/")[1]) % 7 == 0 for id in found)
+        assert abs(rare - len(found) / 2) < 3.3 * (len(found) / 4) ** 0.5  # 1 in 1000
+
+    def test_a_sample_that_comes_again_in_an_epoch_is_augmented_anew(self):
+        batches = read_epoch(module(class_balanced=True))
+        assert len(set(ids(batches))) < len(ids(batches))
+        values = [tuple(x) for batch in batches for x in batch.inputs["x"].tolist()]
+        assert len(set(values)) == len(values)
+
+    def test_workers_and_batch_size_change_nothing(self):
+        first = read_epoch(module(class_balanced=True))
+        for other in ({"num_workers": 2}, {"batch_size": 7}):
+            again = read_epoch(module(class_balanced=True, **other))
+            assert ids(again) == ids(first)
+            xs = [torch.cat([batch.inputs["x"] for batch in batches]) for batches in (first, again)]
+            assert torch.equal(*xs)
+
+    def test_evaluation_is_left_alone(self):
+        data = module(class_balanced=True)
+        assert ids(data.val_dataloader()) == [f"val/{index}" for index in range(13)]
+
+    def test_ranks_share_out_one_draw(self):
+        whole, parts = self.balanced_ids(), []
+        for rank in range(2):
+            data = module(class_balanced=True)
+            data.trainer = trainer(batches_done=0, rank=rank, world_size=2)
+            parts.append(ids(data.train_dataloader()))
+        assert [id for pair in zip(*parts, strict=True) for id in pair][: len(whole)] == whole
+
+    @pytest.mark.parametrize("classes_of", [lambda self, index: [], None], ids=["none", "unknown"])
+    def test_there_must_be_classes(self, monkeypatch, classes_of):
+        if classes_of:
+            monkeypatch.setattr(NoisySplit, "classes_of", classes_of)
+        else:
+            monkeypatch.delattr(NoisySplit, "classes_of")
+        assert len(module().train_samples) == SIZES["train"]
+        with pytest.raises(ValueError, match=r"^loader\.class_balanced=true: "):
+            module(class_balanced=True).train_samples  # noqa: B018
+        with pytest.raises(ValueError, match=r"^loader\.class_balanced=true: "):
+            module(class_balanced=True).train_dataloader()
+
+
 def test_without_validation_and_test_samples_there_are_no_loaders_for_them():
     data = module(NoisyDataset({"train": 7}))
     assert data.val_dataloader() == []
@@ -244,17 +341,17 @@ class Recorder(lightning.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(()))
-        self.seen: list[dict[str, list[float]]] = []
+        self.seen: list[list[tuple[str, float, float]]] = []
 
     def training_step(self, batch):
-        self.seen.append(by_id([batch]))
+        self.seen.append([(id, *x) for id, x in zip(batch.ids, batch.inputs["x"].tolist(), strict=True)])
         return self.weight * 0.0
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def fit(data: DataModule, *, ckpt_path=None, **options) -> list[dict[str, list[float]]]:
+def fit(data: DataModule, *, ckpt_path=None, **options) -> list[list[tuple[str, float, float]]]:
     """Train, and give all batches that were seen."""
     recorder = Recorder()
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
@@ -265,14 +362,15 @@ def fit(data: DataModule, *, ckpt_path=None, **options) -> list[dict[str, list[f
 
 @pytest.mark.filterwarnings("ignore")
 class TestUnderLightning:
-    @pytest.mark.parametrize("limit", [None, 3])
-    def test_a_run_resumed_anywhere_sees_what_an_uninterrupted_one_sees(self, tmp_path, limit):
+    @pytest.mark.parametrize(("limit", "class_balanced"), [(None, False), (3, False), (None, True)])
+    def test_a_run_resumed_anywhere_sees_what_an_uninterrupted_one_sees(self, tmp_path, limit, class_balanced):
         options = {"max_epochs": 3, "limit_train_batches": limit}
         saver = ModelCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
-        whole = fit(module(), **options, callbacks=[saver])
+        whole = fit(module(class_balanced=class_balanced), **options, callbacks=[saver])
         assert len(whole) == 3 * (limit or 5)
         for step in range(1, len(whole)):
-            resumed = fit(module(), **options, enable_checkpointing=False, ckpt_path=tmp_path / f"step={step}.ckpt")
+            data, last = module(class_balanced=class_balanced), tmp_path / f"step={step}.ckpt"
+            resumed = fit(data, **options, enable_checkpointing=False, ckpt_path=last)
             assert resumed == whole[step:]
 
     @pytest.mark.parametrize("num_workers", [0, 2])

@@ -7,12 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 
+from perceiver.data.audio import Clips
+from perceiver.data.audio_folder import AudioFolder
 from perceiver.data.cifar import CIFAR
 from perceiver.data.collate import collate
+from perceiver.data.esc50 import ESC50
 from perceiver.data.image_folder import ImageFolder
+from perceiver.data.sound_file import SoundFile
 
 STAGES = ("train", "val", "test")
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+ESC10_CLASSES = [
+    *("dog", "rooster", "rain", "sea_waves", "crackling_fire"),
+    *("crying_baby", "sneezing", "clock_tick", "helicopter", "chainsaw"),
+]
 IMAGES = {"on_error": "raise", "channels": 3, "augment": None, "val_fraction": 0.1}
 
 pytestmark = [
@@ -22,8 +30,17 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def images() -> Path:
-    return Path(os.environ["PERCEIVER_DATA"]) / "images"
+def root() -> Path:
+    return Path(os.environ["PERCEIVER_DATA"])
+
+
+@pytest.fixture(scope="module")
+def images(root) -> Path:
+    return root / "images"
+
+
+def clips(seconds: float) -> Clips:
+    return Clips(sample_rate=16000, seconds=seconds, hop_seconds=seconds / 2, augment=None, log_mel=None)
 
 
 def labels(split) -> Counter[int]:
@@ -74,3 +91,75 @@ def test_photographs_of_all_sizes(images):
     assert "train/ants/formica.jpeg" in ids
     assert (root / "train/ants/imageNotFound.gif").exists()
     assert not any(id.endswith(".gif") for id in ids)
+
+
+def esc50(root: Path, **options) -> ESC50:
+    defaults = {"num_classes": 10, "on_error": "raise", "fold": 1, "esc10": True, "clips": clips(5.0)}
+    return ESC50(root=str(root), **(defaults | options))
+
+
+def test_esc10_in_the_layout_of_esc50(root):
+    for fold in (1, 2, 3):
+        data = esc50(root / "audio" / "ESC-10", fold=fold)
+        assert data.class_names == ESC10_CLASSES
+        assert data.split("val") is None
+        for stage, count in (("train", 16), ("test", 8)):
+            split = data.split(stage)
+            assert Counter(split.classes_of(index) for index in range(len(split))) == {
+                (label,): count for label in range(10)
+            }
+            assert (stage == "test") == all(f"audio/{fold}-" in path for path in split.paths)
+
+
+def test_clips_of_esc10_are_sounds(root):
+    data = esc50(root / "audio" / "ESC-10")
+    for stage in ("train", "test"):
+        split = data.split(stage)
+        samples = [split[index] for index in range(0, len(split), 7)]
+        assert all(3.5 * 16000 < sample.inputs["audio"].shape[-1] <= 80000 for sample in samples)
+        assert all(0.01 < sample.inputs["audio"].abs().max() < 1.5 for sample in samples)
+        assert Counter(len(sample.views) for sample in samples).most_common(1)[0][0] == 0
+        assert collate(samples).inputs["audio"].shape[1:] == (1, 80000)
+
+
+def test_clips_of_esc50_are_exactly_a_window_long(root):
+    data = esc50(root / "audio" / "ESC-50-sample", num_classes=3, esc10=False)
+    assert data.class_names == ["dog", "thunderstorm", "car_horn"]
+    train = data.split("train")
+    assert [train[index].inputs["audio"].shape for index in range(len(train))] == [(1, 80000)] * 4
+
+
+@pytest.mark.parametrize(
+    ("pattern", "count", "rate"),
+    [
+        ("audio/ESC-10/audio/*.ogg", 240, 44100),
+        ("captions/clotho/evaluation/*.wav", 3, 44100),
+        ("captions/flickr8k/speech_tts/*.wav", 50, 24000),  # MP3, whatever they are called
+        ("speech/LibriSpeech/**/*.flac", 4, 16000),
+        ("speech/LJSpeech-1.1/wavs/*.wav", 16, 22050),
+        ("speech/fsdd/recordings/*.wav", 120, 8000),
+    ],
+)
+def test_parts_of_files_of_every_kind_and_rate_are_what_the_whole_holds_there(root, pattern, count, rate):
+    paths = sorted(root.glob(pattern))
+    assert len(paths) == count
+    for path in paths[:: max(count // 7, 1)]:
+        file = SoundFile(path, 16000)
+        assert file.file_rate == rate
+        whole = file.read()
+        assert whole.shape[-1] == pytest.approx(file.seconds * 16000, abs=1)
+        part = file.read(0.1, 0.1)  # where all rates have a sample
+        assert part.shape == (1, 1600)
+        torch.testing.assert_close(part[:, 50:-50], whole[:, 1650:3150], atol=1e-3, rtol=0)
+
+
+def test_spoken_digits_as_folders(root, tmp_path):
+    for path in (root / "speech" / "fsdd" / "recordings").glob("*.wav"):
+        folder = tmp_path / path.name[0]
+        folder.mkdir(exist_ok=True)
+        (folder / path.name).symlink_to(path)
+    options = {"num_classes": 10, "on_error": "raise", "val_fraction": 0.25, "test_fraction": 0.25}
+    data = AudioFolder(root=str(tmp_path), clips=clips(0.5), **options)
+    assert data.class_names == [str(digit) for digit in range(10)]
+    counts = {stage: Counter(labels(data.split(stage)).values()) for stage in STAGES}
+    assert counts == {"train": {7: 10}, "val": {2: 10}, "test": {3: 10}}

@@ -1,8 +1,10 @@
+from collections import Counter
 from itertools import product
 
 import pytest
+import torch
 
-from perceiver.data.sampler import KeyedSampler, mix
+from perceiver.data.sampler import KeyedSampler, class_balancing_weights, mix
 
 WORLDS = (1, 2, 3)
 SIZES = (1, 2, 7, 101)
@@ -75,6 +77,92 @@ def test_an_epoch_that_has_begun_stays_what_it_is():
     keys = iter(sampler)
     sampler.set_epoch(1)
     assert list(keys) == epoch_keys(7)[0]
+
+
+RARE_AND_FREQUENT = [[0]] * 3 + [[1]] * 29 + [[2]] * 211
+"""Classes of samples of which one class has seventy times as many as another."""
+BALANCED = class_balancing_weights(RARE_AND_FREQUENT)
+
+
+def drawn(weights=BALANCED, *, epoch=0, seed=0, rank=0, world_size=1) -> list[tuple[int, int, int]]:
+    """The keys of one process in one epoch of samples with weights."""
+    sampler = KeyedSampler(
+        num_samples=len(weights), seed=seed, shuffle=True, weights=weights, rank=rank, world_size=world_size
+    )
+    sampler.set_epoch(epoch)
+    keys = list(sampler)
+    assert len(sampler) == len(keys)
+    return keys
+
+
+class TestClassBalance:
+    def test_rare_classes_are_drawn_as_often_as_frequent_ones(self):
+        epochs = 23
+        counts = Counter(RARE_AND_FREQUENT[index][0] for epoch in range(epochs) for _, index, _ in drawn(epoch=epoch))
+        expected = epochs * len(RARE_AND_FREQUENT) / 3
+        chi_square = sum((counts[label] - expected) ** 2 / expected for label in range(3))
+        assert chi_square < 13.8  # 1 in 1000, with 2 degrees of freedom
+
+    def test_within_a_class_all_are_drawn_equally_often(self):
+        counts = Counter(index for epoch in range(101) for _, index, _ in drawn(epoch=epoch) if index < 3)
+        expected = counts.total() / 3
+        assert sum((counts[index] - expected) ** 2 / expected for index in range(3)) < 13.8
+
+    def test_a_sample_weighs_the_sum_over_its_classes_of_one_over_their_size(self):
+        weights = class_balancing_weights([[0], [0, 1], [1, 2], [2, 2], [2]])
+        assert weights.tolist() == pytest.approx([1 / 2, 1, 1 / 2 + 1 / 3, 1 / 3, 1 / 3])
+
+    def test_samples_without_a_class_keep_their_share(self):
+        weights = class_balancing_weights([[], [0], [0], [1], []])
+        assert weights.tolist() == pytest.approx([2 / 3, 1 / 2, 1 / 2, 1, 2 / 3])
+        assert float(weights[[0, 4]].sum() / weights.sum()) == pytest.approx(2 / 5)
+
+    def test_as_many_are_drawn_as_there_are_and_each_repetition_has_its_own_key(self):
+        keys = drawn(epoch=5)
+        assert len(keys) == len(set(keys)) == len(RARE_AND_FREQUENT)
+        times = Counter(index for _, index, _ in keys)
+        assert set(keys) == {(5, index, time) for index, count in times.items() for time in range(count)}
+        assert max(times.values()) > 1
+
+    def test_the_draw_is_a_function_of_seed_and_epoch(self):
+        draws = {(seed, epoch): tuple(drawn(seed=seed, epoch=epoch)) for seed, epoch in product((0, 1, 2), repeat=2)}
+        assert len({tuple(index for _, index, _ in keys) for keys in draws.values()}) == len(draws)
+        torch.rand(3)
+        assert tuple(drawn(seed=1, epoch=2)) == draws[1, 2]
+
+    @pytest.mark.parametrize("world_size", [2, 3, 5])
+    def test_ranks_share_out_what_one_process_draws_and_repeat_as_little_as_possible(self, world_size):
+        ranks = [drawn(epoch=3, rank=rank, world_size=world_size) for rank in range(world_size)]
+        whole = drawn(epoch=3)
+        assert len({len(keys) for keys in ranks}) == 1
+        shared = [keys[place] for place in range(len(ranks[0])) for keys in ranks]
+        assert shared[: len(whole)] == whole
+        assert [index for _, index, _ in shared[len(whole) :]] == [
+            index for _, index, _ in whole[: -len(whole) % world_size]
+        ]
+
+    @pytest.mark.parametrize("world_size", WORLDS)
+    @pytest.mark.parametrize("offset", [0, 1, 23, 79])
+    def test_resuming_yields_exactly_the_rest_and_whole_epochs_after_it(self, world_size, offset):
+        for rank in range(world_size):
+            sampler = KeyedSampler(
+                num_samples=len(BALANCED), seed=3, shuffle=True, weights=BALANCED, rank=rank, world_size=world_size
+            )
+            sampler.resume(epoch=2, offset=offset)
+            for epoch in (2, 3, 4):
+                sampler.set_epoch(epoch)
+                whole = drawn(epoch=epoch, seed=3, rank=rank, world_size=world_size)
+                assert list(sampler) == (whole[offset:] if epoch == 2 else whole)
+
+
+@pytest.mark.parametrize(("num_samples", "world_size"), [(7, 1), (7, 3), (101, 2)])
+def test_without_weights_the_order_is_the_one_it_always_was(num_samples, world_size):
+    """Runs that were interrupted before there were weights go on as they began."""
+    for rank, epoch in product(range(world_size), (0, 3)):
+        order = torch.randperm(num_samples, generator=torch.Generator().manual_seed(mix(5, epoch))).tolist()
+        order += order[: -num_samples % world_size]
+        expected = [(epoch, index) for index in order[rank::world_size]]
+        assert epoch_keys(num_samples, epoch=epoch, world_size=world_size, seed=5)[rank] == expected
 
 
 def test_mix_separates_its_arguments():

@@ -1,0 +1,183 @@
+"""AudioSet (Gemmeke et al. 2017): parts of YouTube videos, 10 s each, in 527 classes, any number of them each.
+
+Lists of segments are as released: lines of `YTID, start_seconds, end_seconds, "mid,mid"` below comments. The clips lie
+anywhere below the root, as <name>.wav or in another format, where <name> is one of
+
+    <YTID>   <YTID>_<start>   <YTID>_<start>_<end>        and each with a Y in front, as downloaders write it
+
+with times in seconds or milliseconds. Segments whose clip is not there are left out, since videos vanish from the web.
+"""
+
+import logging
+import os
+import re
+import zlib
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from perceiver.data.audio import AudioDataset, ClipFiles, Clips
+from perceiver.data.base import OnError, Split
+from perceiver.data.folders import first_few
+from perceiver.data.sampler import mix
+from perceiver.data.sound_file import SOUND_EXTENSIONS
+from perceiver.data.tables import Row, read_rows
+from perceiver.data.vocabulary import Vocabulary
+from perceiver.types import Stage
+
+SEGMENT_COLUMNS = ("YTID", "start_seconds", "end_seconds", "positive_labels")
+CLIP_NAME = re.compile(r"Y?([\w-]{11})(?:_(\d+(?:\.\d+)?)(?:_\d+(?:\.\d+)?)?)?", re.ASCII)
+"""Name of a clip's file without its ending: the video, and where in it the clip begins."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Clip:
+    """A segment that is on disk."""
+
+    video: str
+    path: str
+    labels: list[int]
+
+
+class AudioSet(AudioDataset):
+    """AudioSet, or as much of it as there is.
+
+    Args:
+        root: the folder that everything is below.
+        num_classes: how many classes `class_labels` must list.
+        on_error, clips: see `AudioDataset`.
+        train_segments: the list of training segments, or several of them; paths below `root`.
+        eval_segments: the list of segments for testing; None for no test set.
+        class_labels: the table of classes, with columns index, mid and display_name.
+        val_fraction: share of the training clips kept for validation; 0 for none. Which they are is decided for each
+            video by its id, so that neither another list nor clips that are missing change it.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str,
+        num_classes: int,
+        on_error: OnError,
+        train_segments: str | Sequence[str],
+        eval_segments: str | None,
+        class_labels: str,
+        val_fraction: float,
+        clips: Clips,
+    ) -> None:
+        super().__init__(num_classes=num_classes, on_error=on_error, clips=clips)
+        if not 0.0 <= val_fraction < 1.0:
+            raise ValueError(f"val_fraction={val_fraction} must be in [0, 1)")
+        self.root = Path(root).expanduser()
+        self.train_segments = [train_segments] if isinstance(train_segments, str) else list(train_segments)
+        self.eval_segments = eval_segments
+        self.class_labels = class_labels
+        self.val_fraction = val_fraction
+
+    @property
+    def class_names(self) -> list[str]:
+        return list(self._vocabulary.names)
+
+    def split(self, stage: Stage) -> Split | None:
+        if stage == "test":
+            found = [] if self.eval_segments is None else self._on_disk([self.eval_segments])
+        else:
+            found = [clip for clip in self._training if self._is_for_validation(clip.video) == (stage == "val")]
+        if not found:
+            return None
+        return ClipFiles(
+            clips=self.clips,
+            root=self.root,
+            paths=[clip.path for clip in found],
+            labels=[clip.labels for clip in found],
+            num_classes=self.num_classes,
+            train=stage == "train",
+        )
+
+    def _is_for_validation(self, video: str) -> bool:
+        return mix(zlib.crc32(video.encode())) < self.val_fraction * 2**63
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        path = self.root / self.class_labels
+        rows = read_rows(path, ("index", "mid", "display_name"), header=True)
+        return Vocabulary(path, rows, index="index", key="mid", name="display_name", num_classes=self.num_classes)
+
+    @cached_property
+    def _training(self) -> list[_Clip]:
+        return self._on_disk(self.train_segments)
+
+    def _on_disk(self, lists: Sequence[str]) -> list[_Clip]:
+        """The segments of some lists that have a file; warns of those that have none.
+
+        Raises:
+            FileNotFoundError: none has.
+        """
+        found, missing = [], []
+        for row, start in self._segments(lists):
+            labels = self._vocabulary.labels_in(row, "positive_labels")
+            path = self._file_of(row["YTID"], start)
+            if path is None:
+                missing.append(row["YTID"])
+            else:
+                found.append(_Clip(row["YTID"], path, labels))
+        names, total = " and ".join(lists), len(found) + len(missing)
+        if not found:
+            raise FileNotFoundError(
+                f"root={self.root}: of the {total} segments in {names} none is there; looked in every folder below for "
+                f"{first_few([f'{video}.wav' for video in missing])}, and for other formats and spellings"
+            )
+        if missing:
+            log.warning("%s: %d of %d segments have no file: %s", names, len(missing), total, first_few(missing))
+        return found
+
+    def _segments(self, lists: Sequence[str]) -> Iterator[tuple[Row, float]]:
+        """Each segment of some lists, and the second of the video where it begins."""
+        seen = set()
+        for name in lists:
+            path = self.root / name
+            for row in read_rows(path, SEGMENT_COLUMNS, header=False, skip_initial_space=True, comment="#"):
+                try:
+                    start = float(row["start_seconds"])
+                except ValueError:
+                    raise row.error(f"start_seconds={row['start_seconds']!r} is not a number") from None
+                if (row["YTID"], start) in seen:
+                    raise row.error(f"YTID={row['YTID']!r} from {start:g} s on is there a second time")
+                seen.add((row["YTID"], start))
+                yield row, start
+
+    def _file_of(self, video: str, start: float) -> str | None:
+        """The file of a segment: one whose name says where it begins, or else one whose name does not."""
+        unclear = None
+        for begins, path in self._files.get(video, ()):
+            if begins is None:
+                unclear = unclear or path
+            elif min(abs(begins - start), abs(begins / 1000.0 - start)) < 1.0:  # names cut off fractions of a second
+                return path
+        return unclear
+
+    @cached_property
+    def _files(self) -> dict[str, list[tuple[float | None, str]]]:
+        """Video -> the sounds below the root that are named after it, and where they begin if their names say so."""
+        files = defaultdict(list)
+        for parent, folders, names in os.walk(self.root, followlinks=True):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for name in sorted(names):
+                stem, ending = os.path.splitext(name)
+                if ending.lower() in SOUND_EXTENSIONS:
+                    for video, begins in _meanings(stem).items():
+                        files[video].append((begins, os.path.join(parent, name)))
+        return files
+
+
+def _meanings(stem: str) -> dict[str, float | None]:
+    """Which video the name of a file may speak of, and from where on; None where it does not say."""
+    meanings: dict[str, float | None] = {stem: None}
+    if match := CLIP_NAME.fullmatch(stem):
+        video, begins = match.groups()
+        meanings[video] = None if begins is None else float(begins)
+    return meanings

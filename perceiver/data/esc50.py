@@ -1,0 +1,129 @@
+"""ESC-50 (Piczak 2015, ACM Multimedia): 2000 clips of 5 s in 50 classes, in five folds; ESC-10 is ten of the classes.
+
+    root/meta/esc50.csv   filename,fold,target,category,esc10,src_file,take
+    root/audio/*.wav
+
+All takes of one recording are in one fold. The folds are meant for cross-validation: one is held out for testing, the
+others are trained on. There is no validation split, so that nothing is chosen on the fold that is tested.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from perceiver.data.audio import AudioDataset, ClipFiles, Clips
+from perceiver.data.base import OnError, Split, UnreadableError
+from perceiver.data.folders import first_few
+from perceiver.data.tables import read_rows
+from perceiver.types import Stage
+
+COLUMNS = ("filename", "fold", "target", "category", "esc10")
+SOURCE = "github.com/karolpiczak/ESC-50"
+
+
+@dataclass(frozen=True)
+class _Clip:
+    name: str
+    fold: int
+    target: int
+    category: str
+    esc10: bool
+
+
+class ESC50(AudioDataset):
+    """ESC-50 or ESC-10.
+
+    The classes are those that the table has, in the order of their targets, which need not be without gaps.
+
+    Args:
+        root: the folder that holds `meta` and `audio`.
+        num_classes: how many classes there must be.
+        on_error, clips: see `AudioDataset`.
+        fold: the one that is held out for testing.
+        esc10: whether only clips of ESC-10 count.
+    """
+
+    def __init__(self, *, root: str, num_classes: int, on_error: OnError, fold: int, esc10: bool, clips: Clips) -> None:
+        super().__init__(num_classes=num_classes, on_error=on_error, clips=clips)
+        self.root = Path(root).expanduser()
+        self.table = self.root / "meta" / "esc50.csv"
+        self.fold = fold
+        self.esc10 = esc10
+
+    @property
+    def class_names(self) -> list[str]:
+        return list(self._classes.values())
+
+    def prepare(self) -> None:
+        if not self.table.exists():
+            raise FileNotFoundError(
+                f"root={self.root}: there is no meta/esc50.csv in it; unpack {SOURCE} there, or give its folder"
+            )
+
+    def split(self, stage: Stage) -> Split | None:
+        """The fold that is held out, all others, or None for validation.
+
+        Raises:
+            FileNotFoundError: there is no table.
+            UnreadableError: it is damaged.
+            ValueError: it has another number of classes, or not the fold, or no other.
+        """
+        labels = {target: label for label, target in enumerate(self._classes)}
+        folds = sorted({clip.fold for clip in self._table_clips})
+        if self.fold not in folds:
+            raise ValueError(f"fold={self.fold}: the folds are {', '.join(map(str, folds))}")
+        if len(folds) == 1:
+            raise ValueError(f"fold={self.fold}: the only one in {self.table}, so that there is none to train on")
+        if stage == "val":
+            return None
+        train = stage == "train"
+        found = [clip for clip in self._table_clips if (clip.fold != self.fold) == train]
+        return ClipFiles(
+            clips=self.clips,
+            root=self.root,
+            paths=[str(self.root / "audio" / clip.name) for clip in found],
+            labels=[(labels[clip.target],) for clip in found],
+            num_classes=None,
+            train=train,
+        )
+
+    @cached_property
+    def _table_clips(self) -> list[_Clip]:
+        self.prepare()
+        clips = [clip for clip in _clips_in(self.table) if clip.esc10 or not self.esc10]
+        if not clips:
+            raise UnreadableError(f"{self.table}: no clip {'of ESC-10 ' * self.esc10}in it")
+        return clips
+
+    @cached_property
+    def _classes(self) -> dict[int, str]:
+        """Targets, in ascending order, and their names."""
+        found = dict(sorted({clip.target: clip.category for clip in self._table_clips}.items()))
+        if len(found) != self.num_classes:
+            classes = f"{len(found)} classes: {first_few(list(found.values()))}"
+            hint = "; data=esc10 is for ESC-10" if len(found) == 10 else ""
+            raise ValueError(f"num_classes={self.num_classes}, but {self.table} has {classes}{hint}")
+        return found
+
+
+def _clips_in(table: Path) -> Iterator[_Clip]:
+    names: set[str] = set()
+    categories: dict[int, str] = {}
+    for row in read_rows(table, COLUMNS, header=True):
+        clip = _Clip(
+            name=row.file_name("filename"),
+            fold=row.integer("fold"),
+            target=row.integer("target"),
+            category=row["category"],
+            esc10=row["esc10"] == "True",
+        )
+        if row["esc10"] not in ("True", "False"):
+            raise row.error(f"esc10={row['esc10']!r} is neither True nor False")
+        if clip.name in names:
+            raise row.error(f"filename={clip.name!r} is there a second time")
+        before = categories.setdefault(clip.target, clip.category)
+        if before != clip.category:
+            raise row.error(f"category={clip.category!r}, but target={clip.target} was {before!r} before")
+        names.add(clip.name)
+        yield clip

@@ -1,0 +1,107 @@
+"""FSD50K (Fonseca et al. 2022, arXiv:2010.00475): 51 197 clips of 0.3 to 30 s in 200 classes, any number of them each.
+
+    root/FSD50K.ground_truth/vocabulary.csv   idx,label,mid, without a first line of names
+                             dev.csv          fname,labels,mids,split
+                             eval.csv         fname,labels,mids
+    root/FSD50K.dev_audio/<fname>.wav   root/FSD50K.eval_audio/<fname>.wav
+
+Folders may also be called `ground_truth`, `dev_audio` and `eval_audio`; one folder `audio` may hold all clips. Training
+and validation are told apart by `split`; without an eval.csv the validation clips are those for testing.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from perceiver.data.audio import AudioDataset, ClipFiles, Clips
+from perceiver.data.base import OnError, Split
+from perceiver.data.sound_file import SOUND_EXTENSIONS
+from perceiver.data.tables import Row, read_rows
+from perceiver.data.vocabulary import Vocabulary
+from perceiver.types import Stage
+
+GROUND_TRUTH = ("FSD50K.ground_truth", "ground_truth")
+DEV_AUDIO = ("FSD50K.dev_audio", "dev_audio", "audio")
+EVAL_AUDIO = ("FSD50K.eval_audio", "eval_audio", "audio")
+
+
+class FSD50K(AudioDataset):
+    """FSD50K, or anything that is laid out like it.
+
+    Args:
+        root: the folder that holds the others.
+        num_classes: how many classes vocabulary.csv must have.
+        on_error, clips: see `AudioDataset`.
+    """
+
+    def __init__(self, *, root: str, num_classes: int, on_error: OnError, clips: Clips) -> None:
+        super().__init__(num_classes=num_classes, on_error=on_error, clips=clips)
+        self.root = Path(root).expanduser()
+
+    @property
+    def class_names(self) -> list[str]:
+        return list(self._vocabulary.names)
+
+    def split(self, stage: Stage) -> Split | None:
+        evaluation = self._folder(GROUND_TRUTH) / "eval.csv"
+        if stage == "test" and evaluation.exists():
+            return self._clip_files(list(_clips_in(evaluation, ("fname", "labels"))), EVAL_AUDIO, train=False)
+        part = "train" if stage == "train" else "val"
+        rows = [row for row in self._development if row["split"] == part]
+        return self._clip_files(rows, DEV_AUDIO, train=stage == "train")
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        path = self._folder(GROUND_TRUTH) / "vocabulary.csv"
+        rows = read_rows(path, ("idx", "label", "mid"), header=False)
+        return Vocabulary(path, rows, index="idx", key="label", name="label", num_classes=self.num_classes)
+
+    @cached_property
+    def _development(self) -> list[Row]:
+        rows = list(_clips_in(self._folder(GROUND_TRUTH) / "dev.csv", ("fname", "labels", "split")))
+        for row in rows:
+            if row["split"] not in ("train", "val"):
+                raise row.error(f"split={row['split']!r} must be train or val")
+        return rows
+
+    def _clip_files(self, rows: Sequence[Row], folders: Sequence[str], *, train: bool) -> Split | None:
+        """The clips of some rows, if there are any; one without a file is found out when it is read."""
+        if not rows:
+            return None
+        folder = self._folder(folders)
+        there = _sounds_in(folder)
+        names = [row.file_name("fname") for row in rows]
+        if not any(name in there for name in names):
+            raise FileNotFoundError(f"{folder}: none of the {len(names)} clips of {rows[0].path} is in it")
+        return ClipFiles(
+            clips=self.clips,
+            root=self.root,
+            paths=[str(folder / there.get(name, f"{name}.wav")) for name in names],
+            labels=[self._vocabulary.labels_in(row, "labels") for row in rows],
+            num_classes=self.num_classes,
+            train=train,
+        )
+
+    def _folder(self, names: Sequence[str]) -> Path:
+        """The first of some folders that is there."""
+        for name in names:
+            if (self.root / name).is_dir():
+                return self.root / name
+        raise FileNotFoundError(f"root={self.root}: none of the folders {', '.join(names)} is in it")
+
+
+def _clips_in(path: Path, columns: Sequence[str]) -> Iterator[Row]:
+    seen = set()
+    for row in read_rows(path, columns, header=True):
+        if row["fname"] in seen:
+            raise row.error(f"fname={row['fname']!r} is there a second time")
+        seen.add(row["fname"])
+        yield row
+
+
+def _sounds_in(folder: Path) -> dict[str, str]:
+    """Names of the sounds in a folder, also by the name without its ending; then wav goes before other formats."""
+    found = sorted(name for name in os.listdir(folder) if os.path.splitext(name)[1].lower() in SOUND_EXTENSIONS)
+    found.sort(key=lambda name: name.lower().endswith(".wav"))
+    return {os.path.splitext(name)[0]: name for name in found} | {name: name for name in found}

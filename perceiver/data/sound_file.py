@@ -1,0 +1,127 @@
+"""Files of sound: any part of any of them as one kind of tensor."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import ceil, gcd
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from jaxtyping import Float
+from scipy.signal import resample_poly
+from torch import Tensor
+
+from perceiver.data.base import UnreadableError
+
+SOUND_EXTENSIONS = frozenset(
+    {".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".caf", ".w64"}
+)
+"""Endings of the files that are taken for sounds where a folder is searched."""
+MIN_RATE, MAX_RATE = 1_000, 768_000
+"""Files that claim fewer or more samples a second are refused: no device records them."""
+MAX_VALUES = 2**29
+"""What is longer than this, all channels together, is not read at once: 1.7 hours of stereo at 44.1 kHz, 2 GiB."""
+BLOCK = 2**19
+"""Values that are decoded at a time, all channels together: only their mean over channels is kept."""
+UNKNOWN_LENGTH = 2**62
+"""What libsndfile takes a flac to have that was written to a pipe, and which it cannot read to its end."""
+
+
+class SoundFile:
+    """A file of sound, of which any part can be read at a wanted sample rate, mixed down to one channel.
+
+    What it is, wav, flac, ogg or mp3, is told by its content, whatever its name.
+
+    Args:
+        path: the file.
+        sample_rate: of what is read, in Hz.
+
+    Raises:
+        UnreadableError: missing, not a sound, or without any sample.
+    """
+
+    def __init__(self, path: Path, sample_rate: int) -> None:
+        self.path = path
+        self.sample_rate = sample_rate
+        with self._opened() as file:
+            self.file_rate, self.channels = file.samplerate, file.channels
+            if not MIN_RATE <= self.file_rate <= MAX_RATE:
+                raise UnreadableError(f"{path}: a sample rate of {self.file_rate} Hz is not believable")
+            if file.frames == 0:
+                raise UnreadableError(f"{path}: there is no sound in it")
+            if file.frames >= UNKNOWN_LENGTH:
+                raise UnreadableError(f"{path}: does not say how long it is")
+            self.file_length = file.frames
+
+    @property
+    def seconds(self) -> float:
+        """How long the file claims to be; one that was cut off may be shorter."""
+        return self.file_length / self.file_rate
+
+    def read(self, start: float = 0.0, seconds: float | None = None) -> Float[Tensor, "1 length"]:
+        """A part of the sound, which ends earlier where the file does.
+
+        Args:
+            start: where it begins, in seconds.
+            seconds: how long it is; None for all that follows.
+
+        Raises:
+            UnreadableError: the file is damaged there or ends before, holds values that are no numbers, or is too long.
+        """
+        first = min(round(start * self.file_rate), self.file_length)
+        count = self.file_length - first if seconds is None else ceil(seconds * self.file_rate)
+        length = count / self.file_rate
+        if length * max(self.channels * self.file_rate, self.sample_rate) > MAX_VALUES:
+            size = f"{length / 3600:.1f} hours in {self.channels} channels at {self.file_rate} Hz"
+            raise UnreadableError(f"{self.path}: {size} are too much to be read at once")
+        with self._opened() as file:
+            file.seek(first)
+            wave = np.concatenate([np.zeros(0, np.float32), *_blocks(file, count)])
+        if len(wave) == 0:
+            raise UnreadableError(f"{self.path}: ends before {start:.2f} s, though it claims {self.seconds:.2f} s")
+        if not np.isfinite(wave).all():
+            raise UnreadableError(f"{self.path}: holds values that are not finite")
+        wave = resampled(wave, self.file_rate, self.sample_rate)
+        if seconds is not None:
+            wave = wave[: round(seconds * self.sample_rate)]
+        return torch.from_numpy(wave)[None]
+
+    @contextmanager
+    def _opened(self) -> Iterator[soundfile.SoundFile]:
+        """The file, whose errors name it while it is open."""
+        try:
+            with self.path.open("rb") as raw:
+                if os.fstat(raw.fileno()).st_size == 0:
+                    raise UnreadableError(f"{self.path}: the file is empty")
+                # By name, libsndfile would take any text called x.au for a sound.
+                with soundfile.SoundFile(raw.fileno(), closefd=False) as file:
+                    yield file
+        except FileNotFoundError as error:
+            raise UnreadableError(f"{self.path}: no such file") from error
+        except OSError as error:
+            raise UnreadableError(f"{self.path}: {error.strerror}") from error
+        except soundfile.LibsndfileError as error:
+            raise UnreadableError(f"{self.path}: {_reason(error)}") from error
+
+
+def _blocks(file: soundfile.SoundFile, count: int) -> Iterator[Float[np.ndarray, " length"]]:
+    """The next `count` samples, or as many as there are, mixed down to one channel."""
+    size = -(-BLOCK // file.channels)
+    while count > 0 and len(block := file.read(min(count, size), dtype="float32", always_2d=True)):
+        count -= len(block)
+        yield block.mean(axis=1)
+
+
+def _reason(error: soundfile.LibsndfileError) -> str:
+    """What libsndfile says."""
+    if error.code == 7:  # "File does not exist": said of an MP3 without a single whole frame
+        return "Format not recognised"
+    return error.error_string.removeprefix("Error : ").removesuffix(".")
+
+
+def resampled(wave: Float[np.ndarray, " length"], rate: int, wanted: int) -> Float[np.ndarray, " resampled"]:
+    """A wave at another sample rate; also between rates without a common factor."""
+    common = gcd(rate, wanted)
+    return wave if rate == wanted else resample_poly(wave, wanted // common, rate // common)

@@ -1,0 +1,126 @@
+"""Scenes of overlapping sounds, made as they are asked for: twelve kinds of event over background noise.
+
+A scene has 1 to `max_events` events at random onset, duration, level and pitch, of which onset, offset and frequency
+band are known (`boxes`). Which kinds of event a scene has is a function of (seed, stage, index). All else about it is
+too in validation and testing; in training it is drawn anew every time. Precedents: scaper (Salamon et al. 2017), DESED.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from perceiver.data.audio import AudioDataset, Clips, multi_hot
+from perceiver.data.base import OnError, Split
+from perceiver.data.sound_events import EVENTS, LEAST_RATE, LONGEST_PAUSE, Random, background, band, faded
+from perceiver.types import Box, Sample, Stage
+
+PEAK_LEVEL = (-30.0, -3.0)
+"""Of a scene, in dB of full scale."""
+STAGES: tuple[Stage, ...] = ("train", "val", "test")
+
+
+class SoundScenes(AudioDataset):
+    """Made-up scenes; a scene is a sample with the targets `tags` and `boxes`.
+
+    Args:
+        num_classes: the first so many kinds of event, in alphabetical order.
+        on_error: see `Dataset`.
+        clips: sample rate, crops and augmentation.
+        num_samples: scenes of each stage; 0 for none.
+        scene_seconds: length of a scene.
+        max_events: most events in a scene.
+        event_seconds: shortest and longest event.
+        snr: least and greatest level of an event against the background, in dB.
+        seed: of the scenes.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        on_error: OnError,
+        clips: Clips,
+        num_samples: Mapping[Stage, int],
+        scene_seconds: float,
+        max_events: int,
+        event_seconds: tuple[float, float],
+        snr: tuple[float, float],
+        seed: int,
+    ) -> None:
+        super().__init__(num_classes=num_classes, on_error=on_error, clips=clips)
+        if not 2 <= num_classes <= len(EVENTS):
+            raise ValueError(f"num_classes={num_classes}: there are 2 to {len(EVENTS)} kinds of event")
+        if not 1 <= max_events <= num_classes:
+            raise ValueError(f"max_events={max_events} must be 1 to num_classes={num_classes}")
+        if not LONGEST_PAUSE < event_seconds[0] <= event_seconds[1] <= scene_seconds:
+            raise ValueError(
+                f"event_seconds={list(event_seconds)} must ascend from more than {LONGEST_PAUSE} "
+                f"to at most scene_seconds={scene_seconds}"
+            )
+        if snr[0] > snr[1]:
+            raise ValueError(f"snr={list(snr)} must ascend")
+        if min(num_samples.values()) < 0:
+            raise ValueError(f"num_samples={dict(num_samples)} must be at least 0")
+        if clips.sample_rate < LEAST_RATE:
+            raise ValueError(f"sample_rate={clips.sample_rate}: the events need at least {LEAST_RATE} Hz")
+        self.num_samples = num_samples
+        self.scene_seconds = scene_seconds
+        self.max_events = max_events
+        self.event_seconds = event_seconds
+        self.snr = snr
+        self.seed = seed
+
+    @property
+    def class_names(self) -> list[str]:
+        return [event.__name__ for event in EVENTS[: self.num_classes]]
+
+    def split(self, stage: Stage) -> Split | None:
+        return Scenes(self, stage) if self.num_samples[stage] else None
+
+
+class Scenes:
+    """The scenes of one stage."""
+
+    def __init__(self, dataset: SoundScenes, stage: Stage) -> None:
+        self.dataset = dataset
+        self.stage = stage
+
+    def __len__(self) -> int:
+        return self.dataset.num_samples[self.stage]
+
+    def classes_of(self, index: int) -> Sequence[int]:
+        random = self._random(index, 0)
+        count = int(random.integers(1, self.dataset.max_events + 1))
+        return sorted(random.choice(self.dataset.num_classes, count, replace=False).tolist())
+
+    def __getitem__(self, index: int) -> Sample:
+        labels, id = self.classes_of(index), f"sound_scenes/{self.stage}/{index}"
+        tags = multi_hot(labels, self.dataset.num_classes)
+        if self.stage == "train":  # torch's generator is seeded by (seed, epoch, index)
+            wave, boxes = self._scene(self._random(index, 1, int(torch.randint(2**62, ()))), labels)
+            # A crop, a shift or a change of level would need boxes of its own; nothing is trained on boxes.
+            return self.dataset.clips.augmented(wave, {"tags": tags}, id)
+        wave, boxes = self._scene(self._random(index, 1), labels)
+        return self.dataset.clips.windowed(wave, {"tags": tags, "boxes": boxes}, id)
+
+    def _random(self, index: int, *more: int) -> Random:
+        return np.random.default_rng([self.dataset.seed, STAGES.index(self.stage), index, *more])
+
+    def _scene(self, random: Random, labels: Sequence[int]) -> tuple[Float[Tensor, "1 length"], list[Box]]:
+        rate = self.dataset.clips.sample_rate
+        length = round(self.dataset.scene_seconds * rate)
+        scene, boxes = background(random, length, rate), []
+        for label in labels:
+            low, high = self.dataset.event_seconds
+            size = min(round(random.uniform(low, high) * rate), length)
+            event = faded(EVENTS[label](random, size, rate), rate)
+            event *= 10 ** (random.uniform(*self.dataset.snr) / 20) / np.sqrt(np.mean(event**2))
+            onset = int(random.integers(length - size + 1))
+            scene[onset : onset + size] += event
+            times = (onset / rate, (onset + size) / rate)
+            boxes.append(Box(label, "audio", {"time": times, "frequency": band(event, rate)}))
+        peak = 10 ** (random.uniform(*PEAK_LEVEL) / 20)
+        return torch.from_numpy((scene * peak / np.abs(scene).max()).astype(np.float32))[None], boxes
