@@ -5,7 +5,7 @@ leaves its queries, keys and mask here; the weights are recomputed from them in 
 in bounded chunks. Outside, nothing is left in the model: no flag, no hook, no recompilation.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from perceiver.attention import KeyMask, ScaledDotProduct, attention_weights
 from perceiver.decoders.base import Decoder
 from perceiver.latents import LatentArray
-from perceiver.model import Join
-from perceiver.types import JoinedTokens, Span
+from perceiver.model import Join, Perceiver
+from perceiver.types import JoinedTokens, Picture, Span
 
 Role: TypeAlias = Literal["cross", "self", "decode"]
 
@@ -109,6 +109,12 @@ class Capture:
         chosen = range(found.num_queries) if queries is None else queries
         return torch.cat([found.weights(chunk, heads).mean(dim=1) for chunk in found.chunks(chosen)], dim=1)
 
+    @property
+    def num_outputs(self) -> int:
+        """Queries that read the latents last; where the decoder pools, the one that stands for the mean."""
+        decoders = self.named("decode")
+        return self.layers[decoders[-1]].num_queries if decoders else 1
+
     def named(self, role: Role) -> list[str]:
         """Names of the layers of a role, in order."""
         return [name for name, layer in self.layers.items() if layer.role == role]
@@ -141,6 +147,13 @@ def capture(model: nn.Module) -> Iterator[Capture]:
             hook.remove()
         for module, training in modes.items():
             module.training = training
+
+
+def pictures_of(model: Perceiver, inputs: Mapping[str, Tensor]) -> dict[str, Picture]:
+    """What there is to see of raw inputs: modality name -> picture, for those that have one."""
+    with torch.no_grad():
+        found = {name: model.encoders[name].picture(raw) for name, raw in inputs.items()}  # type: ignore[operator]
+    return {name: picture for name, picture in found.items() if picture is not None}
 
 
 def _roles(model: nn.Module) -> dict[nn.Module, Role]:

@@ -1,4 +1,4 @@
-"""Pictures -> W&B."""
+"""Scores and pictures of one look -> loggers."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -7,13 +7,18 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from PIL import Image
 
 
-def log_panels(
-    loggers: Iterable[Logger], panels: Mapping[str, Sequence[Image.Image]], captions: Sequence[str], step: int
+def log_look(
+    loggers: Iterable[Logger],
+    scores: Mapping[str, float],
+    panels: Mapping[str, Sequence[Image.Image]],
+    captions: Sequence[str],
+    step: int,
 ) -> None:
-    """Log all panels of one event in one call, at the step that the event's metrics have.
+    """Log everything of one event in one call a logger, at the step that the event's metrics have.
 
     Args:
         loggers: those of the trainer; only W&B's take pictures.
+        scores: fixed key -> number.
         panels: fixed key -> one picture a sample.
         captions: one a sample.
         step: as in `trainer/global_step`.
@@ -27,4 +32,6 @@ def log_panels(
                 ]
                 for key, pictures in panels.items()
             }
-            logger.log_metrics(media, step=step)  # type: ignore[arg-type]
+            logger.log_metrics({**scores, **media}, step=step)  # type: ignore[dict-item]
+        elif scores:
+            logger.log_metrics(dict(scores), step=step)

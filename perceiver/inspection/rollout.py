@@ -14,7 +14,7 @@ and the result says where information could come from, not what the answer depen
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from perceiver.inspection.capture import Capture, Layer
@@ -33,7 +33,9 @@ class Rollout:
     residual: Float[Tensor, "batch queries"]
 
 
-def rollout(captured: Capture, *, alpha: float = 0.5, mean: bool = False) -> Rollout:
+def rollout(
+    captured: Capture, *, alpha: float = 0.5, mean: bool = False, queries: Int[Tensor, "batch chosen"] | None = None
+) -> Rollout:
     """Roll the attention of a captured forward pass back from the decoder's queries to the input tokens.
 
     A decoder without attention pools: there is one query, which rests on all latents alike.
@@ -42,11 +44,15 @@ def rollout(captured: Capture, *, alpha: float = 0.5, mean: bool = False) -> Rol
         captured: the forward pass.
         alpha: share of attention against residual.
         mean: one query, the mean over all, instead of each.
+        queries: for each sample, those of the decoder's queries that are wanted; None for all. They cost what they are
+            and not what all would.
     """
     encoder = [layer for layer in captured.layers.values() if layer.role != "decode"]
     decoders = captured.named("decode")
     if decoders:
         share = captured.map(decoders[-1])
+        if queries is not None:
+            share = share.take_along_dim(queries.to(share.device)[..., None], dim=1)
         share = share.mean(dim=1, keepdim=True) if mean else share
     else:
         share = even_share(encoder[-1])

@@ -10,7 +10,7 @@ from perceiver.decoders.pooled import PooledDecoder
 from perceiver.decoders.queries import QueryDecoder
 from perceiver.inspection.capture import Capture, Layer, Role, capture
 from perceiver.latents import Schedule
-from perceiver.types import Axis, Grid, Span
+from perceiver.types import Axis, Grid, Picture, Span
 from tests.models import DIM, NUM_CLASSES, PERCEIVER_IO, small_inputs, small_perceiver
 
 CROSS_HEADS = BlockSpec(num_heads=3, qk_dim=3 * 5, v_dim=3 * 7)
@@ -89,3 +89,8 @@ def captured_with(spans: dict[str, Span], **layers: Layer) -> Capture:
 def grid(rows: int, columns: int, cell: int = 1) -> Grid:
     """A grid over an image with cells of some pixels' width."""
     return Grid((rows, columns), (Axis("y", "px", 0.0, rows * cell), Axis("x", "px", 0.0, columns * cell)))
+
+
+def images_of(inputs: dict[str, Tensor]) -> dict[str, Picture]:
+    """What there is to see of images."""
+    return {name: Picture(raw, grid(*raw.shape[-2:]), "") for name, raw in inputs.items()}

@@ -1,12 +1,15 @@
+import csv
 import logging
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
+from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
 from perceiver.attention import BlockSpec
@@ -15,11 +18,12 @@ from perceiver.data.module import DataModule
 from perceiver.decoders.queries import QueryDecoder
 from perceiver.inspection import callback as callback_module
 from perceiver.inspection.callback import AttentionCallback
+from perceiver.inspection.truth import mean_scores, truth_scores
 from perceiver.tasks.classification import Classification
 from perceiver.training.loggers import WandbMirror
 from perceiver.training.module import TrainingModule
 from perceiver.training.optimization import constant
-from perceiver.types import Sample
+from perceiver.types import Box, Sample
 from tests.inspection.models import look, perceiver_io
 from tests.inspection.wandb_file import rows, run_folders
 from tests.models import DIM, image_encoder
@@ -28,26 +32,28 @@ DROPPING = BlockSpec(num_heads=1, attention_dropout=0.3, residual_dropout=0.2)
 
 
 class Noise(Dataset):
-    """Thirteen images of noise for each stage, those for training augmented by more noise."""
+    """Thirteen images of noise a stage, those for training augmented by more noise, those for validation with boxes."""
 
-    def __init__(self, stages: str) -> None:
+    def __init__(self, stages: str, *, boxes: bool = False) -> None:
         super().__init__(num_classes=3, on_error="raise")
         self.stages = stages.split()
+        self.boxes = boxes
 
     @property
     def class_names(self) -> list[str]:
         return ["a", "b", "c"]
 
     def split(self, stage):
-        return NoiseSplit(stage) if stage in self.stages else None
+        return NoiseSplit(stage, boxes=self.boxes) if stage in self.stages else None
 
     def read(self, path: Path) -> Sample:
         raise UnreadableError(str(path))
 
 
 class NoiseSplit:
-    def __init__(self, stage: str) -> None:
+    def __init__(self, stage: str, *, boxes: bool = False) -> None:
         self.stage = stage
+        self.boxes = boxes
         self.images = torch.rand(13, 3, 11, 13, generator=torch.Generator().manual_seed(len(stage)))
 
     def __len__(self) -> int:
@@ -57,26 +63,44 @@ class NoiseSplit:
         image = self.images[index]
         if self.stage == "train":
             image = (image + 0.1 * torch.rand_like(image)).clamp(0, 1)
-        return Sample({"image": image}, {"label": index % 3}, f"{self.stage}/{index}")
+        targets = {"label": index % 3}
+        if self.boxes and self.stage == "val":
+            targets["boxes"] = [
+                Box(label, "image", {"y": (0.0, 2.0 + label), "x": (float(index % 5), 7.0)})
+                for label in range(index % 4)
+            ]
+        return Sample({"image": image}, targets, f"{self.stage}/{index}")
 
 
 def attention(every_n_epochs: int = 1, **options) -> AttentionCallback:
-    defaults = {"num_samples": 3, "num_latents": 2, "rollout_alpha": 0.5, "max_megabytes": 1.0}
+    defaults = {"num_samples": 3, "num_scored_samples": 7, "num_latents": 2, "rollout_alpha": 0.5, "max_megabytes": 1.0}
     return AttentionCallback(every_n_epochs=every_n_epochs, **(defaults | options))
 
 
-def fit(folder: Path, *callbacks: Callback, stages: str = "train val", **options) -> tuple[Trainer, TrainingModule]:
+def fit(
+    folder: Path,
+    *callbacks: Callback,
+    stages: str = "train val",
+    boxes: bool = False,
+    query_per_class: bool = False,
+    description: dict[str, Any] | None = None,
+    **options,
+) -> tuple[Trainer, TrainingModule]:
     """A short training: three steps an epoch."""
     torch.manual_seed(0)
-    decoder = QueryDecoder(dim=DIM, num_classes=3, query_dim=13, attention=BlockSpec(num_heads=1))
+    decoder = QueryDecoder(
+        dim=DIM, num_classes=3, query_dim=13, attention=BlockSpec(num_heads=1), query_per_class=query_per_class
+    )
     module = TrainingModule(
         model=perceiver_io(encoders={"image": image_encoder()}, decoder=decoder, self_attention=DROPPING).train(),
         task=Classification(num_classes=3, label_smoothing=0.0, mixup=0.0, cutmix=0.0),
         optimizer=partial(torch.optim.AdamW, lr=0.03),
         schedule=constant,
-        description={},
+        description=description or {},
     )
-    data = DataModule(dataset=Noise(stages), batch_size=5, num_workers=0, drop_last=False, pin_memory=False, seed=0)
+    dataset = Noise(stages, boxes=boxes)
+    options_of_data = {"num_workers": 0, "drop_last": False, "pin_memory": False, "class_balanced": False, "seed": 0}
+    data = DataModule(dataset=dataset, batch_size=5, **options_of_data)
     defaults = {
         "accelerator": "cpu",
         "max_epochs": 5,
@@ -202,7 +226,7 @@ def test_after_three_failures_it_is_off_with_a_warning_and_training_goes_on(tmp_
     assert all(part.training for part in module.model.modules())
 
 
-@pytest.mark.parametrize("options", [{"every_n_epochs": -1}, {"num_samples": 0}], ids=str)
+@pytest.mark.parametrize("options", [{"every_n_epochs": -1}, {"num_samples": 0}, {"num_scored_samples": -1}], ids=str)
 def test_numbers_that_make_no_sense_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         attention(**options)
@@ -233,3 +257,117 @@ def test_panels_reach_wandb_as_pictures_at_the_step_of_the_validation(tmp_path, 
                 pixels = np.asarray(picture)
             assert np.ptp(pixels) > 60
             assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20
+
+
+SCORES = ["energy_in_box", "energy_in_box_chance", "pointing_game", "pointing_game_chance"]
+CLASSES = {"class_names": ["a", "b", "c"]}
+
+
+def scores_of(module: TrainingModule, num_samples: int) -> dict[str, float]:
+    """The scores of the module's present weights for a probe set."""
+    split = NoiseSplit("val", boxes=True)
+    samples = [split[index * len(split) // num_samples] for index in range(num_samples)]
+    captured = look(module.model, {"image": torch.stack([sample.inputs["image"] for sample in samples])})
+    boxes = [sample.targets["boxes"] for sample in samples]
+    return mean_scores([truth_scores(captured, boxes, num_classes=len(module.description.get("class_names", ())))])
+
+
+@pytest.mark.parametrize("num_samples", [2, 3, 11])
+@pytest.mark.parametrize("options", [{}, {"query_per_class": True, "description": CLASSES}], ids=["whole", "classes"])
+def test_scores_are_those_of_the_larger_probe_set_however_large_its_parts(tmp_path, num_samples, options):
+    callback = attention(2, num_samples=num_samples)
+    _, module = fit(tmp_path, callback, boxes=True, max_epochs=3, **options)
+    expected = {f"attention/{name}": value for name, value in scores_of(module, 7).items()}
+    assert sorted(expected) == [f"attention/{name}" for name in SCORES]
+    assert callback.scores == pytest.approx(expected, abs=1e-5)
+    last = events(tmp_path)[-1]
+    assert {name: float(last[f"score/{name}"]) for name in SCORES} == pytest.approx(
+        {name: expected[f"attention/{name}"] for name in SCORES}, abs=1e-5
+    )
+
+
+@pytest.mark.parametrize(("boxes", "num_scored_samples"), [(False, 7), (True, 0)])
+def test_nothing_is_scored_without_boxes_or_samples(tmp_path, boxes, num_scored_samples):
+    callback = attention(num_scored_samples=num_scored_samples)
+    fit(tmp_path, callback, boxes=boxes, max_epochs=1)
+    assert callback.scores == {}
+    assert not [name for event in events(tmp_path) for name in event if name.startswith("score/")]
+
+
+@pytest.mark.parametrize(("boxes", "asked"), [(False, [3]), (True, [3, 7])])
+def test_each_probe_set_is_read_once(tmp_path, boxes, asked, monkeypatch):
+    found, original = [], DataModule.probe
+    monkeypatch.setattr(DataModule, "probe", lambda data, count: found.append(count) or original(data, count))
+    fit(tmp_path, attention(), boxes=boxes, max_epochs=3)
+    assert found == asked
+    assert len(events(tmp_path)) == 3
+
+
+def test_scores_of_a_look_that_failed_are_not_those_of_the_one_before(tmp_path, monkeypatch):
+    callback, original = attention(), callback_module.event_arrays
+
+    def broken_in_the_end(*args, **options):
+        if len(events(tmp_path)) == 2:
+            raise RuntimeError("no maps today")
+        return original(*args, **options)
+
+    monkeypatch.setattr(callback_module, "event_arrays", broken_in_the_end)
+    fit(tmp_path, callback, boxes=True, max_epochs=3)
+    assert callback.scores == {}
+
+
+def test_scores_reach_csv_and_wandb_with_the_panels_in_one_row(tmp_path, monkeypatch):
+    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):  # set by the logger, and to be undone
+        monkeypatch.setenv(name, str(tmp_path))
+    mirror = WandbMirror(
+        project="p", name=None, group=None, tags=[], mode="offline", run_dir=str(tmp_path), run_config={}
+    )
+    table = CSVLogger(save_dir=tmp_path, name="", version="")
+    callback = attention(2)
+    fit(tmp_path, callback, boxes=True, max_epochs=4, logger=[table, mirror])
+    mirror.close(0)
+    (folder,) = run_folders(tmp_path)
+    logged = [row for row in rows(folder) if any(key.startswith("attention/") for key in row)]
+    keys = sorted([f"attention/{name}" for name in SCORES] + ["attention/image/cross0"])
+    assert [sorted(key for key in row if key.startswith("attention/")) for row in logged] == [keys, keys]
+    assert {key: logged[-1][key] for key in callback.scores} == pytest.approx(callback.scores)
+    with (tmp_path / "metrics.csv").open() as file:
+        lines = [line for line in csv.DictReader(file) if line["attention/energy_in_box"]]
+    assert [int(line["step"]) for line in lines] == [row["trainer/global_step"] for row in logged] == [5, 11]
+    assert {key: float(lines[-1][key]) for key in callback.scores} == pytest.approx(callback.scores)
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        ({"query_per_class": True, "description": CLASSES}, 3),
+        ({"query_per_class": True}, 0),
+        ({"description": CLASSES}, 0),
+    ],
+    ids=["classes", "nameless", "one query"],
+)
+def test_sheets_show_the_best_classes_of_each_sample_where_they_ask_for_themselves(
+    tmp_path, monkeypatch, options, shown
+):
+    answers, original = [], callback_module.contact_sheets
+
+    def contact_sheets(*args, **kwargs):
+        answers.append(kwargs["answers"])
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(callback_module, "contact_sheets", contact_sheets)
+    _, module = fit(tmp_path, attention(), max_epochs=1, **options)
+    if not shown:
+        assert answers == [[]]
+        return
+    images = NoiseSplit("val").images[[0, 4, 8]]
+    best = module.eval().model({"image": images}).argsort(dim=1, descending=True)
+    assert [[answer.query for answer in row] for row in answers[0]] == best.tolist()
+    assert all(answer.name == CLASSES["class_names"][answer.query] for row in answers[0] for answer in row)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed", "64-true"])
+def test_boxes_are_scored_in_any_precision(tmp_path, precision):
+    callback = attention()
+    fit(tmp_path, callback, boxes=True, max_epochs=1, precision=precision, limit_val_batches=0)
+    assert sorted(callback.scores) == [f"attention/{name}" for name in SCORES]

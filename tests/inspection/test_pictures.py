@@ -1,53 +1,20 @@
-import io
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from perceiver.inspection.pictures import (
-    BAR_WIDTH,
-    GAP,
-    MAX_TILE,
-    MIN_BAR_HEIGHT,
-    TILE,
-    TITLE_HEIGHT,
-    Tile,
+    DYNAMIC_RANGE,
+    Outline,
     colourize,
-    contact_sheet,
     image_picture,
+    level_picture,
+    outlined,
     overlay,
+    resized,
 )
-
-LUMINANCE = np.array([0.299, 0.587, 0.114])
-BRIGHTEST = (253, 231, 37)
-
-
-def planted(rows: int, columns: int, row: int, column: int, weight: float = 0.7) -> np.ndarray:
-    """A map whose weight lies in one cell."""
-    values = np.full((rows, columns), 0.01)
-    values[row, column] = weight
-    return values
-
-
-def decoded(sheet: Image.Image) -> np.ndarray:
-    """What is left of a sheet after it was written and read."""
-    written = io.BytesIO()
-    sheet.save(written, format="png")
-    return np.asarray(Image.open(written).convert("RGB")).astype(float)
-
-
-def tile_at(sheet: np.ndarray, number: int, height: int, *, columns: int = 8, tile: int = TILE, row_height: int = 0):
-    left, top = number % columns * (tile + GAP), number // columns * row_height + TITLE_HEIGHT
-    return sheet[top : top + height, left : left + tile]
-
-
-def bright_place(picture: np.ndarray) -> tuple[float, float]:
-    """Where the brightest pixels lie, on average, as fractions of height and width."""
-    brightness = picture @ LUMINANCE
-    assert brightness.max() > 190 > 100 > np.median(brightness), "nothing stands out"
-    rows, columns = np.nonzero(brightness == brightness.max())
-    return (rows.mean() + 0.5) / picture.shape[0], (columns.mean() + 0.5) / picture.shape[1]
+from perceiver.inspection.sheets import TILE, tile_size
+from tests.inspection.drawn import BRIGHTEST, LUMINANCE, planted
 
 
 def test_colours_grow_brighter_with_the_weight():
@@ -63,79 +30,6 @@ def test_colours_are_clipped_at_both_ends_of_the_scale():
     assert tuple(brightest) == BRIGHTEST
 
 
-@pytest.mark.parametrize("number", [0, 2, 9, 12])
-@pytest.mark.parametrize(("rows", "columns", "row", "column"), [(5, 7, 3, 1), (7, 5, 0, 4), (1, 13, 0, 11)])
-def test_the_bright_place_is_at_the_right_pixels_of_the_right_tile(number, rows, columns, row, column):
-    tiles = [Tile(f"map {index}", np.full((rows, columns), 0.01)) for index in range(13)]
-    tiles[number] = Tile("planted", planted(rows, columns, row, column))
-    height = round(TILE * rows / columns)
-    sheet = decoded(contact_sheet(tiles))
-    options = {"height": height, "columns": 7, "row_height": max(height, MIN_BAR_HEIGHT) + TITLE_HEIGHT + GAP}
-    expected = ((row + 0.5) / rows, (column + 0.5) / columns)
-    assert bright_place(tile_at(sheet, number, **options)) == pytest.approx(expected, abs=0.01)
-    others = [tile_at(sheet, index, **options) for index in range(13) if index != number]
-    assert not any((other == BRIGHTEST).all(axis=-1).any() for other in others)
-
-
-@pytest.mark.parametrize(("tiles", "rows", "columns"), [(1, 1, 1), (8, 1, 8), (9, 2, 5), (19, 3, 7)])
-@pytest.mark.parametrize(("shape", "tile"), [((5, 7), TILE), ((2, 29), TILE), ((1, 1), TILE), ((3, 199), 199)])
-def test_sheets_are_as_large_as_their_tiles(tiles, rows, columns, shape, tile):
-    sheet = contact_sheet([Tile("map", np.random.rand(*shape)) for _ in range(tiles)])
-    height = max(round(tile * shape[0] / shape[1]), MIN_BAR_HEIGHT)
-    assert sheet.mode == "RGB"
-    assert sheet.size == (columns * (tile + GAP) + BAR_WIDTH, rows * (height + TITLE_HEIGHT + GAP))
-
-
-def test_equal_weights_have_equal_colours_in_all_maps_of_a_sheet():
-    first, second = planted(5, 7, 1, 2, 0.4), planted(5, 7, 4, 6, 0.9)
-    second[0, 0] = 0.4
-    tiles = [Tile("first", first), Tile("second", second)]
-    sheet = decoded(contact_sheet(tiles))
-    pictures = [tile_at(sheet, number, round(TILE * 5 / 7)) for number in range(2)]
-    cell = TILE / 7
-    weak = pictures[0][int(1.5 * cell), int(2.5 * cell)]
-    assert (weak == pictures[1][int(0.5 * cell), int(0.5 * cell)]).all()
-    assert (weak != pictures[1][int(4.5 * cell), int(6.5 * cell)]).any()
-
-
-def test_sheets_have_contrast_although_the_weights_are_small():
-    sheet = decoded(contact_sheet([Tile("map", planted(13, 17, 3, 4, 1e-5) * 1e-3)]))
-    tile = tile_at(sheet, 0, round(TILE * 13 / 17))
-    assert np.ptp(tile) > 60
-
-
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("value", [0.0, 1 / 35, 1.0])
-def test_constant_maps_give_one_even_colour(value):
-    values = np.full((5, 7), value)
-    picture = np.zeros((10, 14, 3), dtype=np.uint8)
-    tiles = [Tile("map", values), Tile("over", overlay(picture, values), is_map=False)]
-    sheet = decoded(contact_sheet(tiles))
-    for number in range(2):
-        assert len(np.unique(tile_at(sheet, number, round(TILE * 5 / 7)).reshape(-1, 3), axis=0)) == 1
-
-
-def test_a_single_spike_on_nothing_is_bright_and_shades_below_it_differ():
-    values = np.zeros((29, 31))
-    values[3, 5], values[7, 11] = 0.8, 0.2
-    sheet = decoded(contact_sheet([Tile("map", values)]))
-    cell = TILE / 31
-    strong, weak, nothing = (
-        sheet[TITLE_HEIGHT + int((row + 0.5) * cell), int((column + 0.5) * cell)]
-        for row, column in ((3, 5), (7, 11), (0, 0))
-    )
-    assert tuple(strong) == BRIGHTEST
-    assert strong @ LUMINANCE > weak @ LUMINANCE + 20 > nothing @ LUMINANCE + 40
-
-
-def test_no_cell_is_left_out_of_maps_of_more_columns_than_a_tile_has_pixels():
-    values = np.zeros((3, 3 * MAX_TILE))
-    values[1, ::2] = 1.0
-    sheet = contact_sheet([Tile("map", values)])
-    tile = tile_at(decoded(sheet), 0, 1, tile=MAX_TILE)
-    assert (np.ptp(tile, axis=1) < 140).all(), "neighbours are averaged, not every third taken"
-
-
 @pytest.mark.parametrize("channels", [1, 3, 5])
 def test_images_of_any_number_of_channels_become_rgb(channels):
     image = torch.rand(channels, 5, 7) * 1.5 - 0.25
@@ -146,13 +40,77 @@ def test_images_of_any_number_of_channels_become_rgb(channels):
     np.testing.assert_allclose(picture, expected, atol=0.51)
 
 
+def test_levels_are_grey_from_black_to_white_over_their_range():
+    levels = torch.linspace(-59.0, 0.0, 11 * 13).reshape(1, 11, 13)
+    picture, (low, high) = level_picture(levels, "Pa")
+    assert (picture == picture[..., :1]).all()
+    assert (np.diff(picture[..., 0].ravel().astype(int)) >= 0).all()
+    assert (picture.min(), picture.max()) == (0, 255)
+    assert low == pytest.approx(-59.0, abs=1.0)
+    assert high == 0.0
+
+
+@pytest.mark.parametrize(("quietest", "low"), [(-200.0, 3.0 - DYNAMIC_RANGE), (-23.0, -23.0)])
+def test_decibels_are_shown_down_to_a_limit_below_the_loudest_but_not_below_the_quietest(quietest, low):
+    levels = torch.full((1, 17, 19), quietest)
+    levels[0, 2, 5] = 3.0
+    picture, found = level_picture(levels, "dB")
+    assert found == pytest.approx((low, 3.0))
+    assert tuple(picture[2, 5]) == (255, 255, 255)
+    assert (picture == 0).sum() == 3 * (17 * 19 - 1)
+
+
+@pytest.mark.filterwarnings("error")
+def test_silence_is_black():
+    picture, (low, high) = level_picture(torch.full((1, 5, 7), -100.0), "dB")
+    assert not picture.any()
+    assert low == high == -100.0
+
+
+@pytest.mark.parametrize("size", [(23, 29), (5, 29), (23, 3), (5, 3)])
+def test_cells_grow_without_smoothing_and_shrink_without_loss_on_each_axis_by_itself(size):
+    picture = np.zeros((7, 11, 3), dtype=np.uint8)
+    picture[::2, ::2] = 255
+    width, height = size
+    found = np.asarray(resized(picture, size))
+    assert found.shape == (height, width, 3)
+    along_columns, along_rows = found.max(axis=0)[:, 0], found.max(axis=1)[:, 0]
+    assert set(along_columns) <= {0, found.max()} if width > 11 else along_columns.min() > 0
+    assert set(along_rows) <= {0, found.max()} if height > 7 else along_rows.min() > 0
+
+
 @pytest.mark.parametrize(("rows", "columns"), [(5, 7), (7, 5), (2, 13)])
 def test_an_overlay_is_bright_where_the_map_is_and_shows_the_picture_elsewhere(rows, columns):
     picture = np.zeros((rows * 3, columns * 3, 3), dtype=np.uint8)
     picture[:, : 3 * (columns // 2)] = (255, 0, 0)
-    shown = overlay(picture, planted(rows, columns, rows - 1, columns - 1)).astype(float)
+    size = tile_size(columns, aspect=rows / columns)
+    shown = overlay(picture, planted(rows, columns, rows - 1, columns - 1), size).astype(float)
     assert shown.shape == (round(TILE * rows / columns), TILE, 3)
     brightness = shown @ LUMINANCE
     row, column = np.unravel_index(brightness.argmax(), brightness.shape)
     assert (int((row + 0.5) * rows / shown.shape[0]), int((column + 0.5) * columns / TILE)) == (rows - 1, columns - 1)
     assert shown[0, 0, 0] > shown[0, -1, 0] + 60, "red on the left"
+
+
+@pytest.mark.parametrize(
+    "colour", [(0, 0, 0), (255, 255, 255), (128, 128, 128), BRIGHTEST, (68, 1, 84), (33, 145, 140)]
+)
+def test_outlines_stand_out_from_any_colour_and_leave_the_inside_as_it_is(colour):
+    picture = Image.new("RGB", (61, 43), colour)
+    found = np.asarray(outlined(picture, [Outline(1 / 6, 1 / 3, 1 / 2, 2 / 3)])).astype(float)
+    line = found[14, 10:31]
+    assert (np.abs(line - colour).max(axis=-1) > 60).all()
+    assert abs(line[0] @ LUMINANCE - found[13, 10] @ LUMINANCE) > 60, "two shades, so that one of them differs"
+    inside = found[15:28, 11:30]
+    outside = np.concatenate([found[:12].reshape(-1, 3), found[31:].reshape(-1, 3)])
+    assert (inside == colour).all()
+    assert (outside == colour).all()
+
+
+def test_outlines_of_everything_and_of_an_instant_stay_on_the_picture():
+    picture = Image.new("RGB", (61, 43), "white")
+    whole = np.asarray(outlined(picture, [Outline(0, 0, 1, 1)]))
+    assert all((edge != 255).any(axis=-1).all() for edge in (whole[0], whole[-1], whole[:, 0], whole[:, -1]))
+    instant = np.asarray(outlined(picture, [Outline(0.5, 0, 0.5, 1)]))
+    assert (instant[:, 30] != 255).any(axis=-1).all()
+    assert np.asarray(picture).min() == 255, "the picture itself is left as it was"

@@ -88,6 +88,15 @@ def test_classes_that_ask_for_themselves_differ_and_their_mean_is_the_mean():
     torch.testing.assert_close(mean.residual, each.residual.mean(dim=1, keepdim=True))
 
 
+def test_chosen_queries_are_slices_of_each_samples_own():
+    captured = look(perceiver_io())
+    each, chosen = rollout(captured), torch.tensor([[7, 0], [3, 3], [18, 11]])
+    found = rollout(captured, queries=chosen)
+    rows = torch.arange(3)[:, None]
+    torch.testing.assert_close(found.inputs, each.inputs[rows, chosen])
+    torch.testing.assert_close(found.residual, each.residual[rows, chosen])
+
+
 def noisy_images(count: int, rows: int, columns: int, cell: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Coloured noise with one bright cell, whose colour is the label; images, labels and the cells' numbers."""
     labels, places = torch.randint(3, (count,)), torch.randint(rows * columns, (count,))

@@ -1,0 +1,76 @@
+"""What lies where along the axes of grids and pictures: the way between physical units, cells and ticks."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int
+
+from perceiver.types import Axis, Box, Grid
+
+UNBROKEN = Axis("", "", 0.0, 1.0)
+"""The axis that a one-dimensional grid lacks on a plane: one cell, which covers everything."""
+OCTAVES = tuple(125.0 * 2**octave for octave in range(8))
+"""Centres of the octave bands of acoustics, in Hz."""
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A round value along an axis; `place` is 0 at its start and 1 at its stop."""
+
+    place: float
+    label: str
+
+
+def plane(grid: Grid) -> Grid:
+    """The grid as rows and columns: a single axis runs along the columns of a single row."""
+    return grid if len(grid.shape) > 1 else Grid((1, *grid.shape), (UNBROKEN, *grid.axes))
+
+
+def extent(box: Box, axis: Axis) -> tuple[float, float]:
+    """From where to where a box reaches along an axis, as fractions of it; what lies beyond the axis is cut off."""
+    start, stop = box.ranges.get(axis.name, (axis.start, axis.stop))
+    return min(max(axis.fraction(start), 0.0), 1.0), min(max(axis.fraction(stop), 0.0), 1.0)
+
+
+def cells_along(axis: Axis, *, shown: Axis, num_cells: int) -> Int[np.ndarray, " places"]:
+    """Which cells of the axis `shown` one meets on the way along another, in steps of their width.
+
+    Args:
+        axis: the one to follow, in the unit of `shown`; it may end earlier or later.
+        shown: the one that is cut into cells, equally wide on its scale.
+        num_cells: how many.
+
+    Returns:
+        Numbers of cells, -1 where `axis` is outside of `shown`.
+    """
+    count = max(round(num_cells * (shown.fraction(axis.stop) - shown.fraction(axis.start))), 1)
+    place = np.array([shown.fraction(axis.value((step + 0.5) / count)) for step in range(count)])
+    return np.where((place >= 0) & (place < 1), np.floor(place * num_cells), -1).astype(int)
+
+
+def ticks(axis: Axis, *, apart: float) -> list[Tick]:
+    """Round values along an axis, no two closer than the fraction `apart`; none where it only counts pixels."""
+    if axis.unit in ("", "px"):
+        return []
+    values = [octave for octave in OCTAVES if axis.start <= octave <= axis.stop]
+    if axis.scale == "linear" or len(values) < 2:
+        values = _round_values(axis.start, axis.stop, most=math.floor(1 / apart))
+    chosen: list[Tick] = []
+    for value in values:
+        place = axis.fraction(value)
+        if not chosen or place - chosen[-1].place >= apart:
+            chosen.append(Tick(place, _label(value, axis.unit)))
+    return chosen
+
+
+def _round_values(start: float, stop: float, *, most: int) -> list[float]:
+    """Multiples of 1, 2 or 5 times a power of ten, so wide apart that about `most` steps make the whole."""
+    power = 10.0 ** math.floor(math.log10((stop - start) / most))
+    step = next(factor * power for factor in (1, 2, 5, 10, 20) if factor * power * most >= (stop - start) * (1 - 1e-9))
+    first, last = math.ceil(start / step - 1e-9), math.floor(stop / step + 1e-9)
+    return [number * step for number in range(first, last + 1)]
+
+
+def _label(value: float, unit: str) -> str:
+    return f"{value / 1000:g}k" if unit == "Hz" and value >= 1000 else f"{value:g}"

@@ -1,0 +1,161 @@
+"""How well maps lie where things truly are, for data that says so in boxes.
+
+Two scores, each beside what a map that knows nothing would have: the share of a map's mass inside of the boxes (the
+energy-based pointing game of Wang et al. 2020, Score-CAM), and the pointing game (Zhang et al. 2016, section 4.1),
+whether the brightest place lies in one. Deviations: what lies in a box is counted by shares of cells, since a cell may
+be larger than a box; there is no margin around boxes; where several cells are the brightest, the share of them counts.
+
+With one query a class, each class that a sample truly has is one case: the rollout from its query against its boxes.
+Otherwise a sample is one: the rollout from the mean of its outputs against all its boxes. A case is left out where
+nothing can be found: no map, or no box on what is real of the input.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from perceiver.inspection.axes import extent, plane
+from perceiver.inspection.capture import Capture
+from perceiver.inspection.rollout import rollout
+from perceiver.types import Box, Grid
+
+TOUCHED = 1e-6
+"""Least share of a cell that a box covers where it touches it: less comes from rounding at a common edge."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One map that is held against boxes: that of one query for one sample."""
+
+    sample: int
+    query: int
+    boxes: Sequence[Box]
+
+
+def truth_scores(
+    captured: Capture, boxes: Sequence[Sequence[Box] | None], *, num_classes: int, alpha: float = 0.5
+) -> dict[str, Float[Tensor, " cases"]]:
+    """The scores of every case of a captured batch, on all modalities whose grid has one or two axes.
+
+    Args:
+        captured: the forward pass.
+        boxes: for each row of the batch where things truly are.
+        num_classes: as many queries of the decoder mean that the one of class k has number k.
+        alpha: of the rollout.
+
+    Returns:
+        `energy_in_box`, `pointing_game`, and each with `_chance` behind it.
+    """
+    each = captured.num_outputs == num_classes
+    parts = []
+    for modality, span in captured.spans.items():
+        here = [[box for box in row or () if box.modality == modality] for row in boxes]
+        cases = cases_of(here, query_per_class=each)
+        if not cases or len(span.grid.shape) > 2:
+            continue
+        samples = torch.tensor([case.sample for case in cases])
+        of_sample = [[case.query for case in cases if case.sample == sample] for sample in range(len(boxes))]
+        queries = pad_sequence([torch.tensor(numbers, dtype=torch.long) for numbers in of_sample], batch_first=True)
+        slots = torch.tensor([slot for numbers in of_sample for slot in range(len(numbers))])
+        rolled_out = rollout(captured, alpha=alpha, mean=not each, queries=queries if each else None).inputs.cpu()
+        mask = captured.layers[captured.named("cross")[0]].mask
+        keys = slice(span.start, span.stop)
+        parts.append(
+            map_scores(
+                rolled_out[samples, slots][:, keys],
+                box_coverage([case.boxes for case in cases], span.grid),
+                None if mask is None else mask.cpu()[samples, keys],
+            )
+        )
+    return joined(parts)
+
+
+def cases_of(boxes: Sequence[Sequence[Box]], *, query_per_class: bool) -> list[Case]:
+    """What there is to compare: for each sample each class that it has, or all its boxes with the one map it has."""
+    cases = []
+    for sample, row in enumerate(boxes):
+        if query_per_class:
+            for label in sorted({box.label for box in row}):
+                cases.append(Case(sample, label, [box for box in row if box.label == label]))
+        elif row:
+            cases.append(Case(sample, 0, row))
+    return cases
+
+
+def box_coverage(boxes: Sequence[Sequence[Box]], grid: Grid) -> Float[Tensor, "cases tokens"]:
+    """Which share of each cell of the grid the boxes of a case cover together, however they overlap.
+
+    An axis that the grid lacks counts for nothing: on a grid of time alone a box covers its time.
+    """
+    rows, columns = (
+        _pieces([[extent(box, axis) for box in case] for case in boxes], num_cells)
+        for axis, num_cells in zip(plane(grid).axes, plane(grid).shape, strict=True)
+    )
+    covered = (rows.covered.transpose(1, 2) @ columns.covered).clamp(max=1)
+    return (rows.shares @ covered @ columns.shares.transpose(1, 2)).flatten(1)
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """One axis, cut at the edges of all cells and boxes of a case.
+
+    Attributes:
+        covered: 1 where a box covers a piece.
+        shares: what a piece is of a cell.
+    """
+
+    covered: Float[Tensor, "cases boxes pieces"]
+    shares: Float[Tensor, "cases cells pieces"]
+
+
+def _pieces(extents: Sequence[Sequence[tuple[float, float]]], num_cells: int) -> Pieces:
+    most = max(len(case) for case in extents)
+    padded = [[*case, *[(0.0, 0.0)] * (most - len(case))] for case in extents]  # what has no width covers nothing
+    boxes = torch.tensor(padded, dtype=torch.float64)
+    cells = torch.arange(num_cells + 1, dtype=torch.float64).expand(len(boxes), -1) / num_cells
+    edges = torch.cat([cells, boxes.flatten(1)], dim=1).sort(dim=1).values
+    middles, widths = (edges[:, 1:] + edges[:, :-1]) / 2, edges.diff(dim=1)
+    within = (middles[:, None] > boxes[..., :1]) & (middles[:, None] < boxes[..., 1:])
+    lies_in = (middles * num_cells).long()[:, None] == torch.arange(num_cells)[:, None]
+    return Pieces(covered=within.double(), shares=lies_in * (widths * num_cells)[:, None])
+
+
+def map_scores(
+    maps: Float[Tensor, "cases tokens"],
+    coverage: Float[Tensor, "cases tokens"],
+    mask: Bool[Tensor, "cases tokens"] | None,
+) -> dict[str, Float[Tensor, " cases"]]:
+    """Scores of maps; those left out that have no mass, or nothing covered, where `mask` is True.
+
+    Args:
+        maps: weights, at least 0.
+        coverage: the share of each cell that is covered by boxes.
+        mask: True where a cell is real; None means that all are.
+    """
+    real = torch.ones_like(coverage) if mask is None else mask.double()
+    mass, covered = maps.double() * real, coverage * real
+    touched = (coverage > TOUCHED) * real
+    possible = (mass.sum(dim=1) > 0) & (touched.sum(dim=1) > 0)
+    mass, covered, touched, real = (values[possible] for values in (mass, covered, touched, real))
+    brightest = (mass == mass.amax(dim=1, keepdim=True)) * real
+    return {
+        "energy_in_box": (mass * covered).sum(dim=1) / mass.sum(dim=1),
+        "energy_in_box_chance": covered.sum(dim=1) / real.sum(dim=1),
+        "pointing_game": (brightest * touched).sum(dim=1) / brightest.sum(dim=1),
+        "pointing_game_chance": touched.sum(dim=1) / real.sum(dim=1),
+    }
+
+
+def joined(parts: Iterable[Mapping[str, Float[Tensor, " _"]]]) -> dict[str, Float[Tensor, " cases"]]:
+    """The cases of several parts as one."""
+    found = list(parts)
+    return {name: torch.cat([part[name] for part in found]) for name in (found[0] if found else ())}
+
+
+def mean_scores(parts: Iterable[Mapping[str, Float[Tensor, " _"]]]) -> dict[str, float]:
+    """The mean over all cases of all parts; nothing where there is no case."""
+    return {name: float(values.mean()) for name, values in joined(parts).items() if len(values)}

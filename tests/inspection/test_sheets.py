@@ -1,0 +1,142 @@
+import numpy as np
+import pytest
+
+from perceiver.inspection.axes import Tick
+from perceiver.inspection.pictures import Outline, overlay
+from perceiver.inspection.sheets import (
+    BAR_WIDTH,
+    COLUMN_TICKS_HEIGHT,
+    GAP,
+    MAX_TILE,
+    MIN_BAR_HEIGHT,
+    ROW_TICKS_WIDTH,
+    TILE,
+    TITLE_HEIGHT,
+    Tile,
+    contact_sheet,
+    tile_size,
+)
+from tests.inspection.drawn import BRIGHTEST, LUMINANCE, bright_place, decoded, planted, square_tile, tile_at
+
+
+@pytest.mark.parametrize("number", [0, 2, 9, 12])
+@pytest.mark.parametrize(("rows", "columns", "row", "column"), [(5, 7, 3, 1), (7, 5, 0, 4), (1, 13, 0, 11)])
+def test_the_bright_place_is_at_the_right_pixels_of_the_right_tile(number, rows, columns, row, column):
+    tiles = [square_tile(f"map {index}", np.full((rows, columns), 0.01)) for index in range(13)]
+    tiles[number] = square_tile("planted", planted(rows, columns, row, column))
+    height = round(TILE * rows / columns)
+    sheet = decoded(contact_sheet(tiles))
+    options = {"height": height, "columns": 7, "row_height": max(height, MIN_BAR_HEIGHT) + TITLE_HEIGHT + GAP}
+    expected = ((row + 0.5) / rows, (column + 0.5) / columns)
+    assert bright_place(tile_at(sheet, number, **options)) == pytest.approx(expected, abs=0.01)
+    others = [tile_at(sheet, index, **options) for index in range(13) if index != number]
+    assert not any((other == BRIGHTEST).all(axis=-1).any() for other in others)
+
+
+@pytest.mark.parametrize(("tiles", "rows", "columns"), [(1, 1, 1), (8, 1, 8), (9, 2, 5), (19, 3, 7)])
+@pytest.mark.parametrize(("shape", "tile"), [((5, 7), TILE), ((2, 29), TILE), ((1, 1), TILE), ((3, 199), 199)])
+def test_sheets_are_as_large_as_their_tiles(tiles, rows, columns, shape, tile):
+    sheet = contact_sheet([square_tile("map", np.random.rand(*shape)) for _ in range(tiles)])
+    height = max(round(tile * shape[0] / shape[1]), MIN_BAR_HEIGHT)
+    assert sheet.mode == "RGB"
+    assert sheet.size == (columns * (tile + GAP) + BAR_WIDTH, rows * (height + TITLE_HEIGHT + GAP))
+
+
+def test_equal_weights_have_equal_colours_in_all_maps_of_a_sheet():
+    first, second = planted(5, 7, 1, 2, 0.4), planted(5, 7, 4, 6, 0.9)
+    second[0, 0] = 0.4
+    tiles = [square_tile("first", first), square_tile("second", second)]
+    sheet = decoded(contact_sheet(tiles))
+    pictures = [tile_at(sheet, number, round(TILE * 5 / 7)) for number in range(2)]
+    cell = TILE / 7
+    weak = pictures[0][int(1.5 * cell), int(2.5 * cell)]
+    assert (weak == pictures[1][int(0.5 * cell), int(0.5 * cell)]).all()
+    assert (weak != pictures[1][int(4.5 * cell), int(6.5 * cell)]).any()
+
+
+def test_sheets_have_contrast_although_the_weights_are_small():
+    sheet = decoded(contact_sheet([square_tile("map", planted(13, 17, 3, 4, 1e-5) * 1e-3)]))
+    tile = tile_at(sheet, 0, round(TILE * 13 / 17))
+    assert np.ptp(tile) > 60
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [0.0, 1 / 35, 1.0])
+def test_constant_maps_give_one_even_colour(value):
+    values = np.full((5, 7), value)
+    picture = np.zeros((10, 14, 3), dtype=np.uint8)
+    tiles = [
+        square_tile("map", values),
+        square_tile("over", overlay(picture, values, tile_size(7, aspect=5 / 7)), is_map=False),
+    ]
+    sheet = decoded(contact_sheet(tiles))
+    for number in range(2):
+        assert len(np.unique(tile_at(sheet, number, round(TILE * 5 / 7)).reshape(-1, 3), axis=0)) == 1
+
+
+def test_a_single_spike_on_nothing_is_bright_and_shades_below_it_differ():
+    values = np.zeros((29, 31))
+    values[3, 5], values[7, 11] = 0.8, 0.2
+    sheet = decoded(contact_sheet([square_tile("map", values)]))
+    cell = TILE / 31
+    strong, weak, nothing = (
+        sheet[TITLE_HEIGHT + int((row + 0.5) * cell), int((column + 0.5) * cell)]
+        for row, column in ((3, 5), (7, 11), (0, 0))
+    )
+    assert tuple(strong) == BRIGHTEST
+    assert strong @ LUMINANCE > weak @ LUMINANCE + 20 > nothing @ LUMINANCE + 40
+
+
+def test_no_cell_is_left_out_of_maps_of_more_columns_than_a_tile_has_pixels():
+    values = np.zeros((3, 3 * MAX_TILE))
+    values[1, ::2] = 1.0
+    sheet = contact_sheet([square_tile("map", values)])
+    tile = tile_at(decoded(sheet), 0, 1, tile=MAX_TILE)
+    assert (np.ptp(tile, axis=1) < 140).all(), "neighbours are averaged, not every third taken"
+
+
+def test_tiles_of_different_heights_stand_in_rows_as_high_as_their_highest():
+    values = np.random.rand(3, 5)
+    sheet = contact_sheet([Tile("map", values, (211, height)) for height in (97, 53, 41, 61)], max_columns=2)
+    assert sheet.size == (2 * (211 + GAP) + BAR_WIDTH, (97 + 61) + 2 * (TITLE_HEIGHT + GAP))
+    second_row = np.asarray(sheet)[97 + GAP + 2 * TITLE_HEIGHT :]
+    expected = np.asarray(contact_sheet([Tile("map", values, (211, 41))] * 4))[TITLE_HEIGHT : TITLE_HEIGHT + 41, :211]
+    assert (second_row[:41, :211] == expected).all()
+
+
+def test_ticks_stand_at_their_places_outside_of_the_tiles():
+    values = np.random.rand(3, 5)
+    ticks = {"row_ticks": [Tick(0.25, "5k")], "column_ticks": [Tick(0.0, "0"), Tick(0.7, "7 s")], "row_unit": "Hz"}
+    plain = contact_sheet([Tile("map", values, (211, 101)) for _ in range(4)], max_columns=2)
+    sheet = contact_sheet([Tile("map", values, (211, 101), **ticks) for _ in range(4)], max_columns=2)
+    assert sheet.size == (plain.width + ROW_TICKS_WIDTH, plain.height + 2 * COLUMN_TICKS_HEIGHT)
+    pixels = np.asarray(sheet).min(axis=-1)
+    for number in range(4):
+        left = ROW_TICKS_WIDTH + number % 2 * (211 + GAP)
+        top = TITLE_HEIGHT + number // 2 * (101 + TITLE_HEIGHT + GAP + COLUMN_TICKS_HEIGHT)
+        plain_top = TITLE_HEIGHT + number // 2 * (101 + TITLE_HEIGHT + GAP)
+        plain_left = number % 2 * (211 + GAP)
+        tile = np.asarray(sheet)[top : top + 101, left : left + 211]
+        assert (tile == np.asarray(plain)[plain_top : plain_top + 101, plain_left : plain_left + 211]).all()
+        assert np.flatnonzero(pixels[top : top + 101, left - 1] == 0).tolist() == [25]
+        assert np.flatnonzero(pixels[top + 101, left : left + 211] == 0).tolist() == [0, 147]
+        labelled = (pixels[top : top + 101, left - ROW_TICKS_WIDTH : left - GAP] < 128).any()
+        assert labelled or number % 2 == 1
+
+
+def test_titles_end_with_their_tiles_however_long():
+    values = np.random.rand(5, 7)
+    short, long = (contact_sheet([square_tile(title, values)] * 2) for title in ("a" * 11, "a" * 311))
+    above = np.asarray(long)[:TITLE_HEIGHT].min(axis=-1)
+    assert above[:, TILE + 1 : TILE + GAP].min() == 255
+    assert np.argwhere(above[:, :TILE] < 128).max() > TILE - 23
+    assert np.argwhere(np.asarray(short)[:TITLE_HEIGHT, :TILE].min(axis=-1) < 128).max() < TILE / 2 + 23
+
+
+def test_outlines_are_drawn_on_the_tile_that_has_them():
+    values = np.full((5, 7), 0.5)
+    tiles = [square_tile("map", values), square_tile("map", values, outlines=[Outline(0.2, 0.2, 0.8, 0.8)])]
+    sheet = decoded(contact_sheet(tiles))
+    height = round(TILE * 5 / 7)
+    assert len(np.unique(tile_at(sheet, 0, height).reshape(-1, 3), axis=0)) == 1
+    assert len(np.unique(tile_at(sheet, 1, height).reshape(-1, 3), axis=0)) == 3
