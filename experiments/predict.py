@@ -6,7 +6,7 @@ import hydra
 from omegaconf import DictConfig
 
 from perceiver.training.errors import explained
-from perceiver.training.finished import predict
+from perceiver.training.prediction import predict
 
 
 @explained

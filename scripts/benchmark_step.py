@@ -13,17 +13,15 @@ from typing import Any
 
 import hydra
 import torch
-from lightning.fabric import Fabric
 from omegaconf import DictConfig, open_dict
 from rich.table import Table
 
-from perceiver.data.collate import collate
 from perceiver.training.build import build
 from perceiver.training.config import resolved
 from perceiver.training.errors import explained
-from perceiver.training.optimization import parameter_groups
 from perceiver.training.run import prepare_torch
 from perceiver.training.summary import console, count_parameters, flops_per_sample
+from perceiver.training.timing import TrainingStep, example_batch, synchronize
 
 MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}
 LOW_PRECISION = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -37,34 +35,19 @@ def main(cfg: DictConfig) -> None:
         warmup, steps = cfg.pop("warmup"), cfg.pop("steps")
     config = resolved(cfg)
     prepare_torch(config)
-    precision = config["trainer"]["precision"]
-    fabric = Fabric(accelerator=config["trainer"]["accelerator"], devices=1, precision=precision)
     parts = build(config)
-    samples = [
-        parts.data.train_samples[index % len(parts.data.train_samples)] for index in range(parts.data.batch_size)
-    ]
-    batch = collate(samples)
+    batch = example_batch(parts.data)
     flops = flops_per_sample(parts.model, batch)
     parameters = count_parameters(parts.model)
-    if config["compile"]:
-        parts.model.compile()
-    model, optimizer = fabric.setup(parts.model, parts.module.make_optimizer(parameter_groups(parts.model)))
-    parts.task.to(fabric.device)
-    batch = batch.to(fabric.device)
-
-    def step() -> None:
-        mixed = parts.task.training_batch(batch)
-        fabric.backward(parts.task.loss(parts.task.outputs(model, mixed), mixed))
-        optimizer.step()
-        optimizer.zero_grad()
-
-    seconds = median_seconds(step, fabric.device, warmup=warmup, repeats=steps)
-    memory = peak_bytes(fabric.device)
+    step = TrainingStep(parts, config)
+    batch = batch.to(step.device)
+    seconds = median_seconds(lambda: step(batch), step.device, warmup=warmup, repeats=steps)
+    memory = peak_bytes(step.device)
     rate = 3 * flops * len(batch) / seconds
-    ceiling = matrix_product_rate(fabric.device, LOW_PRECISION.get(precision, torch.float32))
+    ceiling = matrix_product_rate(step.device, LOW_PRECISION.get(config["trainer"]["precision"], torch.float32))
     table = Table(show_header=False)
     for name, value in {
-        "device": f"{device_name(fabric.device)}, {precision}{', compiled' if config['compile'] else ''}",
+        "device": step.description,
         "parameters": f"{parameters:,}",
         "FLOPs per sample, forward": f"{flops / 1e9:,.4g} G",
         "batch size": f"{len(batch)}",
@@ -85,8 +68,7 @@ def median_seconds(function: Callable[[], Any], device: torch.device, *, warmup:
     for repeat in range(warmup + repeats):
         start = time.perf_counter()
         function()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronize(device)
         if repeat >= warmup:
             times.append(time.perf_counter() - start)
     return statistics.median(times)
@@ -104,10 +86,6 @@ def peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
 
 
 if __name__ == "__main__":

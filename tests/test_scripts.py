@@ -5,6 +5,7 @@ import pytest
 from perceiver.training.build import construct
 from perceiver.training.config import resolved
 from perceiver.training.summary import count_parameters
+from scripts.benchmark_loader import verdict
 from tests.training.runs import SMALL, composed, script
 
 BENCHMARK = [*SMALL, "warmup=1", "steps=2"]
@@ -45,3 +46,39 @@ def test_a_mistake_ends_the_benchmark_in_one_sentence(tmp_path, monkeypatch):
         1,
         "error: model.num_latentz: no such key; did you mean model.num_latents?\n",
     )
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_the_benchmark_of_the_loader_prints_three_rates_and_what_they_mean(tmp_path, monkeypatch, num_workers):
+    monkeypatch.chdir(tmp_path)
+    workers = f"loader.num_workers={num_workers}"
+    ended = script("scripts/benchmark_loader.py", *SMALL, "warmup=1", "batches=3", workers)
+    assert ended.ok, ended.err
+    printed = rows(ended.out)
+    assert printed["device"].startswith("CPU")
+    assert (printed["batch size"], printed["workers"]) == ("53", str(num_workers))
+    rates = {}
+    for row in ("loader alone", "step alone", "both together"):
+        number, _, unit = printed[row].partition(" ")
+        assert unit == "samples per second"
+        rates[row] = float(number.replace(",", ""))
+    assert min(rates.values()) > 0
+    ratio = rates["loader alone"] / rates["step alone"]
+    assert float(printed["loader / step"]) == pytest.approx(ratio, rel=0.01, abs=0.01)
+    assert (
+        ended.out.strip().splitlines()[-1].startswith(("The loader keeps ahead", "The step waits", "Without workers"))
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("ratio", "num_workers", "said"),
+    [
+        (2.0, 1, "The loader keeps ahead: it reads 2.0 times as fast"),
+        (1.0, 1, "The loader keeps ahead"),
+        (0.5, 1, "The step waits for the loader, which reads 50%"),
+        (2.0, 0, "Without workers every step waits"),
+    ],
+)
+def test_the_benchmark_of_the_loader_says_whether_it_keeps_ahead(ratio, num_workers, said):
+    assert verdict(ratio, num_workers).startswith(said)

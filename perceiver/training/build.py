@@ -21,7 +21,7 @@ from perceiver.training.errors import ConfigError, about, one_line
 from perceiver.training.module import OptimizerFactory, TrainingModule
 from perceiver.training.optimization import Schedule
 
-TRUSTED_PACKAGES = ("perceiver", "torch", "lightning", "timm")
+TRUSTED_PACKAGES = ("perceiver", "torch", "torchaudio", "lightning", "timm")
 TRUSTED_KINDS = (nn.Module, Optimizer, Trainer, Callback)
 """What a config that comes out of a checkpoint may name: classes of these packages that are of one of these kinds, and
 any class or schedule of our own. `torch.hub.load`, say, is neither."""

@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 
-from perceiver.data.image_folder import class_folders
+from perceiver.data.folders import class_folders
 from perceiver.training.errors import ConfigError, explain, nearest
 
 SETTINGS: dict[str, Any] = {
@@ -28,21 +28,50 @@ PARTS = ("data", "loader", "model", "task", "optimizer", "schedule", "trainer", 
 
 
 def register_resolvers() -> None:
-    """Make `${grid:…}` and `${count_classes:…}` known to OmegaConf."""
+    """Make `${grid:…}`, `${mel_grid:…}`, `${frames:…}` and `${count_classes:…}` known to OmegaConf."""
     OmegaConf.register_new_resolver("grid", grid, replace=True)
+    OmegaConf.register_new_resolver("mel_grid", mel_grid, replace=True)
+    OmegaConf.register_new_resolver("frames", frames, replace=True)
     OmegaConf.register_new_resolver("count_classes", lambda root: len(class_folders(Path(root))), replace=True)
 
 
-def grid(image_size: int | Sequence[int], stride: int) -> list[int]:
-    """Rows and columns of cells of `stride` pixels that cover an image of a side, or of height and width.
+def grid(image_size: int | Sequence[int], stride: int | Sequence[int]) -> list[int]:
+    """Rows and columns of cells that cover an image.
+
+    Args:
+        image_size: its side, or its height and width, in pixels.
+        stride: height and width of a cell, or both in one.
 
     Raises:
         ValueError: a size is not a whole number of at least 1.
     """
-    sides = list(image_size) if isinstance(image_size, Sequence) else [image_size, image_size]
-    if len(sides) != 2 or not all(isinstance(size, int) and size >= 1 for size in (*sides, stride)):
+    sides, steps = (list(x) if isinstance(x, Sequence) else [x, x] for x in (image_size, stride))
+    if [len(sides), len(steps)] != [2, 2] or not all(isinstance(x, int) and x >= 1 for x in (*sides, *steps)):
         raise ValueError(f"image_size={image_size} in cells of {stride} pixels: these must be whole numbers from 1 on")
-    return [-(-side // stride) for side in sides]
+    return [-(-side // step) for side, step in zip(sides, steps, strict=True)]
+
+
+def mel_grid(n_mels: int, num_frames: int, stride: int | Sequence[int]) -> list[int]:
+    """Rows and columns of cells that cover a spectrogram of `n_mels` bands.
+
+    Raises:
+        ValueError: a size is not a whole number of at least 1.
+    """
+    try:
+        return grid([n_mels, num_frames], stride)
+    except ValueError:
+        raise ValueError(f"n_mels={n_mels} in cells of {stride}: these must be whole numbers from 1 on") from None
+
+
+def frames(seconds: float, sample_rate: int, hop_length: int) -> int:
+    """Frames that cover a sound: one for each hop of `hop_length` samples that is begun.
+
+    Raises:
+        ValueError: any of them is not positive.
+    """
+    if min(seconds, sample_rate, hop_length) <= 0:
+        raise ValueError(f"{seconds} s at {sample_rate} Hz in hops of {hop_length} samples: these must be more than 0")
+    return -(-round(seconds * sample_rate) // hop_length)
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -72,6 +101,9 @@ def _check_root(config: dict[str, Any]) -> None:
         if name not in config:
             raise ConfigError(f"{name} must be given: {name}=…")
         _check_value(name, config[name], hint)
+    for name, node in (config.get("callbacks") or {}).items():
+        if node is not None and "_target_" not in node:
+            raise ConfigError(f"callbacks.{name} is set, but not chosen; choose it too: callbacks=[default,{name}]")
     for name in PARTS:
         if not isinstance(config.get(name), dict) or "_target_" not in config[name]:
             raise ConfigError(f"{name} must be one of the choices in conf/{name}: {name}=…")

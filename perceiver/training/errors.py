@@ -10,12 +10,14 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeVar
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
     MissingConfigException,
     OverrideParseException,
 )
+from hydra.types import RunMode
 from hydra.utils import get_object
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
@@ -127,15 +129,16 @@ def _misused_group(error: ValueError) -> str | None:
     return f"{override.input_line}: must name one of the choices in conf/{override.key_or_group}"
 
 
-def explained(function: Callable[P, T]) -> Callable[P, T]:
+def explained(function: Callable[P, T]) -> Callable[P, T | None]:
     """`function`, ending the process with one sentence and status 1 at an error that the user can mend.
 
-    It stands around a Hydra main for errors of composition, and below it for those of the run. With
-    `PERCEIVER_TRACEBACK=1` in the environment the traceback is shown instead.
+    A run of a sweep ends with its sentence alone; the sweep's summary names it, and sets the status. The wrapper stands
+    around a Hydra main for errors of composition, and below it for those of the run. With `PERCEIVER_TRACEBACK=1` in
+    the environment the traceback is shown instead.
     """
 
     @functools.wraps(function)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T | None:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra hands its errors on
         try:
             return function(*args, **kwargs)
@@ -147,6 +150,9 @@ def explained(function: Callable[P, T]) -> Callable[P, T]:
             sentence = _misused_group(error)
             if sentence is None:
                 raise
+        if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+            print(f"error: {sentence}", file=sys.stderr)  # noqa: T201  (the other runs of the sweep go on)
+            return None
         sys.exit(f"error: {sentence}")
 
     return wrapper

@@ -73,7 +73,7 @@ class TrainingModule(LightningModule):
         """Loss of a batch, counted into the metrics; None for a batch of which no sample could be read."""
         if len(batch) == 0:
             return None
-        outputs = self.task.outputs(self.model, batch)
+        outputs = self.task.merged(self.task.outputs(self.model, batch), batch)
         loss = self.task.loss(outputs, batch)
         self.task.update(stage, outputs, loss, batch)
         return loss

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -18,12 +19,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
 
+from perceiver.inspection.callback import AttentionCallback
 from perceiver.training.build import Parts, blamed_on, build, construct, load_weights, read_checkpoint
 from perceiver.training.callbacks import LastCheckpoint, TrainingClock
 from perceiver.training.config import resolved
 from perceiver.training.errors import USER_ERRORS, ConfigError
 from perceiver.training.loggers import WandbMirror
-from perceiver.training.summary import console, metrics_table, model_table
+from perceiver.training.summary import class_table, console, metrics_table, model_table
 
 INTERRUPTED, TERMINATED = 130, 143
 """Exit status of a run that was ended by Ctrl-C or by SIGTERM, as of any program that was."""
@@ -32,6 +34,7 @@ EXAMPLES = 4
 UNHELPFUL_WARNINGS = (
     ".*does not have many workers.*",  # small data sets on few cores train faster without
     ".*The number of training batches.*",
+    ".*Total length of `list` across ranks is zero.*",  # there is no validation set
     ".*exists and is not empty.*",  # Hydra made the run directory
     ".*treespec.*is deprecated.*",
     ".*sync_dist=True.*",  # the metrics that are logged are those of all processes already
@@ -66,6 +69,7 @@ def train(cfg: DictConfig) -> float | None:
         if best is not None:
             load_weights(parts.module, read_checkpoint(best), best)
         metrics |= test(trainer, parts, config)
+        log_classes(trainer, parts)
         exit_code = 0
     finally:
         for logger in trainer.loggers:
@@ -75,6 +79,8 @@ def train(cfg: DictConfig) -> float | None:
         metrics["data/unreadable"] = float(len(parts.data.unreadable))
     if trainer.is_global_zero:
         write_metrics(metrics, run_dir / "metrics.json")
+        if rows := class_rows(parts):
+            console.print(class_table(rows))
         written = {"best checkpoint": best, "metrics": run_dir / "metrics.json", "attention": run_dir / "attention"}
         console.print(metrics_table(metrics, {name: path for name, path in written.items() if path and path.exists()}))
     return score
@@ -120,7 +126,9 @@ def build_trainer(config: dict[str, Any], parts: Parts, run_dir: Path) -> tuple[
 
 @rank_zero_only
 def discard_if_unused(run_dir: Path) -> None:
-    """Remove a run directory that holds nothing but what Hydra puts there."""
+    """Remove a run directory that holds nothing but what Hydra puts there; not a sweep's, which counts its runs."""
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        return
     job = HydraConfig.get().job.name
     if {path.name for path in run_dir.iterdir()} <= {".hydra", f"{job}.log"}:
         shutil.rmtree(run_dir)
@@ -183,24 +191,47 @@ def fit(trainer: Trainer, parts: Parts, config: Mapping[str, Any], run_dir: Path
 
 
 def final_metrics(trainer: Trainer) -> dict[str, float]:
-    """Training and validation metrics of the last epoch."""
-    return {
+    """Training and validation metrics of the last epoch, and what the last look at the attention measured."""
+    measured = {
         name: float(value)
         for name, value in trainer.callback_metrics.items()
         if name.startswith(("train/", "val/")) and not name.endswith("_step")
     }
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, AttentionCallback):
+            measured |= callback.scores
+    return measured
 
 
 def test(trainer: Trainer, parts: Parts, config: dict[str, Any]) -> dict[str, float]:
-    """The test metrics of the module's present weights; none where there is no test set."""
+    """The test metrics of the module's present weights, also those of classes; none where there is no test set."""
     with blamed_on(config, "data"):
         if parts.data.splits["test"] is None:
             return {}
     metrics = trainer.test(parts.module, datamodule=parts.data, verbose=False)
-    return {name: float(value) for dataloader in metrics for name, value in dataloader.items()}
+    of_all = {name: float(value) for dataloader in metrics for name, value in dataloader.items()}
+    of_classes = {f"test/{metric}/{row['class']}": value for row in class_rows(parts) for metric, value in row.items()}
+    return of_all | {name: value for name, value in of_classes.items() if isinstance(value, float)}
+
+
+def class_rows(parts: Parts) -> list[dict[str, Any]]:
+    """The last test's metrics of each class, NaN where one is not defined for it."""
+    columns = parts.task.class_metrics("test")
+    values = zip(*(column.tolist() for column in columns.values()), strict=True)
+    names = parts.module.description["class_names"] if columns else []
+    return [{"class": name, **dict(zip(columns, row, strict=True))} for name, row in zip(names, values, strict=True)]
+
+
+def log_classes(trainer: Trainer, parts: Parts) -> None:
+    """The metrics of each class as one table."""
+    rows = class_rows(parts)
+    for logger in trainer.loggers:
+        if rows and isinstance(logger, WandbMirror):
+            logger.log_table("test/classes", columns=list(rows[0]), data=[list(row.values()) for row in rows])
 
 
 def write_metrics(metrics: Mapping[str, float], path: Path) -> None:
-    """Write metrics as one flat JSON object, sorted by name."""
+    """Write metrics as one flat JSON object, sorted by name; null stands for what is not defined."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(dict(sorted(metrics.items())), indent=2) + "\n")
+    finite = {name: value if math.isfinite(value) else None for name, value in sorted(metrics.items())}
+    path.write_text(json.dumps(finite, indent=2) + "\n")

@@ -2,8 +2,9 @@
 
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -13,6 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from perceiver.types import Batch
+
+MOST_ROWS = 50
 
 console = Console(markup=False, emoji=False)  # names of files and classes are no markup
 
@@ -54,13 +57,30 @@ def _shape(batch: Batch) -> list[str]:
 
 
 def metrics_table(metrics: Mapping[str, float], written: Mapping[str, Path]) -> Table:
-    """The final metrics, and where everything lies."""
+    """The final metrics, those of single classes left out, and where everything lies."""
     table = Table(title="result", title_justify="left", show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
     for name, value in metrics.items():
-        table.add_row(name, f"{value:,.4f}" if abs(value) < 1e4 else f"{value:,.0f}")
+        if name.count("/") < 2:
+            table.add_row(name, _number(value))
     table.add_section()
     for name, path in written.items():
         table.add_row(name, os.path.relpath(path))
     return table
+
+
+def class_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """A row a class, as long as they are few enough to be looked through."""
+    table = Table(title="classes", title_justify="left")
+    for column in rows[0]:
+        table.add_column(column, justify="left" if column == "class" else "right")
+    for row in rows[:MOST_ROWS]:
+        table.add_row(*(_number(value) if isinstance(value, float) else str(value) for value in row.values()))
+    if len(rows) > MOST_ROWS:
+        table.add_row(f"… and {len(rows) - MOST_ROWS} more in metrics.json")
+    return table
+
+
+def _number(value: float) -> str:
+    return f"{value:,.4f}" if abs(value) < 1e4 else f"{value:,.0f}"

@@ -9,7 +9,7 @@ from torch import nn
 
 from perceiver.attention import BlockSpec
 from perceiver.decoders.queries import QueryDecoder
-from perceiver.encoders.image import ConvStem, PixelStem
+from perceiver.encoders.stems import ConvStem, PixelStem
 from perceiver.latents import Schedule as Repetitions
 from perceiver.positions import LearnedPositions
 from perceiver.training.build import construct

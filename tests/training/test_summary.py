@@ -6,7 +6,7 @@ from torch import nn
 from perceiver.attention import BlockSpec
 from perceiver.data.collate import collate
 from perceiver.decoders.pooled import PooledDecoder
-from perceiver.encoders.image import PixelStem
+from perceiver.encoders.stems import PixelStem
 from perceiver.latents import Schedule
 from perceiver.model import Perceiver
 from perceiver.positions import FourierPositions
