@@ -5,7 +5,8 @@ from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Float
-from scipy.signal import butter, lfilter, sosfilt
+from scipy.fft import irfft, rfft, rfftfreq
+from scipy.signal import butter, lfilter, oaconvolve, sosfilt
 
 Wave: TypeAlias = Float[np.ndarray, " length"]
 Random: TypeAlias = np.random.Generator
@@ -98,7 +99,7 @@ def clicks(random: Random, length: int, rate: int) -> Wave:
     """Single, evenly spaced, broad-band."""
     wave = np.zeros(length)
     wave[int(random.uniform(0, 0.02) * rate) :: int(rate / random.uniform(6, 14))] = 1.0
-    return np.convolve(wave, decay(int(0.01 * rate), rate, 0.001) * random.standard_normal(int(0.01 * rate)))[:length]
+    return oaconvolve(wave, decay(int(0.01 * rate), rate, 0.001) * random.standard_normal(int(0.01 * rate)))[:length]
 
 
 def pluck(random: Random, length: int, rate: int) -> Wave:
@@ -129,7 +130,7 @@ def knocks(random: Random, length: int, rate: int) -> Wave:
     wave = np.zeros(length)
     wave[:: int(rate / random.uniform(3, 6))] = 1.0
     thud = decay(int(0.12 * rate), rate, 0.025) * oscillator(pitch(random, 80, 250), int(0.12 * rate), rate)
-    return np.convolve(wave, thud)[:length]
+    return oaconvolve(wave, thud)[:length]
 
 
 EVENTS: tuple[Callable[[Random, int, int], Wave], ...] = (
@@ -150,7 +151,7 @@ EVENTS: tuple[Callable[[Random, int, int], Wave], ...] = (
 
 def band(wave: Wave, rate: int) -> tuple[float, float]:
     """The frequencies, in Hz, between which a wave has `BAND_ENERGY` of its energy; at least a third of an octave."""
-    energy = np.cumsum(np.abs(np.fft.rfft(wave)) ** 2)
+    energy = np.cumsum(np.abs(rfft(wave)) ** 2)
     share = (1 - BAND_ENERGY) / 2
     bins = np.searchsorted(energy / energy[-1], [share, 1 - share])
     low, high = (float(place) for place in bins * rate / len(wave))
@@ -160,9 +161,9 @@ def band(wave: Wave, rate: int) -> tuple[float, float]:
 
 def background(random: Random, length: int, rate: int) -> Wave:
     """Noise whose power falls by 1/f^α, α from 0 (white) to 1.5, and whose level swings slowly; of RMS 1."""
-    spectrum = np.fft.rfft(random.standard_normal(length))
-    frequencies = np.maximum(np.fft.rfftfreq(length, 1 / rate), 20.0)
-    wave = np.fft.irfft(spectrum * frequencies ** (-random.uniform(0, 1.5) / 2), length)
+    frequencies = np.maximum(rfftfreq(length, 1 / rate), 20.0)
+    parts = random.standard_normal((2, len(frequencies)))
+    wave = irfft((parts[0] + 1j * parts[1]) * frequencies ** (-random.uniform(0, 1.5) / 2), length)
     wave *= 10 ** (random.uniform(0, 3) * oscillator(random.uniform(0.1, 0.5), length, rate) / 20)
     return wave / np.sqrt(np.mean(wave**2))
 

@@ -6,6 +6,7 @@ too in validation and testing; in training it is drawn anew every time. Preceden
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from perceiver.data.audio import AudioDataset, Clips, multi_hot
 from perceiver.data.base import OnError, Split
-from perceiver.data.sound_events import EVENTS, LEAST_RATE, LONGEST_PAUSE, Random, background, band, faded
+from perceiver.data.sound_events import EVENTS, LEAST_RATE, LONGEST_PAUSE, Random, Wave, background, band, faded
 from perceiver.types import Box, Sample, Stage
 
 PEAK_LEVEL = (-30.0, -3.0)
@@ -81,6 +82,15 @@ class SoundScenes(AudioDataset):
         return Scenes(self, stage) if self.num_samples[stage] else None
 
 
+@dataclass(frozen=True)
+class _Event:
+    """What sounds in a scene, from which sample on."""
+
+    label: int
+    onset: int
+    wave: Wave
+
+
 class Scenes:
     """The scenes of one stage."""
 
@@ -99,28 +109,31 @@ class Scenes:
     def __getitem__(self, index: int) -> Sample:
         labels, id = self.classes_of(index), f"sound_scenes/{self.stage}/{index}"
         tags = multi_hot(labels, self.dataset.num_classes)
-        if self.stage == "train":  # torch's generator is seeded by (seed, epoch, index)
-            wave, boxes = self._scene(self._random(index, 1, int(torch.randint(2**62, ()))), labels)
-            # A crop, a shift or a change of level would need boxes of its own; nothing is trained on boxes.
+        if self.stage == "train":  # torch's generator is seeded by (seed, epoch, index); nothing is trained on boxes
+            wave, _ = self._scene(self._random(index, 1, int(torch.randint(2**62, ()))), labels)
             return self.dataset.clips.augmented(wave, {"tags": tags}, id)
-        wave, boxes = self._scene(self._random(index, 1), labels)
-        return self.dataset.clips.windowed(wave, {"tags": tags, "boxes": boxes}, id)
+        wave, events = self._scene(self._random(index, 1), labels)
+        return self.dataset.clips.windowed(wave, {"tags": tags, "boxes": [self._box(event) for event in events]}, id)
 
     def _random(self, index: int, *more: int) -> Random:
         return np.random.default_rng([self.dataset.seed, STAGES.index(self.stage), index, *more])
 
-    def _scene(self, random: Random, labels: Sequence[int]) -> tuple[Float[Tensor, "1 length"], list[Box]]:
+    def _scene(self, random: Random, labels: Sequence[int]) -> tuple[Float[Tensor, "1 length"], list[_Event]]:
         rate = self.dataset.clips.sample_rate
         length = round(self.dataset.scene_seconds * rate)
-        scene, boxes = background(random, length, rate), []
+        scene, events = background(random, length, rate), []
         for label in labels:
             low, high = self.dataset.event_seconds
             size = min(round(random.uniform(low, high) * rate), length)
-            event = faded(EVENTS[label](random, size, rate), rate)
-            event *= 10 ** (random.uniform(*self.dataset.snr) / 20) / np.sqrt(np.mean(event**2))
+            wave = faded(EVENTS[label](random, size, rate), rate)
+            wave *= 10 ** (random.uniform(*self.dataset.snr) / 20) / np.sqrt(np.mean(wave**2))
             onset = int(random.integers(length - size + 1))
-            scene[onset : onset + size] += event
-            times = (onset / rate, (onset + size) / rate)
-            boxes.append(Box(label, "audio", {"time": times, "frequency": band(event, rate)}))
+            scene[onset : onset + size] += wave
+            events.append(_Event(label, onset, wave))
         peak = 10 ** (random.uniform(*PEAK_LEVEL) / 20)
-        return torch.from_numpy((scene * peak / np.abs(scene).max()).astype(np.float32))[None], boxes
+        return torch.from_numpy((scene * (peak / np.abs(scene).max())).astype(np.float32))[None], events
+
+    def _box(self, event: _Event) -> Box:
+        rate = self.dataset.clips.sample_rate
+        times = (event.onset / rate, (event.onset + len(event.wave)) / rate)
+        return Box(event.label, "audio", {"time": times, "frequency": band(event.wave, rate)})
