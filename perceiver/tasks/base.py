@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
@@ -45,7 +45,7 @@ class Task(nn.Module, ABC):
     def update(self, stage: Stage, outputs: Tensor, loss: Float[Tensor, ""], batch: Batch) -> None:
         """Count a batch into the stage's metrics."""
 
-    def class_metrics(self, stage: Stage) -> dict[str, Float[Tensor, " classes"]]:
+    def class_metrics(self, stage: Stage) -> dict[str, Shaped[Tensor, " classes"]]:
         """Metrics of each class, from when the stage's metrics were last computed; NaN where one is not defined."""
         return {}
 

@@ -5,7 +5,7 @@ count a class without positives as 0.
 """
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
@@ -34,7 +34,7 @@ class Ranking(Metric):
         self.num_classes = num_classes
         self.add_state("scores", default=[], dist_reduce_fx="cat")
         self.add_state("tags", default=[], dist_reduce_fx="cat")
-        self.by_class: dict[str, Float[Tensor, " classes"]] = {}
+        self.by_class: dict[str, Float[Tensor, " classes"] | Int[Tensor, " classes"]] = {}
         """Of the last `compute`: `AP` of classes with positives, `AUC` of those that also have negatives, NaN for the
         others, and the number of `positives`."""
 
@@ -48,9 +48,10 @@ class Ranking(Metric):
         d_prime = 2.0**0.5 * torch.special.ndtri(auc.double().clamp(1.0 - LARGEST_AUC, LARGEST_AUC)).float()
         return {"mAP": by_class["AP"].nanmean(), "AUC": auc, "d_prime": d_prime}
 
-    def _by_class(self) -> dict[str, Float[Tensor, " classes"]]:
+    def _by_class(self) -> dict[str, Float[Tensor, " classes"] | Int[Tensor, " classes"]]:
         if len(self.scores) == 0:  # a stage of which no sample could be read
-            scores = tags = torch.zeros(0, self.num_classes, device=self.device)
+            scores = torch.zeros(0, self.num_classes, device=self.device)
+            tags = scores.bool()
         else:
             scores, tags = dim_zero_cat(self.scores), dim_zero_cat(self.tags)
         positives = tags.sum(dim=0)
@@ -61,4 +62,4 @@ class Ranking(Metric):
                 precision[label] = binary_average_precision(*of_class, validate_args=False)
             if 0 < count < len(tags):
                 auc[label] = binary_auroc(*of_class, validate_args=False)
-        return {"AP": precision, "AUC": auc, "positives": positives.float()}
+        return {"AP": precision, "AUC": auc, "positives": positives}

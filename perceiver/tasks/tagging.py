@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, Metric, MetricCollection
@@ -120,7 +120,7 @@ class Tagging(Task):
             else:
                 metric.update(scores, tags > 0.5)
 
-    def class_metrics(self, stage: Stage) -> dict[str, Float[Tensor, " classes"]]:
+    def class_metrics(self, stage: Stage) -> dict[str, Shaped[Tensor, " classes"]]:
         rankings = [metric for metric in self.metrics(stage).values() if isinstance(metric, Ranking)]
         return {name: values for ranking in rankings for name, values in ranking.by_class.items()}
 

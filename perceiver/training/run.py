@@ -211,7 +211,7 @@ def test(trainer: Trainer, parts: Parts, config: dict[str, Any]) -> dict[str, fl
     metrics = trainer.test(parts.module, datamodule=parts.data, verbose=False)
     of_all = {name: float(value) for dataloader in metrics for name, value in dataloader.items()}
     of_classes = {f"test/{metric}/{row['class']}": value for row in class_rows(parts) for metric, value in row.items()}
-    return of_all | {name: value for name, value in of_classes.items() if isinstance(value, float)}
+    return of_all | {name: value for name, value in of_classes.items() if not isinstance(value, str)}
 
 
 def class_rows(parts: Parts) -> list[dict[str, Any]]:
