@@ -7,6 +7,7 @@ exactly one hop, and zeros behind a sound change none of its frames. 0 dB is the
 bands add up to that, whatever window and transform.
 """
 
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Self
@@ -75,7 +76,8 @@ class LogMel(nn.Module):
             self.register_buffer(name, tensor.to(torch.get_default_device()), persistent=False)
 
     def _constants(self) -> dict[str, Tensor]:
-        with torch.device("cpu"):
+        with torch.device("cpu"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about bands without a bin, which the constructor refuses
             filters = AF.melscale_fbanks(
                 self.n_fft // 2 + 1, self.f_min, self.f_max, self.n_mels, self.sample_rate, norm=None, mel_scale="htk"
             )

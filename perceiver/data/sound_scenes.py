@@ -65,6 +65,8 @@ class SoundScenes(AudioDataset):
             raise ValueError(f"snr={list(snr)} must ascend")
         if min(num_samples.values()) < 0:
             raise ValueError(f"num_samples={dict(num_samples)} must be at least 0")
+        if seed < 0:
+            raise ValueError(f"seed={seed} must be at least 0")
         if clips.sample_rate < LEAST_RATE:
             raise ValueError(f"sample_rate={clips.sample_rate}: the events need at least {LEAST_RATE} Hz")
         self.num_samples = num_samples

@@ -47,6 +47,11 @@ class LogMelEncoder(RasterEncoder):
             raise ValueError(f"stem.channels={stem.channels}: a spectrogram has 1")
         if std <= 0.0:
             raise ValueError(f"std={std} must be more than 0")
+        for name in ("n_time_masks", "time_mask_param", "n_freq_masks", "freq_mask_param"):
+            if (value := getattr(spec_augment, name, 0)) < 0:  # to torchaudio it means none
+                raise ValueError(f"{name}={value} must be at least 0")
+        if not 0.0 <= (share := getattr(spec_augment, "p", 1.0)) <= 1.0:
+            raise ValueError(f"p={share} must be in [0, 1]")
         self.log_mel = log_mel
         self.mean = mean
         self.std = std

@@ -67,13 +67,13 @@ def build(config: dict[str, Any], class_names: list[str] | None = None) -> Parts
 
 
 def construct(config: dict[str, Any], key: str, **parts: Any) -> Any:
-    """Instantiate one node; what a constructor refuses becomes an error that names the key.
+    """Instantiate the node under a key; what a constructor refuses becomes an error that names the key.
 
     Raises:
         ConfigError: the constructor raised anything.
     """
     try:
-        return instantiate(config[key], _convert_="all", **parts)
+        return instantiate(_below(config, key), _convert_="all", **parts)
     except InstantiationException as error:
         message, _, inner = str(error).partition("\nfull_key: ")
         path = ".".join(filter(None, (key, inner)))

@@ -4,10 +4,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from perceiver.data.sampler import mix
 from perceiver.training.module import DivergedError
 from perceiver.types import Batch
 
@@ -51,6 +54,43 @@ class LastCheckpoint(Checkpoint):
 
 def _is_last_batch(trainer: Trainer) -> bool:
     return trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+
+
+class StepSeeds(Callback):
+    """Seeds what is random in a training step (dropout, mixing, SpecAugment) by (seed, process, batches done).
+
+    A run that is resumed so draws what it would have drawn without the stop.
+    """
+
+    def __init__(self, *, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        done = trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
+        torch.manual_seed(mix(self.seed, trainer.global_rank, done))
+
+
+class MovingAverage(WeightAveraging):
+    """The exponential moving average of the weights is what is validated, saved and tested.
+
+    Lightning's own EMA takes d·a + (1 - d)·b, which for a = b is not always a: windows, filters and frequencies would
+    drift away from those that a checkpoint is loaded into. Here it is a + (1 - d)·(b - a).
+
+    Args:
+        decay: d, in [0, 1].
+        update_every_n_steps: optimizer steps from one update of the average to the next.
+    """
+
+    def __init__(self, *, decay: float, update_every_n_steps: int) -> None:
+        if not 0.0 <= decay <= 1.0:
+            raise ValueError(f"decay={decay} must be in [0, 1]")
+        if update_every_n_steps < 1:
+            raise ValueError(f"update_every_n_steps={update_every_n_steps} must be at least 1")
+        super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
+        self.update_every_n_steps = update_every_n_steps
+
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        return step_idx is not None and step_idx % self.update_every_n_steps == 0
 
 
 class TrainingClock(Callback):

@@ -70,7 +70,8 @@ def frames(seconds: float, sample_rate: int, hop_length: int) -> int:
         ValueError: any of them is not positive.
     """
     if min(seconds, sample_rate, hop_length) <= 0:
-        raise ValueError(f"{seconds} s at {sample_rate} Hz in hops of {hop_length} samples: these must be more than 0")
+        problem = f"seconds={seconds} at {sample_rate} Hz in hops of {hop_length} samples"
+        raise ValueError(f"{problem}: these must be more than 0")
     return -(-round(seconds * sample_rate) // hop_length)
 
 
@@ -140,7 +141,9 @@ def _check_call(key: str, node: dict[str, Any]) -> None:
         if name.startswith("_"):
             continue
         if name not in parameters and not takes_any:
-            raise ConfigError(f"{key}.{name}: {target.__name__} takes no such key{nearest(name, list(parameters))}")
+            hint = nearest(name, list(parameters))
+            leave_out = f"where an experiment sets it, '~{key}.{name}' leaves it out"
+            raise ConfigError(f"{key}.{name}: {target.__name__} takes no such key{hint}; {leave_out}")
         holds_parts = isinstance(value, dict) or (isinstance(value, list) and any(isinstance(v, dict) for v in value))
         if name in hints and not holds_parts:
             _check_value(f"{key}.{name}", value, hints[name])
@@ -156,7 +159,10 @@ def _check_value(key: str, value: Any, hint: Any) -> None:
     try:
         read = adapter.validate_python(value)
     except ValidationError as error:
-        problems = dict.fromkeys(problem["msg"].removeprefix("Input ") for problem in error.errors())
+        problems = dict.fromkeys(
+            "too few values" if problem["type"] == "missing" else problem["msg"].removeprefix("Input ")
+            for problem in error.errors()
+        )
         raise ConfigError(f"{key}={value!r}: {', or '.join(problems)}") from None
     if isinstance(value, str | bool) and type(read) in (int, float, bool) and type(read) is not type(value):
         raise ConfigError(f"{key}={value!r}: should be {type(read).__name__}, not {type(value).__name__}")

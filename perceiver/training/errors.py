@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
+    InterpolationKeyError,
     InterpolationResolutionError,
     MissingMandatoryValue,
     OmegaConfBaseException,
@@ -71,9 +72,16 @@ def explain(error: BaseException) -> str:
     if missing := re.search(r"Missing mandatory value: ([\w.]+)", text):
         key = error.full_key if isinstance(error, MissingMandatoryValue) else missing[1]
         return f"{key} must be given: {key}=…"
+    if isinstance(error, InterpolationKeyError) and (wanted := re.search(r"'([\w.]+)' not found", text)):
+        group = wanted[1].partition(".")[0]
+        fitting = "conf/experiment has choices that go together"
+        return f"{error.full_key} needs {wanted[1]}, which the chosen {group} does not have; {fitting}"
     if isinstance(error, InterpolationResolutionError):
         problem = re.sub(r"^\w+ raised while resolving interpolation: | full_key: .*$", "", text)
-        return about((error.full_key or "").rpartition(".")[0], error.parent_node, problem)
+        node, key = error.parent_node, (error.full_key or "").rpartition(".")[0]
+        # What a resolver refuses mostly stands elsewhere, and was handed to it.
+        root = None if node is None else node._get_root()
+        return _with_whole_key(key, node, problem) or f"{key}: {about('', root, problem)}"
     if isinstance(error, ConfigAttributeError | ConfigKeyError):
         return _explain_unknown_key(error, None)
     return text
@@ -160,20 +168,28 @@ def explained(function: Callable[P, T]) -> Callable[P, T | None]:
 
 def about(key: str, node: Any, message: str) -> str:
     """A message about the node that stands under a key; where it begins with one of its values, with the whole key."""
-    if found := re.match(r"(\w+)=([^\s:,]+)(.*)", message, flags=re.DOTALL):
-        name, value, rest = found.groups()
-        wholes = [path for path, leaf in _leaves(node, key) if path.endswith(f".{name}") and str(leaf) == value]
-        if wholes:
-            return f"{' or '.join(wholes)}={value}{rest}"
-    return f"{key}: {message}"
+    return _with_whole_key(key, node, message) or (f"{key}: {message}" if key else message)
+
+
+def _with_whole_key(key: str, node: Any, message: str) -> str | None:
+    """The message with the whole key of the value that it begins with, if that stands below the node."""
+    found = re.match(r"(\w+)=(\[[^\]]*\]|[^\s:,]+)(.*)", message, flags=re.DOTALL)
+    if found is None:
+        return None
+    name, value, rest = found.groups()
+    wholes = [path for path, leaf in _leaves(node, key) if path.endswith(f".{name}") and str(leaf) == value]
+    return f"{' or '.join(wholes)}={value}{rest}" if wholes else None
 
 
 def _leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
     """Every plain value below a node, with its key."""
     if isinstance(node, dict | DictConfig):
         for name in map(str, node):
-            if not (isinstance(node, DictConfig) and OmegaConf.is_interpolation(node, name)):
-                yield from _leaves(node[name], f"{key}.{name}")
+            not_here = isinstance(node, DictConfig) and (
+                OmegaConf.is_interpolation(node, name) or OmegaConf.is_missing(node, name)
+            )
+            if not not_here:
+                yield from _leaves(node[name], f"{key}.{name}" if key else name)
     else:
         yield key, node
 

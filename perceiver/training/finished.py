@@ -55,6 +55,8 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     metrics = test(trainer, parts, config)
     if not metrics:
         raise ConfigError(f"run={cfg.run}: its data set has no test samples")
+    if parts.data.unreadable:
+        metrics["data/unreadable"] = float(len(parts.data.unreadable))
     path = Path(cfg.run) / "evaluation.json"
     write_metrics(metrics, path)
     if rows := class_rows(parts):

@@ -21,11 +21,12 @@ from omegaconf import DictConfig
 
 from perceiver.inspection.callback import AttentionCallback
 from perceiver.training.build import Parts, blamed_on, build, construct, load_weights, read_checkpoint
-from perceiver.training.callbacks import LastCheckpoint, TrainingClock
+from perceiver.training.callbacks import LastCheckpoint, StepSeeds, TrainingClock
 from perceiver.training.config import resolved
 from perceiver.training.errors import USER_ERRORS, ConfigError
 from perceiver.training.loggers import WandbMirror
 from perceiver.training.summary import class_table, console, metrics_table, model_table
+from perceiver.types import Batch
 
 INTERRUPTED, TERMINATED = 130, 143
 """Exit status of a run that was ended by Ctrl-C or by SIGTERM, as of any program that was."""
@@ -52,10 +53,11 @@ def train(cfg: DictConfig) -> float | None:
     try:
         config, parts = prepare(cfg)
         trainer, clock = build_trainer(config, parts, run_dir)
+        example = parts.data.probe(EXAMPLES)
+        check_modalities(parts, example)
     except USER_ERRORS:
         discard_if_unused(run_dir)
         raise
-    example = parts.data.probe(EXAMPLES)
     if trainer.is_global_zero and len(example):
         console.print(model_table(parts.model, example))
     exit_code = 1
@@ -109,10 +111,11 @@ def build_trainer(config: dict[str, Any], parts: Parts, run_dir: Path) -> tuple[
         checkpoint_callback(parts, config, run_dir / "checkpoints"),
         LastCheckpoint(path=run_dir / "checkpoints" / "last.ckpt"),
         clock,
+        StepSeeds(seed=config["seed"]),
         construct(config, "attention"),
     ]
     chosen = config.get("callbacks") or {}
-    callbacks += [construct(chosen, name) for name, node in chosen.items() if node is not None]
+    callbacks += [construct(config, f"callbacks.{name}") for name, node in chosen.items() if node is not None]
     mirror = construct(config, "logger", run_dir=str(run_dir), run_config=config, _recursive_=False)
     loggers = [CSVLogger(save_dir=run_dir, name="", version=""), mirror]
     trainer: Trainer = construct(config, "trainer", callbacks=callbacks, logger=loggers, default_root_dir=run_dir)
@@ -122,6 +125,19 @@ def build_trainer(config: dict[str, Any], parts: Parts, run_dir: Path) -> tuple[
         # Lightning starts the other processes with this one's command line: they would each run the whole sweep.
         raise ConfigError(f"-m (a sweep) cannot start runs of {trainer.world_size} processes; start them one by one")
     return trainer, clock
+
+
+def check_modalities(parts: Parts, example: Batch) -> None:
+    """Hold the modalities of the data against those of the model.
+
+    Raises:
+        ConfigError: the model has no encoder for one.
+    """
+    known = list(parts.model.encoders)
+    if unknown := [name for name in example.inputs if name not in known]:
+        raise ConfigError(
+            f"model.encoders: the data holds {unknown[0]}, and there are encoders of {', '.join(known)} only"
+        )
 
 
 @rank_zero_only

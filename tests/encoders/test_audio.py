@@ -236,6 +236,9 @@ def test_learned_positions_take_any_length_up_to_the_trained_one():
         (lambda: waveform_encoder(std=-1.0), r"std=-1\.0"),
         (lambda: waveform_encoder(sample_rate=8009), r"sample_rate=8009 .*log_mel\.sample_rate=4001"),
         (lambda: waveform_encoder(combine="add"), "combine=add"),
+        (lambda: audio_encoder(spec_augment=SpecAugment(-1, 1, 1, 1)), "n_time_masks=-1"),
+        (lambda: audio_encoder(spec_augment=SpecAugment(1, 1, 1, -3)), "freq_mask_param=-3"),
+        (lambda: audio_encoder(spec_augment=SpecAugment(1, 1, 1, 1, p=2)), "p=2"),
     ],
 )
 def test_settings_that_make_no_encoder_are_refused_by_name(make, named):

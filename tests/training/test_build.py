@@ -131,7 +131,7 @@ def test_what_a_constructor_refuses_is_said_with_the_key():
     with composed(*SMALL) as cfg:
         config = resolved(cfg)
     config["model"]["encoders"]["image"]["mean"] = [0.1, 0.2]
-    with pytest.raises(ConfigError, match=r"^model\.encoders\.image: mean=\[0\.1, 0\.2\] must be"):
+    with pytest.raises(ConfigError, match=r"^model\.encoders\.image\.mean=\[0\.1, 0\.2\] must be"):
         construct(config, "model")
 
 

@@ -61,8 +61,12 @@ MISTAKES = {
     "model.encoders.image.stem.patch_size=0": ["model.encoders.image", "0 pixels"],
     "optimizer.lr=nan": ["optimizer.lr=nan", "finite"],
     "optimizer.lr=-1": ["optimizer", "-1"],
-    "schedule=steps schedule.milestones=[84,102]": ["schedule: milestones=[84, 102]", "fractions"],
+    "schedule=steps schedule.milestones=[84,102]": ["schedule.milestones=[84, 102]", "fractions"],
     "trainer.max_epochs=-1 trainer.fast_dev_run=false": ["trainer.max_epochs=-1", "max_steps"],
+    # parts that do not go together
+    "data=sound_scenes": ["model.encoders.image.stem.channels needs data.channels", "conf/experiment"],
+    "data=sound_scenes encoder@model.encoders.image=audio_log_mel": ["model.encoders", "audio", "image only"],
+    "experiment=audio_tagging encoder@model.encoders.audio=audio_waveform": ["'~model.encoders.audio.stem' leaves it"],
     # not readable at all
     "a=b=c": ["a=b=c", "key=value"],
     "=": ["no such key"],
@@ -89,7 +93,7 @@ RARER_MISTAKES = {
     "trainer.devices=abc": ["trainer", "devices"],
     "loader.num_workers=-1": ["loader.num_workers=-1"],
     "model.dim=0": ["dim=0"],
-    "model.encoders.image.mean=[0.1,0.2]": ["model.encoders.image: mean=[0.1, 0.2]"],
+    "model.encoders.image.mean=[0.1,0.2]": ["model.encoders.image.mean=[0.1, 0.2]"],
     "optimizer.lr=inf": ["optimizer.lr=inf", "finite"],
     "optimizer=lamb optimizer.lr=-1": ["optimizer", "-1"],
     "optimizer.weight_decay=-1": ["optimizer", "weight_decay", "-1"],
@@ -99,6 +103,11 @@ RARER_MISTAKES = {
     "attention.num_samples=0": ["attention.num_samples=0"],
     "trainer.max_epochs=-5": ["trainer", "max_epochs", "-5"],
     "trainer.devices=0": ["trainer", "devices=0"],
+    "data=sound_scenes data.snr=[5,-5] encoder@model.encoders.image=audio_log_mel": ["data.snr=[5, -5] must ascend"],
+    "data=sound_scenes data.snr=[5] encoder@model.encoders.image=audio_log_mel": ["data.snr=[5]: too few values"],
+    "data=sound_scenes data.seed=-1 encoder@model.encoders.image=audio_log_mel": ["data.seed=-1"],
+    "data=sound_scenes data.clips.seconds=0 encoder@model.encoders.image=audio_log_mel": ["data.clips.seconds=0"],
+    "callbacks=[ema] callbacks.ema.decay=2": ["callbacks.ema.decay=2"],
     "optimizer.lr=[": ["optimizer.lr=[", "quotes"],
 }
 

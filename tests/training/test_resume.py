@@ -102,6 +102,7 @@ def test_a_run_that_was_interrupted_continues_as_if_it_had_not_been(tmp_path, wh
     [
         ("trainer.max_epochs=2", []),
         ("trainer.max_steps=5", []),
+        ("trainer.max_steps=5", ["task.mixup=0.4", "model.cross_attention.residual_dropout=0.3"]),
         pytest.param("trainer.max_steps=5", ["callbacks=[ema]", "callbacks.ema.decay=0.9"], marks=slow),
         pytest.param("trainer.max_steps=3", [], marks=slow),
         pytest.param("trainer.max_steps=5", ["optimizer=lamb", "trainer.precision=bf16-mixed"], marks=slow),

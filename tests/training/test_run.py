@@ -156,7 +156,7 @@ class TestSettings:
         assert (checkpoint(run, "best")["global_step"], checkpoint(run)["global_step"]) == (3, 6)
 
     def test_the_mean_of_the_weights_is_what_is_saved_and_tested(self, tmp_path):
-        run = trained(tmp_path / "run", "callbacks=[ema]", "callbacks.ema.decay=0.5")
+        run = trained(tmp_path / "run", "callbacks=[ema]", "callbacks.ema.decay=0.9")
         saved = checkpoint(run)
         assert not weights_equal(saved["state_dict"], saved["current_model_state"])
         assert script("experiments/evaluate.py", f"run={run}").ok

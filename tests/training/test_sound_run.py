@@ -1,16 +1,20 @@
 """A whole run on sounds: trained, measured class by class, looked at, and asked about files of any length."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from lightning.pytorch import Trainer
 from PIL import Image
 
 from perceiver.data.sound_events import EVENTS
+from perceiver.training.finished import load
 from tests.inspection.wandb_file import rows, run_folders
-from tests.training.runs import checkpoint, metrics, script
+from tests.training.runs import ROOT, checkpoint, metrics, script
 
 CLASSES = [event.__name__ for event in EVENTS[:5]]
 SMALL_SOUND = [
@@ -162,3 +166,19 @@ def test_other_precisions_carry_boxes_and_sounds_along(tmp_path, precision):
     assert ended.ok, ended.err
     assert torch.isfinite(torch.tensor(metrics(tmp_path / "run")["test/loss"]))
     assert metrics(tmp_path / "run")["attention/energy_in_box"] >= 0.0
+
+
+@pytest.mark.slow
+def test_two_processes_measure_windows_and_boxes_as_one_does(tmp_path):
+    run, options = tmp_path / "run", ["trainer.devices=2", "trainer.strategy=ddp", "logger.mode=disabled"]
+    command = [sys.executable, "experiments/train.py", f"hydra.run.dir={run}", *SMALL_SOUND, *options]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert ended.returncode == 0, ended.stderr
+    found = metrics(run)
+    assert 0.0 < found["attention/energy_in_box_chance"] < 1.0
+    _, parts = load(str(run), "last", [])
+    one = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    for stage, measure in (("val", one.validate), ("test", one.test)):
+        (again,) = measure(parts.module, datamodule=parts.data, verbose=False)
+        assert len(again) == 4
+        assert again == {name: pytest.approx(found[name], abs=1e-6, nan_ok=True) for name in again}, stage
