@@ -45,7 +45,7 @@ def colourize(
 
 def colour_range(values: Float[np.ndarray, "..."]) -> tuple[float, float]:
     """What the darkest and the brightest colour stand for."""
-    low, high = float(values.min()), float(np.quantile(values, CLIP_QUANTILE))
+    low, high = float(values.min()), float(np.quantile(values, CLIP_QUANTILE, method="higher"))
     return low, high if high > low else float(values.max())
 
 

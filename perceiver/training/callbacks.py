@@ -1,6 +1,7 @@
 """What happens around the training steps."""
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch import Tensor
 
 from perceiver.data.sampler import mix
 from perceiver.training.module import DivergedError
@@ -86,11 +87,16 @@ class MovingAverage(WeightAveraging):
             raise ValueError(f"decay={decay} must be in [0, 1]")
         if update_every_n_steps < 1:
             raise ValueError(f"update_every_n_steps={update_every_n_steps} must be at least 1")
-        super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
+        super().__init__(avg_fn=partial(_moved, 1.0 - decay))
         self.update_every_n_steps = update_every_n_steps
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         return step_idx is not None and step_idx % self.update_every_n_steps == 0
+
+
+def _moved(share: float, average: Tensor, current: Tensor, num_averaged: Tensor) -> Tensor:
+    """An average, moved by a share of the way to what is averaged; of whole numbers there is none."""
+    return average.lerp(current.to(average.dtype), share) if average.is_floating_point() else current
 
 
 class TrainingClock(Callback):

@@ -101,7 +101,8 @@ def _explain_unknown_key(error: OmegaConfBaseException, asked: str | None) -> st
     names = [str(name) for name in parent if name != "hydra"]
     close = [found_up_to.removesuffix(key) + name for name in difflib.get_close_matches(key, names, n=1)]
     suggestions = elsewhere[:3] or close
-    hint = f"did you mean {' or '.join(suggestions)}?" if suggestions else f"there are: {', '.join(names)}"
+    there = f"there are: {', '.join(names)}" if names else f"{found_up_to.removesuffix(f'.{key}')} is not set"
+    hint = f"did you mean {' or '.join(suggestions)}?" if suggestions else there
     return f"{full_key}: no such key; {hint}"
 
 

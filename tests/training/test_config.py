@@ -65,7 +65,7 @@ MISTAKES = {
     "trainer.max_epochs=-1 trainer.fast_dev_run=false": ["trainer.max_epochs=-1", "max_steps"],
     # parts that do not go together
     "data=sound_scenes": ["model.encoders.image.stem.channels needs data.channels", "conf/experiment"],
-    "data=sound_scenes encoder@model.encoders.image=audio_log_mel": ["model.encoders", "audio", "image only"],
+    "data=sound_scenes encoder@model.encoders.image=audio_log_mel": ["model: no encoder for modality 'audio'", "image"],
     "experiment=audio_tagging encoder@model.encoders.audio=audio_waveform": ["'~model.encoders.audio.stem' leaves it"],
     # not readable at all
     "a=b=c": ["a=b=c", "key=value"],
@@ -105,6 +105,7 @@ RARER_MISTAKES = {
     "trainer.devices=0": ["trainer", "devices=0"],
     "data=sound_scenes data.snr=[5,-5] encoder@model.encoders.image=audio_log_mel": ["data.snr=[5, -5] must ascend"],
     "data=sound_scenes data.snr=[5] encoder@model.encoders.image=audio_log_mel": ["data.snr=[5]: too few values"],
+    "data=sound_scenes data.clips.augment.gain=3": ["data.clips.augment.gain", "data.clips.augment is not set"],
     "data=sound_scenes data.seed=-1 encoder@model.encoders.image=audio_log_mel": ["data.seed=-1"],
     "data=sound_scenes data.clips.seconds=0 encoder@model.encoders.image=audio_log_mel": ["data.clips.seconds=0"],
     "callbacks=[ema] callbacks.ema.decay=2": ["callbacks.ema.decay=2"],
