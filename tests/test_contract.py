@@ -145,10 +145,7 @@ def config_with(group: str, choice: str, config_of: Callable[..., dict[str, Any]
     key = f"encoder@model.encoders.{choice.partition('_')[0]}" if group == "encoder" else GROUPS[group]
     alone = f"{key}=[{choice}]" if group == "callbacks" else f"{key}={choice}"
     taking = [[f"experiment={name}"] for name in EXPERIMENTS if (group, choice) in choices_of(name)]
-    others = [[f"experiment={name}", alone] for name in EXPERIMENTS]
-    # A wave has no stem, of which every experiment that listens sets something.
-    without_stem = ["experiment=audio_tagging", alone, "~model.encoders.audio.stem"]
-    for overrides in ([alone], *taking, *others, without_stem):
+    for overrides in ([alone], *taking, *([f"experiment={name}", alone] for name in EXPERIMENTS)):
         with suppress(ConfigError, HydraException):
             return config_of(*overrides)
     return config_of(alone)

@@ -66,7 +66,7 @@ MISTAKES = {
     # parts that do not go together
     "data=sound_scenes": ["model.encoders.image.stem.channels needs data.channels", "conf/experiment"],
     "data=sound_scenes encoder@model.encoders.image=audio_log_mel": ["model: no encoder for modality 'audio'", "image"],
-    "experiment=audio_tagging encoder@model.encoders.audio=audio_waveform": ["'~model.encoders.audio.stem' leaves it"],
+    "experiment=esc10 data.root=. task=classification": ["'~task.multi_label' leaves it"],
     # not readable at all
     "a=b=c": ["a=b=c", "key=value"],
     "=": ["no such key"],
