@@ -1,7 +1,7 @@
 """What every task is: how to call the model, what it loses, how it is measured, and what it answers."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -37,9 +37,16 @@ class Task(nn.Module, ABC):
     @abstractmethod
     def loss(self, outputs: Tensor, batch: Batch) -> Float[Tensor, ""]: ...
 
-    @abstractmethod
+    def keep_metrics(self, make: Callable[[Stage], MetricCollection]) -> None:
+        """Make the metrics of each stage, as parts of the task, so that they move to its device."""
+        stages: tuple[Stage, ...] = ("train", "val", "test")
+        self.stage_metrics = nn.ModuleDict({f"{stage}_metrics": make(stage) for stage in stages})
+
     def metrics(self, stage: Stage) -> MetricCollection:
         """The metrics of a stage, always the same object; its keys are the names that are logged behind `stage/`."""
+        metrics = self.stage_metrics[f"{stage}_metrics"]
+        assert isinstance(metrics, MetricCollection)
+        return metrics
 
     @abstractmethod
     def update(self, stage: Stage, outputs: Tensor, loss: Float[Tensor, ""], batch: Batch) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
@@ -41,11 +41,9 @@ class Classification(Task):
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
         self.mixing = Mixing(num_classes=num_classes, mixup=mixup, cutmix=cutmix)
-        self.stage_metrics = nn.ModuleDict(
-            {f"{stage}_metrics": self._metrics(stage) for stage in ("train", "val", "test")}
-        )
+        self.keep_metrics(self._metrics)
 
-    def _metrics(self, stage: str) -> MetricCollection:
+    def _metrics(self, stage: Stage) -> MetricCollection:
         metrics: dict[str, Metric | MetricCollection] = {
             "loss": MeanMetric(nan_strategy=math.nan),  # which by default is left out of the mean
             "accuracy": MulticlassAccuracy(self.num_classes, average="micro", validate_args=False),
@@ -66,11 +64,6 @@ class Classification(Task):
 
     def loss(self, outputs: Float[Tensor, "batch classes"], batch: Batch) -> Float[Tensor, ""]:
         return F.cross_entropy(outputs.float(), batch.targets["label"], label_smoothing=self.label_smoothing)
-
-    def metrics(self, stage: Stage) -> MetricCollection:
-        metrics = self.stage_metrics[f"{stage}_metrics"]
-        assert isinstance(metrics, MetricCollection)
-        return metrics
 
     def update(
         self, stage: Stage, outputs: Float[Tensor, "batch classes"], loss: Float[Tensor, ""], batch: Batch

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Shaped
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
@@ -59,11 +59,9 @@ class Tagging(Task):
         self.positive_weight: Tensor
         self.register_buffer("positive_weight", weights, persistent=False)
         self.mixing = Mixing(num_classes=num_classes, mixup=mixup, cutmix=0.0)
-        self.stage_metrics = nn.ModuleDict(
-            {f"{stage}_metrics": self._metrics(stage) for stage in ("train", "val", "test")}
-        )
+        self.keep_metrics(self._metrics)
 
-    def _metrics(self, stage: str) -> MetricCollection:
+    def _metrics(self, stage: Stage) -> MetricCollection:
         metrics: dict[str, Metric | MetricCollection] = {"loss": MeanMetric(nan_strategy=math.nan)}
         if not self.multi_label:
             metrics["accuracy"] = MeanMetric()
@@ -101,11 +99,6 @@ class Tagging(Task):
             return F.cross_entropy(outputs.float(), shares, label_smoothing=self.label_smoothing)
         smooth = tags * (1.0 - self.label_smoothing) + self.label_smoothing / 2.0
         return F.binary_cross_entropy_with_logits(outputs.float(), smooth, pos_weight=self.positive_weight)
-
-    def metrics(self, stage: Stage) -> MetricCollection:
-        metrics = self.stage_metrics[f"{stage}_metrics"]
-        assert isinstance(metrics, MetricCollection)
-        return metrics
 
     def update(
         self, stage: Stage, outputs: Float[Tensor, "batch classes"], loss: Float[Tensor, ""], batch: Batch

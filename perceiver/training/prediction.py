@@ -69,7 +69,8 @@ def answer(parts: Parts, sample: Sample, top: int, stem: Path, *, shown: dict[st
     whole = task.merged(outputs, Batch(inputs={}, targets={}, ids=[sample.id], views=[sample.views or ("",)]))
     (predictions,) = task.predictions(whole, names, top)
     by_view = task.predictions(outputs, names, len(names))
-    best = [scores_of(row)[predictions[0]["class"]] for row in by_view]
+    scores = [scores_of(row) for row in by_view]
+    best = [of_view[predictions[0]["class"]] for of_view in scores]
     clearest = best.index(max(best))
     stem.parent.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {
@@ -82,7 +83,7 @@ def answer(parts: Parts, sample: Sample, top: int, stem: Path, *, shown: dict[st
             {"window": view, "predictions": row[:top]} for view, row in zip(sample.views, by_view, strict=True)
         ]
         chosen = [prediction["class"] for prediction in predictions]
-        strips = {name: [scores_of(row)[name] for row in by_view] for name in chosen}
+        strips = {name: [of_view[name] for of_view in scores] for name in chosen}
         result["timeline"] = f"{stem}_timeline.png"
         timeline(strips, sample.views).save(result["timeline"])
     return result
