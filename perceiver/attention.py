@@ -9,13 +9,14 @@ the pre-norm one of Perceiver (Jaegle et al. 2021, section 3.2) and Perceiver IO
 Deviation from both papers' code: a query none of whose keys is real gets zeros from the attention, on every backend.
 """
 
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -136,6 +137,33 @@ class BlockSpec:
     activation: nn.Module = field(default_factory=nn.GELU)
 
 
+class KeyValueCache:
+    """Keys and values that an attention has projected, kept from call to call of one generation.
+
+    Args:
+        grows: True: each call brings more inputs, behind those of the calls before (words). False: the inputs stay what
+            they are, and are projected once (latents).
+    """
+
+    def __init__(self, *, grows: bool) -> None:
+        self.grows = grows
+        self.kept: tuple[Tensor, Tensor] | None = None
+
+    def update(self, project: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """All keys and values so far; `project` gives those of the call's own inputs."""
+        if self.kept is None:
+            self.kept = project()
+        elif self.grows:
+            (keys, values), (more_keys, more_values) = self.kept, project()
+            self.kept = torch.cat([keys, more_keys], dim=2), torch.cat([values, more_values], dim=2)
+        return self.kept
+
+    def select(self, rows: Int[Tensor, " chosen"]) -> None:
+        """Go on with some rows of the batch, in a new order; any may be there several times."""
+        if self.kept is not None:
+            self.kept = self.kept[0][rows], self.kept[1][rows]
+
+
 class Attention(nn.Module):
     """Multi-head attention from queries to inputs, with linear projections in and out (all with bias).
 
@@ -163,13 +191,17 @@ class Attention(nn.Module):
         inputs: Float[Tensor, "batch keys input_dim"],
         mask: KeyMask | None = None,
         causal: bool = False,
+        cache: KeyValueCache | None = None,
     ) -> Float[Tensor, "batch queries query_dim"]:
-        q, k, v = (
-            rearrange(x, "batch length (heads dim) -> batch heads length dim", heads=self.num_heads)
-            for x in (self.query(queries), self.key(inputs), self.value(inputs))
-        )
-        out = self.dot_product(q, k, v, mask=mask, causal=causal)
+        def project() -> tuple[Tensor, Tensor]:
+            return self._by_head(self.key(inputs)), self._by_head(self.value(inputs))
+
+        k, v = project() if cache is None else cache.update(project)
+        out = self.dot_product(self._by_head(self.query(queries)), k, v, mask=mask, causal=causal)
         return self.out(rearrange(out, "batch heads queries dim -> batch queries (heads dim)"))
+
+    def _by_head(self, x: Float[Tensor, "batch length _"]) -> Float[Tensor, "batch heads length dim"]:
+        return rearrange(x, "batch length (heads dim) -> batch heads length dim", heads=self.num_heads)
 
 
 class MLP(nn.Sequential):
@@ -199,8 +231,10 @@ class CrossBlock(nn.Module):
         queries: Float[Tensor, "batch queries query_dim"],
         inputs: Float[Tensor, "batch keys input_dim"],
         mask: KeyMask | None = None,
+        cache: KeyValueCache | None = None,
     ) -> Float[Tensor, "batch queries query_dim"]:
-        x = self.dropout(self.attention(self.query_norm(queries), self.input_norm(inputs), mask=mask))
+        read = self.attention(self.query_norm(queries), self.input_norm(inputs), mask=mask, cache=cache)
+        x = self.dropout(read)
         if self.query_residual:
             x = queries + x
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
@@ -218,8 +252,12 @@ class SelfBlock(nn.Module):
         self.dropout = nn.Dropout(spec.residual_dropout)
 
     def forward(
-        self, x: Float[Tensor, "batch length dim"], mask: KeyMask | None = None, causal: bool = False
+        self,
+        x: Float[Tensor, "batch length dim"],
+        mask: KeyMask | None = None,
+        causal: bool = False,
+        cache: KeyValueCache | None = None,
     ) -> Float[Tensor, "batch length dim"]:
         normed = self.norm(x)
-        x = x + self.dropout(self.attention(normed, normed, mask=mask, causal=causal))
+        x = x + self.dropout(self.attention(normed, normed, mask=mask, causal=causal, cache=cache))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))

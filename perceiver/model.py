@@ -106,18 +106,21 @@ class Perceiver(nn.Module):
         self.decoder = decoder
         self.modality_dropout = modality_dropout
 
-    def forward(self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None) -> Tensor:
+    def forward(
+        self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None, *queries: Tensor
+    ) -> Tensor:
         """Raw inputs -> the decoder's outputs.
 
         Args:
             inputs: modality name -> raw input, batch first; any subset of the encoders' modalities.
             masks: modality name -> True where the input is real: [batch] where samples lack the modality, or
                 [batch, *sizes without channels] where the input is padded.
+            queries: what the decoder is asked with, where it does not ask by itself: the words of a text so far.
 
         Raises:
             ValueError: an input has no encoder, or there is none.
         """
-        return self.decoder(self.encode(inputs, masks))
+        return self.decoder(self.encode(inputs, masks), *queries)
 
     def encode(
         self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None

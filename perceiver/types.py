@@ -6,7 +6,7 @@ Shape vocabulary of the whole code base: batch, tokens, latents, queries, keys, 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from math import log10, prod
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Literal, Protocol, Self, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float
@@ -117,14 +117,65 @@ class Box:
 
 
 @dataclass(frozen=True)
+class Mention:
+    """What a word of a text speaks of, where that is known to be right.
+
+    Attributes:
+        word: its number among the words of the text (`perceiver.tokenizer.words_in`).
+        kind: of word: `colour`, `relation`, …
+        boxes: where that is.
+    """
+
+    word: int
+    kind: str
+    boxes: list[Box]
+
+
+class Facts(Protocol):
+    """What is true of a sample, for data that knows: it can be held against any text about it.
+
+    No dataclass may be one, since Lightning takes them apart.
+    """
+
+    def judged(self, text: str) -> dict[str, float]:
+        """Name of a metric -> the share of what the text states that is true; of what it does not speak of, nothing."""
+        ...
+
+    def mentions(self, text: str) -> list[Mention]:
+        """The words of a text that rightly speak of something that has a place."""
+        ...
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One thing that a model says of a sample: a class, or a word of a text.
+
+    Attributes:
+        name: as it is shown.
+        queries: the decoder's queries that gave it.
+        label: of a class. Its query is its own only where the decoder has one a class.
+        kind: of word, where `boxes` say where it truly is.
+        boxes: that place, as far as it is known.
+    """
+
+    name: str
+    queries: tuple[int, ...]
+    label: int | None = None
+    kind: str = ""
+    boxes: tuple[Box, ...] = ()
+
+
+@dataclass(frozen=True)
 class Sample:
     """One item of a dataset.
 
     Attributes:
         inputs: modality name -> raw input as its encoder takes it (an image: channels height width, in [0, 1]; a sound:
-            1 length, in [-1, 1]).
+            1 length, in [-1, 1]; a text: 1 length, ids of a tokenizer).
         targets: name -> what is to be predicted or is known to be true: `label`, an int; `tags`, one float a class, 1
-            where it applies; `boxes`, a list of `Box`.
+            where it applies; `caption`, a text; `references`, all texts that say it right, that one among them;
+            `boxes`, a list of `Box`; `facts`, see `Facts`; `group`, the name of a part of the samples that is measured
+            for itself, or empty.
         id: where the sample comes from (a path, or `digits/17`): named in every error, caption and table.
         views: names of its views where it is looked at in several (windows of a long sound). Every input then has them
             as one more dimension in front.

@@ -1,7 +1,7 @@
 """What every data set is: named splits of samples, and a reader for a user's own files."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol, TypeAlias
 
@@ -34,7 +34,7 @@ class Dataset(ABC):
     """A data set. Building one touches no disk; `split` does.
 
     Args:
-        num_classes: how many classes it must turn out to have; model and task are sized by it.
+        num_classes: how many classes it must turn out to have, 0 for none; model and task are sized by it.
         on_error: what happens to a sample that cannot be read: `raise` ends the run, `skip` names it, counts it and
             leaves it out.
     """
@@ -61,6 +61,14 @@ class Dataset(ABC):
         Raises:
             UnreadableError: the file is missing or is not what this data set holds.
         """
+
+    def texts(self) -> Iterable[str]:
+        """The texts of the training samples, from which a tokenizer learns its vocabulary.
+
+        Raises:
+            ValueError: there are none.
+        """
+        raise ValueError(f"{type(self).__name__} has no texts from which a tokenizer could learn its vocabulary")
 
     def prepare(self) -> None:  # noqa: B027  (most data sets have nothing to prepare)
         """Download what is missing. Called once per machine, before any split is asked for."""

@@ -32,10 +32,15 @@ class Row:
     def file_name(self, column: str) -> str:
         """A path below some folder: neither that folder itself nor anything outside."""
         name = self.cells[column]
-        path = PurePath(name)
-        if path.anchor or ".." in path.parts or not path.parts or "\0" in name:
+        if not is_file_name(name):
             raise self.error(f"{column}={name!r} is not a name of a file")
         return name
+
+
+def is_file_name(name: str) -> bool:
+    """Whether it names something below some folder: neither that folder itself nor anything outside."""
+    path = PurePath(name)
+    return not (path.anchor or ".." in path.parts or not path.parts or "\0" in name)
 
 
 def read_rows(

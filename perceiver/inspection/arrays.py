@@ -11,11 +11,18 @@ from torch import Tensor
 
 from perceiver.inspection.capture import Capture, Layer
 from perceiver.inspection.maps import latent_ranking
-from perceiver.inspection.rollout import rollout
-from perceiver.types import Batch
+from perceiver.inspection.rollout import mean_reader, rollout
+from perceiver.types import Answer, Batch
 
 
-def event_arrays(captured: Capture, batch: Batch, *, max_megabytes: float, alpha: float = 0.5) -> dict[str, np.ndarray]:
+def event_arrays(
+    captured: Capture,
+    batch: Batch,
+    *,
+    max_megabytes: float,
+    alpha: float = 0.5,
+    answers: Sequence[Sequence[Answer]] = (),
+) -> dict[str, np.ndarray]:
     """Exact weights as float16, and what they belong to.
 
     Keys: `ids`, `input/<modality>`, `target/<name>`, `grid/<modality>`, `span/<modality>` (its place among the keys),
@@ -23,8 +30,10 @@ def event_arrays(captured: Capture, batch: Batch, *, max_megabytes: float, alpha
     `Box`; absent where the data has none);
     per cross-attend `cross<k>/weights` [batch, heads, latents, keys] with `cross<k>/latents` [batch, latents], the
     latents' numbers: all of them, or as many as fit into `max_megabytes`, shared by the cross-attends, those that the
-    outputs read most; `decode<k>/weights` [batch, heads, queries, latents], whole; `rollout/inputs` [batch, queries,
-    keys], `rollout/residual` and `rollout/alpha`; one query, the mean, if all do not fit into `max_megabytes`.
+    outputs read most; `decode<k>/weights` [batch, heads, queries, latents] and `words<k>/weights` [batch, heads,
+    queries, queries], whole; `rollout/inputs` [batch, queries, keys], `rollout/residual` and `rollout/alpha`; one query,
+    the mean, if all do not fit into `max_megabytes`; `answers` (JSON: for each sample the fields of each `Answer`, whose
+    `queries` are places along `queries`).
     """
     arrays: dict[str, np.ndarray] = {"ids": np.array(batch.ids)}
     for name, raw in batch.inputs.items():
@@ -39,6 +48,7 @@ def event_arrays(captured: Capture, batch: Batch, *, max_megabytes: float, alpha
     if "boxes" in batch.targets:
         of_samples = [[asdict(box) for box in boxes or ()] for boxes in batch.targets["boxes"]]
         arrays["boxes"] = np.array(json.dumps(of_samples))
+    arrays["answers"] = np.array(json.dumps([[asdict(answer) for answer in of_sample] for of_sample in answers]))
     budget = max_megabytes * 2**20 / torch.float16.itemsize
     ranking = latent_ranking(captured)
     crosses = captured.named("cross")
@@ -48,10 +58,10 @@ def event_arrays(captured: Capture, batch: Batch, *, max_megabytes: float, alpha
         latents = ranking[:, :fitting].sort(dim=1).values
         arrays[f"{name}/latents"] = latents.cpu().numpy()
         arrays[f"{name}/weights"] = _exact_weights(layer, latents.tolist())
-    for name in captured.named("decode"):
+    for name in (*captured.named("decode"), *captured.named("words")):
         arrays[f"{name}/weights"] = _half(captured.layers[name].weights())
     num_values = len(ranking) * captured.num_outputs * captured.layers[crosses[0]].num_keys
-    traced = rollout(captured, alpha=alpha, mean=num_values > budget)
+    traced = rollout(captured, alpha=alpha, readers=mean_reader(captured) if num_values > budget else None)
     arrays["rollout/inputs"], arrays["rollout/residual"] = _half(traced.inputs), _half(traced.residual)
     arrays["rollout/alpha"] = np.array(alpha)
     return arrays

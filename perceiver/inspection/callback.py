@@ -10,20 +10,21 @@ from typing import Any
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
-from torch import Tensor
 
 from perceiver.inspection.arrays import event_arrays
 from perceiver.inspection.capture import Capture, capture, pictures_of
-from perceiver.inspection.maps import MAX_ANSWERS, class_answers, contact_sheets
+from perceiver.inspection.maps import own_answers, panels
 from perceiver.inspection.panels import log_look
-from perceiver.inspection.truth import mean_scores, truth_scores
+from perceiver.inspection.truth import mean_scores, overlaps, truth_scores
 from perceiver.model import Perceiver
 from perceiver.tasks.base import Task
-from perceiver.types import Batch
+from perceiver.types import Answer, Batch
 
 log = logging.getLogger(__name__)
 
 MAX_FAILURES = 3
+TOO_MUCH_ALIKE = 0.95
+"""Overlap of the maps of different words from which on a warning says so."""
 
 
 class AttentionCallback(Callback):
@@ -94,44 +95,54 @@ class AttentionCallback(Callback):
 
     def _look(self, trainer: Trainer, module: LightningModule, step: int, epoch: int) -> None:
         self.scores = {}
-        model, task, class_names = _parts_of(module)
+        model, _, class_names = _parts_of(module)
         batch = self._probe(trainer, self.num_samples).to(module.device)
-        captured, outputs = _looked_at(trainer, module, batch)
+        captured, answers = _looked_at(trainer, module, batch)
         boxes = batch.targets.get("boxes", [])
-        scores = self._score(trainer, module) if boxes and self.num_scored_samples else {}
+        scores = self._score(trainer, module)
         if not trainer.is_global_zero:
             return
-        arrays = event_arrays(captured, batch, max_megabytes=self.max_megabytes, alpha=self.rollout_alpha)
+        arrays = event_arrays(
+            captured, batch, max_megabytes=self.max_megabytes, alpha=self.rollout_alpha, answers=answers
+        )
         arrays |= {f"score/{name}": np.array(value) for name, value in scores.items()}
         arrays |= {"step": np.array(step), "epoch": np.array(epoch)}
         folder = Path(trainer.default_root_dir) / "attention"
         folder.mkdir(parents=True, exist_ok=True)
         # Uncompressed: weights hardly shrink, and training would wait while zlib tries.
         np.savez(folder / f"step_{step:08d}.npz", **arrays)  # type: ignore[arg-type]
-        predictions = task.predictions(outputs, class_names, MAX_ANSWERS) if class_names else []
-        sheets = contact_sheets(
+        sheets = panels(
             captured,
             pictures_of(model, batch.inputs),
+            answers,
             num_latents=self.num_latents,
             alpha=self.rollout_alpha,
-            answers=class_answers(captured, predictions, class_names),
             boxes=boxes,
         )
         self.scores = {f"attention/{name}": value for name, value in scores.items()}
-        panels = {f"attention/{key}": of_samples for key, of_samples in sheets.items()}
+        if scores.get("word_overlap", 0.0) > TOO_MUCH_ALIKE:
+            log.warning(
+                "attention maps of different words are nearly the same: word_overlap %.3f", scores["word_overlap"]
+            )
+        named = {f"attention/{key}": of_samples for key, of_samples in sheets.items()}
         captions = [f"{id} · step {step} · epoch {epoch}" for id in batch.ids]
-        log_look(trainer.loggers, self.scores, panels, captions, step)
+        log_look(trainer.loggers, self.scores, named, captions, step)
 
     def _score(self, trainer: Trainer, module: LightningModule) -> dict[str, float]:
         """Scores of the second probe set, of which no more is held at once than of the first."""
+        if not self.num_scored_samples:
+            return {}
         probe = self._probe(trainer, self.num_scored_samples)
         _, _, class_names = _parts_of(module)
         cases = []
         for start in range(0, len(probe), self.num_samples):
             part = _part(probe, slice(start, start + self.num_samples)).to(module.device)
-            captured, _ = _looked_at(trainer, module, part)
-            boxes = part.targets["boxes"]
-            cases.append(truth_scores(captured, boxes, num_classes=len(class_names), alpha=self.rollout_alpha))
+            captured, answers = _looked_at(trainer, module, part)
+            boxes = part.targets.get("boxes", [None] * len(part))
+            cases += [
+                truth_scores(captured, boxes, answers, num_classes=len(class_names), alpha=self.rollout_alpha),
+                overlaps(captured, answers, alpha=self.rollout_alpha),
+            ]
         return mean_scores(cases)
 
     def _probe(self, trainer: Trainer, num_samples: int) -> Batch:
@@ -149,12 +160,13 @@ def _parts_of(module: LightningModule) -> tuple[Perceiver, Task, Sequence[str]]:
     return module.model, module.task, description.get("class_names", ())
 
 
-def _looked_at(trainer: Trainer, module: LightningModule, batch: Batch) -> tuple[Capture, Tensor]:
-    """The attention of a batch in the precision of the training, and what the model said."""
-    model, task, _ = _parts_of(module)
+def _looked_at(trainer: Trainer, module: LightningModule, batch: Batch) -> tuple[Capture, list[list[Answer]]]:
+    """The attention of a batch in the precision of the training, and what the model said with queries of their own."""
+    model, task, class_names = _parts_of(module)
     batch = replace(batch, inputs=trainer.precision_plugin.convert_input(batch.inputs))
     with capture(model) as captured, trainer.precision_plugin.forward_context():
-        return captured, task.outputs(model, batch)
+        answers = task.answers(model, batch, class_names)
+    return captured, own_answers(captured, answers, len(class_names))
 
 
 def _part(batch: Batch, samples: slice) -> Batch:

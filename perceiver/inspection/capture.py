@@ -14,13 +14,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from perceiver.attention import KeyMask, ScaledDotProduct, attention_weights
+from perceiver.attention import KeyMask, ScaledDotProduct, SelfBlock, attention_weights
 from perceiver.decoders.base import Decoder
 from perceiver.latents import LatentArray
 from perceiver.model import Join, Perceiver
 from perceiver.types import JoinedTokens, Picture, Span
 
-Role: TypeAlias = Literal["cross", "self", "decode"]
+Role: TypeAlias = Literal["cross", "self", "decode", "words"]
+"""Latents read tokens or each other; outputs read latents, or the words before them."""
 
 Indices: TypeAlias = slice | Sequence[int]
 
@@ -81,7 +82,7 @@ class Capture:
     """The attention of the last forward pass.
 
     Attributes:
-        layers: name -> layer, in the order in which they ran; named by role and number: `cross0`, `self0`, … `decode0`.
+        layers: name -> layer, in the order in which they ran; named by role and number: `cross0`, `self0`, … `decode0`, `words0`.
         spans: modality name -> its place among the keys of the `cross` layers.
     """
 
@@ -111,7 +112,7 @@ class Capture:
 
     @property
     def num_outputs(self) -> int:
-        """Queries that read the latents last; where the decoder pools, the one that stands for the mean."""
+        """Queries that read the latents; where the decoder pools, the one that stands for the mean."""
         decoders = self.named("decode")
         return self.layers[decoders[-1]].num_queries if decoders else 1
 
@@ -164,6 +165,7 @@ def _roles(model: nn.Module) -> dict[nn.Module, Role]:
             places += [("cross", part.cross_blocks), ("self", part.self_blocks)]
         elif isinstance(part, Decoder):
             places.append(("decode", part))
+            places += [("words", block) for block in part.modules() if isinstance(block, SelfBlock)]
     return {
         module: role for role, place in places for module in place.modules() if isinstance(module, ScaledDotProduct)
     }

@@ -53,8 +53,8 @@ class Frame:
         size = (STRETCHED[0], STRIP_HEIGHT) if rows == UNBROKEN else self._size
         return self._with_axes(Tile(title, self._plane_of(values), size), (rows, columns), boxes)
 
-    def picture_tiles(self, row: int, values: Float[np.ndarray, "*grid"], boxes: Sequence[Box]) -> list[Tile]:
-        """The input of one row of the batch, with its boxes, and under a map."""
+    def picture_tiles(self, row: int, values: Float[np.ndarray, "*grid"] | None, boxes: Sequence[Box]) -> list[Tile]:
+        """The input of one row of the batch, with its boxes, and under a map, if there is one."""
         if self.picture is None:
             return []
         title = "input"
@@ -64,11 +64,11 @@ class Frame:
         else:
             picture = image_picture(self.picture.values[row])
         picture = self._as_far_as_the_grid(picture)
-        over = overlay(picture, self._plane_of(values), self._size)
-        return [
-            self._with_axes(Tile(title, picture, self._size, is_map=False), self._axes, boxes),
-            self._with_axes(Tile("mean over input", over, self._size, is_map=False), self._axes, ()),
-        ]
+        tiles = [self._with_axes(Tile(title, picture, self._size, is_map=False), self._axes, boxes)]
+        if values is not None:
+            over = overlay(picture, self._plane_of(values), self._size)
+            tiles.append(self._with_axes(Tile("mean over input", over, self._size, is_map=False), self._axes, ()))
+        return tiles
 
     @property
     def _size(self) -> tuple[int, int]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,20 +11,9 @@ from torch import Tensor
 
 from perceiver.inspection.capture import Capture
 from perceiver.inspection.frames import Frame
-from perceiver.inspection.rollout import even_share, rollout
-from perceiver.inspection.sheets import contact_sheet
-from perceiver.types import Box, Picture, Span
-
-MAX_ANSWERS = 3
-"""How many of a sample's answers have a map of their own in its sheet."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A class that a sample was said to be of, and the number of the decoder's query that asked for it."""
-
-    name: str
-    query: int
+from perceiver.inspection.rollout import even_share, readers_of, rollout
+from perceiver.inspection.sheets import Tile, contact_sheet
+from perceiver.types import Answer, Box, Picture, Span
 
 
 def on_grid(weights: Float[Tensor, "*rows keys"], span: Span) -> Float[np.ndarray, "..."]:
@@ -49,91 +37,109 @@ def _entropy(weights: Float[Tensor, "batch heads queries keys"]) -> Float[Tensor
     return torch.special.entr(weights.mean(dim=1)).sum(dim=-1)
 
 
-def class_answers(
-    captured: Capture, predictions: Sequence[Sequence[Mapping[str, Any]]], class_names: Sequence[str]
-) -> list[list[Answer]]:
-    """The best answers of each sample, where the decoder has one query a class.
-
-    Args:
-        captured: the forward pass.
-        predictions: of each sample its answers, best first, whose `class` is one of `class_names`.
-        class_names: in the order of the outputs.
-
-    Returns:
-        An empty list where the decoder asks for all classes at once, or answers are no classes.
-    """
-    if captured.num_outputs != len(class_names) or not all("class" in one for of in predictions for one in of):
-        return []
-    numbers = {name: number for number, name in enumerate(class_names)}
-    return [[Answer(one["class"], numbers[one["class"]]) for one in of[:MAX_ANSWERS]] for of in predictions]
+def own_answers(captured: Capture, answers: Sequence[Sequence[Answer]], num_classes: int) -> list[list[Answer]]:
+    """Those answers that the decoder asked for with queries of their own: none where it asks for all classes at once."""
+    if captured.num_outputs == num_classes:
+        return [list(row) for row in answers]
+    return [[answer for answer in row if answer.label is None] for row in answers]
 
 
-def contact_sheets(
+def panels(
     captured: Capture,
     pictures: Mapping[str, Picture],
+    answers: Sequence[Sequence[Answer]],
     *,
     num_latents: int,
     alpha: float = 0.5,
-    answers: Sequence[Sequence[Answer]] = (),
     boxes: Sequence[Sequence[Box] | None] = (),
 ) -> dict[str, list[Image.Image]]:
-    """One sheet per row of the captured batch for each cross-attend and modality whose grid has one or two axes.
-
-    A sheet shows the input, the mean over latents over it and alone, the rollout from the outputs to the input, and the
-    `num_latents` latents that the outputs read most, all on one colour scale.
+    """All sheets of a captured batch, one a row under each name.
 
     Args:
         captured: the forward pass.
         pictures: modality name -> its inputs, a row each; a modality without has maps alone.
+        answers: for each row those that have queries of their own.
         num_latents: how many latents to show.
         alpha: of the rollout.
-        answers: for each row those with a rollout of their own, instead of the mean over all outputs.
-        boxes: for each row where things truly are: drawn on the input and on rollouts; on that of an answer, those of
-            its class.
+        boxes: for each row where things truly are: drawn on the input and on rollouts; on that of a class, its own.
 
     Returns:
-        `<modality>/cross<k>` -> sheets.
+        `<modality>/cross<k>`: the input, the mean over latents over it and alone, the rollout from the outputs to the
+        input (from each class, where there are such answers; else from all together), and the `num_latents` latents that
+        the outputs read most. `caption/words`, where the answers are words: the input, and the rollout from each word.
     """
-    ranking = latent_ranking(captured)[:, :num_latents].tolist()
-    rollouts = _rollouts(captured, answers or [()] * len(ranking), alpha)
-    truth = [row or () for row in boxes] or [()] * len(ranking)
     spans = {modality: span for modality, span in captured.spans.items() if len(span.grid.shape) <= 2}
-    sheets: dict[str, list[Image.Image]] = {}
-    for name in captured.named("cross"):
-        layer = captured.layers[name]
-        means = layer.through(even_share(layer))
-        for row, (latents, rolled_out, true) in enumerate(zip(ranking, rollouts, truth, strict=True)):
-            looks = {f"latent {one}": layer.sample(row).weights([one]).mean(dim=1)[0, 0] for one in latents}
-            for modality, span in spans.items():
-                frame = Frame(span.grid, pictures.get(modality))
-                mean = on_grid(means[row, 0], span)
-                here = [box for box in true if box.modality == modality]
-                tiles = [*frame.picture_tiles(row, mean, here), frame.map_tile("mean over latents", mean)]
-                for title, label, weights in rolled_out:
-                    own = [box for box in here if label in (None, box.label)]
-                    tiles.append(frame.map_tile(title, on_grid(weights, span), own))
-                tiles += [frame.map_tile(title, on_grid(weights, span)) for title, weights in looks.items()]
-                sheet = contact_sheet(tiles, max_columns=frame.max_columns)
-                sheets.setdefault(f"{modality}/{name}", []).append(sheet)
+    frames = {modality: Frame(span.grid, pictures.get(modality)) for modality, span in spans.items()}
+    num_rows = captured.layers[captured.named("cross")[0]].q.shape[0]
+    look = _Look(
+        captured, spans, frames, alpha, [row or () for row in boxes] or [()] * num_rows, answers or [[]] * num_rows
+    )
+    sheets = look.by_latents(num_latents)
+    if any(answer.label is None for row in look.answers for answer in row):
+        sheets["caption/words"] = look.by_words()
     return sheets
 
 
-def _rollouts(
-    captured: Capture, answers: Sequence[Sequence[Answer]], alpha: float
-) -> list[list[tuple[str, int | None, Float[Tensor, " keys"]]]]:
-    """For each row its rollouts with their titles and classes: from each answer, or from the mean over all outputs."""
-    most = max(len(row) for row in answers)
-    if not most:
-        means = _shares(rollout(captured, alpha=alpha, mean=True).inputs)
-        return [[("rollout from output", None, row[0])] for row in means]
-    chosen = torch.tensor([[answer.query for answer in row] + [0] * (most - len(row)) for row in answers])
-    each = _shares(rollout(captured, alpha=alpha, queries=chosen).inputs)
-    return [
-        [(f"rollout from {answer.name}", answer.query, weights) for answer, weights in zip(row, from_row, strict=False)]
-        for row, from_row in zip(answers, each, strict=True)
-    ]
+@dataclass(frozen=True)
+class _Look:
+    """What the sheets of a captured batch are drawn from."""
 
+    captured: Capture
+    spans: Mapping[str, Span]
+    frames: Mapping[str, Frame]
+    alpha: float
+    boxes: Sequence[Sequence[Box]]
+    answers: Sequence[Sequence[Answer]]
 
-def _shares(values: Float[Tensor, "*rows keys"]) -> Float[Tensor, "*rows keys"]:
-    """Rows that sum to one, or to zero where there is nothing to share."""
-    return values / values.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny)
+    def by_latents(self, num_latents: int) -> dict[str, list[Image.Image]]:
+        """A sheet for each cross-attend, modality and row, all maps of a sheet on one colour scale."""
+        ranking = latent_ranking(self.captured)[:, :num_latents].tolist()
+        rolled_out = self._rollouts([self._summed_up(row) for row in self.answers])
+        sheets: dict[str, list[Image.Image]] = {}
+        for name in self.captured.named("cross"):
+            layer = self.captured.layers[name]
+            means = layer.through(even_share(layer))
+            for row, latents in enumerate(ranking):
+                looks = {f"latent {one}": layer.sample(row).weights([one]).mean(dim=1)[0, 0] for one in latents}
+                for modality, span in self.spans.items():
+                    frame, mean = self.frames[modality], on_grid(means[row, 0], span)
+                    here = self._boxes_in(modality, row)
+                    tiles = [*frame.picture_tiles(row, mean, here), frame.map_tile("mean over latents", mean)]
+                    for answer, weights in rolled_out[row]:
+                        own = [box for box in here if answer.label in (None, box.label)]
+                        tiles.append(frame.map_tile(f"rollout from {answer.name}", on_grid(weights, span), own))
+                    tiles += [frame.map_tile(title, on_grid(weights, span)) for title, weights in looks.items()]
+                    sheet = contact_sheet(tiles, max_columns=frame.max_columns)
+                    sheets.setdefault(f"{modality}/{name}", []).append(sheet)
+        return sheets
+
+    def by_words(self) -> list[Image.Image]:
+        """A strip for each row: each modality's input, then where each word was read from, with its true place."""
+        strips = []
+        for row, of_words in enumerate(self._rollouts([row or self._summed_up(row) for row in self.answers])):
+            tiles: list[Tile] = []
+            for modality, span in self.spans.items():
+                frame = self.frames[modality]
+                tiles += frame.picture_tiles(row, None, self._boxes_in(modality, row))
+                for answer, weights in of_words:
+                    own = [box for box in answer.boxes if box.modality == modality]
+                    tiles.append(frame.map_tile(answer.name, on_grid(weights, span), own))
+            strips.append(contact_sheet(tiles, max_columns=max(frame.max_columns for frame in self.frames.values())))
+        return strips
+
+    def _summed_up(self, answers: Sequence[Answer]) -> list[Answer]:
+        """Classes as they are; words as one."""
+        classes = [answer for answer in answers if answer.label is not None]
+        queries = tuple(query for answer in answers for query in answer.queries)
+        every = tuple(range(self.captured.num_outputs))
+        return classes or [Answer("caption", queries) if queries else Answer("output", every)]
+
+    def _boxes_in(self, modality: str, row: int) -> list[Box]:
+        return [box for box in self.boxes[row] if box.modality == modality]
+
+    def _rollouts(self, answers: Sequence[Sequence[Answer]]) -> list[list[tuple[Answer, Float[Tensor, " keys"]]]]:
+        """For each row its answers with the shares of the input tokens."""
+        readers = readers_of([[answer.queries for answer in row] for row in answers], self.captured.num_outputs)
+        inputs = rollout(self.captured, alpha=self.alpha, readers=readers).inputs
+        shares = inputs / inputs.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(inputs.dtype).tiny)
+        return [list(zip(row, of_row, strict=False)) for row, of_row in zip(answers, shares, strict=True)]

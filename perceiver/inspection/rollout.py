@@ -1,7 +1,8 @@
 """From an output back to the inputs, through all layers: attention rollout (Abnar & Zuidema 2020), in reverse.
 
 Each layer passes on (1 - α) of what flows through it by its residual and α by its attention. Followed backwards from
-the output queries, `g` is how much of each latent an output rests on:
+the outputs, `g` is how much of each latent an output rests on, in the beginning what its query reads of the latents
+(the mean over the layers of a decoder that has several; a word's own reading, not that of the words before it):
 
     self-attention A:   g ← (1 - α) g + α g A
     cross-attention W:  inputs += α g W,   g ← (1 - α) g
@@ -11,10 +12,11 @@ initial latents, which are the same for every input; it is returned, not hidden.
 and the result says where information could come from, not what the answer depends on.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from perceiver.inspection.capture import Capture, Layer
@@ -29,12 +31,12 @@ class Rollout:
         residual: share of the initial latents, which know nothing of the input.
     """
 
-    inputs: Float[Tensor, "batch queries tokens"]
-    residual: Float[Tensor, "batch queries"]
+    inputs: Float[Tensor, "batch readers tokens"]
+    residual: Float[Tensor, "batch readers"]
 
 
 def rollout(
-    captured: Capture, *, alpha: float = 0.5, mean: bool = False, queries: Int[Tensor, "batch chosen"] | None = None
+    captured: Capture, *, alpha: float = 0.5, readers: Float[Tensor, "batch readers queries"] | None = None
 ) -> Rollout:
     """Roll the attention of a captured forward pass back from the decoder's queries to the input tokens.
 
@@ -43,19 +45,17 @@ def rollout(
     Args:
         captured: the forward pass.
         alpha: share of attention against residual.
-        mean: one query, the mean over all, instead of each.
-        queries: for each sample, those of the decoder's queries that are wanted; None for all. They cost what they are
-            and not what all would.
+        readers: what is rolled back: mixtures of the decoder's queries, by the share of each (`mean_reader`,
+            `readers_of`); None for each query by itself.
     """
-    encoder = [layer for layer in captured.layers.values() if layer.role != "decode"]
-    decoders = captured.named("decode")
-    if decoders:
-        share = captured.map(decoders[-1])
-        if queries is not None:
-            share = share.take_along_dim(queries.to(share.device)[..., None], dim=1)
-        share = share.mean(dim=1, keepdim=True) if mean else share
-    else:
+    encoder = [layer for layer in captured.layers.values() if layer.role in ("cross", "self")]
+    decoders = [captured.layers[name] for name in captured.named("decode")]
+    if not decoders:
         share = even_share(encoder[-1])
+    elif readers is None:
+        share = torch.stack([captured.map(name) for name in captured.named("decode")]).mean(dim=0)
+    else:
+        share = torch.stack([layer.through(readers.to(layer.q.device)) for layer in decoders]).mean(dim=0)
     inputs = None
     for layer in reversed(encoder):
         read = layer.through(share)
@@ -66,6 +66,23 @@ def rollout(
             share = (1 - _shares_read(layer, alpha)) * share
     assert inputs is not None, "a Perceiver has at least one cross-attend"
     return Rollout(inputs=inputs, residual=share.sum(dim=-1))
+
+
+def readers_of(
+    queries: Sequence[Sequence[Sequence[int]]], num_queries: int
+) -> Float[Tensor, "batch readers num_queries"]:
+    """For each sample and reader the numbers of the queries it is the mean of -> shares; zeros fill up the samples."""
+    shares = torch.zeros(len(queries), max(map(len, queries), default=0), num_queries)
+    for sample, of_sample in enumerate(queries):
+        for reader, chosen in enumerate(of_sample):
+            shares[sample, reader, list(chosen)] = 1 / max(len(chosen), 1)
+    return shares
+
+
+def mean_reader(captured: Capture) -> Float[Tensor, "batch 1 queries"]:
+    """The mean over all queries of the decoder."""
+    batch_size = next(iter(captured.layers.values())).q.shape[0]
+    return torch.full((batch_size, 1, captured.num_outputs), 1 / captured.num_outputs)
 
 
 def even_share(layer: Layer) -> Float[Tensor, "batch 1 queries"]:

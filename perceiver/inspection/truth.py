@@ -5,23 +5,23 @@ energy-based pointing game of Wang et al. 2020, Score-CAM), and the pointing gam
 whether the brightest place lies in one. Deviations: what lies in a box is counted by shares of cells, since a cell may
 be larger than a box; there is no margin around boxes; where several cells are the brightest, the share of them counts.
 
-With one query a class, each class that a sample truly has is one case: the rollout from its query against its boxes.
-Otherwise a sample is one: the rollout from the mean of its outputs against all its boxes. A case is left out where
-nothing can be found: no map, or no box on what is real of the input.
+Each word of which is known what it speaks of is one case: the rollout from it against the boxes of that. With one query
+a class, each class that a sample truly has is one: the rollout from its query against its boxes. Otherwise a sample is
+one: the rollout from the mean of its outputs against all its boxes. A case is left out where nothing can be found: no
+map, or no box on what is real of the input.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from perceiver.inspection.axes import extent, plane
 from perceiver.inspection.capture import Capture
-from perceiver.inspection.rollout import rollout
-from perceiver.types import Box, Grid
+from perceiver.inspection.rollout import readers_of, rollout
+from perceiver.types import Answer, Box, Grid
 
 TOUCHED = 1e-6
 """Least share of a cell that a box covers where it touches it: less comes from rounding at a common edge."""
@@ -29,61 +29,104 @@ TOUCHED = 1e-6
 
 @dataclass(frozen=True)
 class Case:
-    """One map that is held against boxes: that of one query for one sample."""
+    """One map that is held against boxes: that of some queries for one sample; `kind` of a word, else empty."""
 
     sample: int
-    query: int
+    queries: Sequence[int]
     boxes: Sequence[Box]
+    kind: str = ""
 
 
 def truth_scores(
-    captured: Capture, boxes: Sequence[Sequence[Box] | None], *, num_classes: int, alpha: float = 0.5
+    captured: Capture,
+    boxes: Sequence[Sequence[Box] | None],
+    answers: Sequence[Sequence[Answer]],
+    *,
+    num_classes: int,
+    alpha: float = 0.5,
 ) -> dict[str, Float[Tensor, " cases"]]:
     """The scores of every case of a captured batch, on all modalities whose grid has one or two axes.
 
     Args:
         captured: the forward pass.
         boxes: for each row of the batch where things truly are.
+        answers: for each row what the model said, where that has queries of its own.
         num_classes: as many queries of the decoder mean that the one of class k has number k.
         alpha: of the rollout.
 
     Returns:
-        `energy_in_box`, `pointing_game`, and each with `_chance` behind it.
+        `energy_in_box`, `pointing_game`, and each with `_chance` behind it; of words each with `_<kind>` behind it.
     """
-    each = captured.num_outputs == num_classes
     parts = []
     for modality, span in captured.spans.items():
-        here = [[box for box in row or () if box.modality == modality] for row in boxes]
-        cases = cases_of(here, query_per_class=each)
+        cases = [
+            replace(case, boxes=here)
+            for case in cases_of(boxes, answers, num_outputs=captured.num_outputs, num_classes=num_classes)
+            if (here := [box for box in case.boxes if box.modality == modality])
+        ]
         if not cases or len(span.grid.shape) > 2:
             continue
-        samples = torch.tensor([case.sample for case in cases])
-        of_sample = [[case.query for case in cases if case.sample == sample] for sample in range(len(boxes))]
-        queries = pad_sequence([torch.tensor(numbers, dtype=torch.long) for numbers in of_sample], batch_first=True)
-        slots = torch.tensor([slot for numbers in of_sample for slot in range(len(numbers))])
-        rolled_out = rollout(captured, alpha=alpha, mean=not each, queries=queries if each else None).inputs.cpu()
+        of_sample = [[case for case in cases if case.sample == sample] for sample in range(len(boxes))]
+        readers = readers_of([[case.queries for case in row] for row in of_sample], captured.num_outputs)
+        rolled_out = rollout(captured, alpha=alpha, readers=readers).inputs.cpu()
         mask = captured.layers[captured.named("cross")[0]].mask
         keys = slice(span.start, span.stop)
-        parts.append(
-            map_scores(
-                rolled_out[samples, slots][:, keys],
-                box_coverage([case.boxes for case in cases], span.grid),
+        for kind in dict.fromkeys(case.kind for case in cases):
+            chosen = [(case, slot) for row in of_sample for slot, case in enumerate(row) if case.kind == kind]
+            samples = torch.tensor([case.sample for case, _ in chosen])
+            scores = map_scores(
+                rolled_out[samples, torch.tensor([slot for _, slot in chosen])][:, keys],
+                box_coverage([case.boxes for case, _ in chosen], span.grid),
                 None if mask is None else mask.cpu()[samples, keys],
             )
-        )
+            parts.append({f"{name}_{kind}".rstrip("_"): values for name, values in scores.items()})
     return joined(parts)
 
 
-def cases_of(boxes: Sequence[Sequence[Box]], *, query_per_class: bool) -> list[Case]:
-    """What there is to compare: for each sample each class that it has, or all its boxes with the one map it has."""
+def cases_of(
+    boxes: Sequence[Sequence[Box] | None], answers: Sequence[Sequence[Answer]], *, num_outputs: int, num_classes: int
+) -> list[Case]:
+    """What there is to compare: words with what they speak of; each class that a sample has; or all its boxes."""
+    if any(answer.label is None for row in answers for answer in row):
+        return [
+            Case(sample, answer.queries, answer.boxes, answer.kind)
+            for sample, row in enumerate(answers)
+            for answer in row
+            if answer.boxes
+        ]
     cases = []
     for sample, row in enumerate(boxes):
-        if query_per_class:
-            for label in sorted({box.label for box in row}):
-                cases.append(Case(sample, label, [box for box in row if box.label == label]))
-        elif row:
-            cases.append(Case(sample, 0, row))
+        true = row or ()
+        if num_outputs == num_classes:
+            labels = sorted({box.label for box in true})
+            cases += [Case(sample, [label], [box for box in true if box.label == label]) for label in labels]
+        elif true:
+            cases.append(Case(sample, range(num_outputs), true))
     return cases
+
+
+def overlaps(
+    captured: Capture, answers: Sequence[Sequence[Answer]], *, alpha: float = 0.5
+) -> dict[str, Float[Tensor, " samples"]]:
+    """How much alike the maps of a text's different words are: 0 where no two share a token, 1 where all are the same.
+
+    The mean over pairs of words of the mass that two maps have in common (1 - total variation). A model that looks at
+    the same for every word is found out by it.
+
+    Returns:
+        `word_overlap`, of each sample with at least two words; nothing where answers are no words.
+    """
+    words = [[answer.queries for answer in row if answer.label is None and answer.queries] for row in answers]
+    if not any(len(row) > 1 for row in words):
+        return {}
+    inputs = rollout(captured, alpha=alpha, readers=readers_of(words, captured.num_outputs)).inputs
+    found = []
+    for row, maps in zip(words, inputs, strict=True):
+        if (count := len(row)) > 1:
+            shares = maps[:count] / maps[:count].sum(dim=-1, keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
+            common = 1 - torch.cdist(shares, shares, p=1) / 2
+            found.append((common.sum() - common.trace()) / (count * (count - 1)))
+    return {"word_overlap": torch.stack(found).cpu()}
 
 
 def box_coverage(boxes: Sequence[Sequence[Box]], grid: Grid) -> Float[Tensor, "cases tokens"]:
@@ -153,7 +196,8 @@ def map_scores(
 def joined(parts: Iterable[Mapping[str, Float[Tensor, " _"]]]) -> dict[str, Float[Tensor, " cases"]]:
     """The cases of several parts as one."""
     found = list(parts)
-    return {name: torch.cat([part[name] for part in found]) for name in (found[0] if found else ())}
+    names = dict.fromkeys(name for part in found for name in part)
+    return {name: torch.cat([part[name] for part in found if name in part]) for name in names}
 
 
 def mean_scores(parts: Iterable[Mapping[str, Float[Tensor, " _"]]]) -> dict[str, float]:

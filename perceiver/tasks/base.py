@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -9,7 +10,10 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from perceiver.types import Batch, Stage
+from perceiver.types import Answer, Batch, Stage
+
+SHOWN_CLASSES = 3
+"""How many of a sample's classes are looked at for themselves."""
 
 
 class Task(nn.Module, ABC):
@@ -17,10 +21,12 @@ class Task(nn.Module, ABC):
 
     Attributes:
         monitor, monitor_mode: the validation metric that says which checkpoint is best, and its better direction.
+        num_answers: answers about a user's own file, unless more or fewer are asked for.
     """
 
-    monitor: ClassVar[str]
-    monitor_mode: ClassVar[Literal["min", "max"]]
+    monitor: str
+    monitor_mode: Literal["min", "max"]
+    num_answers: ClassVar[int] = 5
 
     def training_batch(self, batch: Batch) -> Batch:
         """What the model is trained on: the place for changes that mix samples."""
@@ -52,13 +58,26 @@ class Task(nn.Module, ABC):
     def update(self, stage: Stage, outputs: Tensor, loss: Float[Tensor, ""], batch: Batch) -> None:
         """Count a batch into the stage's metrics."""
 
+    def examine(self, stage: Stage, model: nn.Module, batch: Batch) -> None:
+        """Count into the metrics of an evaluation what follows not from the outputs, but from asking the model more."""
+
     def class_metrics(self, stage: Stage) -> dict[str, Shaped[Tensor, " classes"]]:
         """Metrics of each class, from when the stage's metrics were last computed; NaN where one is not defined."""
         return {}
 
     @abstractmethod
-    def predictions(self, outputs: Tensor, class_names: Sequence[str], top: int) -> list[list[dict[str, Any]]]:
-        """Outputs -> for each sample its `top` answers, best first, as plain values with the same keys throughout."""
+    def predictions(
+        self, model: nn.Module, batch: Batch, class_names: Sequence[str], top: int
+    ) -> list[list[dict[str, Any]]]:
+        """For each sample at most `top` answers, best first, as plain values with the same keys throughout."""
+
+    def answers(self, model: nn.Module, batch: Batch, class_names: Sequence[str]) -> list[list[Answer]]:
+        """For each row what the model says, with the queries that said it in the last forward pass in here."""
+        labels = {name: label for label, name in enumerate(class_names)}
+        rows = self.predictions(model, replace(batch, views=[]), class_names, SHOWN_CLASSES)
+        return [
+            [Answer(one["class"], (labels[one["class"]],), label=labels[one["class"]]) for one in row] for row in rows
+        ]
 
 
 def finite_log(probabilities: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
@@ -29,8 +29,8 @@ class Classification(Task):
         mixup, cutmix: see `Mixing`.
     """
 
-    monitor: ClassVar[str] = "accuracy"
-    monitor_mode: ClassVar[Literal["min", "max"]] = "max"
+    monitor = "accuracy"
+    monitor_mode = "max"
 
     def __init__(self, *, num_classes: int, label_smoothing: float, mixup: float, cutmix: float) -> None:
         super().__init__()
@@ -79,8 +79,9 @@ class Classification(Task):
                 metric.update(probabilities, labels)
 
     def predictions(
-        self, outputs: Float[Tensor, "batch classes"], class_names: Sequence[str], top: int
+        self, model: nn.Module, batch: Batch, class_names: Sequence[str], top: int
     ) -> list[list[dict[str, Any]]]:
+        outputs = self.merged(self.outputs(model, batch), batch)
         probabilities, labels = outputs.float().softmax(dim=1).topk(min(top, self.num_classes), dim=1)
         return [
             [

@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
@@ -31,8 +31,8 @@ class Tagging(Task):
         mixup: see `Mixing`. Where the encoder makes the spectrogram, it is waves that are mixed.
     """
 
-    monitor: ClassVar[str] = "mAP"
-    monitor_mode: ClassVar[Literal["min", "max"]] = "max"
+    monitor = "mAP"
+    monitor_mode = "max"
 
     def __init__(
         self,
@@ -118,8 +118,9 @@ class Tagging(Task):
         return {name: values for ranking in rankings for name, values in ranking.by_class.items()}
 
     def predictions(
-        self, outputs: Float[Tensor, "batch classes"], class_names: Sequence[str], top: int
+        self, model: nn.Module, batch: Batch, class_names: Sequence[str], top: int
     ) -> list[list[dict[str, Any]]]:
+        outputs = self.merged(self.outputs(model, batch), batch)
         scores, labels = self._scores(outputs).topk(min(top, self.num_classes), dim=1)
         return [
             [{"class": class_names[label], "score": score} for score, label in zip(row, row_labels, strict=True)]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ from lightning.pytorch import Callback, Trainer
 from torch import nn
 from torch.optim import Optimizer
 
+from perceiver.data.base import Dataset
 from perceiver.data.module import DataModule
 from perceiver.model import Perceiver
 from perceiver.tasks.base import Task
+from perceiver.tokenizer import Tokenizer
 from perceiver.training.config import targets
 from perceiver.training.errors import ConfigError, about, one_line
 from perceiver.training.module import OptimizerFactory, TrainingModule
@@ -28,31 +30,50 @@ any class or schedule of our own. `torch.hub.load`, say, is neither."""
 
 
 @dataclass(frozen=True)
+class Learned:
+    """What a run takes from its data before training, and keeps in its checkpoints.
+
+    Attributes:
+        class_names: by label.
+        vocabulary: of the tokenizer, where it has learned one.
+    """
+
+    class_names: list[str]
+    vocabulary: str | None
+
+
+@dataclass(frozen=True)
 class Parts:
     """What a run is made of."""
 
     data: DataModule
+    tokenizer: Tokenizer | None
     model: Perceiver
     task: Task
     module: TrainingModule
 
 
-def build(config: dict[str, Any], class_names: list[str] | None = None) -> Parts:
+def build(config: dict[str, Any], learned: Learned | None = None) -> Parts:
     """Build data, model, task and training module.
 
     Args:
         config: a checked config (`perceiver.training.config.resolved`).
-        class_names: known from a checkpoint; otherwise read from the data set, which must then be on disk.
+        learned: known from a checkpoint; otherwise taken from the data set, which must then be on disk.
     """
-    dataset = construct(config, "data")
+    tokenizer: Tokenizer | None = construct(config, "tokenizer") if config.get("tokenizer") else None
+    # One tokenizer for all that name it.
+    shared = {key: {"tokenizer": tokenizer} if "tokenizer" in config[key] else {} for key in ("data", "task")}
+    dataset = construct(config, "data", **shared["data"])
     data = construct(config, "loader", dataset=dataset)
-    model: Perceiver = construct(config, "model")
-    task: Task = construct(config, "task")
-    if class_names is None:
+    if learned is None:
         with blamed_on(config, "data"):
             data.prepare_data()
-            class_names = dataset.class_names
+            learned = learn(dataset, tokenizer)
             data.train_samples  # noqa: B018  (what is wrong on disk is found now)
+    elif tokenizer is not None and learned.vocabulary is not None:
+        tokenizer.restore(learned.vocabulary)
+    model: Perceiver = construct(config, "model")
+    task: Task = construct(config, "task", **shared["task"])
     optimizer: OptimizerFactory = construct(config, "optimizer")
     with blamed_on(config, "optimizer"):
         try_optimizer(optimizer)
@@ -61,9 +82,18 @@ def build(config: dict[str, Any], class_names: list[str] | None = None) -> Parts
         task=task,
         optimizer=optimizer,
         schedule=construct(config, "schedule"),
-        description={"config": config, "class_names": class_names},
+        description={"config": config, **asdict(learned)},
     )
-    return Parts(data=data, model=model, task=task, module=module)
+    return Parts(data=data, tokenizer=tokenizer, model=model, task=task, module=module)
+
+
+def learn(dataset: Dataset, tokenizer: Tokenizer | None) -> Learned:
+    """What a run must know of its data before it is trained."""
+    if tokenizer is None:
+        return Learned(dataset.class_names, None)
+    if not tokenizer.is_trained:
+        tokenizer.train(dataset.texts())
+    return Learned(dataset.class_names, tokenizer.vocabulary)
 
 
 def construct(config: dict[str, Any], key: str, **parts: Any) -> Any:
@@ -73,7 +103,8 @@ def construct(config: dict[str, Any], key: str, **parts: Any) -> Any:
         ConfigError: the constructor raised anything.
     """
     try:
-        return instantiate(_below(config, key), _convert_="all", **parts)
+        given = {name: value for name, value in _below(config, key).items() if name not in parts}
+        return instantiate(given, _convert_="all", **parts)
     except InstantiationException as error:
         message, _, inner = str(error).partition("\nfull_key: ")
         path = ".".join(filter(None, (key, inner)))
@@ -121,7 +152,7 @@ class Checkpoint:
     """What a checkpoint of a run says about it."""
 
     config: dict[str, Any]
-    class_names: list[str]
+    learned: Learned
     state: dict[str, torch.Tensor]
 
 
@@ -136,7 +167,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         description = content["description"]
-        checkpoint = Checkpoint(description["config"], description["class_names"], content["state_dict"])
+        learned = Learned(description["class_names"], description["vocabulary"])
+        checkpoint = Checkpoint(description["config"], learned, content["state_dict"])
     except Exception as error:  # damaged files raise anything; the message of a refused one is pages long
         problem = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ConfigError(f"{path}: not a readable checkpoint of a run ({problem})") from error

@@ -24,7 +24,8 @@ SETTINGS: dict[str, Any] = {
 }
 """The values at the root of a run's config, and their types."""
 PARTS = ("data", "loader", "model", "task", "optimizer", "schedule", "trainer", "attention", "logger")
-"""The other keys at the root: each builds one thing. Besides them there is `callbacks`, which builds any number."""
+"""The other keys at the root: each builds one thing. Besides them there are `tokenizer`, which is needed for text only,
+and `callbacks`, which builds any number."""
 
 
 def register_resolvers() -> None:
@@ -94,7 +95,7 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _check_root(config: dict[str, Any]) -> None:
-    known = [*SETTINGS, *PARTS, "callbacks"]
+    known = [*SETTINGS, *PARTS, "tokenizer", "callbacks"]
     for name in config:
         if name not in known:
             raise ConfigError(f"{name}: a run has no such key{nearest(name, known)}")

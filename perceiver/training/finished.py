@@ -31,7 +31,7 @@ def load(run: str, checkpoint: str, overrides: Sequence[str]) -> tuple[dict[str,
     path = run_dir / "checkpoints" / f"{checkpoint}.ckpt"
     found = read_checkpoint(path)
     config = overridden(found.config, overrides)
-    parts = build(config, found.class_names)
+    parts = build(config, found.learned)
     load_weights(parts.module, found, path)
     return config, parts
 

@@ -76,6 +76,8 @@ class TrainingModule(LightningModule):
         outputs = self.task.merged(self.task.outputs(self.model, batch), batch)
         loss = self.task.loss(outputs, batch)
         self.task.update(stage, outputs, loss, batch)
+        if stage != "train":
+            self.task.examine(stage, self.model, batch)
         return loss
 
     def on_train_epoch_end(self) -> None:

@@ -6,22 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from omegaconf import DictConfig
 from rich.table import Table
-from torch import Tensor
 
 from perceiver.data.base import UnreadableError
 from perceiver.data.collate import collate
 from perceiver.inspection.capture import capture, pictures_of
-from perceiver.inspection.maps import class_answers, contact_sheets
+from perceiver.inspection.maps import own_answers, panels
 from perceiver.inspection.timeline import timeline
 from perceiver.training.build import Parts
 from perceiver.training.errors import ConfigError
 from perceiver.training.finished import load
 from perceiver.training.run import prepare_torch
 from perceiver.training.summary import console
-from perceiver.types import Batch, Sample
+from perceiver.types import Sample
 
 
 def predict(cfg: DictConfig) -> list[dict[str, Any]]:
@@ -36,13 +34,14 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
     paths = [cfg.inputs] if isinstance(cfg.inputs, str) else list(cfg.inputs)
     if not paths:
         raise ConfigError("inputs=[]: name at least one file")
-    if not isinstance(cfg.top, int) or cfg.top < 1:
+    if cfg.top is not None and (not isinstance(cfg.top, int) or cfg.top < 1):
         raise ConfigError(f"top={cfg.top}: must be a whole number from 1 on")
     config, parts = load(cfg.run, cfg.checkpoint, cfg.overrides)
     prepare_torch(config)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     parts.module.to(device).eval()
     output = Path(cfg.output)
+    top = parts.task.num_answers if cfg.top is None else cfg.top
     answers, errors = [], []
     for number, path in enumerate(paths):
         try:
@@ -51,7 +50,7 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
             errors.append(str(error))
             continue
         stem = output / f"{number:03d}_{Path(sample.id).stem}"
-        answers.append(answer(parts, sample, cfg.top, stem, shown=config["attention"]))
+        answers.append(answer(parts, sample, top, stem, shown=config["attention"]))
     if answers:
         (output / "predictions.json").write_text(json.dumps(answers, indent=2, ensure_ascii=False) + "\n")
         console.print(predictions_table(answers))
@@ -61,17 +60,15 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
     return answers
 
 
+@torch.no_grad()
 def answer(parts: Parts, sample: Sample, top: int, stem: Path, *, shown: dict[str, Any]) -> dict[str, Any]:
     """Predictions for one file, with pictures whose names begin with `stem`, drawn as the run drew its own."""
-    task, names = parts.task, parts.module.description["class_names"]
+    names = parts.module.description["class_names"]
+    (predictions,) = predictions_of(parts, [sample], top)
     views = sample.split()
-    outputs = outputs_of(parts, views)
-    whole = task.merged(outputs, Batch(inputs={}, targets={}, ids=[sample.id], views=[sample.views or ("",)]))
-    (predictions,) = task.predictions(whole, names, top)
-    by_view = task.predictions(outputs, names, len(names))
-    scores = [scores_of(row) for row in by_view]
-    best = [of_view[predictions[0]["class"]] for of_view in scores]
-    clearest = best.index(max(best))
+    # Of classes all, so that each has its place in time; of texts one.
+    by_view = predictions_of(parts, views, max(len(names), 1)) if sample.views else [predictions]
+    clearest = max(range(len(views)), key=lambda view: score_of(by_view[view], predictions[0]))
     stem.parent.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {
         "input": sample.id,
@@ -82,38 +79,40 @@ def answer(parts: Parts, sample: Sample, top: int, stem: Path, *, shown: dict[st
         result["windows"] = [
             {"window": view, "predictions": row[:top]} for view, row in zip(sample.views, by_view, strict=True)
         ]
-        chosen = [prediction["class"] for prediction in predictions]
-        strips = {name: [of_view[name] for of_view in scores] for name in chosen}
-        result["timeline"] = f"{stem}_timeline.png"
-        timeline(strips, sample.views).save(result["timeline"])
+        if names:
+            strips = {one["class"]: [score_of(row, one) for row in by_view] for one in predictions}
+            result["timeline"] = f"{stem}_timeline.png"
+            timeline(strips, sample.views).save(result["timeline"])
     return result
 
 
-def scores_of(predictions: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Class -> its score or probability."""
-    return {item["class"]: next(value for key, value in item.items() if key != "class") for item in predictions}
+def score_of(predictions: Sequence[dict[str, Any]], wanted: dict[str, Any]) -> float:
+    """The score of the same class as that of `wanted`; where there are no classes, that of the best answer."""
+    found = next((one for one in predictions if one.get("class") == wanted.get("class")), predictions[0])
+    *_, score = found.values()
+    return float(score)
 
 
-@torch.no_grad()
-def outputs_of(parts: Parts, views: Sequence[Sample]) -> Float[Tensor, "views classes"]:
-    """What the model says of each view, no more than a batch at once."""
-    size = parts.data.batch_size
-    batches = (collate(views[start : start + size]) for start in range(0, len(views), size))
-    return torch.cat([parts.task.outputs(parts.model, batch.to(parts.module.device)) for batch in batches])
+def predictions_of(parts: Parts, samples: Sequence[Sample], top: int) -> list[list[dict[str, Any]]]:
+    """What the model says of some samples, no more than a batch at once."""
+    size, names = parts.data.batch_size, parts.module.description["class_names"]
+    batches = (collate(samples[start : start + size]) for start in range(0, len(samples), size))
+    found = (parts.task.predictions(parts.model, batch.to(parts.module.device), names, top) for batch in batches)
+    return [of_sample for of_batch in found for of_sample in of_batch]
 
 
 def draw_attention(parts: Parts, view: Sample, stem: Path, *, shown: dict[str, Any]) -> dict[str, str]:
-    """Contact sheets of one view; `<modality>/cross<k>` -> file."""
+    """Sheets of one view: what it shows -> file."""
     names = parts.module.description["class_names"]
     batch = collate([view]).to(parts.module.device)
     with capture(parts.model) as captured:
-        outputs = parts.task.outputs(parts.model, batch)
-    sheets = contact_sheets(
+        answers = parts.task.answers(parts.model, batch, names)
+    sheets = panels(
         captured,
         pictures_of(parts.model, batch.inputs),
+        own_answers(captured, answers, len(names)),
         num_latents=shown["num_latents"],
         alpha=shown["rollout_alpha"],
-        answers=class_answers(captured, parts.task.predictions(outputs, names, 3), names),
     )
     files = {}
     for key, (sheet,) in sheets.items():

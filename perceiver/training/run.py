@@ -55,12 +55,14 @@ def train(cfg: DictConfig) -> float | None:
         trainer, clock = build_trainer(config, parts, run_dir)
         example = parts.data.probe(EXAMPLES)
         with blamed_on(config, "model"):  # it may not take what the data holds
-            table = model_table(parts.model, example) if len(example) else None
+            table = model_table(parts.model, parts.task, example) if len(example) else None
     except USER_ERRORS:
         discard_if_unused(run_dir)
         raise
     if trainer.is_global_zero and table is not None:
         console.print(table)
+    if trainer.is_global_zero and parts.tokenizer is not None and parts.tokenizer.vocabulary is not None:
+        (run_dir / "tokenizer.json").write_text(parts.tokenizer.vocabulary)
     exit_code = 1
     try:
         fit(trainer, parts, config, run_dir)

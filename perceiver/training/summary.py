@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from perceiver.tasks.base import Task
 from perceiver.types import Batch
 
 MOST_ROWS = 50
@@ -25,19 +26,19 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def flops_per_sample(model: nn.Module, batch: Batch) -> int:
-    """Floating-point operations of one forward pass, per sample; a multiplication and an addition are two.
+def flops_per_sample(model: nn.Module, task: Task, batch: Batch) -> int:
+    """Floating-point operations of one forward pass of training, per sample; a multiplication and an addition are two.
 
     Counted on the meta device with the explicit attention kernel: the counter does not see into the CPU's fused one.
     """
     twin = copy.deepcopy(model).to("meta").eval().requires_grad_(False)
     example = batch.to("meta")
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        twin(example.inputs, example.masks)
+        task.outputs(twin, example)
     return counter.get_total_flops() // len(batch)
 
 
-def model_table(model: nn.Module, batch: Batch) -> Table:
+def model_table(model: nn.Module, task: Task, batch: Batch) -> Table:
     """Parameters of each part, and the cost of one sample."""
     table = Table(title="model", title_justify="left")
     for column in ("part", "what", "parameters"):
@@ -48,7 +49,7 @@ def model_table(model: nn.Module, batch: Batch) -> Table:
             table.add_row(f"{name}.{child_name}".rstrip("."), type(child).__name__, f"{count_parameters(child):,}")
     table.add_section()
     table.add_row("all", type(model).__name__, f"{count_parameters(model):,}")
-    table.add_row("one sample", " + ".join(_shape(batch)), f"{flops_per_sample(model, batch) / 1e9:,.4g} GFLOPs")
+    table.add_row("one sample", " + ".join(_shape(batch)), f"{flops_per_sample(model, task, batch) / 1e9:,.4g} GFLOPs")
     return table
 
 

@@ -1,0 +1,176 @@
+"""Pairs of texts, of which the second is to be told from the first: translations, questions and answers, summaries.
+
+    root/{train,val,test}.tsv          source<tab>target; further columns are ignored
+    root/{train,val,test}.<language>   two files, line by line (`source` and `target` are their endings)
+    root                               one file with tabs, as eng-fra.txt
+
+Validation may also be called valid or dev. Pairs for it and for testing are split off from those for training where
+they have no file of their own.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+from perceiver.data.base import Dataset, Split, UnreadableError
+from perceiver.data.captions import split_off, tidy
+from perceiver.data.folders import first_few
+from perceiver.data.text_file import read_lines, read_text
+from perceiver.tokenizer import Tokenizer
+from perceiver.types import Sample, Stage
+
+NAMES: dict[Stage, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid", "dev"), "test": ("test",)}
+
+log = logging.getLogger(__name__)
+
+
+class Pair(NamedTuple):
+    """A line: its texts, and where it stands."""
+
+    source: str
+    target: str
+    id: str
+
+
+class TextPairs(Dataset):
+    """Pairs of texts; samples have one input, `text`, which is the source, and the target as their caption.
+
+    Args:
+        root: a folder, or a file.
+        tokenizer: makes ids of the sources.
+        source, target: endings of two files that are aligned line by line (`en` and `de` for train.en and train.de);
+            None, both of them, where pairs are in one file.
+        val_fraction: share of the training sources kept for validation where there is no file for it; 0 for none.
+        test_fraction: share of all training sources kept for testing where there is no file for it; 0 for none.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str,
+        tokenizer: Tokenizer,
+        source: str | None,
+        target: str | None,
+        val_fraction: float,
+        test_fraction: float,
+    ) -> None:
+        super().__init__(num_classes=0, on_error="raise")
+        for name, value in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
+            if not 0.0 <= value < 1.0:
+                raise ValueError(f"{name}={value} must be in [0, 1)")
+        if (source is None) != (target is None):
+            raise ValueError(f"source={source} and target={target}: either both are endings of files, or none is")
+        self.root = Path(root).expanduser()
+        self.tokenizer = tokenizer
+        self.endings = ["tsv"] if source is None or target is None else [source, target]
+        self.val_fraction = val_fraction
+        self.test_fraction = test_fraction
+
+    @property
+    def class_names(self) -> list[str]:
+        return []
+
+    def split(self, stage: Stage) -> Split | None:
+        """The pairs of a stage, or None if it has none.
+
+        Raises:
+            FileNotFoundError: there are no files to train on, or one of two is missing.
+            UnreadableError: a file is damaged, or two have not as many lines.
+        """
+        pairs = self._pairs[stage]
+        return _Pairs(self.tokenizer, pairs, train=stage == "train") if pairs else None
+
+    def texts(self) -> Iterator[str]:
+        """Sources and targets of the training pairs."""
+        return (text for pair in self._pairs["train"] for text in (pair.source, pair.target))
+
+    def read(self, path: Path) -> Sample:
+        """A file of text as one source."""
+        try:
+            text = tidy(read_text(path))
+        except FileNotFoundError as error:
+            raise UnreadableError(str(error)) from error
+        if not text:
+            raise UnreadableError(f"{path}: there is no text in it")
+        return Sample(inputs={"text": self.tokenizer.encode(text)[None]}, targets={}, id=str(path))
+
+    @cached_property
+    def _pairs(self) -> dict[Stage, list[Pair]]:
+        train = self._read("train")
+        if train is None:
+            wanted = " and ".join(f"train.{ending}" for ending in self.endings)
+            raise FileNotFoundError(f"root={self.root}: neither a file nor a folder with {wanted} in it")
+        if not train:
+            raise UnreadableError(f"root={self.root}: there is no pair to train on")
+        test, val = self._read("test"), self._read("val")
+        if test is None:
+            train, test = _sources_split_off(train, self.test_fraction)
+        if val is None:
+            train, val = _sources_split_off(train, self.val_fraction)
+        return {"train": train, "val": val, "test": test}
+
+    def _read(self, stage: Stage) -> list[Pair] | None:
+        """The pairs of a stage that are in files of its own."""
+        if self.root.is_file():
+            if len(self.endings) == 2:
+                raise ValueError(f"root={self.root} is one file, but source and target are the endings of two")
+            return _pairs_in(self.root) if stage == "train" else None
+        for name in NAMES[stage]:
+            paths = [self.root / f"{name}.{ending}" for ending in self.endings]
+            if any(path.is_file() for path in paths):
+                return _pairs_in(*paths)
+        return None
+
+
+class _Pairs:
+    """A split of pairs in memory."""
+
+    def __init__(self, tokenizer: Tokenizer, pairs: Sequence[Pair], *, train: bool) -> None:
+        self.tokenizer = tokenizer
+        self.pairs = pairs
+        self.references: dict[str, list[str]] = {}
+        for pair in pairs:
+            there = self.references.setdefault(pair.source, [])
+            if pair.target not in there:
+                there.append(pair.target)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> Sample:
+        source, target, id = self.pairs[index]
+        ids = self.tokenizer.encode(source)
+        targets = {"caption": target, "references": list(self.references[source])}
+        return Sample(inputs={"text": ids[None]}, targets=targets, id=id)
+
+    def classes_of(self, index: int) -> Sequence[int]:
+        return ()
+
+
+def _sources_split_off(pairs: Sequence[Pair], fraction: float) -> tuple[list[Pair], list[Pair]]:
+    """The pairs without those of some of the sources, and those; or a source trained on might be tested on as well."""
+    part = set(split_off(list({pair.source: None for pair in pairs}), fraction)[1])
+    return [pair for pair in pairs if pair.source not in part], [pair for pair in pairs if pair.source in part]
+
+
+def _pairs_in(path: Path, aligned: Path | None = None) -> list[Pair]:
+    """The pairs in a file with tabs, or in two whose lines belong together; those that lack a text are left out.
+
+    Raises:
+        UnreadableError: a line has no tab, or one file more lines than the other.
+    """
+    if aligned is None:
+        rows = [(row.line, row["source"], row["target"]) for row in read_lines(path, ("source", "target"))]
+    else:
+        sources, targets = (read_text(file).removesuffix("\n").split("\n") for file in (path, aligned))
+        if len(sources) != len(targets):
+            raise UnreadableError(f"{path}: {len(sources)} lines, but {aligned} has {len(targets)}")
+        rows = list(zip(range(1, len(sources) + 1), sources, targets, strict=True))
+    pairs = [Pair(tidy(source), tidy(target), f"{path.name}:{line}") for line, source, target in rows]
+    whole = [pair for pair in pairs if pair.source and pair.target]
+    if len(whole) < len(pairs):
+        lacking = [pair.id for pair in pairs if not (pair.source and pair.target)]
+        log.warning("%s: left out %d of %d that lack a text: %s", path, len(lacking), len(pairs), first_few(lacking))
+    return whole

@@ -1,0 +1,39 @@
+"""Text -> tokens: a vector for each id of a tokenizer (Perceiver IO, section 4.1: bytes)."""
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+
+from perceiver.encoders.base import Combine, Encoder, check_sizes, combined_dim, with_positions
+from perceiver.positions import Positions
+from perceiver.types import Axis, Grid, Tokens
+
+
+class TextEncoder(Encoder):
+    """Ids with their positions. The latter should be `anchored`, so that a place is the same in texts of any length.
+
+    Args:
+        vocab_size: how many ids there are.
+        dim: width of their vectors.
+        positions: vectors for the places.
+        combine: add positions (as the paper does) or concatenate them.
+    """
+
+    def __init__(self, *, vocab_size: int, dim: int, positions: Positions, combine: Combine = "add") -> None:
+        super().__init__()
+        check_sizes(vocab_size=vocab_size, dim=dim)
+        self.embedding = nn.Embedding(vocab_size, dim)
+        nn.init.trunc_normal_(self.embedding.weight, std=0.02, a=-2.0, b=2.0)
+        self.positions = positions
+        self.combine: Combine = combine
+        self.dim = combined_dim(dim, positions.dim, combine)
+
+    def forward(self, raw: Int[Tensor, "batch 1 length"], mask: Bool[Tensor, "batch length"] | None = None) -> Tokens:
+        if raw.ndim != 3 or raw.shape[1] != 1 or raw.shape[2] < 1 or raw.is_floating_point():
+            raise ValueError(f"text inputs must be whole numbers [batch, 1, length], not {raw.dtype} {list(raw.shape)}")
+        length = raw.shape[2]
+        values = with_positions(self.embedding(raw[:, 0]), self.positions((length,)), self.combine)
+        return Tokens(values=values, mask=mask, grid=Grid((length,), (Axis("place", "", 0.0, float(length)),)))
+
+    def example_input(self) -> Int[Tensor, "1 1 length"]:
+        return torch.zeros(1, 1, 8, dtype=torch.long)

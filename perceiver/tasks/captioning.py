@@ -1,0 +1,192 @@
+"""A text about a sample, whatever that is: cross-entropy of each word behind those before it (teacher forcing)."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.text import Perplexity
+
+from perceiver.tasks.base import Task, finite_log
+from perceiver.tasks.generation import Generation, Texts, Writer
+from perceiver.tasks.text_metrics import Record, TextMetrics
+from perceiver.tokenizer import PAD, Tokenizer
+from perceiver.types import Answer, Batch, Facts, Stage
+
+LOWER_IS_BETTER = ("loss", "perplexity")
+
+
+class Captioning(Task):
+    """Texts, from the target `caption`; the model's decoder must take words (`TextDecoder`).
+
+    Metrics: `loss`; `perplexity` and `token_accuracy` of the captions, given the words before; and in evaluation those
+    of `TextMetrics` on texts that the model writes by itself, held against `references` and, where a sample has them,
+    its `facts`.
+
+    Args:
+        tokenizer: text <-> words.
+        label_smoothing: share of the target that is spread over all words.
+        monitor: the metric that says which checkpoint is best.
+        generation: how texts are written.
+    """
+
+    num_answers: ClassVar[int] = 1
+
+    def __init__(self, *, tokenizer: Tokenizer, label_smoothing: float, monitor: str, generation: Generation) -> None:
+        super().__init__()
+        if not 0.0 <= label_smoothing < 1.0:
+            raise ValueError(f"label_smoothing={label_smoothing} must be in [0, 1)")
+        self.tokenizer = tokenizer
+        self.label_smoothing = label_smoothing
+        self.monitor = monitor
+        self.monitor_mode: Literal["min", "max"] = "min" if monitor in LOWER_IS_BETTER else "max"
+        self.generation = generation
+        self.keep_metrics(self._metrics)
+
+    def _metrics(self, stage: Stage) -> MetricCollection:
+        metrics: dict[str, Metric | MetricCollection] = {
+            "loss": MeanMetric(nan_strategy=math.nan),
+            "perplexity": Perplexity(ignore_index=PAD),
+            "token_accuracy": MulticlassAccuracy(
+                self.tokenizer.vocab_size, average="micro", ignore_index=PAD, validate_args=False
+            ),
+        }
+        if stage != "train":
+            metrics["text"] = TextMetrics()
+        return MetricCollection(metrics, compute_groups=False)
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Float[Tensor, "rows length vocab"]:
+        words = self._captions(batch, model)[:, :-1]
+        return self._logits(model(batch.inputs, batch.masks, words[_sample_of_row(batch, words.device)]))
+
+    def _logits(self, logits: Float[Tensor, "*rows vocab"]) -> Float[Tensor, "*rows ids"]:
+        """Those of words that there are: a vocabulary may turn out smaller than the model has room for."""
+        return logits[..., : self.tokenizer.num_ids]
+
+    def _captions(self, batch: Batch, near: nn.Module | Tensor) -> Int[Tensor, "batch length"]:
+        device = near.device if isinstance(near, Tensor) else next(near.parameters()).device
+        return self.tokenizer.encode_batch(batch.targets["caption"]).to(device)
+
+    def merged(self, outputs: Float[Tensor, "rows length vocab"], batch: Batch) -> Float[Tensor, "batch length vocab"]:
+        if not batch.views:
+            return outputs
+        return finite_log(batch.mean_over_views(outputs.float().softmax(dim=-1)))
+
+    def loss(self, outputs: Float[Tensor, "batch length vocab"], batch: Batch) -> Float[Tensor, ""]:
+        return F.cross_entropy(
+            outputs.flatten(0, 1).float(),
+            self._captions(batch, outputs)[:, 1:].flatten(),
+            ignore_index=PAD,
+            label_smoothing=self.label_smoothing,
+        )
+
+    def update(
+        self, stage: Stage, outputs: Float[Tensor, "batch length vocab"], loss: Float[Tensor, ""], batch: Batch
+    ) -> None:
+        words = self._captions(batch, outputs)[:, 1:]
+        logits = outputs.detach().float()
+        for name, metric in self.metrics(stage).items(keep_base=True):
+            if name == "loss":
+                metric.update(loss.detach(), weight=(words != PAD).sum())
+            elif name == "perplexity":
+                metric.update(logits, words)
+            elif name == "token_accuracy":
+                metric.update(logits.argmax(dim=-1), words)
+
+    def examine(self, stage: Stage, model: nn.Module, batch: Batch) -> None:
+        texts = [self.tokenizer.decode(words) for words in self.write(model, batch, 1).words[:, 0].tolist()]
+        references, groups = batch.targets["references"], batch.targets.get("group", [""] * len(batch))
+        judged = [{} if facts is None else facts.judged(text) for text, facts in zip(texts, _facts(batch), strict=True)]
+        self.metrics(stage)["text"].update([*map(Record, texts, references, judged, groups)])
+
+    def write(self, model: nn.Module, batch: Batch, num_texts: int) -> Texts:
+        """Texts about each sample, by what the model says of its views together."""
+        latents: Tensor = model.encode(batch.inputs, batch.masks)  # type: ignore[operator]
+        return self.generation(
+            lambda width: _Views(model, latents, batch, width, self.tokenizer.num_ids),
+            batch_size=len(batch),
+            num_texts=num_texts,
+            max_length=self.tokenizer.max_length,
+            device=latents.device,
+        )
+
+    def predictions(
+        self, model: nn.Module, batch: Batch, class_names: Sequence[str], top: int
+    ) -> list[list[dict[str, Any]]]:
+        texts = self.write(model, batch, top)
+        return [
+            [
+                {"caption": self.tokenizer.decode(words), "log_probability": log_probability}
+                for words, log_probability in zip(row, log_probabilities, strict=True)
+                if math.isfinite(log_probability)
+            ]
+            for row, log_probabilities in zip(texts.words.tolist(), texts.log_probabilities.tolist(), strict=True)
+        ]
+
+    def answers(self, model: nn.Module, batch: Batch, class_names: Sequence[str]) -> list[list[Answer]]:
+        """The words that the model writes of each row."""
+        words = self.write(model, batch, 1).words[:, 0]
+        model(batch.inputs, batch.masks, words)
+        return [self._words(row, facts) for row, facts in zip(words.tolist(), _facts(batch), strict=True)]
+
+    def _words(self, ids: Sequence[int], facts: Facts | None) -> list[Answer]:
+        mentions = {} if facts is None else {one.word: one for one in facts.mentions(self.tokenizer.decode(ids))}
+        answers = []
+        for number, word in enumerate(self.tokenizer.words(ids)):
+            queries = tuple(place - 1 for place in word.places)  # a word is said by the one before it
+            known = mentions.get(number)
+            if known is None:
+                answers.append(Answer(word.text, queries))
+            else:
+                answers.append(Answer(word.text, queries, kind=known.kind, boxes=tuple(known.boxes)))
+        return answers
+
+
+def _facts(batch: Batch) -> list[Facts | None]:
+    return batch.targets.get("facts", [None] * len(batch))
+
+
+def _sample_of_row(batch: Batch, device: torch.device) -> Int[Tensor, " rows"]:
+    """The number of the sample that each row is a view of."""
+    views = batch.views or [("",)] * len(batch)
+    return torch.tensor([number for number, names in enumerate(views) for _ in names], device=device)
+
+
+class _Views(Writer):
+    """Writes one text about all views of a sample: by the mean of the probabilities that they give to a word.
+
+    Args:
+        model: its decoder writes.
+        latents: of each view.
+        batch: whose views they are.
+        width: texts a sample.
+        num_ids: words that there are.
+    """
+
+    def __init__(
+        self, model: nn.Module, latents: Float[Tensor, "views latents dim"], batch: Batch, width: int, num_ids: int
+    ) -> None:
+        self.batch = batch
+        self.width = width
+        self.num_ids = num_ids
+        self.sample = _sample_of_row(batch, latents.device)
+        self.writing = model.decoder.begin(latents.repeat_interleave(width, dim=0))  # type: ignore[operator, union-attr]
+
+    def next(self, words: Int[Tensor, " rows"]) -> Float[Tensor, "rows ids"]:
+        of_sample = rearrange(words, "(batch width) -> batch width", width=self.width)
+        logits = self.writing.next(of_sample[self.sample].reshape(-1, 1))[:, : self.num_ids].float()
+        if not self.batch.views:
+            return logits.log_softmax(dim=1)
+        by_view = rearrange(logits.softmax(dim=1), "(views width) ids -> views width ids", width=self.width)
+        return finite_log(self.batch.mean_over_views(by_view)).flatten(0, 1)
+
+    def select(self, rows: Int[Tensor, " rows"]) -> None:
+        of_sample = rearrange(rows % self.width, "(batch width) -> batch width", width=self.width)
+        first = torch.arange(len(self.sample), device=rows.device)[:, None] * self.width
+        self.writing.select((first + of_sample[self.sample]).flatten())

@@ -1,0 +1,265 @@
+"""Text <-> ids: bytes, words, or byte-pair encoding.
+
+Every text is encoded as BOS, its ids, EOS, cut off at `max_length` behind which EOS stands all the same. PAD fills up
+batches. Bytes are numbered as in Perceiver IO (Jaegle et al. 2022, section 4.1; DeepMind's `bytes_tokenizer`): six ids
+for special use, then the 256 bytes of UTF-8.
+"""
+
+import os
+import re
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import tokenizers
+import torch
+from jaxtyping import Int
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+PAD, BOS, EOS, UNKNOWN = range(4)
+SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
+FIRST_BYTE = 6
+"""In front of the bytes stand PAD, BOS, EOS, and three that DeepMind's language models use."""
+
+WORD = re.compile(r"<unk>|\w+(?:['’-]\w+)*|[^\w\s]")
+
+
+def words_in(text: str) -> list[re.Match[str]]:
+    """The words and marks of punctuation of a text, each for itself, with their places in it."""
+    return list(WORD.finditer(text))
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word of an encoded text and the places of the ids that make it."""
+
+    text: str
+    places: tuple[int, ...]
+
+
+class Tokenizer(ABC):
+    """Text <-> ids.
+
+    Args:
+        vocab_size: ids that a model must have room for.
+        max_length: most ids of an encoded text, BOS and EOS among them.
+    """
+
+    def __init__(self, *, vocab_size: int, max_length: int) -> None:
+        if max_length < 3:
+            raise ValueError(f"max_length={max_length} must be at least 3: one id between begin and end")
+        self.vocab_size = vocab_size
+        self.max_length = max_length
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it can be used."""
+        return True
+
+    @property
+    @abstractmethod
+    def num_ids(self) -> int:
+        """How many ids are in use: those from here to `vocab_size` stand for nothing."""
+
+    @abstractmethod
+    def train(self, texts: Iterable[str]) -> None:
+        """Learn the vocabulary from texts."""
+
+    @property
+    @abstractmethod
+    def vocabulary(self) -> str | None:
+        """What was learned, to be kept with a model; None where nothing is to be learned."""
+
+    @abstractmethod
+    def restore(self, vocabulary: str) -> None:
+        """Take over what was learned before."""
+
+    @abstractmethod
+    def _ids(self, text: str) -> list[int]: ...
+
+    @abstractmethod
+    def _text(self, ids: Sequence[int]) -> str: ...
+
+    def encode(self, text: str) -> Int[Tensor, " length"]:
+        """The ids of a text, from BOS to EOS."""
+        return torch.tensor([BOS, *self._ids(text)[: self.max_length - 2], EOS])
+
+    def encode_batch(self, texts: Sequence[str]) -> Int[Tensor, "batch length"]:
+        """The ids of several texts, filled up with PAD behind."""
+        return pad_sequence([self.encode(text) for text in texts], batch_first=True, padding_value=PAD)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, up to the first EOS."""
+        return self._text(_content(ids)[1])
+
+    def words(self, ids: Sequence[int]) -> list[Word]:
+        """The words of `decode(ids)` with the places of their ids in `ids`.
+
+        An id belongs to the word in which what it changes of the text ends; one that adds nothing but space, to none.
+        """
+        places, content = _content(ids)
+        texts = [self._text(content[:count]).rstrip() for count in range(len(content) + 1)]
+        # Where a character takes several ids, those before the last change it, too, and add nothing.
+        ends = [
+            len(text) if len(text) > len(os.path.commonprefix([before, text])) else 0
+            for before, text in pairwise(texts)
+        ]
+        return [
+            Word(
+                word.group(),
+                tuple(place for place, end in zip(places, ends, strict=True) if word.start() < end <= word.end()),
+            )
+            for word in words_in(self._text(content))
+        ]
+
+
+def _content(ids: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Places and values of the ids of a text: those before the first EOS, without what frames it."""
+    end = next((place for place, id in enumerate(ids) if id == EOS), len(ids))
+    found = [(place, int(id)) for place, id in enumerate(ids[:end]) if id not in (PAD, BOS)]
+    return [place for place, _ in found], [id for _, id in found]
+
+
+class ByteTokenizer(Tokenizer):
+    """The bytes of UTF-8: nothing to learn, nothing unknown.
+
+    Args:
+        max_length: see `Tokenizer`.
+    """
+
+    def __init__(self, *, vocab_size: int, max_length: int) -> None:
+        super().__init__(vocab_size=vocab_size, max_length=max_length)
+        if vocab_size < self.num_ids:
+            raise ValueError(f"vocab_size={vocab_size}: bytes take {self.num_ids}")
+
+    @property
+    def num_ids(self) -> int:
+        return FIRST_BYTE + 256
+
+    def train(self, texts: Iterable[str]) -> None:
+        pass
+
+    @property
+    def vocabulary(self) -> None:
+        return None
+
+    def restore(self, vocabulary: str) -> None:
+        pass
+
+    def _ids(self, text: str) -> list[int]:
+        return [FIRST_BYTE + byte for byte in text.encode("utf-8", errors="replace")]
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return bytes(id - FIRST_BYTE for id in ids if FIRST_BYTE <= id < self.num_ids).decode("utf-8", errors="replace")
+
+
+class TrainedTokenizer(Tokenizer):
+    """A tokenizer of Hugging Face's `tokenizers`, whose vocabulary is learned from the training texts.
+
+    Args:
+        vocab_size: most ids, the special ones among them.
+        max_length: see `Tokenizer`.
+        lowercase: whether capitals are told apart from small letters.
+    """
+
+    def __init__(self, *, vocab_size: int, max_length: int, lowercase: bool) -> None:
+        super().__init__(vocab_size=vocab_size, max_length=max_length)
+        self.normalizer = normalizers.Sequence([normalizers.NFC(), *([normalizers.Lowercase()] if lowercase else [])])
+        self.trained: tokenizers.Tokenizer | None = None
+
+    @property
+    def is_trained(self) -> bool:
+        return self.trained is not None
+
+    @property
+    def _tokenizer(self) -> tokenizers.Tokenizer:
+        if self.trained is None:
+            raise ValueError("the tokenizer has not learned a vocabulary yet: train() or restore() it")
+        return self.trained
+
+    @property
+    def num_ids(self) -> int:
+        return self._tokenizer.get_vocab_size()
+
+    @property
+    def vocabulary(self) -> str:
+        return self._tokenizer.to_str()
+
+    def restore(self, vocabulary: str) -> None:
+        self.trained = tokenizers.Tokenizer.from_str(vocabulary)
+
+    def _ids(self, text: str) -> list[int]:
+        # A lone surrogate is no text to `tokenizers`.
+        return self._tokenizer.encode(text.encode("utf-8", errors="replace").decode()).ids
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(list(ids))
+
+
+class WordTokenizer(TrainedTokenizer):
+    """Words and marks of punctuation, the frequent ones; the others are unknown.
+
+    Args:
+        vocab_size, max_length, lowercase: see `TrainedTokenizer`.
+        min_frequency: how often a word must occur in the training texts to be in the vocabulary.
+    """
+
+    def __init__(self, *, vocab_size: int, max_length: int, lowercase: bool, min_frequency: int) -> None:
+        super().__init__(vocab_size=vocab_size, max_length=max_length, lowercase=lowercase)
+        if vocab_size <= len(SPECIAL):
+            raise ValueError(f"vocab_size={vocab_size} must be more than {len(SPECIAL)}, which are for special use")
+        self.min_frequency = min_frequency
+
+    def train(self, texts: Iterable[str]) -> None:
+        counts = Counter(word.group() for text in texts for word in words_in(self.normalizer.normalize_str(text)))
+        # Not `tokenizers`' own trainer: among equally frequent words its choice differs from process to process.
+        frequent = sorted((-count, word) for word, count in counts.items() if count >= self.min_frequency)
+        words = [*SPECIAL, *(word for _, word in frequent[: self.vocab_size - len(SPECIAL)])]
+        trained = tokenizers.Tokenizer(
+            models.WordLevel({word: number for number, word in enumerate(words)}, unk_token=SPECIAL[UNKNOWN])
+        )
+        trained.normalizer = self.normalizer
+        trained.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.WhitespaceSplit(),
+                pre_tokenizers.Split(tokenizers.Regex(WORD.pattern), behavior="isolated"),
+            ]
+        )
+        trained.add_special_tokens(list(SPECIAL))
+        self.trained = trained
+
+    def _text(self, ids: Sequence[int]) -> str:
+        # Words with spaces between them, but for marks of punctuation that close.
+        words = [self._tokenizer.id_to_token(id) or "" for id in ids]
+        return re.sub(r"\s+([,.;:!?)\]}])", r"\1", " ".join(word for word in words if word))
+
+
+class BPETokenizer(TrainedTokenizer):
+    """Byte-pair encoding over bytes (Sennrich et al. 2016; Radford et al. 2019): nothing is unknown.
+
+    Args:
+        vocab_size, max_length, lowercase: see `TrainedTokenizer`.
+    """
+
+    def __init__(self, *, vocab_size: int, max_length: int, lowercase: bool) -> None:
+        super().__init__(vocab_size=vocab_size, max_length=max_length, lowercase=lowercase)
+        if vocab_size < len(SPECIAL) + 256:
+            raise ValueError(f"vocab_size={vocab_size} must be at least {len(SPECIAL) + 256}: special ids and bytes")
+
+    def train(self, texts: Iterable[str]) -> None:
+        trained = tokenizers.Tokenizer(models.BPE())
+        trained.normalizer = self.normalizer
+        trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        trained.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=self.vocab_size,
+            special_tokens=list(SPECIAL),
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        trained.train_from_iterator(texts, trainer)
+        self.trained = trained

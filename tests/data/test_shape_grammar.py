@@ -1,0 +1,425 @@
+"""The grammar of shapes: what is said is understood and judged, and words point at what they mean."""
+
+import pickle
+import re
+import time
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from perceiver.data.shape_grammar import COUNTS, PLURALS, WORDS, ShapeFacts, captions, parsed
+from perceiver.data.shape_scene import COLOURS, RELATIONS, SHAPES, Thing, things_of
+from perceiver.tokenizer import WordTokenizer, words_in
+from perceiver.types import Box
+
+SIZES = {"small": (0.14, 0.2), "large": (0.28, 0.38)}
+SIDE = 64
+
+
+def thing(name, x=0.5, y=0.5):
+    size, colour, shape = name.split()
+    return Thing(size, colour, shape, x, y, SIZES[size][0], COLOURS[colour])
+
+
+def facts(*things):
+    return ShapeFacts(things, SIDE)
+
+
+RED_CIRCLE, BLUE_SQUARE = thing("small red circle", 0.2, 0.3), thing("large blue square", 0.7, 0.65)
+TWO = facts(RED_CIRCLE, BLUE_SQUARE)
+THREE_STARS = facts(thing("small red star", 0.1), thing("large red star", 0.5), thing("small cyan star", 0.9))
+
+
+def scenes(number, *, most=4, alike=False):
+    """Random scenes, each with a generator to say something of it; if `alike`, of few kinds of things."""
+    for seed in range(number):
+        rng = np.random.default_rng(seed)
+        colours, shapes = (list(COLOURS)[:2], SHAPES[:2]) if alike else (list(COLOURS), SHAPES)
+        count = int(rng.integers(1, most + 1))
+        kinds = [(colours[rng.integers(len(colours))], shapes[rng.integers(len(shapes))]) for _ in range(count)]
+        yield things_of(rng, kinds, SIZES if most < 5 else SIZES | {"large": (0.25, 0.3)}), rng
+
+
+def said(things, rng, count=5, left_to_right=False):
+    return captions(things, rng, count=count, left_to_right=left_to_right)
+
+
+def truth(facts, caption):
+    return facts.judged(caption)["caption_truth"]
+
+
+class TestCaptions:
+    @pytest.mark.parametrize("left_to_right", [False, True])
+    @pytest.mark.parametrize(("most", "alike"), [(4, False), (4, True), (6, True)])
+    def test_every_caption_is_understood_and_true(self, most, alike, left_to_right):
+        for things, rng in scenes(1009, most=most, alike=alike):
+            for caption in said(things, rng, left_to_right=left_to_right):
+                judged = ShapeFacts(things, SIDE).judged(caption)
+                assert set(judged.values()) == {1.0}, (caption, things)
+                assert len(words_in(caption)) <= 24
+                assert {word.group() for word in words_in(caption)} <= set(WORDS)
+
+    def test_captions_of_a_scene_differ_and_say_it_in_all_ways(self):
+        texts = []
+        for things, rng in scenes(401):
+            found = said(things, rng, 7)
+            assert len(set(found)) == len(found) == 7
+            texts += found
+        starts = (
+            "^there is",
+            "^there are",
+            "^the picture shows",
+            "^i see",
+            "^(a|two) ",
+            "^(left|right) of",
+            "^to the ",
+        )
+        rests = (" is (right|left|to)", "[^s] (left|right) of", " a \\w+ shape", "^(above|below).* is ", ", .* and ")
+        for way in (*starts, *rests):
+            assert sum(bool(re.search(way, text)) for text in texts) > 20, way
+
+    def test_most_captions_speak_of_several_things_where_there_are_several(self):
+        for things, rng in scenes(211):
+            if len(things) > 1:
+                for caption in said(things, rng):
+                    assert sum(phrase.count for phrase in parsed(caption).phrases) >= 2
+
+    def test_as_many_as_there_are_is_enough(self):
+        assert said([RED_CIRCLE], np.random.default_rng(0), 1000) != []
+
+    def test_the_same_generator_says_the_same(self):
+        for things, _ in scenes(7):
+            first, again, other = (said(things, np.random.default_rng(seed)) for seed in (3, 3, 4))
+            assert first == again != other
+
+    def test_from_left_to_right_what_is_left_comes_first_or_what_is_above(self):
+        """Looked up by where the words point, where that is told without doubt."""
+        random_order = []
+        for left_to_right in (True, False):
+            for things, rng in scenes(307):
+                for caption in said(things, rng, left_to_right=left_to_right):
+                    statement = parsed(caption)
+                    if statement.relation:
+                        axis = RELATIONS[statement.relation[0]][0]
+                        # The relation's word in front of both phrases turns them round.
+                        mentions = ShapeFacts(things, SIDE).mentions(caption)
+                        (boxes,) = (mention.boxes for mention in mentions if mention.kind == "relation")
+                        middles = [sum(box.ranges[axis]) / 2 for box in boxes]
+                        if statement.relation[1] < min(phrase.word for phrase in statement.phrases):
+                            middles.reverse()
+                    else:
+                        full = [phrase for phrase in statement.phrases if len(phrase.said) == 3 and phrase.count == 1]
+                        fitting = [[one.x for one in things if phrase.fits(one) == 3] for phrase in full]
+                        middles = [xs[0] for xs in fitting if len(xs) == 1]
+                    if left_to_right:
+                        assert middles == sorted(middles), (caption, things)
+                    elif len(middles) > 1:
+                        random_order.append(middles == sorted(middles))
+        assert 0.3 < np.mean(random_order) < 0.7
+
+
+class TestGrammar:
+    @pytest.mark.parametrize(
+        "caption",
+        [
+            "a red circle",
+            "A red circle .",
+            "There is a small circle , a large shape and a blue square.",
+            "two red circles",
+            "there are two large shapes and a star",
+            "i see four crosses",
+            "a red circle and three small white stars",
+            "a small red circle left of a cross",
+            "a small red circle is to the left of a cross",
+            "the picture shows a red shape under a cross",
+            "above a cyan star there is a red circle",
+            "to the right of a star is a circle",
+        ],
+    )
+    def test_sentences(self, caption):
+        assert TWO.judged(caption)["grammatical"] == 1.0
+
+    @pytest.mark.parametrize(
+        "caption",
+        [
+            "",
+            ".",
+            "two",
+            "a",
+            "a red",
+            "a shape",
+            "three shapes",
+            "red circle",
+            "a circle red",
+            "a red small circle",
+            "a red circles",
+            "two red circle",
+            "four four circles",
+            "there are a red circle",
+            "there is two circles",
+            "a circle a square",
+            "a circle, a square",
+            "a circle and",
+            "and a circle",
+            "a circle and a square and a star",
+            "a circle, and a square",
+            "a circle left a square",
+            "a circle left of",
+            "left of a circle",
+            "left of a circle a square",
+            "a circle above of a square",
+            "two circles above a square",
+            "there is a circle is above a square",
+            "a circle above a square above a star",
+            "a circle..",
+            "i see i see a circle",
+            "a <unk> circle",
+            "colourless green ideas",
+            "a circle\N{COMBINING ACUTE ACCENT}",
+            "\ud800 \0",
+        ],
+    )
+    def test_anything_else_is_no_sentence_and_nothing_in_it_is_true(self, caption):
+        assert parsed(caption) is None
+        assert TWO.judged(caption) == {"caption_truth": 0.0, "grammatical": 0.0}
+        assert TWO.mentions(caption) == []
+
+    def test_very_long_texts_take_no_time(self):
+        begin = time.monotonic()
+        for text in (
+            "a" * 100_000,
+            "a " * 50_000,
+            "a red circle " * 20_000,
+            "a red circle, " * 20_000,
+            f"{'a red circle, ' * 199}a red circle and a red circle",
+            f"{'four red circles, ' * 199}a red circle and",
+            "two " * 30_000,
+        ):
+            assert truth(TWO, text) == 0.0
+            TWO.mentions(text)
+        assert time.monotonic() - begin < 10
+
+    def test_a_word_tokenizer_changes_nothing(self):
+        all_said = [(things, caption) for things, rng in scenes(101) for caption in said(things, rng)]
+        tokenizer = WordTokenizer(vocab_size=211, max_length=31, lowercase=True, min_frequency=1)
+        tokenizer.train(caption for _, caption in all_said)
+        for things, caption in all_said:
+            told = ShapeFacts(things, SIDE)
+            for text in (tokenizer.decode(tokenizer.encode(caption).tolist()), caption.upper(), f"{caption} ."):
+                assert told.judged(text) == told.judged(caption)
+                assert told.mentions(text) == told.mentions(caption)
+
+
+class TestTruth:
+    @pytest.mark.parametrize(
+        ("caption", "wanted"),
+        [
+            ("a red circle", {"colour": 1, "shape": 1}),
+            ("a blue circle", {"colour": 0, "shape": 1}),
+            ("a green star", {"colour": 0, "shape": 0}),
+            ("a small blue square and a red circle", {"size": 0, "colour": 1, "shape": 1}),
+            # Phrases speak of different things.
+            ("a red circle and a red circle", {"colour": 1 / 2, "shape": 1 / 2}),
+            ("a small red shape and a circle", {"size": 1, "colour": 1, "shape": 0}),
+            ("a circle and a small red shape", {"size": 1, "colour": 1, "shape": 0}),
+            # Whatever goes beyond the things there are is false.
+            ("a circle, a square and a star", {"shape": 2 / 3}),
+            ("a circle, a square, a circle and a square", {"shape": 1 / 2}),
+            ("two circles", {"shape": 1 / 2, "count": 0}),
+            ("a red circle above a square", {"colour": 1, "shape": 1, "relation": 1}),
+            ("a square above a red circle", {"colour": 1, "shape": 1, "relation": 0}),
+            ("under a red circle is a square", {"colour": 1, "shape": 1, "relation": 1}),
+            ("a circle left of a circle", {"shape": 1 / 2, "relation": 1}),
+        ],
+    )
+    def test_shares_of_what_is_said(self, caption, wanted):
+        judged = TWO.judged(caption)
+        assert judged.pop("grammatical") == 1.0
+        assert judged.pop("caption_truth") == float(all(share == 1 for share in wanted.values()))
+        assert judged == pytest.approx({f"{kind}_truth": share for kind, share in wanted.items()})
+
+    def test_a_number_means_exactly_so_many_and_an_article_at_least_one(self):
+        true = (
+            "three stars",
+            "two red stars",
+            "two small shapes",
+            "a star",
+            "a red shape",
+            "two red stars and a cyan star",
+        )
+        false = ("two stars", "four stars", "three red stars", "two red stars and a red star", "two large shapes")
+        assert [truth(THREE_STARS, caption) for caption in true] == [1.0] * len(true)
+        assert [truth(THREE_STARS, caption) for caption in false] == [0.0] * len(false)
+        assert THREE_STARS.judged("two stars and two red shapes")["count_truth"] == 1 / 2
+
+    def test_the_best_choice_counts_not_the_first(self):
+        """A greedy choice would give the large red star to the first phrase."""
+        for caption in ("a red star and a large star", "a large star and a red star"):
+            assert truth(THREE_STARS, caption) == 1.0
+
+    def test_a_relation_picks_those_of_several_things_that_have_it(self):
+        assert truth(THREE_STARS, "a small star right of a red star") == 1.0
+        assert truth(THREE_STARS, "a large star right of a small star") == 1.0
+        assert truth(THREE_STARS, "a cyan star left of a star") == 0.0
+        assert truth(THREE_STARS, "a star above a star") == 0.0
+
+    def test_of_a_single_thing_no_relation_is_true(self):
+        for relation in ("left of", "above"):
+            judged = facts(RED_CIRCLE).judged(f"a circle {relation} a circle")
+            assert judged["relation_truth"] == 0.0
+            assert judged["shape_truth"] == 1 / 2
+
+    def test_with_colours_exchanged_what_names_one_is_false(self):
+        tried = 0
+        for things, rng in scenes(401):
+            one, other = things[0], things[-1]
+            if len({thing.colour for thing in things}) < len(things) or len(things) < 2:
+                continue
+            changed = [replace(one, colour=other.colour), *things[1:-1], replace(other, colour=one.colour)]
+            for caption in said(things, rng):
+                for phrase in parsed(caption).phrases:
+                    named = one.colour in phrase.said.get("colour", ())
+                    if named and "shape" in phrase.said and one.shape != other.shape:
+                        tried += 1
+                        assert truth(ShapeFacts(changed, SIDE), caption) == 0.0
+        assert tried > 100
+
+    def test_in_the_mirror_left_is_right(self):
+        tried = 0
+        for things, rng in scenes(401):
+            mirrored = ShapeFacts([replace(one, x=1 - one.x) for one in things], SIDE)
+            for caption in said(things, rng):
+                relation = parsed(caption).relation
+                if relation is None or relation[0] not in ("left", "right"):
+                    assert truth(mirrored, caption) == 1.0
+                    continue
+                tried += 1
+                other = {"left": "right", "right": "left"}[relation[0]]
+                assert truth(mirrored, caption.replace(relation[0], other)) == 1.0
+                if len(things) == 2 and all(len(phrase.said) == 3 for phrase in parsed(caption).phrases):
+                    same = len({tuple(one.attributes.values()) for one in things}) == 1
+                    assert truth(mirrored, caption) == float(same)
+        assert tried > 100
+
+    def test_a_caption_of_another_scene_is_mostly_false(self):
+        every = [(ShapeFacts(things, SIDE), said(things, rng)) for things, rng in scenes(401)]
+        crossed = [truth(one, caption) for (one, _), (_, texts) in pairwise(every) for caption in texts]
+        assert np.mean(crossed) < 0.05
+
+    def test_counts_off_by_one_are_false(self):
+        tried = 0
+        for things, rng in scenes(401, alike=True):
+            for caption in said(things, rng):
+                for count, number in COUNTS.items():
+                    others = [word for word, other in COUNTS.items() if abs(other - number) == 1]
+                    if re.search(rf"\b{count}\b", caption):
+                        tried += 1
+                        wrong = [re.sub(rf"\b{count}\b", other, caption) for other in others]
+                        assert not any(truth(ShapeFacts(things, SIDE), text) for text in wrong)
+        assert tried > 100
+
+    def test_each_wrong_word_makes_a_full_caption_of_one_thing_false(self):
+        for things, _ in scenes(101, most=1):
+            told, (one,) = ShapeFacts(things, SIDE), things
+            for kind, names in (("size", SIZES), ("colour", COLOURS), ("shape", SHAPES)):
+                for name in names:
+                    judged = told.judged(" ".join(["a", *(one.attributes | {kind: name}).values()]))
+                    assert judged["caption_truth"] == judged[f"{kind}_truth"] == (name == one.attributes[kind])
+
+
+class TestMentions:
+    @staticmethod
+    def pointed(told, caption):
+        words = [word.group() for word in words_in(caption)]
+        return [(words[mention.word], mention.kind, mention.boxes) for mention in told.mentions(caption)]
+
+    def test_each_word_points_at_its_thing(self):
+        circle, square = RED_CIRCLE.box(SIDE), BLUE_SQUARE.box(SIDE)
+        assert self.pointed(TWO, "i see a small red circle and a square") == [
+            ("small", "size", [circle]),
+            ("red", "colour", [circle]),
+            ("circle", "shape", [circle]),
+            ("square", "shape", [square]),
+        ]
+        assert self.pointed(TWO, "a blue square and a red shape") == [
+            ("blue", "colour", [square]),
+            ("square", "shape", [square]),
+            ("red", "colour", [circle]),
+        ]
+
+    def test_what_is_false_points_nowhere(self):
+        circle = RED_CIRCLE.box(SIDE)
+        assert self.pointed(TWO, "a large red circle and two blue stars") == [
+            ("red", "colour", [circle]),
+            ("circle", "shape", [circle]),
+            ("blue", "colour", [BLUE_SQUARE.box(SIDE)]),
+        ]
+
+    def test_a_relation_points_at_both_and_an_inverted_one_too(self):
+        circle, square = RED_CIRCLE.box(SIDE), BLUE_SQUARE.box(SIDE)
+        assert self.pointed(TWO, "a circle to the left of a square")[1] == ("left", "relation", [circle, square])
+        assert self.pointed(TWO, "under a circle there is a blue shape") == [
+            ("under", "relation", [square, circle]),
+            ("circle", "shape", [circle]),
+            ("blue", "colour", [square]),
+        ]
+        assert [kind for _, kind, _ in self.pointed(TWO, "a square left of a circle")] == ["shape", "shape"]
+
+    def test_a_count_and_its_words_point_at_all_of_them(self):
+        boxes = [one.box(SIDE) for one in THREE_STARS.things]
+        assert self.pointed(THREE_STARS, "there are two small stars") == [
+            ("two", "count", [boxes[0], boxes[2]]),
+            ("small", "size", [boxes[0], boxes[2]]),
+            ("stars", "shape", [boxes[0], boxes[2]]),
+        ]
+        assert [word for word, _, _ in self.pointed(THREE_STARS, "four stars")] == ["stars"]
+
+    def test_all_words_of_all_true_captions_point_at_things_of_which_they_are_true(self):
+        for things, rng in scenes(307, alike=True):
+            told = ShapeFacts(things, SIDE)
+            for caption in said(things, rng):
+                content = [
+                    w for w in words_in(caption) if w.group() in {*COLOURS, *SHAPES, *SIZES, *COUNTS, *RELATIONS}
+                ]
+                plural = [w for w in words_in(caption) if w.group() in PLURALS.values() and w.group() != "shapes"]
+                pointed = self.pointed(told, caption)
+                assert len(pointed) == len(content) + len(plural)
+                for word, kind, boxes in pointed:
+                    for box in boxes:
+                        (one,) = (one for one in things if one.box(SIDE) == box)
+                        assert box.ranges["x"][0] < one.x * SIDE < box.ranges["x"][1]
+                        assert box.ranges["y"][0] < one.y * SIDE < box.ranges["y"][1]
+                        if kind in ("colour", "size"):
+                            assert one.attributes[kind] == word
+                        if kind == "shape":
+                            assert word in (one.shape, PLURALS[one.shape])
+
+    def test_boxes_are_in_pixels_and_labelled_by_shape(self):
+        (mention,) = ShapeFacts([RED_CIRCLE], 100).mentions("a circle")
+        assert (mention.word, mention.kind) == (1, "shape")
+        (box,) = mention.boxes
+        assert (box.label, box.modality) == (SHAPES.index("circle"), "image")
+        assert isinstance(box, Box)
+        assert box.ranges["x"] == pytest.approx((13, 27))
+        assert box.ranges["y"] == pytest.approx((23, 37))
+
+    def test_facts_can_be_sent_to_another_process(self):
+        for things, rng in scenes(7):
+            told = ShapeFacts(things, SIDE)
+            copy = pickle.loads(pickle.dumps(told))
+            for caption in said(things, rng):
+                assert copy.mentions(caption) == told.mentions(caption)
+
+
+def test_every_word_is_said_sooner_or_later():
+    counts = Counter(
+        word.group()
+        for alike in (True, False)
+        for things, rng in scenes(1009, alike=alike)
+        for caption in said(things, rng)
+        for word in words_in(caption)
+    )
+    assert set(counts) == set(WORDS)
