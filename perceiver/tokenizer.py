@@ -11,7 +11,6 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import tokenizers
 import torch
@@ -102,18 +101,21 @@ class Tokenizer(ABC):
         An id belongs to the word in which what it changes of the text ends; one that adds nothing but space, to none.
         """
         places, content = _content(ids)
-        texts = [self._text(content[:count]).rstrip() for count in range(len(content) + 1)]
-        # Where a character takes several ids, those before the last change it, too, and add nothing.
-        ends = [
-            len(text) if len(text) > len(os.path.commonprefix([before, text])) else 0
-            for before, text in pairwise(texts)
-        ]
+        text = self._text(content)
+        parts = [self._text(content[:count]).rstrip() for count in range(len(content) + 1)]
+        # A character that takes several ids is another one until the last of them is there.
+        starts = [len(os.path.commonprefix([part, text])) for part in parts[:-1]]
+        ends = [len(part) for part in parts[1:]]
         return [
             Word(
                 word.group(),
-                tuple(place for place, end in zip(places, ends, strict=True) if word.start() < end <= word.end()),
+                tuple(
+                    place
+                    for place, start, end in zip(places, starts, ends, strict=True)
+                    if end > start and word.start() < end <= word.end()
+                ),
             )
-            for word in words_in(self._text(content))
+            for word in words_in(text)
         ]
 
 
@@ -192,12 +194,9 @@ class TrainedTokenizer(Tokenizer):
     def restore(self, vocabulary: str) -> None:
         self.trained = tokenizers.Tokenizer.from_str(vocabulary)
 
-    def _ids(self, text: str) -> list[int]:
+    def _normalized(self, text: str) -> str:
         # A lone surrogate is no text to `tokenizers`.
-        return self._tokenizer.encode(text.encode("utf-8", errors="replace").decode()).ids
-
-    def _text(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(list(ids))
+        return self.normalizer.normalize_str(text.encode("utf-8", errors="replace").decode())
 
 
 class WordTokenizer(TrainedTokenizer):
@@ -215,22 +214,21 @@ class WordTokenizer(TrainedTokenizer):
         self.min_frequency = min_frequency
 
     def train(self, texts: Iterable[str]) -> None:
-        counts = Counter(word.group() for text in texts for word in words_in(self.normalizer.normalize_str(text)))
+        counts = Counter(word for text in texts for word in self._words(text) if word not in SPECIAL)
         # Not `tokenizers`' own trainer: among equally frequent words its choice differs from process to process.
         frequent = sorted((-count, word) for word, count in counts.items() if count >= self.min_frequency)
         words = [*SPECIAL, *(word for _, word in frequent[: self.vocab_size - len(SPECIAL)])]
-        trained = tokenizers.Tokenizer(
+        self.trained = tokenizers.Tokenizer(
             models.WordLevel({word: number for number, word in enumerate(words)}, unk_token=SPECIAL[UNKNOWN])
         )
-        trained.normalizer = self.normalizer
-        trained.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.WhitespaceSplit(),
-                pre_tokenizers.Split(tokenizers.Regex(WORD.pattern), behavior="isolated"),
-            ]
-        )
-        trained.add_special_tokens(list(SPECIAL))
-        self.trained = trained
+
+    def _words(self, text: str) -> list[str]:
+        # Not by `tokenizers`, whose regular expressions have other letters: that of ² or of vowel signs.
+        return [word.group() for word in words_in(self._normalized(text))]
+
+    def _ids(self, text: str) -> list[int]:
+        known = map(self._tokenizer.token_to_id, self._words(text))
+        return [UNKNOWN if id is None else id for id in known]
 
     def _text(self, ids: Sequence[int]) -> str:
         # Words with spaces between them, but for marks of punctuation that close.
@@ -251,15 +249,26 @@ class BPETokenizer(TrainedTokenizer):
             raise ValueError(f"vocab_size={vocab_size} must be at least {len(SPECIAL) + 256}: special ids and bytes")
 
     def train(self, texts: Iterable[str]) -> None:
-        trained = tokenizers.Tokenizer(models.BPE())
-        trained.normalizer = self.normalizer
-        trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        trained.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=self.vocab_size,
             special_tokens=list(SPECIAL),
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        trained.train_from_iterator(texts, trainer)
-        self.trained = trained
+        learner = _byte_level(models.BPE())
+        learner.train_from_iterator(map(self._normalized, texts), trainer)
+        # Its model alone: to the learner, `<eos>` in a text would be the id.
+        self.trained = _byte_level(learner.model)
+
+    def _ids(self, text: str) -> list[int]:
+        return self._tokenizer.encode(self._normalized(text)).ids
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(list(ids))
+
+
+def _byte_level(model: models.Model) -> tokenizers.Tokenizer:
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer

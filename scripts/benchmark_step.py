@@ -37,7 +37,7 @@ def main(cfg: DictConfig) -> None:
     prepare_torch(config)
     parts = build(config)
     batch = example_batch(parts.data)
-    flops = flops_per_sample(parts.model, batch)
+    flops = flops_per_sample(parts.model, parts.task, batch)
     parameters = count_parameters(parts.model)
     step = TrainingStep(parts, config)
     batch = batch.to(step.device)

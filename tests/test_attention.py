@@ -3,7 +3,15 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from perceiver.attention import Attention, BlockSpec, CrossBlock, SelfBlock, attend, attention_weights
+from perceiver.attention import (
+    Attention,
+    BlockSpec,
+    CrossBlock,
+    KeyValueCache,
+    SelfBlock,
+    attend,
+    attention_weights,
+)
 
 BATCH = 3
 LENGTHS = {"square": (7, 7), "fewer queries": (5, 11), "more queries": (11, 5)}
@@ -197,3 +205,39 @@ def test_blocks_of_one_spec_share_no_weight_even_with_a_learned_activation():
 def test_heads_that_do_not_divide_a_width_are_named_in_the_error(sizes, named):
     with pytest.raises(ValueError, match=named):
         Attention(query_dim=5, input_dim=11, spec=BlockSpec(**sizes))
+
+
+class TestCache:
+    """Inputs that come one after another give what they give together."""
+
+    @pytest.mark.parametrize("sizes", [[1] * 7, [3, 1, 2, 1], [7]], ids=str)
+    def test_a_growing_cache_gives_causal_attention_step_by_step(self, sizes):
+        block = SelfBlock(dim=15, spec=BlockSpec(num_heads=3, qk_dim=21, v_dim=33)).eval()
+        x, cache = torch.randn(BATCH, 7, 15), KeyValueCache(grows=True)
+        steps = [block(part, causal=True, cache=cache) for part in x.split(sizes, dim=1)]
+        assert_close(torch.cat(steps, dim=1), block(x, causal=True), atol=1e-5, rtol=1e-5)
+        assert cache.kept[0].shape == (BATCH, 3, 7, 7)
+        assert cache.kept[1].shape == (BATCH, 3, 7, 11)
+
+    def test_a_fixed_cache_projects_its_inputs_once(self):
+        block = CrossBlock(query_dim=13, input_dim=17, spec=BlockSpec(num_heads=3, qk_dim=21, v_dim=33)).eval()
+        queries, inputs, cache = torch.randn(BATCH, 5, 13), torch.randn(BATCH, 11, 17), KeyValueCache(grows=False)
+        calls = []
+        block.attention.key.register_forward_hook(lambda *_: calls.append(1))
+        steps = [block(part, inputs, cache=cache) for part in queries.split([2, 1, 2], dim=1)]
+        assert len(calls) == 1
+        assert_close(torch.cat(steps, dim=1), block(queries, inputs), atol=1e-5, rtol=1e-5)
+
+    @pytest.mark.parametrize("rows", [[2, 0, 1], [1, 1, 1], [2], [0, 0, 2, 2, 1]], ids=str)
+    def test_selected_rows_go_on_as_if_they_had_been_alone(self, rows):
+        block = SelfBlock(dim=15, spec=BlockSpec(num_heads=3)).eval()
+        x, more, cache = torch.randn(BATCH, 5, 15), torch.randn(len(rows), 2, 15), KeyValueCache(grows=True)
+        block(x, causal=True, cache=cache)
+        cache.select(torch.tensor(rows))
+        expected = block(torch.cat([x[rows], more], dim=1), causal=True)[:, 5:]
+        assert_close(block(more, causal=True, cache=cache), expected, atol=1e-5, rtol=1e-5)
+
+    def test_an_empty_cache_has_no_rows_to_select(self):
+        cache = KeyValueCache(grows=True)
+        cache.select(torch.tensor([1, 0]))
+        assert cache.kept is None

@@ -1,7 +1,7 @@
 """Every yaml fits the class it names: it composes, resolves and builds. New ones join by themselves.
 
-A choice is tried on the default experiment; one that makes no sense there, on an experiment that takes it, and then on
-any.
+A choice is tried on the default experiment; one that makes no sense there, on an experiment that takes it, then on any,
+and then on those that no experiment is yet made of.
 """
 
 import copy
@@ -26,26 +26,48 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from perceiver.data.collate import collate
-from perceiver.training.build import construct
+from perceiver.tasks.classification import Classification
+from perceiver.training.build import build, check_room, construct, learn
 from perceiver.training.config import register_resolvers, resolved
 from perceiver.training.errors import ConfigError
 from perceiver.training.optimization import parameter_groups
 from perceiver.training.summary import count_parameters, flops_per_sample
 from perceiver.types import Batch
+from tests.data.caption_trees import clotho_tree, coco_tree, flickr8k_tree, karpathy_tree, text_pairs_tree
 from tests.data.tagged_trees import audioset_tree, fsd50k_tree, noise, table
 from tests.training.runs import CONF, composed, image_tree
 
 FILES = sorted(CONF.rglob("*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 DEFAULTS: list[Any] = yaml.safe_load((CONF / "train.yaml").read_text())["defaults"]
-GROUPS = {str(entry).partition("@")[0]: str(entry) for item in DEFAULTS if isinstance(item, dict) for entry in item}
-"""Group -> the key that chooses from it: `encoder` -> `encoder@model.encoders.image`."""
+
+
+def keys_of_groups() -> dict[str, str]:
+    """Group -> the key that chooses from it: `encoder` -> `encoder@model.encoders.image`.
+
+    Groups that only a choice of another group chooses from come last: `generation` -> `generation@task.generation`.
+    """
+    keys = {str(entry).partition("@")[0]: str(entry) for item in DEFAULTS if isinstance(item, dict) for entry in item}
+    for path in sorted(CONF.glob("*/*.yaml")):
+        for item in yaml.safe_load(path.read_text()).get("defaults", []):
+            for entry in item if isinstance(item, dict) and path.parent.name != "experiment" else ():
+                group, _, package = str(entry).removeprefix("/").partition("@")
+                keys.setdefault(group, f"{group}@{path.parent.name}.{package}")
+    return keys
+
+
+GROUPS = keys_of_groups()
 DEFAULT_EXPERIMENT = next(item["experiment"] for item in DEFAULTS if isinstance(item, dict) and "experiment" in item)
 CHOICES = [(path.parent.name, path.stem) for path in FILES if path.parent.name in GROUPS.keys() - {"experiment"}]
 GIVEN_AT_RUN_TIME = {"loader": {"dataset"}, "logger": {"run_dir", "run_config"}}
 """Keywords that a run passes by itself."""
-ONE_HOME = {"num_classes", "channels", "image_size", "sample_rate", "vocab_size"}
-"""Values that `data` knows, and everyone else takes over."""
+ONE_HOME = dict.fromkeys(("num_classes", "channels", "image_size", "sample_rate"), "data") | dict.fromkeys(
+    ("vocab_size", "max_length"), "tokenizer"
+)
+"""Values that one group knows, and everyone else takes over."""
+CAPTIONS = ["task=captioning", "tokenizer=words", "decoder@model.decoder=text"]
+TEXTS = [*CAPTIONS, "data=text_pairs", "~encoder@model.encoders.image", "+encoder@model.encoders.text=text"]
+"""What makes a captioner of an experiment, and a translator of the default one."""
 
 
 @pytest.fixture(scope="session")
@@ -71,6 +93,11 @@ def roots(tmp_path_factory) -> dict[str, Path]:
         "ESC50": esc50_tree(folder / "esc50"),
         "FSD50K": fsd50k_tree(folder / "fsd50k", num_classes=200),
         "AudioSet": audioset_tree(folder / "audioset", num_classes=527),
+        "Flickr8k": flickr8k_tree(folder / "flickr8k"),
+        "CocoCaptions": coco_tree(folder / "coco"),
+        "Karpathy": karpathy_tree(folder / "karpathy"),
+        "Clotho": clotho_tree(folder / "clotho"),
+        "TextPairs": text_pairs_tree(folder / "text_pairs"),
     }
 
 
@@ -108,12 +135,19 @@ def config_of(roots) -> Callable[..., dict[str, Any]]:
 
 def built(config: dict[str, Any], tmp_path: Path) -> None:
     """Build everything that a config names and run a sample through it, on the device without memory."""
-    data = construct(config, "loader", dataset=construct(config, "data"))
+    tokenizer = construct(config, "tokenizer") if config.get("tokenizer") else None
+    shared = {key: {"tokenizer": tokenizer} if "tokenizer" in config[key] else {} for key in ("data", "task")}
+    dataset = construct(config, "data", **shared["data"])
+    data = construct(config, "loader", dataset=dataset)
+    if any(shared.values()):
+        assert tokenizer is not None
+        learn(dataset, tokenizer)
+        check_room(config, tokenizer)
     sample = data.train_samples[0]
-    assert len(data.dataset.class_names) == config["data"]["num_classes"]
+    assert len(dataset.class_names) == config["data"].get("num_classes", 0)
     with torch.device("meta"):
         model = construct(config, "model")
-    task = construct(config, "task").to("meta")
+    task = construct(config, "task", **shared["task"]).to("meta")
     batch = collate([sample, sample]).to("meta")
     outputs = task.outputs(model, batch)
     assert task.loss(outputs, batch).shape == ()
@@ -140,23 +174,31 @@ def choices_of(experiment: str) -> set[tuple[str, str]]:
         }
 
 
-def config_with(group: str, choice: str, config_of: Callable[..., dict[str, Any]]) -> dict[str, Any]:
-    """A config with a choice in it that makes sense."""
-    key = f"encoder@model.encoders.{choice.partition('_')[0]}" if group == "encoder" else GROUPS[group]
-    alone = f"{key}=[{choice}]" if group == "callbacks" else f"{key}={choice}"
-    taking = [[f"experiment={name}"] for name in EXPERIMENTS if (group, choice) in choices_of(name)]
-    for overrides in ([alone], *taking, *([f"experiment={name}", alone] for name in EXPERIMENTS)):
-        with suppress(ConfigError, HydraException):
-            return config_of(*overrides)
-    return config_of(alone)
+@pytest.fixture(scope="session")
+def config_with(config_of) -> Callable[[str, str], dict[str, Any]]:
+    """Group and choice -> a config with it that makes sense."""
+
+    @cache
+    def make(group: str, choice: str) -> dict[str, Any]:
+        key = f"encoder@model.encoders.{choice.partition('_')[0]}" if group == "encoder" else GROUPS[group]
+        alone = f"{key}=[{choice}]" if group == "callbacks" else f"{key}={choice}"
+        taking = [[f"experiment={name}"] for name in EXPERIMENTS if (group, choice) in choices_of(name)]
+        every = [f"experiment={name}" for name in EXPERIMENTS]
+        captioning = [[experiment, *CAPTIONS, alone] for experiment in every]
+        for overrides in ([alone], *taking, *([one, alone] for one in every), *captioning, [*TEXTS, alone]):
+            with suppress(ConfigError, HydraException):
+                return config_of(*overrides)
+        return config_of(alone)
+
+    return make
 
 
 class TestKeys:
     """Every key of a yaml is a keyword of the class, and every keyword that needs a value has its key."""
 
     @pytest.mark.parametrize(("group", "choice"), CHOICES, ids=map("/".join, CHOICES))
-    def test_every_choice_fits_the_signatures_of_what_it_names(self, config_of, group, choice):
-        assert missing_keywords(config_with(group, choice, config_of)) == []
+    def test_every_choice_fits_the_signatures_of_what_it_names(self, config_with, group, choice):
+        assert missing_keywords(config_with(group, choice)) == []
 
     @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONF)))
     def test_every_node_in_a_file_fits_its_signature_before_it_is_composed(self, path):
@@ -185,14 +227,21 @@ class TestKeys:
             if key.rpartition(".")[2] in ONE_HOME and not str(value).startswith("${")
             if not (path.stem.startswith("audio_") and key == "stem.channels")  # a spectrogram has one, always
         }
-        at_home = path.parent.name == "data" or all(key.startswith("data.") for key in written)
-        assert at_home, written
+        strays = [
+            key
+            for key in written
+            if (home := ONE_HOME[key.rpartition(".")[2]]) != path.parent.name and not key.startswith(f"{home}.")
+        ]
+        assert strays == []
 
 
 class TestBuild:
     @pytest.mark.parametrize(("group", "choice"), CHOICES, ids=map("/".join, CHOICES))
-    def test_every_choice_builds(self, config_of, tmp_path, group, choice):
-        built(config_with(group, choice, config_of), tmp_path)
+    def test_every_choice_builds(self, config_with, tmp_path, group, choice):
+        config = config_with(group, choice)
+        built(config, tmp_path)
+        if "_target_" in (alone := load(CONF / group / f"{choice}.yaml")):
+            assert alone["_target_"] in [node["_target_"] for _, node in nodes(config)], "the choice is not in it"
 
     @pytest.mark.parametrize("name", EXPERIMENTS)
     def test_every_experiment_builds(self, config_of, tmp_path, name):
@@ -210,6 +259,32 @@ class TestBuild:
         assert re.search(r"\d|experiments/README\.md", said["Expected"])
 
 
+CAPTIONING_CHOICES = [
+    (group, choice)
+    for group, choice in CHOICES
+    if group in ("tokenizer", "generation") or (group == "encoder" and choice.startswith("image_"))
+]
+SMALL_CAPTIONS = [
+    *("experiment=image_captioning", "model.num_latents=5", "model.dim=16", "model.cross_attention.num_heads=1"),
+    *("data.image_size=24", "data.num_samples={train: 5, val: 2, test: 2}", "tokenizer.max_length=23"),
+]
+
+
+class TestCaptioning:
+    """The parts that only texts need are tried on samples with texts."""
+
+    @pytest.mark.parametrize(("group", "choice"), CAPTIONING_CHOICES, ids=map("/".join, CAPTIONING_CHOICES))
+    def test_every_choice_learns_from_captions_and_writes_some(self, config_of, group, choice):
+        parts = build(config_of(*SMALL_CAPTIONS, f"{GROUPS[group]}={choice}"))
+        batch = collate([parts.data.train_samples[index] for index in range(3)])
+        loss = parts.task.loss(parts.task.outputs(parts.model, batch), batch)
+        loss.backward()
+        assert all(one.grad is not None and one.grad.isfinite().all() for one in parts.model.parameters())
+        written = parts.task.predictions(parts.model.eval(), batch, parts.data.dataset.class_names, 2)
+        assert [len(of_sample) for of_sample in written] == [2, 2, 2]
+        assert all(list(one) == ["caption", "log_probability"] for of_sample in written for one in of_sample)
+
+
 IMAGENET = [
     *("data=image_folder", "data.root=.", "data.num_classes=1000", "data.image_size=224", "data.channels=3"),
     "encoder@model.encoders.image=image_pixels",
@@ -217,6 +292,7 @@ IMAGENET = [
 PERCEIVER = ["model=perceiver_imagenet", "decoder@model.decoder=pooled"]
 LEARNED = ["encoder@model.encoders.image=image_pixels_learned", "model.encoders.image.positions.project_dim=256"]
 PERCEIVER_IO = ["model=perceiver_io_imagenet", "decoder@model.decoder=queries"]
+CLASSIFICATION = Classification(num_classes=1000, label_smoothing=0.0, mixup=0.0, cutmix=0.0)
 
 
 class TestPapers:
@@ -242,7 +318,7 @@ class TestPapers:
         model = paper_model(*overrides)
         assert count_parameters(model) == parameters
         image = torch.empty(1, 3, 224, 224, device="meta")
-        flops = flops_per_sample(model, Batch(inputs={"image": image}, targets={}, ids=["x"]))
+        flops = flops_per_sample(model, CLASSIFICATION, Batch(inputs={"image": image}, targets={}, ids=["x"]))
         assert flops / 1e9 == pytest.approx(giga_flops, rel=5e-3)
 
     def test_without_sharing_it_has_seven_times_the_parameters(self):

@@ -153,10 +153,10 @@ class ShapeSplit:
         random = data.random(self.stage, index, *([int(torch.randint(2**62, ()))] if train else []))
         unseen = self.stage == "test" and random.random() < data.unseen_share
         things = data.things(random, unseen=unseen)
+        image = drawn(random, things, data.image_size)
         texts = data.captions(things, random, 1 if train else data.num_references)
         targets: dict[str, Any] = {"caption": texts[0], "references": texts, "group": "unseen" if unseen else ""}
         if not train:
             targets["boxes"] = [thing.box(data.image_size) for thing in things]
             targets["facts"] = ShapeFacts(things, data.image_size)
-        image = drawn(random, things, data.image_size)
         return data.sample(image, targets, f"shape_scenes/{self.stage}/{index}", train=False)

@@ -29,7 +29,7 @@ class TextEncoder(Encoder):
         self.dim = combined_dim(dim, positions.dim, combine)
 
     def forward(self, raw: Int[Tensor, "batch 1 length"], mask: Bool[Tensor, "batch length"] | None = None) -> Tokens:
-        if raw.ndim != 3 or raw.shape[1] != 1 or raw.shape[2] < 1 or raw.is_floating_point():
+        if raw.ndim != 3 or raw.shape[1] != 1 or raw.shape[2] < 1 or raw.dtype not in (torch.int64, torch.int32):
             raise ValueError(f"text inputs must be whole numbers [batch, 1, length], not {raw.dtype} {list(raw.shape)}")
         length = raw.shape[2]
         values = with_positions(self.embedding(raw[:, 0]), self.positions((length,)), self.combine)

@@ -31,9 +31,9 @@ def event_arrays(
     per cross-attend `cross<k>/weights` [batch, heads, latents, keys] with `cross<k>/latents` [batch, latents], the
     latents' numbers: all of them, or as many as fit into `max_megabytes`, shared by the cross-attends, those that the
     outputs read most; `decode<k>/weights` [batch, heads, queries, latents] and `words<k>/weights` [batch, heads,
-    queries, queries], whole; `rollout/inputs` [batch, queries, keys], `rollout/residual` and `rollout/alpha`; one query,
-    the mean, if all do not fit into `max_megabytes`; `answers` (JSON: for each sample the fields of each `Answer`, whose
-    `queries` are places along `queries`).
+    queries, queries], whole; `rollout/inputs` [batch, queries, keys], `rollout/residual` and `rollout/alpha`; one
+    query, the mean, if all do not fit into `max_megabytes`; `answers` (JSON: for each sample the fields of each
+    `Answer`, whose `queries` are places along `queries`).
     """
     arrays: dict[str, np.ndarray] = {"ids": np.array(batch.ids)}
     for name, raw in batch.inputs.items():

@@ -95,11 +95,12 @@ class AttentionCallback(Callback):
 
     def _look(self, trainer: Trainer, module: LightningModule, step: int, epoch: int) -> None:
         self.scores = {}
-        model, _, class_names = _parts_of(module)
+        model, _, _ = _parts_of(module)
         batch = self._probe(trainer, self.num_samples).to(module.device)
         captured, answers = _looked_at(trainer, module, batch)
         boxes = batch.targets.get("boxes", [])
-        scores = self._score(trainer, module)
+        words = any(answer.label is None for row in answers for answer in row)
+        scores = self._score(trainer, module) if boxes or words else {}
         if not trainer.is_global_zero:
             return
         arrays = event_arrays(
@@ -153,11 +154,11 @@ class AttentionCallback(Callback):
 
 
 def _parts_of(module: LightningModule) -> tuple[Perceiver, Task, Sequence[str]]:
-    """Model, task, and the names of the classes, as far as they have names."""
+    """Model, task, and the names of the classes; none where there are no classes."""
     assert isinstance(module.model, Perceiver)
     assert isinstance(module.task, Task)
     description: Mapping[str, Any] = module.description  # type: ignore[assignment]
-    return module.model, module.task, description.get("class_names", ())
+    return module.model, module.task, description["class_names"]
 
 
 def _looked_at(trainer: Trainer, module: LightningModule, batch: Batch) -> tuple[Capture, list[list[Answer]]]:

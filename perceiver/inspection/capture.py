@@ -5,7 +5,7 @@ leaves its queries, keys and mask here; the weights are recomputed from them in 
 in bounded chunks. Outside, nothing is left in the model: no flag, no hook, no recompilation.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from perceiver.attention import KeyMask, ScaledDotProduct, SelfBlock, attention_weights
 from perceiver.decoders.base import Decoder
@@ -82,7 +83,8 @@ class Capture:
     """The attention of the last forward pass.
 
     Attributes:
-        layers: name -> layer, in the order in which they ran; named by role and number: `cross0`, `self0`, … `decode0`, `words0`.
+        layers: name -> layer, in the order in which they ran; named by role and number: `cross0`, `self0`, … `words0`,
+            `decode0`.
         spans: modality name -> its place among the keys of the `cross` layers.
     """
 
@@ -136,9 +138,10 @@ def capture(model: nn.Module) -> Iterator[Capture]:
     modes = {module: module.training for module in model.modules()}
     # Left to itself, `fork_rng` would touch every GPU of the machine.
     devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
-    hooks = [module.register_forward_hook(_span_recorder(captured)) for module in modes if isinstance(module, Join)]
+    recorder = _Recorder(captured)
+    hooks = [hook for module in modes for hook in recorder.follow(module)]
     for module, role in _roles(model).items():
-        hooks.append(module.register_forward_pre_hook(_recorder(captured, role), with_kwargs=True))
+        hooks.append(module.register_forward_pre_hook(recorder.attention(role), with_kwargs=True))
     model.eval()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices), torch.compiler.set_stance("force_eager"):
@@ -171,20 +174,43 @@ def _roles(model: nn.Module) -> dict[nn.Module, Role]:
     }
 
 
-def _recorder(captured: Capture, role: Role) -> Any:
-    def keep(q: Tensor, k: Tensor, v: Tensor, mask: KeyMask | None = None, causal: bool = False) -> None:
-        layer = Layer(role, q.detach(), k.detach(), mask, causal)
-        captured.layers[f"{role}{len(captured.named(role))}"] = layer
+class _Recorder:
+    """Leaves in a capture what a forward pass does.
 
-    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        keep(*args, **kwargs)
+    What a decoder writes word by word is no forward pass: kept, it would hold all keys as often as there are words.
+    """
 
-    return record
+    def __init__(self, captured: Capture) -> None:
+        self.captured = captured
+        self.decoding = False
 
+    def follow(self, module: nn.Module) -> list[RemovableHandle]:
+        """Hooks that tell where in a forward pass the model is."""
+        if isinstance(module, Join):
+            return [module.register_forward_hook(self._joined)]
+        if isinstance(module, Decoder):
+            return [
+                module.register_forward_pre_hook(lambda *_: self._decodes(True)),
+                module.register_forward_hook(lambda *_: self._decodes(False), always_call=True),
+            ]
+        return []
 
-def _span_recorder(captured: Capture) -> Any:
-    def record(module: nn.Module, args: tuple[Any, ...], output: JoinedTokens) -> None:
-        captured.layers.clear()  # the join comes first: a new forward pass begins
-        captured.spans = output.spans
+    def attention(self, role: Role) -> Callable[..., None]:
+        """A hook that keeps an attention."""
 
-    return record
+        def keep(q: Tensor, k: Tensor, v: Tensor, mask: KeyMask | None = None, causal: bool = False) -> None:
+            layer = Layer(role, q.detach(), k.detach(), mask, causal)
+            self.captured.layers[f"{role}{len(self.captured.named(role))}"] = layer
+
+        def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self.decoding or role in ("cross", "self"):
+                keep(*args, **kwargs)
+
+        return record
+
+    def _joined(self, module: nn.Module, args: tuple[Any, ...], output: JoinedTokens) -> None:
+        self.captured.layers.clear()  # the join comes first: a new forward pass begins
+        self.captured.spans = output.spans
+
+    def _decodes(self, does: bool) -> None:
+        self.decoding = does

@@ -38,7 +38,7 @@ def _entropy(weights: Float[Tensor, "batch heads queries keys"]) -> Float[Tensor
 
 
 def own_answers(captured: Capture, answers: Sequence[Sequence[Answer]], num_classes: int) -> list[list[Answer]]:
-    """Those answers that the decoder asked for with queries of their own: none where it asks for all classes at once."""
+    """Those answers for which the decoder has queries of their own: none where it asks for all classes at once."""
     if captured.num_outputs == num_classes:
         return [list(row) for row in answers]
     return [[answer for answer in row if answer.label is None] for row in answers]
@@ -65,8 +65,9 @@ def panels(
 
     Returns:
         `<modality>/cross<k>`: the input, the mean over latents over it and alone, the rollout from the outputs to the
-        input (from each class, where there are such answers; else from all together), and the `num_latents` latents that
-        the outputs read most. `caption/words`, where the answers are words: the input, and the rollout from each word.
+        input (from each class, where there are such answers; else from all together), and the `num_latents` latents
+        that the outputs read most. `caption/words`, where the answers are words: the input, and the rollout from each
+        word.
     """
     spans = {modality: span for modality, span in captured.spans.items() if len(span.grid.shape) <= 2}
     frames = {modality: Frame(span.grid, pictures.get(modality)) for modality, span in spans.items()}
@@ -75,7 +76,7 @@ def panels(
         captured, spans, frames, alpha, [row or () for row in boxes] or [()] * num_rows, answers or [[]] * num_rows
     )
     sheets = look.by_latents(num_latents)
-    if any(answer.label is None for row in look.answers for answer in row):
+    if frames and any(answer.label is None for row in look.answers for answer in row):
         sheets["caption/words"] = look.by_words()
     return sheets
 

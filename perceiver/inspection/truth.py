@@ -51,7 +51,7 @@ def truth_scores(
         captured: the forward pass.
         boxes: for each row of the batch where things truly are.
         answers: for each row what the model said, where that has queries of its own.
-        num_classes: as many queries of the decoder mean that the one of class k has number k.
+        num_classes: as many queries of the decoder mean that the one of class k has number k; 0 where there are words.
         alpha: of the rollout.
 
     Returns:
@@ -87,7 +87,7 @@ def cases_of(
     boxes: Sequence[Sequence[Box] | None], answers: Sequence[Sequence[Answer]], *, num_outputs: int, num_classes: int
 ) -> list[Case]:
     """What there is to compare: words with what they speak of; each class that a sample has; or all its boxes."""
-    if any(answer.label is None for row in answers for answer in row):
+    if not num_classes or any(answer.label is None for row in answers for answer in row):
         return [
             Case(sample, answer.queries, answer.boxes, answer.kind)
             for sample, row in enumerate(answers)
@@ -114,7 +114,7 @@ def overlaps(
     the same for every word is found out by it.
 
     Returns:
-        `word_overlap`, of each sample with at least two words; nothing where answers are no words.
+        `word_overlap`, of each sample with at least two words that have a map; nothing where answers are no words.
     """
     words = [[answer.queries for answer in row if answer.label is None and answer.queries] for row in answers]
     if not any(len(row) > 1 for row in words):
@@ -122,11 +122,13 @@ def overlaps(
     inputs = rollout(captured, alpha=alpha, readers=readers_of(words, captured.num_outputs)).inputs
     found = []
     for row, maps in zip(words, inputs, strict=True):
-        if (count := len(row)) > 1:
-            shares = maps[:count] / maps[:count].sum(dim=-1, keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
+        maps = maps[: len(row)]
+        maps = maps[maps.sum(dim=-1) > 0]
+        if (count := len(maps)) > 1:
+            shares = maps / maps.sum(dim=-1, keepdim=True)
             common = 1 - torch.cdist(shares, shares, p=1) / 2
             found.append((common.sum() - common.trace()) / (count * (count - 1)))
-    return {"word_overlap": torch.stack(found).cpu()}
+    return {"word_overlap": torch.stack(found).cpu()} if found else {}
 
 
 def box_coverage(boxes: Sequence[Sequence[Box]], grid: Grid) -> Float[Tensor, "cases tokens"]:

@@ -70,6 +70,8 @@ class Captioning(Task):
         return logits[..., : self.tokenizer.num_ids]
 
     def _captions(self, batch: Batch, near: nn.Module | Tensor) -> Int[Tensor, "batch length"]:
+        if "caption" not in batch.targets:
+            raise ValueError("the samples have no captions; choose data that has them, or another task")
         device = near.device if isinstance(near, Tensor) else next(near.parameters()).device
         return self.tokenizer.encode_batch(batch.targets["caption"]).to(device)
 

@@ -1,7 +1,7 @@
 """From a model of the next word to whole texts: greedy, by beam search, or by sampling.
 
 A text begins with BOS and ends with EOS, or where it reaches the greatest length. What a strategy goes by is the
-log-probability of the next word among all that may be written; all texts of a batch are written together.
+log-probability of the next word, as the model gives it; all texts of a batch are written together.
 """
 
 from abc import ABC, abstractmethod
@@ -210,7 +210,8 @@ class Sampling(Generation):
 
     def narrowed(self, scores: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows vocab"]:
         """Log-probabilities with temperature, and without the words that are not drawn from."""
-        scores = scores / self.temperature
+        # Less the highest, so that dividing by next to nothing leaves a finite one.
+        scores = (scores - scores.amax(dim=1, keepdim=True)) / self.temperature
         if 0 < self.top_k < scores.shape[1]:
             least = scores.topk(self.top_k, dim=1).values[:, -1:]
             scores = scores.masked_fill(scores < least, IMPOSSIBLE)

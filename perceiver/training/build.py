@@ -72,6 +72,8 @@ def build(config: dict[str, Any], learned: Learned | None = None) -> Parts:
             data.train_samples  # noqa: B018  (what is wrong on disk is found now)
     elif tokenizer is not None and learned.vocabulary is not None:
         tokenizer.restore(learned.vocabulary)
+    if tokenizer is not None:
+        check_room(config, tokenizer)
     model: Perceiver = construct(config, "model")
     task: Task = construct(config, "task", **shared["task"])
     optimizer: OptimizerFactory = construct(config, "optimizer")
@@ -94,6 +96,19 @@ def learn(dataset: Dataset, tokenizer: Tokenizer | None) -> Learned:
     if not tokenizer.is_trained:
         tokenizer.train(dataset.texts())
     return Learned(dataset.class_names, tokenizer.vocabulary)
+
+
+def check_room(config: dict[str, Any], tokenizer: Tokenizer) -> None:
+    """Refuse a model whose vocabulary or whose texts are smaller than the tokenizer's.
+
+    Raises:
+        ConfigError: it is.
+    """
+    least = {"vocab_size": tokenizer.num_ids, "max_length": tokenizer.max_length}
+    for key, node in targets(config["model"], "model"):
+        for name, size in least.items():
+            if node.get(name, size) < size:
+                raise ConfigError(f"{key}.{name}={node[name]} must be at least the tokenizer's {size}")
 
 
 def construct(config: dict[str, Any], key: str, **parts: Any) -> Any:
@@ -167,7 +182,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         description = content["description"]
-        learned = Learned(description["class_names"], description["vocabulary"])
+        learned = Learned(description["class_names"], description.get("vocabulary"))
         checkpoint = Checkpoint(description["config"], learned, content["state_dict"])
     except Exception as error:  # damaged files raise anything; the message of a refused one is pages long
         problem = str(error).strip().partition("\n")[0] or type(error).__name__

@@ -74,6 +74,9 @@ def explain(error: BaseException) -> str:
         return f"{key} must be given: {key}=…"
     if isinstance(error, InterpolationKeyError) and (wanted := re.search(r"'([\w.]+)' not found", text)):
         group = wanted[1].partition(".")[0]
+        root = None if error.parent_node is None else error.parent_node._get_root()
+        if isinstance(root, DictConfig) and root.get(group) is None:
+            return f"{error.full_key} needs {wanted[1]}, but no {group} is chosen; choose one of conf/{group}: {group}=…"
         fitting = "conf/experiment has choices that go together"
         return f"{error.full_key} needs {wanted[1]}, which the chosen {group} does not have; {fitting}"
     if isinstance(error, InterpolationResolutionError):

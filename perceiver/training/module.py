@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from perceiver.model import Perceiver
 from perceiver.tasks.base import Task
-from perceiver.training.errors import ConfigError
+from perceiver.training.errors import ConfigError, nearest
 from perceiver.training.optimization import Schedule, parameter_groups
 from perceiver.types import Batch, Stage
 
@@ -91,8 +91,11 @@ class TrainingModule(LightningModule):
 
     def _log_metrics(self, stage: Stage) -> None:
         metrics = self.task.metrics(stage)
-        shown = (self.task.monitor, "loss")
-        for name, value in metrics.compute().items():
+        monitor, values = self.task.monitor, metrics.compute()
+        if stage == "val" and monitor not in values:
+            raise ConfigError(f"task.monitor={monitor}: validation has no such metric{nearest(monitor, list(values))}")
+        shown = (monitor, "loss")
+        for name, value in values.items():
             self.log(f"{stage}/{name}", value, prog_bar=stage != "test" and name in shown)
         metrics.reset()
 

@@ -1,19 +1,21 @@
 """A finished run's answers about a user's own files, and the attention that led to them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from rich.table import Table
+from torch import Tensor, nn
 
 from perceiver.data.base import UnreadableError
 from perceiver.data.collate import collate
 from perceiver.inspection.capture import capture, pictures_of
 from perceiver.inspection.maps import own_answers, panels
 from perceiver.inspection.timeline import timeline
+from perceiver.model import Perceiver
 from perceiver.training.build import Parts
 from perceiver.training.errors import ConfigError
 from perceiver.training.finished import load
@@ -94,11 +96,43 @@ def score_of(predictions: Sequence[dict[str, Any]], wanted: dict[str, Any]) -> f
 
 
 def predictions_of(parts: Parts, samples: Sequence[Sample], top: int) -> list[list[dict[str, Any]]]:
-    """What the model says of some samples, no more than a batch at once."""
+    """What the model says of some samples; it is shown no more than a batch at once."""
     size, names = parts.data.batch_size, parts.module.description["class_names"]
+    model = InParts(parts.model, size)
     batches = (collate(samples[start : start + size]) for start in range(0, len(samples), size))
-    found = (parts.task.predictions(parts.model, batch.to(parts.module.device), names, top) for batch in batches)
+    found = (parts.task.predictions(model, batch.to(parts.module.device), names, top) for batch in batches)
     return [of_sample for of_batch in found for of_sample in of_batch]
+
+
+class InParts(nn.Module):
+    """A model that is shown a few rows at once, as one sample may have thousands of views.
+
+    Args:
+        model: the model.
+        size: how many rows.
+    """
+
+    def __init__(self, model: Perceiver, size: int) -> None:
+        super().__init__()
+        self.model = model
+        self.decoder = model.decoder
+        self.size = size
+
+    def forward(self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor], *queries: Tensor) -> Tensor:
+        return torch.cat(
+            [self.model(*part, *(rows[at] for rows in queries)) for at, part in self._parts(inputs, masks)]
+        )
+
+    def encode(self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor:
+        return torch.cat([self.model.encode(*part) for _, part in self._parts(inputs, masks)])
+
+    def _parts(
+        self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor]
+    ) -> Iterator[tuple[slice, list[dict[str, Tensor]]]]:
+        """Where each part is, and its inputs and masks."""
+        for start in range(0, len(next(iter(inputs.values()))), self.size):
+            at = slice(start, start + self.size)
+            yield at, [{name: rows[at] for name, rows in named.items()} for named in (inputs, masks)]
 
 
 def draw_attention(parts: Parts, view: Sample, stem: Path, *, shown: dict[str, Any]) -> dict[str, str]:

@@ -99,7 +99,10 @@ def prepare(cfg: DictConfig) -> tuple[dict[str, Any], Parts]:
     if config["ckpt_path"] is not None:
         path = Path(config["ckpt_path"])
         try:
-            load_weights(parts.module, read_checkpoint(path), path)
+            found = read_checkpoint(path)
+            if found.learned.vocabulary != parts.module.description["vocabulary"]:
+                raise ConfigError(f"{path}: its tokenizer has learned other words than those of this data")
+            load_weights(parts.module, found, path)
         except ConfigError as error:
             raise ConfigError(f"ckpt_path={error}") from error
     if config["compile"]:

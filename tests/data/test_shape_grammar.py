@@ -120,6 +120,17 @@ class TestCaptions:
                         random_order.append(middles == sorted(middles))
         assert 0.3 < np.mean(random_order) < 0.7
 
+    def test_what_is_counted_comes_where_its_first_thing_is(self):
+        found = [
+            caption
+            for seed in range(101)
+            for caption in said(THREE_STARS.things, np.random.default_rng(seed), left_to_right=True)
+            if "two" in caption and "and" in caption
+        ]
+        assert len(found) > 50
+        # The red stars are the first and the second, the small ones the first and the last.
+        assert all(caption.index("two") < caption.index(" and ") for caption in found)
+
 
 class TestGrammar:
     @pytest.mark.parametrize(

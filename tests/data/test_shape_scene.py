@@ -120,6 +120,11 @@ class TestPictures:
                 nearest = min(COLOURS, key=lambda name: float(np.linalg.norm(seen - COLOURS[name])))
                 assert nearest == colour
 
+    def test_no_two_things_of_a_colour_look_quite_the_same(self):
+        looks = [things_of(random(seed), [("blue", "star")], SIZES)[0].rgb for seed in range(53)]
+        assert len(set(looks)) == 53
+        assert (np.std(looks, axis=0) > COLOUR_JITTER / 3).all()
+
     def test_backgrounds_are_dark_noisy_and_different(self):
         pictures = [drawn(random(seed), [], 61).float() for seed in range(29)]
         means = np.array([picture.mean(dim=(1, 2)).numpy() for picture in pictures])

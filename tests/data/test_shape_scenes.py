@@ -118,6 +118,7 @@ class TestRandomness:
         one = image(scenes().split("val")[0])
         for other in (scenes(seed=4).split("val")[0], scenes().split("test")[0], scenes().split("val")[1]):
             assert not torch.allclose(one, image(other))
+        assert len({scenes().random(stage, 0).random() for stage in ("train", "val", "test")}) == 3
 
     def test_training_scenes_are_drawn_anew(self):
         split = scenes().split("train")
@@ -194,6 +195,12 @@ class TestParameters:
         for number in (1, 7):
             assert {len(s.targets["references"]) for s in samples("val", num_references=number)} == {number}
         assert {len(s.targets["references"]) for s in samples("train")} == {1}
+
+    def test_what_is_said_of_a_scene_does_not_change_it(self):
+        one, *others = (scenes(**c).split("val")[7] for c in ({}, {"num_references": 2}, {"order": "left_to_right"}))
+        for other in others:
+            assert torch.equal(image(one), image(other))
+            assert things(one) == things(other)
 
     def test_order(self):
         def ordered(order):

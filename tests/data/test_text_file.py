@@ -72,5 +72,5 @@ class TestEntries:
             [c.file_name("c") for a in Entry.read(path).entries("a") for c in a.entries("b")]
 
     def test_long_values_are_cut_in_messages(self, file):
-        with pytest.raises(UnreadableError, match="a='x{40}' is not a list"):
+        with pytest.raises(UnreadableError, match=r"a='x{40}' is not a list"):
             list(Entry.read(file(f'{{"a": "{"x" * 1000}"}}')).entries("a"))

@@ -3,12 +3,17 @@
 import io
 
 import numpy as np
+import torch
 from PIL import Image
 
+from perceiver.inspection.capture import Capture
 from perceiver.inspection.sheets import GAP, TILE, TITLE_HEIGHT, Tile, tile_size
+from perceiver.types import Answer, Picture, Span
+from tests.inspection.models import captured_with, grid, images_of, layer
 
 LUMINANCE = np.array([0.299, 0.587, 0.114])
 BRIGHTEST = (253, 231, 37)
+SPANS = {"image": Span(0, 35, grid(5, 7, cell=3)), "depth": Span(35, 35 + 11 * 13, grid(11, 13))}
 
 
 def planted(rows: int, columns: int, row: int, column: int, weight: float = 0.7) -> np.ndarray:
@@ -42,3 +47,29 @@ def bright_place(picture: np.ndarray) -> tuple[float, float]:
     assert brightness.max() > 190 > 100 > np.median(brightness), "nothing stands out"
     rows, columns = np.nonzero(brightness == brightness.max())
     return (rows.mean() + 0.5) / picture.shape[0], (columns.mean() + 0.5) / picture.shape[1]
+
+
+def images(batch: int = 2, channels: int = 3) -> dict[str, Picture]:
+    return images_of({"image": torch.zeros(batch, channels, 15, 21), "depth": torch.zeros(batch, 1, 11, 13)})
+
+
+def capture_of_places(places: list[int], batch: int = 2) -> Capture:
+    """Each query asks a latent of its own, which looks at one token."""
+    tokens = SPANS["depth"].stop
+    weights = torch.full((batch, 1, len(places), tokens), 0.1 / tokens)
+    for latent, place in enumerate(places):
+        weights[:, :, latent, place] += 0.9
+    reads = torch.eye(len(places)).expand(batch, 1, -1, -1)
+    return captured_with(SPANS, cross0=layer("cross", weights), decode0=layer("decode", reads))
+
+
+def of_class(name: str, label: int) -> Answer:
+    return Answer(name, (label,), label=label)
+
+
+def tiles_of(sheet: Image.Image, count: int, row: int = 0) -> list[np.ndarray]:
+    """The first tiles of a sheet of 5×7 cells."""
+    height = round(TILE * 5 / 7)
+    top = row * (height + TITLE_HEIGHT + GAP) + TITLE_HEIGHT
+    pixels = np.asarray(sheet).astype(float)
+    return [pixels[top : top + height, number * (TILE + GAP) :][:, :TILE] for number in range(count)]

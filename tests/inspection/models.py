@@ -1,34 +1,28 @@
 """Models and attention for the tests of inspection: with sharp maps, and with maps made to order."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from perceiver import Perceiver
-from perceiver.attention import Attention, BlockSpec, CrossBlock, SelfBlock
-from perceiver.decoders.base import Decoder
+from perceiver.attention import Attention, BlockSpec
 from perceiver.decoders.pooled import PooledDecoder
 from perceiver.decoders.queries import QueryDecoder
+from perceiver.decoders.text import TextDecoder
 from perceiver.inspection.capture import Capture, Layer, Role, capture
 from perceiver.latents import Schedule
-from perceiver.types import Axis, Grid, Picture, Span
+from perceiver.tasks.captioning import Captioning
+from perceiver.tasks.generation import BeamSearch, Generation
+from perceiver.tokenizer import SPECIAL, WordTokenizer, words_in
+from perceiver.types import Axis, Batch, Box, Grid, Mention, Picture, Span
 from tests.models import DIM, NUM_CLASSES, PERCEIVER_IO, small_inputs, small_perceiver
 
+VOCAB_SIZE, MAX_LENGTH, NUM_WORDS = 31, 13, 7
+TEXT = "there is a small red circle and two large blue squares , one of them left of the green star ."
 CROSS_HEADS = BlockSpec(num_heads=3, qk_dim=3 * 5, v_dim=3 * 7)
 DECODE_HEADS = BlockSpec(num_heads=5, qk_dim=5 * 2, v_dim=5 * 3)
-
-
-class CausalDecoder(Decoder):
-    """Queries that read each other causally and then the latents, as a text decoder does."""
-
-    def __init__(self, *, dim: int, query_dim: int) -> None:
-        super().__init__()
-        self.queries = torch.nn.Parameter(torch.randn(7, query_dim))
-        self.self_block = SelfBlock(dim=query_dim, spec=DECODE_HEADS)
-        self.cross_block = CrossBlock(query_dim=query_dim, input_dim=dim, spec=DECODE_HEADS)
-
-    def forward(self, latents: Tensor) -> Tensor:
-        queries = self.self_block(self.queries.expand(latents.shape[0], -1, -1), causal=True)
-        return self.cross_block(queries, latents)
+WORD_HEADS = BlockSpec(num_heads=2, qk_dim=2 * 3, v_dim=2 * 5)
 
 
 def perceiver(**overrides) -> Perceiver:
@@ -42,12 +36,66 @@ def perceiver_io(**overrides) -> Perceiver:
     return perceiver(**({"schedule": Schedule(num_self_attends=2, **PERCEIVER_IO), "decoder": decoder} | overrides))
 
 
-def perceiver_causal() -> Perceiver:
-    return perceiver_io(decoder=CausalDecoder(dim=DIM, query_dim=13))
+def perceiver_text(num_layers: int = 2, **overrides) -> Perceiver:
+    """One cross-attend; words read each other and the latents."""
+    return perceiver_io(decoder=text_decoder(num_layers), **overrides)
+
+
+def text_decoder(num_layers: int = 2) -> TextDecoder:
+    return TextDecoder(
+        dim=DIM,
+        vocab_size=VOCAB_SIZE,
+        max_length=MAX_LENGTH,
+        word_dim=19,
+        num_layers=num_layers,
+        self_attention=WORD_HEADS,
+        cross_attention=DECODE_HEADS,
+        dropout=0.3,
+        tied=False,
+    )
 
 
 def perceiver_pooled_io() -> Perceiver:
     return perceiver_io(decoder=PooledDecoder(dim=DIM, num_classes=NUM_CLASSES))
+
+
+def captioning(generation: Generation | None = None) -> Captioning:
+    """A task of few words, that chooses the likeliest unless told otherwise."""
+    tokenizer = WordTokenizer(vocab_size=VOCAB_SIZE, max_length=MAX_LENGTH, lowercase=True, min_frequency=1)
+    tokenizer.train([TEXT])
+    return Captioning(tokenizer=tokenizer, label_smoothing=0.0, monitor="loss", generation=generation or beams(1))
+
+
+def beams(count: int) -> BeamSearch:
+    return BeamSearch(num_beams=count, length_penalty=0.0, presence_penalty=0.0, no_repeat_ngram_size=0)
+
+
+def captions(inputs: dict[str, Tensor], texts: Sequence[str] | None = None, **targets) -> Batch:
+    """A batch for captioning."""
+    count = len(next(iter(inputs.values())))
+    texts = [TEXT] * count if texts is None else texts
+    return Batch(
+        inputs=inputs,
+        targets={"caption": list(texts), "references": [[text] for text in texts], **targets},
+        ids=[f"s/{number}" for number in range(count)],
+    )
+
+
+class EveryWord:
+    """Facts by which every word of any text speaks of the same boxes, and words take turns with their kinds."""
+
+    def __init__(self, *boxes: Box, kinds: Sequence[str] = ("colour", "shape")) -> None:
+        self.boxes = boxes
+        self.kinds = kinds
+
+    def judged(self, text: str) -> dict[str, float]:
+        return {"truth": 0.5}
+
+    def mentions(self, text: str) -> list[Mention]:
+        return [
+            Mention(number, self.kinds[number % len(self.kinds)], list(self.boxes))
+            for number, _ in enumerate(words_in(text))
+        ]
 
 
 def sharpened(model: Perceiver) -> Perceiver:
@@ -66,10 +114,23 @@ def some_masks() -> dict[str, Tensor]:
     return {"image": image, "depth": torch.tensor([True, True, False])}
 
 
-def look(model: Perceiver, inputs: dict[str, Tensor] | None = None, masks: dict[str, Tensor] | None = None) -> Capture:
-    """What `model` attends to."""
+def some_words(batch: int = 3) -> Tensor:
+    """Ids of words, none of them special."""
+    return torch.randint(len(SPECIAL), VOCAB_SIZE, (batch, NUM_WORDS), generator=torch.Generator().manual_seed(1))
+
+
+def look(
+    model: Perceiver,
+    inputs: dict[str, Tensor] | None = None,
+    masks: dict[str, Tensor] | None = None,
+    words: Tensor | None = None,
+) -> Capture:
+    """What `model` attends to; `words` are what a text decoder is asked with, some unless told otherwise."""
+    inputs = small_inputs() if inputs is None else inputs
+    if words is None and isinstance(model.decoder, TextDecoder):
+        words = some_words(len(next(iter(inputs.values()))))
     with capture(model) as captured:
-        model(small_inputs() if inputs is None else inputs, masks)
+        model(inputs, masks, *([] if words is None else [words]))
     return captured
 
 

@@ -1,124 +1,18 @@
-import csv
 import logging
-from functools import partial
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
-from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
-from perceiver.attention import BlockSpec
-from perceiver.data.base import Dataset, UnreadableError
-from perceiver.data.module import DataModule
-from perceiver.decoders.queries import QueryDecoder
 from perceiver.inspection import callback as callback_module
-from perceiver.inspection.callback import AttentionCallback
-from perceiver.inspection.truth import mean_scores, truth_scores
-from perceiver.tasks.classification import Classification
 from perceiver.training.loggers import WandbMirror
 from perceiver.training.module import TrainingModule
-from perceiver.training.optimization import constant
-from perceiver.types import Box, Sample
-from tests.inspection.models import look, perceiver_io
+from tests.inspection.models import look
+from tests.inspection.noise import NoiseSplit, attention, events, fit
 from tests.inspection.wandb_file import rows, run_folders
-from tests.models import DIM, image_encoder
-
-DROPPING = BlockSpec(num_heads=1, attention_dropout=0.3, residual_dropout=0.2)
-
-
-class Noise(Dataset):
-    """Thirteen images of noise a stage, those for training augmented by more noise, those for validation with boxes."""
-
-    def __init__(self, stages: str, *, boxes: bool = False) -> None:
-        super().__init__(num_classes=3, on_error="raise")
-        self.stages = stages.split()
-        self.boxes = boxes
-
-    @property
-    def class_names(self) -> list[str]:
-        return ["a", "b", "c"]
-
-    def split(self, stage):
-        return NoiseSplit(stage, boxes=self.boxes) if stage in self.stages else None
-
-    def read(self, path: Path) -> Sample:
-        raise UnreadableError(str(path))
-
-
-class NoiseSplit:
-    def __init__(self, stage: str, *, boxes: bool = False) -> None:
-        self.stage = stage
-        self.boxes = boxes
-        self.images = torch.rand(13, 3, 11, 13, generator=torch.Generator().manual_seed(len(stage)))
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Sample:
-        image = self.images[index]
-        if self.stage == "train":
-            image = (image + 0.1 * torch.rand_like(image)).clamp(0, 1)
-        targets = {"label": index % 3}
-        if self.boxes and self.stage == "val":
-            targets["boxes"] = [
-                Box(label, "image", {"y": (0.0, 2.0 + label), "x": (float(index % 5), 7.0)})
-                for label in range(index % 4)
-            ]
-        return Sample({"image": image}, targets, f"{self.stage}/{index}")
-
-
-def attention(every_n_epochs: int = 1, **options) -> AttentionCallback:
-    defaults = {"num_samples": 3, "num_scored_samples": 7, "num_latents": 2, "rollout_alpha": 0.5, "max_megabytes": 1.0}
-    return AttentionCallback(every_n_epochs=every_n_epochs, **(defaults | options))
-
-
-def fit(
-    folder: Path,
-    *callbacks: Callback,
-    stages: str = "train val",
-    boxes: bool = False,
-    query_per_class: bool = False,
-    description: dict[str, Any] | None = None,
-    **options,
-) -> tuple[Trainer, TrainingModule]:
-    """A short training: three steps an epoch."""
-    torch.manual_seed(0)
-    decoder = QueryDecoder(
-        dim=DIM, num_classes=3, query_dim=13, attention=BlockSpec(num_heads=1), query_per_class=query_per_class
-    )
-    module = TrainingModule(
-        model=perceiver_io(encoders={"image": image_encoder()}, decoder=decoder, self_attention=DROPPING).train(),
-        task=Classification(num_classes=3, label_smoothing=0.0, mixup=0.0, cutmix=0.0),
-        optimizer=partial(torch.optim.AdamW, lr=0.03),
-        schedule=constant,
-        description=description or {},
-    )
-    dataset = Noise(stages, boxes=boxes)
-    options_of_data = {"num_workers": 0, "drop_last": False, "pin_memory": False, "class_balanced": False, "seed": 0}
-    data = DataModule(dataset=dataset, batch_size=5, **options_of_data)
-    defaults = {
-        "accelerator": "cpu",
-        "max_epochs": 5,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "log_every_n_steps": 1,
-        "use_distributed_sampler": False,
-    }
-    trainer = Trainer(callbacks=list(callbacks), default_root_dir=folder, **(defaults | options))
-    trainer.fit(module, datamodule=data)
-    return trainer, module
-
-
-def events(folder: Path) -> list[dict[str, np.ndarray]]:
-    """All files that were written, in order."""
-    return [dict(np.load(path)) for path in sorted((folder / "attention").glob("*.npz"))]
 
 
 @pytest.mark.parametrize(
@@ -161,10 +55,10 @@ def test_the_probe_set_is_the_same_at_every_event_and_from_outside_training_wher
         assert (other["cross0/weights"] != first["cross0/weights"]).any()
 
 
-@pytest.mark.parametrize("stages", ["train val", "train"])
-def test_training_with_looks_is_bit_for_bit_training_without(tmp_path, stages):
-    _, without = fit(tmp_path / "without", stages=stages)
-    _, looking = fit(tmp_path / "looking", attention(), stages=stages)
+@pytest.mark.parametrize("options", [{}, {"stages": "train"}, {"texts": True}], ids=str)
+def test_training_with_looks_is_bit_for_bit_training_without(tmp_path, options):
+    _, without = fit(tmp_path / "without", **options)
+    _, looking = fit(tmp_path / "looking", attention(), **options)
     assert len(events(tmp_path / "looking")) == 5
     expected, found = without.state_dict(), looking.state_dict()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -208,7 +102,8 @@ def test_maps_of_a_training_in_mixed_precision_are_those_of_its_precision(tmp_pa
     assert 1e-3 < np.abs(event["cross0/weights"] - map_of(module, event)).max() < 0.03
 
 
-def test_after_three_failures_it_is_off_with_a_warning_and_training_goes_on(tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize("texts", [False, True], ids=["classes", "texts"])
+def test_after_three_failures_it_is_off_with_a_warning_and_training_goes_on(tmp_path, monkeypatch, caplog, texts):
     calls = []
 
     def broken(*args, **options):
@@ -217,7 +112,7 @@ def test_after_three_failures_it_is_off_with_a_warning_and_training_goes_on(tmp_
 
     monkeypatch.setattr(callback_module, "event_arrays", broken)
     caplog.set_level(logging.WARNING)
-    trainer, module = fit(tmp_path, attention())
+    trainer, module = fit(tmp_path, attention(), texts=texts)
     assert trainer.global_step == 15
     assert len(calls) == 3
     messages = [record.getMessage() for record in caplog.records if record.name == callback_module.__name__]
@@ -259,115 +154,22 @@ def test_panels_reach_wandb_as_pictures_at_the_step_of_the_validation(tmp_path, 
             assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20
 
 
-SCORES = ["energy_in_box", "energy_in_box_chance", "pointing_game", "pointing_game_chance"]
-CLASSES = {"class_names": ["a", "b", "c"]}
-
-
-def scores_of(module: TrainingModule, num_samples: int) -> dict[str, float]:
-    """The scores of the module's present weights for a probe set."""
-    split = NoiseSplit("val", boxes=True)
-    samples = [split[index * len(split) // num_samples] for index in range(num_samples)]
-    captured = look(module.model, {"image": torch.stack([sample.inputs["image"] for sample in samples])})
-    boxes = [sample.targets["boxes"] for sample in samples]
-    return mean_scores([truth_scores(captured, boxes, num_classes=len(module.description.get("class_names", ())))])
-
-
-@pytest.mark.parametrize("num_samples", [2, 3, 11])
-@pytest.mark.parametrize("options", [{}, {"query_per_class": True, "description": CLASSES}], ids=["whole", "classes"])
-def test_scores_are_those_of_the_larger_probe_set_however_large_its_parts(tmp_path, num_samples, options):
-    callback = attention(2, num_samples=num_samples)
-    _, module = fit(tmp_path, callback, boxes=True, max_epochs=3, **options)
-    expected = {f"attention/{name}": value for name, value in scores_of(module, 7).items()}
-    assert sorted(expected) == [f"attention/{name}" for name in SCORES]
-    assert callback.scores == pytest.approx(expected, abs=1e-5)
-    last = events(tmp_path)[-1]
-    assert {name: float(last[f"score/{name}"]) for name in SCORES} == pytest.approx(
-        {name: expected[f"attention/{name}"] for name in SCORES}, abs=1e-5
-    )
-
-
-@pytest.mark.parametrize(("boxes", "num_scored_samples"), [(False, 7), (True, 0)])
-def test_nothing_is_scored_without_boxes_or_samples(tmp_path, boxes, num_scored_samples):
-    callback = attention(num_scored_samples=num_scored_samples)
-    fit(tmp_path, callback, boxes=boxes, max_epochs=1)
-    assert callback.scores == {}
-    assert not [name for event in events(tmp_path) for name in event if name.startswith("score/")]
-
-
-@pytest.mark.parametrize(("boxes", "asked"), [(False, [3]), (True, [3, 7])])
-def test_each_probe_set_is_read_once(tmp_path, boxes, asked, monkeypatch):
-    found, original = [], DataModule.probe
-    monkeypatch.setattr(DataModule, "probe", lambda data, count: found.append(count) or original(data, count))
-    fit(tmp_path, attention(), boxes=boxes, max_epochs=3)
-    assert found == asked
-    assert len(events(tmp_path)) == 3
-
-
-def test_scores_of_a_look_that_failed_are_not_those_of_the_one_before(tmp_path, monkeypatch):
-    callback, original = attention(), callback_module.event_arrays
-
-    def broken_in_the_end(*args, **options):
-        if len(events(tmp_path)) == 2:
-            raise RuntimeError("no maps today")
-        return original(*args, **options)
-
-    monkeypatch.setattr(callback_module, "event_arrays", broken_in_the_end)
-    fit(tmp_path, callback, boxes=True, max_epochs=3)
-    assert callback.scores == {}
-
-
-def test_scores_reach_csv_and_wandb_with_the_panels_in_one_row(tmp_path, monkeypatch):
-    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):  # set by the logger, and to be undone
-        monkeypatch.setenv(name, str(tmp_path))
-    mirror = WandbMirror(
-        project="p", name=None, group=None, tags=[], mode="offline", run_dir=str(tmp_path), run_config={}
-    )
-    table = CSVLogger(save_dir=tmp_path, name="", version="")
-    callback = attention(2)
-    fit(tmp_path, callback, boxes=True, max_epochs=4, logger=[table, mirror])
-    mirror.close(0)
-    (folder,) = run_folders(tmp_path)
-    logged = [row for row in rows(folder) if any(key.startswith("attention/") for key in row)]
-    keys = sorted([f"attention/{name}" for name in SCORES] + ["attention/image/cross0"])
-    assert [sorted(key for key in row if key.startswith("attention/")) for row in logged] == [keys, keys]
-    assert {key: logged[-1][key] for key in callback.scores} == pytest.approx(callback.scores)
-    with (tmp_path / "metrics.csv").open() as file:
-        lines = [line for line in csv.DictReader(file) if line["attention/energy_in_box"]]
-    assert [int(line["step"]) for line in lines] == [row["trainer/global_step"] for row in logged] == [5, 11]
-    assert {key: float(lines[-1][key]) for key in callback.scores} == pytest.approx(callback.scores)
-
-
-@pytest.mark.parametrize(
-    ("options", "shown"),
-    [
-        ({"query_per_class": True, "description": CLASSES}, 3),
-        ({"query_per_class": True}, 0),
-        ({"description": CLASSES}, 0),
-    ],
-    ids=["classes", "nameless", "one query"],
-)
+@pytest.mark.parametrize("query_per_class", [True, False], ids=["classes", "one query"])
 def test_sheets_show_the_best_classes_of_each_sample_where_they_ask_for_themselves(
-    tmp_path, monkeypatch, options, shown
+    tmp_path, monkeypatch, query_per_class
 ):
-    answers, original = [], callback_module.contact_sheets
+    answers, original = [], callback_module.panels
 
-    def contact_sheets(*args, **kwargs):
-        answers.append(kwargs["answers"])
-        return original(*args, **kwargs)
+    def panels(captured, pictures, rows, **options):
+        answers.append(rows)
+        return original(captured, pictures, rows, **options)
 
-    monkeypatch.setattr(callback_module, "contact_sheets", contact_sheets)
-    _, module = fit(tmp_path, attention(), max_epochs=1, **options)
-    if not shown:
-        assert answers == [[]]
+    monkeypatch.setattr(callback_module, "panels", panels)
+    _, module = fit(tmp_path, attention(), max_epochs=1, query_per_class=query_per_class)
+    if not query_per_class:
+        assert answers == [[[], [], []]]
         return
     images = NoiseSplit("val").images[[0, 4, 8]]
     best = module.eval().model({"image": images}).argsort(dim=1, descending=True)
-    assert [[answer.query for answer in row] for row in answers[0]] == best.tolist()
-    assert all(answer.name == CLASSES["class_names"][answer.query] for row in answers[0] for answer in row)
-
-
-@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed", "64-true"])
-def test_boxes_are_scored_in_any_precision(tmp_path, precision):
-    callback = attention()
-    fit(tmp_path, callback, boxes=True, max_epochs=1, precision=precision, limit_val_batches=0)
-    assert sorted(callback.scores) == [f"attention/{name}" for name in SCORES]
+    assert [[answer.queries for answer in row] for row in answers[0]] == [[(k,) for k in row] for row in best.tolist()]
+    assert all(answer.name == "abc"[answer.label] for row in answers[0] for answer in row)

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from perceiver.inspection.frames import STRETCHED, STRIP_HEIGHT, Frame
-from perceiver.inspection.maps import contact_sheets
+from perceiver.inspection.maps import panels
 from perceiver.inspection.sheets import COLUMN_TICKS_HEIGHT, GAP, ROW_TICKS_WIDTH, TITLE_HEIGHT
 from perceiver.types import Axis, Box, Grid, Picture, Span
 from tests.inspection.drawn import LUMINANCE, bright_place
@@ -38,7 +38,7 @@ def input_tile(picture: Picture, grid: Grid) -> np.ndarray:
     captured = captured_with(
         {"audio": Span(0, tokens, grid)}, cross0=layer("cross", torch.full((1, 1, 3, tokens), 1 / tokens))
     )
-    (sheet,) = contact_sheets(captured, {"audio": picture}, num_latents=1)["audio/cross0"]
+    (sheet,) = panels(captured, {"audio": picture}, [], num_latents=1)["audio/cross0"]
     tile = np.asarray(sheet)[TITLE_HEIGHT : TITLE_HEIGHT + HEIGHT, ROW_TICKS_WIDTH : ROW_TICKS_WIDTH + WIDTH]
     return tile.astype(float)
 
@@ -128,6 +128,15 @@ def test_ticks_say_hertz_upwards_at_the_left_and_seconds_below():
     assert tile.column_ticks[1].place == 0.25
 
 
+def test_without_a_map_the_input_stands_alone():
+    frame = Frame(Grid((5, 53), (MELS, SECONDS)), spectrogram(3000.0, 2.0))
+    box = Box(0, "audio", {"time": (1.0, 3.0)})
+    (alone,) = frame.picture_tiles(0, None, [box])
+    bare, _ = frame.picture_tiles(0, np.zeros((5, 53)), [box])
+    assert np.array_equal(alone.values, bare.values)
+    assert (alone.title, alone.outlines, alone.row_ticks) == (bare.title, bare.outlines, bare.row_ticks)
+
+
 def test_the_title_of_the_input_says_what_black_and_white_stand_for():
     picture, _ = Frame(Grid((53,), (SECONDS,)), spectrogram(3000.0, 2.0)).picture_tiles(0, np.zeros(53), ())
     assert picture.title == "input, -70 to -10 dB"
@@ -153,7 +162,7 @@ def test_sheets_of_sounds_have_tiles_of_one_size_and_ticks(shape):
     captured = captured_with(
         {"audio": Span(0, tokens, grid)}, cross0=layer("cross", torch.full((1, 1, 3, tokens), 1 / tokens))
     )
-    (sheet,) = contact_sheets(captured, {"audio": spectrogram(3000.0, 2.0)}, num_latents=3)["audio/cross0"]
+    (sheet,) = panels(captured, {"audio": spectrogram(3000.0, 2.0)}, [], num_latents=3)["audio/cross0"]
     rows, columns = 3, 3
     assert sheet.height == rows * (HEIGHT + TITLE_HEIGHT + GAP + COLUMN_TICKS_HEIGHT)
     assert sheet.width > columns * WIDTH + ROW_TICKS_WIDTH

@@ -8,23 +8,21 @@ from perceiver.inspection import capture as capture_module
 from perceiver.inspection.arrays import event_arrays
 from perceiver.inspection.capture import Capture, pictures_of
 from perceiver.inspection.frames import STRETCHED, STRIP_HEIGHT
-from perceiver.inspection.maps import Answer, class_answers, contact_sheets, latent_ranking, on_grid
+from perceiver.inspection.maps import latent_ranking, on_grid, own_answers, panels
 from perceiver.inspection.sheets import BAR_WIDTH, GAP, TILE, TITLE_HEIGHT
-from perceiver.types import Axis, Batch, Box, Grid, Picture, Span
-from tests.inspection.drawn import bright_place
+from perceiver.types import Answer, Axis, Batch, Box, Grid, Span
+from tests.inspection.drawn import SPANS, bright_place, capture_of_places, images, of_class, tiles_of
 from tests.inspection.models import (
     captured_with,
-    grid,
     images_of,
     layer,
     look,
     perceiver,
     perceiver_io,
+    perceiver_text,
     some_masks,
 )
 from tests.models import NUM_CLASSES, image_encoder, small_inputs, small_perceiver
-
-SPANS = {"image": Span(0, 35, grid(5, 7, cell=3)), "depth": Span(35, 35 + 11 * 13, grid(11, 13))}
 
 
 def planted_weights(num_latents: int, token: int, latents: slice = slice(None)) -> torch.Tensor:
@@ -41,10 +39,6 @@ def planted_capture(token: int, num_latents: int = 11, latent: int = 7) -> Captu
     reads = torch.full((2, 1, 1, num_latents), 0.001)
     reads[..., latent] = 1 - 0.001 * (num_latents - 1)
     return captured_with(SPANS, cross0=layer("cross", weights), decode0=layer("decode", reads))
-
-
-def images(batch: int = 2, channels: int = 3) -> dict[str, Picture]:
-    return images_of({"image": torch.zeros(batch, channels, 15, 21), "depth": torch.zeros(batch, 1, 11, 13)})
 
 
 @pytest.mark.parametrize(
@@ -74,7 +68,7 @@ def test_without_decoder_attention_latents_are_ranked_by_how_sharply_they_look()
 
 @pytest.mark.parametrize("token", [0, 3 * 7 + 1, 34])
 def test_sheets_show_what_the_output_rests_on_at_its_place_in_the_image(token):
-    sheets = contact_sheets(planted_capture(token), images(), num_latents=3)
+    sheets = panels(planted_capture(token), images(), [], num_latents=3)
     assert set(sheets) == {"image/cross0", "depth/cross0"}
     row, column = divmod(token, 7)
     for sheet in sheets["image/cross0"]:
@@ -99,7 +93,7 @@ def test_sheets_of_an_encoded_image_are_bright_where_the_image_is():
     weights = torch.full((1, 1, 11, 20), 0.001)
     weights[..., 19] = 1 - 0.019
     captured.layers = {"cross0": layer("cross", weights)}
-    (sheet,) = contact_sheets(captured, pictures_of(model, {"image": image}), num_latents=1)["image/cross0"]
+    (sheet,) = panels(captured, pictures_of(model, {"image": image}), [], num_latents=1)["image/cross0"]
     pixels = np.asarray(sheet)[TITLE_HEIGHT : TITLE_HEIGHT + round(TILE * 4 / 5)].astype(float)
     picture, over, mean = (pixels[:, left : left + TILE] for left in range(0, 3 * (TILE + GAP), TILE + GAP))
     white = np.argwhere(picture.min(axis=-1) > 250)
@@ -114,7 +108,7 @@ def test_sheets_of_an_encoded_image_are_bright_where_the_image_is():
 @pytest.mark.parametrize(("num_latents", "asked", "shown"), [(1, 6, 1), (5, 6, 5), (11, 6, 6), (11, 0, 0)])
 def test_sheets_show_as_many_latents_as_there_are_and_were_asked_for(channels, num_latents, asked, shown):
     captured = planted_capture(3, num_latents, latent=0)
-    sheets = contact_sheets(captured, images(channels=channels), num_latents=asked)
+    sheets = panels(captured, images(channels=channels), [], num_latents=asked)
     tiles = (1 + 1) + (1 + 1) + shown  # the input bare and under the mean, the mean and the rollout, latents
     for sheet in sheets["image/cross0"]:
         rows = 1 if tiles <= 8 else 2
@@ -126,14 +120,14 @@ def test_modalities_with_more_than_two_axes_have_no_sheets():
     captured = planted_capture(3)
     axes = (*SPANS["image"].grid.axes, Axis("time", "s", 0.0, 11.0))
     captured.spans = {"image": SPANS["image"], "video": Span(35, 35 + 143, Grid((13, 1, 11), axes))}
-    sheets = contact_sheets(captured, images(), num_latents=1)
+    sheets = panels(captured, images(), [], num_latents=1)
     assert set(sheets) == {"image/cross0"}
 
 
 def test_modalities_without_a_picture_have_maps_alone():
     captured = planted_capture(3)
     captured.spans = {"words": Span(0, 35, Grid((35,), (Axis("byte", "", 0.0, 35.0),)))}
-    (sheet, _) = contact_sheets(captured, {}, num_latents=1)["words/cross0"]
+    (sheet, _) = panels(captured, {}, [], num_latents=1)["words/cross0"]
     tiles = np.asarray(sheet)[TITLE_HEIGHT : TITLE_HEIGHT + STRIP_HEIGHT]
     width = STRETCHED[0]
     assert sheet.width == 2 * (width + GAP) + BAR_WIDTH, "two of the mean, the rollout and a latent side by side"
@@ -152,13 +146,13 @@ def test_an_encoder_that_has_no_picture_is_left_out_of_the_pictures():
 
 def test_every_cross_attend_has_a_sheet_for_each_modality_and_sample():
     captured = look(perceiver(), masks=some_masks())
-    sheets = contact_sheets(captured, images_of(small_inputs()), num_latents=2)
+    sheets = panels(captured, images_of(small_inputs()), [], num_latents=2)
     assert set(sheets) == {f"{modality}/cross{k}" for modality in ("image", "depth") for k in range(3)}
     assert all(len(of_samples) == 3 for of_samples in sheets.values())
     assert all(isinstance(sheet, Image.Image) for of_samples in sheets.values() for sheet in of_samples)
 
 
-@pytest.mark.parametrize("make", [perceiver, perceiver_io], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", [perceiver, perceiver_io, perceiver_text], ids=lambda make: make.__name__)
 def test_nothing_ever_holds_more_weights_than_it_may(make, monkeypatch):
     sizes = []
 
@@ -170,14 +164,15 @@ def test_nothing_ever_holds_more_weights_than_it_may(make, monkeypatch):
     inputs = small_inputs()
     batch = Batch(inputs=inputs, targets={}, ids=["a", "b", "c"])
     captured = look(make(), inputs)
+    answers = [[Answer("a", (0, 3)), Answer("b", (1,))], [], [Answer("c", (5,))]] if make is perceiver_text else []
     whole = event_arrays(captured, batch, max_megabytes=1)
-    sheets = contact_sheets(captured, images_of(inputs), num_latents=3)
+    sheets = panels(captured, images_of(inputs), answers, num_latents=3)
     monkeypatch.setattr(capture_module, "attention_weights", weights)
     monkeypatch.setattr(capture_module, "HELD_WEIGHTS", 2 * 3 * 3 * 55)
     for name, values in event_arrays(captured, batch, max_megabytes=1).items():
         if values.dtype == np.float16:
             np.testing.assert_allclose(values, whole[name], atol=1e-3)
-    again = contact_sheets(captured, images_of(inputs), num_latents=3)
+    again = panels(captured, images_of(inputs), answers, num_latents=3)
     decode_whole = 3 * 5 * 19 * 11
     assert max(sizes) <= (2 * 3 * 3 * 55 if make is perceiver else decode_whole)
     assert {key: [sheet.size for sheet in value] for key, value in again.items()} == {
@@ -185,42 +180,22 @@ def test_nothing_ever_holds_more_weights_than_it_may(make, monkeypatch):
     }
 
 
-def class_capture(places: list[int], batch: int = 2) -> Capture:
-    """Each class asks a latent of its own, which looks at one token."""
-    tokens = SPANS["depth"].stop
-    weights = torch.full((batch, 1, len(places), tokens), 0.1 / tokens)
-    for latent, place in enumerate(places):
-        weights[:, :, latent, place] += 0.9
-    reads = torch.eye(len(places)).expand(batch, 1, -1, -1)
-    return captured_with(SPANS, cross0=layer("cross", weights), decode0=layer("decode", reads))
-
-
-def tiles_of(sheet: Image.Image, count: int, row: int = 0) -> list[np.ndarray]:
-    """The first tiles of a sheet of 5×7 cells."""
-    height = round(TILE * 5 / 7)
-    top = row * (height + TITLE_HEIGHT + GAP) + TITLE_HEIGHT
-    pixels = np.asarray(sheet).astype(float)
-    return [pixels[top : top + height, number * (TILE + GAP) :][:, :TILE] for number in range(count)]
-
-
 def test_each_answer_of_a_sample_has_a_rollout_of_its_own():
     places = [3, 11, 17, 23, 34]
-    answers = [[Answer("a", 4), Answer("b", 1)], [Answer("c", 2), Answer("a", 4)]]
-    sheets = contact_sheets(class_capture(places), images(), num_latents=0, answers=answers)["image/cross0"]
+    answers = [[of_class("a", 4), of_class("b", 1)], [of_class("c", 2), of_class("a", 4)]]
+    sheets = panels(capture_of_places(places), images(), answers, num_latents=0)["image/cross0"]
     for sheet, row in zip(sheets, answers, strict=True):
         tiles = tiles_of(sheet, 5)
         assert sheet.width == 5 * (TILE + GAP) + BAR_WIDTH, "input, mean over input, mean, one for each answer"
         for tile, answer in zip(tiles[3:], row, strict=True):
-            expected = divmod(places[answer.query], 7)
+            expected = divmod(places[answer.label], 7)
             found = bright_place(tile)
             assert found == pytest.approx(((expected[0] + 0.5) / 5, (expected[1] + 0.5) / 7), abs=0.01)
 
 
 def test_samples_may_have_different_numbers_of_answers():
-    answers = [[Answer("a", 4)], [Answer("c", 2), Answer("a", 4)]]
-    first, second = contact_sheets(class_capture([3, 11, 17, 23, 34]), images(), num_latents=0, answers=answers)[
-        "image/cross0"
-    ]
+    answers = [[of_class("a", 4)], [of_class("c", 2), of_class("a", 4)]]
+    first, second = panels(capture_of_places([3, 11, 17, 23, 34]), images(), answers, num_latents=0)["image/cross0"]
     assert (first.width, second.width) == tuple(count * (TILE + GAP) + BAR_WIDTH for count in (4, 5))
 
 
@@ -229,10 +204,10 @@ def test_boxes_are_drawn_on_the_input_and_on_rollouts_those_of_an_answer_on_its_
         [Box(4, "image", {"y": (3.0, 9.0), "x": (6.0, 18.0)}), Box(1, "depth", {"y": (1.0, 2.0)})],
         None,
     ]
-    answers = [[Answer("a", 4), Answer("b", 1)]] * 2
-    captured = class_capture([3, 11, 17, 23, 34])
-    plain = contact_sheets(captured, images(), num_latents=1, answers=answers)["image/cross0"]
-    sheets = contact_sheets(captured, images(), num_latents=1, answers=answers, boxes=boxes)["image/cross0"]
+    answers = [[of_class("a", 4), of_class("b", 1)]] * 2
+    captured = capture_of_places([3, 11, 17, 23, 34])
+    plain = panels(captured, images(), answers, num_latents=1)["image/cross0"]
+    sheets = panels(captured, images(), answers, num_latents=1, boxes=boxes)["image/cross0"]
     changed = [
         (with_boxes != without).any(axis=-1)
         for with_boxes, without in zip(tiles_of(sheets[0], 6), tiles_of(plain[0], 6), strict=True)
@@ -247,32 +222,24 @@ def test_boxes_are_drawn_on_the_input_and_on_rollouts_those_of_an_answer_on_its_
 
 def test_without_answers_boxes_of_all_classes_are_drawn_on_the_one_rollout():
     boxes = [[Box(label, "image", {"y": (3.0, 9.0), "x": (6.0, 18.0)})] for label in (2, 7)]
-    captured = class_capture([3, 11, 17, 23, 34])
-    plain = contact_sheets(captured, images(), num_latents=1)["image/cross0"]
-    sheets = contact_sheets(captured, images(), num_latents=1, boxes=boxes)["image/cross0"]
+    captured = capture_of_places([3, 11, 17, 23, 34])
+    plain = panels(captured, images(), [], num_latents=1)["image/cross0"]
+    sheets = panels(captured, images(), [], num_latents=1, boxes=boxes)["image/cross0"]
     for sheet, without in zip(sheets, plain, strict=True):
         pairs = zip(tiles_of(sheet, 5), tiles_of(without, 5), strict=True)
         assert [(one != other).any() for one, other in pairs] == [True, False, False, True, False]
 
 
-def test_answers_are_the_best_classes_where_each_has_a_query():
-    names = [f"class {number}" for number in range(NUM_CLASSES)]
-    predictions = [[{"class": names[k], "score": 0.5} for k in order] for order in ([7, 3, 11, 2], [0, 18, 5, 1])]
-    found = class_answers(look(perceiver_io()), predictions, names)
-    assert [[(answer.name, answer.query) for answer in row] for row in found] == [
-        [("class 7", 7), ("class 3", 3), ("class 11", 11)],
-        [("class 0", 0), ("class 18", 18), ("class 5", 5)],
-    ]
-
-
-def test_answers_have_no_query_where_all_classes_share_one_or_answers_are_no_classes():
-    names = [f"class {number}" for number in range(NUM_CLASSES)]
-    assert class_answers(look(perceiver()), [[{"class": names[7]}]], names) == []
-    assert class_answers(look(perceiver_io()), [[{"class": names[7]}]], names[:-1]) == []
-    assert class_answers(look(perceiver_io()), [[{"text": "seven"}]], names) == []
+def test_answers_that_the_decoder_asked_for_are_kept_and_classes_it_asks_for_at_once_are_not():
+    answers = [[of_class("a", 4), of_class("b", 1)], [of_class("c", 2)], []]
+    words = [[Answer("a", (0,)), Answer("dot", (1, 2), kind="shape")], [], [Answer("b", (0,))]]
+    assert own_answers(look(perceiver_io()), answers, NUM_CLASSES) == answers
+    assert own_answers(look(perceiver_io()), answers, NUM_CLASSES - 1) == [[], [], []]
+    assert own_answers(look(perceiver()), answers, NUM_CLASSES) == [[], [], []]
+    assert own_answers(look(perceiver_text()), words, 0) == words
 
 
 def test_rows_are_those_of_the_forward_pass():
     """Samples that are looked at in several views have a sheet for each."""
-    sheets = contact_sheets(class_capture([3, 11], batch=5), images(batch=5), num_latents=1)
+    sheets = panels(capture_of_places([3, 11], batch=5), images(batch=5), [], num_latents=1)
     assert len(sheets["image/cross0"]) == 5

@@ -5,37 +5,47 @@ from torch.nn import functional as F
 from perceiver import Perceiver
 from perceiver.attention import BlockSpec
 from perceiver.decoders.queries import QueryDecoder
-from perceiver.inspection.capture import Capture
+from perceiver.inspection.capture import Capture, capture
 from perceiver.inspection.maps import on_grid
-from perceiver.inspection.rollout import rollout
-from perceiver.latents import Schedule
-from tests.inspection.models import look, perceiver, perceiver_io, perceiver_pooled_io, some_masks
-from tests.models import NUM_CLASSES, image_encoder
+from perceiver.inspection.rollout import mean_reader, readers_of, rollout
+from perceiver.latents import LatentArray, Schedule
+from tests.inspection.models import (
+    NUM_WORDS,
+    captured_with,
+    layer,
+    look,
+    perceiver,
+    perceiver_io,
+    perceiver_pooled_io,
+    perceiver_text,
+    some_masks,
+    some_words,
+    text_decoder,
+)
+from tests.models import DIM, NUM_CLASSES, image_encoder
 
 MODELS = pytest.mark.parametrize(
     ("make", "num_outputs"),
-    [(perceiver, 1), (perceiver_io, NUM_CLASSES), (perceiver_pooled_io, 1)],
-    ids=["perceiver", "perceiver_io", "pooled_io"],
+    [(perceiver, 1), (perceiver_io, NUM_CLASSES), (perceiver_pooled_io, 1), (perceiver_text, NUM_WORDS)],
+    ids=["perceiver", "perceiver_io", "pooled_io", "text"],
 )
 
 
 def naive_rollout(captured: Capture, alpha: float) -> tuple[torch.Tensor, torch.Tensor]:
     """One matrix over latents and tokens for each layer, multiplied (Abnar & Zuidema 2020, eq. 1)."""
-    *encoder, last = captured.layers.values()
+    encoder = [layer for layer in captured.layers.values() if layer.role in ("cross", "self")]
     num_latents, num_tokens = captured.layers["cross0"].num_queries, captured.layers["cross0"].num_keys
-    batch = last.q.shape[0]
+    batch = encoder[0].q.shape[0]
     outputs = torch.full((batch, 1, num_latents), 1 / num_latents)
-    if last.role == "decode":
-        outputs = last.weights().mean(dim=1)
-    else:
-        encoder.append(last)
+    if reads := [captured.layers[name].weights().mean(dim=1) for name in captured.named("decode")]:
+        outputs = sum(reads) / len(reads)
     flow = torch.eye(num_latents + num_tokens, dtype=torch.float64).repeat(batch, 1, 1)
-    for layer in encoder:
+    for part in encoder:
         attention = torch.eye(num_latents + num_tokens, dtype=torch.float64).repeat(batch, 1, 1)
         read = attention[:, :num_latents]
         read *= 1 - alpha
-        columns = slice(num_latents, None) if layer.role == "cross" else slice(num_latents)
-        read[:, :, columns] += alpha * layer.weights().mean(dim=1)
+        columns = slice(num_latents, None) if part.role == "cross" else slice(num_latents)
+        read[:, :, columns] += alpha * part.weights().mean(dim=1)
         flow = attention @ flow
     result = outputs.double() @ flow[:, :num_latents]
     return result[..., num_latents:].float(), result[..., :num_latents].sum(dim=-1).float()
@@ -82,7 +92,7 @@ def test_a_sample_without_any_real_input_rests_on_the_latents_alone():
 
 def test_classes_that_ask_for_themselves_differ_and_their_mean_is_the_mean():
     captured = look(perceiver_io())
-    each, mean = rollout(captured), rollout(captured, mean=True)
+    each, mean = rollout(captured), rollout(captured, readers=mean_reader(captured))
     assert (each.inputs.std(dim=1) > 1e-4).any()
     torch.testing.assert_close(mean.inputs, each.inputs.mean(dim=1, keepdim=True))
     torch.testing.assert_close(mean.residual, each.residual.mean(dim=1, keepdim=True))
@@ -91,10 +101,84 @@ def test_classes_that_ask_for_themselves_differ_and_their_mean_is_the_mean():
 def test_chosen_queries_are_slices_of_each_samples_own():
     captured = look(perceiver_io())
     each, chosen = rollout(captured), torch.tensor([[7, 0], [3, 3], [18, 11]])
-    found = rollout(captured, queries=chosen)
+    found = rollout(captured, readers=F.one_hot(chosen, NUM_CLASSES).float())
     rows = torch.arange(3)[:, None]
     torch.testing.assert_close(found.inputs, each.inputs[rows, chosen])
     torch.testing.assert_close(found.residual, each.residual[rows, chosen])
+
+
+@MODELS
+@pytest.mark.parametrize("masks", [None, some_masks()], ids=["whole", "masked"])
+def test_mixtures_of_queries_have_the_mixture_of_their_rollouts(make, num_outputs, masks):
+    captured = look(make(), masks=masks)
+    readers = torch.rand(3, 5, num_outputs)
+    readers /= readers.sum(dim=-1, keepdim=True)
+    if num_outputs == 1:
+        readers = readers[:, :1]  # what pools has one map, whoever asks
+    each, found = rollout(captured, alpha=0.3), rollout(captured, alpha=0.3, readers=readers)
+    torch.testing.assert_close(found.inputs, readers @ each.inputs)
+    torch.testing.assert_close(found.residual, (readers @ each.residual[..., None])[..., 0])
+    torch.testing.assert_close(found.inputs.sum(dim=-1) + found.residual, torch.ones(readers.shape[:2]))
+
+
+def test_readers_are_means_of_their_queries_and_zero_where_a_sample_has_fewer():
+    readers = readers_of([[(3,), (0, 2, 5)], [], [(6, 1)]], NUM_WORDS)
+    third, half = 1 / 3, 1 / 2
+    expected = [
+        [[0, 0, 0, 1, 0, 0, 0], [third, 0, third, 0, 0, third, 0]],
+        [[0] * 7, [0] * 7],
+        [[0, half, 0, 0, 0, 0, half], [0] * 7],
+    ]
+    torch.testing.assert_close(readers, torch.tensor(expected))
+    traced = rollout(look(perceiver_text()), readers=readers)
+    assert (traced.inputs.sum(dim=-1) > 0).tolist() == [[True, True], [False, False], [True, False]]
+    assert readers_of([[], []], NUM_WORDS).shape == (2, 0, NUM_WORDS)
+
+
+def test_of_several_decoder_layers_each_has_an_equal_part():
+    captured = look(perceiver_text())
+    alone = []
+    for name in captured.named("decode"):
+        others = {other: layer for other, layer in captured.layers.items() if layer.role != "decode" or other == name}
+        alone.append(rollout(captured_with(captured.spans, **others)))
+    both = rollout(captured)
+    assert len(alone) == 2
+    assert (alone[0].inputs - alone[1].inputs).abs().max() > 1e-4, "well above rounding"
+    torch.testing.assert_close(both.inputs, (alone[0].inputs + alone[1].inputs) / 2)
+    torch.testing.assert_close(both.residual, (alone[0].residual + alone[1].residual) / 2)
+
+
+def test_permuted_tokens_with_their_positions_give_permuted_maps_of_words():
+    latents = LatentArray(
+        num_latents=11,
+        dim=DIM,
+        input_dim=23,
+        cross_attention=BlockSpec(num_heads=1),
+        self_attention=BlockSpec(num_heads=1),
+        schedule=Schedule(num_cross_attends=2, num_blocks=2, num_self_attends=1),
+    )
+    model = torch.nn.ModuleList([latents, text_decoder()])
+    tokens, order, maps = torch.randn(3, 31, 23), torch.randperm(31), []
+    for values in (tokens, tokens[:, order]):
+        with capture(model) as captured:
+            model[1](model[0](values), some_words())
+        maps.append(rollout(captured).inputs)
+    assert (maps[0] - maps[0].flip(-1)).abs().max() > 1e-3
+    torch.testing.assert_close(maps[1], maps[0][..., order])
+
+
+def test_a_word_that_reads_one_latent_has_the_map_of_that_latent():
+    looks = torch.full((2, 1, 5, 35), 0.001)
+    for latent, token in enumerate((3, 11, 17, 23, 34)):
+        looks[:, :, latent, token] = 1 - 0.034
+    reads = F.one_hot(torch.tensor([[4, 0, 0, 2], [1, 3, 2, 4]]), 5).float()[:, None]
+    planted = captured_with({}, cross0=layer("cross", looks), decode0=layer("decode", reads))
+    found = rollout(planted)
+    assert found.inputs.argmax(dim=-1).tolist() == [[34, 3, 3, 17], [11, 23, 17, 34]]
+    of_texts = rollout(planted, readers=readers_of([[(0,), (1, 2)], [(3,), (0, 1)]], 4)).inputs
+    assert of_texts.argmax(dim=-1)[:, 0].tolist() == [34, 34]
+    assert of_texts[0, 1].argmax() == 3
+    assert of_texts[1, 1].topk(2).indices.sort().values.tolist() == [11, 23]
 
 
 def noisy_images(count: int, rows: int, columns: int, cell: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

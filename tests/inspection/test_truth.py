@@ -1,34 +1,10 @@
 import pytest
 import torch
 
-from perceiver.inspection.capture import Capture
 from perceiver.inspection.truth import box_coverage, cases_of, map_scores, mean_scores, truth_scores
-from perceiver.types import Axis, Box, Grid, Span
-from tests.inspection.models import captured_with, grid, layer
-
-ROWS, COLUMNS = 5, 7
-SOUND = Grid(
-    (ROWS, COLUMNS), (Axis("frequency", "Hz", 50.0, 8000.0, scale="mel"), Axis("time", "s", 0.0, COLUMNS * 0.5))
-)
-
-
-def cells(row: tuple[float, float], column: tuple[float, float], label: int = 0, modality: str = "audio") -> Box:
-    """A box that covers cells of `SOUND` from one number to another."""
-    frequency, time = SOUND.axes
-    return Box(
-        label,
-        modality,
-        {
-            "frequency": (frequency.value(row[0] / ROWS), frequency.value(row[1] / ROWS)),
-            "time": (time.value(column[0] / COLUMNS), time.value(column[1] / COLUMNS)),
-        },
-    )
-
-
-def one_hot(row: int, column: int) -> torch.Tensor:
-    values = torch.zeros(1, ROWS, COLUMNS)
-    values[0, row, column] = 0.3
-    return values.flatten(1)
+from perceiver.types import Answer, Box, Grid, Span
+from tests.inspection.models import grid
+from tests.inspection.sounds import COLUMNS, ROWS, SOUND, capture_of, cells, one_hot, planted_maps
 
 
 def coverage(*boxes: Box) -> torch.Tensor:
@@ -163,25 +139,16 @@ def test_means_are_over_all_cases_of_all_parts():
 def test_each_class_of_a_sample_is_a_case_or_all_of_them_one():
     first = [cells((0, 1), (0, 1), label=3), cells((2, 3), (2, 3), label=1), cells((4, 5), (4, 5), label=3)]
     boxes = [first, [], [cells((1, 2), (1, 2), label=2)]]
-    found = cases_of(boxes, query_per_class=True)
-    assert [(case.sample, case.query, len(case.boxes)) for case in found] == [(0, 1, 1), (0, 3, 2), (2, 2, 1)]
-    assert all(box.label == case.query for case in found for box in case.boxes)
-    found = cases_of(boxes, query_per_class=False)
-    assert [(case.sample, case.query, case.boxes) for case in found] == [(0, 0, first), (2, 0, boxes[2])]
-
-
-def capture_of(maps: torch.Tensor) -> Capture:
-    """A model whose rollout from each query is a map, [batch, queries, tokens]: one latent for each."""
-    batch, queries, tokens = maps.shape
-    reads = torch.eye(queries).expand(batch, 1, -1, -1)
-    return captured_with(
-        {"audio": Span(0, tokens, SOUND)}, cross0=layer("cross", maps[:, None]), decode0=layer("decode", reads)
-    )
-
-
-def planted_maps(places: list[list[tuple[int, int]]]) -> torch.Tensor:
-    """For each sample and query a map with its weight in one cell."""
-    return torch.stack([torch.cat([one_hot(*place) / 0.3 for place in row]) for row in places])
+    answers = [[Answer("c", (2,), label=2)]] * 3  # what the model said of classes makes no difference
+    found = cases_of(boxes, answers, num_outputs=5, num_classes=5)
+    assert [(case.sample, case.queries, len(case.boxes)) for case in found] == [(0, [1], 1), (0, [3], 2), (2, [2], 1)]
+    assert all([box.label] == case.queries for case in found for box in case.boxes)
+    found = cases_of(boxes, answers, num_outputs=7, num_classes=5)
+    assert [(case.sample, list(case.queries), case.boxes) for case in found] == [
+        (0, list(range(7)), first),
+        (2, list(range(7)), boxes[2]),
+    ]
+    assert not any(case.kind for case in found)
 
 
 SAMPLES = [
@@ -198,12 +165,15 @@ INSIDE = [
 ]
 
 
+NO_ANSWERS: list[list[Answer]] = [[]] * 4
+
+
 def test_each_class_is_held_against_its_own_boxes():
     maps = planted_maps(INSIDE)
-    found = mean_scores([truth_scores(capture_of(maps), SAMPLES, num_classes=3)])
+    found = mean_scores([truth_scores(capture_of(maps), SAMPLES, NO_ANSWERS, num_classes=3)])
     assert found["energy_in_box"] == pytest.approx(1.0, abs=1e-3)
     assert found["pointing_game"] == 1.0
-    swapped = mean_scores([truth_scores(capture_of(maps[:, [1, 2, 0]]), SAMPLES, num_classes=3)])
+    swapped = mean_scores([truth_scores(capture_of(maps[:, [1, 2, 0]]), SAMPLES, NO_ANSWERS, num_classes=3)])
     assert swapped["energy_in_box"] < 0.01
     assert swapped["pointing_game"] == 0.0
     assert swapped["pointing_game_chance"] == found["pointing_game_chance"]
@@ -211,7 +181,7 @@ def test_each_class_is_held_against_its_own_boxes():
 
 def test_queries_that_are_no_classes_are_one_map_held_against_all_boxes():
     maps = planted_maps(INSIDE)
-    found = truth_scores(capture_of(maps), SAMPLES, num_classes=5)
+    found = truth_scores(capture_of(maps), SAMPLES, NO_ANSWERS, num_classes=5)
     covered = box_coverage([row for row in SAMPLES if row], SOUND)
     expected = map_scores(maps.mean(dim=1)[[0, 1, 3]], covered, None)
     assert {len(values) for values in found.values()} == {3}
@@ -223,9 +193,9 @@ def test_queries_that_are_no_classes_are_one_map_held_against_all_boxes():
 def test_permuted_samples_give_permuted_scores(num_classes):
     maps = torch.rand(4, 3, 35)
     maps, order = maps / maps.sum(dim=-1, keepdim=True), [3, 0, 2, 1]
-    found = truth_scores(capture_of(maps), SAMPLES, num_classes=num_classes)
-    permuted = truth_scores(capture_of(maps[order]), [SAMPLES[i] for i in order], num_classes=num_classes)
-    cases = cases_of(SAMPLES, query_per_class=num_classes == 3)
+    found = truth_scores(capture_of(maps), SAMPLES, NO_ANSWERS, num_classes=num_classes)
+    permuted = truth_scores(capture_of(maps[order]), [SAMPLES[i] for i in order], NO_ANSWERS, num_classes=num_classes)
+    cases = cases_of(SAMPLES, NO_ANSWERS, num_outputs=3, num_classes=num_classes)
     places = sorted(range(len(cases)), key=lambda place: (order.index(cases[place].sample), place))
     assert len(cases) > 2
     for name, values in found.items():
@@ -239,7 +209,7 @@ def test_only_what_is_real_counts_and_boxes_of_other_modalities_are_theirs():
     real[1, :21] = False
     object.__setattr__(captured.layers["cross0"], "mask", real)
     boxes = [[cells((0, 2), (0, 3)), cells((3, 5), (0, 7), modality="image")], [cells((2, 4), (0, 7))]]
-    found = truth_scores(captured, boxes, num_classes=1)
+    found = truth_scores(captured, boxes, [[]] * len(boxes), num_classes=1)
     torch.testing.assert_close(found["energy_in_box_chance"], torch.tensor([6 / 35, 7 / 14]).double())
     torch.testing.assert_close(found["energy_in_box"][1], torch.tensor(0.5).double(), rtol=0, atol=1e-3)
 
@@ -250,10 +220,10 @@ def test_modalities_are_scored_each_on_its_own_grid():
     captured = capture_of(torch.cat([maps * 0.5, image * 0.5], dim=-1))
     captured.spans = {"audio": Span(0, 35, SOUND), "image": Span(35, 41, grid(2, 3, cell=10))}
     boxes = [[cells((2, 3), (3, 4)), Box(0, "image", {"y": (0.0, 10.0), "x": (0.0, 15.0)})]]
-    found = truth_scores(captured, boxes, num_classes=1)
+    found = truth_scores(captured, boxes, [[]] * len(boxes), num_classes=1)
     torch.testing.assert_close(found["energy_in_box"], torch.tensor([1.0, 0.25]).double(), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("boxes", [[[], []], [None, None]])
 def test_without_boxes_there_are_no_scores(boxes):
-    assert truth_scores(capture_of(planted_maps([[(1, 1)], [(2, 2)]])), boxes, num_classes=1) == {}
+    assert truth_scores(capture_of(planted_maps([[(1, 1)], [(2, 2)]])), boxes, [[], []], num_classes=1) == {}

@@ -120,7 +120,8 @@ def test_the_model_is_called_with_inputs_and_masks():
 def test_predictions_are_the_best_answers_best_first(top):
     outputs = torch.randn(5, NUM_CLASSES)
     names = [f"class{label}" for label in range(NUM_CLASSES)]
-    predictions = task().predictions(outputs, names, top)
+    batch = labelled(torch.zeros(5), image=outputs)
+    predictions = task().predictions(lambda inputs, masks: inputs["image"], batch, names, top)
     assert len(predictions) == 5
     for row, answers in zip(outputs.softmax(dim=1), predictions, strict=True):
         assert len(answers) == min(top, NUM_CLASSES)

@@ -226,7 +226,8 @@ class TestMetrics:
 def test_predictions_are_the_best_answers_best_first(multi_label, top):
     outputs = torch.randn(5, NUM_CLASSES)
     names = [f"class{label}" for label in range(NUM_CLASSES)]
-    predictions = task(multi_label=multi_label).predictions(outputs.bfloat16(), names, top)
+    batch = labelled(torch.zeros(5), audio=outputs.bfloat16())
+    predictions = task(multi_label=multi_label).predictions(lambda inputs, masks: inputs["audio"], batch, names, top)
     outputs = outputs.bfloat16().float()
     expected = outputs.sigmoid() if multi_label else outputs.softmax(dim=1)
     assert len(predictions) == 5

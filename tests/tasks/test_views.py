@@ -6,6 +6,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from perceiver.data.collate import collate
+from perceiver.tasks.base import SHOWN_CLASSES
 from perceiver.tasks.classification import Classification
 from perceiver.tasks.tagging import Tagging
 from perceiver.types import Batch, Sample
@@ -90,6 +91,28 @@ class TestMerged:
         task.update("test", merged, task.loss(merged, batch), batch)
         assert merged.shape == (3, NUM_CLASSES)
         task.metrics("test").reset()
+
+    def test_predictions_are_of_samples_by_their_views_together_and_answers_are_of_rows(self, task, answers):
+        names = [f"class{label}" for label in range(NUM_CLASSES)]
+        outputs, batch = torch.randn(6, NUM_CLASSES), views(3, 1, 2)
+
+        def model(inputs, masks):
+            return outputs
+
+        merged, best = answers(task.merged(outputs, batch)), []
+        for row, predictions in zip(merged, task.predictions(model, batch, names, NUM_CLASSES), strict=True):
+            found = {one["class"]: value for one in predictions for key, value in one.items() if key != "class"}
+            assert [found[name] for name in names] == pytest.approx(row.tolist(), abs=1e-6)
+            best.append(predictions[0]["class"])
+        assert best == [names[label] for label in merged.argmax(dim=1)]
+        of_rows = task.answers(model, batch, names)
+        expected = outputs.argsort(dim=1, descending=True)[:, :SHOWN_CLASSES].tolist()
+        assert [[answer.label for answer in row] for row in of_rows] == expected
+        assert all(
+            (answer.name, answer.queries, answer.kind, answer.boxes) == (names[answer.label], (answer.label,), "", ())
+            for row in of_rows
+            for answer in row
+        )
 
 
 def test_views_that_are_sure_and_agree_keep_their_log_odds():

@@ -9,7 +9,7 @@ import zipfile
 import pytest
 import torch
 
-from perceiver.training.build import build, construct, is_trusted, read_checkpoint
+from perceiver.training.build import Learned, build, construct, is_trusted, read_checkpoint
 from perceiver.training.config import resolved
 from perceiver.training.errors import ConfigError
 from tests.training.runs import SMALL, composed, script
@@ -137,5 +137,5 @@ def test_what_a_constructor_refuses_is_said_with_the_key():
 
 def test_a_run_is_built_without_its_data_where_the_class_names_are_known(tmp_path):
     with composed(*SMALL, "data=image_folder", f"data.root={tmp_path}/gone", "data.num_classes=3") as cfg:
-        parts = build(resolved(cfg), ["cat", "dog", "eel"])
+        parts = build(resolved(cfg), Learned(["cat", "dog", "eel"], None))
     assert parts.model({"image": torch.rand(2, 3, 32, 32)}).shape == (2, 3)

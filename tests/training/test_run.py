@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from perceiver.training.build import build, read_checkpoint
+from perceiver.training.build import Learned, build, read_checkpoint
 from perceiver.training.module import TrainingModule
 from tests.training.runs import ROOT, SMALL, checkpoint, image_tree, metrics, script, train, trained, weights_equal
 
@@ -48,8 +48,8 @@ class TestRunDirectory:
     def test_a_checkpoint_holds_plain_values_and_rebuilds_the_model(self, run):
         found = read_checkpoint(run / "checkpoints" / "best.ckpt")
         assert json.loads(json.dumps(found.config)) == found.config
-        assert found.class_names == [str(digit) for digit in range(10)]
-        rebuilt = build(found.config, found.class_names).module
+        assert found.learned == Learned([str(digit) for digit in range(10)], None)
+        rebuilt = build(found.config, found.learned).module
         rebuilt.load_state_dict(found.state)
         assert weights_equal(rebuilt.state_dict(), found.state)
 

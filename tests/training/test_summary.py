@@ -10,6 +10,7 @@ from perceiver.encoders.stems import PixelStem
 from perceiver.latents import Schedule
 from perceiver.model import Perceiver
 from perceiver.positions import FourierPositions
+from perceiver.tasks.classification import Classification
 from perceiver.training.summary import console, count_parameters, flops_per_sample, metrics_table, model_table
 from perceiver.types import Batch, Sample
 from tests.models import image_encoder, small_inputs, small_perceiver
@@ -19,6 +20,7 @@ from tests.training.runs import weights_equal
 ROWS, COLUMNS, LATENTS, DIM, HEADS, CLASSES = 5, 7, 11, 24, 3, 13
 TOKENS = ROWS * COLUMNS
 TOKEN_DIM = 3 + 2 * (2 * 2 + 1)
+TASK = Classification(num_classes=CLASSES, label_smoothing=0.0, mixup=0.0, cutmix=0.0)
 CROSS = BlockSpec(num_heads=1, qk_dim=16, v_dim=16, widening=2)
 SELF = BlockSpec(num_heads=HEADS, widening=1)
 
@@ -64,15 +66,15 @@ def by_hand() -> int:
 
 class TestFlops:
     def test_they_are_those_of_a_count_by_hand(self):
-        assert flops_per_sample(perceiver(), images(1)) == by_hand()
+        assert flops_per_sample(perceiver(), TASK, images(1)) == by_hand()
 
     def test_they_are_of_one_sample_and_do_not_depend_on_shared_weights(self):
-        assert flops_per_sample(perceiver("none"), images(3)) == by_hand()
+        assert flops_per_sample(perceiver("none"), TASK, images(3)) == by_hand()
 
     def test_counting_changes_nothing_in_the_model(self):
         model = perceiver().train()
         before = {name: value.clone() for name, value in model.state_dict().items()}
-        flops_per_sample(model, images(2))
+        flops_per_sample(model, TASK, images(2))
         assert model.training
         assert all(value.device.type == "cpu" and value.requires_grad for value in model.parameters())
         assert weights_equal(model.state_dict(), before)
@@ -81,9 +83,9 @@ class TestFlops:
         model, inputs = small_perceiver(), small_inputs()
         present = {"depth": torch.tensor([True, False, True])}
         batch = Batch(inputs=inputs, targets={}, ids=["a", "b", "c"], masks=present)
-        counted = flops_per_sample(model, batch)
+        counted = flops_per_sample(model, TASK, batch)
         model.compile()
-        assert flops_per_sample(model, batch) == counted > 0
+        assert flops_per_sample(model, TASK, batch) == counted > 0
 
 
 class TestParameters:
@@ -101,7 +103,7 @@ class TestTables:
     def test_the_model_table_names_every_part_with_its_parameters_and_their_sum(self):
         model = perceiver()
         with console.capture() as printed:
-            console.print(model_table(model, images(1)), width=120)
+            console.print(model_table(model, TASK, images(1)), width=120)
         text = printed.get()
         for part in (model.encoders["image"], model.latents, model.decoder, model):
             assert f"{count_parameters(part):,}" in text

@@ -1,0 +1,162 @@
+"""The text decoder: what a place may see, and that word by word gives what all at once does."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from perceiver.attention import BlockSpec
+from perceiver.decoders.text import TextDecoder
+from perceiver.tokenizer import PAD
+
+ROWS, NUM_LATENTS, DIM, VOCAB, MAX_LENGTH = 5, 7, 13, 31, 19
+CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+
+
+def text_decoder(**overrides) -> TextDecoder:
+    sizes = {"dim": DIM, "vocab_size": VOCAB, "max_length": MAX_LENGTH, "word_dim": 17, "num_layers": 3}
+    blocks = {
+        "self_attention": BlockSpec(num_heads=3, qk_dim=21, v_dim=33, widening=2),
+        "cross_attention": BlockSpec(num_heads=2, qk_dim=22, v_dim=26),
+    }
+    decoder = TextDecoder(**(sizes | blocks | {"dropout": 0.0, "tied": True} | overrides)).eval()
+    for weights in (decoder.embedding.weight, decoder.positions, decoder.head.bias):
+        torch.nn.init.normal_(weights)  # as after training: at first all words are much alike
+    return decoder
+
+
+def latents_and_words(length: int = 11) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(ROWS, NUM_LATENTS, DIM), torch.randint(VOCAB, (ROWS, length))
+
+
+class TestAllAtOnce:
+    def test_there_is_one_logit_per_word_for_each_place(self):
+        latents, words = latents_and_words()
+        assert text_decoder()(latents, words).shape == (ROWS, 11, VOCAB)
+        assert text_decoder()(latents, words[:, :1]).shape == (ROWS, 1, VOCAB)
+        assert text_decoder()(latents[:, :1], words).shape == (ROWS, 11, VOCAB)
+
+    @pytest.mark.parametrize("place", [0, 1, 5, 10])
+    def test_a_word_changes_nothing_before_it_and_all_from_it_on(self, place):
+        decoder, (latents, words) = text_decoder(), latents_and_words()
+        other = words.clone()
+        other[:, place] = (words[:, place] + 1) % VOCAB
+        before, after = decoder(latents, words), decoder(latents, other)
+        assert_close(after[:, :place], before[:, :place], atol=1e-6, rtol=0)
+        assert ((after - before)[:, place:].abs() > 1e-3).any(dim=-1).all()
+
+    def test_padding_behind_changes_nothing_before_it(self):
+        decoder, (latents, words) = text_decoder(), latents_and_words()
+        padded = torch.nn.functional.pad(words, (0, 7), value=PAD)
+        assert_close(decoder(latents, padded)[:, :11], decoder(latents, words), **CLOSE)
+
+    def test_the_order_of_the_latents_does_not_matter_and_what_they_hold_does(self):
+        decoder, (latents, words) = text_decoder(), latents_and_words()
+        logits = decoder(latents, words)
+        assert_close(decoder(latents[:, torch.randperm(NUM_LATENTS)], words), logits, **CLOSE)
+        assert ((decoder(latents.roll(1, dims=0), words) - logits).abs() > 1e-3).any(dim=-1).all()
+
+    def test_the_order_of_the_words_does_matter(self):
+        decoder, latents = text_decoder(), torch.randn(1, NUM_LATENTS, DIM)
+        last = [decoder(latents, torch.tensor([order]))[0, -1] for order in ([3, 5, 7], [5, 3, 7])]
+        assert not torch.allclose(*last, atol=1e-3)
+
+    def test_every_text_is_decoded_by_itself(self):
+        decoder, (latents, words) = text_decoder(), latents_and_words()
+        alone = [decoder(latents[row : row + 1], words[row : row + 1]) for row in range(ROWS)]
+        assert_close(torch.cat(alone), decoder(latents, words), **CLOSE)
+
+    @pytest.mark.parametrize("tied", [True, False])
+    def test_every_parameter_gets_a_gradient(self, tied):
+        decoder = text_decoder(tied=tied)
+        decoder(*latents_and_words(MAX_LENGTH)).square().sum().backward()
+        for name, parameter in decoder.named_parameters():
+            # A key bias shifts all logits of a query alike, which the softmax does not see.
+            assert name.endswith("key.bias") or (parameter.grad != 0).any(), name
+
+    def test_tied_weights_are_one(self):
+        tied, untied = text_decoder(tied=True), text_decoder(tied=False)
+        assert tied.head.weight is tied.embedding.weight
+        assert untied.head.weight is not untied.embedding.weight
+        count = {one: sum(p.numel() for p in one.parameters()) for one in (tied, untied)}
+        assert count[untied] - count[tied] == VOCAB * 17
+        state = {name: value + 1.0 for name, value in tied.state_dict().items()}
+        tied.load_state_dict(state)
+        assert tied.head.weight is tied.embedding.weight
+
+    @pytest.mark.parametrize("where", ["words", "self_attention", "cross_attention"])
+    def test_dropout_acts_in_training_only(self, where):
+        options = (
+            {"dropout": 0.5}
+            if where == "words"
+            else {where: BlockSpec(num_heads=1, qk_dim=5, attention_dropout=0.3, residual_dropout=0.3)}
+        )
+        decoder, inputs = text_decoder(**options), latents_and_words()
+        assert_close(decoder(*inputs), decoder(*inputs), atol=0, rtol=0)
+        decoder.train()
+        assert not torch.allclose(decoder(*inputs), decoder(*inputs), atol=1e-3)
+
+
+class TestWordByWord:
+    """A decoder of several layers that keeps keys and values gives the logits of one that reads all anew."""
+
+    @pytest.mark.parametrize("sizes", [[1] * 11, [1, 3, 1, 5, 1], [7, 1, 1, 2], [11]], ids=str)
+    def test_it_gives_the_logits_of_all_at_once(self, sizes):
+        decoder, (latents, words) = text_decoder(), latents_and_words()
+        writing, whole = decoder.begin(latents), decoder(latents, words)
+        stop = 0
+        for part in words.split(sizes, dim=1):
+            stop += part.shape[1]
+            assert_close(writing.next(part), whole[:, stop - 1], **CLOSE)
+
+    def test_texts_that_are_reordered_and_repeated_go_on_with_their_own_words_and_latents(self):
+        decoder, (latents, words) = text_decoder(), latents_and_words(3)
+        writing = decoder.begin(latents)
+        writing.next(words)
+        for rows in ([4, 2, 0, 1, 3], [1, 1, 1, 0, 4], [2, 0], [0, 1, 1, 0, 0, 1, 1], [3]):
+            writing.select(torch.tensor(rows))
+            latents, words = latents[rows], words[rows]
+            more = torch.randint(VOCAB, (len(rows), 2))
+            words = torch.cat([words, more], dim=1)
+            assert_close(writing.next(more), decoder(latents, words)[:, -1], **CLOSE)
+
+    def test_rows_may_be_selected_before_anything_is_written(self):
+        decoder, (latents, words) = text_decoder(), latents_and_words()
+        writing = decoder.begin(latents)
+        writing.select(torch.tensor([3, 3, 0]))
+        assert_close(writing.next(words[:3]), decoder(latents[[3, 3, 0]], words[:3])[:, -1], **CLOSE)
+
+    def test_two_texts_that_are_written_at_once_do_not_touch_each_other(self):
+        decoder, (latents, words) = text_decoder(), latents_and_words()
+        one, other = decoder.begin(latents), decoder.begin(latents.flip(0))
+        for place in range(11):
+            one.next(words[:, place : place + 1])
+            other.next(words.flip(1)[:, place : place + 1])
+        assert_close(one.next(words[:, :1]), decoder(latents, torch.cat([words, words[:, :1]], dim=1))[:, -1], **CLOSE)
+
+    def test_in_low_precision_it_stays_close(self):
+        decoder, (latents, words) = text_decoder(), latents_and_words()
+        whole = decoder(latents, words)
+        with torch.autocast("cpu", torch.bfloat16):
+            writing = decoder.begin(latents)
+            steps = [writing.next(words[:, place : place + 1]) for place in range(11)]
+            lowered = decoder(latents, words)
+        assert steps[0].dtype == torch.bfloat16
+        error = (torch.stack(steps, dim=1).float() - whole).abs()
+        assert error.mean() < 0.02 * whole.std()
+        assert error.mean() < 2 * (lowered.float() - whole).abs().mean()
+
+    def test_a_text_may_have_the_greatest_length_and_no_word_more(self):
+        decoder, (latents, words) = text_decoder(), latents_and_words(MAX_LENGTH)
+        writing = decoder.begin(latents)
+        writing.next(words)
+        assert_close(decoder(latents, words)[:, -1], decoder.begin(latents).next(words), **CLOSE)
+        with pytest.raises(ValueError, match=r"^max_length=19 is less than the 20 words"):
+            writing.next(words[:, :1])
+        with pytest.raises(ValueError, match=r"^max_length=19 is less than the 20 words"):
+            decoder(latents, torch.cat([words, words[:, :1]], dim=1))
+
+
+@pytest.mark.parametrize("name", ["vocab_size", "max_length", "num_layers"])
+def test_sizes_that_cannot_be_are_named(name):
+    with pytest.raises(ValueError, match=rf"^{name}=0 must be at least 1"):
+        text_decoder(**{name: 0})

@@ -1,0 +1,197 @@
+import csv
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from PIL import Image
+
+from perceiver.data.collate import collate
+from perceiver.data.module import DataModule
+from perceiver.inspection import callback as callback_module
+from perceiver.inspection.capture import capture
+from perceiver.inspection.truth import mean_scores, overlaps, truth_scores
+from perceiver.tasks.captioning import Captioning
+from perceiver.training.loggers import WandbMirror
+from perceiver.training.module import TrainingModule
+from tests.inspection.models import look
+from tests.inspection.noise import NoiseSplit, attention, events, fit
+from tests.inspection.wandb_file import rows, run_folders
+
+SCORES = ["energy_in_box", "energy_in_box_chance", "pointing_game", "pointing_game_chance"]
+
+
+def scores_of(module: TrainingModule, num_samples: int) -> dict[str, float]:
+    """The scores of the module's present weights for a probe set."""
+    split = NoiseSplit("val", boxes=True)
+    samples = [split[index * len(split) // num_samples] for index in range(num_samples)]
+    captured = look(module.model, {"image": torch.stack([sample.inputs["image"] for sample in samples])})
+    boxes = [sample.targets["boxes"] for sample in samples]
+    return mean_scores([truth_scores(captured, boxes, [[]] * len(boxes), num_classes=3)])
+
+
+@pytest.mark.parametrize("num_samples", [2, 3, 11])
+@pytest.mark.parametrize("query_per_class", [False, True], ids=["whole", "classes"])
+def test_scores_are_those_of_the_larger_probe_set_however_large_its_parts(tmp_path, num_samples, query_per_class):
+    callback = attention(2, num_samples=num_samples)
+    _, module = fit(tmp_path, callback, boxes=True, max_epochs=3, query_per_class=query_per_class)
+    expected = {f"attention/{name}": value for name, value in scores_of(module, 7).items()}
+    assert sorted(expected) == [f"attention/{name}" for name in SCORES]
+    assert callback.scores == pytest.approx(expected, abs=1e-5)
+    last = events(tmp_path)[-1]
+    assert {name: float(last[f"score/{name}"]) for name in SCORES} == pytest.approx(
+        {name: expected[f"attention/{name}"] for name in SCORES}, abs=1e-5
+    )
+
+
+@pytest.mark.parametrize(("boxes", "num_scored_samples"), [(False, 7), (True, 0)])
+def test_nothing_is_scored_without_boxes_or_samples(tmp_path, boxes, num_scored_samples):
+    callback = attention(num_scored_samples=num_scored_samples)
+    fit(tmp_path, callback, boxes=boxes, max_epochs=1)
+    assert callback.scores == {}
+    assert not [name for event in events(tmp_path) for name in event if name.startswith("score/")]
+
+
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [({}, [3]), ({"boxes": True}, [3, 7]), ({"texts": True}, [3, 7]), ({"texts": True, "boxes": True}, [3, 7])],
+    ids=str,
+)
+def test_each_probe_set_is_read_once_and_the_larger_one_where_there_is_something_to_score(
+    tmp_path, options, asked, monkeypatch
+):
+    found, original = [], DataModule.probe
+    monkeypatch.setattr(DataModule, "probe", lambda data, count: found.append(count) or original(data, count))
+    fit(tmp_path, attention(), max_epochs=3, **options)
+    assert found == asked
+    assert len(events(tmp_path)) == 3
+
+
+def test_scores_of_a_look_that_failed_are_not_those_of_the_one_before(tmp_path, monkeypatch):
+    callback, original = attention(), callback_module.event_arrays
+
+    def broken_in_the_end(*args, **options):
+        if len(events(tmp_path)) == 2:
+            raise RuntimeError("no maps today")
+        return original(*args, **options)
+
+    monkeypatch.setattr(callback_module, "event_arrays", broken_in_the_end)
+    fit(tmp_path, callback, boxes=True, max_epochs=3)
+    assert callback.scores == {}
+
+
+def test_scores_reach_csv_and_wandb_with_the_panels_in_one_row(tmp_path, monkeypatch):
+    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):  # set by the logger, and to be undone
+        monkeypatch.setenv(name, str(tmp_path))
+    mirror = WandbMirror(
+        project="p", name=None, group=None, tags=[], mode="offline", run_dir=str(tmp_path), run_config={}
+    )
+    table = CSVLogger(save_dir=tmp_path, name="", version="")
+    callback = attention(2)
+    fit(tmp_path, callback, boxes=True, max_epochs=4, logger=[table, mirror])
+    mirror.close(0)
+    (folder,) = run_folders(tmp_path)
+    logged = [row for row in rows(folder) if any(key.startswith("attention/") for key in row)]
+    keys = sorted([f"attention/{name}" for name in SCORES] + ["attention/image/cross0"])
+    assert [sorted(key for key in row if key.startswith("attention/")) for row in logged] == [keys, keys]
+    assert {key: logged[-1][key] for key in callback.scores} == pytest.approx(callback.scores)
+    with (tmp_path / "metrics.csv").open() as file:
+        lines = [line for line in csv.DictReader(file) if line["attention/energy_in_box"]]
+    assert [int(line["step"]) for line in lines] == [row["trainer/global_step"] for row in logged] == [5, 11]
+    assert {key: float(lines[-1][key]) for key in callback.scores} == pytest.approx(callback.scores)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed", "64-true"])
+@pytest.mark.parametrize("texts", [False, True], ids=["classes", "texts"])
+def test_boxes_are_scored_in_any_precision(tmp_path, precision, texts):
+    callback = attention()
+    fit(tmp_path, callback, boxes=True, texts=texts, max_epochs=1, precision=precision, limit_val_batches=0)
+    assert sorted(callback.scores) == [f"attention/{name}" for name in (SCORES_OF_WORDS if texts else SCORES)]
+
+
+SCORES_OF_WORDS = sorted([f"{name}_{kind}" for name in SCORES for kind in ("colour", "shape")] + ["word_overlap"])
+
+
+@pytest.mark.parametrize("num_samples", [2, 3, 11])
+def test_words_are_scored_by_kind_and_for_how_much_alike_they_are(tmp_path, num_samples):
+    callback = attention(2, num_samples=num_samples)
+    _, module = fit(tmp_path, callback, texts=True, boxes=True, max_epochs=3)
+    split = NoiseSplit("val", boxes=True, texts=True)
+    samples = [split[index * len(split) // 7] for index in range(7)]
+    cases = []
+    for sample in samples:  # alone, so that nothing fills up its text
+        batch = collate([sample])
+        with capture(module.model) as captured:
+            answers = module.task.answers(module.model, batch, ())
+        cases += [truth_scores(captured, [None], answers, num_classes=0), overlaps(captured, answers)]
+    expected = mean_scores(cases)
+    assert sorted(expected) == SCORES_OF_WORDS
+    assert callback.scores == pytest.approx({f"attention/{name}": value for name, value in expected.items()}, abs=1e-4)
+    last = events(tmp_path)[-1]
+    assert {name: float(last[f"score/{name}"]) for name in SCORES_OF_WORDS} == pytest.approx(expected, abs=1e-4)
+
+
+def test_without_boxes_words_are_scored_for_how_much_alike_they_are_alone(tmp_path):
+    callback = attention()
+    fit(tmp_path, callback, texts=True, max_epochs=1)
+    assert list(callback.scores) == ["attention/word_overlap"]
+    assert 0.0 <= callback.scores["attention/word_overlap"] <= 1.0
+
+
+@pytest.mark.parametrize(("overlap", "warns"), [(0.97, True), (0.93, False)])
+def test_maps_that_are_nearly_the_same_for_all_words_are_warned_of(tmp_path, monkeypatch, caplog, overlap, warns):
+    monkeypatch.setattr(
+        callback_module, "overlaps", lambda *args, **options: {"word_overlap": torch.full((2,), overlap)}
+    )
+    caplog.set_level(logging.WARNING)
+    callback = attention()
+    fit(tmp_path, callback, texts=True, max_epochs=2)
+    messages = [record.getMessage() for record in caplog.records if record.name == callback_module.__name__]
+    assert len(messages) == (2 if warns else 0)
+    assert all(f"{overlap:.3f}" in message for message in messages)
+    assert callback.scores["attention/word_overlap"] == pytest.approx(overlap)
+
+
+def test_words_and_strips_reach_the_event_csv_and_wandb(tmp_path, monkeypatch):
+    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):  # set by the logger, and to be undone
+        monkeypatch.setenv(name, str(tmp_path))
+    mirror = WandbMirror(
+        project="p", name=None, group=None, tags=[], mode="offline", run_dir=str(tmp_path), run_config={}
+    )
+    table = CSVLogger(save_dir=tmp_path, name="", version="")
+    callback = attention(2)
+    fit(tmp_path, callback, texts=True, boxes=True, max_epochs=2, logger=[table, mirror])
+    mirror.close(0)
+    (event,) = events(tmp_path)
+    answers = json.loads(str(event["answers"]))
+    assert len(answers) == 3
+    assert any(answers)
+    assert {query for row in answers for answer in row for query in answer["queries"]} <= set(
+        range(event["words0/weights"].shape[-1])
+    )
+    (folder,) = run_folders(tmp_path)
+    (logged,) = [row for row in rows(folder) if any(key.startswith("attention/") for key in row)]
+    media = {"attention/image/cross0", "attention/caption/words"}
+    assert {key for key in logged if key.startswith("attention/")} == {
+        f"attention/{n}" for n in SCORES_OF_WORDS
+    } | media
+    for name in media:
+        for path in logged[name]["filenames"]:
+            with Image.open(folder / "files" / path) as picture:
+                assert np.ptp(np.asarray(picture)) > 60
+    with (tmp_path / "metrics.csv").open() as file:
+        (line,) = [line for line in csv.DictReader(file) if line["attention/word_overlap"]]
+    assert {key: float(line[key]) for key in callback.scores} == pytest.approx(callback.scores)
+
+
+def test_a_model_that_says_nothing_has_no_scores_and_is_looked_at_all_the_same(tmp_path, monkeypatch):
+    """A text without a word is no sample whose boxes would be held against all that its outputs read."""
+    original = Captioning.answers
+    monkeypatch.setattr(Captioning, "answers", lambda task, *args: [[] for _ in original(task, *args)])
+    callback = attention()
+    fit(tmp_path, callback, texts=True, boxes=True, max_epochs=1)
+    assert callback.scores == {}
+    (event,) = events(tmp_path)
+    assert json.loads(str(event["answers"])) == [[], [], []]

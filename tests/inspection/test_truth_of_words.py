@@ -1,0 +1,159 @@
+import pytest
+import torch
+
+from perceiver.inspection.truth import cases_of, overlaps, truth_scores
+from perceiver.types import Answer, Box
+from tests.inspection.sounds import capture_of, cells, planted_maps
+
+
+def say(*words: tuple[str, tuple[int, ...], str, tuple[Box, ...]]) -> list[Answer]:
+    return [Answer(name, queries, kind=kind, boxes=boxes) for name, queries, kind, boxes in words]
+
+
+TEXTS = [
+    say(
+        ("a", (0,), "", ()),
+        ("red", (1,), "colour", (cells((0, 2), (0, 3)),)),
+        ("dot", (2, 3), "shape", (cells((3, 5), (4, 7)),)),
+    ),
+    [],
+    say(("dots", (0,), "shape", (cells((0, 1), (0, 1)), cells((4, 5), (6, 7)))), ("here", (1,), "", ())),
+]
+LOOKS = [
+    [(4, 0), (1, 2), (3, 5), (4, 6)],
+    [(2, 2), (0, 0), (4, 6), (1, 1)],
+    [(4, 6), (0, 1), (4, 1), (1, 6)],
+]
+
+
+def test_each_word_that_has_boxes_is_a_case_whatever_the_boxes_of_the_sample():
+    first, second = cells((0, 1), (0, 1)), cells((2, 3), (2, 3))
+    answers = [
+        [Answer("a", (0,)), Answer("red", (1, 2), kind="colour", boxes=(first, second))],
+        [],
+        [Answer("dot", (4,), kind="shape", boxes=(second,)), Answer("a", (3,), kind="shape")],
+    ]
+    for boxes in ([[first], [second], None], [None] * 3):
+        found = cases_of(boxes, answers, num_outputs=5, num_classes=0)
+        assert [(case.sample, case.queries, case.boxes, case.kind) for case in found] == [
+            (0, (1, 2), (first, second), "colour"),
+            (2, (4,), (second,), "shape"),
+        ]
+        assert cases_of(boxes, [[], [], []], num_outputs=5, num_classes=0) == [], "texts without a word"
+
+
+def test_words_are_scored_by_their_kind_each_against_its_own_boxes():
+    found = truth_scores(capture_of(planted_maps(LOOKS)), [None] * 3, TEXTS, num_classes=0)
+    names = {f"{name}{chance}" for name in ("energy_in_box", "pointing_game") for chance in ("", "_chance")}
+    assert set(found) == {f"{name}_{kind}" for name in names for kind in ("colour", "shape")}
+    assert {name: len(values) for name, values in found.items() if name.endswith("shape")} == {
+        f"{name}_shape": 2 for name in names
+    }
+    # "dot" is said by two queries, whose maps each lie in its box.
+    for kind in ("colour", "shape"):
+        assert found[f"pointing_game_{kind}"].tolist() == pytest.approx([1.0] * len(found[f"pointing_game_{kind}"]))
+        assert found[f"energy_in_box_{kind}"].min() > 0.99
+    assert found["pointing_game_chance_colour"].tolist() == pytest.approx([6 / 35])
+    assert found["energy_in_box_chance_shape"].tolist() == pytest.approx([6 / 35, 2 / 35])
+    elsewhere = [[(4, 0)] * 4, [(0, 0)] * 4, [(1, 1)] * 4]
+    beside = truth_scores(capture_of(planted_maps(elsewhere)), [None] * 3, TEXTS, num_classes=0)
+    assert all(values.max() < 0.01 for name, values in beside.items() if "chance" not in name)
+    assert all(torch.equal(values, found[name]) for name, values in beside.items() if "chance" in name)
+
+
+def test_the_map_of_a_word_is_the_mean_of_those_of_its_queries():
+    maps = planted_maps([[(0, 0), (3, 5), (1, 2), (4, 6)]])
+    text = say(("dot", (1, 2), "shape", (cells((3, 5), (4, 7)),)))
+    found = truth_scores(capture_of(maps), [None], [text], num_classes=0)
+    assert found["energy_in_box_shape"].tolist() == pytest.approx([0.5], abs=1e-3)
+
+
+@pytest.mark.parametrize("padding", [1, 5])
+def test_words_that_only_fill_up_a_batch_change_no_score(padding):
+    maps = torch.rand(3, 4, 35)
+    maps /= maps.sum(dim=-1, keepdim=True)
+    padded = torch.cat([maps, torch.rand(3, padding, 35)], dim=1)
+    padded /= padded.sum(dim=-1, keepdim=True)
+    options = {"boxes": [None] * 3, "answers": TEXTS, "num_classes": 0}
+    found, expected = truth_scores(capture_of(padded), **options), truth_scores(capture_of(maps), **options)
+    assert found.keys() == expected.keys()
+    assert expected
+    for name, values in expected.items():
+        torch.testing.assert_close(found[name], values)
+    torch.testing.assert_close(overlaps(capture_of(padded), TEXTS), overlaps(capture_of(maps), TEXTS))
+
+
+def test_words_without_a_query_or_a_box_of_the_modality_are_no_cases():
+    maps = planted_maps([[(1, 1), (2, 2)]])
+    texts = say(
+        ("unsaid", (), "shape", (cells((1, 2), (1, 2)),)),
+        ("seen", (0,), "shape", (cells((1, 2), (1, 2), modality="image"),)),
+        ("heard", (1,), "shape", (cells((2, 3), (2, 3)), cells((1, 2), (1, 2), modality="image"))),
+    )
+    found = truth_scores(capture_of(maps), [None], [texts], num_classes=0)
+    assert found["energy_in_box_shape"].tolist() == pytest.approx([1.0], abs=1e-3)
+    assert found["energy_in_box_chance_shape"].tolist() == pytest.approx([1 / 35])
+
+
+def test_the_boxes_of_a_sample_are_nothing_to_its_words():
+    boxes = [[cells((0, 5), (0, 7))]] * 3
+    maps = planted_maps(LOOKS)
+    found = truth_scores(capture_of(maps), boxes, TEXTS, num_classes=0)
+    expected = truth_scores(capture_of(maps), [None] * 3, TEXTS, num_classes=0)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(values, expected[name]) for name, values in found.items())
+    assert truth_scores(capture_of(maps), boxes, [[], [], []], num_classes=0) == {}
+
+
+def words(*queries: int) -> list[Answer]:
+    return [Answer(f"word {query}", (query,)) for query in queries]
+
+
+def overlap_of(maps: torch.Tensor, *answers: list[Answer]) -> list[float]:
+    return overlaps(capture_of(maps), answers)["word_overlap"].tolist()
+
+
+class TestOverlap:
+    def test_words_with_one_map_overlap_entirely_and_those_with_none_in_common_not_at_all(self):
+        same, apart = [(2, 3)] * 4, [(0, 0), (1, 1), (2, 2), (4, 6)]
+        found = overlap_of(planted_maps([same, apart]), words(0, 1, 2, 3), words(0, 1, 2, 3))
+        assert found == pytest.approx([1.0, 0.0], abs=1e-6)
+
+    def test_maps_that_share_a_part_overlap_by_it(self):
+        """Of three words two are alike, and the third shares a quarter with them: (1 + 1/4 + 1/4) / 3."""
+        third = 0.25 * planted_maps([[(2, 3)]]) + 0.75 * planted_maps([[(4, 4)]])
+        maps = torch.cat([planted_maps([[(2, 3), (2, 3)]]), third], dim=1)
+        assert overlap_of(maps, words(0, 1, 2)) == pytest.approx([0.5], abs=1e-3)
+
+    def test_of_random_maps_it_is_the_mean_of_what_pairs_have_in_common(self):
+        maps = torch.rand(2, 5, 35)
+        maps /= maps.sum(dim=-1, keepdim=True)
+        pairs = [(one, other) for one in range(5) for other in range(5) if one < other]
+        expected = [sum(float(torch.minimum(row[a], row[b]).sum()) for a, b in pairs) / len(pairs) for row in maps]
+        assert overlap_of(maps, words(*range(5)), words(*range(5))) == pytest.approx(expected, abs=1e-4)
+        assert all(0.0 < value < 1.0 for value in expected)
+
+    def test_the_order_of_words_makes_no_difference(self):
+        maps = torch.rand(1, 5, 35)
+        maps /= maps.sum(dim=-1, keepdim=True)
+        assert overlap_of(maps, words(3, 0, 4, 1, 2)) == pytest.approx(overlap_of(maps, words(0, 1, 2, 3, 4)))
+
+    def test_only_words_that_were_said_count_and_samples_with_at_least_two_of_them(self):
+        maps = planted_maps([[(0, 0), (0, 0), (4, 4)]] * 4)
+        unsaid = Answer("unsaid", ())
+        found = overlap_of(maps, [*words(0, 1), unsaid], words(2), [], words(0, 2))
+        assert found == pytest.approx([1.0, 0.0], abs=1e-6)
+        assert overlaps(capture_of(maps), [words(2), [], [unsaid], [*words(0), unsaid]]) == {}
+
+    def test_classes_have_none(self):
+        classes = [[Answer(str(label), (label,), label=label) for label in range(3)]] * 2
+        assert overlaps(capture_of(planted_maps([[(0, 0), (1, 1), (2, 2)]] * 2)), classes) == {}
+
+    def test_words_without_a_map_are_not_alike(self):
+        captured = capture_of(planted_maps([[(0, 0), (4, 4)]] * 2))
+        real = torch.ones(2, 35, dtype=torch.bool)
+        real[1] = False
+        object.__setattr__(captured.layers["cross0"], "mask", real)
+        found = overlaps(captured, [words(0, 1)] * 2)["word_overlap"]
+        assert found.tolist() == pytest.approx([0.0], abs=1e-6)
+        assert overlaps(captured, [words(0, 1)] * 2, alpha=0.0) == {}
