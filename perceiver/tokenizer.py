@@ -5,12 +5,12 @@ batches. Bytes are numbered as in Perceiver IO (Jaegle et al. 2022, section 4.1;
 for special use, then the 256 bytes of UTF-8.
 """
 
-import os
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import tokenizers
 import torch
@@ -104,7 +104,7 @@ class Tokenizer(ABC):
         text = self._text(content)
         parts = [self._text(content[:count]).rstrip() for count in range(len(content) + 1)]
         # A character that takes several ids is another one until the last of them is there.
-        starts = [len(os.path.commonprefix([part, text])) for part in parts[:-1]]
+        starts = [_num_common(part, text) for part in parts[:-1]]
         ends = [len(part) for part in parts[1:]]
         return [
             Word(
@@ -117,6 +117,11 @@ class Tokenizer(ABC):
             )
             for word in words_in(text)
         ]
+
+
+def _num_common(one: str, other: str) -> int:
+    """How many characters two texts begin with in common."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def _content(ids: Sequence[int]) -> tuple[list[int], list[int]]:

@@ -10,6 +10,15 @@ ROOT = Path(__file__).parents[1]
 SOURCES = ("perceiver", "experiments", "scripts")
 MAX_LINES = 300
 NAMES_THAT_SAY_NOTHING = {"utils", "common", "helpers", "misc"}
+MODALITIES = {path.stem.partition("_")[0] for path in (ROOT / "conf" / "encoder").glob("*.yaml")}
+FOR_ALL_MODALITIES = (
+    "perceiver.tasks",
+    "perceiver.training",
+    "perceiver.model",
+    "perceiver.latents",
+    "perceiver.decoders",
+)
+"""What must work with any modality, and so names none."""
 
 GROUND = ("types", "tokenizer", "spectrogram")
 PARTS = (*GROUND, "attention", "positions")
@@ -63,10 +72,18 @@ def violations(root: Path) -> list[str]:
         module = ".".join(where.with_suffix("").parts).removesuffix(".__init__")
         text = path.read_text()
         found += [f"{where} imports {name}" for name in imports(root, path, module) if not may_import(module, name)]
+        if any(lies_in(module, part) for part in FOR_ALL_MODALITIES):
+            found += [f"{where} names {name!r}" for name in strings(text) if name in MODALITIES]
         found += [f"{where} is named {name}" for name in NAMES_THAT_SAY_NOTHING & set(module.split("."))]
         if where.parts[0] == "perceiver" and (lines := len(text.splitlines())) > MAX_LINES:
             found.append(f"{where} has {lines} lines")
     return found
+
+
+def strings(text: str) -> list[str]:
+    """Every string in a source, each as a whole: docstrings and messages are none of those that are compared with."""
+    constants = (node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant))
+    return [value for value in constants if isinstance(value, str)]
 
 
 def imports(root: Path, path: Path, module: str) -> Iterator[str]:
@@ -132,6 +149,9 @@ def test_the_source_keeps_the_rules():
         ("perceiver/training/run.py", "from experiments.train import main", "imports experiments.train"),
         ("perceiver/training/run.py", "from scripts import prepare", "imports scripts"),
         ("scripts/bench.py", "from tests.models import small_perceiver", "imports tests.models"),
+        ("perceiver/tasks/tagging.py", "def f(name):\n    return name == 'audio'", "names 'audio'"),
+        ("perceiver/training/run.py", "x = {'text': 1}", "names 'text'"),
+        ("perceiver/model.py", "def f(x):\n    match x:\n        case 'image':\n            pass", "names 'image'"),
         ("perceiver/data/utils.py", "", "is named utils"),
         ("perceiver/helpers/text.py", "", "is named helpers"),
         ("perceiver/model.py", "x = 1\n" * (MAX_LINES + 1), "has 301 lines"),
@@ -156,6 +176,8 @@ def test_a_planted_violation_is_found(tmp_path, path, source, violation):
         ("perceiver/pretrained/names.py", "from perceiver.model import Perceiver"),
         ("experiments/train.py", "import hydra\nfrom perceiver.training.run import run"),
         ("perceiver/model.py", "x = 1\n" * MAX_LINES),
+        ("perceiver/model.py", '"""What reads an image."""\nx = "no image"  # image'),
+        ("perceiver/data/digits.py", "x = {'image': 1}"),
     ],
 )
 def test_what_the_rules_allow_is_not_a_violation(tmp_path, path, source):

@@ -185,7 +185,9 @@ def config_with(config_of) -> Callable[[str, str], dict[str, Any]]:
         taking = [[f"experiment={name}"] for name in EXPERIMENTS if (group, choice) in choices_of(name)]
         every = [f"experiment={name}" for name in EXPERIMENTS]
         captioning = [[experiment, *CAPTIONS, alone] for experiment in every]
-        for overrides in ([alone], *taking, *([one, alone] for one in every), *captioning, [*TEXTS, alone]):
+        if choice.startswith("text"):  # sooner found
+            captioning = taking = [[*TEXTS, alone]]
+        for overrides in ([alone], *taking, *([one, alone] for one in every), *captioning):
             with suppress(ConfigError, HydraException):
                 return config_of(*overrides)
         return config_of(alone)

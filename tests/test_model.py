@@ -5,6 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from perceiver.data.collate import collate
+from perceiver.decoders.base import Decoder
 from perceiver.latents import Schedule
 from perceiver.model import MODALITY_DIM, drop_modalities
 from perceiver.types import Grid, Sample, Tokens
@@ -134,6 +135,18 @@ def test_a_batch_gives_what_its_samples_give_one_by_one():
     singles = torch.cat([model(sample(inputs, index), sample(masks, index)) for index in range(3)])
     assert singles.shape == (3, NUM_CLASSES)
     assert_close(singles, model(inputs, masks), **CLOSE)
+
+
+def test_the_decoder_is_asked_with_what_comes_behind_the_inputs():
+    class Asked(Decoder):
+        def forward(self, latents, *queries):
+            return torch.stack([latents.mean(dim=(1, 2)), *(query.sum(dim=1) for query in queries)])
+
+    model, inputs = small_perceiver(decoder=Asked()), small_inputs()
+    masks = some_pixels(inputs)
+    words, places = torch.rand(3, 7), torch.rand(3, 13)
+    expected = torch.stack([model.encode(inputs, masks).mean(dim=(1, 2)), words.sum(dim=1), places.sum(dim=1)])
+    assert_close(model(inputs, masks, words, places), expected)
 
 
 def test_modality_dropout_acts_in_training_only():

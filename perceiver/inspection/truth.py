@@ -121,9 +121,8 @@ def overlaps(
         return {}
     inputs = rollout(captured, alpha=alpha, readers=readers_of(words, captured.num_outputs)).inputs
     found = []
-    for row, maps in zip(words, inputs, strict=True):
-        maps = maps[: len(row)]
-        maps = maps[maps.sum(dim=-1) > 0]
+    for of_sample in inputs:
+        maps = of_sample[of_sample.sum(dim=-1) > 0]
         if (count := len(maps)) > 1:
             shares = maps / maps.sum(dim=-1, keepdim=True)
             common = 1 - torch.cdist(shares, shares, p=1) / 2

@@ -58,7 +58,7 @@ class Captioning(Task):
             ),
         }
         if stage != "train":
-            metrics["text"] = TextMetrics()
+            metrics["written"] = TextMetrics()
         return MetricCollection(metrics, compute_groups=False)
 
     def outputs(self, model: nn.Module, batch: Batch) -> Float[Tensor, "rows length vocab"]:
@@ -105,7 +105,7 @@ class Captioning(Task):
         texts = [self.tokenizer.decode(words) for words in self.write(model, batch, 1).words[:, 0].tolist()]
         references, groups = batch.targets["references"], batch.targets.get("group", [""] * len(batch))
         judged = [{} if facts is None else facts.judged(text) for text, facts in zip(texts, _facts(batch), strict=True)]
-        self.metrics(stage)["text"].update([*map(Record, texts, references, judged, groups)])
+        self.metrics(stage)["written"].update([*map(Record, texts, references, judged, groups)])
 
     def write(self, model: nn.Module, batch: Batch, num_texts: int) -> Texts:
         """Texts about each sample, by what the model says of its views together."""

@@ -76,7 +76,7 @@ def explain(error: BaseException) -> str:
         group = wanted[1].partition(".")[0]
         root = None if error.parent_node is None else error.parent_node._get_root()
         if isinstance(root, DictConfig) and root.get(group) is None:
-            return f"{error.full_key} needs {wanted[1]}, but no {group} is chosen; choose one of conf/{group}: {group}=…"
+            return f"{error.full_key} needs {wanted[1]}, but no {group} is chosen; choose one of conf/{group}"
         fitting = "conf/experiment has choices that go together"
         return f"{error.full_key} needs {wanted[1]}, which the chosen {group} does not have; {fitting}"
     if isinstance(error, InterpolationResolutionError):

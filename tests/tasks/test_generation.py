@@ -1,9 +1,6 @@
 """Texts from a model of the next word, against what can be told without cleverness: all texts, or word by word."""
 
 import itertools
-import math
-from collections import Counter
-from functools import cache
 
 import pytest
 import torch
@@ -11,96 +8,24 @@ from torch.testing import assert_close
 
 from perceiver.attention import BlockSpec
 from perceiver.decoders.text import TextDecoder
-from perceiver.tasks.generation import NEVER, BeamSearch, Generation, Sampling, Texts, length_factor
+from perceiver.tasks.generation import NEVER, Texts, length_factor
 from perceiver.tokenizer import BOS, EOS, PAD, UNKNOWN
-
-CPU = torch.device("cpu")
-VOCAB = 7
-WORDS = [id for id in range(VOCAB) if id not in NEVER]
-"""What may be written: EOS and three words."""
-MAX_LENGTH = 5
-BATCH = 3
-EXHAUSTIVE = len(WORDS) ** (MAX_LENGTH - 1)
-"""So many beams hold every text that there is."""
-
-
-@cache
-def following(sample: int, before: tuple[int, ...], vocab: int = VOCAB, sharpness: float = 2.0) -> torch.Tensor:
-    """Log-probabilities of the next word: any numbers, another distribution behind each beginning of each sample."""
-    seed = hash((sample, before, vocab)) % 2**31
-    logits = sharpness * torch.randn(vocab, generator=torch.Generator().manual_seed(seed))
-    return logits.log_softmax(dim=0)
-
-
-def talkative(sample: int, before: tuple[int, ...]) -> torch.Tensor:
-    """As `following`, but seldom with an end."""
-    return (following(sample, before) - 5.0 * (torch.arange(VOCAB) == EOS)).log_softmax(dim=0)
-
-
-class TableWriter:
-    """A model that is a function of the whole text so far, and keeps it as a real one keeps keys and values."""
-
-    def __init__(self, width: int, samples: list[int], model=following):
-        self.samples = [sample for sample in samples for _ in range(width)]
-        self.width, self.model = width, model
-        self.texts: list[tuple[int, ...]] = [()] * len(self.samples)
-
-    def next(self, words):
-        assert words.shape == (len(self.samples),)
-        self.texts = [(*text, word) for text, word in zip(self.texts, words.tolist(), strict=True)]
-        return torch.stack([self.model(*of_row) for of_row in zip(self.samples, self.texts, strict=True)])
-
-    def select(self, rows):
-        of_sample = [row // self.width for row in rows.tolist()]
-        assert of_sample == [row // self.width for row in range(len(self.samples))], "rows of another sample"
-        self.texts = [self.texts[row] for row in rows.tolist()]
-
-
-def written(
-    generation: Generation, *, samples=tuple(range(BATCH)), num_texts=1, max_length=MAX_LENGTH, model=following
-):
-    return generation(
-        lambda width: TableWriter(width, list(samples), model),
-        batch_size=len(samples),
-        num_texts=num_texts,
-        max_length=max_length,
-        device=CPU,
-    )
-
-
-def beam(num_beams=1, length_penalty=0.0, presence_penalty=0.0, no_repeat_ngram_size=0) -> BeamSearch:
-    return BeamSearch(
-        num_beams=num_beams,
-        length_penalty=length_penalty,
-        presence_penalty=presence_penalty,
-        no_repeat_ngram_size=no_repeat_ngram_size,
-    )
-
-
-def sampling(temperature=1.0, top_k=0, top_p=1.0, presence_penalty=0.0, no_repeat_ngram_size=0) -> Sampling:
-    return Sampling(
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        presence_penalty=presence_penalty,
-        no_repeat_ngram_size=no_repeat_ngram_size,
-    )
-
-
-def texts_of(texts: Texts) -> list[list[tuple[int, ...]]]:
-    """Each text that was found, without what is behind its end."""
-    return [
-        [
-            tuple(itertools.takewhile(lambda word: word != PAD, row))
-            for row, value in zip(of_sample, values, strict=True)
-            if math.isfinite(value)
-        ]
-        for of_sample, values in zip(texts.words.tolist(), texts.log_probabilities.tolist(), strict=True)
-    ]
-
-
-def log_probability(sample: int, text: tuple[int, ...], model=following) -> float:
-    return sum(float(model(sample, text[:place])[text[place]]) for place in range(1, len(text)))
+from tests.tasks.writers import (
+    BATCH,
+    CPU,
+    EXHAUSTIVE,
+    MAX_LENGTH,
+    VOCAB,
+    WORDS,
+    TableWriter,
+    beam,
+    following,
+    log_probability,
+    sampling,
+    sure,
+    texts_of,
+    written,
+)
 
 
 def all_texts(max_length=MAX_LENGTH) -> list[tuple[int, ...]]:
@@ -117,6 +42,18 @@ def best_texts(sample: int, length_penalty: float, max_length=MAX_LENGTH) -> lis
         return log_probability(sample, text) / length_factor(len(text) - 1, length_penalty)
 
     return sorted(all_texts(max_length), key=score, reverse=True)
+
+
+def searched_texts(sample: int, num_beams: int, length_penalty: float, max_length: int, model) -> list[tuple[int, ...]]:
+    """What a beam search that never ends early finds, best first."""
+    live, done = [((BOS,), 0.0)], []
+    for length in range(1, max_length):
+        grown = [((*text, word), value + float(model(sample, text)[word])) for text, value in live for word in WORDS]
+        grown.sort(key=lambda one: one[1], reverse=True)
+        ends = [one for one in grown[:num_beams] if one[0][-1] == EOS or length == max_length - 1]
+        done += [(text, value / length_factor(length, length_penalty)) for text, value in ends]
+        live = [one for one in grown if one[0][-1] != EOS][:num_beams]
+    return [text for text, _ in sorted(done, key=lambda one: one[1], reverse=True)]
 
 
 def greedy_text(sample: int, max_length=MAX_LENGTH) -> tuple[int, ...]:
@@ -235,6 +172,19 @@ class TestBeamSearch:
         expected = [best_texts(sample, length_penalty, max_length)[:11] for sample in range(BATCH)]
         assert texts_of(texts) == expected
 
+    @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 3.0])
+    @pytest.mark.parametrize("num_beams", [2, 3, 5])
+    @pytest.mark.parametrize("model", [following, sure], ids=["any", "sure"])
+    def test_with_room_for_a_few_it_finds_what_a_search_without_an_early_end_finds(
+        self, model, num_beams, length_penalty
+    ):
+        generation, samples = beam(num_beams, length_penalty), range(31)
+        # One by one, since a batch goes on until its last text is done.
+        texts = [texts_of(written(generation, samples=[one], max_length=9, model=model))[0] for one in samples]
+        expected = [searched_texts(one, num_beams, length_penalty, 9, model)[:1] for one in samples]
+        assert texts == expected
+        assert len({len(text) for (text,) in texts}) > 2
+
     def test_more_texts_than_there_are_have_no_probability(self):
         texts = written(beam(EXHAUSTIVE), samples=[0], num_texts=len(all_texts()) + 7)
         (found,) = texts_of(texts)
@@ -281,126 +231,6 @@ class TestBeamSearch:
             alone = written(generation, samples=[sample], num_texts=3, max_length=11)
             assert texts_of(alone) == texts_of(together)[sample : sample + 1]
             assert_close(alone.log_probabilities[0], together.log_probabilities[sample])
-
-
-class TestRules:
-    @pytest.mark.parametrize("size", [1, 2, 3])
-    @pytest.mark.parametrize("kind", [beam, lambda **rules: beam(5, **rules), sampling])
-    def test_no_sequence_of_words_comes_twice(self, kind, size):
-        long = {"samples": range(31), "max_length": 17, "num_texts": 3, "model": talkative}
-        free, ruled = written(kind(), **long), written(kind(no_repeat_ngram_size=size), **long)
-        assert most_repeats(free, size) > 1
-        assert most_repeats(ruled, size) == 1
-
-    @pytest.mark.parametrize("size", [1, 2, 3, 5])
-    def test_only_what_would_come_twice_is_forbidden(self, size):
-        words = torch.tensor(
-            [[BOS, 4, 5, 4, 5, 6, 4, 5], [BOS, 4, 4, 4, 4, 4, 4, 4], [BOS, 6, 5, 4, EOS, PAD, PAD, PAD]]
-        )
-        scores = torch.randn(3, VOCAB).log_softmax(dim=1)
-        allowed = beam(no_repeat_ngram_size=size).allowed(scores, words)
-        for row, text in enumerate(words.tolist()):
-            there = {tuple(text[place : place + size]) for place in range(len(text) - size + 1)}
-            for word in WORDS:
-                repeated = word != EOS and (*text[len(text) - size + 1 :], word) in there
-                assert allowed[row, word] == (-math.inf if repeated else scores[row, word])
-        assert allowed[:, list(NEVER)].isinf().all()
-
-    def test_a_penalty_is_taken_off_each_word_that_is_there_once(self):
-        words, scores = torch.tensor([[BOS, 4, 4, 5], [BOS, 6, EOS, PAD]]), torch.randn(2, VOCAB)
-        allowed = beam(presence_penalty=0.75).allowed(scores, words)
-        assert_close(
-            scores - allowed,
-            torch.tensor([[0.0, 0, 0, 0, 0.75, 0.75, 0], [0, 0, 0.75, 0, 0, 0, 0.75]]).where(
-                torch.tensor([id in WORDS for id in range(VOCAB)]), torch.tensor(math.inf)
-            ),
-        )
-
-    @pytest.mark.parametrize("kind", [beam, lambda **rules: beam(3, **rules), sampling])
-    def test_a_penalty_makes_repeats_rarer(self, kind):
-        repeats = [
-            sum(
-                len(text) - len(set(text))
-                for (text,) in texts_of(written(kind(presence_penalty=penalty), samples=range(97), max_length=13))
-            )
-            for penalty in (0.0, 1.0, 50.0)
-        ]
-        assert repeats == sorted(set(repeats), reverse=True)
-
-    def test_rules_that_are_off_change_nothing_but_what_is_never_written(self):
-        scores = torch.randn(5, VOCAB)
-        allowed = beam().allowed(scores, torch.full((5, 3), 4))
-        assert allowed[:, WORDS].equal(scores[:, WORDS])
-        assert allowed[:, list(NEVER)].isinf().all()
-
-
-def most_repeats(texts: Texts, size: int) -> int:
-    """How often the most frequent sequence of so many words is in a text."""
-    return max(
-        count
-        for found in texts_of(texts)
-        for text in found
-        for count in Counter(zip(*(text[place:] for place in range(size)), strict=False)).values()
-    )
-
-
-class TestSampling:
-    COUNT = 20_011
-
-    def drawn(self, generation: Sampling) -> torch.Tensor:
-        """How often each word was drawn as the first."""
-        texts = written(generation, samples=[0], num_texts=self.COUNT, max_length=2)
-        return texts.words[0, :, 1].bincount(minlength=VOCAB)
-
-    @pytest.mark.parametrize(
-        "generation",
-        [sampling(), sampling(temperature=0.5), sampling(temperature=3.0), sampling(top_k=2), sampling(top_p=0.8)],
-    )
-    def test_words_are_drawn_as_often_as_they_are_likely(self, generation):
-        expected = narrowed_by_hand(following(0, (BOS,)), generation)
-        counts = self.drawn(generation)
-        assert (counts[expected == 0] == 0).all()
-        there = expected > 0
-        chi_squared = ((counts - self.COUNT * expected)[there] ** 2 / (self.COUNT * expected)[there]).sum()
-        # With at most three degrees of freedom, one of a million draws is beyond 30.7.
-        assert chi_squared < 30.7
-
-    @pytest.mark.parametrize("top_k", [0, 1, 2, 3, 4, 99])
-    @pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 1.0])
-    @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
-    def test_what_is_drawn_from_is_narrowed_as_by_hand(self, temperature, top_k, top_p):
-        generation = sampling(temperature, top_k, top_p)
-        for sample in range(7):
-            scores = following(sample, (BOS,))
-            allowed = generation.allowed(scores[None], torch.tensor([[BOS]]))
-            narrowed = generation.narrowed(allowed)[0].softmax(dim=0)
-            assert_close(narrowed, narrowed_by_hand(scores, generation))
-
-    def test_the_seed_decides(self):
-        texts = []
-        for seed in (1, 1, 2):
-            torch.manual_seed(seed)
-            texts.append(texts_of(written(sampling(), samples=range(13), num_texts=3, max_length=11)))
-        assert texts[0] == texts[1] != texts[2]
-
-    def test_candidates_come_likeliest_first(self):
-        texts = written(sampling(), samples=range(5), num_texts=7)
-        values = texts.log_probabilities
-        assert values.equal(values.sort(dim=1, descending=True).values)
-        assert len(set(texts_of(texts)[0])) > 1
-
-
-def narrowed_by_hand(scores: torch.Tensor, generation: Sampling) -> torch.Tensor:
-    """Probabilities of the words that are drawn from, by sorting lists."""
-    chances = {word: math.exp(float(scores[word]) / generation.temperature) for word in WORDS}
-    kept = sorted(chances, key=chances.__getitem__, reverse=True)[: generation.top_k or None]
-    total, mass, nucleus = sum(chances[word] for word in kept), 0.0, []
-    for word in kept:
-        if mass < generation.top_p * total:
-            nucleus.append(word)
-        mass += chances[word]
-    share = sum(chances[word] for word in nucleus)
-    return torch.tensor([chances[word] / share if word in nucleus else 0.0 for word in range(VOCAB)])
 
 
 class DecoderWriter:

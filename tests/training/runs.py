@@ -30,6 +30,13 @@ SMALL = [
     *("trainer.limit_train_batches=3", "callbacks=[]", "logger.mode=disabled", "attention.every_n_epochs=0"),
 ]
 """A run on the digits in less than a second, whatever the defaults are."""
+CAPTIONING = [
+    *("data=shape_scenes", "decoder@model.decoder=text", "task=captioning", "tokenizer=words_small"),
+    *("data.image_size=24", "data.num_samples={train: 211, val: 13, test: 17}"),
+    *("tokenizer.max_length=13", "model.decoder.num_layers=1", "model.decoder.self_attention.num_heads=2"),
+    *("model.decoder.cross_attention.num_heads=1", "optimizer.lr=0.01"),
+]
+"""Behind `SMALL`: a run on captions in about a second."""
 
 
 @contextmanager

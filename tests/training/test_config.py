@@ -67,6 +67,17 @@ MISTAKES = {
     "data=sound_scenes": ["model.encoders.image.stem.channels needs data.channels", "conf/experiment"],
     "data=sound_scenes encoder@model.encoders.image=audio_log_mel": ["model: no encoder for modality 'audio'", "image"],
     "experiment=esc10 data.root=. task=classification": ["'~task.multi_label' leaves it"],
+    # texts without what they need
+    "experiment=image_captioning tokenizer=null": ["tokenizer=null", "conf/tokenizer"],
+    "decoder@model.decoder=text": ["model.decoder.vocab_size needs tokenizer.vocab_size", "conf/tokenizer"],
+    "task=captioning": ["task.tokenizer needs tokenizer", "choose one of conf/tokenizer"],
+    "task=captioning tokenizer=bytes decoder@model.decoder=text": ["the samples have no captions; choose data that"],
+    "task=captioning tokenizer=words decoder@model.decoder=text": ["data: Digits has no texts", "tokenizer"],
+    "experiment=image_captioning tokenizer.max_length=2": ["tokenizer.max_length=2 must be at least 3"],
+    "experiment=image_captioning model.decoder.vocab_size=7": [
+        "model.decoder.vocab_size=7 must be at least",
+        "tokenizer",
+    ],
     # not readable at all
     "a=b=c": ["a=b=c", "key=value"],
     "=": ["no such key"],
@@ -108,6 +119,20 @@ RARER_MISTAKES = {
     "data=sound_scenes data.clips.augment.gain=3": ["data.clips.augment.gain", "data.clips.augment is not set"],
     "data=sound_scenes data.seed=-1 encoder@model.encoders.image=audio_log_mel": ["data.seed=-1"],
     "data=sound_scenes data.clips.seconds=0 encoder@model.encoders.image=audio_log_mel": ["data.clips.seconds=0"],
+    "data=shape_scenes": ["model.decoder.num_classes needs data.num_classes", "conf/experiment"],
+    "experiment=image_captioning task=classification": ["task.num_classes needs data.num_classes"],
+    "experiment=image_captioning decoder@model.decoder=pooled": ["model.decoder.num_classes needs data.num_classes"],
+    "experiment=image_captioning tokenizer.vocab_size=4": ["tokenizer.vocab_size=4 must be more than 4"],
+    "experiment=image_captioning tokenizer=bytes tokenizer.vocab_size=64": ["tokenizer.vocab_size=64: bytes take 262"],
+    "experiment=image_captioning model.decoder.max_length=5": [
+        "model.decoder.max_length=5 must be at least",
+        "tokenizer",
+    ],
+    "experiment=image_captioning task.label_smoothing=1": ["task.label_smoothing=1 must be in"],
+    "experiment=image_captioning task.tokenizer=null": ["task.tokenizer=None", "Tokenizer"],
+    "experiment=image_captioning task.generation.num_beams=0": ["task.generation.num_beams=0 must be at least 1"],
+    "experiment=image_captioning generation@task.generation=beem": ["generation=beem", "did you mean 'beam'?"],
+    "experiment=image_captioning generation=beam": ["did you mean generation@task.generation?"],
     "callbacks=[ema] callbacks.ema.decay=2": ["callbacks.ema.decay=2"],
     "optimizer.lr=[": ["optimizer.lr=[", "quotes"],
 }

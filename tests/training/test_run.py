@@ -7,10 +7,23 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+from perceiver.data.shape_scenes import ShapeScenes
 from perceiver.training.build import Learned, build, read_checkpoint
 from perceiver.training.module import TrainingModule
-from tests.training.runs import ROOT, SMALL, checkpoint, image_tree, metrics, script, train, trained, weights_equal
+from tests.training.runs import (
+    CAPTIONING,
+    ROOT,
+    SMALL,
+    checkpoint,
+    image_tree,
+    metrics,
+    script,
+    train,
+    trained,
+    weights_equal,
+)
 
 
 def slow(value):
@@ -20,6 +33,12 @@ def slow(value):
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     return image_tree(tmp_path_factory.mktemp("images") / "tree")
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A run whose model writes captions. Only read it."""
+    return trained(tmp_path_factory.mktemp("captions") / "run", *CAPTIONING, "attention.every_n_epochs=1")
 
 
 class TestRunDirectory:
@@ -176,6 +195,67 @@ class TestSettings:
         assert "train/loss is nan in epoch 1" in ended.err
         weights = checkpoint(tmp_path / "run")["state_dict"]
         assert all(value.isfinite().all() for value in weights.values())
+
+
+class TestCaptions:
+    """Runs whose model writes texts, with a vocabulary that is learned from those of the data."""
+
+    def test_the_run_keeps_its_vocabulary_twice(self, written):
+        vocabulary = (written / "tokenizer.json").read_text()
+        found = read_checkpoint(written / "checkpoints" / "best.ckpt")
+        assert found.learned == Learned([], vocabulary)
+        parts = build(found.config, found.learned)
+        assert parts.tokenizer.vocabulary == vocabulary
+        text = "a large red square"
+        assert parts.tokenizer.decode(parts.tokenizer.encode(text).tolist()) == text
+
+    def test_one_tokenizer_is_for_all(self, written):
+        found = read_checkpoint(written / "checkpoints" / "last.ckpt")
+        parts = build(found.config, found.learned)
+        assert parts.task.tokenizer is parts.tokenizer
+
+    def test_its_metrics_are_those_of_words_and_texts(self, written):
+        final = metrics(written)
+        for stage in ("val", "test"):
+            assert final[f"{stage}/perplexity"] > 1.0
+            assert 0.0 <= final[f"{stage}/caption_truth"] <= 1.0
+            assert {f"{stage}/{name}" for name in ("loss", "token_accuracy", "CIDEr-D", "BLEU-4")} <= final.keys()
+        assert "train/CIDEr-D" not in final
+        assert "test/unseen_CIDEr-D" in final
+        assert len(list((written / "attention").glob("*.npz"))) == 2
+
+    @pytest.mark.parametrize("name", ["words", "bytes", slow("bpe")])
+    def test_evaluation_says_the_same_without_the_texts_of_the_data(self, written, tmp_path, monkeypatch, name):
+        sizes = ["tokenizer.max_length=29", *(["tokenizer.vocab_size=283"] if name == "bpe" else [])]
+        other = [*CAPTIONING, f"tokenizer={name}", *sizes]
+        run = written if name == "words" else trained(tmp_path / "run", *other)
+        assert (run / "tokenizer.json").exists() == (name != "bytes")
+
+        def gone(self):
+            raise AssertionError("the vocabulary is known")
+
+        monkeypatch.setattr(ShapeScenes, "texts", gone)
+        ended = script("experiments/evaluate.py", f"run={run}")
+        assert ended.ok, ended.err
+        tested = {name: value for name, value in metrics(run).items() if name.startswith("test/")}
+        assert metrics(run, "evaluation") == tested
+
+    def test_a_metric_that_there_is_not_ends_the_run_in_one_sentence(self, tmp_path):
+        ended = train(tmp_path / "run", *CAPTIONING, "task.monitor=CIDEr")
+        assert (ended.code, ended.err.count("\n")) == (1, 1)
+        assert ended.err.startswith("error: task.monitor=CIDEr: validation has no such metric; did you mean 'CIDEr-D'?")
+
+    def test_what_was_learned_from_other_words_is_not_continued(self, written, tmp_path):
+        last = written / "checkpoints" / "last.ckpt"
+        ended = train(tmp_path / "run", *CAPTIONING, "tokenizer.min_frequency=97", f"ckpt_path={last}")
+        assert (ended.code, ended.err.count("\n")) == (1, 1)
+        assert ended.err.startswith(f"error: ckpt_path={last}: its tokenizer has learned other words")
+
+    def test_a_checkpoint_from_before_there_were_vocabularies_is_read(self, run, tmp_path):
+        content = checkpoint(run)
+        del content["description"]["vocabulary"]
+        torch.save(content, tmp_path / "old.ckpt")
+        assert read_checkpoint(tmp_path / "old.ckpt").learned.vocabulary is None
 
 
 class TestRepeatability:

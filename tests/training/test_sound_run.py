@@ -13,6 +13,7 @@ from PIL import Image
 
 from perceiver.data.sound_events import EVENTS
 from perceiver.training.finished import load
+from perceiver.training.prediction import predictions_of
 from tests.inspection.wandb_file import rows, run_folders
 from tests.training.runs import ROOT, checkpoint, metrics, script
 
@@ -137,6 +138,20 @@ class TestPrediction:
             assert script("experiments/predict.py", *arguments).ok
             (alone,) = json.loads((tmp_path / "predictions.json").read_text())
             assert [one["class"] for one in alone["predictions"]] == [one["class"] for one in before["predictions"]]
+
+    def test_no_more_windows_than_a_batch_are_shown_to_the_model_at_once(self, sound_run, sounds, predicted):
+        expected = predicted[1][2]["predictions"]
+        for size, parts_of_six in ((2, [2, 2, 2]), (5, [5, 1])):
+            _, parts = load(str(sound_run), "best", [f"loader.batch_size={size}"])
+            parts.module.eval()
+            shown: list[int] = []
+            encoder = parts.model.encoders["audio"]
+            encoder.register_forward_pre_hook(lambda module, args, rows=shown: rows.append(len(args[0])))
+            with torch.no_grad():
+                (found,) = predictions_of(parts, [parts.data.dataset.read(sounds[2])], 3)
+            assert shown == parts_of_six
+            assert [one["class"] for one in found] == [one["class"] for one in expected]
+            assert [one["score"] for one in found] == pytest.approx([one["score"] for one in expected], abs=1e-6)
 
     def test_what_is_no_sound_is_named_after_all_others_are_answered(self, sound_run, sounds, tmp_path):
         silent = tmp_path / "silent.wav"

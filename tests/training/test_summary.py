@@ -5,12 +5,17 @@ from torch import nn
 
 from perceiver.attention import BlockSpec
 from perceiver.data.collate import collate
+from perceiver.decoders.base import Decoder
 from perceiver.decoders.pooled import PooledDecoder
+from perceiver.decoders.text import TextDecoder
 from perceiver.encoders.stems import PixelStem
 from perceiver.latents import Schedule
 from perceiver.model import Perceiver
 from perceiver.positions import FourierPositions
+from perceiver.tasks.captioning import Captioning
 from perceiver.tasks.classification import Classification
+from perceiver.tasks.generation import BeamSearch
+from perceiver.tokenizer import ByteTokenizer
 from perceiver.training.summary import console, count_parameters, flops_per_sample, metrics_table, model_table
 from perceiver.types import Batch, Sample
 from tests.models import image_encoder, small_inputs, small_perceiver
@@ -25,7 +30,7 @@ CROSS = BlockSpec(num_heads=1, qk_dim=16, v_dim=16, widening=2)
 SELF = BlockSpec(num_heads=HEADS, widening=1)
 
 
-def perceiver(block_sharing: str = "all", num_self_attends: int = 2) -> Perceiver:
+def perceiver(block_sharing: str = "all", num_self_attends: int = 2, decoder: Decoder | None = None) -> Perceiver:
     return Perceiver(
         encoders={"image": image_encoder(PixelStem(channels=3), FourierPositions(num_bands=2, max_resolution=(5, 7)))},
         num_latents=LATENTS,
@@ -35,7 +40,7 @@ def perceiver(block_sharing: str = "all", num_self_attends: int = 2) -> Perceive
         schedule=Schedule(
             num_cross_attends=2, num_blocks=3, num_self_attends=num_self_attends, block_sharing=block_sharing
         ),
-        decoder=PooledDecoder(dim=DIM, num_classes=CLASSES),
+        decoder=decoder or PooledDecoder(dim=DIM, num_classes=CLASSES),
     )
 
 
@@ -67,6 +72,23 @@ def by_hand() -> int:
 class TestFlops:
     def test_they_are_those_of_a_count_by_hand(self):
         assert flops_per_sample(perceiver(), TASK, images(1)) == by_hand()
+
+    def test_those_of_a_decoder_of_texts_are_counted_with_the_words_that_it_reads(self):
+        layer = BlockSpec(num_heads=1, qk_dim=8, v_dim=8, widening=2)
+        sizes = {"vocab_size": 262, "max_length": 97, "word_dim": 16, "num_layers": 3}
+        blocks = {"self_attention": layer, "cross_attention": layer}
+        decoder = TextDecoder(dim=DIM, dropout=0.0, tied=True, **sizes, **blocks)
+        generation = BeamSearch(num_beams=1, length_penalty=0.0, presence_penalty=0.0, no_repeat_ngram_size=0)
+        tokenizer = ByteTokenizer(vocab_size=262, max_length=97)
+        task = Captioning(tokenizer=tokenizer, label_smoothing=0.0, monitor="loss", generation=generation)
+        batch = images(2)
+        batch.targets["caption"] = ["seven words of a text", "as long as this one is"]
+        words = tokenizer.encode_batch(batch.targets["caption"]).shape[1] - 1
+        mlp = 2 * linear(words, 16, 32)
+        self_ = 4 * linear(words, 16, 8) + 2 * linear(words, 8, words) + mlp
+        cross = 2 * linear(words, 16, 8) + 2 * linear(LATENTS, DIM, 8) + 2 * linear(words, 8, LATENTS) + mlp
+        expected = by_hand() - linear(1, DIM, CLASSES) + 3 * (self_ + cross) + linear(words, 16, 262)
+        assert flops_per_sample(perceiver(decoder=decoder), task, batch) == expected
 
     def test_they_are_of_one_sample_and_do_not_depend_on_shared_weights(self):
         assert flops_per_sample(perceiver("none"), TASK, images(3)) == by_hand()
