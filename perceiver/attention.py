@@ -129,6 +129,8 @@ class BlockSpec:
         residual_dropout: probability that a channel is dropped from what attention and MLP add.
         query_residual: whether attention adds to its queries or replaces them (as the decoders of DeepMind's
             optical-flow, language and learned-position models do).
+        init_scale: weights of the linear layers begin with a deviation of init_scale / √(inputs), biases at 0;
+            DeepMind's code has 1. None leaves them to torch, which has √⅓ and random biases.
         activation: non-linearity of the MLP. torch's GELU is exact, DeepMind's the tanh approximation.
     """
 
@@ -139,6 +141,7 @@ class BlockSpec:
     attention_dropout: float = 0.0
     residual_dropout: float = 0.0
     query_residual: bool = True
+    init_scale: float | None = None
     activation: nn.Module = field(default_factory=nn.GELU)
 
 
@@ -189,6 +192,7 @@ class Attention(nn.Module):
         self.value = nn.Linear(input_dim, v_dim)
         self.dot_product = ScaledDotProduct(dropout=spec.attention_dropout)
         self.out = nn.Linear(v_dim, query_dim)
+        initialize(self, spec.init_scale)
 
     def forward(
         self,
@@ -216,6 +220,16 @@ class MLP(nn.Sequential):
         hidden_dim = dim * spec.widening
         # A copy: an activation with weights of its own (PReLU) must not be one and the same in every layer.
         super().__init__(nn.Linear(dim, hidden_dim), deepcopy(spec.activation), nn.Linear(hidden_dim, dim))
+        initialize(self, spec.init_scale)
+
+
+def initialize(module: nn.Module, scale: float | None) -> None:
+    """Begin the linear layers of a module with normal weights, cut at two deviations; see `BlockSpec.init_scale`."""
+    for linear in module.children():
+        if isinstance(linear, nn.Linear) and scale is not None:
+            std = scale * linear.in_features**-0.5
+            nn.init.trunc_normal_(linear.weight, std=std, a=-2 * std, b=2 * std)
+            nn.init.zeros_(linear.bias)
 
 
 class CrossBlock(nn.Module):

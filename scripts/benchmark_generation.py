@@ -1,4 +1,4 @@
-"""What keeping keys and values is worth: `uv run scripts/benchmark_generation.py [any override of experiments/train.py]`.
+"""What keeping keys and values is worth: `uv run scripts/benchmark_generation.py [any override of train.py]`.
 
 An untrained model writes texts of the greatest length (`tokenizer.max_length`) greedily, once with the keys and values
 of the words so far kept, once reading the whole text anew for each word, in turn. Prints the words a second of both,

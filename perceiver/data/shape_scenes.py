@@ -154,7 +154,7 @@ class ShapeSplit:
         unseen = self.stage == "test" and random.random() < data.unseen_share
         things = data.things(random, unseen=unseen)
         image = drawn(random, things, data.image_size)
-        texts = data.captions(things, random, 1 if train else data.num_references)
+        texts = data.captions(things, random, data.num_references)
         targets: dict[str, Any] = {"caption": texts[0], "references": texts, "group": "unseen" if unseen else ""}
         if not train:
             targets["boxes"] = [thing.box(data.image_size) for thing in things]

@@ -91,9 +91,12 @@ class TextDecoder(Decoder):
     def forward(self, latents: Float[Tensor, "batch latents dim"], words: Words) -> Logits:
         """All places at once, as for training: place i sees the words up to i.
 
+        There may be several texts for each sample, as many for each, one behind the other.
+
         Raises:
             ValueError: the text is longer than `max_length`.
         """
+        latents = latents.repeat_interleave(len(words) // len(latents), dim=0)
         return self.logits(latents, words, start=0, caches=None)
 
     def begin(self, latents: Float[Tensor, "batch latents dim"]) -> "Writing":

@@ -129,35 +129,44 @@ class ConvStem(Stem):
 
 
 class ConvStack(Stem):
-    """3×3 convolutions of stride 2, each with batch norm and ReLU: each halves the resolution, rounding up.
+    """3×3 convolutions, each with batch norm and ReLU; the first of each level halves the resolution, rounding up.
 
-    What a cell sees is centred on its upper left corner: all of itself, and as much above and on the left.
+    With one a level, what a cell sees is centred on its upper left corner: all of itself, and as much above and on the
+    left.
 
     Args:
         channels: of the raster.
-        dims: channels after each convolution.
+        dims: channels in each level.
+        convs_per_level: convolutions in each level.
     """
 
-    def __init__(self, *, channels: int, dims: Sequence[int]) -> None:
+    def __init__(self, *, channels: int, dims: Sequence[int], convs_per_level: int = 1) -> None:
         super().__init__()
-        check_sizes(channels=channels)
+        check_sizes(channels=channels, convs_per_level=convs_per_level)
         if len(dims) < 1 or min(dims) < 1:
             raise ValueError(f"dims={list(dims)} must name the channels of at least one convolution")
         self.channels = channels
         self.dim = dims[-1]
         self.stride = (2 ** len(dims), 2 ** len(dims))
+        sizes: list[tuple[int, int, int]] = []
+        for before, dim in zip([channels, *dims], dims, strict=False):
+            sizes += [(before, dim, 2), *[(dim, dim, 1)] * (convs_per_level - 1)]
         self.layers = nn.ModuleList(
             nn.Sequential(
-                nn.Conv2d(before, dim, kernel_size=3, stride=2, padding=1, bias=False), nn.BatchNorm2d(dim), nn.ReLU()
+                nn.Conv2d(before, dim, kernel_size=3, stride=stride, padding=1, bias=False),
+                nn.BatchNorm2d(dim),
+                nn.ReLU(),
             )
-            for before, dim in zip([channels, *dims], dims, strict=False)
+            for before, dim, stride in sizes
         )
+        self.convs_per_level = convs_per_level
 
     def forward(
         self, raster: Float[Tensor, "batch channels height width"], mask: Mask | None = None
     ) -> Float[Tensor, "batch dim rows columns"]:
-        for number, layer in enumerate(self.layers, start=1):
-            raster = blanked(layer(raster), mask, (2**number, 2**number))
+        for number, layer in enumerate(self.layers):
+            stride = 2 ** (number // self.convs_per_level + 1)
+            raster = blanked(layer(raster), mask, (stride, stride))
         return raster
 
 

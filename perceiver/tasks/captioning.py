@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -32,18 +33,31 @@ class Captioning(Task):
     Args:
         tokenizer: text <-> words.
         label_smoothing: share of the target that is spread over all words.
+        captions_per_sample: captions that are learned at once of each training sample: 1 is its `caption`, more are
+            drawn from its `references`, again and again where there are fewer. The sample is read but once for all.
         monitor: the metric that says which checkpoint is best.
         generation: how texts are written.
     """
 
     num_answers: ClassVar[int] = 1
 
-    def __init__(self, *, tokenizer: Tokenizer, label_smoothing: float, monitor: str, generation: Generation) -> None:
+    def __init__(
+        self,
+        *,
+        tokenizer: Tokenizer,
+        label_smoothing: float,
+        captions_per_sample: int,
+        monitor: str,
+        generation: Generation,
+    ) -> None:
         super().__init__()
+        if captions_per_sample < 1:
+            raise ValueError(f"captions_per_sample={captions_per_sample} must be at least 1")
         if not 0.0 <= label_smoothing < 1.0:
             raise ValueError(f"label_smoothing={label_smoothing} must be in [0, 1)")
         self.tokenizer = tokenizer
         self.label_smoothing = label_smoothing
+        self.captions_per_sample = captions_per_sample
         self.monitor = monitor
         self.monitor_mode: Literal["min", "max"] = "min" if monitor in LOWER_IS_BETTER else "max"
         self.generation = generation
@@ -61,37 +75,48 @@ class Captioning(Task):
             metrics["written"] = TextMetrics()
         return MetricCollection(metrics, compute_groups=False)
 
+    def training_batch(self, batch: Batch) -> Batch:
+        if self.captions_per_sample == 1:
+            return batch
+        captions = [_drawn(texts, self.captions_per_sample) for texts in batch.targets["references"]]
+        return replace(batch, targets={**batch.targets, "captions": captions})
+
     def outputs(self, model: nn.Module, batch: Batch) -> Float[Tensor, "rows length vocab"]:
-        words = self._captions(batch, model)[:, :-1]
-        return self._logits(model(batch.inputs, batch.masks, words[_sample_of_row(batch, words.device)]))
+        words = self._captions(batch, model)[..., :-1]
+        of_rows = words[_sample_of_row(batch, words.device)]
+        return self._logits(model(batch.inputs, batch.masks, of_rows.flatten(0, 1)))
 
     def _logits(self, logits: Float[Tensor, "*rows vocab"]) -> Float[Tensor, "*rows ids"]:
         """Those of words that there are: a vocabulary may turn out smaller than the model has room for."""
         return logits[..., : self.tokenizer.num_ids]
 
-    def _captions(self, batch: Batch, near: nn.Module | Tensor) -> Int[Tensor, "batch length"]:
+    def _captions(self, batch: Batch, near: nn.Module | Tensor) -> Int[Tensor, "batch captions length"]:
         if "caption" not in batch.targets:
             raise ValueError("the samples have no captions; choose data that has them, or another task")
+        captions = batch.targets.get("captions") or [[caption] for caption in batch.targets["caption"]]
         device = near.device if isinstance(near, Tensor) else next(near.parameters()).device
-        return self.tokenizer.encode_batch(batch.targets["caption"]).to(device)
+        words = self.tokenizer.encode_batch([caption for of_sample in captions for caption in of_sample])
+        return rearrange(words, "(batch captions) length -> batch captions length", batch=len(batch)).to(device)
 
-    def merged(self, outputs: Float[Tensor, "rows length vocab"], batch: Batch) -> Float[Tensor, "batch length vocab"]:
+    def merged(self, outputs: Float[Tensor, "rows length vocab"], batch: Batch) -> Float[Tensor, "texts length vocab"]:
         if not batch.views:
             return outputs
-        return finite_log(batch.mean_over_views(outputs.float().softmax(dim=-1)))
+        views = sum(map(len, batch.views))
+        by_view = rearrange(outputs.float().softmax(dim=-1), "(views texts) ... -> views texts ...", views=views)
+        return finite_log(batch.mean_over_views(by_view)).flatten(0, 1)
 
-    def loss(self, outputs: Float[Tensor, "batch length vocab"], batch: Batch) -> Float[Tensor, ""]:
+    def loss(self, outputs: Float[Tensor, "texts length vocab"], batch: Batch) -> Float[Tensor, ""]:
         return F.cross_entropy(
             outputs.flatten(0, 1).float(),
-            self._captions(batch, outputs)[:, 1:].flatten(),
+            self._captions(batch, outputs)[..., 1:].flatten(),
             ignore_index=PAD,
             label_smoothing=self.label_smoothing,
         )
 
     def update(
-        self, stage: Stage, outputs: Float[Tensor, "batch length vocab"], loss: Float[Tensor, ""], batch: Batch
+        self, stage: Stage, outputs: Float[Tensor, "texts length vocab"], loss: Float[Tensor, ""], batch: Batch
     ) -> None:
-        words = self._captions(batch, outputs)[:, 1:]
+        words = self._captions(batch, outputs)[..., 1:].flatten(0, 1)
         logits = outputs.detach().float()
         for name, metric in self.metrics(stage).items(keep_base=True):
             if name == "loss":
@@ -148,6 +173,12 @@ class Captioning(Task):
             else:
                 answers.append(Answer(word.text, queries, kind=known.kind, boxes=tuple(known.boxes)))
         return answers
+
+
+def _drawn(texts: Sequence[str], count: int) -> list[str]:
+    """Texts in random order, each as often as the others or once less."""
+    order = torch.randperm(len(texts)).tolist()
+    return [texts[order[number % len(order)]] for number in range(count)]
 
 
 def _facts(batch: Batch) -> list[Facts | None]:
