@@ -12,6 +12,7 @@ Deviation from both papers' code: a query none of whose keys is real gets zeros 
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
+from math import inf
 from typing import TypeAlias
 
 import torch
@@ -24,6 +25,9 @@ KeyMask: TypeAlias = Bool[Tensor, "batch keys"]
 
 KERNEL_ALIGNMENT = 8
 """Head widths are padded to a multiple of this: fused kernels refuse others, and the fallback holds the whole map."""
+
+DEVIATION_OF_CUT = 0.87962566103423978
+"""What is left of a normal distribution's deviation of 1 when it is cut at ±2; DeepMind's code makes up for it, too."""
 
 
 def attend(
@@ -224,10 +228,18 @@ class MLP(nn.Sequential):
 
 
 def initialize(module: nn.Module, scale: float | None) -> None:
-    """Begin the linear layers of a module with normal weights, cut at two deviations; see `BlockSpec.init_scale`."""
+    """Begin the linear layers of a module with normal weights, cut at two deviations; see `BlockSpec.init_scale`.
+
+    Raises:
+        ValueError: the scale is none.
+    """
+    if scale is None:
+        return
+    if not 0.0 < scale < inf:
+        raise ValueError(f"init_scale={scale} must be finite and more than 0")
     for linear in module.children():
-        if isinstance(linear, nn.Linear) and scale is not None:
-            std = scale * linear.in_features**-0.5
+        if isinstance(linear, nn.Linear):
+            std = scale * linear.in_features**-0.5 / DEVIATION_OF_CUT
             nn.init.trunc_normal_(linear.weight, std=std, a=-2 * std, b=2 * std)
             nn.init.zeros_(linear.bias)
 

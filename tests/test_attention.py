@@ -4,6 +4,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from perceiver.attention import (
+    MLP,
     Attention,
     BlockSpec,
     CrossBlock,
@@ -12,6 +13,7 @@ from perceiver.attention import (
     attend,
     attention_weights,
 )
+from tests.models import small_perceiver
 
 BATCH = 3
 LENGTHS = {"square": (7, 7), "fewer queries": (5, 11), "more queries": (11, 5)}
@@ -205,6 +207,61 @@ def test_blocks_of_one_spec_share_no_weight_even_with_a_learned_activation():
 def test_heads_that_do_not_divide_a_width_are_named_in_the_error(sizes, named):
     with pytest.raises(ValueError, match=named):
         Attention(query_dim=5, input_dim=11, spec=BlockSpec(**sizes))
+
+
+class TestInitialization:
+    @pytest.mark.parametrize("scale", [0.5, 1.0, 3.0])
+    def test_weights_deviate_by_the_scale_over_the_root_of_the_inputs_and_biases_are_zero(self, scale):
+        spec = BlockSpec(num_heads=1, qk_dim=101, v_dim=103, widening=2, init_scale=scale)
+        block = CrossBlock(query_dim=97, input_dim=131, spec=spec)
+        linears = [module for module in block.modules() if isinstance(module, nn.Linear)]
+        assert sorted(linear.in_features for linear in linears) == [97, 97, 103, 131, 131, 194]
+        for linear in linears:
+            deviation = scale * linear.in_features**-0.5
+            weights, count = linear.weight.detach(), linear.weight.numel()
+            assert float(weights.std()) == pytest.approx(deviation, rel=5 * (2 * count) ** -0.5)
+            assert abs(float(weights.mean())) < 5 * deviation * count**-0.5
+            # A normal distribution, cut at two deviations of what it was before the cut.
+            assert 2.1 * deviation < float(weights.abs().max()) < 2.28 * deviation
+            assert (linear.bias == 0).all()
+
+    def test_a_block_of_scale_1_keeps_the_size_of_what_it_reads(self):
+        spec, x = BlockSpec(num_heads=1, init_scale=1.0), torch.randn(101, 7, 307)
+        attention = Attention(query_dim=307, input_dim=307, spec=spec)
+        for linear in (attention.query, attention.key, attention.value, attention.out):
+            assert float(linear(x).detach().std()) == pytest.approx(1.0, abs=0.03)
+
+    @pytest.mark.parametrize("spec", [BlockSpec(num_heads=1), BlockSpec(num_heads=1, init_scale=None)])
+    def test_without_a_scale_weights_are_torchs_own(self, spec):
+        torch.manual_seed(7)
+        attention, mlp = Attention(query_dim=5, input_dim=11, spec=spec), MLP(dim=13, spec=spec)
+        torch.manual_seed(7)
+        plain = nn.ModuleDict(
+            {"query": nn.Linear(5, 11), "key": nn.Linear(11, 11), "value": nn.Linear(11, 11), "out": nn.Linear(11, 5)}
+        )
+        assert_close(dict(attention.state_dict()), dict(plain.state_dict()), atol=0, rtol=0)
+        plain_mlp = nn.Sequential(nn.Linear(13, 13), nn.GELU(), nn.Linear(13, 13))
+        assert_close(dict(mlp.state_dict()), dict(plain_mlp.state_dict()), atol=0, rtol=0)
+
+    @pytest.mark.parametrize("scaled", ["cross_attention", "self_attention"])
+    def test_it_is_of_the_linear_layers_of_its_own_blocks_alone(self, scaled):
+        tiny = BlockSpec(num_heads=1, qk_dim=23, v_dim=29, init_scale=1e-6, activation=nn.PReLU())
+        model, expected = small_perceiver(**{scaled: tiny}), set()
+        block = CrossBlock if scaled == "cross_attention" else SelfBlock
+        for name, module in model.named_modules():
+            if isinstance(module, nn.LayerNorm):
+                assert (module.weight == 1).all()
+                expected.add(f"{name}.bias")
+            elif isinstance(module, block):
+                linears = [part for part, layer in module.named_modules() if isinstance(layer, nn.Linear)]
+                assert len(linears) == 6
+                expected |= {f"{name}.{part}.{kind}" for part in linears for kind in ("weight", "bias")}
+        assert {name for name, values in model.named_parameters() if values.abs().max() < 1e-5} == expected
+
+    @pytest.mark.parametrize("scale", [0, 0.0, -1.0, float("nan"), float("inf")])
+    def test_a_scale_that_cannot_be_is_named(self, scale):
+        with pytest.raises(ValueError, match=rf"^init_scale={scale} must be"):
+            MLP(dim=5, spec=BlockSpec(num_heads=1, init_scale=scale))
 
 
 class TestCache:

@@ -26,9 +26,8 @@ ALIKE = ("colour", "shape", "colour shape", "size colour", "size shape", "size c
 """What things that are counted have in common."""
 OMITTED = {"size": 0.4, "colour": 0.15, "shape": 0.1}
 """How often a phrase leaves something out."""
-RELATED, INVERTED, OPENED, COMPLETE, COUNTED = 0.7, 0.3, 0.3, 0.7, 0.75
-"""How often, where there are two things, their relation is told (and the rarer, the more there are); from its end; with
-an opening; how often a list names all things; counts what it can."""
+RELATED, INVERTED, COMPLETE, COUNTED = 0.4, 0.3, 0.7, 0.75
+"""How often the relation of two things is told; from its end; how often a list names all things; counts what it can."""
 MOST_PHRASES = 4
 
 # Words as letters, one each, so that a sentence is a regular expression and a letter's place the number of a word.
@@ -180,7 +179,7 @@ def captions(things: Sequence[Thing], random: Random, *, count: int, left_to_rig
     """
     found: dict[str, None] = {}
     for _ in range(10 * count):
-        related = len(things) > 1 and random.random() < RELATED / (len(things) - 1)
+        related = len(things) > 1 and random.random() < RELATED
         found[(related and _relation(things, random, left_to_right)) or _list(things, random, left_to_right)] = None
         if len(found) == count:
             break
@@ -204,9 +203,8 @@ def _relation(things: Sequence[Thing], random: Random, left_to_right: bool) -> s
     first, second = (_of(thing, random) for thing in pair)
     if inverted:
         return f"{way} {first} {('there is', 'is')[random.integers(2)]} {second}"
-    if random.random() < OPENED:
-        return f"{OPENINGS[random.integers(len(OPENINGS))].format(be='is')}{first} {way} {second}"
-    return f"{first} is {way} {second}"
+    opening = OPENINGS[random.integers(len(OPENINGS))].format(be="is")
+    return f"{opening}{first} {'is ' if not opening and random.random() < 0.5 else ''}{way} {second}"
 
 
 def _list(things: Sequence[Thing], random: Random, left_to_right: bool) -> str:

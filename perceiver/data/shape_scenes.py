@@ -30,7 +30,7 @@ STAGES: tuple[Stage, ...] = ("train", "val", "test")
 class ShapeScenes(ImageDataset):
     """Made-up scenes; a scene is a sample with the targets `caption`, `references`, `boxes`, `facts` and `group`.
 
-    Training samples have no boxes and no facts, and one reference. There are no classes.
+    Training samples have no boxes and no facts. There are no classes.
 
     Args:
         on_error, image_size, channels: see `ImageDataset`; pictures are square, and of 3 channels.

@@ -76,7 +76,8 @@ class Captioning(Task):
         return MetricCollection(metrics, compute_groups=False)
 
     def training_batch(self, batch: Batch) -> Batch:
-        if self.captions_per_sample == 1:
+        # A batch of which nothing could be read has no targets; what else lacks them is told in `outputs`.
+        if self.captions_per_sample == 1 or "references" not in batch.targets:
             return batch
         captions = [_drawn(texts, self.captions_per_sample) for texts in batch.targets["references"]]
         return replace(batch, targets={**batch.targets, "captions": captions})

@@ -66,6 +66,7 @@ class TestSamples:
             assert image(sample).dtype == torch.float32
             assert 0 <= image(sample).min() < image(sample).max() <= 1
             assert sample.targets["caption"] == sample.targets["references"][0]
+            assert ("boxes" in sample.targets) == ("facts" in sample.targets) == (stage != "train")
             assert split.classes_of(index) == ()
         assert scenes().class_names == []
         assert scenes().num_classes == 0
@@ -132,6 +133,15 @@ class TestRandomness:
         assert not torch.allclose(image(first), image(other))
         assert len({split[17].targets["caption"] for _ in range(11)}) > 8
 
+    def test_training_scenes_show_the_same_however_much_is_said_of_them(self):
+        drawn = []
+        for number in (1, 7):
+            torch.manual_seed(3)
+            drawn.append(scenes(num_references=number).split("train")[17])
+        one, several = drawn
+        assert torch.equal(image(one), image(several))
+        assert one.targets["references"] == several.targets["references"][:1]
+
     def test_training_scenes_of_the_same_draw_differ_by_index(self):
         split = scenes().split("train")
         torch.manual_seed(1)
@@ -192,9 +202,10 @@ class TestParameters:
                 assert ranges[one.size][0] <= one.diameter <= ranges[one.size][1]
 
     def test_number_of_references(self):
-        for number in (1, 7):
-            assert {len(s.targets["references"]) for s in samples("val", num_references=number)} == {number}
-        assert {len(s.targets["references"]) for s in samples("train")} == {1}
+        for stage in ("train", "val"):
+            for number in (1, 7):
+                found = [sample.targets["references"] for sample in samples(stage, num_references=number)]
+                assert {len(references) for references in found} == {len(set(r)) for r in found} == {number}
 
     def test_what_is_said_of_a_scene_does_not_change_it(self):
         one, *others = (scenes(**c).split("val")[7] for c in ({}, {"num_references": 2}, {"order": "left_to_right"}))

@@ -96,6 +96,37 @@ class TestAllAtOnce:
         assert not torch.allclose(decoder(*inputs), decoder(*inputs), atol=1e-3)
 
 
+class TestSeveralTexts:
+    """As many texts of each sample, one behind the other, as if each had its own latents."""
+
+    @pytest.mark.parametrize("count", [1, 2, 3])
+    def test_they_are_decoded_as_one_by_one(self, count):
+        decoder, latents = text_decoder(), torch.randn(ROWS, NUM_LATENTS, DIM)
+        words = torch.randint(VOCAB, (ROWS, count, 11))
+        together = decoder(latents, words.flatten(0, 1))
+        assert together.shape == (ROWS * count, 11, VOCAB)
+        for row in range(ROWS):
+            for place in range(count):
+                alone = decoder(latents[row : row + 1], words[row, place][None])
+                assert_close(together[row * count + place], alone[0], **CLOSE)
+
+    def test_no_text_reads_another_of_the_same_sample(self):
+        decoder, latents = text_decoder(), torch.randn(ROWS, NUM_LATENTS, DIM)
+        words = torch.randint(VOCAB, (ROWS, 3, 11))
+        other = words.clone()
+        other[:, 1] = (words[:, 1] + 1) % VOCAB
+        before, after = (decoder(latents, w.flatten(0, 1)).unflatten(0, (ROWS, 3)) for w in (words, other))
+        assert_close(after[:, [0, 2]], before[:, [0, 2]], atol=1e-6, rtol=0)
+        assert ((after - before)[:, 1].abs() > 1e-3).any(dim=-1).all()
+
+    def test_the_latents_get_the_gradients_of_all_of_them(self):
+        decoder, latents = text_decoder(), torch.randn(ROWS, NUM_LATENTS, DIM, requires_grad=True)
+        words = torch.randint(VOCAB, (ROWS, 3, 11))
+        (together,) = torch.autograd.grad(decoder(latents, words.flatten(0, 1)).square().mean(), latents)
+        alone = [torch.autograd.grad(decoder(latents, words[:, n]).square().mean(), latents)[0] for n in range(3)]
+        assert_close(together, torch.stack(alone).mean(dim=0), **CLOSE)
+
+
 class TestWordByWord:
     """A decoder of several layers that keeps keys and values gives the logits of one that reads all anew."""
 

@@ -8,10 +8,16 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from perceiver.encoders.stems import ConvStack, ConvStem, PatchStem, PixelStem, pad_same
-from tests.models import STEMS
+from tests.models import STEMS, shaken
 
-every_stem = pytest.mark.parametrize("make_stem", STEMS.values(), ids=STEMS)
-SAME_CELLS_BEFORE_ZEROS = {name: make for name, make in STEMS.items() if name != "symmetric convolution"}
+
+def deep_stack(channels: int) -> ConvStack:
+    return shaken(ConvStack(channels=channels, dims=(3, 5, 7), convs_per_level=2))
+
+
+EVERY = STEMS | {"deep stack": deep_stack}
+every_stem = pytest.mark.parametrize("make_stem", EVERY.values(), ids=EVERY)
+SAME_CELLS_BEFORE_ZEROS = {name: make for name, make in EVERY.items() if name != "symmetric convolution"}
 
 
 @pytest.mark.parametrize("channels", [1, 2, 5])
@@ -81,17 +87,48 @@ def test_same_padding_puts_what_the_stride_does_not_divide_behind(kernel_size, s
     assert [(size - kernel_size) // stride + 1 for size in padded.shape[2:]] == [ceil(7 / stride), ceil(11 / stride)]
 
 
+@pytest.mark.parametrize("convs_per_level", [1, 2, 3])
 @pytest.mark.parametrize("dims", [(7,), (5, 7), [3, 5, 7]], ids=str)
 @pytest.mark.parametrize(("height", "width"), [(1, 2), (8, 16), (13, 29)])
-def test_each_convolution_of_a_stack_halves_the_resolution(dims, height, width):
-    stem = ConvStack(channels=2, dims=dims)
+def test_each_level_of_a_stack_halves_the_resolution_however_deep_it_is(dims, height, width, convs_per_level):
+    stem = ConvStack(channels=2, dims=dims, convs_per_level=convs_per_level)
     cell = 2 ** len(dims)
     assert stem.stride == (cell, cell)
     features = stem.eval()(torch.randn(3, 2, height, width))
     assert features.shape == (3, stem.dim, ceil(height / cell), ceil(width / cell))
     assert stem.dim == 7
     convolutions = [module for module in stem.modules() if isinstance(module, nn.Conv2d)]
-    assert [convolution.out_channels for convolution in convolutions] == list(dims)
+    assert [one.out_channels for one in convolutions] == [dim for dim in dims for _ in range(convs_per_level)]
+    assert [one.stride[0] for one in convolutions] == [2, *[1] * (convs_per_level - 1)] * len(dims)
+
+
+def test_one_convolution_a_level_is_what_a_stack_has_by_itself_and_names_its_weights_by_level():
+    torch.manual_seed(3)
+    stem = ConvStack(channels=2, dims=(3, 5, 7))
+    of_layer = ["0.weight", *(f"1.{name}" for name in ("weight", "bias", "running_mean", "running_var"))]
+    names = [f"layers.{n}.{name}" for n in range(3) for name in (*of_layer, "1.num_batches_tracked")]
+    assert list(stem.state_dict()) == names
+    torch.manual_seed(3)
+    assert_close(
+        ConvStack(channels=2, dims=(3, 5, 7), convs_per_level=1).state_dict(), stem.state_dict(), atol=0, rtol=0
+    )
+
+
+@pytest.mark.parametrize("convs_per_level", [2, 3])
+def test_a_deeper_stack_sees_more_and_all_that_a_flat_one_sees(convs_per_level):
+    def seen(convs_per_level):
+        stem = ConvStack(channels=1, dims=(2, 3), convs_per_level=convs_per_level).eval()
+        for parameter in stem.parameters():
+            parameter.data.abs_()  # so that no ReLU hides anything
+        raster = torch.rand(1, 1, 61, 67).requires_grad_()
+        stem(raster)[0, :, 7, 8].sum().backward()
+        return raster.grad[0, 0] > 0
+
+    flat, deep = seen(1), seen(convs_per_level)
+    assert (deep | ~flat).all()
+    # A convolution at stride 2 sees 2 pixels more on each side, one at stride 4 sees 4 more.
+    more = (convs_per_level - 1) * (2 + 4)
+    assert torch.equal(deep, F.max_pool2d(flat[None].float(), 2 * more + 1, stride=1, padding=more)[0] > 0)
 
 
 def test_a_cell_of_a_stack_sees_all_of_itself_and_as_much_above_and_on_the_left():
@@ -159,6 +196,8 @@ def test_every_parameter_of_a_stem_gets_a_gradient(make_stem):
         (lambda: ConvStack(channels=3, dims=[]), r"dims=\[\]"),
         (lambda: ConvStack(channels=3, dims=[5, 0]), r"dims=\[5, 0\]"),
         (lambda: ConvStack(channels=0, dims=[5]), "channels=0"),
+        (lambda: ConvStack(channels=3, dims=[5], convs_per_level=0), "convs_per_level=0"),
+        (lambda: ConvStack(channels=3, dims=[5], convs_per_level=-1), "convs_per_level=-1"),
     ],
 )
 def test_sizes_that_make_no_stem_are_refused_by_name(make_stem, named):

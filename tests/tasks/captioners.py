@@ -37,9 +37,8 @@ def beam(num_beams: int = 1) -> BeamSearch:
 
 
 def captioning(**overrides) -> Captioning:
-    defaults = {"tokenizer": word_tokenizer(), "label_smoothing": 0.0,
-        "captions_per_sample": 1, "monitor": "CIDEr-D", "generation": beam()}
-    return Captioning(**(defaults | overrides))
+    defaults = {"tokenizer": word_tokenizer(), "label_smoothing": 0.0, "captions_per_sample": 1, "monitor": "CIDEr-D"}
+    return Captioning(**(defaults | {"generation": beam()} | overrides))
 
 
 def captioned(*texts: str, views: tuple[int, ...] = ()) -> Batch:

@@ -56,6 +56,10 @@ MISTAKES = {
     "data.image_size=0": ["image_size=0"],
     "loader.batch_size=0": ["loader.batch_size=0"],
     "model.num_latents=0": ["model.num_latents=0"],
+    "model.cross_attention.init_scale=0": ["init_scale=0", "more than 0"],
+    "encoder@model.encoders.image=image_conv_stack model.encoders.image.stem.convs_per_level=0": [
+        "model.encoders.image.stem.convs_per_level=0 must be at least 1"
+    ],
     "model.self_attention.num_heads=5": ["model.self_attention.num_heads=5 does not divide"],
     "model.schedule.num_cross_attends=99": ["model.schedule.num_cross_attends=99", "num_blocks="],
     "model.encoders.image.stem.patch_size=0": ["model.encoders.image", "0 pixels"],
@@ -72,7 +76,11 @@ MISTAKES = {
     "decoder@model.decoder=text": ["model.decoder.vocab_size needs tokenizer.vocab_size", "conf/tokenizer"],
     "task=captioning": ["task.tokenizer needs tokenizer", "choose one of conf/tokenizer"],
     "task=captioning tokenizer=bytes decoder@model.decoder=text": ["the samples have no captions; choose data that"],
+    "task=captioning task.captions_per_sample=3 tokenizer=bytes decoder@model.decoder=text": [
+        "the samples have no captions; choose data that"
+    ],
     "task=captioning tokenizer=words decoder@model.decoder=text": ["data: Digits has no texts", "tokenizer"],
+    "experiment=image_captioning task.captions_per_sample=0": ["task.captions_per_sample=0 must be at least 1"],
     "experiment=image_captioning tokenizer.max_length=2": ["tokenizer.max_length=2 must be at least 3"],
     "experiment=image_captioning model.decoder.vocab_size=7": [
         "model.decoder.vocab_size=7 must be at least",
@@ -91,6 +99,9 @@ RARER_MISTAKES = {
     "experiment=nosuch": ["experiment=nosuch", "there are: ", "image_classification"],
     "encoder@model.encoders.image=image_pixel": ["encoder=image_pixel", "did you mean 'image_pixels'?"],
     "~optimizer": ["optimizer", "conf/optimizer"],
+    "model.cross_attention.init_scale=abc": ["model.cross_attention.init_scale='abc'", "number"],
+    "model.self_attention.init_scale=-1": ["init_scale=-1", "more than 0"],
+    "experiment=image_captioning task.captions_per_sample=2.5": ["task.captions_per_sample=2.5", "integer"],
     "model.encoders=3": ["model.encoders=3"],
     "model.encoders.image=3": ["model"],
     "data.augment=3": ["data.augment=3"],
@@ -216,6 +227,22 @@ def test_resolving_gives_plain_values_without_interpolations():
 
     assert plain(config)
     assert config["model"]["encoders"]["image"]["positions"]["max_resolution"] == [7, 6]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "cross", "self_"),
+    [
+        ([], None, None),
+        (["model.cross_attention.init_scale=0.5"], 0.5, 0.5),
+        (["model.self_attention.init_scale=0.5"], None, 0.5),
+        (["experiment=image_captioning"], 1.0, 1.0),
+        (["experiment=image_captioning", "model.self_attention.init_scale=null"], 1.0, None),
+    ],
+)
+def test_the_blocks_of_a_model_begin_at_one_scale_unless_told_otherwise(overrides, cross, self_):
+    with composed(*overrides) as cfg:
+        model = resolved(cfg)["model"]
+    assert (model["cross_attention"]["init_scale"], model["self_attention"]["init_scale"]) == (cross, self_)
 
 
 @pytest.mark.parametrize(
