@@ -63,7 +63,13 @@ def captioning(generation: Generation | None = None) -> Captioning:
     """A task of few words, that chooses the likeliest unless told otherwise."""
     tokenizer = WordTokenizer(vocab_size=VOCAB_SIZE, max_length=MAX_LENGTH, lowercase=True, min_frequency=1)
     tokenizer.train([TEXT])
-    return Captioning(tokenizer=tokenizer, label_smoothing=0.0, monitor="loss", generation=generation or beams(1))
+    return Captioning(
+        tokenizer=tokenizer,
+        label_smoothing=0.0,
+        captions_per_sample=1,
+        monitor="loss",
+        generation=generation or beams(1),
+    )
 
 
 def beams(count: int) -> BeamSearch:

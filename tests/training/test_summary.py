@@ -80,7 +80,9 @@ class TestFlops:
         decoder = TextDecoder(dim=DIM, dropout=0.0, tied=True, **sizes, **blocks)
         generation = BeamSearch(num_beams=1, length_penalty=0.0, presence_penalty=0.0, no_repeat_ngram_size=0)
         tokenizer = ByteTokenizer(vocab_size=262, max_length=97)
-        task = Captioning(tokenizer=tokenizer, label_smoothing=0.0, monitor="loss", generation=generation)
+        task = Captioning(
+            tokenizer=tokenizer, label_smoothing=0.0, captions_per_sample=1, monitor="loss", generation=generation
+        )
         batch = images(2)
         batch.targets["caption"] = ["seven words of a text", "as long as this one is"]
         words = tokenizer.encode_batch(batch.targets["caption"]).shape[1] - 1
