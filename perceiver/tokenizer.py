@@ -87,6 +87,10 @@ class Tokenizer(ABC):
         """The ids of a text, from BOS to EOS."""
         return torch.tensor([BOS, *self._ids(text)[: self.max_length - 2], EOS])
 
+    def begin(self, text: str) -> Int[Tensor, " length"]:
+        """The ids of a text that may go on, from BOS: one more than `encode` keeps, as it has no EOS."""
+        return torch.tensor([BOS, *self._ids(text)[: self.max_length - 1]])
+
     def encode_batch(self, texts: Sequence[str]) -> Int[Tensor, "batch length"]:
         """The ids of several texts, filled up with PAD behind."""
         return pad_sequence([self.encode(text) for text in texts], batch_first=True, padding_value=PAD)

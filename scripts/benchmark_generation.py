@@ -35,6 +35,9 @@ def main(cfg: DictConfig) -> None:
     with open_dict(cfg):
         texts, repeats = cfg.pop("texts"), cfg.pop("repeats")
         cfg.loader.batch_size = texts
+    for name, value in (("texts", texts), ("repeats", repeats)):
+        if not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{name}={value}: must be a whole number from 1 on")
     config = resolved(cfg)
     prepare_torch(config)
     parts = build(config)

@@ -144,6 +144,7 @@ class TestFrame:
         whole = make().encode(TEXTS[0]).tolist()
         cut = make(max_length=max_length).encode(TEXTS[0]).tolist()
         assert cut == [*whole[: max_length - 1], EOS]
+        assert make(max_length=max_length).begin(TEXTS[0]).tolist() == whole[:max_length], "but not one that may go on"
 
     @every_kind
     def test_a_text_of_the_greatest_length_is_not_cut(self, make):

@@ -101,7 +101,10 @@ class TextPairs(Dataset):
         train = self._read("train")
         if train is None:
             wanted = " and ".join(f"train.{ending}" for ending in self.endings)
-            raise FileNotFoundError(f"root={self.root}: neither a file nor a folder with {wanted} in it")
+            problem = f"root={self.root}: neither a file nor a folder with {wanted} in it"
+            endings = sorted(path.suffix[1:] for path in self.root.glob("train.*"))
+            there = f"; of the endings {', '.join(endings)}, one may be source= and one target=" if endings[1:] else ""
+            raise FileNotFoundError(problem + there)
         if not train:
             raise UnreadableError(f"root={self.root}: there is no pair to train on")
         test, val = self._read("test"), self._read("val")

@@ -4,6 +4,8 @@ Layers are those of Vaswani et al. (2017, section 3.1), pre-norm: causal self-at
 cross-attention to the latents. Deviation: an MLP follows each of the two, since they are the blocks of the Perceiver.
 """
 
+from typing import ClassVar
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -56,6 +58,8 @@ class TextDecoder(Decoder):
         dropout: of the words' vectors.
         tied: whether the logits are products with the embeddings themselves (Press & Wolf 2017).
     """
+
+    is_asked: ClassVar[bool] = True
 
     def __init__(
         self,

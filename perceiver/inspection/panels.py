@@ -28,10 +28,20 @@ def log_look(
             # Only 8-bit RGB arrives as it is: wandb casts float arrays to integers, which makes them black.
             media = {
                 key: [
-                    wandb.Image(picture, caption=caption) for picture, caption in zip(pictures, captions, strict=True)
+                    wandb.Image(picture, caption=caption)
+                    for picture, caption in zip(of_one_size(pictures), captions, strict=True)
                 ]
                 for key, pictures in panels.items()
             }
             logger.log_metrics({**scores, **media}, step=step)  # type: ignore[dict-item]
         elif scores:
             logger.log_metrics(dict(scores), step=step)
+
+
+def of_one_size(pictures: Sequence[Image.Image]) -> list[Image.Image]:
+    """Pictures with white to the right and below, as far as others are larger: W&B shows all in one frame."""
+    width, height = (max((picture.size[side] for picture in pictures), default=0) for side in (0, 1))
+    padded = [Image.new("RGB", (width, height), "white") for _ in pictures]
+    for page, picture in zip(padded, pictures, strict=True):
+        page.paste(picture)
+    return padded

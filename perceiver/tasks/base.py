@@ -22,11 +22,13 @@ class Task(nn.Module, ABC):
     Attributes:
         monitor, monitor_mode: the validation metric that says which checkpoint is best, and its better direction.
         num_answers: answers about a user's own file, unless more or fewer are asked for.
+        asks: whether it hands queries to the decoder, which then must be one that is asked.
     """
 
     monitor: str
     monitor_mode: Literal["min", "max"]
     num_answers: ClassVar[int] = 5
+    asks: ClassVar[bool] = False
 
     def training_batch(self, batch: Batch) -> Batch:
         """What the model is trained on: the place for changes that mix samples."""
@@ -71,8 +73,19 @@ class Task(nn.Module, ABC):
     ) -> list[list[dict[str, Any]]]:
         """For each sample at most `top` answers, best first, as plain values with the same keys throughout."""
 
-    def answers(self, model: nn.Module, batch: Batch, class_names: Sequence[str]) -> list[list[Answer]]:
-        """For each row what the model says, with the queries that said it in the last forward pass in here."""
+    def answers(
+        self,
+        model: nn.Module,
+        batch: Batch,
+        class_names: Sequence[str],
+        said: Sequence[dict[str, Any]] | None = None,
+    ) -> list[list[Answer]]:
+        """For each row what the model says, with the queries that said it in the last forward pass in here.
+
+        Args:
+            model, batch, class_names: as in `predictions`.
+            said: the best of each row's `predictions`, where they are known: a text might be another one the next time.
+        """
         labels = {name: label for label, name in enumerate(class_names)}
         rows = self.predictions(model, replace(batch, views=[]), class_names, SHOWN_CLASSES)
         return [

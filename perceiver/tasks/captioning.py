@@ -10,6 +10,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.text import Perplexity
@@ -40,6 +41,7 @@ class Captioning(Task):
     """
 
     num_answers: ClassVar[int] = 1
+    asks: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -157,9 +159,20 @@ class Captioning(Task):
             for row, log_probabilities in zip(texts.words.tolist(), texts.log_probabilities.tolist(), strict=True)
         ]
 
-    def answers(self, model: nn.Module, batch: Batch, class_names: Sequence[str]) -> list[list[Answer]]:
-        """The words that the model writes of each row."""
-        words = self.write(model, batch, 1).words[:, 0]
+    def answers(
+        self,
+        model: nn.Module,
+        batch: Batch,
+        class_names: Sequence[str],
+        said: Sequence[dict[str, Any]] | None = None,
+    ) -> list[list[Answer]]:
+        """The words that the model writes of each row, or those of what it said already."""
+        if said is None:
+            words = self.write(model, batch, 1).words[:, 0]
+        else:
+            device = next(iter(batch.inputs.values())).device
+            texts = [self.tokenizer.begin(one["caption"]) for one in said]  # what was cut off has no end
+            words = pad_sequence(texts, batch_first=True, padding_value=PAD).to(device)
         model(batch.inputs, batch.masks, words)
         return [self._words(row, facts) for row, facts in zip(words.tolist(), _facts(batch), strict=True)]
 

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from perceiver.data.base import Dataset
 from perceiver.data.module import DataModule
+from perceiver.decoders.base import Decoder
 from perceiver.model import Perceiver
 from perceiver.tasks.base import Task
 from perceiver.tokenizer import Tokenizer
@@ -76,6 +77,7 @@ def build(config: dict[str, Any], learned: Learned | None = None) -> Parts:
         check_room(config, tokenizer)
     model: Perceiver = construct(config, "model")
     task: Task = construct(config, "task", **shared["task"])
+    check_queries(task, model.decoder)
     optimizer: OptimizerFactory = construct(config, "optimizer")
     with blamed_on(config, "optimizer"):
         try_optimizer(optimizer)
@@ -109,6 +111,20 @@ def check_room(config: dict[str, Any], tokenizer: Tokenizer) -> None:
         for name, size in least.items():
             if node.get(name, size) < size:
                 raise ConfigError(f"{key}.{name}={node[name]} must be at least the tokenizer's {size}")
+
+
+def check_queries(task: Task, decoder: Decoder) -> None:
+    """Refuse a task and a decoder of which one has words and the other wants none.
+
+    Raises:
+        ConfigError: they are of that kind.
+    """
+    asking, asked = type(task).__name__, type(decoder).__name__
+    if task.asks and not decoder.is_asked:
+        raise ConfigError(f"model.decoder: {asked} writes no texts for {asking}; choose decoder@model.decoder=text")
+    if decoder.is_asked and not task.asks:
+        choice = "choose another decoder@model.decoder, or task=captioning"
+        raise ConfigError(f"model.decoder: {asked} gets no words of {asking}; {choice}")
 
 
 def construct(config: dict[str, Any], key: str, **parts: Any) -> Any:

@@ -67,7 +67,9 @@ def explain(error: BaseException) -> str:
             asked = re.match(r"Could not override '(.+?)'", text)
             return _explain_unknown_key(cause, asked[1] if asked else None)
         if other := re.match(r"Could not override '(.*?)'\. (?:Did you mean to override (.*?\?))?", text):
-            return f"{other[1]!r}: no such key{f'; did you mean {other[2]}' if other[2] else ''}"
+            added = re.search(r"To append to your default list use (\S+)", text)
+            hint = f"; did you mean {other[2]}" if other[2] else ""
+            return f"{other[1]!r}: no such key{hint}{f' To add it: {added[1]}' if added and hint else ''}"
         return text
     if missing := re.search(r"Missing mandatory value: ([\w.]+)", text):
         key = error.full_key if isinstance(error, MissingMandatoryValue) else missing[1]
@@ -91,12 +93,12 @@ def explain(error: BaseException) -> str:
 
 
 def _explain_unknown_key(error: OmegaConfBaseException, asked: str | None) -> str:
-    """`asked`: the whole key that was asked for, of which `error` found a first part to be unknown."""
+    """`asked`: the whole key that was set; unknown is a first part of it, or a key of the value that it was given."""
     parent = error.parent_node
     if not isinstance(parent, DictConfig):
         return one_line(error)
     key, found_up_to = str(error.key), str(error.full_key)
-    full_key = asked or found_up_to
+    full_key = found_up_to if asked is None or found_up_to.startswith(f"{asked}.") else asked
     if full_key == found_up_to and key in _accepted(parent):
         return f"{full_key}: not in conf, but {parent['_target_']} takes it: +{full_key}=…"
     leaf = full_key.rpartition(".")[2]

@@ -75,7 +75,7 @@ def answer(parts: Parts, sample: Sample, top: int, stem: Path, *, shown: dict[st
     result: dict[str, Any] = {
         "input": sample.id,
         "predictions": predictions,
-        "attention": draw_attention(parts, views[clearest], stem, shown=shown),
+        "attention": draw_attention(parts, views[clearest], by_view[clearest][0], stem, shown=shown),
     }
     if sample.views:
         result["windows"] = [
@@ -135,12 +135,14 @@ class InParts(nn.Module):
             yield at, [{name: rows[at] for name, rows in named.items()} for named in (inputs, masks)]
 
 
-def draw_attention(parts: Parts, view: Sample, stem: Path, *, shown: dict[str, Any]) -> dict[str, str]:
-    """Sheets of one view: what it shows -> file."""
+def draw_attention(
+    parts: Parts, view: Sample, said: dict[str, Any], stem: Path, *, shown: dict[str, Any]
+) -> dict[str, str]:
+    """Sheets of one view, of which the model said something: what it shows -> file."""
     names = parts.module.description["class_names"]
     batch = collate([view]).to(parts.module.device)
     with capture(parts.model) as captured:
-        answers = parts.task.answers(parts.model, batch, names)
+        answers = parts.task.answers(parts.model, batch, names, [said])
     sheets = panels(
         captured,
         pictures_of(parts.model, batch.inputs),

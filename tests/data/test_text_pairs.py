@@ -163,8 +163,13 @@ class TestAlignedFiles:
 
     def test_none_of_the_two(self, aligned):
         message = "root=ROOT: neither a file nor a folder with train.en and train.cs in it"
-        (aligned / "train.en").unlink()
+        for language in ("en", "fr"):
+            (aligned / f"train.{language}").unlink()
         refused(aligned, message, FileNotFoundError, source="en", target="cs")
+
+    def test_none_is_named(self, aligned):
+        message = "root=ROOT: neither a file nor a folder with train.tsv in it"
+        refused(aligned, f"{message}; of the endings de, en, fr, one may be source= and one target=", FileNotFoundError)
 
     def test_endings_for_a_root_that_is_a_file(self, aligned):
         message = "root=ROOT/train.en is one file, but source and target are the endings of two"

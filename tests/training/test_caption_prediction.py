@@ -100,9 +100,10 @@ class TestPictures:
             (one,), (other,) = alone["predictions"], expected["predictions"]
             assert one == {**other, "log_probability": pytest.approx(other["log_probability"], abs=1e-4)}
 
-    def test_the_strip_is_of_the_caption(self, scenes_run, pictures, tmp_path):
+    @pytest.mark.parametrize("top", [1, 3])  # of which more beams are followed
+    def test_the_strip_is_of_the_best_caption(self, scenes_run, pictures, tmp_path, top):
         """A tile of the picture and one for each word, in even rows."""
-        _, answers = asked(scenes_run, pictures, tmp_path)
+        _, answers = asked(scenes_run, pictures, tmp_path, f"top={top}")
         for answer in answers:
             tiles = 1 + len(words_in(answer["predictions"][0]["caption"]))
             rows = -(-tiles // 8)

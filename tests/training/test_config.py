@@ -86,6 +86,10 @@ MISTAKES = {
         "model.decoder.vocab_size=7 must be at least",
         "tokenizer",
     ],
+    "tokenizer=bytes decoder@model.decoder=text": ["TextDecoder gets no words of Classification", "task=captioning"],
+    "task=captioning tokenizer=bytes": ["PooledDecoder writes no texts for Captioning", "decoder@model.decoder=text"],
+    "experiment=image_captioning encoder@model.encoders.text=text": ["add it: +encoder@model.encoders.text=text"],
+    "experiment=image_captioning data.num_samples={trian:1}": ["num_samples.trian", "mean data.num_samples.train?"],
     # not readable at all
     "a=b=c": ["a=b=c", "key=value"],
     "=": ["no such key"],
