@@ -80,6 +80,9 @@ class AttentionCallback(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.every_n_epochs and self._last_step != _last_step(trainer):  # however training came to its end
             self._try_to_look(trainer, pl_module, trainer.current_epoch - 1)
+        overlap = self.scores.get("attention/word_overlap", 0.0)
+        if overlap > TOO_MUCH_ALIKE:  # told once, since every training begins so
+            log.warning("attention maps of different words are nearly the same: word_overlap %.3f", overlap)
 
     def _try_to_look(self, trainer: Trainer, module: LightningModule, epoch: int) -> None:
         if self.failures >= MAX_FAILURES:
@@ -121,10 +124,6 @@ class AttentionCallback(Callback):
             boxes=boxes,
         )
         self.scores = {f"attention/{name}": value for name, value in scores.items()}
-        if scores.get("word_overlap", 0.0) > TOO_MUCH_ALIKE:
-            log.warning(
-                "attention maps of different words are nearly the same: word_overlap %.3f", scores["word_overlap"]
-            )
         named = {f"attention/{key}": of_samples for key, of_samples in sheets.items()}
         captions = [f"{id} · step {step} · epoch {epoch}" for id in batch.ids]
         log_look(trainer.loggers, self.scores, named, captions, step)

@@ -149,7 +149,7 @@ def test_maps_that_are_nearly_the_same_for_all_words_are_warned_of(tmp_path, mon
     callback = attention()
     fit(tmp_path, callback, texts=True, max_epochs=2)
     messages = [record.getMessage() for record in caplog.records if record.name == callback_module.__name__]
-    assert len(messages) == (2 if warns else 0)
+    assert len(messages) == (1 if warns else 0), "of two looks, the last one counts"
     assert all(f"{overlap:.3f}" in message for message in messages)
     assert callback.scores["attention/word_overlap"] == pytest.approx(overlap)
 
