@@ -164,6 +164,10 @@ class Answer:
     kind: str = ""
     boxes: tuple[Box, ...] = ()
 
+    @property
+    def is_word(self) -> bool:
+        return self.label is None
+
 
 @dataclass(frozen=True)
 class Sample:

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from perceiver.data.base import Dataset, Split, UnreadableError, stratified_split
+from perceiver.data.base import Dataset, OnError, Split, UnreadableError, stratified_split
 from perceiver.data.folders import first_few
-from perceiver.data.images import ImageDataset, read_image
+from perceiver.data.images import ImageAugment, ImageDataset, read_image
 from perceiver.types import Sample, Stage
 
 Value = TypeVar("Value")
@@ -115,7 +115,23 @@ class CaptionDataset(Dataset):
 
 
 class ImageCaptions(CaptionDataset, ImageDataset):
-    """Images with captions: the base of all data sets of them. Arguments as in its bases, `num_classes` left out."""
+    """Images with captions: the base of all data sets of them.
+
+    Args:
+        root: the folder that everything is in.
+        on_error, image_size, channels, augment: see `ImageDataset`.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str,
+        on_error: OnError,
+        image_size: int | Sequence[int],
+        channels: int,
+        augment: ImageAugment | None,
+    ) -> None:
+        super().__init__(root=root, on_error=on_error, image_size=image_size, channels=channels, augment=augment)
 
     def file_sample(self, path: Path, targets: dict[str, Any], id: str, *, train: bool) -> Sample:
         return self.sample(read_image(path, self.channels), targets, id, train=train)

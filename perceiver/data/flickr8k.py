@@ -15,9 +15,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from perceiver.data.base import OnError
 from perceiver.data.captions import Captions, ImageCaptions, references_in, split_off
-from perceiver.data.images import ImageAugment
 from perceiver.data.tables import Row, read_rows
 from perceiver.data.text_file import read_lines
 from perceiver.types import Stage
@@ -36,23 +34,7 @@ IMAGE_FOLDERS = (
 
 
 class Flickr8k(ImageCaptions):
-    """Flickr8k, or anything that is laid out like it.
-
-    Args:
-        root: the folder that everything is in.
-        on_error, image_size, channels, augment: see `ImageDataset`.
-    """
-
-    def __init__(
-        self,
-        *,
-        root: str,
-        on_error: OnError,
-        image_size: int | Sequence[int],
-        channels: int,
-        augment: ImageAugment | None,
-    ) -> None:
-        super().__init__(root=root, on_error=on_error, image_size=image_size, channels=channels, augment=augment)
+    """Flickr8k, or anything that is laid out like it. Arguments as in `ImageCaptions`."""
 
     def read_captions(self, stage: Stage) -> Captions | None:
         if not self.find(list(LISTS.values()), TEXT_FOLDERS):

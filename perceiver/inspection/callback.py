@@ -102,7 +102,7 @@ class AttentionCallback(Callback):
         batch = self._probe(trainer, self.num_samples).to(module.device)
         captured, answers = _looked_at(trainer, module, batch)
         boxes = batch.targets.get("boxes", [])
-        words = any(answer.label is None for row in answers for answer in row)
+        words = any(answer.is_word for row in answers for answer in row)
         scores = self._score(trainer, module) if boxes or words else {}
         if not trainer.is_global_zero:
             return

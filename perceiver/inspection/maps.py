@@ -41,7 +41,7 @@ def own_answers(captured: Capture, answers: Sequence[Sequence[Answer]], num_clas
     """Those answers for which the decoder has queries of their own: none where it asks for all classes at once."""
     if captured.num_outputs == num_classes:
         return [list(row) for row in answers]
-    return [[answer for answer in row if answer.label is None] for row in answers]
+    return [[answer for answer in row if answer.is_word] for row in answers]
 
 
 def panels(
@@ -76,7 +76,7 @@ def panels(
         captured, spans, frames, alpha, [row or () for row in boxes] or [()] * num_rows, answers or [[]] * num_rows
     )
     sheets = look.by_latents(num_latents)
-    if frames and any(answer.label is None for row in look.answers for answer in row):
+    if frames and any(answer.is_word for row in look.answers for answer in row):
         sheets["caption/words"] = look.by_words()
     return sheets
 
@@ -130,7 +130,7 @@ class _Look:
 
     def _summed_up(self, answers: Sequence[Answer]) -> list[Answer]:
         """Classes as they are; words as one."""
-        classes = [answer for answer in answers if answer.label is not None]
+        classes = [answer for answer in answers if not answer.is_word]
         queries = tuple(query for answer in answers for query in answer.queries)
         every = tuple(range(self.captured.num_outputs))
         return classes or [Answer("caption", queries) if queries else Answer("output", every)]

@@ -87,7 +87,7 @@ def cases_of(
     boxes: Sequence[Sequence[Box] | None], answers: Sequence[Sequence[Answer]], *, num_outputs: int, num_classes: int
 ) -> list[Case]:
     """What there is to compare: words with what they speak of; each class that a sample has; or all its boxes."""
-    if not num_classes or any(answer.label is None for row in answers for answer in row):
+    if not num_classes or any(answer.is_word for row in answers for answer in row):
         return [
             Case(sample, answer.queries, answer.boxes, answer.kind)
             for sample, row in enumerate(answers)
@@ -116,7 +116,7 @@ def overlaps(
     Returns:
         `word_overlap`, of each sample with at least two words that have a map; nothing where answers are no words.
     """
-    words = [[answer.queries for answer in row if answer.label is None and answer.queries] for row in answers]
+    words = [[answer.queries for answer in row if answer.is_word and answer.queries] for row in answers]
     if not any(len(row) > 1 for row in words):
         return {}
     inputs = rollout(captured, alpha=alpha, readers=readers_of(words, captured.num_outputs)).inputs
