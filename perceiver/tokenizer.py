@@ -99,6 +99,10 @@ class Tokenizer(ABC):
         """The text of ids, up to the first EOS."""
         return self._text(_content(ids)[1])
 
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """What each id stands for by itself."""
+        return [SPECIAL[id] if id < len(SPECIAL) else self._text([id]) for id in ids]
+
     def words(self, ids: Sequence[int]) -> list[Word]:
         """The words of `decode(ids)` with the places of their ids in `ids`.
 

@@ -104,6 +104,23 @@ class Picture:
     unit: str
 
 
+@dataclass(frozen=True)
+class Sound:
+    """Raw inputs of one modality as a person would hear them.
+
+    Attributes:
+        values: in [-1, 1].
+        sample_rate: in Hz.
+    """
+
+    values: Float[Tensor, "batch length"]
+    sample_rate: int
+
+    @property
+    def seconds(self) -> float:
+        return self.values.shape[-1] / self.sample_rate
+
+
 @dataclass
 class Box:
     """Where something of a class truly is in an input: intervals along axes, by name and in their units.
@@ -154,6 +171,7 @@ class Answer:
         name: as it is shown.
         queries: the decoder's queries that gave it.
         label: of a class. Its query is its own only where the decoder has one a class.
+        ids: of a word, what each of its queries said.
         kind: of word, where `boxes` say where it truly is.
         boxes: that place, as far as it is known.
     """
@@ -161,6 +179,7 @@ class Answer:
     name: str
     queries: tuple[int, ...]
     label: int | None = None
+    ids: tuple[int, ...] = ()
     kind: str = ""
     boxes: tuple[Box, ...] = ()
 
@@ -237,6 +256,16 @@ class Batch:
         if not self.views:
             return rows
         return torch.stack([part.mean(dim=0) for part in torch.split(rows, [len(names) for names in self.views])])
+
+    def part(self, samples: slice) -> Self:
+        """Some of the samples, none of which has several views."""
+        return replace(
+            self,
+            inputs={name: values[samples] for name, values in self.inputs.items()},
+            targets={name: values[samples] for name, values in self.targets.items()},
+            ids=self.ids[samples],
+            masks={name: values[samples] for name, values in self.masks.items()},
+        )
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """The same batch with `function` applied to every tensor, those in lists of targets among them."""

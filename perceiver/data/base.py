@@ -70,6 +70,10 @@ class Dataset(ABC):
         """
         raise ValueError(f"{type(self).__name__} has no texts from which a tokenizer could learn its vocabulary")
 
+    def pieces(self, modality: str, raw: Tensor) -> list[str] | None:
+        """What the places of a sample's input stand for, where that is text."""
+        return None
+
     def prepare(self) -> None:  # noqa: B027  (most data sets have nothing to prepare)
         """Download what is missing. Called once per machine, before any split is asked for."""
 

@@ -96,6 +96,9 @@ class TextPairs(Dataset):
             raise UnreadableError(f"{path}: there is no text in it")
         return Sample(inputs={"text": self.tokenizer.encode(text)[None]}, targets={}, id=str(path))
 
+    def pieces(self, modality: str, raw: Tensor) -> list[str]:
+        return self.tokenizer.pieces(raw[0].tolist())
+
     @cached_property
     def _pairs(self) -> dict[Stage, list[Pair]]:
         train = self._read("train")

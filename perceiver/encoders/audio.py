@@ -15,7 +15,7 @@ from perceiver.encoders.base import Combine, Encoder, check_sizes, combined_dim,
 from perceiver.encoders.stems import RasterEncoder, Stem, blanked
 from perceiver.positions import Positions
 from perceiver.spectrogram import LogMel
-from perceiver.types import Axis, Grid, Picture, Tokens
+from perceiver.types import Axis, Grid, Picture, Sound, Tokens
 
 Wave = Float[Tensor, "batch 1 length"]
 
@@ -71,7 +71,7 @@ class LogMelEncoder(RasterEncoder):
         return self.tokens(spectrogram.to(raw.dtype), mask)
 
     def _spectrogram(self, raw: Tensor, mask: Tensor | None = None) -> Float[Tensor, "batch 1 mels frames"]:
-        is_wave = raw.ndim == 3 and raw.shape[1] == 1
+        is_wave = _is_wave(raw)
         if not (is_wave or (raw.ndim == 4 and raw.shape[1:3] == (1, self.log_mel.n_mels))) or raw.shape[-1] < 1:
             raise ValueError(
                 f"audio inputs must be [batch, 1, length] or [batch, 1, mels={self.log_mel.n_mels}, frames], "
@@ -89,6 +89,9 @@ class LogMelEncoder(RasterEncoder):
 
     def picture(self, raw: Tensor) -> Picture:
         return self.log_mel.picture(self._spectrogram(raw))
+
+    def sound(self, raw: Tensor) -> Sound | None:
+        return Sound(raw[:, 0], self.log_mel.sample_rate) if _is_wave(raw) else None
 
     def example_input(self) -> Float[Tensor, "1 1 length"]:
         return torch.zeros(1, 1, 8 * self.stem.stride[1] * self.log_mel.hop_length)
@@ -153,5 +156,13 @@ class WaveformEncoder(Encoder):
     def picture(self, raw: Wave) -> Picture:
         return self.log_mel.picture(self.log_mel(raw))
 
+    def sound(self, raw: Wave) -> Sound:
+        return Sound(raw[:, 0], self.sample_rate)
+
     def example_input(self) -> Float[Tensor, "1 1 length"]:
         return torch.zeros(1, 1, 8 * self.patch_size)
+
+
+def _is_wave(raw: Tensor) -> bool:
+    """Whether an input is a wave, or what a data set has made of one."""
+    return raw.ndim == 3 and raw.shape[1] == 1

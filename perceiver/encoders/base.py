@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from perceiver.types import Picture, Tokens
+from perceiver.types import Picture, Sound, Tokens
 
 Combine: TypeAlias = Literal["concat", "add"]
 """How positions join features: the papers concatenate for images and sound and add for text."""
@@ -24,6 +24,10 @@ class Encoder(nn.Module, ABC):
 
     def picture(self, raw: Tensor) -> Picture | None:
         """Raw inputs as a person would look at them, where that is possible."""
+        return None
+
+    def sound(self, raw: Tensor) -> Sound | None:
+        """Raw inputs as a person would hear them, where that is possible."""
         return None
 
     @abstractmethod

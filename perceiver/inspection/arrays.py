@@ -1,28 +1,24 @@
 """What one look at a batch gives, as arrays for `np.savez`, with everything that is needed to read them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from perceiver.inspection.capture import Capture, Layer
+from perceiver.inspection.look import Look
 from perceiver.inspection.maps import latent_ranking
-from perceiver.inspection.rollout import mean_reader, rollout
-from perceiver.types import Answer, Batch
+from perceiver.inspection.record import Layer
+
+SCORE = "score/"
+"""In front of the name of everything that was measured."""
 
 
-def event_arrays(
-    captured: Capture,
-    batch: Batch,
-    *,
-    max_megabytes: float,
-    alpha: float = 0.5,
-    answers: Sequence[Sequence[Answer]] = (),
-) -> dict[str, np.ndarray]:
+def event_arrays(look: Look, *, max_megabytes: float) -> dict[str, np.ndarray]:
     """Exact weights as float16, and what they belong to.
 
     Keys: `ids`, `input/<modality>`, `target/<name>`, `grid/<modality>`, `span/<modality>` (its place among the keys),
@@ -30,40 +26,76 @@ def event_arrays(
     `Box`; absent where the data has none);
     per cross-attend `cross<k>/weights` [batch, heads, latents, keys] with `cross<k>/latents` [batch, latents], the
     latents' numbers: all of them, or as many as fit into `max_megabytes`, shared by the cross-attends, those that the
-    outputs read most; `decode<k>/weights` [batch, heads, queries, latents] and `words<k>/weights` [batch, heads,
-    queries, queries], whole; `rollout/inputs` [batch, queries, keys], `rollout/residual` and `rollout/alpha`; one
-    query, the mean, if all do not fit into `max_megabytes`; `answers` (JSON: for each sample the fields of each
-    `Answer`, whose `queries` are places along `queries`).
+    outputs read most; `cross<k>/reads` [batch, answers, all latents], what comes in there by each latent on the way to
+    an answer; `decode<k>/weights` [batch, heads, queries, latents] and `words<k>/weights` [batch, heads, queries,
+    queries], whole;
+    `answers` (JSON: for each sample the fields of each `Answer`, whose `queries` are places along `queries`) with
+    `answers/probability` [batch, answers]; `rollout/inputs` [batch, answers, keys], `rollout/residual` [batch,
+    answers], `rollout/alpha`; and `relevance/inputs` [batch, answers, keys], of which every row has a mass of 1, since
+    relevance has no unit, or of 0.
     """
+    record, batch = look.record, look.batch
     arrays: dict[str, np.ndarray] = {"ids": np.array(batch.ids)}
     for name, raw in batch.inputs.items():
         arrays[f"input/{name}"] = _half(raw)
     for name, target in batch.targets.items():
         if isinstance(target, Tensor):
             arrays[f"target/{name}"] = target.cpu().numpy()
-    for name, span in captured.spans.items():
+    for name, span in record.spans.items():
         arrays[f"grid/{name}"] = np.array(span.grid.shape)
         arrays[f"span/{name}"] = np.array([span.start, span.stop])
         arrays[f"axes/{name}"] = np.array(json.dumps([asdict(axis) for axis in span.grid.axes]))
     if "boxes" in batch.targets:
         of_samples = [[asdict(box) for box in boxes or ()] for boxes in batch.targets["boxes"]]
         arrays["boxes"] = np.array(json.dumps(of_samples))
-    arrays["answers"] = np.array(json.dumps([[asdict(answer) for answer in of_sample] for of_sample in answers]))
-    budget = max_megabytes * 2**20 / torch.float16.itemsize
-    ranking = latent_ranking(captured)
-    crosses = captured.named("cross")
+    arrays |= _weights(look, max_megabytes * 2**20 / torch.float16.itemsize)
+    arrays["answers"] = np.array(json.dumps([[asdict(answer) for answer in of_sample] for of_sample in look.answers]))
+    arrays["answers/probability"] = look.probability.cpu().numpy()
+    arrays["rollout/inputs"], arrays["rollout/residual"] = _half(look.rollout.inputs), _half(look.rollout.residual)
+    arrays["rollout/alpha"] = np.array(look.alpha)
+    mass = look.relevance.sum(dim=-1, keepdim=True)
+    arrays["relevance/inputs"] = _half(look.relevance / mass.where(mass > 0, 1.0))
+    return arrays
+
+
+def scored(arrays: Mapping[str, np.ndarray], scores: Mapping[str, float]) -> dict[str, np.ndarray]:
+    """The arrays with what was measured, as `score/<name>`."""
+    return {**arrays, **{f"{SCORE}{name}": np.array(value) for name, value in scores.items()}}
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write a file of arrays as a whole. Uncompressed: weights hardly shrink, and training would wait for it."""
+    part = path.with_suffix(".part")
+    with part.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+    part.replace(path)
+
+
+def event_path(folder: Path, step: int) -> Path:
+    """Where the event of a step is kept."""
+    return folder / f"step_{step:08d}.npz"
+
+
+def event_paths(folder: Path) -> dict[int, Path]:
+    """Step -> file, of all events that are kept, in order."""
+    return {int(path.stem.removeprefix("step_")): path for path in sorted(folder.glob("step_*.npz"))}
+
+
+def _weights(look: Look, budget: float) -> dict[str, np.ndarray]:
+    """The exact weights; those of cross-attends of as many latents as `budget`, a number of weights, allows."""
+    arrays: dict[str, np.ndarray] = {}
+    record = look.record
+    ranking = latent_ranking(record)
+    crosses = record.named("cross")
     for name in crosses:
-        layer = captured.layers[name]
+        layer = record.layers[name]
         fitting = max(int(budget / len(crosses) / (len(ranking) * layer.num_heads * layer.num_keys)), 1)
         latents = ranking[:, :fitting].sort(dim=1).values
         arrays[f"{name}/latents"] = latents.cpu().numpy()
         arrays[f"{name}/weights"] = _exact_weights(layer, latents.tolist())
-    for name in (*captured.named("decode"), *captured.named("words")):
-        arrays[f"{name}/weights"] = _half(captured.layers[name].weights())
-    num_values = len(ranking) * captured.num_outputs * captured.layers[crosses[0]].num_keys
-    traced = rollout(captured, alpha=alpha, readers=mean_reader(captured) if num_values > budget else None)
-    arrays["rollout/inputs"], arrays["rollout/residual"] = _half(traced.inputs), _half(traced.residual)
-    arrays["rollout/alpha"] = np.array(alpha)
+        arrays[f"{name}/reads"] = _half(look.rollout.latents[name])
+    for name in (*record.named("decode"), *record.named("words")):
+        arrays[f"{name}/weights"] = _half(record.layers[name].weights())
     return arrays
 
 

@@ -27,6 +27,11 @@ def plane(grid: Grid) -> Grid:
     return grid if len(grid.shape) > 1 else Grid((1, *grid.shape), (UNBROKEN, *grid.axes))
 
 
+def runs_upwards(axis: Axis) -> bool:
+    """Whether an axis of rows begins at the bottom, as people draw frequencies."""
+    return axis.unit == "Hz"
+
+
 def extent(box: Box, axis: Axis) -> tuple[float, float]:
     """From where to where a box reaches along an axis, as fractions of it; what lies beyond the axis is cut off."""
     start, stop = box.ranges.get(axis.name, (axis.start, axis.stop))

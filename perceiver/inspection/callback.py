@@ -1,24 +1,32 @@
-"""Every few epochs a look at the same samples: exact maps into the run directory, contact sheets to W&B."""
+"""Every few epochs a look at the same samples: exact maps and the explorer into the run directory, sheets to W&B."""
 
+import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
+from PIL import Image
 
-from perceiver.inspection.arrays import event_arrays
-from perceiver.inspection.capture import Capture, capture, pictures_of
-from perceiver.inspection.maps import own_answers, panels
-from perceiver.inspection.panels import log_look
-from perceiver.inspection.truth import mean_scores, overlaps, truth_scores
+from perceiver.inspection.arrays import event_arrays, event_path, event_paths, scored, write_arrays
+from perceiver.inspection.capture import pictures_of, sounds_of
+from perceiver.inspection.deletion import together
+from perceiver.inspection.explorer import PAGE, Event, events_in, page_of, write_page
+from perceiver.inspection.look import Observer, in_parts
+from perceiver.inspection.maps import panels
+from perceiver.inspection.media import Media, samples_of, texts_of
+from perceiver.inspection.panels import log_look, log_page
+from perceiver.inspection.rollout import Alpha, check_alpha
+from perceiver.inspection.statistics import drift
+from perceiver.inspection.truth import mean_scores
 from perceiver.model import Perceiver
 from perceiver.tasks.base import Task
-from perceiver.types import Answer, Batch
+from perceiver.types import Batch
 
 log = logging.getLogger(__name__)
 
@@ -30,19 +38,21 @@ TOO_MUCH_ALIKE = 0.95
 class AttentionCallback(Callback):
     """Looks at the attention on a fixed probe set at the end of epochs, at the step of their metrics.
 
-    Where the data says where things truly are (`boxes`), a second probe set is scored for how well maps lie there.
-    Failing three times switches it off with a warning; training goes on.
+    Each look measures how the attention is (`statistics`) and, where the data says where things truly are (`boxes`),
+    on a second probe set how well maps lie there (`truth`). At the end of training it is tested how far maps may be
+    believed (`deletion`). Failing three times switches all of it off with a warning; training goes on.
 
     Attributes:
-        scores: of the last look, by the names under which they are logged; see `truth`.
+        scores: how far the maps of the last look may be believed, by the names under which that is logged.
 
     Args:
         every_n_epochs: epochs between two looks; the end of training is always looked at. 0 for never.
         num_samples: size of the probe set, spread evenly over the validation samples.
-        num_scored_samples: size of the one that is scored, spread likewise; 0 for none.
+        num_scored_samples: size of the second one, spread likewise, for truth and test; 0 for none.
         num_latents: latents shown in a contact sheet.
-        rollout_alpha: share of attention against residual in the rollout.
+        rollout_alpha: share of attention against residual in the rollout, or `norm`.
         max_megabytes: of exact weights kept per event.
+        max_seconds: an event that has taken so long draws no contact sheets.
     """
 
     def __init__(
@@ -52,8 +62,9 @@ class AttentionCallback(Callback):
         num_samples: int,
         num_scored_samples: int,
         num_latents: int,
-        rollout_alpha: float,
+        rollout_alpha: Alpha,
         max_megabytes: float,
+        max_seconds: float,
     ) -> None:
         for name, value, least in (
             ("every_n_epochs", every_n_epochs, 0),
@@ -62,88 +73,130 @@ class AttentionCallback(Callback):
         ):
             if value < least:
                 raise ValueError(f"{name}={value} must be at least {least}")
+        check_alpha(rollout_alpha)
         self.every_n_epochs = every_n_epochs
         self.num_samples = num_samples
         self.num_scored_samples = num_scored_samples
         self.num_latents = num_latents
         self.rollout_alpha = rollout_alpha
         self.max_megabytes = max_megabytes
+        self.max_seconds = max_seconds
         self.failures = 0
+        self._late = False
         self.scores: dict[str, float] = {}
         self._last_step: int | None = None
         self._probes: dict[int, Batch] = {}
+        self._samples: list[dict[str, Any]] = []
+        self._events: dict[int, Event] = {}
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
             self._try_to_look(trainer, pl_module, trainer.current_epoch)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.every_n_epochs and self._last_step != _last_step(trainer):  # however training came to its end
+        if not self.every_n_epochs:
+            return
+        if self._last_step != _last_step(trainer):  # however training came to its end
             self._try_to_look(trainer, pl_module, trainer.current_epoch - 1)
+        self._try(trainer, pl_module, "deletion test", lambda: self._test(trainer, pl_module))
         overlap = self.scores.get("attention/word_overlap", 0.0)
         if overlap > TOO_MUCH_ALIKE:  # told once, since every training begins so
             log.warning("attention maps of different words are nearly the same: word_overlap %.3f", overlap)
 
     def _try_to_look(self, trainer: Trainer, module: LightningModule, epoch: int) -> None:
+        self._last_step = _last_step(trainer)
+        self._try(trainer, module, f"attention maps of epoch {epoch}", lambda: self._look(trainer, module, epoch))
+
+    def _try(self, trainer: Trainer, module: LightningModule, what: str, do: Callable[[], None]) -> None:
         if self.failures >= MAX_FAILURES:
             return
-        self._last_step = _last_step(trainer)
         try:
             with _validated_weights(trainer, module):
-                self._look(trainer, module, self._last_step, epoch)
+                do()
         except Exception as error:  # whatever breaks here, the training is worth more
             self.failures += 1
             off = "; attention maps are off now" if self.failures == MAX_FAILURES else ""
-            log.warning("attention maps of epoch %d failed (%s: %s)%s", epoch, type(error).__name__, error, off)
+            log.warning("%s failed (%s: %s)%s", what, type(error).__name__, error, off)
 
-    def _look(self, trainer: Trainer, module: LightningModule, step: int, epoch: int) -> None:
+    def _look(self, trainer: Trainer, module: LightningModule, epoch: int) -> None:
+        started = time.monotonic()
         self.scores = {}
-        model, _, _ = _parts_of(module)
+        observer, step = self._observer(trainer, module), _last_step(trainer)
         batch = self._probe(trainer, self.num_samples).to(module.device)
-        captured, answers = _looked_at(trainer, module, batch)
-        boxes = batch.targets.get("boxes", [])
-        words = any(answer.is_word for row in answers for answer in row)
-        scores = self._score(trainer, module) if boxes or words else {}
+        look = observer.look(batch)
+        scores = {f"stat/{name}": value for name, value in look.record.statistics(alpha=self.rollout_alpha).items()}
+        if "boxes" in batch.targets or any(answer.is_word for row in look.answers for answer in row):
+            scores |= mean_scores(observer.truth(part) for part in self._scored(trainer, module))
         if not trainer.is_global_zero:
             return
-        arrays = event_arrays(
-            captured, batch, max_megabytes=self.max_megabytes, alpha=self.rollout_alpha, answers=answers
-        )
-        arrays |= {f"score/{name}": np.array(value) for name, value in scores.items()}
+        folder = _folder(trainer)
+        arrays = event_arrays(look, max_megabytes=self.max_megabytes)
+        if earlier := [path for before, path in event_paths(folder).items() if before < step]:
+            with np.load(earlier[-1]) as before:
+                scores |= {f"stat/{name}": value for name, value in drift(before, arrays).items()}
         arrays |= {"step": np.array(step), "epoch": np.array(epoch)}
-        folder = Path(trainer.default_root_dir) / "attention"
-        folder.mkdir(parents=True, exist_ok=True)
-        # Uncompressed: weights hardly shrink, and training would wait while zlib tries.
-        np.savez(folder / f"step_{step:08d}.npz", **arrays)  # type: ignore[arg-type]
-        sheets = panels(
-            captured,
-            pictures_of(model, batch.inputs),
-            answers,
-            num_latents=self.num_latents,
-            alpha=self.rollout_alpha,
-            boxes=boxes,
-        )
-        self.scores = {f"attention/{name}": value for name, value in scores.items()}
+        write_arrays(event_path(folder, step), scored(arrays, scores))
+        measured = {f"attention/{name}": value for name, value in scores.items()}
+        self.scores = {name: value for name, value in measured.items() if not name.startswith("attention/stat/")}
+        pictures = pictures_of(observer.model, batch.inputs)
+        if not self._samples:
+            pieces = trainer.datamodule.dataset.pieces  # type: ignore[attr-defined]
+            media = Media(pictures, sounds_of(observer.model, batch.inputs), texts_of(batch, pieces))
+            self._samples = samples_of(batch, look.record.spans, media, observer.class_names)
+        self._write_page(trainer)
+        sheets: dict[str, list[Image.Image]] = {}
+        if time.monotonic() - started < self.max_seconds:
+            sheets = panels(
+                look.record,
+                pictures,
+                look.own,
+                num_latents=self.num_latents,
+                alpha=self.rollout_alpha,
+                boxes=batch.targets.get("boxes", []),
+            )
+        elif not self._late:
+            self._late = True
+            log.warning(
+                "attention: a look takes more than max_seconds=%g; contact sheets are left out. "
+                "A smaller attention.num_samples or num_scored_samples makes it faster",
+                self.max_seconds,
+            )
         named = {f"attention/{key}": of_samples for key, of_samples in sheets.items()}
         captions = [f"{id} · step {step} · epoch {epoch}" for id in batch.ids]
-        log_look(trainer.loggers, self.scores, named, captions, step)
+        log_look(trainer.loggers, measured, named, captions, step)
 
-    def _score(self, trainer: Trainer, module: LightningModule) -> dict[str, float]:
-        """Scores of the second probe set, of which no more is held at once than of the first."""
-        if not self.num_scored_samples:
-            return {}
-        probe = self._probe(trainer, self.num_scored_samples)
-        _, _, class_names = _parts_of(module)
-        cases = []
-        for start in range(0, len(probe), self.num_samples):
-            part = _part(probe, slice(start, start + self.num_samples)).to(module.device)
-            captured, answers = _looked_at(trainer, module, part)
-            boxes = part.targets.get("boxes", [None] * len(part))
-            cases += [
-                truth_scores(captured, boxes, answers, num_classes=len(class_names), alpha=self.rollout_alpha),
-                overlaps(captured, answers, alpha=self.rollout_alpha),
-            ]
-        return mean_scores(cases)
+    def _test(self, trainer: Trainer, module: LightningModule) -> None:
+        """The deletion test, and the page with it."""
+        observer, step = self._observer(trainer, module), _last_step(trainer)
+        results = [observer.deletion(part, seed=0) for part in self._scored(trainer, module)]
+        if not trainer.is_global_zero:
+            return
+        scores: dict[str, float] = {}
+        if results and (result := together(results)).num_cases:
+            scores = result.scores
+            path = event_path(_folder(trainer), step)
+            with np.load(path) as event:
+                arrays = dict(event)
+            write_arrays(path, scored(arrays | {"deletion": np.array(json.dumps(result.summary))}, scores))
+            self._events.pop(step, None)
+        measured = {f"attention/{name}": value for name, value in scores.items()}
+        self.scores |= measured
+        log_page(trainer.loggers, measured, self._write_page(trainer), step)
+
+    def _observer(self, trainer: Trainer, module: LightningModule) -> Observer:
+        """Looks at the model in the precision of the training."""
+        assert isinstance(module.model, Perceiver)
+        assert isinstance(module.task, Task)
+        description: Mapping[str, Any] = module.description  # type: ignore[assignment]
+        precision = trainer.precision_plugin
+        return Observer(
+            model=module.model,
+            task=module.task,
+            class_names=description["class_names"],
+            alpha=self.rollout_alpha,
+            converted=precision.convert_input,
+            forward_context=precision.forward_context,
+        )
 
     def _probe(self, trainer: Trainer, num_samples: int) -> Batch:
         """The fixed samples of one size of probe set, read once."""
@@ -151,32 +204,27 @@ class AttentionCallback(Callback):
             self._probes[num_samples] = trainer.datamodule.probe(num_samples)  # type: ignore[attr-defined]
         return self._probes[num_samples]
 
+    def _scored(self, trainer: Trainer, module: LightningModule) -> Iterator[Batch]:
+        """The second probe set, no more of it at once than is trained on."""
+        if self.num_scored_samples:
+            probe = self._probe(trainer, self.num_scored_samples)
+            for _, part in in_parts(probe, trainer.datamodule.batch_size):  # type: ignore[attr-defined]
+                yield part.to(module.device)
 
-def _parts_of(module: LightningModule) -> tuple[Perceiver, Task, Sequence[str]]:
-    """Model, task, and the names of the classes; none where there are no classes."""
-    assert isinstance(module.model, Perceiver)
-    assert isinstance(module.task, Task)
-    description: Mapping[str, Any] = module.description  # type: ignore[assignment]
-    return module.model, module.task, description["class_names"]
-
-
-def _looked_at(trainer: Trainer, module: LightningModule, batch: Batch) -> tuple[Capture, list[list[Answer]]]:
-    """The attention of a batch in the precision of the training, and what the model said with queries of their own."""
-    model, task, class_names = _parts_of(module)
-    batch = replace(batch, inputs=trainer.precision_plugin.convert_input(batch.inputs))
-    with capture(model) as captured, trainer.precision_plugin.forward_context():
-        answers = task.answers(model, batch, class_names)
-    return captured, own_answers(captured, answers, len(class_names))
+    def _write_page(self, trainer: Trainer) -> Path:
+        """The explorer of all looks so far."""
+        folder = _folder(trainer)
+        events = events_in(folder, known=self._events)
+        self._events = {event.step: event for event in events}
+        name = "/".join(Path(trainer.default_root_dir).absolute().parts[-2:])
+        return write_page(folder / PAGE, page_of(name, self._samples, {name: events}))
 
 
-def _part(batch: Batch, samples: slice) -> Batch:
-    """Some of the samples of a batch, none of which has several views."""
-    return Batch(
-        inputs={name: values[samples] for name, values in batch.inputs.items()},
-        targets={name: values[samples] for name, values in batch.targets.items()},
-        ids=batch.ids[samples],
-        masks={name: values[samples] for name, values in batch.masks.items()},
-    )
+def _folder(trainer: Trainer) -> Path:
+    """Where looks are kept in the run directory."""
+    folder = Path(trainer.default_root_dir) / "attention"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _last_step(trainer: Trainer) -> int:

@@ -1,130 +1,51 @@
 """Looking at attention without touching the training path.
 
 Training always runs the fused kernel, which never holds the weights. Inside `capture(model)` every `ScaledDotProduct`
-leaves its queries, keys and mask here; the weights are recomputed from them in float32, only for what is asked for and
-in bounded chunks. Outside, nothing is left in the model: no flag, no hook, no recompilation.
+leaves its queries, keys and mask here. Outside, nothing is left in the model: no flag, no hook, no recompilation.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from perceiver.attention import KeyMask, ScaledDotProduct, SelfBlock, attention_weights
+from perceiver.attention import CrossBlock, KeyMask, ScaledDotProduct, SelfBlock
 from perceiver.decoders.base import Decoder
+from perceiver.inspection.record import Layer, Record, Role
+from perceiver.inspection.relevance import relevance
+from perceiver.inspection.rollout import Alpha, Rollout, readers_of, rollout
+from perceiver.inspection.statistics import statistics
 from perceiver.latents import LatentArray
 from perceiver.model import Join, Perceiver
-from perceiver.types import JoinedTokens, Picture, Span
-
-Role: TypeAlias = Literal["cross", "self", "decode", "words"]
-"""Latents read tokens or each other; outputs read latents, or the words before them."""
-
-Indices: TypeAlias = slice | Sequence[int]
-
-ALL = slice(None)
-HELD_WEIGHTS = 2**24
-"""How many weights are held at once, where not all of them are asked for: 64 MiB."""
+from perceiver.types import JoinedTokens, Picture, Sound
 
 
-@dataclass(frozen=True)
-class Layer:
-    """One attention of one forward pass: what it is, and what its weights follow from."""
+class Capture(Record):
+    """The attention of the last forward pass, and what there is to ask of it."""
 
-    role: Role
-    q: Float[Tensor, "batch heads queries qk_dim"]
-    k: Float[Tensor, "batch heads keys qk_dim"]
-    mask: KeyMask | None
-    causal: bool
+    def rollout(self, queries: Sequence[int] | None = None, *, alpha: Alpha = 0.5) -> Rollout:
+        """Where chosen queries of the decoder (None: each) get their information from; see `rollout`."""
+        if queries is None:
+            return rollout(self, alpha=alpha)
+        num_rows = next(iter(self.layers.values())).num_rows
+        return rollout(self, alpha=alpha, readers=readers_of([[[one] for one in queries]] * num_rows, self.num_outputs))
 
-    @property
-    def num_queries(self) -> int:
-        return self.q.shape[2]
+    def relevance(self, scores: Float[Tensor, "batch readers"]) -> Float[Tensor, "batch readers tokens"]:
+        """How much each score hangs on each token; for `capture(model, gradients=True)`; see `relevance`."""
+        return relevance(self, scores)
 
-    @property
-    def num_heads(self) -> int:
-        return self.q.shape[1]
-
-    @property
-    def num_keys(self) -> int:
-        return self.k.shape[2]
-
-    def weights(self, queries: Indices = ALL, heads: Indices = ALL) -> Float[Tensor, "batch _ chosen keys"]:
-        """Exact weights of the chosen queries and heads, in float32."""
-        q, k = self.q[:, heads], self.k[:, heads]
-        if self.causal:  # what a query may see depends on its place among all
-            return attention_weights(q, k, mask=self.mask, causal=True)[:, :, queries]
-        return attention_weights(q[:, :, queries], k, mask=self.mask)
-
-    def sample(self, index: int) -> "Layer":
-        """The same attention for one sample of the batch."""
-        one = slice(index, index + 1)
-        return replace(self, q=self.q[one], k=self.k[one], mask=None if self.mask is None else self.mask[one])
-
-    def chunks(self, queries: Sequence[int]) -> Iterator[Sequence[int]]:
-        """The queries in parts whose weights are few enough to be held at once."""
-        size = max(HELD_WEIGHTS // (self.q.shape[0] * self.num_heads * self.num_keys), 1)
-        for start in range(0, len(queries), size):
-            yield queries[start : start + size]
-
-    def through(self, share: Float[Tensor, "batch rows queries"]) -> Float[Tensor, "batch rows keys"]:
-        """`share` times the weights (mean over heads), without ever holding all of them."""
-        read = share.new_zeros(*share.shape[:2], self.num_keys)
-        for chunk in self.chunks(range(self.num_queries)):
-            read += share[:, :, chunk] @ self.weights(chunk).mean(dim=1)
-        return read
-
-
-class Capture:
-    """The attention of the last forward pass.
-
-    Attributes:
-        layers: name -> layer, in the order in which they ran; named by role and number: `cross0`, `self0`, … `words0`,
-            `decode0`.
-        spans: modality name -> its place among the keys of the `cross` layers.
-    """
-
-    def __init__(self) -> None:
-        self.layers: dict[str, Layer] = {}
-        self.spans: dict[str, Span] = {}
-
-    def map(
-        self, layer: str, *, head: int | None = None, queries: Sequence[int] | None = None
-    ) -> Float[Tensor, "batch queries keys"]:
-        """Attention weights of one layer.
-
-        Args:
-            layer: its name.
-            head: one head; None for the mean over heads.
-            queries: which queries (latents, in `cross` and `self` layers); None for all.
-
-        Raises:
-            KeyError: there is no such layer.
-        """
-        if layer not in self.layers:
-            raise KeyError(f"no layer {layer!r}; there are {', '.join(self.layers)}")
-        found = self.layers[layer]
-        heads = ALL if head is None else [head]
-        chosen = range(found.num_queries) if queries is None else queries
-        return torch.cat([found.weights(chunk, heads).mean(dim=1) for chunk in found.chunks(chosen)], dim=1)
-
-    @property
-    def num_outputs(self) -> int:
-        """Queries that read the latents; where the decoder pools, the one that stands for the mean."""
-        decoders = self.named("decode")
-        return self.layers[decoders[-1]].num_queries if decoders else 1
-
-    def named(self, role: Role) -> list[str]:
-        """Names of the layers of a role, in order."""
-        return [name for name, layer in self.layers.items() if layer.role == role]
+    def statistics(self, *, alpha: Alpha = 0.5) -> dict[str, float]:
+        """`<layer>/<name>` -> number; see `statistics`."""
+        return statistics(self, alpha=alpha)
 
 
 @contextmanager
-def capture(model: nn.Module) -> Iterator[Capture]:
+def capture(model: nn.Module, *, gradients: bool = False) -> Iterator[Capture]:
     """Record the attention of what `model` runs inside the context.
 
     The model runs in eval mode, without gradients and uncompiled. Mode of every part, random state and compilation are
@@ -133,22 +54,36 @@ def capture(model: nn.Module) -> Iterator[Capture]:
         with capture(model) as attention:
             model(inputs)
         attention.map("cross0", queries=[0, 5])
+
+    Args:
+        model: holds a Perceiver.
+        gradients: keep what `Capture.relevance` needs, which must be asked for inside the context. No parameter gets a
+            gradient from it.
     """
     captured = Capture()
+    recorder = _Recorder(captured, gradients)
+    with undisturbed(model), torch.set_grad_enabled(gradients):
+        hooks = [hook for module in model.modules() for hook in recorder.follow(module)]
+        for module, role in _roles(model).items():
+            hooks.append(module.register_forward_hook(recorder.attention(role), with_kwargs=True))
+        try:
+            yield captured
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Inside, the model runs in eval mode, without gradients and uncompiled; afterwards all is as it was before."""
     modes = {module: module.training for module in model.modules()}
     # Left to itself, `fork_rng` would touch every GPU of the machine.
     devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
-    recorder = _Recorder(captured)
-    hooks = [hook for module in modes for hook in recorder.follow(module)]
-    for module, role in _roles(model).items():
-        hooks.append(module.register_forward_pre_hook(recorder.attention(role), with_kwargs=True))
     model.eval()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices), torch.compiler.set_stance("force_eager"):
-            yield captured
+            yield
     finally:
-        for hook in hooks:
-            hook.remove()
         for module, training in modes.items():
             module.training = training
 
@@ -158,6 +93,12 @@ def pictures_of(model: Perceiver, inputs: Mapping[str, Tensor]) -> dict[str, Pic
     with torch.no_grad():
         found = {name: model.encoders[name].picture(raw) for name, raw in inputs.items()}  # type: ignore[operator]
     return {name: picture for name, picture in found.items() if picture is not None}
+
+
+def sounds_of(model: Perceiver, inputs: Mapping[str, Tensor]) -> dict[str, Sound]:
+    """What there is to hear of raw inputs: modality name -> sound, for those that have one."""
+    found = {name: model.encoders[name].sound(raw) for name, raw in inputs.items()}  # type: ignore[operator]
+    return {name: sound for name, sound in found.items() if sound is not None}
 
 
 def _roles(model: nn.Module) -> dict[nn.Module, Role]:
@@ -177,40 +118,76 @@ def _roles(model: nn.Module) -> dict[nn.Module, Role]:
 class _Recorder:
     """Leaves in a capture what a forward pass does.
 
-    What a decoder writes word by word is no forward pass: kept, it would hold all keys as often as there are words.
+    Only what runs inside of a latent array or of a decoder's forward pass is kept. What a decoder writes word by word
+    is none: kept, it would hold all keys as often as there are words. Neither is what activation checkpointing runs
+    again for the gradients.
     """
 
-    def __init__(self, captured: Capture) -> None:
+    def __init__(self, captured: Capture, gradients: bool) -> None:
         self.captured = captured
-        self.decoding = False
+        self.gradients = gradients
+        self.recording = False
+        self.residual: Float[Tensor, "batch queries"] | None = None
 
     def follow(self, module: nn.Module) -> list[RemovableHandle]:
         """Hooks that tell where in a forward pass the model is."""
         if isinstance(module, Join):
             return [module.register_forward_hook(self._joined)]
-        if isinstance(module, Decoder):
+        if isinstance(module, LatentArray | Decoder):
+            hooks = [
+                module.register_forward_pre_hook(lambda *_: self._record(True)),
+                module.register_forward_hook(lambda *_: self._record(False), always_call=True),
+            ]
+            return [*hooks, module.register_forward_hook(self._answered)] if isinstance(module, Decoder) else hooks
+        if isinstance(module, CrossBlock | SelfBlock):
             return [
-                module.register_forward_pre_hook(lambda *_: self._decodes(True)),
-                module.register_forward_hook(lambda *_: self._decodes(False), always_call=True),
+                module.register_forward_pre_hook(self._enters),
+                module.attention.register_forward_hook(self._adds),
             ]
         return []
 
-    def attention(self, role: Role) -> Callable[..., None]:
+    def attention(self, role: Role) -> Callable[..., Tensor | None]:
         """A hook that keeps an attention."""
 
-        def keep(q: Tensor, k: Tensor, v: Tensor, mask: KeyMask | None = None, causal: bool = False) -> None:
+        def keep(
+            out: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: KeyMask | None = None, causal: bool = False
+        ) -> Tensor | None:
             layer = Layer(role, q.detach(), k.detach(), mask, causal)
+            if self.gradients:
+                layer = replace(layer, v=v.detach(), out=out)
             self.captured.layers[f"{role}{len(self.captured.named(role))}"] = layer
+            return out if self.gradients else None
 
-        def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self.decoding or role in ("cross", "self"):
-                keep(*args, **kwargs)
+        def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor | None:
+            if not self.recording:
+                return None
+            if self.gradients and not out.requires_grad:  # of a model whose parameters are frozen
+                out = out.detach().requires_grad_()
+            return keep(out, *args, **kwargs)
 
         return record
 
     def _joined(self, module: nn.Module, args: tuple[Any, ...], output: JoinedTokens) -> None:
         self.captured.layers.clear()  # the join comes first: a new forward pass begins
-        self.captured.spans = output.spans
+        self.captured.outputs = None
+        self.captured.tokens = replace(output, values=output.values.detach())
 
-    def _decodes(self, does: bool) -> None:
-        self.decoding = does
+    def _answered(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        self.captured.queries = args[1:]
+        self.captured.outputs = output
+
+    def _record(self, does: bool) -> None:
+        self.recording = does
+
+    def _enters(self, block: nn.Module, args: tuple[Any, ...]) -> None:
+        goes_on = isinstance(block, SelfBlock) or block.query_residual
+        self.residual = args[0].detach().float().norm(dim=-1) if goes_on else None
+
+    def _adds(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        if not self.recording:
+            return
+        name, layer = next(reversed(self.captured.layers.items()))
+        added = output.detach().float().norm(dim=-1)
+        total = added if self.residual is None else added + self.residual
+        share = added / total.clamp_min(torch.finfo(total.dtype).tiny)
+        self.captured.layers[name] = replace(layer, added=share, has_residual=self.residual is not None)

@@ -9,9 +9,9 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
-from perceiver.inspection.capture import Capture
 from perceiver.inspection.frames import Frame
-from perceiver.inspection.rollout import even_share, readers_of, rollout
+from perceiver.inspection.record import Record
+from perceiver.inspection.rollout import Alpha, even_share, readers_of, rollout
 from perceiver.inspection.sheets import Tile, contact_sheet
 from perceiver.types import Answer, Box, Picture, Span
 
@@ -22,7 +22,7 @@ def on_grid(weights: Float[Tensor, "*rows keys"], span: Span) -> Float[np.ndarra
     return part.reshape(*weights.shape[:-1], *span.grid.shape).float().cpu().numpy()
 
 
-def latent_ranking(captured: Capture) -> Int[Tensor, "batch latents"]:
+def latent_ranking(captured: Record) -> Int[Tensor, "batch latents"]:
     """Latents by how much the outputs read from them; without decoder attention by how sharply they look."""
     decoders = captured.named("decode")
     if decoders:
@@ -37,20 +37,13 @@ def _entropy(weights: Float[Tensor, "batch heads queries keys"]) -> Float[Tensor
     return torch.special.entr(weights.mean(dim=1)).sum(dim=-1)
 
 
-def own_answers(captured: Capture, answers: Sequence[Sequence[Answer]], num_classes: int) -> list[list[Answer]]:
-    """Those answers for which the decoder has queries of their own: none where it asks for all classes at once."""
-    if captured.num_outputs == num_classes:
-        return [list(row) for row in answers]
-    return [[answer for answer in row if answer.is_word] for row in answers]
-
-
 def panels(
-    captured: Capture,
+    captured: Record,
     pictures: Mapping[str, Picture],
     answers: Sequence[Sequence[Answer]],
     *,
     num_latents: int,
-    alpha: float = 0.5,
+    alpha: Alpha = 0.5,
     boxes: Sequence[Sequence[Box] | None] = (),
 ) -> dict[str, list[Image.Image]]:
     """All sheets of a captured batch, one a row under each name.
@@ -85,10 +78,10 @@ def panels(
 class _Look:
     """What the sheets of a captured batch are drawn from."""
 
-    captured: Capture
+    captured: Record
     spans: Mapping[str, Span]
     frames: Mapping[str, Frame]
-    alpha: float
+    alpha: Alpha
     boxes: Sequence[Sequence[Box]]
     answers: Sequence[Sequence[Answer]]
 

@@ -1,10 +1,14 @@
 """Scores and pictures of one look -> loggers."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import wandb
 from lightning.pytorch.loggers import Logger, WandbLogger
 from PIL import Image
+
+MOST_PAGE_BYTES = 20 * 2**20
+"""W&B advises to log no more than 25 MB in a call."""
 
 
 def log_look(
@@ -45,3 +49,13 @@ def of_one_size(pictures: Sequence[Image.Image]) -> list[Image.Image]:
     for page, picture in zip(padded, pictures, strict=True):
         page.paste(picture)
     return padded
+
+
+def log_page(loggers: Iterable[Logger], scores: Mapping[str, float], page: Path, step: int) -> None:
+    """Log the explorer and what was tested last; W&B takes pages up to `MOST_PAGE_BYTES`."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger) and page.stat().st_size <= MOST_PAGE_BYTES:
+            html = wandb.Html(page.read_text(encoding="utf-8"), inject=False)
+            logger.log_metrics({**scores, "attention/explorer": html}, step=step)  # type: ignore[dict-item]
+        elif scores:
+            logger.log_metrics(dict(scores), step=step)

@@ -8,18 +8,25 @@ the outputs, `g` is how much of each latent an output rests on, in the beginning
     cross-attention W:  inputs += α g W,   g ← (1 - α) g
 
 so that any number of cross-attends costs memory for queries × tokens only. What is left in `g` at the end rests on the
-initial latents, which are the same for every input; it is returned, not hidden. α is a convention (0.5 in the paper),
-and the result says where information could come from, not what the answer depends on.
+initial latents, which are the same for every input; it is returned, not hidden.
+
+α is a convention. A number holds for all layers (0.5 in the paper). `norm` takes for each latent, layer and input the
+share that attention has of what goes on: ‖added‖ / (‖latent‖ + ‖added‖), the mixing ratio of Kobayashi et al. (2021)
+but for what a latent reads of itself, which they count as kept. MLPs are left out in both. Either way the result says
+where information could come from, not what the answer depends on; for that see `relevance`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from perceiver.inspection.capture import Capture, Layer
+from perceiver.inspection.record import Layer, Record
+
+Alpha: TypeAlias = float | Literal["norm"]
 
 
 @dataclass(frozen=True)
@@ -29,43 +36,70 @@ class Rollout:
     Attributes:
         inputs: share of each input token.
         residual: share of the initial latents, which know nothing of the input.
+        latents: for each cross-attend the share that came in by each latent in it.
     """
 
     inputs: Float[Tensor, "batch readers tokens"]
     residual: Float[Tensor, "batch readers"]
+    latents: dict[str, Float[Tensor, "batch readers latents"]] = field(default_factory=dict)
 
 
 def rollout(
-    captured: Capture, *, alpha: float = 0.5, readers: Float[Tensor, "batch readers queries"] | None = None
+    record: Record, *, alpha: Alpha = 0.5, readers: Float[Tensor, "batch readers queries"] | None = None
 ) -> Rollout:
-    """Roll the attention of a captured forward pass back from the decoder's queries to the input tokens.
+    """Roll the attention of a forward pass back from the decoder's queries to the input tokens.
 
     A decoder without attention pools: there is one query, which rests on all latents alike.
 
     Args:
-        captured: the forward pass.
+        record: the forward pass.
         alpha: share of attention against residual.
         readers: what is rolled back: mixtures of the decoder's queries, by the share of each (`mean_reader`,
             `readers_of`); None for each query by itself.
+
+    Raises:
+        ValueError: alpha is neither in [0, 1] nor `norm`.
     """
-    encoder = [layer for layer in captured.layers.values() if layer.role in ("cross", "self")]
-    decoders = [captured.layers[name] for name in captured.named("decode")]
-    if not decoders:
-        share = even_share(encoder[-1])
-    elif readers is None:
-        share = torch.stack([captured.map(name) for name in captured.named("decode")]).mean(dim=0)
-    else:
-        share = torch.stack([layer.through(readers.to(layer.q.device)) for layer in decoders]).mean(dim=0)
+    check_alpha(alpha)
+    encoder = {name: layer for name, layer in record.layers.items() if layer.role in ("cross", "self")}
+    share = read_of_latents(record, readers)
+    parts: dict[str, Tensor] = {}
     inputs = None
-    for layer in reversed(encoder):
-        read = layer.through(share)
+    for name, layer in reversed(encoder.items()):
+        passed = _passed(layer, alpha)
+        read = layer.through(passed * share)
         if layer.role == "self":
-            share = (1 - alpha) * share + alpha * read
+            share = (1 - passed) * share + read
         else:
-            inputs = alpha * read if inputs is None else inputs + alpha * read
-            share = (1 - _shares_read(layer, alpha)) * share
+            inputs = read if inputs is None else inputs + read
+            parts[name] = passed * share
+            share = (1 - passed) * share
     assert inputs is not None, "a Perceiver has at least one cross-attend"
-    return Rollout(inputs=inputs, residual=share.sum(dim=-1))
+    return Rollout(inputs=inputs, residual=share.sum(dim=-1), latents=dict(reversed(parts.items())))
+
+
+def check_alpha(alpha: Alpha) -> None:
+    """Refuse what is no share.
+
+    Raises:
+        ValueError: it is neither in [0, 1] nor `norm`.
+    """
+    if not (alpha == "norm" or (isinstance(alpha, int | float) and 0.0 <= alpha <= 1.0)):
+        raise ValueError(f"rollout_alpha={alpha} must be norm, or a number from 0 to 1")
+
+
+def read_of_latents(
+    record: Record, readers: Float[Tensor, "batch readers queries"] | None = None
+) -> Float[Tensor, "batch readers latents"]:
+    """What the decoder's queries, or mixtures of them, read of each latent; a decoder that pools reads all alike."""
+    decoders = [record.layers[name] for name in record.named("decode")]
+    if not decoders:
+        last = next(layer for layer in reversed(record.layers.values()) if layer.role in ("cross", "self"))
+        num_readers = 1 if readers is None else readers.shape[1]
+        return even_share(last).expand(-1, num_readers, -1)
+    if readers is None:
+        return torch.stack([record.map(name) for name in record.named("decode")]).mean(dim=0)
+    return torch.stack([layer.through(readers.to(layer.q.device)) for layer in decoders]).mean(dim=0)
 
 
 def readers_of(
@@ -79,17 +113,22 @@ def readers_of(
     return shares
 
 
-def mean_reader(captured: Capture) -> Float[Tensor, "batch 1 queries"]:
+def mean_reader(record: Record) -> Float[Tensor, "batch 1 queries"]:
     """The mean over all queries of the decoder."""
-    batch_size = next(iter(captured.layers.values())).q.shape[0]
-    return torch.full((batch_size, 1, captured.num_outputs), 1 / captured.num_outputs)
+    num_rows = next(iter(record.layers.values())).num_rows
+    return torch.full((num_rows, 1, record.num_outputs), 1 / record.num_outputs)
 
 
 def even_share(layer: Layer) -> Float[Tensor, "batch 1 queries"]:
     """The share of each query of a layer where all have the same."""
-    return layer.q.new_full((layer.q.shape[0], 1, layer.num_queries), 1 / layer.num_queries, dtype=torch.float32)
+    return layer.q.new_full((layer.num_rows, 1, layer.num_queries), 1 / layer.num_queries, dtype=torch.float32)
 
 
-def _shares_read(layer: Layer, alpha: float) -> Float[Tensor, "batch 1 1"] | float:
-    """What of a cross-attend comes from its inputs: α, and nothing where a sample has no real input."""
-    return alpha if layer.mask is None else alpha * layer.mask.any(dim=1)[:, None, None].float()
+def _passed(layer: Layer, alpha: Alpha) -> Float[Tensor, "batch 1 queries"] | Float[Tensor, "batch 1 1"]:
+    """What goes on by attention: all where there is no residual, nothing where a sample has no real key."""
+    if alpha == "norm" and layer.added is not None:
+        passed = layer.added[:, None]
+    else:
+        assert alpha != "norm", "the latents' blocks are those of the Perceiver"
+        passed = layer.q.new_full((layer.num_rows, 1, 1), alpha if layer.has_residual else 1.0, dtype=torch.float32)
+    return passed if layer.mask is None else passed * layer.mask.any(dim=1)[:, None, None].float()

@@ -19,8 +19,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from perceiver.inspection.axes import extent, plane
-from perceiver.inspection.capture import Capture
-from perceiver.inspection.rollout import readers_of, rollout
+from perceiver.inspection.record import Record
+from perceiver.inspection.rollout import Alpha, readers_of, rollout
 from perceiver.types import Answer, Box, Grid
 
 TOUCHED = 1e-6
@@ -38,12 +38,12 @@ class Case:
 
 
 def truth_scores(
-    captured: Capture,
+    captured: Record,
     boxes: Sequence[Sequence[Box] | None],
     answers: Sequence[Sequence[Answer]],
     *,
     num_classes: int,
-    alpha: float = 0.5,
+    alpha: Alpha = 0.5,
 ) -> dict[str, Float[Tensor, " cases"]]:
     """The scores of every case of a captured batch, on all modalities whose grid has one or two axes.
 
@@ -106,7 +106,7 @@ def cases_of(
 
 
 def overlaps(
-    captured: Capture, answers: Sequence[Sequence[Answer]], *, alpha: float = 0.5
+    captured: Record, answers: Sequence[Sequence[Answer]], *, alpha: Alpha = 0.5
 ) -> dict[str, Float[Tensor, " samples"]]:
     """How much alike the maps of a text's different words are: 0 where no two share a token, 1 where all are the same.
 

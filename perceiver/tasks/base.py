@@ -43,6 +43,10 @@ class Task(nn.Module, ABC):
         """Outputs of views -> outputs of samples, as if the model had given their mean answers."""
 
     @abstractmethod
+    def probabilities(self, outputs: Float[Tensor, "*rest answers"]) -> Float[Tensor, "*rest answers"]:
+        """Outputs -> how probable each answer is, a class or the word at a place."""
+
+    @abstractmethod
     def loss(self, outputs: Tensor, batch: Batch) -> Float[Tensor, ""]: ...
 
     def keep_metrics(self, make: Callable[[Stage], MetricCollection]) -> None:

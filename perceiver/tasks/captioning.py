@@ -105,8 +105,11 @@ class Captioning(Task):
         if not batch.views:
             return outputs
         views = sum(map(len, batch.views))
-        by_view = rearrange(outputs.float().softmax(dim=-1), "(views texts) ... -> views texts ...", views=views)
+        by_view = rearrange(self.probabilities(outputs), "(views texts) ... -> views texts ...", views=views)
         return finite_log(batch.mean_over_views(by_view)).flatten(0, 1)
+
+    def probabilities(self, outputs: Float[Tensor, "*rest vocab"]) -> Float[Tensor, "*rest ids"]:
+        return self._logits(outputs).float().softmax(dim=-1)
 
     def loss(self, outputs: Float[Tensor, "texts length vocab"], batch: Batch) -> Float[Tensor, ""]:
         return F.cross_entropy(
@@ -181,11 +184,10 @@ class Captioning(Task):
         answers = []
         for number, word in enumerate(self.tokenizer.words(ids)):
             queries = tuple(place - 1 for place in word.places)  # a word is said by the one before it
-            known = mentions.get(number)
-            if known is None:
-                answers.append(Answer(word.text, queries))
-            else:
-                answers.append(Answer(word.text, queries, kind=known.kind, boxes=tuple(known.boxes)))
+            answer = Answer(word.text, queries, ids=tuple(ids[place] for place in word.places))
+            if known := mentions.get(number):
+                answer = replace(answer, kind=known.kind, boxes=tuple(known.boxes))
+            answers.append(answer)
         return answers
 
 

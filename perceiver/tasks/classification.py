@@ -60,7 +60,10 @@ class Classification(Task):
     def merged(self, outputs: Float[Tensor, "rows classes"], batch: Batch) -> Float[Tensor, "batch classes"]:
         if not batch.views:
             return outputs
-        return finite_log(batch.mean_over_views(outputs.float().softmax(dim=1)))
+        return finite_log(batch.mean_over_views(self.probabilities(outputs)))
+
+    def probabilities(self, outputs: Float[Tensor, "*rest classes"]) -> Float[Tensor, "*rest classes"]:
+        return outputs.float().softmax(dim=-1)
 
     def loss(self, outputs: Float[Tensor, "batch classes"], batch: Batch) -> Float[Tensor, ""]:
         return F.cross_entropy(outputs.float(), batch.targets["label"], label_smoothing=self.label_smoothing)
@@ -71,7 +74,7 @@ class Classification(Task):
         labels = batch.targets["label"]
         if labels.ndim == 2:  # mixed: the larger part counts
             labels = labels.argmax(dim=1)
-        probabilities = outputs.detach().float().softmax(dim=1)
+        probabilities = self.probabilities(outputs.detach())
         for name, metric in self.metrics(stage).items(keep_base=True):
             if name == "loss":
                 metric.update(loss.detach(), weight=len(batch))
@@ -82,7 +85,7 @@ class Classification(Task):
         self, model: nn.Module, batch: Batch, class_names: Sequence[str], top: int
     ) -> list[list[dict[str, Any]]]:
         outputs = self.merged(self.outputs(model, batch), batch)
-        probabilities, labels = outputs.float().softmax(dim=1).topk(min(top, self.num_classes), dim=1)
+        probabilities, labels = self.probabilities(outputs).topk(min(top, self.num_classes), dim=1)
         return [
             [
                 {"class": class_names[label], "probability": probability}

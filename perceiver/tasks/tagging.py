@@ -75,15 +75,15 @@ class Tagging(Task):
     def merged(self, outputs: Float[Tensor, "rows classes"], batch: Batch) -> Float[Tensor, "batch classes"]:
         if not batch.views:
             return outputs
-        scores = batch.mean_over_views(self._scores(outputs))
+        scores = batch.mean_over_views(self.probabilities(outputs))
         if not self.multi_label:
             return finite_log(scores)
         # A mean for itself, since float32 knows what is next to 0 better than what is next to 1.
-        complements = batch.mean_over_views(self._scores(-outputs))
+        complements = batch.mean_over_views(self.probabilities(-outputs))
         return finite_log(scores) - finite_log(complements)
 
-    def _scores(self, outputs: Float[Tensor, "rows classes"]) -> Float[Tensor, "rows classes"]:
-        return outputs.float().sigmoid() if self.multi_label else outputs.float().softmax(dim=1)
+    def probabilities(self, outputs: Float[Tensor, "*rest classes"]) -> Float[Tensor, "*rest classes"]:
+        return outputs.float().sigmoid() if self.multi_label else outputs.float().softmax(dim=-1)
 
     def _tags(self, batch: Batch) -> Float[Tensor, "batch classes"]:
         if "tags" in batch.targets:
@@ -103,7 +103,7 @@ class Tagging(Task):
     def update(
         self, stage: Stage, outputs: Float[Tensor, "batch classes"], loss: Float[Tensor, ""], batch: Batch
     ) -> None:
-        tags, scores = self._tags(batch), self._scores(outputs.detach())
+        tags, scores = self._tags(batch), self.probabilities(outputs.detach())
         for name, metric in self.metrics(stage).items(keep_base=True):
             if name == "loss":
                 metric.update(loss.detach(), weight=len(batch))
@@ -121,7 +121,7 @@ class Tagging(Task):
         self, model: nn.Module, batch: Batch, class_names: Sequence[str], top: int
     ) -> list[list[dict[str, Any]]]:
         outputs = self.merged(self.outputs(model, batch), batch)
-        scores, labels = self._scores(outputs).topk(min(top, self.num_classes), dim=1)
+        scores, labels = self.probabilities(outputs).topk(min(top, self.num_classes), dim=1)
         return [
             [{"class": class_names[label], "score": score} for score, label in zip(row, row_labels, strict=True)]
             for row, row_labels in zip(scores.tolist(), labels.tolist(), strict=True)

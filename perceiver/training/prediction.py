@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from perceiver.data.base import UnreadableError
 from perceiver.data.collate import collate
+from perceiver.inspection.answers import own_answers
 from perceiver.inspection.capture import capture, pictures_of
-from perceiver.inspection.maps import own_answers, panels
+from perceiver.inspection.maps import panels
 from perceiver.inspection.timeline import timeline
 from perceiver.model import Perceiver
 from perceiver.training.build import Parts

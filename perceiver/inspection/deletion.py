@@ -1,0 +1,174 @@
+"""How far a map may be believed: hide what it marks, and see whether the answer suffers (Petsiuk et al. 2018, RISE).
+
+Tokens are hidden from the most marked on, in growing shares, by masking them: no latent can read them any more. What is
+left of an answer's probability is held against what is left when as many random tokens are hidden. The area between the
+two curves is the result: more than 0 where what the map marks matters more than chance, 0 for a map that says nothing.
+Deviations from the paper: tokens are masked instead of pixels blackened, so that the input stays one that the model
+knows; curves are relative to the probability with nothing hidden; and the random curve is measured, not assumed.
+
+Tokens of stems with overlapping fields still carry some of their hidden neighbours.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from perceiver.inspection.answers import Answers, said
+from perceiver.inspection.record import Record
+from perceiver.model import Perceiver
+
+FRACTIONS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
+"""Shares of the real tokens that are hidden: close together where maps differ from chance."""
+NUM_RANDOM = 3
+"""Random orders that are averaged."""
+MOST_ANSWERS, LEAST_LOSS = 2, 0.1
+"""Answers of a sample that are tested: at most so many, which lose at least so much when everything is hidden. What
+needs no input, as some words do, tells nothing about maps."""
+RANDOM = "random"
+
+
+@dataclass(frozen=True)
+class Deletion:
+    """What is left of each tested answer's probability, by share of the tokens hidden.
+
+    Attributes:
+        curves: name of a kind of map, and `random` -> relative to the probability with nothing hidden.
+    """
+
+    curves: dict[str, Float[Tensor, "cases fractions"]]
+
+    @property
+    def num_cases(self) -> int:
+        return len(self.curves[RANDOM])
+
+    @property
+    def areas(self) -> dict[str, Float[Tensor, " cases"]]:
+        """Kind of map -> area between the random curve and its own."""
+        by_chance, shares = self.curves[RANDOM], torch.tensor(FRACTIONS)
+        kinds = {name: curve for name, curve in self.curves.items() if name != RANDOM}
+        return {name: torch.trapezoid(by_chance - curve, shares, dim=1) for name, curve in kinds.items()}
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """`deletion/<kind of map>` -> mean area, by which it is logged."""
+        return {f"deletion/{name}": float(area.mean()) for name, area in self.areas.items()}
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Means over cases, and standard errors of the areas, as plain values."""
+        areas = {name: (values.mean(), values.std() / self.num_cases**0.5) for name, values in self.areas.items()}
+        return {
+            "num_cases": self.num_cases,
+            "fractions": list(FRACTIONS),
+            "curves": {name: values.mean(dim=0).tolist() for name, values in self.curves.items()},
+            "areas": {name: {"mean": float(mean), "error": float(error)} for name, (mean, error) in areas.items()},
+        }
+
+
+def together(parts: Sequence[Deletion]) -> Deletion:
+    """The tests of several batches as one."""
+    return Deletion({name: torch.cat([part.curves[name] for part in parts]) for name in parts[0].curves})
+
+
+def deletion(
+    model: Perceiver,
+    record: Record,
+    maps: Mapping[str, Float[Tensor, "batch answers tokens"]],
+    answers: Answers,
+    probabilities: Callable[[Tensor], Tensor],
+    *,
+    seed: int = 0,
+) -> Deletion:
+    """Test maps by hiding what they mark.
+
+    Args:
+        model: in eval mode and without gradients, as inside of `capture`.
+        record: its forward pass.
+        maps: kind of map -> how much it marks each token, for each answer.
+        answers: what was said of each row.
+        probabilities: of the decoder's outputs.
+        seed: of what is random.
+    """
+    trial = _Trial.of(model, record, answers, probabilities)
+    whole, nothing = trial.probable(trial.real), trial.probable(torch.zeros_like(trial.real))
+    loss = (whole - nothing).cpu()
+    tested = [
+        (row, slot)
+        for row, of_row in enumerate(answers)
+        for slot in loss[row, : len(of_row)].argsort(descending=True)[:MOST_ANSWERS].tolist()
+        if loss[row, slot] >= LEAST_LOSS
+    ]
+    if not tested:
+        return Deletion({name: torch.zeros(0, len(FRACTIONS)) for name in (RANDOM, *maps)})
+    rows, slots = torch.tensor(tested).unbind(dim=1)
+    cases = trial.cases(tested)
+    generator = torch.Generator().manual_seed(seed)
+
+    def curves(marked: Float[Tensor, "cases tokens"]) -> Float[Tensor, "cases fractions"]:
+        left = [whole[rows, slots], *cases.without(ranks(marked, cases.real, generator)), nothing[rows, slots]]
+        return (torch.stack(left, dim=1) / whole[rows, slots, None]).cpu()
+
+    unmarked = torch.zeros(cases.real.shape, device=cases.real.device)
+    by_chance = torch.stack([curves(unmarked) for _ in range(NUM_RANDOM)]).mean(dim=0)
+    return Deletion({RANDOM: by_chance} | {name: curves(marked[rows, slots]) for name, marked in maps.items()})
+
+
+def ranks(
+    marked: Float[Tensor, "cases tokens"], real: Bool[Tensor, "cases tokens"], generator: torch.Generator
+) -> Int[Tensor, "cases tokens"]:
+    """The place of each token, the most marked first; among equals chance decides. What is not real comes last."""
+    shuffled = torch.rand(marked.shape, generator=generator).argsort(dim=1).to(marked.device)
+    marked = marked.masked_fill(~real, -torch.inf)
+    order = marked.gather(1, shuffled).argsort(dim=1, descending=True, stable=True)
+    return shuffled.gather(1, order).argsort(dim=1)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A model that is run on the tokens of a forward pass, of which some are hidden.
+
+    Attributes:
+        model, probabilities: the model, and what its outputs mean.
+        tokens, real, queries: of the forward pass; `real` is True where a token is real.
+        answers: whose probability is wanted.
+    """
+
+    model: Perceiver
+    probabilities: Callable[[Tensor], Tensor]
+    tokens: Float[Tensor, "batch tokens dim"]
+    real: Bool[Tensor, "batch tokens"]
+    queries: tuple[Tensor, ...]
+    answers: Answers
+
+    @classmethod
+    def of(
+        cls, model: Perceiver, record: Record, answers: Answers, probabilities: Callable[[Tensor], Tensor]
+    ) -> "_Trial":
+        """The forward pass as it was."""
+        assert record.tokens is not None
+        values, mask = record.tokens.values, record.tokens.mask
+        real = torch.ones(values.shape[:2], dtype=torch.bool, device=values.device) if mask is None else mask
+        return cls(model, probabilities, values, real, record.queries, answers)
+
+    def cases(self, chosen: Sequence[tuple[int, int]]) -> "_Trial":
+        """A row for each of some answers, given by row and place."""
+        rows = [row for row, _ in chosen]
+        queries = tuple(asked[rows] for asked in self.queries)
+        answers = [[self.answers[row][slot]] for row, slot in chosen]
+        return replace(self, tokens=self.tokens[rows], real=self.real[rows], queries=queries, answers=answers)
+
+    def probable(self, shown: Bool[Tensor, "batch tokens"]) -> Float[Tensor, "batch answers"]:
+        """How probable the answers are when only some tokens are shown."""
+        latents = self.model.latents(self.tokens.masked_fill(~shown[..., None], 0.0), shown)
+        outputs = self.model.decoder(latents, *self.queries)
+        return said(self.probabilities(outputs).log(), self.answers).exp()
+
+    def without(self, ranks: Int[Tensor, "cases tokens"]) -> Iterator[Float[Tensor, " cases"]]:
+        """How probable the answer of each case is, by share of the tokens that are hidden, those of low rank first."""
+        num_real = self.real.sum(dim=1, keepdim=True)
+        for share in FRACTIONS[1:-1]:
+            yield self.probable(self.real & (ranks >= (share * num_real).round()))[:, 0]

@@ -1,0 +1,277 @@
+"""Looks at the attention of a run -> the explorer, a page that needs nothing but a browser.
+
+A page shows events (looks at several steps of training, or at several checkpoints) on the same samples. What it says of
+an event comes from the arrays of the event (`arrays.event_arrays`), whether they are at hand or in a file, so that the
+page of a run can be made again at any time. Maps are pooled, and of many latents the most read are taken, until the
+maps of a sample take no more than `MOST_VALUES` bytes before they are compressed, those of all events together.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from perceiver.inspection.arrays import SCORE, event_paths
+from perceiver.inspection.axes import plane, runs_upwards
+from perceiver.inspection.frames import outline_on
+from perceiver.inspection.packing import packed, pooling
+from perceiver.inspection.page import page_html
+from perceiver.types import Axis, Box, Grid
+
+Arrays = Mapping[str, np.ndarray]
+PAGE = "index.html"
+"""In the folder of the events."""
+Planes = dict[str, Float[np.ndarray, "*rest rows columns"]]
+
+MOST_VALUES = 1_000_000
+"""Weights of a sample in a page, a byte each; compressed and in base64 they are less than 1.4 MB."""
+MOST_LOOKS = 6
+"""Events of a run whose maps are in a page, the last among them; of the others it has the numbers."""
+FOR_ANSWERS = 0.25
+"""Share of the bytes for the maps of answers, the rest being for those of latents."""
+CELLS = (224 * 224, 112 * 112, 56 * 56, 28 * 28, 14 * 14)
+"""To how many cells a map may be pooled: to as many as leave room for all answers, or for `ENOUGH_LATENTS`."""
+ENOUGH_LATENTS = 32
+
+
+@dataclass(frozen=True)
+class Event:
+    """One look at a run, as a page has it.
+
+    Attributes:
+        name: as it is shown.
+        step, epoch: of the training.
+        values: everything that was measured, by the names under which it is logged.
+        maps: id of a sample -> its maps (`maps_of`); empty where the page shall have the numbers only.
+        deletion: how far the maps may be believed (`Deletion.summary`), where that was tested.
+    """
+
+    name: str
+    step: int
+    epoch: int
+    values: Mapping[str, float]
+    maps: Mapping[str, Mapping[str, Any]]
+    deletion: Mapping[str, Any] | None = None
+
+
+def event_of(
+    arrays: Arrays, *, most_values: int = MOST_VALUES // MOST_LOOKS, with_maps: bool = True, name: str | None = None
+) -> Event:
+    """An event from its arrays.
+
+    Args:
+        arrays: see `event_arrays` and `arrays.add_scores`.
+        most_values: how many bytes the maps of a sample may take.
+        with_maps: whether the page shall have them.
+        name: as the event is shown; None: by its step and epoch.
+    """
+    step, epoch = int(arrays["step"]), int(arrays["epoch"])
+    ids = [str(id) for id in arrays["ids"]] if with_maps else []
+    return Event(
+        name=f"step {step} · epoch {epoch}" if name is None else name,
+        step=step,
+        epoch=epoch,
+        values={f"attention/{key.removeprefix(SCORE)}": float(arrays[key]) for key in arrays if key.startswith(SCORE)},
+        maps={id: maps_of(arrays, row, most_values=most_values) for row, id in enumerate(ids)},
+        deletion=json.loads(str(arrays["deletion"])) if "deletion" in arrays else None,
+    )
+
+
+def maps_of(arrays: Arrays, row: int, *, most_values: int) -> dict[str, Any]:
+    """The maps of one sample of an event, for the page: see the head of `page/data.js` for what is what."""
+    answers = json.loads(str(arrays["answers"]))[row]
+    probabilities = arrays["answers/probability"][row].tolist()
+    alpha = str(arrays["rollout/alpha"])
+    rollouts, relevances = (
+        _planes(arrays, arrays[f"{kind}/inputs"][row, : len(answers)]) for kind in ("rollout", "relevance")
+    )
+    cells = _cells(rollouts, FOR_ANSWERS * most_values / (2 * max(len(answers), 1)))
+    return {
+        "answers": [
+            {
+                "name": answer["name"],
+                "detail": f"{probability:.3f}",
+                "is_word": answer["label"] is None,
+                "boxes": _boxes(arrays, row, answer),
+            }
+            for answer, probability in zip(answers, probabilities, strict=False)
+        ],
+        "layers": _layers(arrays, row, len(answers), (1 - FOR_ANSWERS) * most_values),
+        "methods": [
+            {
+                "name": "rollout",
+                "label": "rollout, norm-weighted" if alpha == "norm" else f"rollout, α = {alpha}",
+                "unit": "share",
+                "shared": len(answers) > 1 and all(bool((maps == maps[:1]).all()) for maps in rollouts.values()),
+                "residual": arrays["rollout/residual"][row, : len(answers)].tolist(),
+                "maps": packed(rollouts, most_cells=cells),
+            },
+            {
+                "name": "relevance",
+                "label": "gradient-weighted relevance (Chefer et al. 2021)",
+                "unit": "share of relevance",
+                "shared": False,
+                "residual": None,
+                "maps": packed(relevances, most_cells=cells),
+            },
+        ],
+    }
+
+
+def _boxes(arrays: Arrays, row: int, answer: Mapping[str, Any]) -> dict[str, list[dict[str, float]]]:
+    """Where what an answer speaks of truly is: modality -> places on its plane, as far as known."""
+    boxes = [Box(**fields) for fields in answer["boxes"]]
+    if answer["label"] is not None and "boxes" in arrays:
+        there = [Box(**fields) for fields in json.loads(str(arrays["boxes"]))[row]]
+        boxes = [box for box in there if box.label == answer["label"]]
+    found: dict[str, list[dict[str, float]]] = {}
+    for modality, grid in _grids(arrays).items():
+        rows, columns = plane(grid).axes
+        outlines = [outline_on(box, (rows, columns)) for box in boxes if box.modality == modality]
+        if places := [asdict(outline) for outline in outlines if outline is not None]:
+            found[modality] = places
+    return found
+
+
+def _layers(arrays: Arrays, row: int, num_answers: int, most_values: float) -> list[dict[str, Any]]:
+    """The cross-attends, with the latents that all answers together read most, in all of them the same."""
+    names = sorted(
+        (key.removesuffix("/weights") for key in arrays if key.startswith("cross") and key.endswith("/weights")),
+        key=_number,
+    )
+    weights = {name: arrays[f"{name}/weights"][row].astype(np.float32) for name in names}
+    planes = {name: _planes(arrays, of_layer) for name, of_layer in weights.items()}
+    num_maps = sum(len(of_layer) for of_layer in weights.values())  # of each latent: one a head and layer
+    kept = arrays[f"{names[0]}/latents"][row]
+    cells = _cells(planes[names[0]], most_values / (num_maps * min(len(kept), ENOUGH_LATENTS)))
+    num_latents = max(int(most_values / (num_maps * _pooled_cells(planes[names[0]], cells))), 1)
+    reads = {name: arrays[f"{name}/reads"][row, :num_answers].astype(np.float32) for name in names}
+    most_read = sum(of_layer.sum(axis=0) for of_layer in reads.values())[kept].argsort()[::-1][:num_latents]
+    chosen = np.sort(most_read)
+    return [
+        {
+            "name": name,
+            "num_latents": reads[name].shape[1],
+            "latents": kept[chosen].tolist(),
+            "num_heads": len(weights[name]),
+            "reads": _rounded(reads[name][:, kept[chosen]]),
+            "entropy": _rounded(_entropies(weights[name][:, chosen])),
+            "maps": packed({modality: maps[:, chosen] for modality, maps in planes[name].items()}, most_cells=cells),
+        }
+        for name in names
+    ]
+
+
+def _number(name: str) -> int:
+    return int(name.removeprefix("cross"))
+
+
+def _entropies(weights: Float[np.ndarray, "heads latents keys"]) -> Float[np.ndarray, "maps latents"]:
+    """In nats, of each head, and last of the mean over heads."""
+    rows = np.concatenate([weights, weights.mean(axis=0, keepdims=True)])
+    return -(rows * np.log(np.where(rows > 0, rows, 1))).sum(axis=-1)
+
+
+def _rounded(values: Float[np.ndarray, "..."]) -> Any:
+    return np.asarray(values, dtype=np.float64).round(5).tolist()
+
+
+def _grids(arrays: Arrays) -> dict[str, Grid]:
+    """Modality -> its grid, of those that can be seen on a plane."""
+    grids = {}
+    for modality in (key.removeprefix("grid/") for key in arrays if key.startswith("grid/")):
+        axes = tuple(Axis(**fields) for fields in json.loads(str(arrays[f"axes/{modality}"])))
+        grids[modality] = Grid(tuple(arrays[f"grid/{modality}"].tolist()), axes)
+    return {modality: grid for modality, grid in grids.items() if len(grid.shape) < 3}
+
+
+def _planes(arrays: Arrays, weights: Float[np.ndarray, "*rest keys"]) -> Planes:
+    """Weights over all keys -> by modality in rows and columns, as they are seen: high frequencies on top."""
+    planes = {}
+    for modality, grid in _grids(arrays).items():
+        start, stop = arrays[f"span/{modality}"].tolist()
+        maps = weights[..., start:stop].reshape(*weights.shape[:-1], *plane(grid).shape)
+        planes[modality] = maps[..., ::-1, :] if runs_upwards(plane(grid).axes[0]) else maps
+    return planes
+
+
+def _cells(planes: Planes, most: float) -> int:
+    """To how many cells maps are pooled, to have no more than `most` over all modalities if possible."""
+    return next((cells for cells in CELLS if _pooled_cells(planes, cells) <= most), CELLS[-1])
+
+
+def _pooled_cells(planes: Planes, most_cells: int) -> int:
+    """How many cells the planes of all modalities have, each pooled to `most_cells`."""
+    sizes = [(maps.shape[-2], maps.shape[-1]) for maps in planes.values()]
+    factors = [pooling(rows, columns, most_cells) for rows, columns in sizes]
+    return sum(
+        -(-rows // down) * -(-columns // across) for (rows, columns), (down, across) in zip(sizes, factors, strict=True)
+    )
+
+
+def evenly_spread(count: int, num_chosen: int) -> list[int]:
+    """Some numbers below `count`, evenly spread, the last among them."""
+    return sorted({round(place) for place in np.linspace(count - 1, 0, min(count, num_chosen))})
+
+
+def page_of(title: str, samples: Sequence[Mapping[str, Any]], runs: Mapping[str, Sequence[Event]]) -> str:
+    """The page, as one HTML text.
+
+    Args:
+        title: of the page.
+        samples: what there is to see of each sample (`media.samples_of`).
+        runs: name of a run -> its events in order.
+    """
+    places = {str(sample["id"]): place for place, sample in enumerate(samples)}
+    described: list[dict[str, Any]] = []
+    maps: list[dict[str, Any]] = []
+    num_looks = 0
+    for name, events in runs.items():
+        of_run = []
+        for event in events:
+            found = [(places[id], of_sample) for id, of_sample in event.maps.items() if id in places]
+            maps += [{"look": num_looks, "sample": place, **of_sample} for place, of_sample in found]
+            of_run.append(
+                {
+                    "name": event.name,
+                    "step": event.step,
+                    "epoch": event.epoch,
+                    "look": num_looks if found else None,
+                    "values": dict(event.values),
+                    "deletion": event.deletion,
+                }
+            )
+            num_looks += bool(found)
+        described.append({"name": name, "events": of_run})
+    return page_html({"title": title, "runs": described, "samples": list(samples)}, maps)
+
+
+def events_in(folder: Path, *, num_shown: int = MOST_LOOKS, known: Mapping[int, Event] | None = None) -> list[Event]:
+    """The events of a run directory's `attention/`, in order.
+
+    Args:
+        folder: where the files are.
+        num_shown: of how many the page shall have the maps.
+        known: step -> event, with its maps if it has them, so that not all files are read every time.
+    """
+    paths = event_paths(folder)
+    shown = {list(paths)[place] for place in evenly_spread(len(paths), num_shown)}
+    found = []
+    for step, path in paths.items():
+        event = (known or {}).get(step)
+        if event is None or (step in shown and not event.maps):
+            with np.load(path) as arrays:
+                event = event_of(arrays, with_maps=step in shown)
+        found.append(event if step in shown else replace(event, maps={}))
+    return found
+
+
+def write_page(path: Path, page: str) -> Path:
+    """Write a page as a whole, so that no browser reads half of one."""
+    part = path.with_suffix(".part")
+    part.write_text(page, encoding="utf-8")
+    return part.replace(path)

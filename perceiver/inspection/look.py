@@ -1,0 +1,140 @@
+"""Looking at batches: what a model says of them, where each answer comes from, and how far that may be believed."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from perceiver.inspection.answers import answer_readers, own_answers, said
+from perceiver.inspection.capture import Capture, capture, undisturbed
+from perceiver.inspection.deletion import Deletion, deletion
+from perceiver.inspection.rollout import Alpha, Rollout, even_share, rollout
+from perceiver.inspection.truth import overlaps, truth_scores
+from perceiver.model import Perceiver
+from perceiver.tasks.base import Task
+from perceiver.types import Answer, Batch
+
+TOKENS_AT_ONCE = 2**16
+"""How many tokens take part at once where gradients are needed, for which all activations are kept."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is seen of a batch.
+
+    Attributes:
+        batch: what was looked at.
+        record: the forward pass.
+        answers: for each row what the model said.
+        own: of these the ones for which the decoder has queries of their own.
+        probability: of each answer.
+        alpha, rollout: see `rollout`; a reader an answer.
+        relevance: see `relevance`; a score an answer.
+    """
+
+    batch: Batch
+    record: Capture
+    answers: list[list[Answer]]
+    own: list[list[Answer]]
+    probability: Float[Tensor, "batch answers"]
+    alpha: Alpha
+    rollout: Rollout
+    relevance: Float[Tensor, "batch answers tokens"]
+
+    @property
+    def maps(self) -> dict[str, Float[Tensor, "batch answers tokens"]]:
+        """Kind of map -> how much it marks each token for each answer; the mean map is the same for all."""
+        layers = [self.record.layers[name] for name in self.record.named("cross")]
+        mean = torch.stack([layer.through(even_share(layer)) for layer in layers]).mean(dim=0)
+        mean_map = mean.expand(-1, self.relevance.shape[1], -1)
+        return {"relevance": self.relevance, "rollout": self.rollout.inputs, "mean_map": mean_map}
+
+
+@dataclass(frozen=True)
+class Observer:
+    """Looks at a model. Batches have no views.
+
+    Attributes:
+        model, task: what is looked at, and how to ask it.
+        class_names: by label; none where answers are texts.
+        alpha: of rollouts.
+        converted: brings inputs into the type that the model takes.
+        forward_context: makes what the model runs in, such as the context of a precision.
+    """
+
+    model: Perceiver
+    task: Task
+    class_names: Sequence[str]
+    alpha: Alpha
+    converted: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict
+    forward_context: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+    def answered(
+        self, batch: Batch, said_before: Sequence[dict[str, Any]] | None = None
+    ) -> tuple[Capture, list[list[Answer]]]:
+        """The forward pass in which the model said something, and what that was.
+
+        Args:
+            batch: what it is asked about.
+            said_before: the best of each row's predictions where they are known, see `Task.answers`.
+        """
+        batch = replace(batch, inputs=self.converted(batch.inputs))
+        with capture(self.model) as record, self.forward_context():
+            return record, self.task.answers(self.model, batch, self.class_names, said_before)
+
+    def look(self, batch: Batch, said_before: Sequence[dict[str, Any]] | None = None) -> Look:
+        """Everything there is to see of a batch; arguments as in `answered`."""
+        record, answers = self.answered(batch, said_before)
+        assert record.outputs is not None
+        num_classes = len(self.class_names)
+        return Look(
+            batch=batch,
+            record=record,
+            answers=answers,
+            own=own_answers(record, answers, num_classes),
+            probability=said(self.task.probabilities(record.outputs).log(), answers).exp(),
+            alpha=self.alpha,
+            rollout=rollout(record, alpha=self.alpha, readers=answer_readers(record, answers, num_classes)),
+            relevance=self._relevance(batch, record, answers),
+        )
+
+    def _relevance(
+        self, batch: Batch, record: Capture, answers: Sequence[Sequence[Answer]]
+    ) -> Float[Tensor, "batch answers tokens"]:
+        """The relevance of each token for the logits of each answer, a few rows at a time."""
+        at_once = max(TOKENS_AT_ONCE // record.layers[record.named("cross")[0]].num_keys, 1)
+        found = []
+        for rows, part in in_parts(batch, at_once):
+            with capture(self.model, gradients=True) as again, self.forward_context():
+                inputs = self.converted(part.inputs)
+                self.model(inputs, part.masks, *(asked[rows] for asked in record.queries))
+                assert again.outputs is not None
+                found.append(again.relevance(said(again.outputs.float(), answers[rows])))
+        most = max(part.shape[1] for part in found)
+        return torch.cat([F.pad(part, (0, 0, 0, most - part.shape[1])) for part in found])
+
+    def truth(self, batch: Batch) -> dict[str, Float[Tensor, " cases"]]:
+        """How well rollouts lie where things truly are, and how much alike those of words are; see `truth`."""
+        record, answers = self.answered(batch)
+        own = own_answers(record, answers, len(self.class_names))
+        boxes = batch.targets.get("boxes", [None] * len(batch))
+        scores = truth_scores(record, boxes, own, num_classes=len(self.class_names), alpha=self.alpha)
+        return scores | overlaps(record, own, alpha=self.alpha)
+
+    def deletion(self, batch: Batch, *, seed: int) -> Deletion:
+        """How much more than chance every kind of map marks what matters; see `deletion`."""
+        look = self.look(batch)
+        with undisturbed(self.model), self.forward_context():
+            return deletion(self.model, look.record, look.maps, look.answers, self.task.probabilities, seed=seed)
+
+
+def in_parts(batch: Batch, size: int) -> Iterator[tuple[slice, Batch]]:
+    """The batch in parts of so many samples, and where each is."""
+    for start in range(0, len(batch), size):
+        rows = slice(start, start + size)
+        yield rows, batch.part(rows)

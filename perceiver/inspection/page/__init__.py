@@ -1,0 +1,78 @@
+"""The attention explorer: one html file that asks for nothing else, and what is seen in it."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+SCRIPTS = (
+    "data.js",
+    "colours.js",
+    "numbers.js",
+    "state.js",
+    "shown.js",
+    "draw.js",
+    "planes.js",
+    "figure.js",
+    "sound.js",
+    "answers.js",
+    "latents.js",
+    "curves.js",
+    "statistics.js",
+    "belief.js",
+    "controls.js",
+    "keys.js",
+    "main.js",
+)
+"""In the order in which they need each other. They share one scope, that of the page's only module."""
+
+
+def page_html(page: Mapping[str, Any], maps: Sequence[Mapping[str, Any]]) -> str:
+    """The explorer of some looks at some samples.
+
+    Args:
+        page: everything but the maps: `title`, `runs` with their events and values, `samples` and how they are drawn.
+        maps: of each look at each sample. Each stands in a block of its own, so that a browser parses only what is
+            chosen.
+    """
+    blocks = [f'<script type="application/json" id="page">{embedded(page)}</script>']
+    blocks += [
+        f'<script type="application/json" class="maps" data-look="{content["look"]:d}" '
+        f'data-sample="{content["sample"]:d}">{embedded(content)}</script>'
+        for content in maps
+    ]
+    parts = {
+        "/*STYLE*/": part("page.css"),
+        "/*SCRIPT*/": "\n".join(part(name) for name in SCRIPTS),
+        "<!--DATA-->": "\n".join(blocks),  # last, since nobody knows what stands in it
+    }
+    html = part("page.html")
+    for place, content in parts.items():
+        before, after = html.split(place)
+        html = before + content + after
+    return html
+
+
+def part(name: str) -> str:
+    return resources.files(__name__).joinpath(name).read_text(encoding="utf-8")
+
+
+def embedded(content: Mapping[str, Any]) -> str:
+    """JSON that no text inside can close, and that JavaScript reads: it knows no NaN."""
+    return json.dumps(finite(content), ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace(
+        "<", "\\u003c"
+    )
+
+
+def finite(content: Any) -> Any:
+    """The same with null for each number that is none."""
+    match content:
+        case Mapping():
+            return {key: finite(value) for key, value in content.items()}
+        case list() | tuple():
+            return [finite(value) for value in content]
+        case float():
+            return content if math.isfinite(content) else None
+        case _:
+            return content

@@ -1,0 +1,122 @@
+// How far the maps may be believed: the deletion test, and scores against chance, each in a plain sentence.
+
+const ERRORS = 2; // standard errors that a mean must be away from zero
+const NAMES = { "mean map": "the mean map (raw attention)" };
+const CURVE_STYLES = { rollout: "run0", relevance: "run1", "mean map": "run2", random: "random" };
+const titleOf = (method) => NAMES[method] ?? method;
+
+// {short, sentence, mark} of one method.
+function verdict(method, { mean, error }, samples) {
+  const title = titleOf(method);
+  if (!Number.isFinite(mean) || !Number.isFinite(error)) {
+    return { mark: "?", brief: "cannot be judged", sentence: `Too few samples to judge ${title}: do not read the map as an explanation.` };
+  }
+  const size = `area ${short(mean, 2)} ± ${short(error, 2)}, ${counted(samples, "sample")}`;
+  if (mean > ERRORS * error) {
+    const sentence = `Hiding what ${title} marks hurts the answer more than hiding random inputs (${size}): it points at what matters.`;
+    return { mark: "✓", brief: "points at what matters", sentence };
+  }
+  if (mean < -ERRORS * error) {
+    const sentence = `Hiding what ${title} marks hurts the answer less than hiding random inputs (${size}): worse than random, so what it marks is not what matters.`;
+    return { mark: "✗", brief: "worse than random", sentence };
+  }
+  const sentence = `Hiding what ${title} marks hurts the answer as much as hiding random inputs (${size}): no better than random, so do not read the map as an explanation.`;
+  return { mark: "≈", brief: "no better than random", sentence };
+}
+
+const testName = (method) => (method === "map" ? "mean map" : method);
+
+// One line below the figure, about what is shown there.
+function verdictOf({ method, latent, head, layer }) {
+  const event = eventOf(state);
+  const more = element("a", { href: "#belief" }, "More below");
+  more.addEventListener("click", (click) => {
+    // The hash of the address belongs to the state.
+    click.preventDefault();
+    byId("belief").scrollIntoView();
+  });
+  if (method === "map" && (latent !== "mean" || head !== "mean")) {
+    return ["One latent or head shows where it read, not what the answer depends on. ", more];
+  }
+  const area = event.deletion?.areas[testName(method)];
+  if (!area) return ["Whether the answer depends on what is marked was not measured here. ", more];
+  const { mark, sentence } = verdict(testName(method), area, event.deletion.num_samples);
+  return [element("span", { class: "badge", "aria-hidden": "true" }, mark), ` ${sentence} `, more];
+}
+
+function renderBelief() {
+  when("belief", [state.run, state.event], () => {
+    const { deletion, values } = eventOf(state);
+    const parts = deletion ? measured(deletion) : [unmeasured()];
+    byId("belief-body").replaceChildren(...parts, ...scores(values));
+  });
+}
+
+function measured({ num_samples: samples, fractions, curves, areas }) {
+  const series = Object.entries(curves).map(([name, curve]) => ({
+    name: name === "random" ? "random inputs" : name,
+    points: curve.map((left, i) => [fractions[i], left]).filter(([, left]) => left !== null),
+    style: CURVE_STYLES[name] ?? "run3",
+  }));
+  const judged = Object.entries(areas).map(([method, area]) => ({ method, area, ...verdict(method, area, samples) }));
+  const rows = judged.map(({ method, area, mark, brief }) =>
+    element(
+      "tr",
+      {},
+      element("th", { scope: "row" }, titleOf(method)),
+      element("td", {}, signed(area.mean)),
+      element("td", {}, `± ${short(area.error, 2)}`),
+      element("td", { class: "words" }, `${mark} ${brief}`),
+    ),
+  );
+  const heads = ["map", "area", "error", "verdict"].map((name) => element("th", { scope: "col" }, name));
+  const table = element(
+    "table",
+    { id: "areas" },
+    element("caption", {}, "Area between the random curve and that of the map; above 0 what it marks matters more than chance"),
+    element("thead", {}, element("tr", {}, ...heads)),
+    element("tbody", {}, ...rows),
+  );
+  const curve = chart({
+    series,
+    xLabel: "share of the input hidden, the most marked first",
+    yLabel: "answer left",
+    description: "What is left of the answer's probability as inputs are hidden",
+    percentX: true,
+  });
+  const sentences = judged.map(({ mark, sentence }) =>
+    element("li", {}, element("span", { class: "badge", "aria-hidden": "true" }, mark), ` ${sentence}`),
+  );
+  return [
+    element("ul", { id: "verdicts", class: "sentences" }, ...sentences),
+    element("div", { class: "beside" }, element("div", { id: "deletion" }, curve), table),
+  ];
+}
+
+function unmeasured() {
+  const { name, events } = page.runs[state.run];
+  const others = events.filter(({ deletion }) => deletion).map((event) => event.name);
+  const elsewhere = others.length ? ` It was at ${others.join(", ")}.` : "";
+  return element(
+    "p",
+    { id: "unmeasured" },
+    `Whether the answers depend on what the maps mark was not measured at ${nameOfEvent(state)}.${elsewhere} To measure it: `,
+    element("code", {}, `inspect_attention.py run=${name}`),
+  );
+}
+
+// Scores of maps against where things truly are.
+function scores(values) {
+  const texts = {
+    pointing_game: (value, chance) => `the brightest cell lies in a box of what was answered in ${percent(value)} of cases; by chance it would in ${percent(chance)}`,
+    energy_in_box: (value, chance) => `${percent(value)} of a map's mass lies in the boxes of what was answered; by chance it would be ${percent(chance)}`,
+  };
+  const found = statistics.flatMap((name) => {
+    const [, score, kind] = lastPart(name).match(/^(pointing_game|energy_in_box)(?:_(.*))?$/) ?? [];
+    const [value, chance] = [values[name], values[chanceOf(name)]];
+    if (!score || !Number.isFinite(value) || !Number.isFinite(chance)) return [];
+    const start = kind ? `Of words that name a ${kind.replaceAll("_", " ")}, ` : "In the samples whose boxes are known, ";
+    return [element("li", {}, `${start}${texts[score](value, chance)}.`)];
+  });
+  return found.length ? [element("ul", { id: "scores", class: "sentences" }, ...found)] : [];
+}
