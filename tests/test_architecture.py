@@ -42,6 +42,8 @@ MAY_IMPORT = {
     "inspection.callback": ANYTHING,
     "inspection.panels": ANYTHING,
     "inspection.capture": ANYTHING,
+    "inspection.deletion": ANYTHING,
+    "inspection.look": ANYTHING,
     "training": ANYTHING,
 }
 

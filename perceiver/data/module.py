@@ -106,15 +106,25 @@ class DataModule(LightningDataModule):
     def test_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
         return self._loader("test") if self.splits["test"] is not None else []
 
-    def probe(self, num_samples: int) -> Batch:
-        """A fixed batch of samples, evenly spread over the validation split, or the next best one.
+    def probe(self, chosen: int | Sequence[int]) -> Batch:
+        """A fixed batch of samples of the validation split, or the next best one.
 
         Of a sample that is looked at in several views it holds the first, so that each row is one sample.
+
+        Args:
+            chosen: how many, evenly spread; or their numbers in the split.
+
+        Raises:
+            ValueError: there is no sample of such a number.
         """
         split = self.splits["val"] or self.splits["test"] or self.train_samples
+        if isinstance(chosen, int):
+            count = min(chosen, len(split))
+            chosen = [index * len(split) // count for index in range(count)]
+        if wrong := [index for index in chosen if not 0 <= index < len(split)]:
+            raise ValueError(f"there is no sample {wrong[0]}; the split has 0 to {len(split) - 1}")
         samples = _KeyedSplit(split, self.seed)
-        count = min(num_samples, len(split))
-        items = [samples[0, index * len(split) // count] for index in range(count)]
+        items = [samples[0, index] for index in chosen]
         batch = _collate_readable([item.split()[0] if isinstance(item, Sample) else item for item in items])
         return self._without_unreadable(batch)
 

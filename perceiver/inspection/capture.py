@@ -159,25 +159,29 @@ class _Recorder:
             return out if self.gradients else None
 
         def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor | None:
-            if not self.recording:
-                return None
             if self.gradients and not out.requires_grad:  # of a model whose parameters are frozen
                 out = out.detach().requires_grad_()
+            if not self.recording:  # what is run again must all the same be what was run before
+                return out if self.gradients else None
             return keep(out, *args, **kwargs)
 
         return record
 
     def _joined(self, module: nn.Module, args: tuple[Any, ...], output: JoinedTokens) -> None:
+        if _runs_again():
+            return
         self.captured.layers.clear()  # the join comes first: a new forward pass begins
         self.captured.outputs = None
         self.captured.tokens = replace(output, values=output.values.detach())
 
     def _answered(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        if _runs_again():
+            return
         self.captured.queries = args[1:]
         self.captured.outputs = output
 
     def _record(self, does: bool) -> None:
-        self.recording = does
+        self.recording = does and not _runs_again()
 
     def _enters(self, block: nn.Module, args: tuple[Any, ...]) -> None:
         goes_on = isinstance(block, SelfBlock) or block.query_residual
@@ -191,3 +195,8 @@ class _Recorder:
         total = added if self.residual is None else added + self.residual
         share = added / total.clamp_min(torch.finfo(total.dtype).tiny)
         self.captured.layers[name] = replace(layer, added=share, has_residual=self.residual is not None)
+
+
+def _runs_again() -> bool:
+    """Whether this is a backward pass, in which activation checkpointing runs modules again."""
+    return torch._C._current_graph_task_id() != -1  # what torch's own checkpointing asks, too

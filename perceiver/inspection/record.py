@@ -84,14 +84,15 @@ class Layer:
         """The queries (None: all) in parts whose weights are few enough to be held at once."""
         queries = range(self.num_queries) if queries is None else queries
         size = max(HELD_WEIGHTS // (self.num_rows * self.num_heads * self.num_keys), 1)
-        for start in range(0, len(queries), size):
+        for start in range(0, max(len(queries), 1), size):  # of no queries there is one part, an empty one
             yield queries[start : start + size]
 
     def through(self, share: Float[Tensor, "batch rows queries"]) -> Float[Tensor, "batch rows keys"]:
         """`share` times the weights (mean over heads), without ever holding all of them."""
         read = share.new_zeros(*share.shape[:2], self.num_keys)
-        for chunk in self.chunks():
-            read += share[:, :, chunk] @ self.weights(chunk).mean(dim=1)
+        with torch.autocast(read.device.type, enabled=False):
+            for chunk in self.chunks():
+                read += share[:, :, chunk] @ self.weights(chunk).mean(dim=1)
         return read
 
 

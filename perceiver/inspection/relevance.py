@@ -22,6 +22,8 @@ from perceiver.inspection.record import Layer, Record
 
 Gradients = dict[str, Float[Tensor, "batch heads queries v_dim"] | None]
 
+NEEDS = "relevance needs capture(model, gradients=True), and scores of the forward pass inside of it"
+
 
 def relevance(record: Record, scores: Float[Tensor, "batch readers"]) -> Float[Tensor, "batch readers tokens"]:
     """How much each score depends on each token by the attention of a forward pass; at least 0, in no unit.
@@ -35,13 +37,17 @@ def relevance(record: Record, scores: Float[Tensor, "batch readers"]) -> Float[T
     """
     outs = {name: layer.out for name, layer in record.layers.items() if layer.out is not None}
     if len(outs) < len(record.layers) or not scores.requires_grad:
-        raise ValueError("relevance needs capture(model, gradients=True), and scores of the forward pass inside of it")
+        raise ValueError(NEEDS)
     found = []
     for reader in range(scores.shape[1]):
         gradients = torch.autograd.grad(
             scores[:, reader].sum(), list(outs.values()), retain_graph=True, allow_unused=True
         )
-        found.append(_followed_back(record, dict(zip(outs, gradients, strict=True))))
+        by_name = dict(zip(outs, gradients, strict=True))
+        if all(by_name[name] is None for name in record.named("cross")):
+            raise ValueError(NEEDS)
+        with torch.autocast(scores.device.type, enabled=False):
+            found.append(_followed_back(record, by_name))
     return torch.stack(found, dim=1)
 
 

@@ -180,11 +180,13 @@ def try_optimizer(factory: OptimizerFactory) -> None:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint of a run says about it."""
+    """What a checkpoint of a run says about it; `step` and `epoch` number the last that were trained."""
 
     config: dict[str, Any]
     learned: Learned
     state: dict[str, torch.Tensor]
+    step: int
+    epoch: int
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -199,7 +201,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         content = torch.load(path, map_location="cpu", weights_only=True)
         description = content["description"]
         learned = Learned(description["class_names"], description.get("vocabulary"))
-        checkpoint = Checkpoint(description["config"], learned, content["state_dict"])
+        step, epoch = int(content["global_step"]) - 1, int(content["epoch"])
+        checkpoint = Checkpoint(description["config"], learned, content["state_dict"], step, epoch)
     except Exception as error:  # damaged files raise anything; the message of a refused one is pages long
         problem = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ConfigError(f"{path}: not a readable checkpoint of a run ({problem})") from error

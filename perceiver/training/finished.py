@@ -1,6 +1,7 @@
 """A finished run, rebuilt from its checkpoint, and measured again."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,17 @@ from perceiver.training.run import class_rows, prepare_torch, test, write_metric
 from perceiver.training.summary import class_table, console, metrics_table
 
 
-def load(run: str, checkpoint: str, overrides: Sequence[str]) -> tuple[dict[str, Any], Parts]:
+@dataclass(frozen=True)
+class Finished:
+    """A run as one of its checkpoints has it; `step` and `epoch` number the last that were trained."""
+
+    config: dict[str, Any]
+    parts: Parts
+    step: int
+    epoch: int
+
+
+def load(run: str, checkpoint: str, overrides: Sequence[str]) -> Finished:
     """Rebuild a run from one of its checkpoints.
 
     Args:
@@ -33,7 +44,7 @@ def load(run: str, checkpoint: str, overrides: Sequence[str]) -> tuple[dict[str,
     config = overridden(found.config, overrides)
     parts = build(config, found.learned)
     load_weights(parts.module, found, path)
-    return config, parts
+    return Finished(config, parts, found.step, found.epoch)
 
 
 def overridden(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -49,7 +60,8 @@ def overridden(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, An
 
 def evaluate(cfg: DictConfig) -> dict[str, float]:
     """Test metrics of a run's checkpoint: printed, and written to `evaluation.json` in the run directory."""
-    config, parts = load(cfg.run, cfg.checkpoint, cfg.overrides)
+    finished = load(cfg.run, cfg.checkpoint, cfg.overrides)
+    config, parts = finished.config, finished.parts
     prepare_torch(config)
     trainer: Trainer = construct(config, "trainer", logger=False, enable_checkpointing=False)
     metrics = test(trainer, parts, config)

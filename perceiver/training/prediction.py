@@ -34,21 +34,21 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
     Raises:
         UnreadableError: some files could not be read; raised after all others have been answered.
     """
-    paths = [cfg.inputs] if isinstance(cfg.inputs, str) else list(cfg.inputs)
+    paths = files_of(cfg.inputs)
     if not paths:
         raise ConfigError("inputs=[]: name at least one file")
     if cfg.top is not None and (not isinstance(cfg.top, int) or cfg.top < 1):
         raise ConfigError(f"top={cfg.top}: must be a whole number from 1 on")
-    config, parts = load(cfg.run, cfg.checkpoint, cfg.overrides)
+    finished = load(cfg.run, cfg.checkpoint, cfg.overrides)
+    config, parts = finished.config, finished.parts
     prepare_torch(config)
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    parts.module.to(device).eval()
+    to_accelerator(parts)
     output = Path(cfg.output)
     top = parts.task.num_answers if cfg.top is None else cfg.top
     answers, errors = [], []
     for number, path in enumerate(paths):
         try:
-            sample = parts.data.dataset.read(Path(str(path)))
+            sample = parts.data.dataset.read(path)
         except UnreadableError as error:
             errors.append(str(error))
             continue
@@ -61,6 +61,17 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
     if errors:
         raise UnreadableError("; ".join(errors))
     return answers
+
+
+def files_of(inputs: str | Sequence[Any]) -> list[Path]:
+    """One file or several, as they are named on the command line."""
+    return [Path(str(path)) for path in ([inputs] if isinstance(inputs, str) else inputs)]
+
+
+def to_accelerator(parts: Parts) -> None:
+    """Bring the model to where it runs fastest, ready to answer."""
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    parts.module.to(device).eval()
 
 
 @torch.no_grad()

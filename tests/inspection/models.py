@@ -10,12 +10,13 @@ from perceiver.attention import Attention, BlockSpec
 from perceiver.decoders.pooled import PooledDecoder
 from perceiver.decoders.queries import QueryDecoder
 from perceiver.decoders.text import TextDecoder
-from perceiver.inspection.capture import Capture, Layer, Role, capture
+from perceiver.inspection.capture import Capture, capture
+from perceiver.inspection.record import Layer, Role
 from perceiver.latents import Schedule
 from perceiver.tasks.captioning import Captioning
 from perceiver.tasks.generation import BeamSearch, Generation
 from perceiver.tokenizer import SPECIAL, WordTokenizer, words_in
-from perceiver.types import Axis, Batch, Box, Grid, Mention, Picture, Span
+from perceiver.types import Axis, Batch, Box, Grid, JoinedTokens, Mention, Picture, Span
 from tests.models import DIM, NUM_CLASSES, PERCEIVER_IO, small_inputs, small_perceiver
 
 VOCAB_SIZE, MAX_LENGTH, NUM_WORDS = 31, 13, 7
@@ -149,8 +150,15 @@ def layer(role: Role, weights: Tensor) -> Layer:
 def captured_with(spans: dict[str, Span], **layers: Layer) -> Capture:
     """A capture made by hand."""
     made = Capture()
-    made.spans, made.layers = spans, layers
+    made.layers = layers
+    lay_out(made, spans)
     return made
+
+
+def lay_out(captured: Capture, spans: dict[str, Span]) -> None:
+    """Have the tokens that were read belong to these modalities."""
+    read = captured.layers[captured.named("cross")[0]]
+    captured.tokens = JoinedTokens(torch.zeros(read.num_rows, read.num_keys, 1), None, spans)
 
 
 def grid(rows: int, columns: int, cell: int = 1) -> Grid:

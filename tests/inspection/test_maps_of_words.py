@@ -13,7 +13,7 @@ from perceiver.inspection.sheets import BAR_WIDTH, COLUMN_TICKS_HEIGHT, GAP, ROW
 from perceiver.positions import LearnedPositions
 from perceiver.types import Answer, Axis, Box, Grid, Span
 from tests.inspection.drawn import BRIGHTEST, SPANS, bright_place, capture_of_places, images, of_class, tiles_of
-from tests.inspection.models import EveryWord, captioning, captions, perceiver_text
+from tests.inspection.models import EveryWord, captioning, captions, lay_out, perceiver_text
 from tests.models import audio_encoder, image_encoder, small_inputs
 
 PLACES = [3, 11, 17, 23, 34]
@@ -24,7 +24,7 @@ TEXT = Grid((35,), (Axis("place", "", 0.0, 35.0),))
 def image_capture(batch: int = 2) -> Capture:
     """Five words, each of which reads one place of an image of 5×7 cells."""
     captured = capture_of_places(PLACES, batch)
-    captured.spans = {"image": SPANS["image"]}
+    lay_out(captured, {"image": SPANS["image"]})
     return captured
 
 
@@ -129,7 +129,7 @@ def test_sheets_of_latents_show_the_whole_text_as_one_rollout():
 
 def test_every_modality_has_its_tiles_in_a_strip():
     captured = capture_of_places([3, 35 + 17], 1)
-    captured.spans = {"image": SPANS["image"], "text": Span(35, 70, TEXT)}
+    lay_out(captured, {"image": SPANS["image"], "text": Span(35, 70, TEXT)})
     (strip,) = strips(captured, words(0, 1))
     width = STRETCHED[0]
     assert strip.width == 5 * (width + GAP) + BAR_WIDTH, "input and two words in the image, two in the text"
@@ -143,7 +143,7 @@ def test_every_modality_has_its_tiles_in_a_strip():
 
 def test_texts_have_no_picture_and_strips_two_abreast():
     captured = capture_of_places([3, 11, 34], 1)
-    captured.spans = {"text": Span(0, 35, TEXT)}
+    lay_out(captured, {"text": Span(0, 35, TEXT)})
     sheets = panels(captured, {}, [words(0, 1, 2)], num_latents=2)
     assert set(sheets) == {"text/cross0", "caption/words"}
     (strip,) = sheets["caption/words"]
@@ -159,7 +159,7 @@ def test_texts_have_no_picture_and_strips_two_abreast():
 def test_modalities_with_more_than_two_axes_have_no_strips():
     captured = image_capture(1)
     axes = (*SPANS["image"].grid.axes, Axis("time", "s", 0.0, 11.0))
-    captured.spans = {"video": Span(0, 35, Grid((5, 7, 1), axes))}
+    lay_out(captured, {"video": Span(0, 35, Grid((5, 7, 1), axes))})
     assert panels(captured, {}, [words(0, 1)], num_latents=1) == {}
 
 

@@ -165,7 +165,7 @@ class TestSounds:
     def test_no_more_windows_than_a_batch_are_shown_to_the_model_at_once(self, clotho_run, sounds):
         shown, found = [], []
         for size in (2, 11):
-            _, parts = load(str(clotho_run), "last", [f"loader.batch_size={size}"])
+            parts = load(str(clotho_run), "last", [f"loader.batch_size={size}"]).parts
             parts.module.eval()
             encoder = parts.model.encoders["audio"]
             encoder.register_forward_pre_hook(lambda module, args, rows=shown: rows.append(len(args[0])))

@@ -142,7 +142,7 @@ class TestPrediction:
     def test_no_more_windows_than_a_batch_are_shown_to_the_model_at_once(self, sound_run, sounds, predicted):
         expected = predicted[1][2]["predictions"]
         for size, parts_of_six in ((2, [2, 2, 2]), (5, [5, 1])):
-            _, parts = load(str(sound_run), "best", [f"loader.batch_size={size}"])
+            parts = load(str(sound_run), "best", [f"loader.batch_size={size}"]).parts
             parts.module.eval()
             shown: list[int] = []
             encoder = parts.model.encoders["audio"]
@@ -191,7 +191,7 @@ def test_two_processes_measure_windows_and_boxes_as_one_does(tmp_path):
     assert ended.returncode == 0, ended.stderr
     found = metrics(run)
     assert 0.0 < found["attention/energy_in_box_chance"] < 1.0
-    _, parts = load(str(run), "last", [])
+    parts = load(str(run), "last", []).parts
     one = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     for stage, measure in (("val", one.validate), ("test", one.test)):
         (again,) = measure(parts.module, datamodule=parts.data, verbose=False)

@@ -1,0 +1,20 @@
+"""Make the attention explorer of a finished run: `uv run experiments/inspect_attention.py run=outputs/…`."""
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from perceiver.training.errors import explained
+from perceiver.training.exploration import inspect_attention
+
+
+@explained
+@hydra.main(version_base="1.3", config_path="../conf", config_name="inspect_attention")
+@explained
+def main(cfg: DictConfig) -> Path:
+    return inspect_attention(cfg)
+
+
+if __name__ == "__main__":
+    main()
