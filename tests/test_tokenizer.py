@@ -228,6 +228,27 @@ class TestWords:
         assert [(word.text, word.places) for word in tokenizer.words(ids)] == [("a", (1,)), ("\ufffd", (3,))]
 
 
+class TestPieces:
+    @every_kind
+    @pytest.mark.parametrize("text", [text for text in TEXTS if text.isascii()])
+    def test_each_id_has_one_and_together_they_are_the_text(self, make, text):
+        tokenizer = make()
+        ids = tokenizer.encode(text).tolist()
+        pieces = tokenizer.pieces(ids)
+        assert len(pieces) == len(ids)
+        assert (pieces[0], pieces[-1]) == (SPECIAL[BOS], SPECIAL[EOS])
+        assert "".join(pieces[1:-1]).replace(" ", "") == tokenizer.decode(ids).replace(" ", "")
+
+    @every_kind
+    def test_ids_that_are_no_text_are_named(self, make):
+        assert make().pieces([PAD, BOS, EOS, UNKNOWN, PAD]) == ["<pad>", "<bos>", "<eos>", "<unk>", "<pad>"]
+
+    def test_words_are_whole_and_a_part_of_a_character_is_a_sign_for_that(self):
+        words = word_tokenizer()
+        assert words.pieces(words.encode("two red circles").tolist())[1:-1] == ["two", "red", "circles"]
+        assert byte_tokenizer().pieces(byte_tokenizer().encode("é").tolist())[1:-1] == ["\ufffd"] * 2
+
+
 def words_of(text: str) -> list[str]:
     return [word.group() for word in words_in(text)]
 

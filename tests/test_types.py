@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from perceiver.types import Axis, Batch, Sample, hertz, mel
+from perceiver.types import Answer, Axis, Batch, Box, Sample, Sound, hertz, mel
 
 AXES = [
     Axis("time", "s", 0.0, 7.3),
@@ -95,3 +95,33 @@ def test_map_and_to_keep_everything_that_is_no_tensor(change, dtype):
         assert tensor.dtype == dtype
         assert (tensor == 1).all()
     assert batch.inputs["x"].dtype == torch.float32
+
+
+def test_a_part_of_a_batch_has_all_that_belongs_to_its_samples():
+    boxes = [[Box(number, "x", {})] for number in range(5)]
+    batch = Batch(
+        inputs={"x": torch.arange(5.0)[:, None, None].expand(5, 1, 3)},
+        targets={"label": torch.arange(5), "text": list("abcde"), "boxes": boxes},
+        ids=list("pqrst"),
+        masks={"x": torch.eye(5, dtype=torch.bool)},
+    )
+    for samples in (slice(1, 3), slice(3, 11), slice(0, 5), slice(5, 7)):
+        part = batch.part(samples)
+        numbers = list(range(5))[samples]
+        assert len(part) == len(numbers)
+        assert part.ids == [batch.ids[number] for number in numbers]
+        assert part.inputs["x"][:, 0, 0].tolist() == numbers
+        assert part.targets["label"].tolist() == numbers
+        assert part.targets["text"] == [batch.targets["text"][number] for number in numbers]
+        assert [box.label for row in part.targets["boxes"] for box in row] == numbers
+        assert part.masks["x"].int().argmax(dim=1).tolist() == numbers
+    assert len(batch) == 5
+
+
+@pytest.mark.parametrize(("length", "sample_rate", "seconds"), [(16_000, 16_000, 1.0), (7, 2, 3.5), (0, 11, 0.0)])
+def test_a_sound_lasts_as_long_as_its_samples(length, sample_rate, seconds):
+    assert Sound(torch.zeros(3, length), sample_rate).seconds == seconds
+
+
+def test_a_word_is_what_has_no_label():
+    assert [Answer("a", (1,)).is_word, Answer("a", (0,), label=0).is_word] == [True, False]

@@ -14,6 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+from torch import Tensor
+
 from perceiver.data.base import Dataset, Split, UnreadableError
 from perceiver.data.captions import split_off, tidy
 from perceiver.data.folders import first_few

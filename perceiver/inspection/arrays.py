@@ -37,7 +37,7 @@ def event_arrays(look: Look, *, max_megabytes: float) -> dict[str, np.ndarray]:
     record, batch = look.record, look.batch
     arrays: dict[str, np.ndarray] = {"ids": np.array(batch.ids)}
     for name, raw in batch.inputs.items():
-        arrays[f"input/{name}"] = _half(raw)
+        arrays[f"input/{name}"] = _half(raw) if raw.is_floating_point() else raw.cpu().numpy()
     for name, target in batch.targets.items():
         if isinstance(target, Tensor):
             arrays[f"target/{name}"] = target.cpu().numpy()

@@ -135,9 +135,8 @@ class AttentionCallback(Callback):
             with np.load(earlier[-1]) as before:
                 scores |= {f"stat/{name}": value for name, value in drift(before, arrays).items()}
         arrays |= {"step": np.array(step), "epoch": np.array(epoch)}
-        write_arrays(event_path(folder, step), scored(arrays, scores))
+        self._write_event(trainer, step, scored(arrays, scores))
         measured = {f"attention/{name}": value for name, value in scores.items()}
-        self.scores = {name: value for name, value in measured.items() if not name.startswith("attention/stat/")}
         pictures = pictures_of(observer.model, batch.inputs)
         if not self._samples:
             pieces = trainer.datamodule.dataset.pieces  # type: ignore[attr-defined]
@@ -164,21 +163,21 @@ class AttentionCallback(Callback):
         named = {f"attention/{key}": of_samples for key, of_samples in sheets.items()}
         captions = [f"{id} · step {step} · epoch {epoch}" for id in batch.ids]
         log_look(trainer.loggers, measured, named, captions, step)
+        self.scores = {name: value for name, value in measured.items() if not name.startswith("attention/stat/")}
 
     def _test(self, trainer: Trainer, module: LightningModule) -> None:
         """The deletion test, and the page with it."""
         observer, step = self._observer(trainer, module), _last_step(trainer)
         results = [observer.deletion(part, seed=0) for part in self._scored(trainer, module)]
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or not self._samples:  # without a look there is no page
             return
         scores: dict[str, float] = {}
         if results and (result := together(results)).num_cases:
             scores = result.scores
-            path = event_path(_folder(trainer), step)
-            with np.load(path) as event:
-                arrays = dict(event)
-            write_arrays(path, scored(arrays | {"deletion": np.array(json.dumps(result.summary))}, scores))
-            self._events.pop(step, None)
+            if (path := event_path(_folder(trainer), step)).exists():  # the last look may have failed
+                with np.load(path) as event:
+                    arrays = dict(event) | {"deletion": np.array(json.dumps(result.summary))}
+                self._write_event(trainer, step, scored(arrays, scores))
         measured = {f"attention/{name}": value for name, value in scores.items()}
         self.scores |= measured
         log_page(trainer.loggers, measured, self._write_page(trainer), step)
@@ -210,6 +209,11 @@ class AttentionCallback(Callback):
             probe = self._probe(trainer, self.num_scored_samples)
             for _, part in in_parts(probe, trainer.datamodule.batch_size):  # type: ignore[attr-defined]
                 yield part.to(module.device)
+
+    def _write_event(self, trainer: Trainer, step: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """An event in place of what is known of its step, be it of an earlier run in the same directory."""
+        write_arrays(event_path(_folder(trainer), step), arrays)
+        self._events.pop(step, None)
 
     def _write_page(self, trainer: Trainer) -> Path:
         """The explorer of all looks so far."""

@@ -60,13 +60,20 @@ class Deletion:
     @property
     def summary(self) -> dict[str, Any]:
         """Means over cases, and standard errors of the areas, as plain values."""
-        areas = {name: (values.mean(), values.std() / self.num_cases**0.5) for name, values in self.areas.items()}
         return {
             "num_cases": self.num_cases,
             "fractions": list(FRACTIONS),
             "curves": {name: values.mean(dim=0).tolist() for name, values in self.curves.items()},
-            "areas": {name: {"mean": float(mean), "error": float(error)} for name, (mean, error) in areas.items()},
+            "areas": {
+                name: {"mean": float(values.mean()), "error": _standard_error(values)}
+                for name, values in self.areas.items()
+            },
         }
+
+
+def _standard_error(values: Float[Tensor, " cases"]) -> float | None:
+    """Of the mean; None where a single case cannot tell."""
+    return float(values.std()) / len(values) ** 0.5 if len(values) > 1 else None
 
 
 def together(parts: Sequence[Deletion]) -> Deletion:

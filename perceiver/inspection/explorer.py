@@ -64,13 +64,14 @@ def event_of(
     """An event from its arrays.
 
     Args:
-        arrays: see `event_arrays` and `arrays.add_scores`.
+        arrays: see `arrays.event_arrays` and `arrays.scored`.
         most_values: how many bytes the maps of a sample may take.
         with_maps: whether the page shall have them.
         name: as the event is shown; None: by its step and epoch.
     """
     step, epoch = int(arrays["step"]), int(arrays["epoch"])
-    ids = [str(id) for id in arrays["ids"]] if with_maps else []
+    has_maps = "relevance/inputs" in arrays  # those of early versions have not
+    ids = [str(id) for id in arrays["ids"]] if with_maps and has_maps else []
     return Event(
         name=f"step {step} · epoch {epoch}" if name is None else name,
         step=step,

@@ -36,17 +36,20 @@ def relevance(record: Record, scores: Float[Tensor, "batch readers"]) -> Float[T
         ValueError: the forward pass was captured without gradients, or the scores do not depend on it.
     """
     outs = {name: layer.out for name, layer in record.layers.items() if layer.out is not None}
+    first = record.layers[record.named("cross")[0]]
+    if scores.shape[1] == 0:
+        return first.q.new_zeros(first.num_rows, 0, first.num_keys, dtype=torch.float32)
     if len(outs) < len(record.layers) or not scores.requires_grad:
         raise ValueError(NEEDS)
     found = []
-    for reader in range(scores.shape[1]):
-        gradients = torch.autograd.grad(
-            scores[:, reader].sum(), list(outs.values()), retain_graph=True, allow_unused=True
-        )
-        by_name = dict(zip(outs, gradients, strict=True))
-        if all(by_name[name] is None for name in record.named("cross")):
-            raise ValueError(NEEDS)
-        with torch.autocast(scores.device.type, enabled=False):
+    with torch.autocast(scores.device.type, enabled=False):
+        for reader in range(scores.shape[1]):
+            gradients = torch.autograd.grad(
+                scores[:, reader].sum(), list(outs.values()), retain_graph=True, allow_unused=True
+            )
+            by_name: Gradients = dict(zip(outs, gradients, strict=True))
+            if all(by_name[name] is None for name in record.named("cross")):
+                raise ValueError(NEEDS)
             found.append(_followed_back(record, by_name))
     return torch.stack(found, dim=1)
 

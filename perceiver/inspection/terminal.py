@@ -3,12 +3,12 @@
 import json
 from collections.abc import Iterator, Mapping
 from math import isnan
-from textwrap import wrap
 
 import numpy as np
 from jaxtyping import Float
 from rich.console import RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from perceiver.inspection.arrays import SCORE
 from perceiver.inspection.axes import plane, runs_upwards
@@ -17,8 +17,8 @@ from perceiver.inspection.packing import pooling, sum_pooled
 from perceiver.types import Axis, Grid, Span
 
 SHADES = " ░▒▓█"
-MOST_CELLS = 16 * 32
-"""Of a map in letters: two letters a cell, which makes it about square."""
+MOST_CELLS, MOST_COLUMNS = 16 * 64, 64
+"""Of a map in letters; two letters a cell, which makes it about square, where they have room."""
 MOST_ANSWERS = 12
 """Of a sample, in the table."""
 BRIGHT = 0.1
@@ -37,6 +37,7 @@ def report(name: str, look: Look, arrays: Mapping[str, np.ndarray]) -> Iterator[
     yield statistics_table(f"attention of {name}, step {int(arrays['step'])}", scores)
     for row in range(len(look.batch)):
         yield sample_table(look, row)
+        yield from clearest_maps(look, row)
     yield from belief(scores, json.loads(str(arrays["deletion"])) if "deletion" in arrays else None)
 
 
@@ -56,54 +57,77 @@ def statistics_table(title: str, scores: Mapping[str, float]) -> Table:
 
 
 def sample_table(look: Look, row: int) -> Table:
-    """What was said of a sample, and where each answer comes from; maps of the first."""
+    """What was said of a sample, and where each answer comes from."""
     answers = look.answers[row][:MOST_ANSWERS]
     left_out = len(look.answers[row]) - len(answers)
-    table = Table("answer", "probability", "relevance is highest at", "rollout at", title_justify="left")
-    table.title = f"{look.batch.ids[row]}{f' (and {left_out} more words)' if left_out else ''}"
-    spans = {name: span for name, span in look.record.spans.items() if len(span.grid.shape) < 3}
-    maps = {"relevance": look.relevance[row], "rollout": look.rollout.inputs[row]}
+    title = f"{look.batch.ids[row]}{f' (and {left_out} more words)' if left_out else ''}"
+    table = Table("answer", "probability", title=title, title_justify="left")
+    maps = _maps_of(look, row)
+    for kind in maps:
+        table.add_column(f"{kind} at")
+        table.add_column(f"top {BRIGHT:.0%}", justify="right")
     for slot, answer in enumerate(answers):
-        places = [brightest(of_kind[slot].float().cpu().numpy(), spans) for of_kind in maps.values()]
+        places = [cell for of_kind in maps.values() for cell in brightest(of_kind[slot], _planes(look))]
         table.add_row(answer.name, f"{float(look.probability[row, slot]):.3f}", *places)
-    if answers:
-        table.add_section()
-        for name, span in spans.items():
-            drawn = [shaded(of_kind[0].float().cpu().numpy(), span) for of_kind in maps.values()]
-            table.add_row(answers[0].name, name, *drawn)
     return table
 
 
-def brightest(tokens: Float[np.ndarray, " tokens"], spans: Mapping[str, Span]) -> str:
-    """Where a map is brightest, in the units of its input, and how much of it is concentrated."""
+def clearest_maps(look: Look, row: int) -> Iterator[RenderableType]:
+    """The maps of that answer of a sample whose relevance is the most concentrated, in letters."""
+    maps = _maps_of(look, row)
+    answers = look.answers[row]
+    for slot in sorted(range(len(answers)), key=lambda slot: -_concentration(maps["relevance"][slot]))[:1]:
+        for kind, tokens in maps.items():
+            for name, span in _planes(look).items():
+                yield f"{kind} of {answers[slot].name!r} over {name}"
+                yield Text(shaded(tokens[slot], span), no_wrap=True, overflow="crop")
+
+
+def _maps_of(look: Look, row: int) -> dict[str, Float[np.ndarray, "answers tokens"]]:
+    maps = {"relevance": look.relevance[row], "rollout": look.rollout.inputs[row]}
+    return {kind: of_kind.float().cpu().numpy() for kind, of_kind in maps.items()}
+
+
+def _planes(look: Look) -> dict[str, Span]:
+    """The modalities that can be drawn."""
+    return {name: span for name, span in look.record.spans.items() if len(span.grid.shape) < 3}
+
+
+def brightest(tokens: Float[np.ndarray, " tokens"], spans: Mapping[str, Span]) -> tuple[str, str]:
+    """Where a map is brightest, in the units of its input, and its share in the brightest cells."""
     if not tokens.any():
-        return "nothing"
+        return "", ""
     best = int(tokens.argmax())
     name, span = next((name, span) for name, span in spans.items() if span.start <= best < span.stop)
     cell = np.unravel_index(best - span.start, span.grid.shape)
     along = zip(span.grid.axes, cell, span.grid.shape, strict=True)
     where = ", ".join(_range(axis, int(place), count) for axis, place, count in along)
+    return f"{f'{name}: ' if len(spans) > 1 else ''}{where}", f"{_concentration(tokens):.0%}"
+
+
+def _concentration(tokens: Float[np.ndarray, " tokens"]) -> float:
+    """The share of a map in its brightest cells."""
     count = max(round(BRIGHT * len(tokens)), 1)
-    share = np.sort(tokens)[-count:].sum() / tokens.sum()
-    return f"{f'{name}: ' if len(spans) > 1 else ''}{where} ({share:.0%} in the brightest {BRIGHT:.0%})"
+    return float(np.sort(tokens)[-count:].sum() / max(tokens.sum(), np.finfo(np.float32).tiny))
 
 
 def _range(axis: Axis, place: int, count: int) -> str:
     start, stop = axis.value(place / count), axis.value((place + 1) / count)
-    return f"{axis.name} {start:.4g} to {stop:.4g} {axis.unit}".rstrip()
+    return f"{axis.name} {start:.4g}–{stop:.4g} {axis.unit}".rstrip()
 
 
 def shaded(tokens: Float[np.ndarray, " tokens"], span: Span) -> str:
     """A map in letters, the darker the more, on the scale of square roots."""
     grid: Grid = plane(span.grid)
     values = tokens[span.start : span.stop].reshape(grid.shape)
-    rows, columns = grid.shape
-    values = sum_pooled(values, pooling(rows, columns, MOST_CELLS))
+    rows, columns = values.shape
+    down, across = pooling(rows, columns, MOST_CELLS)
+    values = sum_pooled(values, (down, max(across, -(-columns // MOST_COLUMNS))))
     if runs_upwards(grid.axes[0]):
         values = values[::-1]
     levels = np.sqrt(values / max(values.max(), np.finfo(np.float32).tiny)) * (len(SHADES) - 1)
-    lines = ["".join(2 * SHADES[level] for level in line) for line in levels.round().astype(int)]
-    return "\n".join(part for line in lines for part in wrap(line, 64, drop_whitespace=False))
+    width = 2 if 2 * values.shape[1] <= MOST_COLUMNS else 1
+    return "\n".join("".join(width * SHADES[level] for level in line) for line in levels.round().astype(int))
 
 
 def belief(scores: Mapping[str, float], deletion: Mapping[str, object] | None) -> Iterator[str]:

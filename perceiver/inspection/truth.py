@@ -57,30 +57,55 @@ def truth_scores(
     Returns:
         `energy_in_box`, `pointing_game`, and each with `_chance` behind it; of words each with `_<kind>` behind it.
     """
+    cases = cases_of(boxes, answers, num_outputs=captured.num_outputs, num_classes=num_classes)
+    of_sample = [[case for case in cases if case.sample == sample] for sample in range(len(boxes))]
+    readers = readers_of([[case.queries for case in row] for row in of_sample], captured.num_outputs)
+    return held_against_boxes(captured, rollout(captured, alpha=alpha, readers=readers).inputs, of_sample)
+
+
+def held_against_boxes(
+    captured: Record, maps: Float[Tensor, "batch slots tokens"], cases: Sequence[Sequence[Case]]
+) -> dict[str, Float[Tensor, " cases"]]:
+    """The scores of maps, for each sample one a case; see `truth_scores`."""
+    mask = captured.layers[captured.named("cross")[0]].mask
     parts = []
     for modality, span in captured.spans.items():
-        cases = [
-            replace(case, boxes=here)
-            for case in cases_of(boxes, answers, num_outputs=captured.num_outputs, num_classes=num_classes)
-            if (here := [box for box in case.boxes if box.modality == modality])
+        here = [
+            (replace(case, boxes=boxes), slot)
+            for row in cases
+            for slot, case in enumerate(row)
+            if (boxes := [box for box in case.boxes if box.modality == modality])
         ]
-        if not cases or len(span.grid.shape) > 2:
+        if len(span.grid.shape) > 2:
             continue
-        of_sample = [[case for case in cases if case.sample == sample] for sample in range(len(boxes))]
-        readers = readers_of([[case.queries for case in row] for row in of_sample], captured.num_outputs)
-        rolled_out = rollout(captured, alpha=alpha, readers=readers).inputs.cpu()
-        mask = captured.layers[captured.named("cross")[0]].mask
         keys = slice(span.start, span.stop)
-        for kind in dict.fromkeys(case.kind for case in cases):
-            chosen = [(case, slot) for row in of_sample for slot, case in enumerate(row) if case.kind == kind]
-            samples = torch.tensor([case.sample for case, _ in chosen])
+        for kind in dict.fromkeys(case.kind for case, _ in here):
+            chosen = [(case, slot) for case, slot in here if case.kind == kind]
+            samples, slots = (
+                torch.tensor(numbers) for numbers in zip(*((case.sample, at) for case, at in chosen), strict=True)
+            )
             scores = map_scores(
-                rolled_out[samples, torch.tensor([slot for _, slot in chosen])][:, keys],
+                maps.cpu()[samples, slots][:, keys],
                 box_coverage([case.boxes for case, _ in chosen], span.grid),
                 None if mask is None else mask.cpu()[samples, keys],
             )
             parts.append({f"{name}_{kind}".rstrip("_"): values for name, values in scores.items()})
     return joined(parts)
+
+
+def spoken_of(boxes: Sequence[Sequence[Box] | None], answers: Sequence[Sequence[Answer]]) -> list[list[Answer]]:
+    """For each sample what there is to hold relevance against: words that speak of something, or each class it has.
+
+    Unlike rollout, relevance tells classes apart whether or not the decoder has a query for each.
+    """
+    if any(answer.is_word for row in answers for answer in row):
+        return [[answer for answer in row if answer.boxes] for row in answers]
+    found = []
+    for row in boxes:
+        labels = sorted({box.label for box in row or ()})
+        of_label = {label: tuple(box for box in row or () if box.label == label) for label in labels}
+        found.append([Answer(str(label), (label,), label=label, boxes=there) for label, there in of_label.items()])
+    return found
 
 
 def cases_of(

@@ -79,7 +79,8 @@ def inspect_attention(cfg: DictConfig) -> Path:
         num_looks = MOST_LOOKS if alone else len(subjects)
         now = event_of(arrays, most_values=MOST_VALUES // num_looks, name=f"{one.name} · step {one.finished.step}")
         before = events_in(one.folder, num_shown=MOST_LOOKS - 1 if alone else 0)
-        runs[one.name] = sorted([*before, now], key=lambda event: event.step)
+        others = [event for event in before if event.step != now.step]
+        runs[one.name] = sorted([*others, now], key=lambda event: event.step)
         console.print(*report(one.name, look, arrays), sep="\n")
     write_page(output, page_of(" against ".join(runs), samples, runs))
     console.print(f"open {output} in a browser", soft_wrap=True)

@@ -51,6 +51,10 @@ class NoisyDataset(Dataset):
         raise NotImplementedError
 
 
+def test_what_is_no_text_has_no_pieces():
+    assert NoisyDataset().pieces("x", torch.zeros(1, 3)) is None
+
+
 def module(dataset=None, *, batch_size=5, num_workers=0, drop_last=False, class_balanced=False, seed=0) -> DataModule:
     return DataModule(
         dataset=dataset or NoisyDataset(),

@@ -237,3 +237,10 @@ class TestMistakes:
     def test_a_fraction_that_is_none(self, root, name, value):
         with pytest.raises(ValueError, match=rf"^{name}={value} must be in \[0, 1\)$"):
             data(root, **{name: value})
+
+
+def test_each_place_of_a_source_stands_for_a_piece_of_it(root):
+    lines(root / "val.tsv", ["a bc\tb"])
+    made = data(root)
+    (sample,) = samples(made.split("val"))
+    assert made.pieces("text", sample.inputs["text"]) == ["<bos>", "a", " ", "b", "c", "<eos>"]

@@ -80,6 +80,17 @@ class TestGrid:
         assert (given.grid, given.unit) == (made.grid, made.unit)
         assert_close(given.values, made.values)
 
+    @every_encoder
+    def test_the_sound_of_a_wave_is_the_wave(self, make_encoder):
+        waves = torch.stack([sound(1061), -sound(1061)])
+        found = make_encoder().sound(waves)
+        assert torch.equal(found.values, waves[:, 0])
+        assert found.sample_rate == RATE
+
+    @every_log_mel_encoder
+    def test_a_spectrogram_cannot_be_heard(self, make_encoder):
+        assert make_encoder().sound(log_mel()(sound(1061)[None])) is None
+
 
 def mel(hertz: float) -> float:
     return 2595.0 * log10(1.0 + hertz / 700.0)

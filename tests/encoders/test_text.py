@@ -63,6 +63,7 @@ class TestTokens:
         tokens = encoder(encoder.example_input())
         assert tokens.values.shape[1] == tokens.grid.num_tokens
         assert encoder.picture(encoder.example_input()) is None
+        assert encoder.sound(encoder.example_input()) is None
 
     @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
     def test_ids_may_be_of_any_kind_of_whole_number_that_an_embedding_takes(self, dtype):

@@ -141,6 +141,23 @@ def look(
     return captured
 
 
+def some_scores(outputs: Tensor) -> Tensor:
+    """Two scores of each sample: of classes, or of words, the first of which has two ids."""
+    if outputs.ndim == 2:
+        return outputs[:, [3, 7]]
+    return torch.stack([outputs[:, 1, 11] + outputs[:, 2, 5], outputs[:, 5, 13]], dim=1)
+
+
+def look_with_relevance(
+    model: Perceiver, inputs: dict[str, Tensor], masks: dict[str, Tensor] | None = None
+) -> tuple[Capture, Tensor]:
+    """What `model` attends to, and how much `some_scores` hang on each token."""
+    words = [some_words(len(next(iter(inputs.values()))))] if isinstance(model.decoder, TextDecoder) else []
+    with capture(model, gradients=True) as captured:
+        outputs = model(inputs, masks, *words)
+        return captured, captured.relevance(some_scores(outputs))
+
+
 def layer(role: Role, weights: Tensor) -> Layer:
     """A layer that has exactly these weights, [batch, heads, queries, keys], as long as their rows sum to one."""
     keys = torch.eye(weights.shape[-1]).expand(*weights.shape[:2], -1, -1)

@@ -83,10 +83,12 @@ def fit(
     boxes: bool = False,
     texts: bool = False,
     query_per_class: bool = False,
+    ckpt_path: Path | None = None,
+    seed: int = 0,
     **options,
 ) -> tuple[Trainer, TrainingModule]:
     """A short training: three steps an epoch."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     dataset = Noise(stages, boxes=boxes, texts=texts)
     if texts:
         decoder, task = text_decoder(), captioning()
@@ -115,7 +117,7 @@ def fit(
         "use_distributed_sampler": False,
     }
     trainer = Trainer(callbacks=list(callbacks), default_root_dir=folder, **(defaults | options))
-    trainer.fit(module, datamodule=data)
+    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
     return trainer, module
 
 

@@ -47,13 +47,13 @@ def look_of(look: int, sample: int) -> dict[str, Any]:
     names = CAPTION if sample else ["dog bark", "siren"]
     row, column = planted("image", look)
     box = {
-        "name": names[0],
         "left": column / IMAGE[1],
         "right": (column + 1) / IMAGE[1],
         "top": row / IMAGE[0],
         "bottom": (row + 1) / IMAGE[0],
     }
     reads = noise.uniform(0.1, 1, (len(names), LATENTS))
+    reads /= reads.sum(axis=1, keepdims=True)
     return {
         "look": look,
         "sample": sample,
@@ -72,12 +72,12 @@ def look_of(look: int, sample: int) -> dict[str, Any]:
                 "num_latents": LATENTS,
                 "latents": KEPT,
                 "num_heads": HEADS,
+                "reads": reads[:, KEPT].tolist(),
                 "entropy": noise.uniform(1, 3, (HEADS + 1, len(KEPT))).tolist(),
                 "maps": maps_of(shapes, (HEADS, len(KEPT)), look + layer, 10 * look + layer),
             }
             for layer in range(2)
         ],
-        "reads": (reads / reads.sum(axis=1, keepdims=True)).tolist(),
         "methods": [
             {
                 "name": "rollout",
@@ -113,18 +113,18 @@ def values_at(step: int, run: int) -> dict[str, float]:
 def deletion() -> dict[str, Any]:
     fractions = [0.0, 0.1, 0.2, 0.4, 0.8]
     return {
-        "num_samples": 61,
+        "num_cases": 61,
         "fractions": fractions,
         "curves": {
             "rollout": [1 - 0.9 * f for f in fractions],
             "relevance": [1 - 0.52 * f for f in fractions],
-            "mean map": [1 - 0.2 * f for f in fractions],
+            "mean_map": [1 - 0.2 * f for f in fractions],
             "random": [1 - 0.5 * f for f in fractions],
         },
         "areas": {
             "rollout": {"mean": 0.21, "error": 0.03},
             "relevance": {"mean": 0.01, "error": 0.02},
-            "mean map": {"mean": -0.12, "error": 0.04},
+            "mean_map": {"mean": -0.12, "error": 0.04},
         },
     }
 

@@ -4,66 +4,77 @@ import numpy as np
 import pytest
 import torch
 
-from perceiver.data.collate import collate
-from perceiver.inspection.arrays import event_arrays
-from perceiver.inspection.capture import capture
+from perceiver.inspection.arrays import event_arrays, event_path, event_paths, scored, write_arrays
 from perceiver.inspection.maps import latent_ranking
-from perceiver.inspection.rollout import mean_reader, readers_of, rollout
-from perceiver.types import Answer, Axis, Batch, Box, Sample
-from tests.inspection.models import (
-    EveryWord,
-    captioning,
-    captions,
-    look,
-    perceiver,
-    perceiver_io,
-    perceiver_text,
-    some_masks,
-)
-from tests.models import small_inputs
+from perceiver.inspection.rollout import readers_of, rollout
+from perceiver.types import Answer, Axis, Box
+from tests.inspection.looks import seen
+from tests.inspection.models import EveryWord, perceiver, perceiver_io, perceiver_text, some_masks
+from tests.models import NUM_CLASSES, small_inputs
+
+MAKERS = [perceiver, perceiver_io, perceiver_text]
 
 
-def batch_of(inputs: dict[str, torch.Tensor]) -> Batch:
-    count = len(next(iter(inputs.values())))
-    samples = [
-        Sample(
-            {name: values[number] for name, values in inputs.items()}, {"label": number, "words": "a"}, f"s/{number}"
-        )
-        for number in range(count)
-    ]
-    return collate(samples)
-
-
-@pytest.mark.parametrize("make", [perceiver, perceiver_io, perceiver_text], ids=lambda make: make.__name__)
-def test_arrays_are_what_capture_and_rollout_say_and_load_without_pickle(make, tmp_path):
+@pytest.mark.parametrize("alpha", [0.3, "norm"])
+@pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
+def test_arrays_are_what_the_look_says_and_load_without_pickle(make, alpha, tmp_path):
     inputs = small_inputs()
-    captured = look(make(), inputs, some_masks())
-    np.savez(tmp_path / "event.npz", **event_arrays(captured, batch_of(inputs), max_megabytes=7, alpha=0.3))
+    look = seen(make(), inputs, some_masks(), alpha=alpha, words=["a", "b", "c"])
+    record = look.record
+    write_arrays(tmp_path / "event.npz", event_arrays(look, max_megabytes=7))
     with np.load(tmp_path / "event.npz", allow_pickle=False) as arrays:
         assert arrays["ids"].tolist() == ["s/0", "s/1", "s/2"]
-        assert arrays["target/label"].tolist() == [0, 1, 2]
         assert "target/words" not in arrays
+        assert ("target/label" in arrays) == (make is not perceiver_text)
         for name, raw in inputs.items():
             np.testing.assert_allclose(arrays[f"input/{name}"], raw, atol=1e-3)
-            span = captured.spans[name]
+            span = record.spans[name]
             assert (*arrays[f"grid/{name}"], *arrays[f"span/{name}"]) == (*span.grid.shape, span.start, span.stop)
-        for name in captured.named("cross") + captured.named("decode") + captured.named("words"):
+        for name in record.named("cross") + record.named("decode") + record.named("words"):
             assert arrays[f"{name}/weights"].dtype == np.float16
-            np.testing.assert_allclose(arrays[f"{name}/weights"], captured.layers[name].weights(), atol=3e-4)
-        for name in captured.named("cross"):
+            np.testing.assert_allclose(arrays[f"{name}/weights"], record.layers[name].weights(), atol=3e-4)
+        for name in record.named("cross"):
             assert (arrays[f"{name}/latents"] == np.arange(11)).all()
-        traced = rollout(captured, alpha=0.3)
-        np.testing.assert_allclose(arrays["rollout/inputs"], traced.inputs, atol=3e-4)
-        np.testing.assert_allclose(arrays["rollout/residual"], traced.residual, atol=3e-4)
-        assert arrays["rollout/alpha"] == 0.3
-        assert json.loads(str(arrays["answers"])) == []
+            np.testing.assert_allclose(arrays[f"{name}/reads"], look.rollout.latents[name], atol=3e-4)
+        np.testing.assert_allclose(arrays["rollout/inputs"], look.rollout.inputs, atol=3e-4)
+        np.testing.assert_allclose(arrays["rollout/residual"], look.rollout.residual, atol=3e-4)
+        assert arrays["rollout/alpha"] == alpha
+        np.testing.assert_allclose(arrays["answers/probability"], look.probability)
+        if make is not perceiver_text:
+            assert arrays["target/label"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
+def test_relevance_is_kept_as_shares_since_it_has_no_unit(make):
+    look = seen(make(), small_inputs())
+    found = event_arrays(look, max_megabytes=7)["relevance/inputs"].astype(np.float32)
+    expected = look.relevance.numpy()
+    mass = expected.sum(axis=-1, keepdims=True)
+    assert (mass > 0).any()
+    np.testing.assert_allclose(found.sum(axis=-1, keepdims=True), mass > 0, atol=3e-3)
+    np.testing.assert_allclose(found * mass, expected, atol=1e-3 * mass.max())
+
+
+def test_what_reaches_answers_comes_in_by_latents():
+    """The shares of the latents of all cross-attends are those of the tokens."""
+    arrays = event_arrays(seen(perceiver(), small_inputs()), max_megabytes=7)
+    by_latent = sum(arrays[f"cross{number}/reads"].astype(np.float32).sum(axis=-1) for number in range(3))
+    assert by_latent.shape == (3, 3)
+    np.testing.assert_allclose(by_latent, arrays["rollout/inputs"].astype(np.float32).sum(axis=-1), atol=2e-3)
+
+
+def test_ids_of_a_text_are_kept_as_they_are():
+    """Float16 has not all numbers from 2049 on."""
+    look = seen(perceiver(), small_inputs())
+    look.batch.inputs["text"] = torch.tensor([[[2049, 4099, 8191]]] * 3)
+    kept = event_arrays(look, max_megabytes=1)["input/text"]
+    assert kept.tolist() == [[[2049, 4099, 8191]]] * 3
 
 
 @pytest.mark.parametrize(("max_megabytes", "kept"), [(0.0, 1), (3 * 5 * 3 * 3 * 55 * 2 / 2**20, 5), (1.0, 11)])
 def test_weights_stay_in_their_budget_by_keeping_the_latents_that_are_read_most(max_megabytes, kept):
-    inputs = small_inputs()
-    captured = look(perceiver(), inputs)
-    arrays = event_arrays(captured, batch_of(inputs), max_megabytes=max_megabytes)
+    look = seen(perceiver(), small_inputs())
+    captured, arrays = look.record, event_arrays(look, max_megabytes=max_megabytes)
     most_read = latent_ranking(captured)[:, :kept].sort(dim=1).values
     for name in captured.named("cross"):
         latents = torch.from_numpy(arrays[f"{name}/latents"])
@@ -71,28 +82,17 @@ def test_weights_stay_in_their_budget_by_keeping_the_latents_that_are_read_most(
         whole = captured.layers[name].weights()
         expected = torch.stack([whole[sample, :, chosen] for sample, chosen in enumerate(latents)])
         np.testing.assert_allclose(arrays[f"{name}/weights"], expected, atol=3e-4)
+        assert arrays[f"{name}/reads"].shape == (3, 3, 11), "that of all, kept or not"
     stored = sum(values.nbytes for name, values in arrays.items() if name.startswith("cross") and "weights" in name)
     assert stored <= max(max_megabytes * 2**20, 3 * 3 * 3 * 55 * 2)
 
 
-def test_rollouts_of_more_outputs_than_the_budget_holds_are_stored_as_their_mean():
-    inputs = small_inputs()
-    captured = look(perceiver_io(), inputs)
-    arrays = event_arrays(captured, batch_of(inputs), max_megabytes=0.001)
-    np.testing.assert_allclose(
-        arrays["rollout/inputs"], rollout(captured, readers=mean_reader(captured)).inputs, atol=3e-4
-    )
-
-
 def test_axes_and_boxes_can_be_read_back_without_pickle(tmp_path):
-    inputs = small_inputs()
-    batch = batch_of(inputs)
     boxes = [[Box(2, "image", {"y": (1.0, 5.5)}), Box(0, "depth", {})], [], [Box(1, "image", {"x": (0.0, 13.0)})]]
-    batch.targets["boxes"] = boxes
-    captured = look(perceiver(), inputs)
-    np.savez(tmp_path / "event.npz", **event_arrays(captured, batch, max_megabytes=1))
+    look = seen(perceiver(), small_inputs(), boxes=boxes)
+    write_arrays(tmp_path / "event.npz", event_arrays(look, max_megabytes=1))
     with np.load(tmp_path / "event.npz", allow_pickle=False) as arrays:
-        for name, span in captured.spans.items():
+        for name, span in look.record.spans.items():
             axes = tuple(Axis(**fields) for fields in json.loads(str(arrays[f"axes/{name}"])))
             assert axes == span.grid.axes
         found = [
@@ -106,15 +106,12 @@ def test_axes_and_boxes_can_be_read_back_without_pickle(tmp_path):
 
 
 def test_without_boxes_there_is_no_such_array():
-    inputs = small_inputs()
-    assert "boxes" not in event_arrays(look(perceiver(), inputs), batch_of(inputs), max_megabytes=1)
+    assert "boxes" not in event_arrays(seen(perceiver(), small_inputs()), max_megabytes=1)
 
 
 def test_a_sample_that_knows_of_no_boxes_has_an_empty_list():
-    inputs = small_inputs()
-    batch = batch_of(inputs)
-    batch.targets["boxes"] = [None, [Box(2, "image", {})], None]
-    arrays = event_arrays(look(perceiver(), inputs), batch, max_megabytes=1)
+    look = seen(perceiver(), small_inputs(), boxes=[None, [Box(2, "image", {})], None])
+    arrays = event_arrays(look, max_megabytes=1)
     assert [len(row) for row in json.loads(str(arrays["boxes"]))] == [0, 1, 0]
 
 
@@ -127,20 +124,18 @@ def read_answers(arrays: dict[str, np.ndarray]) -> list[list[Answer]]:
                 Box(box["label"], box["modality"], {axis: tuple(ends) for axis, ends in box["ranges"].items()})
                 for box in fields["boxes"]
             ]
-            fields |= {"queries": tuple(fields["queries"]), "boxes": tuple(boxes)}
+            fields |= {"queries": tuple(fields["queries"]), "ids": tuple(fields["ids"]), "boxes": tuple(boxes)}
     return [[Answer(**fields) for fields in row] for row in rows]
 
 
 def test_words_can_be_read_back_with_what_they_read(tmp_path):
-    model, inputs = perceiver_text(), small_inputs()
     facts = [EveryWord(Box(2, "image", {"y": (1.0, 5.5)})), None, EveryWord()]
-    batch = captions(inputs, facts=facts)
-    with capture(model) as captured:
-        answers = captioning().answers(model, batch, ())
-    np.savez(tmp_path / "event.npz", **event_arrays(captured, batch, max_megabytes=1, answers=answers))
+    look = seen(perceiver_text(), small_inputs(), facts=facts)
+    write_arrays(tmp_path / "event.npz", event_arrays(look, max_megabytes=1))
     with np.load(tmp_path / "event.npz", allow_pickle=False) as arrays:
         found = read_answers(arrays)
-        assert found == answers
+        assert found == look.answers
+        assert all(len(answer.ids) == len(answer.queries) > 0 for row in found for answer in row)
         assert [bool(row) and all(answer.boxes for answer in row) for row in found] == [True, False, False]
         num_queries = arrays["decode0/weights"].shape[2]
         for name in ("words0", "words1"):
@@ -149,15 +144,57 @@ def test_words_can_be_read_back_with_what_they_read(tmp_path):
             assert (np.triu(weights, k=1) == 0).all()
             np.testing.assert_allclose(weights.sum(axis=-1), 1, atol=2e-3)
         readers = readers_of([[answer.queries for answer in row] for row in found], num_queries)
-        of_words = rollout(captured, readers=readers).inputs
-        for sample, row in enumerate(found):
-            for number, answer in enumerate(row):
-                stored = arrays["rollout/inputs"][sample, list(answer.queries)].mean(axis=0)
-                np.testing.assert_allclose(stored, of_words[sample, number], atol=3e-4)
+        np.testing.assert_allclose(arrays["rollout/inputs"], rollout(look.record, readers=readers).inputs, atol=3e-4)
 
 
-def test_classes_can_be_read_back():
-    inputs = small_inputs()
-    answers = [[Answer("a", (4,), label=4), Answer("b", (1,), label=1)], [], [Answer("c", (2,), label=2)]]
-    arrays = event_arrays(look(perceiver_io(), inputs), batch_of(inputs), max_megabytes=1, answers=answers)
-    assert read_answers(arrays) == answers
+@pytest.mark.parametrize("make", [perceiver, perceiver_io], ids=lambda make: make.__name__)
+def test_classes_can_be_read_back_with_their_probability(make):
+    look = seen(make(), small_inputs())
+    arrays = event_arrays(look, max_megabytes=1)
+    found = read_answers(arrays)
+    assert found == look.answers
+    assert look.record.outputs is not None
+    probability = look.record.outputs.softmax(dim=-1)
+    assert probability.shape == (3, NUM_CLASSES)
+    labels = torch.tensor([[answer.label for answer in row] for row in found])
+    assert torch.equal(labels, probability.topk(3).indices)
+    np.testing.assert_allclose(arrays["answers/probability"], probability.gather(1, labels), rtol=1e-5)
+
+
+def test_what_was_measured_stands_beside_the_arrays():
+    arrays = {"ids": np.array(["a"])}
+    found = scored(arrays, {"stat/cross0/entropy": 1.5, "energy_in_box": 0.25})
+    assert {name: values.tolist() for name, values in found.items()} == {
+        "ids": ["a"],
+        "score/stat/cross0/entropy": 1.5,
+        "score/energy_in_box": 0.25,
+    }
+    assert list(arrays) == ["ids"]
+
+
+def test_events_are_found_by_their_step_and_in_order(tmp_path):
+    for step in (1009, 7, 211, 100_000_007):
+        write_arrays(event_path(tmp_path, step), {"step": np.array(step)})
+    (tmp_path / "inputs.npz").touch()
+    (tmp_path / "step_00000013.part").touch()
+    found = event_paths(tmp_path)
+    assert list(found) == [7, 211, 1009, 100_000_007]
+    for step, path in found.items():
+        with np.load(path) as arrays:
+            assert arrays["step"] == step
+
+
+def test_a_file_that_could_not_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    path = event_path(tmp_path, 3)
+    write_arrays(path, {"step": np.array(3)})
+
+    def full(file, **arrays):
+        file.write(b"half of")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(OSError, match="space"):
+        write_arrays(path, {"step": np.array(5)})
+    with np.load(path) as arrays:
+        assert arrays["step"] == 3
+    assert list(event_paths(tmp_path)) == [3]

@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
 from PIL import Image
 
 from perceiver.inspection import callback as callback_module
+from perceiver.inspection import deletion as deletion_module
 from perceiver.training.loggers import WandbMirror
 from perceiver.training.module import TrainingModule
 from tests.inspection.models import look
@@ -102,26 +103,117 @@ def test_maps_of_a_training_in_mixed_precision_are_those_of_its_precision(tmp_pa
     assert 1e-3 < np.abs(event["cross0/weights"] - map_of(module, event)).max() < 0.03
 
 
-@pytest.mark.parametrize("texts", [False, True], ids=["classes", "texts"])
-def test_after_three_failures_it_is_off_with_a_warning_and_training_goes_on(tmp_path, monkeypatch, caplog, texts):
+def warnings_in(caplog) -> list[str]:
+    """What the callback has warned of."""
+    return [record.getMessage() for record in caplog.records if record.name == callback_module.__name__]
+
+
+@pytest.mark.parametrize(
+    ("part", "texts"),
+    [
+        ("event_arrays", False),
+        ("event_arrays", True),
+        ("samples_of", False),
+        ("page_of", False),
+        ("panels", False),
+        ("log_look", True),
+    ],
+)
+def test_after_three_failures_it_is_off_with_a_warning_and_training_goes_on(tmp_path, monkeypatch, caplog, part, texts):
     calls = []
 
     def broken(*args, **options):
         calls.append(args)
         raise RuntimeError("no maps today")
 
-    monkeypatch.setattr(callback_module, "event_arrays", broken)
+    monkeypatch.setattr(callback_module, part, broken)
     caplog.set_level(logging.WARNING)
-    trainer, module = fit(tmp_path, attention(), texts=texts)
+    callback = attention()
+    trainer, module = fit(tmp_path, callback, texts=texts)
     assert trainer.global_step == 15
     assert len(calls) == 3
-    messages = [record.getMessage() for record in caplog.records if record.name == callback_module.__name__]
+    assert callback.scores == {}
+    messages = warnings_in(caplog)
     assert ["off" in message for message in messages] == [False, False, True]
     assert all("no maps today" in message for message in messages)
     assert all(part.training for part in module.model.modules())
 
 
-@pytest.mark.parametrize("options", [{"every_n_epochs": -1}, {"num_samples": 0}, {"num_scored_samples": -1}], ids=str)
+def test_a_test_that_fails_is_warned_of_and_the_last_look_is_there(tmp_path, monkeypatch, caplog):
+    def broken(*args, **options):
+        raise RuntimeError("nothing can be hidden")
+
+    monkeypatch.setattr(callback_module, "together", broken)
+    caplog.set_level(logging.WARNING)
+    callback = attention(2)
+    trainer, module = fit(tmp_path, callback, boxes=True, max_epochs=3)
+    assert trainer.global_step == 9
+    (message,) = warnings_in(caplog)
+    assert "deletion test" in message
+    assert "nothing can be hidden" in message
+    assert "off" not in message
+    assert "attention/energy_in_box" in callback.scores
+    assert [int(event["step"]) for event in events(tmp_path)] == [5, 8]
+    assert all(part.training for part in module.model.modules())
+
+
+def test_a_last_look_that_fails_is_warned_of_once_and_its_test_is_logged_all_the_same(tmp_path, monkeypatch, caplog):
+    original = callback_module.event_arrays
+
+    def broken_in_the_end(*args, **options):
+        if len(events(tmp_path)) == 2:
+            raise RuntimeError("no maps today")
+        return original(*args, **options)
+
+    monkeypatch.setattr(callback_module, "event_arrays", broken_in_the_end)
+    monkeypatch.setattr(deletion_module, "LEAST_LOSS", -1.0)
+    caplog.set_level(logging.WARNING)
+    callback = attention()
+    fit(tmp_path, callback, max_epochs=3)
+    (message,) = warnings_in(caplog)
+    assert "no maps today" in message
+    assert len(events(tmp_path)) == 2
+    assert sorted(callback.scores) == [f"attention/deletion/{name}" for name in ("mean_map", "relevance", "rollout")]
+
+
+def test_without_any_look_there_is_no_page(tmp_path, monkeypatch, caplog):
+    def broken(*args, **options):
+        raise RuntimeError("no maps today")
+
+    monkeypatch.setattr(callback_module, "event_arrays", broken)
+    caplog.set_level(logging.WARNING)
+    fit(tmp_path, attention(), max_epochs=1)
+    assert len(warnings_in(caplog)) == 1
+    assert list((tmp_path / "attention").iterdir()) == []
+
+
+def test_a_look_that_takes_too_long_leaves_out_sheets_alone_and_says_so_once(tmp_path, monkeypatch, caplog):
+    drawn = []
+    monkeypatch.setattr(callback_module, "panels", lambda *args, **options: drawn.append(args) or {})
+    caplog.set_level(logging.WARNING)
+    callback = attention(max_seconds=0.0)
+    fit(tmp_path, callback, boxes=True, max_epochs=3)
+    assert not drawn
+    (message,) = warnings_in(caplog)
+    assert "max_seconds=0" in message
+    assert "num_samples" in message
+    assert len(events(tmp_path)) == 3
+    assert (tmp_path / "attention" / "index.html").exists()
+    assert "attention/energy_in_box" in callback.scores
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"every_n_epochs": -1},
+        {"num_samples": 0},
+        {"num_scored_samples": -1},
+        {"rollout_alpha": 1.1},
+        {"rollout_alpha": -0.1},
+        {"rollout_alpha": "norms"},
+    ],
+    ids=str,
+)
 def test_numbers_that_make_no_sense_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         attention(**options)
@@ -139,11 +231,12 @@ def test_panels_reach_wandb_as_pictures_at_the_step_of_the_validation(tmp_path, 
     logger.close(0)
     (folder,) = run_folders(tmp_path)
     logged = rows(folder)
-    panels = [row for row in logged if any(key.startswith("attention/") for key in row)]
+    panels = [row for row in logged if any(key.startswith("attention/image") for key in row)]
     validation_steps = [row["trainer/global_step"] for row in logged if "val/loss" in row]
     assert [row["trainer/global_step"] for row in panels] == validation_steps[1::2]
     for row, epoch in zip(panels, (1, 3), strict=True):
-        assert [key for key in row if key.startswith("attention/")] == ["attention/image/cross0"]
+        media = [key for key, value in row.items() if key.startswith("attention/") and isinstance(value, dict)]
+        assert media == ["attention/image/cross0"]
         media = row["attention/image/cross0"]
         for id, caption, name in zip(("val/0", "val/4", "val/8"), media["captions"], media["filenames"], strict=True):
             assert caption == f"{id} · step {row['trainer/global_step']} · epoch {epoch}"

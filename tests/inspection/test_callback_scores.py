@@ -11,6 +11,8 @@ from PIL import Image
 from perceiver.data.collate import collate
 from perceiver.data.module import DataModule
 from perceiver.inspection import callback as callback_module
+from perceiver.inspection import look as look_module
+from perceiver.inspection.callback import AttentionCallback
 from perceiver.inspection.capture import capture
 from perceiver.inspection.truth import mean_scores, overlaps, truth_scores
 from perceiver.tasks.captioning import Captioning
@@ -32,6 +34,11 @@ def scores_of(module: TrainingModule, num_samples: int) -> dict[str, float]:
     return mean_scores([truth_scores(captured, boxes, [[]] * len(boxes), num_classes=3)])
 
 
+def truths(callback: AttentionCallback) -> dict[str, float]:
+    """What the last look measured, without the deletion test."""
+    return {name: value for name, value in callback.scores.items() if not name.startswith("attention/deletion/")}
+
+
 @pytest.mark.parametrize("num_samples", [2, 3, 11])
 @pytest.mark.parametrize("query_per_class", [False, True], ids=["whole", "classes"])
 def test_scores_are_those_of_the_larger_probe_set_however_large_its_parts(tmp_path, num_samples, query_per_class):
@@ -39,7 +46,7 @@ def test_scores_are_those_of_the_larger_probe_set_however_large_its_parts(tmp_pa
     _, module = fit(tmp_path, callback, boxes=True, max_epochs=3, query_per_class=query_per_class)
     expected = {f"attention/{name}": value for name, value in scores_of(module, 7).items()}
     assert sorted(expected) == [f"attention/{name}" for name in SCORES]
-    assert callback.scores == pytest.approx(expected, abs=1e-5)
+    assert truths(callback) == pytest.approx(expected, abs=1e-5)
     last = events(tmp_path)[-1]
     assert {name: float(last[f"score/{name}"]) for name in SCORES} == pytest.approx(
         {name: expected[f"attention/{name}"] for name in SCORES}, abs=1e-5
@@ -50,21 +57,28 @@ def test_scores_are_those_of_the_larger_probe_set_however_large_its_parts(tmp_pa
 def test_nothing_is_scored_without_boxes_or_samples(tmp_path, boxes, num_scored_samples):
     callback = attention(num_scored_samples=num_scored_samples)
     fit(tmp_path, callback, boxes=boxes, max_epochs=1)
-    assert callback.scores == {}
-    assert not [name for event in events(tmp_path) for name in event if name.startswith("score/")]
+    assert truths(callback) == {}
+    if num_scored_samples == 0:
+        assert callback.scores == {}
+    assert not [
+        name
+        for event in events(tmp_path)
+        for name in event
+        if name.startswith("score/") and not name.startswith(("score/stat/", "score/deletion/"))
+    ]
 
 
 @pytest.mark.parametrize(
     ("options", "asked"),
-    [({}, [3]), ({"boxes": True}, [3, 7]), ({"texts": True}, [3, 7]), ({"texts": True, "boxes": True}, [3, 7])],
+    [({}, [3, 7]), ({"boxes": True}, [3, 7]), ({"texts": True}, [3, 7]), ({"num_scored_samples": 0}, [3])],
     ids=str,
 )
-def test_each_probe_set_is_read_once_and_the_larger_one_where_there_is_something_to_score(
-    tmp_path, options, asked, monkeypatch
-):
+def test_each_probe_set_is_read_once(tmp_path, options, asked, monkeypatch):
     found, original = [], DataModule.probe
     monkeypatch.setattr(DataModule, "probe", lambda data, count: found.append(count) or original(data, count))
-    fit(tmp_path, attention(), max_epochs=3, **options)
+    of_data = {name: options[name] for name in options if name != "num_scored_samples"}
+    of_callback = {name: options[name] for name in options if name == "num_scored_samples"}
+    fit(tmp_path, attention(**of_callback), max_epochs=3, **of_data)
     assert found == asked
     assert len(events(tmp_path)) == 3
 
@@ -93,14 +107,14 @@ def test_scores_reach_csv_and_wandb_with_the_panels_in_one_row(tmp_path, monkeyp
     fit(tmp_path, callback, boxes=True, max_epochs=4, logger=[table, mirror])
     mirror.close(0)
     (folder,) = run_folders(tmp_path)
-    logged = [row for row in rows(folder) if any(key.startswith("attention/") for key in row)]
-    keys = sorted([f"attention/{name}" for name in SCORES] + ["attention/image/cross0"])
-    assert [sorted(key for key in row if key.startswith("attention/")) for row in logged] == [keys, keys]
-    assert {key: logged[-1][key] for key in callback.scores} == pytest.approx(callback.scores)
+    logged = [row for row in rows(folder) if "attention/image/cross0" in row]
+    truths_of = [{key: row[key] for key in row if key in truths(callback)} for row in logged]
+    assert [sorted(one) for one in truths_of] == [[f"attention/{name}" for name in SCORES]] * 2
+    assert truths_of[-1] == pytest.approx(truths(callback))
     with (tmp_path / "metrics.csv").open() as file:
         lines = [line for line in csv.DictReader(file) if line["attention/energy_in_box"]]
     assert [int(line["step"]) for line in lines] == [row["trainer/global_step"] for row in logged] == [5, 11]
-    assert {key: float(lines[-1][key]) for key in callback.scores} == pytest.approx(callback.scores)
+    assert {key: float(lines[-1][key]) for key in truths(callback)} == pytest.approx(truths(callback))
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed", "64-true"])
@@ -142,9 +156,7 @@ def test_without_boxes_words_are_scored_for_how_much_alike_they_are_alone(tmp_pa
 
 @pytest.mark.parametrize(("overlap", "warns"), [(0.97, True), (0.93, False)])
 def test_maps_that_are_nearly_the_same_for_all_words_are_warned_of(tmp_path, monkeypatch, caplog, overlap, warns):
-    monkeypatch.setattr(
-        callback_module, "overlaps", lambda *args, **options: {"word_overlap": torch.full((2,), overlap)}
-    )
+    monkeypatch.setattr(look_module, "overlaps", lambda *args, **options: {"word_overlap": torch.full((2,), overlap)})
     caplog.set_level(logging.WARNING)
     callback = attention()
     fit(tmp_path, callback, texts=True, max_epochs=2)
@@ -172,9 +184,9 @@ def test_words_and_strips_reach_the_event_csv_and_wandb(tmp_path, monkeypatch):
         range(event["words0/weights"].shape[-1])
     )
     (folder,) = run_folders(tmp_path)
-    (logged,) = [row for row in rows(folder) if any(key.startswith("attention/") for key in row)]
+    (logged,) = [row for row in rows(folder) if "attention/image/cross0" in row]
     media = {"attention/image/cross0", "attention/caption/words"}
-    assert {key for key in logged if key.startswith("attention/")} == {
+    assert {key for key in logged if key.startswith("attention/") and not key.startswith("attention/stat/")} == {
         f"attention/{n}" for n in SCORES_OF_WORDS
     } | media
     for name in media:
@@ -183,7 +195,7 @@ def test_words_and_strips_reach_the_event_csv_and_wandb(tmp_path, monkeypatch):
                 assert np.ptp(np.asarray(picture)) > 60
     with (tmp_path / "metrics.csv").open() as file:
         (line,) = [line for line in csv.DictReader(file) if line["attention/word_overlap"]]
-    assert {key: float(line[key]) for key in callback.scores} == pytest.approx(callback.scores)
+    assert {key: float(line[key]) for key in truths(callback)} == pytest.approx(truths(callback))
 
 
 def test_a_model_that_says_nothing_has_no_scores_and_is_looked_at_all_the_same(tmp_path, monkeypatch):

@@ -1,23 +1,36 @@
+from contextlib import suppress
 from copy import deepcopy
+from functools import partial
 
 import pytest
 import torch
 from lightning.pytorch import LightningModule
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    CheckpointImpl,
+    apply_activation_checkpointing,
+    checkpoint_wrapper,
+)
+from torch.utils.checkpoint import checkpoint
 
-from perceiver.attention import BlockSpec, ScaledDotProduct
-from perceiver.inspection import capture as capture_module
+from perceiver.attention import BlockSpec, CrossBlock, ScaledDotProduct, SelfBlock
+from perceiver.decoders.base import Decoder
+from perceiver.decoders.pooled import PooledDecoder
+from perceiver.inspection import record as record_module
 from perceiver.inspection.capture import capture
 from perceiver.latents import LatentArray, Schedule
 from tests.inspection.models import (
     look,
+    look_with_relevance,
     perceiver,
     perceiver_io,
     perceiver_text,
     some_masks,
+    some_scores,
 )
-from tests.models import small_inputs
+from tests.models import NUM_CLASSES, small_inputs
 
+RUN_AGAIN = pytest.mark.parametrize("kinds", [(CrossBlock, SelfBlock), (LatentArray, Decoder)], ids=["blocks", "parts"])
 MODELS = pytest.mark.parametrize("make", [perceiver, perceiver_io, perceiver_text], ids=lambda make: make.__name__)
 MASKS = pytest.mark.parametrize("masks", [None, some_masks()], ids=["whole", "masked"])
 DROPPING = BlockSpec(num_heads=1, attention_dropout=0.3, residual_dropout=0.2)
@@ -34,6 +47,40 @@ def test_weights_times_values_are_what_the_fused_kernel_gave(make, masks):
     assert len(layers) == len(runs)
     for layer, (values, output) in zip(layers, runs, strict=True):
         torch.testing.assert_close(layer.weights() @ values, output, rtol=0, atol=1e-5)
+
+
+@MODELS
+@MASKS
+def test_with_gradients_each_layer_has_the_values_and_outputs_of_its_own(make, masks):
+    captured, _ = look_with_relevance(make(), small_inputs(), masks)
+    for layer in captured.layers.values():
+        torch.testing.assert_close(layer.weights() @ layer.v, layer.out, rtol=0, atol=1e-5)
+        one = layer.sample(1)
+        assert one.v is one.out is None
+        torch.testing.assert_close(one.weights(), layer.weights()[1:2])
+
+
+@MODELS
+def test_with_gradients_values_and_outputs_are_close_under_bfloat16(make):
+    model, inputs = make(), small_inputs()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        captured, _ = look_with_relevance(model, inputs)
+    for layer in captured.layers.values():
+        assert layer.v.dtype == torch.bfloat16
+        torch.testing.assert_close(layer.weights() @ layer.v.float(), layer.out.float(), rtol=0.01, atol=0.01)
+
+
+@MODELS
+def test_gradients_change_nothing_of_what_is_seen(make):
+    model, inputs = make(), small_inputs()
+    captured, expected = look_with_relevance(model, inputs)[0], look(model, inputs)
+    assert list(captured.layers) == list(expected.layers)
+    assert all(torch.equal(captured.map(name), expected.map(name)) for name in expected.layers)
+    for name, layer in expected.layers.items():
+        assert torch.equal(captured.layers[name].added, layer.added)
+        assert layer.v is layer.out is None, "held for nothing"
+    torch.testing.assert_close(captured.outputs, expected.outputs)
+    assert not expected.outputs.requires_grad
 
 
 @MODELS
@@ -56,7 +103,7 @@ def test_masked_keys_get_exactly_nothing_and_all_others_something(make):
         assert ((captured.map(name) > 0) == real[:, None]).all()
 
 
-def test_permuted_tokens_give_permuted_cross_maps_and_the_same_self_maps():
+def test_permuted_tokens_give_permuted_cross_maps_and_all_that_follows_and_the_same_self_maps():
     latents = LatentArray(
         num_latents=11,
         dim=17,
@@ -65,12 +112,16 @@ def test_permuted_tokens_give_permuted_cross_maps_and_the_same_self_maps():
         self_attention=BlockSpec(num_heads=1),
         schedule=Schedule(num_cross_attends=2, num_blocks=2, num_self_attends=1),
     )
+    model = nn.ModuleList([latents, PooledDecoder(dim=17, num_classes=5)])
     tokens, order = torch.randn(3, 31, 23), torch.randperm(31)
-    maps = []
+    maps, relevances = [], []
     for values in (tokens, tokens[:, order]):
-        with capture(latents) as captured:
-            latents(values)
+        with capture(model, gradients=True) as captured:
+            relevances.append(captured.relevance(model[1](model[0](values))))
         maps.append(captured)
+    assert relevances[0].min() < relevances[0].max() / 2, "not all alike"
+    torch.testing.assert_close(relevances[1], relevances[0][..., order])
+    torch.testing.assert_close(maps[1].rollout().inputs, maps[0].rollout().inputs[..., order])
     for name, layer in maps[0].layers.items():
         expected = maps[0].map(name)
         torch.testing.assert_close(maps[1].map(name), expected[..., order] if layer.role == "cross" else expected)
@@ -98,8 +149,8 @@ def test_layers_are_named_by_role_in_the_order_in_which_they_ran(make, expected)
 
 
 @pytest.mark.parametrize("name", ["cross0", "self3", "decode0"])
-@pytest.mark.parametrize("queries", [None, [7], [5, 2, 2, 0]])
-@pytest.mark.parametrize("head", [None, 0, -1])
+@pytest.mark.parametrize("queries", [None, [7], [5, 2, 2, 0], []])
+@pytest.mark.parametrize("head", [None, 0, 1])
 def test_chosen_queries_and_head_are_slices_of_the_full_map(name, queries, head):
     captured = look(perceiver_io())
     full = captured.layers[name].weights()
@@ -112,6 +163,19 @@ def test_unknown_layer_is_refused_with_the_names_there_are():
         look(perceiver_io()).map("cross1")
 
 
+@pytest.mark.parametrize(("name", "head", "query"), [("cross0", 3, 0), ("self2", -1, 0), ("decode0", 0, NUM_CLASSES)])
+def test_heads_and_queries_that_do_not_exist_are_refused_with_those_that_do(name, head, query):
+    captured = look(perceiver_io())
+    layer = captured.layers[name]
+    if not 0 <= head < layer.num_heads:
+        with pytest.raises(IndexError, match=f"{name} has heads 0 to {layer.num_heads - 1}, not {head}"):
+            captured.map(name, head=head)
+    for wrong in (query, -1):
+        if not 0 <= wrong < layer.num_queries:
+            with pytest.raises(IndexError, match=f"{name} has queries 0 to {layer.num_queries - 1}, not {wrong}"):
+                captured.map(name, queries=[0, wrong])
+
+
 def test_a_second_forward_replaces_the_first():
     model, inputs = perceiver(), small_inputs()
     with capture(model) as captured:
@@ -121,20 +185,88 @@ def test_a_second_forward_replaces_the_first():
     assert list(captured.layers) == list(alone.layers)
     assert captured.spans == alone.spans
     torch.testing.assert_close(captured.map("cross2"), alone.map("cross2"))
+    torch.testing.assert_close(captured.outputs, alone.outputs)
 
 
+def test_a_second_forward_with_gradients_replaces_the_first():
+    model, inputs = perceiver_io(), small_inputs()
+    with capture(model, gradients=True) as captured:
+        model(small_inputs(batch=2))
+        found = captured.relevance(some_scores(model(inputs)))
+    torch.testing.assert_close(found, look_with_relevance(model, inputs)[1])
+
+
+@RUN_AGAIN
+@MODELS
+@pytest.mark.parametrize("frozen", [False, True])
+def test_what_checkpointing_runs_again_is_not_recorded_again(kinds, make, frozen):
+    model, inputs = make().requires_grad_(not frozen), small_inputs()
+    expected, relevance = look_with_relevance(model, inputs)
+    wrapper = partial(checkpoint_wrapper, checkpoint_impl=CheckpointImpl.NO_REENTRANT)
+    calls = []
+    apply_activation_checkpointing(
+        model, checkpoint_wrapper_fn=wrapper, check_fn=lambda module: isinstance(module, kinds)
+    )
+    for module in model.modules():
+        if isinstance(module, ScaledDotProduct):
+            module.register_forward_hook(lambda *_: calls.append(1))
+    with capture(model) as captured:
+        model(inputs, None, *expected.queries)
+    assert list(captured.layers) == list(expected.layers)
+    calls.clear()
+    with capture(model, gradients=True) as captured:
+        outputs = model(inputs, None, *expected.queries)
+        found = captured.relevance(some_scores(outputs))
+    assert len(calls) > len(expected.layers), "some ran again"
+    assert list(captured.layers) == list(expected.layers)
+    for name, layer in expected.layers.items():
+        assert torch.equal(captured.map(name), expected.map(name))
+        assert torch.equal(captured.layers[name].added, layer.added)
+    assert captured.outputs is outputs
+    torch.testing.assert_close(found, relevance)
+
+
+def test_a_whole_model_that_checkpointing_runs_again_is_not_recorded_again():
+    model, inputs = perceiver_io(), small_inputs()
+    expected, relevance = look_with_relevance(model, inputs)
+    with capture(model, gradients=True) as captured:
+        found = captured.relevance(some_scores(checkpoint(model, inputs, use_reentrant=False)))
+    assert list(captured.layers) == list(expected.layers)
+    assert captured.outputs.requires_grad, "that of the first run"
+    torch.testing.assert_close(found, relevance)
+
+
+@MODELS
+def test_frozen_models_give_the_same_relevance_and_stay_frozen(make):
+    model, inputs = make(), small_inputs()
+    expected = look_with_relevance(model, inputs)[1]
+    model.requires_grad_(False)
+    model.latents.cross_blocks.requires_grad_(True)
+    torch.testing.assert_close(look_with_relevance(model, inputs)[1], expected)
+    model.requires_grad_(False)
+    torch.testing.assert_close(look_with_relevance(model, inputs)[1], expected)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize("fails", [False, True])
-def test_modes_random_state_compilation_and_hooks_are_afterwards_what_they_were(fails):
+def test_modes_random_state_compilation_and_hooks_are_afterwards_what_they_were(fails, gradients):
     model, compilations = perceiver(), []
+    for number, parameter in enumerate(model.parameters()):
+        parameter.requires_grad_(number % 5 != 0)
+    needed = [parameter.requires_grad for parameter in model.parameters()]
     for number, module in enumerate(model.modules()):
         module.training = number % 3 == 0
     modes = [module.training for module in model.modules()]
     state = torch.get_rng_state()
     try:
-        with capture(model):
+        with capture(model, gradients=gradients) as captured:
             assert not any(module.training for module in model.modules())
-            assert not torch.is_grad_enabled()
+            assert torch.is_grad_enabled() == gradients
             torch.rand(7)
+            outputs = model(small_inputs())
+            if gradients:
+                captured.relevance(outputs[:, :2])
             if fails:
                 raise RuntimeError("inside")
     except RuntimeError:
@@ -142,6 +274,8 @@ def test_modes_random_state_compilation_and_hooks_are_afterwards_what_they_were(
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.is_grad_enabled()
+    assert [parameter.requires_grad for parameter in model.parameters()] == needed
+    assert all(parameter.grad is None for parameter in model.parameters())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
     def backend(graph, example_inputs):
@@ -152,20 +286,35 @@ def test_modes_random_state_compilation_and_hooks_are_afterwards_what_they_were(
     assert len(compilations) == 1
 
 
-def test_training_goes_on_bit_for_bit_as_without_a_look():
-    weights = []
-    for looks in (False, True):
+def break_off(model, inputs):
+    with suppress(ZeroDivisionError), capture(model, gradients=True):
+        model(inputs).sum()
+        1 / 0  # noqa: B018
+
+
+@pytest.mark.parametrize("looks", [look, look_with_relevance, break_off], ids=["look", "relevance", "broken off"])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_training_goes_on_bit_for_bit_as_without_a_look(looks, precision):
+    losses, weights = [], []
+    for looking in (False, True):
         torch.manual_seed(0)
         model = perceiver(self_attention=DROPPING, cross_attention=DROPPING, modality_dropout=0.3).train()
         optimizer = torch.optim.AdamW(model.parameters())
         inputs = small_inputs()
         for _ in range(3):
             optimizer.zero_grad()
-            model(inputs).square().mean().backward()
-            if looks:
-                look(model, inputs)
+            with torch.autocast("cpu", dtype=precision, enabled=precision != torch.float32):
+                if looking:
+                    looks(model, inputs)
+                loss = model(inputs).square().mean()
+            loss.backward()
+            if looking:
+                looks(model, inputs)
             optimizer.step()
+            losses.append(loss.item())
         weights.append(model.state_dict())
+    assert losses[:3] == losses[3:]
+    assert len(set(losses)) == 3
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
@@ -181,6 +330,7 @@ def test_compiled_models_give_the_same_maps_and_are_not_compiled_again():
     assert list(captured.layers) == list(expected.layers)
     for name in expected.layers:
         torch.testing.assert_close(captured.map(name), expected.map(name))
+    torch.testing.assert_close(look_with_relevance(model, inputs)[1], look_with_relevance(eager, inputs)[1])
     model(inputs).mean().backward()
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
 
@@ -206,8 +356,9 @@ def test_a_module_that_holds_the_model_can_be_looked_at():
 
     model, inputs = perceiver_io(), small_inputs()
     wrapper = Wrapper(model)
-    with capture(wrapper) as captured:
-        wrapper.net(inputs)
+    with capture(wrapper, gradients=True) as captured:
+        found = captured.relevance(some_scores(wrapper.net(inputs)))
+    torch.testing.assert_close(found, look_with_relevance(model, inputs)[1])
     expected = look(model, inputs)
     assert list(captured.layers) == list(expected.layers)
     assert all(torch.equal(captured.map(name), expected.map(name)) for name in expected.layers)
@@ -222,8 +373,8 @@ def largest(monkeypatch) -> list[int]:
         sizes.append(q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2])
         return original(q, k, **options)
 
-    original = capture_module.attention_weights
-    monkeypatch.setattr(capture_module, "attention_weights", weights)
+    original = record_module.attention_weights
+    monkeypatch.setattr(record_module, "attention_weights", weights)
     return sizes
 
 
@@ -243,7 +394,7 @@ def test_a_map_of_few_latents_never_holds_the_whole_map(largest, monkeypatch):
     few = captured.map("cross0", queries=[3, 59, 7])
     one_head = captured.map("cross0", queries=[3, 59, 7], head=2)
     assert largest == [3 * heads * tokens, 3 * tokens]
-    monkeypatch.setattr(capture_module, "HELD_WEIGHTS", 5 * heads * tokens)
+    monkeypatch.setattr(record_module, "HELD_WEIGHTS", 5 * heads * tokens)
     whole = captured.map("cross0")
     assert max(largest) == 5 * heads * tokens
     torch.testing.assert_close(few, whole[:, [3, 59, 7]])

@@ -4,17 +4,20 @@ import torch
 from PIL import Image
 
 from perceiver.encoders.stems import PatchStem
-from perceiver.inspection import capture as capture_module
+from perceiver.inspection import record as record_module
+from perceiver.inspection.answers import own_answers
 from perceiver.inspection.arrays import event_arrays
 from perceiver.inspection.capture import Capture, pictures_of
 from perceiver.inspection.frames import STRETCHED, STRIP_HEIGHT
-from perceiver.inspection.maps import latent_ranking, on_grid, own_answers, panels
+from perceiver.inspection.maps import latent_ranking, on_grid, panels
 from perceiver.inspection.sheets import BAR_WIDTH, GAP, TILE, TITLE_HEIGHT
-from perceiver.types import Answer, Axis, Batch, Box, Grid, Span
+from perceiver.types import Answer, Axis, Box, Grid, Span
 from tests.inspection.drawn import SPANS, bright_place, capture_of_places, images, of_class, tiles_of
+from tests.inspection.looks import seen
 from tests.inspection.models import (
     captured_with,
     images_of,
+    lay_out,
     layer,
     look,
     perceiver,
@@ -160,19 +163,17 @@ def test_nothing_ever_holds_more_weights_than_it_may(make, monkeypatch):
         sizes.append(q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2])
         return original(q, k, **options)
 
-    original = capture_module.attention_weights
+    original = record_module.attention_weights
     inputs = small_inputs()
-    batch = Batch(inputs=inputs, targets={}, ids=["a", "b", "c"])
-    captured = look(make(), inputs)
-    answers = [[Answer("a", (0, 3)), Answer("b", (1,))], [], [Answer("c", (5,))]] if make is perceiver_text else []
-    whole = event_arrays(captured, batch, max_megabytes=1)
-    sheets = panels(captured, images_of(inputs), answers, num_latents=3)
-    monkeypatch.setattr(capture_module, "attention_weights", weights)
-    monkeypatch.setattr(capture_module, "HELD_WEIGHTS", 2 * 3 * 3 * 55)
-    for name, values in event_arrays(captured, batch, max_megabytes=1).items():
+    found = seen(make(), inputs)
+    whole = event_arrays(found, max_megabytes=1)
+    sheets = panels(found.record, images_of(inputs), found.own, num_latents=3)
+    monkeypatch.setattr(record_module, "attention_weights", weights)
+    monkeypatch.setattr(record_module, "HELD_WEIGHTS", 2 * 3 * 3 * 55)
+    for name, values in event_arrays(found, max_megabytes=1).items():
         if values.dtype == np.float16:
             np.testing.assert_allclose(values, whole[name], atol=1e-3)
-    again = panels(captured, images_of(inputs), answers, num_latents=3)
+    again = panels(found.record, images_of(inputs), found.own, num_latents=3)
     decode_whole = 3 * 5 * 19 * 11
     assert max(sizes) <= (2 * 3 * 3 * 55 if make is perceiver else decode_whole)
     assert {key: [sheet.size for sheet in value] for key, value in again.items()} == {

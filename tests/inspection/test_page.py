@@ -52,7 +52,7 @@ def scripts(html):
 
 def test_everything_stands_in_the_one_file(html, scripts):
     assert all("src" not in attributes for attributes, _ in scripts)
-    assert "<link rel=\"icon\" href=\"data:,\">" in html
+    assert '<link rel="icon" href="data:,">' in html
     assert all(address.startswith(("data:", "#")) for address in Scripts(html).addresses)
     assert not re.search(r"(url\(|@import|\bfetch\(|XMLHttpRequest|\bimport\b.*\bfrom\b|localStorage)", html)
     # The only address is the name of the SVG vocabulary, which nothing is fetched from.

@@ -1,15 +1,18 @@
+import re
+from dataclasses import replace
+from itertools import count
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from perceiver import Perceiver
-from perceiver.attention import BlockSpec
-from perceiver.decoders.queries import QueryDecoder
+from perceiver.attention import BlockSpec, CrossBlock, SelfBlock
 from perceiver.inspection.capture import Capture, capture
-from perceiver.inspection.maps import on_grid
 from perceiver.inspection.rollout import mean_reader, readers_of, rollout
 from perceiver.latents import LatentArray, Schedule
 from tests.inspection.models import (
+    CROSS_HEADS,
     NUM_WORDS,
     captured_with,
     layer,
@@ -22,7 +25,7 @@ from tests.inspection.models import (
     some_words,
     text_decoder,
 )
-from tests.models import DIM, NUM_CLASSES, image_encoder
+from tests.models import DIM, NUM_CLASSES, small_inputs
 
 MODELS = pytest.mark.parametrize(
     ("make", "num_outputs"),
@@ -31,36 +34,151 @@ MODELS = pytest.mark.parametrize(
 )
 
 
-def naive_rollout(captured: Capture, alpha: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """One matrix over latents and tokens for each layer, multiplied (Abnar & Zuidema 2020, eq. 1)."""
-    encoder = [layer for layer in captured.layers.values() if layer.role in ("cross", "self")]
+def naive_rollout(
+    captured: Capture, shares: float | dict[str, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """One matrix over latents and tokens for each layer, multiplied (Abnar & Zuidema 2020, eq. 1).
+
+    `shares` is what attention has of what goes on in each layer, by latent. Tokens of several cross-attends are counted
+    apart, and summed up in the end.
+    """
+    encoder = {name: layer for name, layer in captured.layers.items() if layer.role in ("cross", "self")}
+    crosses = captured.named("cross")
     num_latents, num_tokens = captured.layers["cross0"].num_queries, captured.layers["cross0"].num_keys
-    batch = encoder[0].q.shape[0]
+    batch = captured.layers["cross0"].num_rows
     outputs = torch.full((batch, 1, num_latents), 1 / num_latents)
     if reads := [captured.layers[name].weights().mean(dim=1) for name in captured.named("decode")]:
         outputs = sum(reads) / len(reads)
-    flow = torch.eye(num_latents + num_tokens, dtype=torch.float64).repeat(batch, 1, 1)
-    for part in encoder:
-        attention = torch.eye(num_latents + num_tokens, dtype=torch.float64).repeat(batch, 1, 1)
+    size = num_latents + len(crosses) * num_tokens
+    flow = torch.eye(size, dtype=torch.float64).repeat(batch, 1, 1)
+    for name, part in encoder.items():
+        attention = torch.eye(size, dtype=torch.float64).repeat(batch, 1, 1)
+        share = shares[name][:, :, None].double() if isinstance(shares, dict) else shares
         read = attention[:, :num_latents]
-        read *= 1 - alpha
-        columns = slice(num_latents, None) if part.role == "cross" else slice(num_latents)
-        read[:, :, columns] += alpha * part.weights().mean(dim=1)
+        read *= 1 - share
+        start = num_latents + crosses.index(name) * num_tokens if part.role == "cross" else 0
+        read[:, :, start : start + part.num_keys] += share * part.weights().mean(dim=1)
         flow = attention @ flow
-    result = outputs.double() @ flow[:, :num_latents]
-    return result[..., num_latents:].float(), result[..., :num_latents].sum(dim=-1).float()
+    result = (outputs.double() @ flow[:, :num_latents]).float()
+    of_crosses = result[..., num_latents:].unflatten(-1, (len(crosses), num_tokens)).unbind(dim=-2)
+    parts = dict(zip(crosses, of_crosses, strict=True))
+    return sum(of_crosses), result[..., :num_latents].sum(dim=-1), parts
+
+
+def measured_shares(model: Perceiver, inputs, masks, *queries) -> dict[str, torch.Tensor]:
+    """What attention adds to each latent, over that and what there is of it, from what blocks are given."""
+    norms = []
+
+    def measure(block, args, kwargs, output):
+        queries = args[0]
+        if isinstance(block, CrossBlock):
+            added = block.attention(block.query_norm(queries), block.input_norm(args[1]), mask=kwargs["mask"])
+            norms.append(("cross", queries if block.query_residual else torch.zeros_like(queries), added))
+        else:
+            normed = block.norm(queries)
+            norms.append(("self", queries, block.attention(normed, normed)))
+
+    blocks = [module for module in model.latents.modules() if isinstance(module, CrossBlock | SelfBlock)]
+    hooks = [block.register_forward_hook(measure, with_kwargs=True) for block in blocks]
+    with torch.no_grad():
+        model(inputs, masks, *queries)
+    for hook in hooks:
+        hook.remove()
+    numbers = {"cross": count(), "self": count()}
+    return {
+        f"{role}{next(numbers[role])}": added.norm(dim=-1) / (kept.norm(dim=-1) + added.norm(dim=-1))
+        for role, kept, added in norms
+    }
 
 
 @MODELS
-@pytest.mark.parametrize("alpha", [0.5, 0.3])
+@pytest.mark.parametrize("alpha", [0.5, 0.3, "norm"])
 @pytest.mark.parametrize("masks", [None, some_masks()], ids=["whole", "masked"])
 def test_reverse_rollout_is_the_product_of_the_full_matrices(make, num_outputs, alpha, masks):
-    captured = look(make(), masks=masks)
-    traced = rollout(captured, alpha=alpha)
-    inputs, residual = naive_rollout(captured, alpha)
+    model, inputs = make(), small_inputs()
+    captured = look(model, inputs, masks)
+    traced = captured.rollout(alpha=alpha)
+    shares = measured_shares(model, inputs, masks, *captured.queries) if alpha == "norm" else alpha
+    expected, residual, parts = naive_rollout(captured, shares)
     assert traced.inputs.shape == (3, num_outputs, 55)
-    torch.testing.assert_close(traced.inputs, inputs, rtol=0, atol=1e-6)
+    torch.testing.assert_close(traced.inputs, expected, rtol=0, atol=1e-6)
     torch.testing.assert_close(traced.residual, residual, rtol=0, atol=1e-5)
+    assert list(traced.latents) == list(parts) == captured.named("cross")
+    for name, part in parts.items():
+        assert traced.latents[name].shape == (3, num_outputs, 11)
+        came_in = traced.latents[name] @ captured.layers[name].weights().mean(dim=1)
+        torch.testing.assert_close(came_in, part, rtol=0, atol=1e-6)
+
+
+def test_shares_by_norm_differ_by_latent_layer_and_input_and_lie_between_0_and_1():
+    captured = look(perceiver())
+    for found in captured.layers.values():
+        assert ((found.added > 0) & (found.added < 1)).all()
+        assert (found.added.std(dim=1) > 1e-4).all()
+    assert captured.layers["cross1"].added.std(dim=0).max() > 1e-4
+    assert (captured.rollout(alpha="norm").inputs - captured.rollout().inputs).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("alpha", [0.3, "norm"])
+@pytest.mark.parametrize("masks", [None, some_masks()], ids=["whole", "masked"])
+def test_where_queries_have_no_residual_attention_is_all_that_goes_on(alpha, masks):
+    model, inputs = perceiver(cross_attention=replace(CROSS_HEADS, query_residual=False)), small_inputs()
+    captured = look(model, inputs, masks)
+    shares = measured_shares(model, inputs, masks)
+    if alpha != "norm":
+        shares = {name: torch.full_like(share, alpha) for name, share in shares.items()}
+        shares |= {name: torch.ones_like(shares[name]) for name in captured.named("cross")}
+    traced = captured.rollout(alpha=alpha)
+    expected, _, parts = naive_rollout(captured, shares)
+    torch.testing.assert_close(traced.inputs, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(traced.residual, torch.zeros(3, 1))
+    torch.testing.assert_close(traced.inputs.sum(dim=-1), torch.ones(3, 1))
+    assert parts["cross0"].abs().max() == traced.latents["cross0"].abs().max() == 0, "replaced by what was read last"
+
+
+@MODELS
+@pytest.mark.parametrize("alpha", [0.5, "norm"])
+def test_what_comes_in_by_latents_is_what_comes_from_inputs(make, num_outputs, alpha):
+    traced = look(make(), masks=some_masks()).rollout(alpha=alpha)
+    of_latents = sum(part.sum(dim=-1) for part in traced.latents.values())
+    torch.testing.assert_close(of_latents, traced.inputs.sum(dim=-1))
+    torch.testing.assert_close(of_latents + traced.residual, torch.ones(3, num_outputs))
+
+
+@pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan"), "mean", "0.5"])
+def test_what_is_no_share_is_refused(alpha):
+    captured = look(perceiver())
+    for ask in (captured.rollout, captured.statistics):
+        with pytest.raises(ValueError, match=re.escape(f"rollout_alpha={alpha} must be norm, or a number from 0 to 1")):
+            ask(alpha=alpha)
+
+
+def test_chosen_queries_are_slices_of_the_whole_rollout():
+    captured = look(perceiver_io())
+    each, chosen = captured.rollout(alpha=0.3), captured.rollout([7, 0, 7], alpha=0.3)
+    torch.testing.assert_close(chosen.inputs, each.inputs[:, [7, 0, 7]])
+    torch.testing.assert_close(chosen.residual, each.residual[:, [7, 0, 7]])
+    torch.testing.assert_close(chosen.latents["cross0"], each.latents["cross0"][:, [7, 0, 7]])
+    with pytest.raises(IndexError):
+        captured.rollout([NUM_CLASSES])
+
+
+def test_chunks_change_nothing(monkeypatch):
+    captured = look(perceiver_text(), masks=some_masks())
+    expected = captured.rollout(alpha="norm")
+    monkeypatch.setattr("perceiver.inspection.record.HELD_WEIGHTS", 1)
+    found = captured.rollout(alpha="norm")
+    torch.testing.assert_close(found.inputs, expected.inputs)
+    torch.testing.assert_close(found.residual, expected.residual)
+
+
+def test_under_autocast_the_rollout_is_as_exact_as_without():
+    captured = look(perceiver_io())
+    expected = captured.rollout()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = captured.rollout()
+    assert torch.equal(found.inputs, expected.inputs)
+    assert torch.equal(found.residual, expected.residual)
 
 
 @MODELS
@@ -82,9 +200,12 @@ def test_masked_inputs_get_exactly_nothing():
     assert ((rollout(captured).inputs > 0) == real[:, None]).all()
 
 
-def test_a_sample_without_any_real_input_rests_on_the_latents_alone():
+@pytest.mark.parametrize("alpha", [0.5, "norm"])
+@pytest.mark.parametrize("query_residual", [False, True])
+def test_a_sample_without_any_real_input_rests_on_the_latents_alone(alpha, query_residual):
     masks = {"image": torch.tensor([True, False, True]), "depth": torch.tensor([True, False, False])}
-    traced = rollout(look(perceiver(), masks=masks))
+    model = perceiver(cross_attention=replace(CROSS_HEADS, query_residual=query_residual))
+    traced = rollout(look(model, masks=masks), alpha=alpha)
     assert (traced.inputs[1] == 0).all()
     torch.testing.assert_close(traced.residual[1], torch.ones(1))
     torch.testing.assert_close(traced.inputs.sum(dim=-1) + traced.residual, torch.ones(3, 1))
@@ -179,39 +300,3 @@ def test_a_word_that_reads_one_latent_has_the_map_of_that_latent():
     assert of_texts.argmax(dim=-1)[:, 0].tolist() == [34, 34]
     assert of_texts[0, 1].argmax() == 3
     assert of_texts[1, 1].topk(2).indices.sort().values.tolist() == [11, 23]
-
-
-def noisy_images(count: int, rows: int, columns: int, cell: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Coloured noise with one bright cell, whose colour is the label; images, labels and the cells' numbers."""
-    labels, places = torch.randint(3, (count,)), torch.randint(rows * columns, (count,))
-    cells = 0.5 * torch.rand(count, rows * columns, 3)
-    cells[torch.arange(count), places] = 0.7 + 0.3 * F.one_hot(labels, 3)
-    images = cells.transpose(1, 2).reshape(count, 3, rows, columns)
-    return F.interpolate(images, scale_factor=cell, mode="nearest") * (0.9 + 0.1 * torch.rand(1)), labels, places
-
-
-def test_in_a_trained_model_rollout_finds_what_decides_the_class():
-    rows, columns = 5, 7
-    model = Perceiver(
-        encoders={"image": image_encoder()},
-        num_latents=7,
-        dim=16,
-        cross_attention=BlockSpec(num_heads=1),
-        self_attention=BlockSpec(num_heads=2),
-        schedule=Schedule(num_cross_attends=1, num_blocks=1, num_self_attends=1),
-        decoder=QueryDecoder(dim=16, num_classes=3, query_dim=16, attention=BlockSpec(num_heads=1)),
-    )
-    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
-    for _ in range(600):
-        images, labels, _ = noisy_images(64, rows, columns, cell=3)
-        loss = F.cross_entropy(model({"image": images}), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    images, labels, places = noisy_images(50, rows, columns, cell=3)
-    captured = look(model, {"image": images})
-    found = on_grid(rollout(captured).inputs[:, 0], captured.spans["image"])
-    hits = (torch.from_numpy(found).flatten(1).argmax(dim=1) == places).float().mean()
-    accuracy = (model({"image": images}).argmax(dim=1) == labels).float().mean()
-    assert accuracy > 0.8
-    assert hits > 0.5, "chance is 1/35"

@@ -3,7 +3,7 @@ import torch
 
 from perceiver.inspection.truth import box_coverage, cases_of, map_scores, mean_scores, truth_scores
 from perceiver.types import Answer, Box, Grid, Span
-from tests.inspection.models import grid
+from tests.inspection.models import grid, lay_out
 from tests.inspection.sounds import COLUMNS, ROWS, SOUND, capture_of, cells, one_hot, planted_maps
 
 
@@ -218,7 +218,7 @@ def test_modalities_are_scored_each_on_its_own_grid():
     maps = planted_maps([[(2, 3)]])
     image = torch.full((1, 1, 6), 1 / 6)
     captured = capture_of(torch.cat([maps * 0.5, image * 0.5], dim=-1))
-    captured.spans = {"audio": Span(0, 35, SOUND), "image": Span(35, 41, grid(2, 3, cell=10))}
+    lay_out(captured, {"audio": Span(0, 35, SOUND), "image": Span(35, 41, grid(2, 3, cell=10))})
     boxes = [[cells((2, 3), (3, 4)), Box(0, "image", {"y": (0.0, 10.0), "x": (0.0, 15.0)})]]
     found = truth_scores(captured, boxes, [[]] * len(boxes), num_classes=1)
     torch.testing.assert_close(found["energy_in_box"], torch.tensor([1.0, 0.25]).double(), rtol=0, atol=1e-4)

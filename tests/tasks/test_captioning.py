@@ -41,6 +41,15 @@ def some_outputs(tokenizer: Tokenizer, texts: list[str]) -> torch.Tensor:
     return 3 * torch.randn(len(texts), length, tokenizer.num_ids)
 
 
+def test_probabilities_are_those_of_the_ids_that_there_are():
+    """The model has room for more, which are never said."""
+    outputs = 3 * torch.randn(2, 5, VOCAB)
+    found = captioning().probabilities(outputs.bfloat16())
+    assert found.dtype == torch.float32
+    assert found.shape == (2, 5, NUM_IDS)
+    assert_close(found, outputs.bfloat16().float()[..., :NUM_IDS].softmax(dim=-1))
+
+
 class TestLoss:
     def test_it_is_the_mean_over_all_words_and_ends(self):
         task, outputs = captioning(), some_outputs(word_tokenizer(), SENTENCES)

@@ -137,6 +137,7 @@ class TestAnswers:
                 said = int(logits[row, query, 4:NUM_IDS].argmax()) + 4
                 assert task.tokenizer.decode([ids[query + 1]]) == answer.name == task.tokenizer.decode([said])
                 assert answer.label is None
+                assert answer.ids == (said,)
         known = [(answer.kind, answer.boxes) for answer in answers[0]]
         assert known[:2] == [("colour", (boxes[0],)), ("colour", (boxes[1],))]
         assert {*known[2:], *((a.kind, a.boxes) for row in answers[1:] for a in row)} <= {("", ())}

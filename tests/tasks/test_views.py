@@ -48,6 +48,12 @@ class TestMerged:
         merged = task.merged(outputs, batch)
         assert_close(answers(merged.double()), expected, atol=1e-7, rtol=1e-5)
 
+    def test_its_probabilities_are_those_of_any_number_of_dimensions(self, task, answers):
+        outputs = 3 * torch.randn(2, 3, NUM_CLASSES)
+        found = task.probabilities(outputs.bfloat16())
+        assert found.dtype == torch.float32
+        assert_close(found.flatten(0, 1), answers(outputs.bfloat16().float().flatten(0, 1)))
+
     def test_without_views_outputs_stay_as_they_are(self, task, answers):
         outputs = torch.randn(5, NUM_CLASSES)
         assert task.merged(outputs, Batch({}, {}, list("abcde"))) is outputs

@@ -15,6 +15,7 @@ SCRIPTS = (
     "draw.js",
     "planes.js",
     "figure.js",
+    "reading.js",
     "sound.js",
     "answers.js",
     "latents.js",
@@ -55,14 +56,14 @@ def page_html(page: Mapping[str, Any], maps: Sequence[Mapping[str, Any]]) -> str
 
 
 def part(name: str) -> str:
+    """A file that lies beside this one."""
     return resources.files(__name__).joinpath(name).read_text(encoding="utf-8")
 
 
 def embedded(content: Mapping[str, Any]) -> str:
     """JSON that no text inside can close, and that JavaScript reads: it knows no NaN."""
-    return json.dumps(finite(content), ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace(
-        "<", "\\u003c"
-    )
+    text = json.dumps(finite(content), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c")
 
 
 def finite(content: Any) -> Any:

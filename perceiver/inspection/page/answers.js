@@ -35,7 +35,12 @@ function renderSamples() {
         const image = pictured
           ? element("img", { src: pictured.picture, alt: "" })
           : element("span", { class: "excerpt", "aria-hidden": "true" }, words.slice(0, 12).join(" "));
-        const button = element("button", { type: "button", "data-sample": number, title: id }, image, element("span", {}, id));
+        const button = element(
+          "button",
+          { type: "button", "data-sample": number, title: id },
+          image,
+          element("span", {}, id),
+        );
         button.addEventListener("click", () => choose({ sample: number }));
         return button;
       }),

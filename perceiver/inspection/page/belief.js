@@ -1,30 +1,33 @@
 // How far the maps may be believed: the deletion test, and scores against chance, each in a plain sentence.
 
 const ERRORS = 2; // standard errors that a mean must be away from zero
-const NAMES = { "mean map": "the mean map (raw attention)" };
-const CURVE_STYLES = { rollout: "run0", relevance: "run1", "mean map": "run2", random: "random" };
+const NAMES = { mean_map: "the mean map (raw attention)" };
+const CURVE_NAMES = { random: "random inputs", mean_map: "mean map" };
+const CURVE_STYLES = { rollout: "run0", relevance: "run1", mean_map: "run2", random: "random" };
 const titleOf = (method) => NAMES[method] ?? method;
 
 // {short, sentence, mark} of one method.
-function verdict(method, { mean, error }, samples) {
+function verdict(method, { mean, error }, cases) {
   const title = titleOf(method);
   if (!Number.isFinite(mean) || !Number.isFinite(error)) {
-    return { mark: "?", brief: "cannot be judged", sentence: `Too few samples to judge ${title}: do not read the map as an explanation.` };
+    const sentence = `Too few answers were tested to judge ${title}: do not read the map as an explanation.`;
+    return { mark: "?", brief: "cannot be judged", sentence };
   }
-  const size = `area ${short(mean, 2)} ± ${short(error, 2)}, ${counted(samples, "sample")}`;
+  const size = `area ${short(mean, 2)} ± ${short(error, 2)}, ${counted(cases, "answer")}`;
+  const said = (how, so) => `Hiding what ${title} marks hurts the answer ${how} hiding random inputs (${size}): ${so}.`;
   if (mean > ERRORS * error) {
-    const sentence = `Hiding what ${title} marks hurts the answer more than hiding random inputs (${size}): it points at what matters.`;
-    return { mark: "✓", brief: "points at what matters", sentence };
+    const brief = "points at what matters";
+    return { mark: "✓", brief, sentence: said("more than", `it ${brief}`) };
   }
   if (mean < -ERRORS * error) {
-    const sentence = `Hiding what ${title} marks hurts the answer less than hiding random inputs (${size}): worse than random, so what it marks is not what matters.`;
-    return { mark: "✗", brief: "worse than random", sentence };
+    const brief = "worse than random";
+    return { mark: "✗", brief, sentence: said("less than", `${brief}, so what it marks is not what matters`) };
   }
-  const sentence = `Hiding what ${title} marks hurts the answer as much as hiding random inputs (${size}): no better than random, so do not read the map as an explanation.`;
-  return { mark: "≈", brief: "no better than random", sentence };
+  const brief = "no better than random";
+  return { mark: "≈", brief, sentence: said("as much as", `${brief}, so do not read the map as an explanation`) };
 }
 
-const testName = (method) => (method === "map" ? "mean map" : method);
+const testName = (method) => (method === "map" ? "mean_map" : method);
 
 // One line below the figure, about what is shown there.
 function verdictOf({ method, latent, head, layer }) {
@@ -40,7 +43,7 @@ function verdictOf({ method, latent, head, layer }) {
   }
   const area = event.deletion?.areas[testName(method)];
   if (!area) return ["Whether the answer depends on what is marked was not measured here. ", more];
-  const { mark, sentence } = verdict(testName(method), area, event.deletion.num_samples);
+  const { mark, sentence } = verdict(testName(method), area, event.deletion.num_cases);
   return [element("span", { class: "badge", "aria-hidden": "true" }, mark), ` ${sentence} `, more];
 }
 
@@ -52,13 +55,13 @@ function renderBelief() {
   });
 }
 
-function measured({ num_samples: samples, fractions, curves, areas }) {
+function measured({ num_cases: cases, fractions, curves, areas }) {
   const series = Object.entries(curves).map(([name, curve]) => ({
-    name: name === "random" ? "random inputs" : name,
+    name: CURVE_NAMES[name] ?? name,
     points: curve.map((left, i) => [fractions[i], left]).filter(([, left]) => left !== null),
     style: CURVE_STYLES[name] ?? "run3",
   }));
-  const judged = Object.entries(areas).map(([method, area]) => ({ method, area, ...verdict(method, area, samples) }));
+  const judged = Object.entries(areas).map(([method, area]) => ({ method, area, ...verdict(method, area, cases) }));
   const rows = judged.map(({ method, area, mark, brief }) =>
     element(
       "tr",
@@ -69,18 +72,20 @@ function measured({ num_samples: samples, fractions, curves, areas }) {
       element("td", { class: "words" }, `${mark} ${brief}`),
     ),
   );
-  const heads = ["map", "area", "error", "verdict"].map((name) => element("th", { scope: "col" }, name));
+  const heads = ["map", "area", "error", "verdict"].map((name, i) =>
+    element("th", { scope: "col", class: i === 3 ? "words" : null }, name),
+  );
   const table = element(
     "table",
     { id: "areas" },
-    element("caption", {}, "Area between the random curve and that of the map; above 0 what it marks matters more than chance"),
+    element("caption", {}, "Area between the random curve and that of the map; above 0, what it marks matters"),
     element("thead", {}, element("tr", {}, ...heads)),
     element("tbody", {}, ...rows),
   );
   const curve = chart({
     series,
     xLabel: "share of the input hidden, the most marked first",
-    yLabel: "answer left",
+    yLabel: "left of the answer's probability",
     description: "What is left of the answer's probability as inputs are hidden",
     percentX: true,
   });
@@ -94,29 +99,34 @@ function measured({ num_samples: samples, fractions, curves, areas }) {
 }
 
 function unmeasured() {
-  const { name, events } = page.runs[state.run];
-  const others = events.filter(({ deletion }) => deletion).map((event) => event.name);
+  const others = page.runs[state.run].events.filter(({ deletion }) => deletion).map(({ name }) => name);
   const elsewhere = others.length ? ` It was at ${others.join(", ")}.` : "";
   return element(
     "p",
     { id: "unmeasured" },
-    `Whether the answers depend on what the maps mark was not measured at ${nameOfEvent(state)}.${elsewhere} To measure it: `,
-    element("code", {}, `inspect_attention.py run=${name}`),
+    `Whether the answers depend on what the maps mark was not measured at ${nameOfEvent(state)}.${elsewhere} `,
+    "To measure it for a run that is done: ",
+    element("code", {}, "uv run experiments/inspect_attention.py run=…"),
+    " with its directory.",
   );
 }
 
 // Scores of maps against where things truly are.
 function scores(values) {
   const texts = {
-    pointing_game: (value, chance) => `the brightest cell lies in a box of what was answered in ${percent(value)} of cases; by chance it would in ${percent(chance)}`,
-    energy_in_box: (value, chance) => `${percent(value)} of a map's mass lies in the boxes of what was answered; by chance it would be ${percent(chance)}`,
+    pointing_game: (value, chance) =>
+      `the brightest cell lies in a box of what was answered in ${value} of cases; by chance it would in ${chance}`,
+    energy_in_box: (value, chance) =>
+      `${value} of a map's mass lies in the boxes of what was answered; by chance it would be ${chance}`,
   };
   const found = statistics.flatMap((name) => {
     const [, score, kind] = lastPart(name).match(/^(pointing_game|energy_in_box)(?:_(.*))?$/) ?? [];
     const [value, chance] = [values[name], values[chanceOf(name)]];
     if (!score || !Number.isFinite(value) || !Number.isFinite(chance)) return [];
-    const start = kind ? `Of words that name a ${kind.replaceAll("_", " ")}, ` : "In the samples whose boxes are known, ";
-    return [element("li", {}, `${start}${texts[score](value, chance)}.`)];
+    const start = kind
+      ? `Of words that name a ${kind.replaceAll("_", " ")}, `
+      : "In the samples whose boxes are known, ";
+    return [element("li", {}, `${start}${texts[score](percent(value), percent(chance))}.`)];
   });
   return found.length ? [element("ul", { id: "scores", class: "sentences" }, ...found)] : [];
 }

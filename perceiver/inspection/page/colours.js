@@ -1,6 +1,6 @@
 // Colour maps, and where on them a value lies.
 
-// Anchors of perceptually even maps (viridis, cividis, magma), read off at even distances; between them it is interpolated.
+// Anchors of perceptually even maps at even distances; what lies between them is interpolated.
 const ANCHORS = {
   viridis:
     "440154 48186a 472d7b 424086 3b528b 33638d 2c728e 26818e 21908c 1f9f88 28ae80 3ebc74 5dc963 82d34c abdc32 d5e21a fde725",
@@ -62,6 +62,8 @@ function tone({ colours, scale, top, isSigned = false }) {
 
 // What can be read on a colour: dark letters where it is bright.
 function inkOn([red, green, blue]) {
-  const [r, g, b] = [red, green, blue].map((c) => (c / 255 <= 0.04045 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4));
-  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 ? "#111" : "#fff";
+  const [r, g, b] = [red, green, blue].map((c) =>
+    c / 255 <= 0.04045 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4,
+  );
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 ? "#000" : "#fff";
 }

@@ -1,6 +1,11 @@
 // The native controls: what they offer, what they are set to, and what a change of them means.
 
-const RANGE_NAMES = { own: "each map its own", clipped: "own, to 99th percentile", map: "this map, all modalities", shared: "shared by all" };
+const RANGE_NAMES = {
+  own: "each map its own",
+  clipped: "own, to 99th percentile",
+  map: "this map, all modalities",
+  shared: "shared by all",
+};
 const SORT_NAMES = { reads: "read by the answer", entropy: "sharpest first", number: "number" };
 
 // What a control sets: a latent, head or layer shows the layer's map, since nothing else depends on it.
@@ -42,7 +47,9 @@ function listenToControls() {
 function fill(id, options, isGrouped = false) {
   when(`options of ${id}`, [options], () => {
     const made = (pairs) => pairs.map(([value, name]) => element("option", { value }, name));
-    const parts = isGrouped ? options.map(([label, pairs]) => element("optgroup", { label }, ...made(pairs))) : made(options);
+    const parts = isGrouped
+      ? options.map(([label, pairs]) => element("optgroup", { label }, ...made(pairs)))
+      : made(options);
     byId(id).replaceChildren(...parts);
   });
 }
@@ -51,15 +58,28 @@ function renderControls(look) {
   const groups = page.runs
     .map(({ name }, run) => [
       page.runs.length > 1 ? `run ${run + 1}: ${name}` : name,
-      looked.filter((other) => other.run === run).map((other) => [place(other), page.runs[run].events[other.event].name]),
+      looked
+        .filter((other) => other.run === run)
+        .map((other) => [place(other), page.runs[run].events[other.event].name]),
     ])
     .filter(([, pairs]) => pairs.length);
   fill("event", groups, true);
   fill("compare", [["nothing", [["", "nothing"]]], ...groups], true);
-  fill("scale", SCALES.map((name) => [name, name]));
-  fill("colours", COLOURS.map((name) => [name, name]));
-  fill("statistic", grouped(statistics).map(([group, names]) => [group, names.map((name) => [name, lastPart(name)])]), true);
+  fill(
+    "scale",
+    SCALES.map((name) => [name, name]),
+  );
+  fill(
+    "colours",
+    COLOURS.map((name) => [name, name]),
+  );
+  fill(
+    "statistic",
+    grouped(statistics).map(([group, names]) => [group, names.map((name) => [name, plain(name)])]),
+    true,
+  );
   if (look) fillFrom(look.content);
+  for (const id of ["method", "layer", "head", "latent", "range"]) byId(id).disabled = !look;
   const values = { ...state, event: place(state), compare: state.compare ? place(state.compare) : "" };
   for (const id of Object.keys(CHANGES)) byId(id).value = values[id];
   for (const id of ["boxes", "mark"]) byId(id).checked = state[id];
@@ -75,12 +95,18 @@ function fillFrom({ layers, methods }) {
     ...methods.map(({ name, label }) => [name, label]),
     ...(layers.length ? [["map", "attention map of the layer"]] : []),
   ]);
-  fill("layer", layers.map(({ name }, layer) => [layer, name]));
+  fill(
+    "layer",
+    layers.map(({ name }, layer) => [layer, name]),
+  );
   fill("head", [["mean", `mean of ${heads}`], ...Array.from({ length: heads }, (_, head) => [head, `head ${head}`])]);
   const kept = latents.length < all ? `mean of ${latents.length} kept` : `mean of ${all}`;
   fill("latent", [["mean", kept], ...latents.map((latent) => [latent, `latent ${latent}`])]);
   const several = modalities.length > 1;
-  fill("range", RANGES.filter((range) => several || range !== "map").map((range) => [range, RANGE_NAMES[range]]));
+  fill(
+    "range",
+    RANGES.filter((range) => several || range !== "map").map((range) => [range, RANGE_NAMES[range]]),
+  );
   const shares = several ? modalities.map((name) => [`share:${name}`, `share of ${name}`]) : [];
   fill("sort", [...Object.entries(SORT_NAMES), ...shares]);
 }

@@ -1,4 +1,25 @@
 // What Python handed over: the page, and maps that are unpacked once, when they are first looked at.
+//
+// The page, in the block of that id:
+//   title
+//   runs      [{name, events}], events in the order of their steps: name, step, epoch;
+//             look: the number under which its maps are kept, or null; values: {name: number};
+//             deletion: null, or what hiding inputs did: num_cases, fractions (of the inputs hidden), curves {map: what
+//             is left of the answer's probability at each fraction}, areas {map: {mean, error}} below that of "random"
+//   samples   [{id, facts: [sentence], modalities: {name: how it is drawn}}]
+//     axes    of rows and columns: name, unit, start (top, left), stop, scale: "linear" or "mel"; no name: no such axis
+//     ticks   of rows and columns: [{place: from 0 to 1, label}]; shape: rows and columns of its tokens
+//     size    width and height at which it is drawn best; picture: null or an address of data, of exactly its extent
+//     levels  null, or {unit, low, high}: what black and white of the picture stand for
+//     sound   null or an address of data, with seconds; words: null, or one for each token
+//     boxes   [{name, left, top, right, bottom}] as shares of width and height
+//
+// One block for each look at each sample:
+//   answers   [{name, detail, is_word, boxes: {modality: [box]}}]: classes, best first, or the words of a text
+//   layers    [{name, num_latents, latents: numbers of those kept, num_heads, entropy: [heads, then their mean][latents],
+//             reads: [answers][latents], how much of an answer comes in there, maps: of [heads, latents]}]
+//   methods   [{name, label, unit, shared: the same for all answers, residual: null or [answers], maps: of [answers]}]
+// What maps are is told by `perceiver/inspection/packing.py`.
 
 const MOST_RECORDS = 6;
 const MOST_STACKS = 4;
@@ -120,7 +141,9 @@ class Look {
 
   isReady(layer) {
     const { layers, methods } = this.content;
-    return methods.every(({ maps }) => this.packed.has(maps)) && (!layers[layer] || this.packed.has(layers[layer].maps));
+    return (
+      methods.every(({ maps }) => this.packed.has(maps)) && (!layers[layer] || this.packed.has(layers[layer].maps))
+    );
   }
 
   // Of one head, or of the mean over all of them.

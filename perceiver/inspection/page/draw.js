@@ -3,6 +3,7 @@
 const MARK = "#ff5a4f"; // a colour that none of the maps has
 const SCRATCH = document.createElement("canvas");
 let scratchPixels = null;
+const LABEL_WIDTH = 0.18; // of a number at a colour bar, as a share of the bar
 
 // The cells of one part of a map, a pixel each, on a canvas that is used again and again.
 function cellPixels(map, part, tones) {
@@ -39,7 +40,8 @@ function paintPlane(canvas, { map, part, shape, tones, picture, alpha, boxes, ma
   context.globalAlpha = alpha;
   paintCells(context, map, part, shape, tones);
   context.globalAlpha = 1;
-  for (const box of boxes) paintBox(context, box, ratio);
+  const labels = [];
+  for (const box of boxes) paintBox(context, box, ratio, labels);
   if (mark) paintMark(context, markPlace(map, part, shape), ratio);
 }
 
@@ -54,23 +56,37 @@ function markPlace(map, part, shape) {
   });
 }
 
-function paintBox(context, { name, left, top, right, bottom, isAnswer }, ratio) {
+function paintBox(context, { name, left, top, right, bottom, isAnswer }, ratio, labels) {
   const { width, height } = context.canvas;
   const sides = [left * width, top * height, (right - left) * width, (bottom - top) * height];
   context.setLineDash(isAnswer ? [] : [5 * ratio, 3 * ratio]);
-  for (const [colour, thickness] of [["#000b", isAnswer ? 5 : 3], [isAnswer ? MARK : "#fff", isAnswer ? 2.5 : 1]]) {
+  const lines = [
+    ["#000b", isAnswer ? 5 : 3],
+    [isAnswer ? MARK : "#fff", isAnswer ? 2.5 : 1],
+  ];
+  for (const [colour, thickness] of lines) {
     context.strokeStyle = colour;
     context.lineWidth = thickness * ratio;
     context.strokeRect(...sides);
   }
   context.setLineDash([]);
+  if (name) paintLabel(context, name, sides, isAnswer, ratio, labels);
+}
+
+// Above the box, below it or within: at the first place that no other label has.
+function paintLabel(context, name, [left, top, , tall], isAnswer, ratio, labels) {
+  const { width, height } = context.canvas;
   context.font = `${isAnswer ? "600 " : ""}${11 * ratio}px system-ui, sans-serif`;
   context.textBaseline = "top";
-  const length = context.measureText(name).width + 6 * ratio;
-  const x = Math.max(0, Math.min(sides[0], width - length));
-  const y = sides[1] > 15 * ratio ? sides[1] - 15 * ratio : Math.min(sides[1] + sides[3], height - 15 * ratio);
+  const [length, line] = [context.measureText(name).width + 6 * ratio, 15 * ratio];
+  const x = Math.max(0, Math.min(left, width - length));
+  const isFree = (y) =>
+    labels.every((other) => Math.abs(other.y - y) >= line || other.x >= x + length || other.end <= x);
+  const places = [top - line, top + tall + ratio, top + ratio].filter((y) => y >= 0 && y + line <= height);
+  const y = places.find(isFree) ?? places[0] ?? 0;
+  labels.push({ x, y, end: x + length });
   context.fillStyle = "#000b";
-  context.fillRect(x, y, length, 14 * ratio);
+  context.fillRect(x, y, length, line - ratio);
   context.fillStyle = isAnswer ? "#ffb3ad" : "#fff";
   context.fillText(name, x + 3 * ratio, y + 1.5 * ratio);
 }
@@ -79,12 +95,20 @@ function paintMark(context, place, ratio) {
   if (!place) return;
   const { width, height } = context.canvas;
   const [y, x] = [place[0] * height, place[1] * width];
-  for (const [colour, thickness] of [["#000", 4], ["#fff", 1.5]]) {
+  for (const [colour, thickness] of [
+    ["#000", 4],
+    ["#fff", 1.5],
+  ]) {
     context.strokeStyle = colour;
     context.lineWidth = thickness * ratio;
     context.beginPath();
     context.arc(x, y, 8 * ratio, 0, 2 * Math.PI);
-    for (const [dx, dy] of [[1, 0], [-1, 0], [0, 1], [0, -1]]) {
+    for (const [dx, dy] of [
+      [1, 0],
+      [-1, 0],
+      [0, 1],
+      [0, -1],
+    ]) {
       context.moveTo(x + 5 * ratio * dx, y + 5 * ratio * dy);
       context.lineTo(x + 13 * ratio * dx, y + 13 * ratio * dy);
     }
@@ -104,13 +128,18 @@ function paintThumbnail(canvas, map, part, tones) {
 function barTicks({ top, scale, isSigned }) {
   if (!(top > 0)) return [0];
   const ends = scale === "log" ? decades(top) : niceTicks(0, top, 4);
-  const rising = [...ends.filter((value) => value >= 0 && value < top * 0.9999), top];
-  return isSigned ? [...rising.filter((value) => value > 0).map((value) => -value).reverse(), 0, ...rising.filter((value) => value > 0)] : rising;
+  const rising = [...ends.filter((value) => value < top * 0.9999), top];
+  if (!isSigned) return rising;
+  const above = rising.filter((value) => value > 0);
+  return [...above.map((value) => -value).reverse(), 0, ...above];
 }
 
+// Powers of ten below `top`, behind the value where the bar begins.
 function decades(top) {
+  const floor = top / 10 ** DECADES;
   const last = Math.floor(Math.log10(top));
-  return Array.from({ length: DECADES + 1 }, (_, back) => 10 ** (last - back)).filter((value) => value >= top / 10 ** DECADES);
+  const powers = Array.from({ length: DECADES + 1 }, (_, i) => 10 ** (last - DECADES + i));
+  return [floor, ...powers.filter((value) => value > floor * 1.01)];
 }
 
 // A bar of all colours, with labels where they do not overlap.
@@ -122,13 +151,14 @@ function paintBar(node, tones, caption) {
   new Uint32Array(pixels.data.buffer).set(colours);
   context.putImageData(pixels, 0, 0);
   const labels = element("div", { class: "labels" });
-  let last = tones.top > 0 ? 1 : Infinity;
-  const ticks = barTicks(tones).map((value) => [value, tones.place(value)]);
-  for (const [value, place] of ticks.reverse()) {
-    if (last !== 1 && last - place < 0.2) continue;
-    if (last === 1 && place < 1 && 1 - place < 0.2) continue;
+  const ticks = barTicks(tones).map((value) => ({ value, place: tones.place(value) }));
+  const [low, high] = [ticks[0], ticks.at(-1)];
+  let last = low.place;
+  for (const { value, place } of ticks) {
+    const isEnd = value === low.value || value === high.value;
+    if (!isEnd && (place - last < LABEL_WIDTH || high.place - place < LABEL_WIDTH)) continue;
     labels.append(element("span", { ".style": `left:${100 * place}%` }, short(value)));
-    last = Math.min(place, 0.9999);
+    last = place;
   }
   node.replaceChildren(element("div", { class: "ramp" }, canvas, labels), element("p", {}, caption));
 }

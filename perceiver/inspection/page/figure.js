@@ -1,12 +1,12 @@
-// The figure: panes with planes for each modality, colour bars, the cell cursor and its read-out.
+// The figure: panes with planes for each modality, and their colour bars.
 
-const MOST_HEIGHT = 450;
-const MOST_HEIGHT_OF_SEVERAL = 300;
+const MOST_HEIGHT = 360;
+const MOST_HEIGHT_OF_SEVERAL = 250;
 const ROOM_FOR_PLANE = 60; // ticks at the left and the gap between planes
 const LEAST_WIDTH = 120;
 const MOST_SHRUNK = 1.3;
 const pictures = new Map();
-const figure = { scene: null, modalities: [], cursor: null, sample: null, width: 0 };
+const figure = { scene: null, modalities: [], cursor: null, sample: null, width: 0, isWaiting: true };
 
 function pictureOf(url) {
   if (!pictures.has(url)) pictures.set(url, Object.assign(new Image(), { src: url }));
@@ -15,7 +15,13 @@ function pictureOf(url) {
 
 async function preparePictures(sample) {
   const urls = Object.values(page.samples[sample]?.modalities ?? {}).map(({ picture }) => picture);
-  await Promise.all(urls.filter(Boolean).map((url) => pictureOf(url).decode().catch(() => null)));
+  await Promise.all(
+    urls.filter(Boolean).map((url) =>
+      pictureOf(url)
+        .decode()
+        .catch(() => null),
+    ),
+  );
 }
 
 function nameOfEvent({ run, event }) {
@@ -42,12 +48,15 @@ function sceneOf(chosen) {
 }
 
 function renderFigure() {
+  // Pointer and window may ask for it while the chosen maps are still being unpacked.
+  if (figure.isWaiting) return;
   const scene = sceneOf(preview === null ? state : previewed());
   figure.scene = scene;
   byId("figure").classList.toggle("empty", !scene);
   if (!scene) {
     byId("panes").replaceChildren(element("p", { class: "none" }, whyEmpty()));
     for (const id of ["shown", "readout", "notes", "shares", "verdict"]) byId(id).replaceChildren();
+    for (const { sound } of figure.modalities) sound?.audio.pause();
     figure.modalities = [];
     forget("panes");
     return;
@@ -69,7 +78,7 @@ function whyEmpty() {
 
 function panesOf(description, comparing) {
   if (!comparing) return description.words ? ["over"] : ["over", "alone"];
-  return description.words ? ["over", "other", "change"] : ["over", "other", "change", "alone", "other-alone"];
+  return description.words ? ["over", "other", "change"] : ["over", "other", "alone", "other-alone", "change"];
 }
 
 function captionOf(kind, description) {
@@ -86,7 +95,7 @@ function buildPanes(scene) {
   const comparing = Boolean(scene.right);
   const panes = byId("panes");
   const { width } = figure;
-  const most = comparing ? (width < 760 ? 1 : 3) : width < 560 ? 1 : 2;
+  const most = width < 560 ? 1 : comparing && width >= 760 ? 3 : 2;
   const tallest = layout.length > 1 ? MOST_HEIGHT_OF_SEVERAL : MOST_HEIGHT;
   const before = new Map(figure.modalities.map(({ name, sound }) => [name, sound]));
   if (figure.sample !== state.sample) {
@@ -102,8 +111,9 @@ function buildPanes(scene) {
     const columns = description.words || description.size[0] > MOST_SHRUNK * room(most) ? 1 : most;
     for (const plane of planes) plane.fit(room(columns), tallest);
     const bars = { map: element("div", { class: "bar" }), change: comparing ? element("div", { class: "bar" }) : null };
-    const modality = { name: part.modality, number, part, description, planes, bars, sound: before.get(part.modality) ?? soundOf(part.modality, description) };
-    modality.captions = planes.map(() => element("figcaption"));
+    const captions = planes.map(() => element("figcaption"));
+    const sound = before.get(part.modality) ?? soundOf(part.modality, description);
+    const modality = { name: part.modality, number, part, description, planes, bars, captions, sound };
     modality.node = element(
       "section",
       { class: "modality", "data-modality": part.modality, "data-columns": columns },
@@ -112,10 +122,10 @@ function buildPanes(scene) {
         "div",
         { class: "planes" },
         ...planes.map((plane, i) =>
-          element("figure", { class: "pane", "data-pane": plane.kind }, modality.captions[i], plane.node),
+          element("figure", { class: "pane", "data-pane": plane.kind }, captions[i], plane.node),
         ),
       ),
-      modality.sound?.node,
+      sound?.node,
       element("div", { class: "bars" }, bars.map, bars.change),
     );
     listen(modality);
@@ -123,13 +133,17 @@ function buildPanes(scene) {
   });
   panes.replaceChildren(...figure.modalities.map(({ node }) => node));
   for (const { sound } of figure.modalities) sound?.show();
-  if (figure.cursor && !figure.modalities.some(({ name }) => name === figure.cursor.modality)) figure.cursor = null;
+  const { cursor } = figure;
+  const stays = ({ name, part }) =>
+    name === cursor.modality && cursor.place[0] < part.rows && cursor.place[1] < part.columns;
+  if (cursor && !figure.modalities.some(stays)) figure.cursor = null;
 }
 
 function factsOf({ words, levels }, { rows, columns, pooled }) {
   const facts = [words ? counted(words.length, "token") : `${rows} × ${columns} cells`];
   if (pooled.some((factor) => factor > 1)) facts.push(`each the sum of ${pooled[0]} × ${pooled[1]} tokens`);
-  if (levels) facts.push(`grey: ${short(levels.low)} ${levels.unit} (black) to ${short(levels.high)} ${levels.unit} (white)`);
+  if (levels)
+    facts.push(`grey: ${short(levels.low)} ${levels.unit} (black) to ${short(levels.high)} ${levels.unit} (white)`);
   return facts.join(" · ");
 }
 
@@ -147,98 +161,36 @@ function paintPanes({ left, right, change, chosen, look }) {
       const isChange = plane.kind === "change";
       const isOver = !isChange && !plane.kind.endsWith("alone");
       const picture = isOver && description.picture ? pictureOf(description.picture) : null;
-      const options = { map: sides[plane.kind], tones: isChange ? changes : tones, picture, boxes, mark: mark && !isChange };
       const caption = captionOf(plane.kind, description);
       modality.captions[i].textContent = caption;
-      plane.paint({ ...options, alpha: picture || (description.words && !isChange) ? alpha : 1 }, `${part.modality}, ${caption}. ${left.title}`);
+      const options = {
+        map: sides[plane.kind],
+        tones: isChange ? changes : tones,
+        picture,
+        boxes,
+        mark: mark && !isChange,
+        alpha: picture || (description.words && !isChange) ? alpha : 1,
+      };
+      plane.paint(options, `${part.modality}, ${caption}. ${left.title}`);
     });
     const clipped = left.map.subarray(part.start, part.stop).filter((value) => value > top * 1.0001).length;
     const beyond = clipped ? `; ${counted(clipped, "cell")} above it` : "";
     const floor = scale === "log" && top > 0 ? `; all below ${short(top / 10 ** DECADES)} in the darkest` : "";
     const both = right ? " and of what it is compared with" : "";
-    paintBar(modality.bars.map, tones, `${left.unit}, ${scale}; ${rangeText(range, chosen.method)}${both}${beyond}${floor}`);
-    if (change) paintBar(modality.bars.change, changes, `difference of ${left.unit}, ${scale}; no change in the middle`);
+    const ends = `${rangeText(range, chosen.method)}${both}${beyond}${floor}`;
+    paintBar(modality.bars.map, tones, `${left.unit}, ${scale} scale; ${ends}`);
+    if (!change) continue;
+    paintBar(modality.bars.change, changes, `difference of ${left.unit}, ${scale} scale; no change in the middle`);
   }
 }
 
 // Where the answer truly is, and thin: where everything else is.
 function boxesOf(look, answer, modality) {
-  const own = look.content.answers[answer]?.boxes?.[modality] ?? [];
+  const { name, boxes } = look.content.answers[answer] ?? {};
+  const own = boxes?.[modality] ?? [];
   const same = (a, b) => ["left", "top", "right", "bottom"].every((side) => Math.abs(a[side] - b[side]) < 1e-6);
-  const others = page.samples[state.sample].modalities[modality].boxes.filter((box) => !own.some((mine) => same(mine, box)));
-  return [...others, ...own.map((box) => ({ ...box, isAnswer: true }))];
-}
-
-function renderNotes(scene) {
-  const notes = [...scene.notes];
-  if (scene.chosen.mark) notes.push(...figure.modalities.map((modality) => pointing(scene, modality)).filter(Boolean));
-  byId("notes").replaceChildren(...notes.map((note) => element("li", {}, note)));
-}
-
-// Whether the brightest cell lies in a box of the answer.
-function pointing({ left, look, chosen }, { part, description }) {
-  const place = markPlace(left.map, part, description.shape);
-  if (!place) return `Nothing of ${part.modality} is marked.`;
-  const where = placeText(description, part, cellOf(brightest(left.map, part), part));
-  const start = `Brightest of ${part.modality}: ${where}`;
-  const boxes = look.content.answers[chosen.answer]?.boxes?.[part.modality] ?? [];
-  if (!boxes.length) return description.words ? `${start}.` : `${start}; no box of ${quoted(look.content.answers[chosen.answer]?.name ?? "the answer")} is known here.`;
-  const [y, x] = place;
-  const inside = boxes.some((box) => box.left <= x && x <= box.right && box.top <= y && y <= box.bottom);
-  return `${start}, ${inside ? "inside" : "outside"} the box of ${quoted(look.content.answers[chosen.answer].name)}.`;
-}
-
-const cellOf = (index, part) => [Math.floor(index / part.columns), index % part.columns];
-
-function placeText({ axes, shape, words }, part, [row, column]) {
-  if (words) {
-    const factor = part.pooled[1];
-    const here = words.slice(column * factor, (column + 1) * factor).join(" ");
-    return `${quoted(here)} (token ${column * factor + 1})`;
-  }
-  const cells = [row, column];
-  const texts = axes.map((axis, i) => (axis.name ? cellText(axis, cells[i], part.pooled[i], shape[i]) : null));
-  return texts.filter(Boolean).join(", ");
-}
-
-function setCursor(cursor, isSpoken = false) {
-  figure.cursor = cursor;
-  renderReadout();
-  if (isSpoken) announce(byId("readout").textContent);
-}
-
-function renderReadout() {
-  const { scene, cursor, modalities } = figure;
-  if (!scene) return;
-  for (const { name, planes } of modalities) {
-    for (const plane of planes) plane.showCell(cursor?.modality === name ? cursor.place : null);
-  }
-  const modality = modalities.find(({ name }) => name === cursor?.modality) ?? modalities[0];
-  const { part, description } = modality;
-  const place = cursor ? cursor.place : cellOf(brightest(scene.left.map, part), part);
-  const cell = part.start + place[0] * part.columns + place[1];
-  const value = scene.left.map[cell];
-  const texts = [
-    `${cursor ? "" : "brightest: "}${part.modality}, ${placeText(description, part, place)}`,
-    `${scene.left.unit} ${short(value)}`,
-    `${percent(value / massOf(scene.left.map))} of the map`,
-  ];
-  if (scene.right) texts.push(`there ${short(scene.right.map[cell])}`, `difference ${signed(scene.change[cell])}`);
-  byId("readout").textContent = texts.join(" · ");
-  byId("readout").classList.toggle("live", Boolean(cursor));
-}
-
-function renderShares({ left, look, chosen }) {
-  const { layout } = left.stack;
-  const rows = [["this map", left.map]];
-  const layer = look.content.layers[chosen.layer];
-  if (layer) rows.push([`${layer.name}, all latents`, look.layer(chosen.layer, chosen.head).mean]);
-  const bars = rows.map(([name, map]) => {
-    const mass = massOf(map);
-    const shares = layout.map((part) => ({ name: part.modality, share: mass > 0 ? massOf(map, part) / mass : 0 }));
-    const text = shares.map(({ name: modality, share }) => `${modality} ${percent(share)}`).join(" · ");
-    const parts = shares.map(({ share }, i) => element("span", { class: `part part${i % 4}`, ".style": `width:${100 * share}%` }));
-    return element("div", { class: "share" }, element("span", {}, name), element("span", { class: "track" }, ...parts), element("span", {}, text));
-  });
-  byId("shares").replaceChildren(element("h4", {}, "Share of each modality"), ...bars);
+  const others = page.samples[state.sample].modalities[modality].boxes.filter(
+    (box) => !own.some((mine) => same(mine, box)),
+  );
+  return [...others, ...own.map((box) => ({ ...box, name: name ?? "", isAnswer: true }))];
 }

@@ -31,7 +31,12 @@ function buildLatents(layer) {
       return element("canvas", { ".style": words ? "height:12px" : `aspect-ratio:${size[0]} / ${size[1]}` });
     });
     const label = element("small", {}, latent === "mean" ? "mean" : String(latent));
-    return element("div", { role: "option", "aria-selected": "false", tabindex: -1, "data-latent": latent }, ...canvases, label);
+    return element(
+      "div",
+      { role: "option", "aria-selected": "false", tabindex: -1, "data-latent": latent },
+      ...canvases,
+      label,
+    );
   });
   byId("latents").replaceChildren(...options);
   byId("latents").dataset.wide = layer.maps.cells.some(({ modality }) => {
@@ -45,21 +50,22 @@ function buildLatents(layer) {
 
 // For each latent: the number to sort by, the greatest first, and how it is written.
 function keysOf(look, layer) {
-  const reads = look.content.reads?.[state.answer] ?? [];
+  const reads = layer.reads[state.answer] ?? [];
   const entropies = layer.entropy[state.head === "mean" ? layer.num_heads : state.head];
   const stack = look.layer(state.layer, state.head);
   const part = stack.layout.find(({ modality }) => state.sort === `share:${modality}`);
   return layer.latents.map((latent, i) => {
-    const isRead = Number.isFinite(reads[latent]);
-    const label = [`latent ${latent}`, `entropy ${short(entropies[i])} nats`, isRead ? `${percent(reads[latent])} of what the answer reads` : ""];
+    const isRead = Number.isFinite(reads[i]);
+    const label = [`latent ${latent}`, `entropy ${short(entropies[i])} nats`];
+    if (isRead) label.push(`${percent(reads[i])} of the answer comes in here`);
     const share = part ? massOf(stack.map(i), part) / massOf(stack.map(i)) : 0;
-    const keys = { reads: reads[latent] ?? 0, entropy: -entropies[i], number: -latent };
-    const texts = { reads: isRead ? percent(reads[latent]) : "", entropy: short(entropies[i]), number: "" };
+    const keys = { reads: reads[i] ?? 0, entropy: -entropies[i], number: -latent };
+    const texts = { reads: isRead ? percent(reads[i]) : "", entropy: short(entropies[i]), number: "" };
     return {
       latent: String(latent),
       key: part ? share : keys[state.sort],
       text: part ? percent(share) : texts[state.sort],
-      label: label.filter(Boolean).join(", "),
+      label: label.join(", "),
     };
   });
 }
@@ -79,12 +85,12 @@ function orderLatents(look, layer) {
   node.replaceChildren(options.get("mean"), ...sorted);
   // Whoever moves through the grid by keys must not lose the place in it.
   if (node.contains(chosen)) chosen.focus();
-  const reads = look.content.reads?.[state.answer];
-  const carried = reads && layer.latents.reduce((sum, latent) => sum + (reads[latent] ?? 0), 0);
   const answer = look.content.answers[state.answer];
-  const isPart = layer.latents.length < layer.num_latents;
+  const share = layer.reads[state.answer]?.reduce((sum, part) => sum + part, 0);
   byId("latents-read").textContent =
-    isPart && answer && Number.isFinite(carried) ? `They carry ${percent(carried)} of what ${quoted(answer.name)} reads.` : "";
+    answer && Number.isFinite(share)
+      ? `By the rollout, ${percent(share)} of what ${quoted(answer.name)} rests on comes in through them.`
+      : "";
 }
 
 // In the order in which they stand there, and never for longer than a frame at a time.

@@ -33,6 +33,7 @@ function update() {
   const request = ++requests;
   const isReady =
     preparedSamples.has(state.sample) && (!look || look.isReady(state.layer)) && (!other || other.isReady(otherLayer));
+  figure.isWaiting = !isReady;
   if (isReady) {
     render(look);
     return;
@@ -61,7 +62,8 @@ function render(look) {
   writeHash();
   const { sample, run, event, method, layer, head, latent, answer } = state;
   when("announced", [sample, run, event, method, layer, head, latent, answer], () => {
-    announce(`${page.samples[sample].id}, ${nameOfEvent(state)}: ${byId("shown").textContent || byId("panes").textContent}`);
+    const seen = byId("shown").textContent || byId("panes").textContent;
+    announce(`${page.samples[sample]?.id ?? "no sample"}, ${nameOfEvent(state)}: ${seen}`);
   });
   document.documentElement.dataset.drawn = requests;
 }
@@ -89,6 +91,7 @@ function start() {
   byId("title").textContent = page.title;
   const runs = page.runs.map(({ name }, run) => (page.runs.length > 1 ? `run ${run + 1}: ${name}` : name));
   byId("runs").replaceChildren(...runs.map((name) => element("li", {}, name)));
+  for (const node of byId("figure").querySelectorAll(".controls")) node.hidden = !looked.length;
   readHash();
   listenToControls();
   listenToLatents();

@@ -9,7 +9,10 @@ function short(value, figures = 3) {
   const size = Math.abs(value);
   if (size >= 1e-3 && size < 1e5) {
     const text = size >= 10 ** figures ? value.toFixed(0) : value.toPrecision(figures);
-    return text.replace(/(\.\d*?)0+$/, "$1").replace(/\.$/, "").replace("-", "−");
+    return text
+      .replace(/(\.\d*?)0+$/, "$1")
+      .replace(/\.$/, "")
+      .replace("-", "−");
   }
   const [digits, power] = value.toExponential(figures - 1).split("e");
   const raised = [...String(Math.abs(power))].map((digit) => SUPERSCRIPTS[digit]).join("");
@@ -59,7 +62,7 @@ function niceTicks(low, high, about) {
   return ticks;
 }
 
-// An element with attributes (or properties, where its name begins with a dot) and children; text is never read as html.
+// An element with attributes, or properties where a name begins with a dot. Texts in it are never read as html.
 function element(name, attributes = {}, ...children) {
   return filled(document.createElement(name), attributes, children);
 }
@@ -72,7 +75,8 @@ function filled(node, attributes, children) {
   for (const [key, value] of Object.entries(attributes)) {
     if (key.startsWith(".")) node[key.slice(1)] = value;
     else if (key.startsWith("aria-")) node.setAttribute(key, value);
-    else if (value !== null && value !== undefined && value !== false) node.setAttribute(key, value === true ? "" : value);
+    else if (value !== null && value !== undefined && value !== false)
+      node.setAttribute(key, value === true ? "" : value);
   }
   node.append(...children.filter((child) => child !== null && child !== undefined));
   return node;

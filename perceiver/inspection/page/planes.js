@@ -1,7 +1,8 @@
-// Planes: one map over one modality, with axes and cursors, on a canvas or, where the input is a text, behind its words.
+// Planes: one map over one modality with axes and cursors, on a canvas or, of a text, behind its words.
 
 const MOST_RATIO = 2;
-const SPARE = 1.05; // a whole multiple that is this much too large is shrunk rather than left out
+const SPARE = 1.05; // a multiple that is this much too large is shrunk rather than left out
+const FACTOR_STEP = 0.5;
 
 function planeOf(kind, description, part) {
   return description.words ? new TextPlane(kind, description, part) : new CanvasPlane(kind, description, part);
@@ -24,10 +25,11 @@ class CanvasPlane {
     );
   }
 
-  // Whole multiples of the size at which it is drawn best; smaller only where there is no room.
+  // Multiples of the size at which it is drawn best; smaller only where there is no room.
   fit(width, height) {
     const [wide, high] = this.description.size;
-    const factor = Math.max(1, Math.floor(SPARE * Math.min(width / wide, height / high)));
+    const room = SPARE * Math.min(width / wide, height / high);
+    const factor = Math.max(1, FACTOR_STEP * Math.floor(room / FACTOR_STEP));
     const shown = Math.min(wide * factor, width);
     this.ratio = Math.min(window.devicePixelRatio || 1, MOST_RATIO);
     this.canvas.width = Math.round(shown * this.ratio);

@@ -39,7 +39,14 @@ function traced(look, name, answer) {
     notes.push(`${percent(rest)} rests on the initial latents, which know nothing of the input.`);
   }
   const from = shared ? "the answers" : quoted(look.content.answers[answer].name);
-  return { stack, map: stack.map(answer), unit, title: `${label}, from ${from} back to the input`, notes, residual: rest };
+  return {
+    stack,
+    map: stack.map(answer),
+    unit,
+    title: `${label}, from ${from} back to the input`,
+    notes,
+    residual: rest,
+  };
 }
 
 const quoted = (name) => `“${name}”`;
@@ -73,7 +80,8 @@ function counterpart(look, other, otherName, chosen) {
     there.layer = other.content.layers.findIndex(({ name }) => name === layer.name);
     const match = other.content.layers[there.layer];
     if (!match) return { reason: `${otherName} has no layer ${layer.name}.` };
-    if (chosen.head !== "mean" && chosen.head >= match.num_heads) return { reason: `${otherName} has no head ${chosen.head}.` };
+    if (chosen.head !== "mean" && chosen.head >= match.num_heads)
+      return { reason: `${otherName} has no head ${chosen.head}.` };
     if (chosen.latent !== "mean" && !match.latents.includes(chosen.latent)) {
       return { reason: `The map of latent ${chosen.latent} is not kept in ${otherName}.` };
     }

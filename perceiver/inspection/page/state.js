@@ -73,7 +73,9 @@ function settle(look) {
   if (!look) return;
   const { layers, methods, answers } = look.content;
   const names = methods.map(({ name }) => name);
-  if (!names.includes(state.answerMethod)) state.answerMethod = names[0] ?? "";
+  // A map that is the same for all answers tells less about one.
+  const telling = methods.find(({ shared }) => !shared) ?? methods[0];
+  if (!names.includes(state.answerMethod)) state.answerMethod = telling?.name ?? "";
   if (names.includes(state.method)) state.answerMethod = state.method;
   else if (state.method !== "map" || !layers.length) state.method = state.answerMethod || "map";
   if (!(state.answer < answers.length)) state.answer = 0;

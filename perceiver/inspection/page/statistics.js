@@ -18,18 +18,23 @@ const lastPart = (name) => plain(name).split("/").at(-1);
 function renderStatistics() {
   byId("statistics-section").hidden = !statistics.length;
   if (!statistics.length) return;
-  when("curve", [state.statistic, state.run, state.event], () => byId("curve").replaceChildren(curveOf(state.statistic)));
+  when("curve", [state.statistic, state.run, state.event], () =>
+    byId("curve").replaceChildren(curveOf(state.statistic)),
+  );
   when("values", [state.statistic, state.run, state.event], renderValues);
 }
 
 function curveOf(name) {
   const number = (value) => value !== null && value !== undefined;
-  const pointsOf = (events, key) => events.filter(({ values }) => number(values[key])).map(({ step, values }) => [step, values[key]]);
+  const pointsOf = (events, key) =>
+    events.filter(({ values }) => number(values[key])).map(({ step, values }) => [step, values[key]]);
   const chance = chanceOf(name);
   const series = page.runs.flatMap(({ events }, run) => {
-    const title = page.runs.length > 1 ? `run ${run + 1}` : lastPart(name);
-    const found = [{ name: title, points: pointsOf(events, name), style: `run${run}` }];
-    if (chance) found.push({ name: page.runs.length > 1 ? `chance, run ${run + 1}` : "chance", points: pointsOf(events, chance), style: `run${run} chance` });
+    const style = `run${run % 4}`;
+    const [title, other] =
+      page.runs.length > 1 ? [`run ${run + 1}`, `chance, run ${run + 1}`] : [lastPart(name), "chance"];
+    const found = [{ name: title, points: pointsOf(events, name), style }];
+    if (chance) found.push({ name: other, points: pointsOf(events, chance), style: `${style} chance` });
     return found;
   });
   const marks = page.runs.flatMap(({ events }, run) =>
@@ -38,10 +43,21 @@ function curveOf(name) {
       const hasLook = look !== null && look !== undefined;
       const label = `${nameOfEvent({ run, event })}: ${short(values[name])}${hasLook ? "" : " (no maps)"}`;
       const isChosen = run === state.run && event === state.event;
-      return [{ x: step, y: values[name], style: `run${run}`, label, isChosen, choose: hasLook ? () => chooseEvent({ run, event }) : null }];
+      const chosen = hasLook ? () => chooseEvent({ run, event }) : null;
+      return [{ x: step, y: values[name], style: `run${run % 4}`, label, isChosen, choose: chosen }];
     }),
   );
-  return chart({ series, marks, xLabel: "training step", yLabel: lastPart(name), description: `${plain(name)} over training` });
+  return chart({
+    series,
+    marks,
+    xLabel: "training step",
+    yLabel: plain(name),
+    description: `${plain(name)} over training`,
+  });
+}
+
+function changeOf(value, before) {
+  return Number.isFinite(value) && Number.isFinite(before) ? signed(value - before) : "–";
 }
 
 function chooseEvent({ run, event }) {
@@ -64,7 +80,7 @@ function renderValues() {
         { class: name === state.statistic ? "chosen" : null },
         element("th", { scope: "row" }, lastPart(name)),
         element("td", {}, short(values[name])),
-        element("td", {}, Number.isFinite(before[name]) && Number.isFinite(values[name]) ? signed(values[name] - before[name]) : "–"),
+        element("td", {}, changeOf(values[name], before[name])),
         element("td", {}, short(values[chanceOf(name)])),
       ),
     ),

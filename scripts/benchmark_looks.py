@@ -1,0 +1,126 @@
+"""What looking at attention costs: `uv run scripts/benchmark_looks.py [any override of experiments/train.py]`.
+
+First one look at a probe set, part by part, beside a forward pass of the same samples: time, and how much more memory
+was held at most (as far as the process's or the device's peak tells, so each part is one on top of those before it).
+Then, unless `train=false`, a whole run: how much of its time went into looks, measured inside of that same run.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+import torch
+from benchmark_step import peak_bytes
+from omegaconf import DictConfig, open_dict
+from rich.table import Table
+
+from perceiver.inspection.arrays import event_arrays, scored, write_arrays
+from perceiver.inspection.callback import AttentionCallback
+from perceiver.inspection.capture import pictures_of
+from perceiver.inspection.explorer import event_of
+from perceiver.inspection.look import Observer
+from perceiver.inspection.maps import panels
+from perceiver.training.build import build
+from perceiver.training.config import resolved
+from perceiver.training.errors import explained
+from perceiver.training.prediction import to_accelerator
+from perceiver.training.run import prepare_torch, train
+from perceiver.training.summary import console
+from perceiver.training.timing import synchronize
+
+
+@explained
+@hydra.main(version_base="1.3", config_path="../conf", config_name="benchmark_looks")
+@explained
+def main(cfg: DictConfig) -> None:
+    with open_dict(cfg):
+        whole_run = cfg.pop("train")
+    console.print(one_look(resolved(cfg)))
+    if whole_run:
+        console.print(one_run(cfg))
+
+
+def one_look(config: dict[str, Any]) -> Table:
+    """Time and memory of the parts of a look."""
+    prepare_torch(config)
+    parts = build(config)
+    to_accelerator(parts)
+    settings = config["attention"]
+    observer = Observer(
+        model=parts.model,
+        task=parts.task,
+        class_names=parts.module.description["class_names"],
+        alpha=settings["rollout_alpha"],
+    )
+    batch = parts.data.probe(settings["num_samples"]).to(parts.module.device)
+    clock = Clock(parts.module.device)
+    with torch.no_grad():
+        clock.measure("forward pass", lambda: observer.task.predictions(observer.model, batch, observer.class_names, 1))
+    clock.measure("forward pass, captured", lambda: observer.answered(batch))
+    look = clock.measure("look: capture, rollout, relevance", lambda: observer.look(batch))
+    statistics = clock.measure("statistics", lambda: look.record.statistics(alpha=observer.alpha))
+    arrays = clock.measure("exact maps", lambda: event_arrays(look, max_megabytes=settings["max_megabytes"]))
+    event = scored(arrays, statistics) | {"step": np.array(0), "epoch": np.array(0)}
+    with tempfile.TemporaryDirectory() as folder:
+        clock.measure("exact maps to disk", lambda: write_arrays(Path(folder) / "event.npz", arrays))
+    clock.measure("maps for the explorer", lambda: event_of(event))
+    pictures = pictures_of(observer.model, batch.inputs)
+    num_latents, boxes = settings["num_latents"], batch.targets.get("boxes", [])
+    clock.measure(
+        "contact sheets", lambda: panels(look.record, pictures, look.own, num_latents=num_latents, boxes=boxes)
+    )
+    clock.measure("deletion test", lambda: observer.deletion(batch, seed=0))
+    tokens = look.record.layers["cross0"]
+    clock.table.title = f"{len(batch)} samples, {tokens.num_keys:,} tokens × {tokens.num_queries} latents"
+    return clock.table
+
+
+class Clock:
+    """Measures one thing after the other."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.table = Table("what", "seconds", "more memory at most", title_justify="left")
+
+    def measure(self, name: str, function: Callable[[], Any]) -> Any:
+        """Run once and write down."""
+        held, start = peak_bytes(self.device), time.perf_counter()
+        result = function()
+        synchronize(self.device)
+        seconds, more = time.perf_counter() - start, peak_bytes(self.device) - held
+        self.table.add_row(name, f"{seconds:,.3f}", f"{more / 2**20:,.0f} MiB")
+        return result
+
+
+def one_run(cfg: DictConfig) -> Table:
+    """How much of a run goes into looks."""
+    seconds: list[float] = []
+    for name in ("on_train_epoch_end", "on_train_end"):
+        setattr(AttentionCallback, name, timed(getattr(AttentionCallback, name), seconds))
+    start = time.perf_counter()
+    train(cfg)
+    total = time.perf_counter() - start
+    table = Table("run", "seconds")
+    table.add_row("all of it", f"{total:,.1f}")
+    table.add_row("looks at attention", f"{sum(seconds):,.2f}")
+    table.add_row("looks, of the rest", f"{sum(seconds) / (total - sum(seconds)):.2%}")
+    return table
+
+
+def timed(method: Callable[..., None], seconds: list[float]) -> Callable[..., None]:
+    """The same method, which adds what it takes to `seconds`."""
+
+    def wrapper(*args: Any) -> None:
+        start = time.perf_counter()
+        method(*args)
+        seconds.append(time.perf_counter() - start)
+
+    return wrapper
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+import json
+
+import pytest
+import torch
+
+from perceiver.inspection.capture import Capture
+from perceiver.inspection.deletion import FRACTIONS, MOST_ANSWERS, RANDOM, Deletion, deletion, ranks, together
+from perceiver.types import Answer, JoinedTokens
+from tests.inspection.models import look, perceiver, perceiver_io, perceiver_text, some_masks
+from tests.models import small_inputs
+
+NUM_TOKENS, BATCH, NUM_CLASSES = 23, 5, 3
+SHARES = torch.tensor(FRACTIONS)
+
+
+class SumOfTokens:
+    """A model whose token `t` adds `tokens[t, k]` to the probability of class k, and which takes down what it sees."""
+
+    def __init__(self) -> None:
+        self.shown: list[torch.Tensor] = []
+
+    def latents(self, tokens, shown):
+        assert (tokens[~shown] == 0).all(), "what is hidden is not there"
+        self.shown.append(shown)
+        return tokens
+
+    def decoder(self, latents):
+        return latents.sum(dim=1)
+
+
+def of_class(label: int) -> Answer:
+    return Answer(f"class {label}", (label,), label=label)
+
+
+def recorded(tokens: torch.Tensor, mask: torch.Tensor | None = None) -> Capture:
+    record = Capture()
+    record.tokens = JoinedTokens(tokens, mask, {})
+    return record
+
+
+def some_tokens() -> torch.Tensor:
+    """Parts of the probabilities of all classes, few tokens having most of them."""
+    tokens = torch.rand(BATCH, NUM_TOKENS, NUM_CLASSES) ** 5
+    return tokens / tokens.sum(dim=(1, 2), keepdim=True)
+
+
+def measured(tokens, maps, answers=None, mask=None, seed: int = 0) -> tuple[Deletion, SumOfTokens]:
+    """`deletion` of maps, [batch, answers, tokens], of a `SumOfTokens`."""
+    model = SumOfTokens()
+    answers = [[of_class(0)]] * len(tokens) if answers is None else answers
+    return deletion(model, recorded(tokens, mask), maps, answers, lambda outputs: outputs, seed=seed), model
+
+
+def parts_of(tokens: torch.Tensor, label: int = 0) -> torch.Tensor:
+    return tokens[:, None, :, label]
+
+
+def test_what_is_left_is_what_was_not_hidden_the_most_marked_first():
+    tokens, marked = some_tokens(), torch.rand(BATCH, 1, NUM_TOKENS)
+    found, model = measured(tokens, {"some": marked})
+    order = marked[:, 0].argsort(dim=1, descending=True)
+    for number, share in enumerate(FRACTIONS):
+        hidden = round(share * NUM_TOKENS)
+        left = torch.stack([row[chosen[hidden:]].sum() for row, chosen in zip(tokens[..., 0], order, strict=True)])
+        torch.testing.assert_close(found.curves["some"][:, number], left / tokens[..., 0].sum(dim=1))
+    assert found.num_cases == BATCH
+    assert not any(shown.dtype != torch.bool for shown in model.shown)
+
+
+def test_curves_begin_at_one_and_end_where_everything_is_hidden():
+    found, model = measured(some_tokens(), {"some": torch.rand(BATCH, 1, NUM_TOKENS)})
+    for curve in found.curves.values():
+        assert curve.shape == (BATCH, len(FRACTIONS))
+        torch.testing.assert_close(curve[:, 0], torch.ones(BATCH))
+        torch.testing.assert_close(curve[:, -1], torch.zeros(BATCH))
+    assert any(not shown.any() for shown in model.shown)
+    assert FRACTIONS[0] == 0.0
+    assert FRACTIONS[-1] == 1.0
+
+
+def test_an_oracle_does_better_than_chance_its_opposite_worse_and_random_marks_as_well():
+    tokens = some_tokens().repeat(13, 1, 1)
+    oracle = parts_of(tokens)
+    maps = {"oracle": oracle, "anti-oracle": -oracle, "blind": torch.rand_like(oracle)}
+    areas = measured(tokens, maps)[0].summary["areas"]
+    assert areas["oracle"]["mean"] > 3 * areas["oracle"]["error"] > 0
+    assert areas["anti-oracle"]["mean"] < -3 * areas["anti-oracle"]["error"] < 0
+    assert abs(areas["blind"]["mean"]) < 3 * areas["blind"]["error"]
+
+
+def test_areas_lie_between_the_curves():
+    curves = {RANDOM: (1 - SHARES).expand(2, -1), "at once": (SHARES == 0).float().expand(2, -1)}
+    found = Deletion(curves)
+    # A triangle of 1/2 against one of a height of 1 over the first step.
+    torch.testing.assert_close(found.areas["at once"], torch.full((2,), 0.5 - FRACTIONS[1] / 2))
+    assert list(found.areas) == ["at once"]
+
+
+def test_masked_tokens_are_never_counted():
+    tokens, mask = some_tokens(), torch.rand(BATCH, NUM_TOKENS) < 0.6
+    maps = parts_of(tokens)
+    found, model = measured(tokens.masked_fill(~mask[..., None], 0.0), {"oracle": maps}, mask=mask)
+    assert all(not (shown & ~mask).any() for shown in model.shown)
+    spoiled = maps.masked_fill(~mask[:, None], 99.0)
+    again, _ = measured(tokens.masked_fill(~mask[..., None], 7.0), {"oracle": spoiled}, mask=mask)
+    assert all(torch.equal(again.curves[name], curve) for name, curve in found.curves.items())
+    hidden = {tuple((mask & ~shown).sum(dim=1).tolist()) for shown in model.shown}
+    assert hidden == {tuple((share * mask.sum(dim=1)).round().long().tolist()) for share in FRACTIONS}
+
+
+def test_it_is_a_function_of_the_seed():
+    tokens, even = some_tokens(), torch.zeros(BATCH, 1, NUM_TOKENS)
+    state = torch.get_rng_state()
+    once, twice, other = (measured(tokens, {"even": even}, seed=seed)[0].curves for seed in (3, 3, 4))
+    assert torch.equal(torch.get_rng_state(), state)
+    for name in (RANDOM, "even"):
+        assert torch.equal(once[name], twice[name])
+        assert not torch.equal(once[name], other[name])
+
+
+def test_among_equals_chance_decides_and_nobody_is_left_out():
+    real, generator = torch.rand(997, 7) < 0.7, torch.Generator().manual_seed(0)
+    places = ranks(torch.full((997, 7), 0.3), real, generator)
+    assert torch.equal(places.sort(dim=1).values, torch.arange(7).expand(997, 7))
+    count = real.sum(dim=1, keepdim=True)
+    assert ((places < count) == real).all(), "what is not real comes last"
+    whole = real.all(dim=1)
+    every = ranks(torch.zeros(997, 7), torch.ones(997, 7).bool(), generator)
+    assert (every.float().mean(dim=0) - 3).abs().max() < 4 * 2 / 997**0.5, "each is as early as the others"
+    assert whole.any()
+    marks = torch.tensor([0.1, 0.5, 0.5, 0.9, 0.5]).expand(997, 5)
+    places = ranks(marks, torch.ones(997, 5).bool(), generator)
+    assert (places[:, 3] == 0).all()
+    assert (places[:, 0] == 4).all()
+    assert (places[:, [1, 2, 4]].float().mean(dim=0) - 2).abs().max() < 0.15
+
+
+def test_an_even_map_is_chance():
+    tokens = some_tokens().repeat(29, 1, 1)
+    areas = measured(tokens, {"even": torch.full((len(tokens), 1, NUM_TOKENS), 0.2)})[0].summary["areas"]
+    assert abs(areas["even"]["mean"]) < 3 * areas["even"]["error"]
+
+
+def test_only_answers_that_hang_on_the_input_are_tested_and_only_the_most_dependent():
+    tokens = torch.zeros(2, NUM_TOKENS, NUM_CLASSES)
+    tokens[0, :2] = torch.tensor([0.1, 0.3, 0.2])
+    tokens[1, :2] = torch.tensor([0.04, 0.04, 0.3])
+    answers = [[of_class(0), of_class(1), of_class(2)], [of_class(0), of_class(2)]]
+    marks = torch.rand(2, 3, NUM_TOKENS)
+    marks[0, 1, :2], marks[0, 2, :2], marks[1, 1, :2] = 2.0, -2.0, torch.tensor([2.0, -2.0])
+    found, model = measured(tokens, {"map": marks}, answers)
+    assert found.num_cases == MOST_ANSWERS + 1
+    # With three quarters of 23 tokens hidden, of the first sample first class 1 and then class 2 is asked about.
+    assert found.curves["map"][:, 3].tolist() == pytest.approx([0.0, 1.0, 0.5])
+    assert {len(shown) for shown in model.shown} == {2, 3}
+
+
+@pytest.mark.parametrize("answers", [[[], [], [], [], []], [[of_class(0)]] * BATCH], ids=["nothing said", "no loss"])
+def test_where_nothing_can_be_tested_there_are_no_cases(answers):
+    found, _ = measured(torch.zeros(BATCH, NUM_TOKENS, NUM_CLASSES), {"map": torch.rand(BATCH, 1, NUM_TOKENS)}, answers)
+    assert found.num_cases == 0
+    assert list(found.curves) == [RANDOM, "map"]
+    assert found.areas["map"].shape == (0,)
+    other, _ = measured(some_tokens(), {"map": torch.rand(BATCH, 1, NUM_TOKENS)})
+    both = together([found, other, found])
+    assert both.num_cases == BATCH
+    assert all(torch.equal(both.curves[name], curve) for name, curve in other.curves.items())
+
+
+def test_several_batches_are_all_their_cases():
+    tokens, marks = some_tokens(), torch.rand(BATCH, 1, NUM_TOKENS)
+    parts = [measured(tokens[rows], {"map": marks[rows]})[0] for rows in (slice(0, 2), slice(2, 5))]
+    whole = together(parts)
+    torch.testing.assert_close(whole.curves["map"], measured(tokens, {"map": marks})[0].curves["map"])
+    means = [float(part.areas["map"].mean()) for part in parts]
+    assert whole.scores == {"deletion/map": pytest.approx((2 * means[0] + 3 * means[1]) / 5)}
+
+
+def test_the_summary_is_plain_and_has_means_with_their_errors():
+    found, _ = measured(
+        some_tokens(), {"one": torch.rand(BATCH, 1, NUM_TOKENS), "two": torch.rand(BATCH, 1, NUM_TOKENS)}
+    )
+    summary = json.loads(json.dumps(found.summary, allow_nan=False))
+    assert summary["num_cases"] == BATCH
+    assert summary["fractions"] == list(FRACTIONS)
+    assert set(summary["curves"]) == {RANDOM, "one", "two"}
+    assert summary["curves"]["two"] == pytest.approx(found.curves["two"].mean(dim=0).tolist())
+    assert set(summary["areas"]) == {"one", "two"}
+    values = found.areas["one"].tolist()
+    mean = sum(values) / BATCH
+    deviation = (sum((value - mean) ** 2 for value in values) / (BATCH - 1)) ** 0.5
+    assert summary["areas"]["one"] == pytest.approx({"mean": mean, "error": deviation / BATCH**0.5})
+    assert found.scores == pytest.approx({f"deletion/{name}": area["mean"] for name, area in summary["areas"].items()})
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_single_case_has_no_error():
+    found, _ = measured(some_tokens()[:1], {"map": torch.rand(1, 1, NUM_TOKENS)})
+    summary = json.loads(json.dumps(found.summary, allow_nan=False))
+    assert summary["areas"]["map"]["error"] is None
+
+
+@pytest.mark.parametrize("make", [perceiver, perceiver_io, perceiver_text], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("masks", [None, some_masks()], ids=["whole", "masked"])
+def test_of_a_perceiver_hiding_all_is_masking_all(monkeypatch, make, masks):
+    monkeypatch.setattr("perceiver.inspection.deletion.LEAST_LOSS", -1.0)
+    model, inputs = make(), small_inputs()
+    model.decoder.head.weight.data *= 30
+    record = look(model, inputs, masks)
+    best = record.outputs.argmax(dim=-1).tolist()
+    if make is perceiver_text:
+        answers = [[Answer("word", (2, 5), ids=(ids[2], ids[5]))] for ids in best]
+    else:
+        answers = [[of_class(label)] for label in best]
+    maps = {"map": torch.rand(3, 1, 55)}
+    with torch.no_grad():
+        found = deletion(model, record, maps, answers, lambda outputs: outputs.softmax(dim=-1), seed=0)
+        nothing = {name: torch.zeros(3, dtype=torch.bool) for name in inputs}
+        shown, hidden = (model(inputs, real, *record.queries).softmax(dim=-1) for real in (masks, nothing))
+    for row, (answer,) in enumerate(answers):
+        at = (row, list(answer.queries), list(answer.ids)) if answer.is_word else (row, answer.label)
+        expected = hidden[at].prod() / shown[at].prod()
+        torch.testing.assert_close(found.curves["map"][row, -1], expected, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(found.curves["map"][:, 0], torch.ones(3))
+    assert (found.curves["map"][:, -1] - 1).abs().max() > 1e-3

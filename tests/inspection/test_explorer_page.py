@@ -1,0 +1,145 @@
+"""Which looks are in the explorer's page, and what it says of them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from perceiver.inspection.arrays import event_path, scored, write_arrays
+from perceiver.inspection.explorer import Event, evenly_spread, event_of, events_in, page_of, write_page
+from tests.inspection.looks import arrays_of, contents_of, look_at
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 5, 6, 7, 11, 101])
+@pytest.mark.parametrize("num_chosen", [1, 2, 6])
+def test_numbers_are_evenly_spread_with_the_last_among_them(count, num_chosen):
+    chosen = evenly_spread(count, num_chosen)
+    assert len(chosen) == min(count, num_chosen)
+    assert chosen == sorted(set(chosen) & set(range(count)))
+    if count:
+        assert chosen[-1] == count - 1
+    if min(count, num_chosen) > 1:
+        assert chosen[0] == 0
+        assert np.ptp(np.diff(chosen)) <= 1
+
+
+def test_of_no_event_none_is_chosen():
+    assert evenly_spread(5, 0) == []
+
+
+def test_an_event_has_what_was_measured_under_the_names_by_which_it_is_logged():
+    arrays = arrays_of(look_at(), 11, 3, **{"stat/cross0/entropy": 1.5, "energy_in_box": 0.25})
+    arrays["deletion"] = np.array(json.dumps({"num_cases": 5}))
+    event = event_of(arrays)
+    assert (event.name, event.step, event.epoch) == ("step 11 · epoch 3", 11, 3)
+    assert event.values == {"attention/stat/cross0/entropy": 1.5, "attention/energy_in_box": 0.25}
+    assert event.deletion == {"num_cases": 5}
+    assert list(event.maps) == ["s/0", "s/1", "s/2"]
+    numbers = event_of(arrays, with_maps=False, name="mine")
+    assert (numbers.name, numbers.maps, numbers.values) == ("mine", {}, event.values)
+
+
+def test_events_of_early_versions_have_their_numbers_alone():
+    arrays = arrays_of(look_at(), energy_in_box=0.25)
+    event = event_of(
+        {name: values for name, values in arrays.items() if not name.startswith(("relevance", "answers/"))}
+    )
+    assert (event.maps, event.values) == ({}, {"attention/energy_in_box": 0.25})
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Eleven looks, the latest written first, the seventh with a deletion test."""
+    arrays = arrays_of(look_at())
+    for number in reversed(range(11)):
+        more = {"step": np.array(13 * number + 5), "epoch": np.array(number)}
+        if number == 6:
+            more["deletion"] = np.array(json.dumps({"num_cases": 5}))
+        write_arrays(event_path(tmp_path, 13 * number + 5), scored(arrays | more, {"energy_in_box": number / 100}))
+    return tmp_path
+
+
+def test_a_page_has_all_events_in_order_and_the_maps_of_some_with_the_last_among_them(folder):
+    events = events_in(folder, num_shown=3)
+    assert [event.step for event in events] == [13 * number + 5 for number in range(11)]
+    assert [event.epoch for event in events] == list(range(11))
+    assert [event.values["attention/energy_in_box"] for event in events] == [number / 100 for number in range(11)]
+    assert [number for number, event in enumerate(events) if event.maps] == [0, 5, 10]
+    assert [number for number, event in enumerate(events) if event.deletion] == [6]
+    assert [event.step for event in events_in(folder, num_shown=0) if event.maps] == []
+
+
+def test_no_events_are_no_events(tmp_path):
+    assert events_in(tmp_path) == []
+
+
+def test_files_are_read_again_only_for_maps_that_are_not_there(folder, monkeypatch):
+    known = {event.step: event for event in events_in(folder, num_shown=3)}
+    read, original = [], np.load
+
+    def load(path, *args, **options):
+        read.append(Path(path).name)
+        return original(path, *args, **options)
+
+    monkeypatch.setattr(np, "load", load)
+    again = events_in(folder, num_shown=3, known=known)
+    assert read == []
+    assert again == list(known.values())
+    fewer = events_in(folder, num_shown=2, known=known)
+    assert read == []
+    assert [number for number, event in enumerate(fewer) if event.maps] == [0, 10]
+    events_in(folder, num_shown=6, known=known)
+    assert read == [f"step_{13 * number + 5:08d}.npz" for number in (2, 4, 6, 8)]
+
+
+def event(step: int, maps: dict[str, str], **options) -> Event:
+    return Event(
+        f"step {step}", step, 0, {"attention/x": step / 10}, {id: {"of": of} for id, of in maps.items()}, **options
+    )
+
+
+def test_looks_are_numbered_through_all_runs_and_maps_belong_to_samples_by_their_ids():
+    samples = [{"id": name, "facts": [], "modalities": {}} for name in ("a", "b", "c")]
+    test = {"num_cases": 5, "areas": {"rollout": {"mean": 0.1, "error": None}}}
+    runs = {
+        "first": [event(3, {"c": "0c", "a": "0a"}), event(5, {}), event(7, {"x": "of another data set"})],
+        "second": [event(2, {"b": "1b", "x": "of another"}), event(4, {"a": "2a", "c": "2c"}, deletion=test)],
+    }
+    page, maps = contents_of(page_of("the <title>", samples, runs))
+    assert page["title"] == "the <title>"
+    assert page["samples"] == samples
+    assert [run["name"] for run in page["runs"]] == ["first", "second"]
+    assert [[one["look"] for one in run["events"]] for run in page["runs"]] == [[0, None, None], [1, 2]]
+    assert [[one["step"] for one in run["events"]] for run in page["runs"]] == [[3, 5, 7], [2, 4]]
+    assert [[one["values"] for one in run["events"]] for run in page["runs"]][1] == [
+        {"attention/x": 0.2},
+        {"attention/x": 0.4},
+    ]
+    assert [[one["deletion"] for one in run["events"]] for run in page["runs"]] == [[None] * 3, [None, test]]
+    assert sorted((one["of"], one["look"], one["sample"]) for one in maps) == [
+        ("0a", 0, 0),
+        ("0c", 0, 2),
+        ("1b", 1, 1),
+        ("2a", 2, 0),
+        ("2c", 2, 2),
+    ]
+
+
+def test_a_page_is_written_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "index.html"
+    assert write_page(path, "the old page – α") == path
+    assert path.read_text(encoding="utf-8") == "the old page – α"
+    original = Path.write_text
+
+    def full(self, text, **options):
+        original(self, text[: len(text) // 2], **options)
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="space"):
+        write_page(path, "the new page")
+    assert path.read_text(encoding="utf-8") == "the old page – α"
+    monkeypatch.undo()
+    write_page(path, "the new page")
+    assert [one.name for one in tmp_path.iterdir()] == ["index.html"]

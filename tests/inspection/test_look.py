@@ -1,0 +1,224 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from perceiver.decoders.queries import QueryDecoder
+from perceiver.inspection.answers import answer_readers, said
+from perceiver.inspection.capture import capture
+from perceiver.inspection.look import Observer, in_parts
+from perceiver.inspection.rollout import rollout
+from perceiver.tasks.classification import Classification
+from perceiver.tasks.tagging import Tagging
+from perceiver.tokenizer import EOS
+from perceiver.types import Batch
+from tests.inspection.models import (
+    DECODE_HEADS,
+    captioning,
+    captions,
+    perceiver,
+    perceiver_io,
+    perceiver_text,
+    some_masks,
+)
+from tests.models import DIM, NUM_CLASSES, small_inputs
+
+NAMES = [f"class {number}" for number in range(NUM_CLASSES)]
+
+
+def classified(masks: bool) -> tuple[Observer, Batch]:
+    task = Classification(num_classes=NUM_CLASSES, label_smoothing=0.0, mixup=0.0, cutmix=0.0)
+    targets = {"label": torch.tensor([3, 1, 4])}
+    return Observer(perceiver(), task, NAMES, 0.5), labelled(targets, masks)
+
+
+def tagged(masks: bool) -> tuple[Observer, Batch]:
+    task = Tagging(num_classes=NUM_CLASSES, multi_label=True, label_smoothing=0.0, positive_weight=1.0, mixup=0.0)
+    return Observer(perceiver_io(), task, NAMES, "norm"), labelled({"tags": torch.zeros(3, NUM_CLASSES)}, masks)
+
+
+def captioned(masks: bool) -> tuple[Observer, Batch]:
+    batch = captions(small_inputs())
+    batch.masks = some_masks() if masks else {}
+    model = perceiver_text()
+    model.decoder.head.bias.data[EOS] = -9.0  # untrained, it might have nothing to say
+    return Observer(model, captioning(), [], 0.3), batch
+
+
+def labelled(targets, masks: bool) -> Batch:
+    return Batch(small_inputs(), targets, ["a", "b", "c"], masks=some_masks() if masks else {})
+
+
+KINDS = pytest.mark.parametrize("make", [classified, tagged, captioned], ids=lambda make: make.__name__)
+MASKS = pytest.mark.parametrize("masks", [False, True], ids=["whole", "masked"])
+
+
+@KINDS
+@MASKS
+def test_each_answer_has_its_rollout_relevance_and_probability(make, masks):
+    observer, batch = make(masks)
+    look = observer.look(batch)
+    widths, tokens = [len(row) for row in look.answers], look.record.layers["cross0"].num_keys
+    shape = (3, max(widths))
+    assert max(widths) > 1
+    assert look.rollout.inputs.shape == look.relevance.shape == (*shape, tokens)
+    assert look.rollout.residual.shape == look.probability.shape == shape
+    said_anything = torch.arange(max(widths)) < torch.tensor(widths)[:, None]
+    total = look.rollout.inputs.sum(dim=-1) + look.rollout.residual
+    torch.testing.assert_close(total, said_anything.float())
+    assert (look.relevance[said_anything].sum(dim=-1) > 0).any()
+    assert (look.relevance[~said_anything] == 0).all()
+    model = observer.model
+    with torch.no_grad():
+        probabilities = observer.task.probabilities(model(batch.inputs, batch.masks, *look.record.queries))
+    for row, answers in enumerate(look.answers):
+        for slot, answer in enumerate(answers):
+            if answer.is_word:
+                expected = probabilities[row, list(answer.queries), list(answer.ids)].prod()
+            else:
+                expected = probabilities[row, answer.label]
+            torch.testing.assert_close(look.probability[row, slot], expected)
+    assert look.alpha == observer.alpha
+    readers = answer_readers(look.record, look.answers, len(observer.class_names))
+    torch.testing.assert_close(look.rollout.inputs, rollout(look.record, alpha=observer.alpha, readers=readers).inputs)
+
+
+@KINDS
+def test_relevance_is_that_of_the_logits_of_each_answer(make):
+    observer, batch = make(True)
+    look = observer.look(batch)
+    with capture(observer.model, gradients=True) as record:
+        outputs = observer.model(batch.inputs, batch.masks, *look.record.queries)
+        expected = record.relevance(said(outputs, look.answers))
+    torch.testing.assert_close(look.relevance, expected)
+
+
+@KINDS
+@MASKS
+def test_in_several_parts_it_is_what_it_is_at_once(monkeypatch, make, masks):
+    observer, batch = make(masks)
+    whole = observer.look(batch)
+    passes = []
+    for tokens_at_once in (1, 2 * 55):
+        monkeypatch.setattr("perceiver.inspection.look.TOKENS_AT_ONCE", tokens_at_once)
+        hook = observer.model.register_forward_hook(lambda *_: passes.append(1))
+        parts = observer.look(batch)
+        hook.remove()
+        scale = whole.relevance.max()
+        torch.testing.assert_close(parts.relevance / scale, whole.relevance / scale, rtol=0, atol=1e-5)
+        torch.testing.assert_close(parts.rollout.inputs, whole.rollout.inputs)
+        torch.testing.assert_close(parts.probability, whole.probability)
+    assert len(passes) == (1 + 3) + (1 + 2)
+
+
+def test_where_all_classes_are_asked_for_at_once_they_share_a_rollout_but_not_their_relevance():
+    observer, batch = classified(masks=False)
+    look = observer.look(batch)
+    assert look.own == [[], [], []]
+    for slot in (1, 2):
+        torch.testing.assert_close(look.rollout.inputs[:, slot], look.rollout.inputs[:, 0])
+        assert ((look.relevance[:, slot] - look.relevance[:, 0]).abs().amax(dim=-1) > 0).all()
+
+
+def test_where_each_class_asks_for_itself_it_has_its_own_rollout():
+    observer, batch = tagged(masks=False)
+    look = observer.look(batch)
+    assert look.own == look.answers
+    assert all(len(row) == 3 for row in look.own)
+    assert ((look.rollout.inputs[:, 1] - look.rollout.inputs[:, 0]).abs().amax(dim=-1) > 1e-4).all()
+    best = observer.model(batch.inputs, batch.masks).topk(3).indices.tolist()
+    assert [[answer.label for answer in row] for row in look.answers] == best
+
+
+def test_words_have_their_own_rollouts_and_what_was_said_before_is_not_written_anew(monkeypatch):
+    observer, batch = captioned(masks=False)
+    look = observer.look(batch, [{"caption": text} for text in ("a small red circle", "", "blue squares")])
+    assert [[answer.name for answer in row] for row in look.answers] == [
+        ["a", "small", "red", "circle"],
+        [],
+        ["blue", "squares"],
+    ]
+    assert look.relevance.shape[:2] == look.probability.shape == (3, 4)
+    said_anything = torch.tensor([[True] * 4, [False] * 4, [True, True, False, False]])
+    torch.testing.assert_close(look.rollout.inputs.sum(dim=-1) + look.rollout.residual, said_anything.float())
+    monkeypatch.setattr("perceiver.inspection.look.TOKENS_AT_ONCE", 1)
+    parts = observer.look(batch, [{"caption": text} for text in ("a small red circle", "", "blue squares")])
+    torch.testing.assert_close(parts.relevance, look.relevance)
+    assert (look.relevance[~said_anything] == 0).all()
+
+
+@KINDS
+def test_a_model_that_says_nothing_has_no_maps(monkeypatch, make):
+    observer, batch = make(False)
+    monkeypatch.setattr("perceiver.inspection.look.TOKENS_AT_ONCE", 2 * 55)
+    answers = observer.task.answers
+
+    def silent(*args):
+        return [[] for _ in answers(*args)]
+
+    monkeypatch.setattr(observer.task, "answers", silent)
+    look = observer.look(batch)
+    assert look.relevance.shape == (3, 0, 55)
+    assert look.rollout.inputs.shape == (3, 0, 55)
+    assert look.probability.shape == (3, 0)
+    assert observer.deletion(batch, seed=0).num_cases == 0
+
+
+@KINDS
+def test_the_mean_map_is_that_of_all_latents_and_cross_attends(make):
+    observer, batch = make(True)
+    look = observer.look(batch)
+    expected = torch.stack([look.record.map(name).mean(dim=1) for name in look.record.named("cross")]).mean(dim=0)
+    maps = look.maps
+    assert list(maps) == ["relevance", "rollout", "mean_map"]
+    assert len({found.shape for found in maps.values()}) == 1
+    for slot in range(maps["mean_map"].shape[1]):
+        torch.testing.assert_close(maps["mean_map"][:, slot], expected)
+
+
+def test_inputs_are_converted_and_the_precision_is_that_of_the_context():
+    observer, batch = classified(masks=False)
+    exact = observer.look(batch)
+    other = Observer(
+        observer.model,
+        observer.task,
+        NAMES,
+        0.5,
+        converted=lambda inputs: {name: values.float() for name, values in inputs.items()},
+        forward_context=lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    )
+    batch.inputs = {name: values.double() for name, values in batch.inputs.items()}
+    look = other.look(batch)
+    assert look.record.layers["cross0"].q.dtype == torch.bfloat16
+    assert look.relevance.dtype == look.rollout.inputs.dtype == torch.float32
+    torch.testing.assert_close(look.rollout.inputs, exact.rollout.inputs, rtol=0, atol=0.02)
+
+
+def test_one_query_for_all_classes_is_no_query_of_any():
+    decoder = QueryDecoder(dim=DIM, num_classes=NUM_CLASSES, query_dim=13, attention=DECODE_HEADS)
+    observer, batch = classified(masks=False)
+    look = Observer(perceiver_io(decoder=decoder), observer.task, NAMES, 0.5).look(batch)
+    assert look.own == [[], [], []]
+    assert (look.rollout.inputs.sum(dim=-1) > 0.1).all()
+
+
+def test_a_look_leaves_the_model_as_it_was():
+    observer, batch = captioned(masks=False)
+    observer.model.train()
+    state, modes = torch.get_rng_state(), [module.training for module in observer.model.modules()]
+    observer.look(batch)
+    observer.deletion(batch, seed=3)
+    observer.truth(batch)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [module.training for module in observer.model.modules()] == modes
+    assert all(parameter.grad is None for parameter in observer.model.parameters())
+
+
+def test_parts_of_a_batch_are_all_of_it_in_order():
+    batch = labelled({"label": torch.arange(3)}, masks=True)
+    parts = list(in_parts(batch, 2))
+    assert [rows for rows, _ in parts] == [slice(0, 2), slice(2, 4)]
+    assert [part.ids for _, part in parts] == [["a", "b"], ["c"]]
+    for name, values in batch.inputs.items():
+        assert torch.equal(torch.cat([part.inputs[name] for _, part in parts]), values)
+        assert torch.equal(torch.cat([part.masks[name] for _, part in parts]), batch.masks[name])
+    assert F.one_hot(torch.cat([part.targets["label"] for _, part in parts]), 3).trace() == 3

@@ -1,0 +1,249 @@
+"""What a person sees, hears and reads in the page is what the model was given."""
+
+import base64
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from PIL import Image
+
+from perceiver.data.text_pairs import TextPairs
+from perceiver.encoders.stems import PatchStem
+from perceiver.encoders.text import TextEncoder
+from perceiver.inspection import media as media_module
+from perceiver.inspection.capture import pictures_of, sounds_of
+from perceiver.inspection.frames import Frame
+from perceiver.inspection.media import Media, samples_of, texts_of
+from perceiver.positions import LearnedPositions
+from perceiver.tokenizer import BOS, EOS, PAD, SPECIAL, ByteTokenizer
+from perceiver.types import Axis, Batch, Box, Grid, Picture, Span
+from tests.inspection.looks import labelled
+from tests.inspection.models import captions, grid, look, perceiver
+from tests.models import audio_encoder, image_encoder, waveform_encoder
+
+RATE = 4001
+NAMES = ["dog", "siren", "rain"]
+
+
+def content_of(url: str, kind: str) -> io.BytesIO:
+    head, content = url.split(",")
+    assert head == f"data:{kind};base64"
+    return io.BytesIO(base64.b64decode(content))
+
+
+def pixels_of(url: str) -> np.ndarray:
+    with Image.open(content_of(url, "image/png")) as picture:
+        return np.asarray(picture)
+
+
+def images(batch: int = 3) -> torch.Tensor:
+    return torch.rand(batch, 3, 11, 13, generator=torch.Generator().manual_seed(1))
+
+
+def waves(batch: int = 3, length: int = RATE) -> torch.Tensor:
+    noise = torch.randn(batch, 1, length, generator=torch.Generator().manual_seed(2))
+    return (0.3 * noise).clamp(-1, 1)
+
+
+def shown(encoders: dict[str, Any], batch: Batch, class_names=NAMES, texts=None) -> list[dict[str, Any]]:
+    """The samples of a batch as a model with these encoders sees them."""
+    model = perceiver(encoders=encoders)
+    spans = look(model, batch.inputs, batch.masks).spans
+    media = Media(pictures_of(model, batch.inputs), sounds_of(model, batch.inputs), texts or {})
+    return samples_of(batch, spans, media, class_names)
+
+
+def test_pictures_are_the_pixels_of_their_sample_in_the_extent_of_the_grid():
+    """Patches of 3 see 12 of 13 columns and 9 of 11 rows of the second image, and of the first one zeros beyond it."""
+    raw = images()
+    (whole, cut) = (
+        shown({"image": image_encoder(stem)}, labelled({"image": raw}))
+        for stem in (PatchStem(channels=3, patch_size=(11, 13)), PatchStem(channels=3, patch_size=5))
+    )
+    for row, (one, other) in enumerate(zip(whole, cut, strict=True)):
+        expected = (raw[row] * 255).round().byte().permute(1, 2, 0).numpy()
+        found = pixels_of(one["modalities"]["image"]["picture"])
+        assert np.abs(found.astype(int) - expected).max() <= 1
+        assert found.shape == (11, 13, 3)
+        continued = pixels_of(other["modalities"]["image"]["picture"])
+        assert continued.shape == (15, 15, 3)
+        assert (continued[:11, :13] == found).all()
+        assert not continued[11:].any()
+        assert not continued[:, 13:].any()
+    assert [one["modalities"]["image"]["shape"] for one in (whole[0], cut[0])] == [[1, 1], [3, 3]]
+
+
+def test_axes_and_sizes_are_those_of_the_picture_from_the_top_down():
+    encoders = {"image": image_encoder(), "audio": audio_encoder()}
+    (sample,) = shown(encoders, labelled({"image": images(1), "audio": waves(1)}))
+    image, sound = (sample["modalities"][name] for name in ("image", "audio"))
+    assert [(axis["name"], axis["unit"], axis["start"]) for axis in image["axes"]] == [("y", "px", 0), ("x", "px", 0)]
+    assert image["axes"][0]["stop"] < image["axes"][1]["stop"]
+    assert image["levels"] is None
+    assert (image["sound"], image["seconds"], image["words"]) == (None, None, None)
+    frequency, time = sound["axes"]
+    assert (frequency["unit"], frequency["scale"], time["unit"]) == ("Hz", "mel", "s")
+    assert frequency["start"] > frequency["stop"] >= 0, "high frequencies are on top"
+    assert (time["start"], sound["shape"]) == (0, [3, 37])
+    assert sound["levels"]["unit"] == "dB"
+    assert sound["levels"]["low"] < sound["levels"]["high"]
+    row_ticks, column_ticks = sound["ticks"]
+    for ticks, axis in ((row_ticks, frequency), (column_ticks, time)):
+        assert ticks
+        assert all(0 <= tick["place"] <= 1 for tick in ticks)
+        values = [tick["label"].split()[0] for tick in ticks]
+        for tick, value in zip(ticks, values, strict=True):
+            hertz = float(value.removesuffix("k")) * (1000 if value.endswith("k") else 1)
+            assert Axis(**axis).fraction(hertz) == pytest.approx(tick["place"], abs=0.01)
+
+
+def test_high_frequencies_are_on_top_of_the_picture():
+    """A tone that rises, of a quarter of the highest frequency at first."""
+    time = torch.arange(RATE) / RATE
+    rising = 0.5 * torch.sin(2 * torch.pi * (500 * time + 600 * time**2))[None, None]
+    (sample,) = shown({"audio": audio_encoder()}, labelled({"audio": rising}))
+    grey = pixels_of(sample["modalities"]["audio"]["picture"])[..., 0].astype(float)
+    place = grey.argmax(axis=0)
+    assert place[len(place) // 5] > place[-len(place) // 5]
+
+
+@pytest.mark.parametrize("make", [audio_encoder, waveform_encoder], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_sounds_are_the_waves_of_their_sample_at_their_rate(make, dtype):
+    raw = waves().to(dtype)
+    batch = labelled({"audio": raw})
+    model = perceiver(encoders={"audio": make()})
+    spans = look(model, {"audio": raw.float()}).spans
+    found = samples_of(batch, spans, Media(sounds=sounds_of(model, batch.inputs)), NAMES)
+    for row, sample in enumerate(found):
+        wave, rate = soundfile.read(content_of(sample["modalities"]["audio"]["sound"], "audio/flac"))
+        assert (rate, wave.shape) == (RATE, (RATE,))
+        np.testing.assert_allclose(wave, raw[row, 0].double(), atol=2 / 2**15)
+        assert sample["modalities"]["audio"]["seconds"] == 1.0
+        assert sample["modalities"]["audio"]["picture"] is None
+
+
+def test_what_is_louder_than_can_be_played_is_cut_and_not_folded():
+    raw = torch.tensor([2.0, -3.0, 1.0, 0.5]).repeat(1000)[None, None]
+    (sample,) = shown({"audio": waveform_encoder()}, labelled({"audio": raw}))
+    wave, _ = soundfile.read(content_of(sample["modalities"]["audio"]["sound"], "audio/flac"))
+    np.testing.assert_allclose(wave[:4], [1.0, -1.0, 1.0, 0.5], atol=2 / 2**15)
+
+
+@pytest.mark.parametrize(("most", "has_sound"), [(0.9, False), (1.0, True)])
+def test_long_sounds_are_seen_and_not_heard(most, has_sound, monkeypatch):
+    monkeypatch.setattr(media_module, "MOST_SECONDS", most)
+    (sample,) = shown({"audio": audio_encoder()}, labelled({"audio": waves(1)}))
+    found = sample["modalities"]["audio"]
+    assert (found["sound"] is not None) == has_sound
+    assert found["seconds"] == (1.0 if has_sound else None)
+    assert found["picture"] is not None
+
+
+def test_spectrograms_cannot_be_heard():
+    encoder = audio_encoder()
+    spectrograms = encoder.log_mel(waves(2))
+    (sample, _) = shown({"audio": encoder}, labelled({"audio": spectrograms}))
+    assert sample["modalities"]["audio"]["sound"] is None
+    assert sample["modalities"]["audio"]["picture"] is not None
+
+
+def test_texts_have_no_picture_and_the_pieces_of_their_sample(tmp_path):
+    tokenizer = ByteTokenizer(vocab_size=262, max_length=53)
+    data = TextPairs(
+        root=str(tmp_path), tokenizer=tokenizer, source=None, target=None, val_fraction=0.0, test_fraction=0.0
+    )
+    ids = tokenizer.encode_batch(["abc", "d", "ef"])[:, None]
+    batch = captions({"text": ids}, ["a", "b", "c"])
+    batch.masks["text"] = ids[:, 0] != PAD
+    encoder = TextEncoder(
+        vocab_size=262, dim=13, positions=LearnedPositions(shape=(23,), dim=13, init_std=1.0, anchored=True)
+    )
+    texts = texts_of(batch, data.pieces)
+    found = shown({"text": encoder}, batch, [], texts)
+    words = [sample["modalities"]["text"]["words"] for sample in found]
+    first, pad, last = SPECIAL[BOS], SPECIAL[PAD], SPECIAL[EOS]
+    assert words == [
+        [first, "a", "b", "c", last],
+        [first, "d", last, pad, pad],
+        [first, "e", "f", last, pad],
+    ]
+    assert found[0]["modalities"]["text"]["shape"] == [1, 5]
+    assert [sample["modalities"]["text"]["picture"] for sample in found] == [None] * 3
+
+
+def test_of_what_is_no_text_there_are_no_pieces():
+    batch = labelled({"image": images(), "words": torch.tensor([[[3, 1]], [[4, 1]], [[5, 9]]])})
+
+    def pieces(modality: str, raw: torch.Tensor) -> list[str] | None:
+        return [str(id) for id in raw[0].tolist()] if modality == "words" else None
+
+    assert texts_of(batch, pieces) == {"words": [["3", "1"], ["4", "1"], ["5", "9"]]}
+
+
+def test_facts_are_labels_tags_and_the_first_reference_of_their_sample():
+    raw = {"image": images()}
+    tags = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    references = [["a dog barks", "it rains"], ["a siren"], [""]]
+    spans = look(perceiver(encoders={"image": image_encoder()}), raw).spans
+
+    def facts(targets: dict[str, Any], names: list[str]) -> list[list[str]]:
+        batch = Batch(inputs=raw, targets=targets, ids=["a", "b", "c"])
+        found = samples_of(batch, spans, Media(), names)
+        assert [sample["id"] for sample in found] == ["a", "b", "c"]
+        return [sample["facts"] for sample in found]
+
+    assert facts({"label": torch.tensor([2, 0, 1])}, NAMES) == [["rain"], ["dog"], ["siren"]]
+    assert facts({"label": torch.tensor([2, 0, 1])}, []) == [[], [], []]
+    assert facts({"tags": tags}, NAMES) == [["dog, rain"], [], ["siren"]]
+    assert facts({"references": references}, []) == [["a dog barks"], ["a siren"], []]
+    assert facts({"label": torch.tensor([2, 0, 1]), "references": references}, NAMES)[0] == ["rain", "a dog barks"]
+    assert facts({}, NAMES) == [[], [], []]
+
+
+def test_boxes_of_a_sample_are_on_the_plane_of_their_modality_with_their_names():
+    boxes = [
+        None,
+        [
+            Box(2, "audio", {"frequency": (300.0, 900.0), "time": (0.25, 0.5)}),
+            Box(1, "image", {"x": (0.0, 6.5)}),
+            Box(0, "audio", {"time": (30.0, 31.0)}),
+        ],
+    ]
+    batch = labelled({"image": images(2), "audio": waves(2)}, boxes=boxes)
+    without, sample = shown({"image": image_encoder(), "audio": audio_encoder()}, batch)
+    assert [modality["boxes"] for modality in without["modalities"].values()] == [[], []]
+    (heard,), (seen,) = (sample["modalities"][name]["boxes"] for name in ("audio", "image"))
+    assert (heard["name"], heard["label"], seen["name"], seen["label"]) == ("rain", 2, "siren", 1)
+    frequency, time = (Axis(**axis) for axis in sample["modalities"]["audio"]["axes"])
+    assert heard["top"] == pytest.approx(frequency.fraction(900.0))
+    assert heard["top"] < heard["bottom"]
+    assert heard["bottom"] == pytest.approx(frequency.fraction(300.0))
+    assert (heard["left"], heard["right"]) == pytest.approx((time.fraction(0.25), time.fraction(0.5)))
+    assert (seen["left"], seen["top"], seen["bottom"]) == (0, 0, 1)
+    assert seen["right"] == pytest.approx(6.5 / sample["modalities"]["image"]["axes"][1]["stop"])
+    (nameless,) = shown({"image": image_encoder()}, captions({"image": images(2)}, boxes=boxes), [])[1]["modalities"][
+        "image"
+    ]["boxes"]
+    assert nameless["name"] == ""
+
+
+def test_modalities_with_more_than_two_axes_are_left_out():
+    axes = (*grid(5, 7).axes, Axis("time", "s", 0.0, 3.0))
+    spans = {"image": Span(0, 35, grid(5, 7)), "video": Span(35, 140, Grid((5, 7, 3), axes))}
+    (sample,) = samples_of(Batch(inputs={}, targets={}, ids=["a"]), spans, Media(), [])
+    assert list(sample["modalities"]) == ["image"]
+
+
+def test_a_strip_has_the_axes_of_its_picture():
+    """Patches of a wave have one axis; its picture, a spectrogram, has frequencies, too."""
+    (sample,) = shown({"audio": waveform_encoder()}, labelled({"audio": waves(1)}))
+    found = sample["modalities"]["audio"]
+    assert found["shape"][0] == 1
+    assert [axis["unit"] for axis in found["axes"]] == ["Hz", "s"]
+    assert found["axes"][0]["start"] > found["axes"][0]["stop"]
+    picture = Picture(torch.zeros(1, 1, 3, 5), grid(3, 5), "")
+    assert found["size"] == list(Frame(Grid((7,), (Axis("time", "s", 0.0, 1.0),)), picture).size)

@@ -1,0 +1,255 @@
+from math import exp, isfinite, log
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from perceiver.attention import BlockSpec
+from perceiver.decoders.pooled import PooledDecoder
+from perceiver.inspection.capture import Capture, capture
+from perceiver.inspection.statistics import DEAD, drift
+from perceiver.latents import LatentArray, Schedule
+from tests.inspection.models import (
+    captured_with,
+    layer,
+    look,
+    perceiver,
+    perceiver_io,
+    perceiver_text,
+    some_masks,
+)
+from tests.models import small_inputs, small_perceiver
+
+MODELS = pytest.mark.parametrize("make", [perceiver, perceiver_io, perceiver_text], ids=lambda make: make.__name__)
+MASKS = pytest.mark.parametrize("masks", [None, some_masks()], ids=["whole", "masked"])
+NO_KEYS = {"image": torch.tensor([True, False, True]), "depth": torch.tensor([True, False, False])}
+
+
+def mean(values) -> float:
+    values = list(values)
+    return sum(map(float, values)) / len(values)
+
+
+def cosines(rows: torch.Tensor) -> list[float]:
+    """Of all pairs of rows."""
+    pairs = [(one, other) for one in range(len(rows)) for other in range(one)]
+    return [torch.nn.functional.cosine_similarity(rows[a], rows[b], dim=0) for a, b in pairs]
+
+
+def naive_statistics(captured: Capture, alpha: float) -> dict[str, float]:
+    """From whole matrices, one sample after the other."""
+    found = {}
+    for name, of_batch in captured.layers.items():
+        if of_batch.role == "words":
+            continue
+        real = torch.ones(of_batch.num_rows, of_batch.num_keys).bool() if of_batch.mask is None else of_batch.mask
+        samples = [number for number in range(of_batch.num_rows) if real[number].any()]
+        weights = of_batch.weights().double()
+        heads, queries = of_batch.num_heads, of_batch.num_queries
+        rows = [weights[s, h, q] for s in samples for h in range(heads) for q in range(queries)]
+        found[f"{name}/entropy"] = mean(-sum(w * log(w) for w in row.tolist() if w > 0) for row in rows)
+        found[f"{name}/entropy_chance"] = mean(log(int(real[s].sum())) for s in samples)
+        found[f"{name}/top1_mass"] = mean(row.max() for row in rows)
+        if heads > 1:
+            found[f"{name}/head_redundancy"] = mean(
+                value for s in samples for q in range(queries) for value in cosines(weights[s, :, q])
+            )
+        if queries > 1:
+            found[f"{name}/latent_redundancy"] = mean(v for s in samples for v in cosines(weights[s].mean(dim=0)))
+        if of_batch.role != "cross":
+            continue
+        average = weights.mean(dim=(1, 2))
+        found[f"{name}/coverage"] = mean(
+            exp(-sum(w * log(w) for w in average[s].tolist() if w > 0)) / int(real[s].sum()) for s in samples
+        )
+        if len(captured.spans) > 1:
+            for modality, span in captured.spans.items():
+                found[f"{name}/share_{modality}"] = mean(average[s, span.start : span.stop].sum() for s in samples)
+        incoming = captured.rollout(alpha=alpha).latents[name].mean(dim=1)[samples].mean(dim=0)
+        found[f"{name}/dead_latents"] = mean(incoming < DEAD * incoming.mean())
+    return found
+
+
+@MODELS
+@MASKS
+@pytest.mark.parametrize("alpha", [0.3, "norm"])
+def test_each_is_what_follows_from_the_full_matrices(make, masks, alpha):
+    captured = look(make(), masks=masks)
+    found = captured.statistics(alpha=alpha)
+    assert found == pytest.approx(naive_statistics(captured, alpha), rel=1e-4, abs=1e-6)
+    assert all(type(value) is float for value in found.values())
+
+
+def test_samples_without_a_real_key_are_left_out():
+    captured = look(perceiver(), masks=NO_KEYS)
+    assert captured.statistics() == pytest.approx(naive_statistics(captured, 0.5), rel=1e-4, abs=1e-6)
+    rest = {name: mask[[0, 2]] for name, mask in NO_KEYS.items()}
+    model, inputs = perceiver(), small_inputs()
+    without = look(model, {name: values[[0, 2]] for name, values in inputs.items()}, rest).statistics()
+    found = look(model, inputs, NO_KEYS).statistics()
+    for name in found:
+        if name.startswith("cross"):
+            assert found[name] == pytest.approx(without[name], rel=1e-4), name
+
+
+def test_a_layer_without_any_real_key_has_no_numbers():
+    nothing = {name: torch.zeros(3, dtype=torch.bool) for name in NO_KEYS}
+    found = look(perceiver_io(), masks=nothing).statistics()
+    assert {name.split("/")[0] for name in found} == {*(f"self{number}" for number in range(6)), "decode0"}
+    assert all(map(isfinite, found.values()))
+
+
+def keys_of(name: str, *, modalities: tuple[str, ...] = (), heads: bool = True, queries: bool = True) -> set[str]:
+    keys = {"entropy", "entropy_chance", "top1_mass"}
+    keys |= {"head_redundancy"} if heads else set()
+    keys |= {"latent_redundancy"} if queries else set()
+    if name.startswith("cross"):
+        keys |= {"coverage", "dead_latents", *(f"share_{modality}" for modality in modalities)}
+    return {f"{name}/{key}" for key in keys}
+
+
+@MASKS
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, "norm"])
+def test_names_are_fixed_and_values_are_finite(masks, alpha):
+    found = look(perceiver_text(), masks=masks).statistics(alpha=alpha)
+    names = ["cross0", *(f"self{number}" for number in range(6)), "decode0", "decode1"]
+    assert set(found) == set().union(*(keys_of(name, modalities=("image", "depth")) for name in names))
+    assert all(map(isfinite, found.values()))
+
+
+def test_what_there_is_but_one_of_is_not_compared():
+    inputs = {"image": small_inputs()["image"]}
+    found = look(small_perceiver(num_latents=1), inputs).statistics()
+    expected = keys_of("cross0", heads=False, queries=False)
+    assert {name for name in found if name.startswith("cross0")} == expected, "one modality, head and latent"
+    assert {name for name in found if name.startswith("self0")} == keys_of("self0", queries=False)
+
+
+def test_layers_that_look_at_one_key_each():
+    weights = torch.zeros(2, 3, 5, 7)
+    for head in range(3):
+        for query in range(5):
+            weights[:, head, query, (head + query) % 7] = 1.0
+    found = captured_with({}, cross0=layer("cross", weights)).statistics()
+    assert found["cross0/entropy"] == pytest.approx(0.0, abs=1e-5)
+    assert found["cross0/top1_mass"] == pytest.approx(1.0)
+    assert found["cross0/head_redundancy"] == pytest.approx(0.0, abs=1e-5)
+
+
+def test_layers_that_look_at_everything_alike():
+    found = captured_with({}, cross0=layer("cross", torch.full((2, 3, 5, 7), 1 / 7))).statistics()
+    assert found["cross0/entropy"] == pytest.approx(found["cross0/entropy_chance"])
+    assert found["cross0/entropy_chance"] == pytest.approx(log(7))
+    assert found["cross0/top1_mass"] == pytest.approx(1 / 7)
+    assert found["cross0/coverage"] == pytest.approx(1.0)
+    assert found["cross0/head_redundancy"] == pytest.approx(1.0)
+    assert found["cross0/latent_redundancy"] == pytest.approx(1.0)
+    assert found["cross0/dead_latents"] == 0.0
+
+
+def test_identical_heads_are_redundant_and_identical_latents_by_themselves():
+    rows = torch.rand(2, 1, 5, 7).softmax(dim=-1)
+    rows = rows**5 / (rows**5).sum(dim=-1, keepdim=True)
+    found = captured_with({}, cross0=layer("cross", rows.expand(-1, 3, -1, -1))).statistics()
+    assert found["cross0/head_redundancy"] == pytest.approx(1.0)
+    assert found["cross0/latent_redundancy"] < 0.999
+    rows = torch.rand(2, 3, 1, 7)
+    rows /= rows.sum(dim=-1, keepdim=True)
+    found = captured_with({}, cross0=layer("cross", rows.expand(-1, -1, 5, -1))).statistics()
+    assert found["cross0/latent_redundancy"] == pytest.approx(1.0)
+    assert found["cross0/head_redundancy"] < 0.99
+
+
+@pytest.mark.parametrize(("fourth", "dead"), [(0.06, 1), (0.02, 2)])
+def test_latents_that_the_mean_of_the_outputs_hardly_reads_are_dead(fourth, dead):
+    """The fourth has half of what one of two outputs reads; a tenth of the even part is 0.02."""
+    reads = torch.tensor([[0.5, 0.5, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0 - fourth, fourth, 0.0]]).expand(2, 1, -1, -1)
+    even = layer("cross", torch.full((2, 1, 5, 7), 1 / 7))
+    found = captured_with({}, cross0=even, decode0=layer("decode", reads)).statistics()
+    assert found["cross0/dead_latents"] == pytest.approx(dead / 5)
+
+
+@MODELS
+def test_chunks_change_nothing(monkeypatch, make):
+    captured = look(make(), masks=some_masks())
+    expected = captured.statistics()
+    monkeypatch.setattr("perceiver.inspection.record.HELD_WEIGHTS", 1)
+    assert captured.statistics() == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_the_order_of_tokens_makes_no_difference():
+    latents = LatentArray(
+        num_latents=11,
+        dim=17,
+        input_dim=23,
+        cross_attention=BlockSpec(num_heads=1),
+        self_attention=BlockSpec(num_heads=1),
+        schedule=Schedule(num_cross_attends=2, num_blocks=2, num_self_attends=1),
+    )
+    model = nn.ModuleList([latents, PooledDecoder(dim=17, num_classes=5)])
+    tokens, order, mask, found = torch.randn(3, 31, 23), torch.randperm(31), torch.rand(3, 31) < 0.7, []
+    for values, real in ((tokens, mask), (tokens[:, order], mask[:, order])):
+        with capture(model) as captured:
+            model[1](model[0](values, real))
+        found.append(captured.statistics())
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
+
+
+def event(weights: torch.Tensor, latents: list[list[int]], ids=("a", "b"), name: str = "cross0") -> dict:
+    return {
+        "ids": np.array(ids),
+        f"{name}/weights": weights.numpy().astype(np.float16),
+        f"{name}/latents": np.array(latents),
+        "decode0/weights": weights.numpy(),
+    }
+
+
+def some_maps(batch: int = 2, heads: int = 3, latents: int = 5, keys: int = 7) -> torch.Tensor:
+    maps = torch.rand(batch, heads, latents, keys)
+    return maps / maps.sum(dim=-1, keepdim=True)
+
+
+class TestDrift:
+    every = ([*range(5)], [*range(5)])
+
+    def test_it_is_the_mean_total_variation_between_maps_that_are_the_mean_over_heads(self):
+        maps = some_maps(), some_maps()
+        means = [one.half().float().mean(dim=1) for one in maps]
+        expected = float((means[0] - means[1]).abs().sum(dim=-1).div(2).mean())
+        found = drift(event(maps[0], self.every), event(maps[1], self.every))
+        assert found == pytest.approx({"cross0/drift": expected}, rel=1e-4)
+        assert drift(event(maps[1], self.every), event(maps[0], self.every)) == pytest.approx(found)
+
+    def test_what_stays_has_none_and_what_looks_elsewhere_all(self):
+        maps = some_maps()
+        assert drift(event(maps, self.every), event(maps, self.every)) == {"cross0/drift": 0.0}
+        one, other = torch.zeros(2, 2, 3, 5, 7)
+        one[..., 2], other[..., 3:5] = 1.0, 0.5
+        assert drift(event(one, self.every), event(other, self.every)) == pytest.approx({"cross0/drift": 1.0})
+
+    def test_heads_that_change_places_are_no_drift(self):
+        maps = some_maps()
+        found = drift(event(maps, self.every), event(maps.flip(1), self.every))
+        assert found["cross0/drift"] == pytest.approx(0.0, abs=1e-6)
+
+    def test_only_latents_that_both_looks_have_are_compared(self):
+        maps = some_maps()
+        elsewhere = maps.flip(-1)
+        before = event(maps[:, :, :3], [[0, 2, 4], [1, 2, 3]])
+        # Of the first sample 2 and 4 are in both, and of the second 3; what has another number looks elsewhere.
+        now = torch.stack([elsewhere[0, :, :3], elsewhere[1, :, :3]])
+        now[0, :, 1], now[0, :, 2], now[1, :, 0] = maps[0, :, 1], maps[0, :, 2], maps[1, :, 2]
+        assert drift(before, event(now, [[1, 2, 4], [3, 4, 0]])) == pytest.approx({"cross0/drift": 0.0}, abs=1e-3)
+        now[1, :, 0] = elsewhere[1, :, 2]
+        part = float((maps[1, :, 2].mean(dim=0) - elsewhere[1, :, 2].mean(dim=0)).abs().sum() / 2)
+        assert drift(before, event(now, [[1, 2, 4], [3, 4, 0]])) == pytest.approx({"cross0/drift": part / 3}, abs=1e-3)
+        assert drift(before, event(now, [[1, 3, 3], [0, 4, 0]])) == {}, "none in common"
+
+    def test_looks_at_other_samples_layers_or_tokens_cannot_be_compared(self):
+        maps = some_maps()
+        before = event(maps, self.every)
+        assert drift(before, event(maps, self.every, ids=("a", "c"))) == {}
+        assert drift(before, event(maps, self.every, ids=("b", "a"))) == {}
+        assert drift(before, event(maps, self.every, name="cross1")) == {}
+        assert drift(before, event(some_maps(keys=11), self.every)) == {}
