@@ -127,7 +127,7 @@ def _png(pixels: np.ndarray) -> str:
 
 def _flac(wave: Float[Tensor, " length"], sample_rate: int) -> str:
     content = io.BytesIO()
-    soundfile.write(content, wave.float().clamp(-1, 1).cpu().numpy(), sample_rate, format="FLAC", subtype="PCM_16")
+    soundfile.write(content, wave.float().cpu().numpy(), sample_rate, format="FLAC", subtype="PCM_16")
     return _data_url("audio/flac", content)
 
 

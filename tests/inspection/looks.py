@@ -64,6 +64,7 @@ def image_and_sound() -> dict[str, torch.Tensor]:
 
 
 def look_at(make=perceiver, *, alpha: Alpha = 0.5, **targets) -> Look:
+    """Always the same look at an image and a sound."""
     torch.manual_seed(5)
     return seen(
         make(encoders={"image": image_encoder(), "audio": audio_encoder()}), image_and_sound(), alpha=alpha, **targets
@@ -71,6 +72,7 @@ def look_at(make=perceiver, *, alpha: Alpha = 0.5, **targets) -> Look:
 
 
 def arrays_of(look: Look, step: int = 7, epoch: int = 2, **scores: float) -> dict[str, np.ndarray]:
+    """The arrays of an event."""
     arrays = event_arrays(look, max_megabytes=7) | {"step": np.array(step), "epoch": np.array(epoch)}
     return scored(arrays, scores)
 

@@ -47,7 +47,10 @@ def test_it_can_be_differentiated():
     assert values.grad.nonzero().tolist() == [[1, 0, 2], [1, 3, 5]]
 
 
-@pytest.mark.parametrize(("make", "num_classes"), [(perceiver, NUM_CLASSES), (perceiver_io, NUM_CLASSES + 2)])
+@pytest.mark.parametrize(
+    ("make", "num_classes"),
+    [(perceiver, NUM_CLASSES), (perceiver_io, NUM_CLASSES + 2), (perceiver_io, NUM_CLASSES - 2)],
+)
 def test_classes_without_queries_of_their_own_are_read_by_all(make, num_classes):
     record, answers = look(make()), [[of_class(2), of_class(0)], [], [of_class(1)]]
     assert own_answers(record, answers, num_classes) == [[], [], []]

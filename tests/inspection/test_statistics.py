@@ -170,6 +170,18 @@ def test_latents_that_the_mean_of_the_outputs_hardly_reads_are_dead(fourth, dead
     assert found["cross0/dead_latents"] == pytest.approx(dead / 5)
 
 
+@pytest.mark.parametrize(("alpha", "dead"), [(0.5, 0), (0.05, 4)])
+def test_latents_that_are_read_through_others_are_alive_as_far_as_the_rollout_follows_attention(alpha, dead):
+    first = torch.tensor([[1.0, 0.0, 0.0, 0.0, 0.0]]).expand(2, 1, -1, -1)
+    layers = {
+        "cross0": layer("cross", torch.full((2, 1, 5, 7), 1 / 7)),
+        "self0": layer("self", torch.full((2, 1, 5, 5), 1 / 5)),
+        "decode0": layer("decode", first),
+    }
+    found = captured_with({}, **layers).statistics(alpha=alpha)
+    assert found["cross0/dead_latents"] == pytest.approx(dead / 5)
+
+
 @MODELS
 def test_chunks_change_nothing(monkeypatch, make):
     captured = look(make(), masks=some_masks())
