@@ -8,13 +8,16 @@ Then, unless `train=false`, a whole run: how much of its time went into looks, m
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import hydra
 import numpy as np
 import torch
 from benchmark_step import peak_bytes
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 from rich.table import Table
 
@@ -22,13 +25,12 @@ from perceiver.inspection.arrays import event_arrays, scored, write_arrays
 from perceiver.inspection.callback import AttentionCallback
 from perceiver.inspection.capture import pictures_of
 from perceiver.inspection.explorer import event_of
-from perceiver.inspection.look import Observer
 from perceiver.inspection.maps import panels
 from perceiver.training.build import build
 from perceiver.training.config import resolved
 from perceiver.training.errors import explained
 from perceiver.training.prediction import to_accelerator
-from perceiver.training.run import prepare_torch, train
+from perceiver.training.run import discard_if_unused, prepare_torch, train
 from perceiver.training.summary import console
 from perceiver.training.timing import synchronize
 
@@ -39,9 +41,14 @@ from perceiver.training.timing import synchronize
 def main(cfg: DictConfig) -> None:
     with open_dict(cfg):
         whole_run = cfg.pop("train")
-    console.print(one_look(resolved(cfg)))
-    if whole_run:
-        console.print(one_run(cfg))
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    try:
+        console.print(one_look(resolved(cfg)))
+        if whole_run:
+            console.print(one_run(cfg))
+    finally:
+        if run_dir.is_dir():
+            discard_if_unused(run_dir)
 
 
 def one_look(config: dict[str, Any]) -> Table:
@@ -50,12 +57,7 @@ def one_look(config: dict[str, Any]) -> Table:
     parts = build(config)
     to_accelerator(parts)
     settings = config["attention"]
-    observer = Observer(
-        model=parts.model,
-        task=parts.task,
-        class_names=parts.module.description["class_names"],
-        alpha=settings["rollout_alpha"],
-    )
+    observer = parts.observer(settings["rollout_alpha"])
     batch = parts.data.probe(settings["num_samples"]).to(parts.module.device)
     clock = Clock(parts.module.device)
     with torch.no_grad():
@@ -99,10 +101,12 @@ class Clock:
 def one_run(cfg: DictConfig) -> Table:
     """How much of a run goes into looks."""
     seconds: list[float] = []
-    for name in ("on_train_epoch_end", "on_train_end"):
-        setattr(AttentionCallback, name, timed(getattr(AttentionCallback, name), seconds))
     start = time.perf_counter()
-    train(cfg)
+    with ExitStack() as stack:
+        for name in ("on_train_epoch_end", "on_train_end"):
+            method = timed(getattr(AttentionCallback, name), seconds)
+            stack.enter_context(mock.patch.object(AttentionCallback, name, method))
+        train(cfg)
     total = time.perf_counter() - start
     table = Table("run", "seconds")
     table.add_row("all of it", f"{total:,.1f}")

@@ -152,6 +152,7 @@ class AttentionCallback(Callback):
                 num_latents=self.num_latents,
                 alpha=self.rollout_alpha,
                 boxes=batch.targets.get("boxes", []),
+                relevant=look.relevant,
             )
         elif not self._late:
             self._late = True

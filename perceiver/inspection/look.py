@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from perceiver.inspection.answers import answer_readers, own_answers, said
 from perceiver.inspection.capture import Capture, capture, undisturbed
 from perceiver.inspection.deletion import Deletion, deletion
+from perceiver.inspection.maps import Weighed
 from perceiver.inspection.rollout import Alpha, Rollout, even_share, rollout
-from perceiver.inspection.truth import overlaps, truth_scores
+from perceiver.inspection.truth import overlaps, relevance_scores, spoken_of, truth_scores
 from perceiver.model import Perceiver
 from perceiver.tasks.base import Task
 from perceiver.types import Answer, Batch
@@ -45,6 +46,13 @@ class Look:
     alpha: Alpha
     rollout: Rollout
     relevance: Float[Tensor, "batch answers tokens"]
+
+    @property
+    def relevant(self) -> list[list[Weighed]]:
+        """For each row its answers with the share of their relevance that each token has."""
+        mass = self.relevance.sum(dim=-1, keepdim=True)
+        shares = self.relevance / mass.where(mass > 0, 1.0)
+        return [list(zip(row, of_row, strict=False)) for row, of_row in zip(self.answers, shares, strict=True)]
 
     @property
     def maps(self) -> dict[str, Float[Tensor, "batch answers tokens"]]:
@@ -119,12 +127,19 @@ class Observer:
         return torch.cat([F.pad(part, (0, 0, 0, most - part.shape[1])) for part in found])
 
     def truth(self, batch: Batch) -> dict[str, Float[Tensor, " cases"]]:
-        """How well rollouts lie where things truly are, and how much alike those of words are; see `truth`."""
+        """How well maps lie where things truly are, and how much alike those of words are; see `truth`.
+
+        Returns:
+            The scores of rollouts, and as `relevance/…` those of relevance.
+        """
         record, answers = self.answered(batch)
         own = own_answers(record, answers, len(self.class_names))
         boxes = batch.targets.get("boxes", [None] * len(batch))
         scores = truth_scores(record, boxes, own, num_classes=len(self.class_names), alpha=self.alpha)
-        return scores | overlaps(record, own, alpha=self.alpha)
+        scores |= overlaps(record, own, alpha=self.alpha)
+        spoken = spoken_of(boxes, answers, num_classes=len(self.class_names))
+        of_relevance = relevance_scores(record, self._relevance(batch, record, spoken), spoken) if any(spoken) else {}
+        return scores | {f"relevance/{name}": cases for name, cases in of_relevance.items()}
 
     def deletion(self, batch: Batch, *, seed: int) -> Deletion:
         """How much more than chance every kind of map marks what matters; see `deletion`."""

@@ -1,11 +1,13 @@
-"""A look in the terminal, for those who sit on a cluster without a browser."""
+"""A look in the terminal, for those who sit on a cluster without a browser. It fits into 80 columns."""
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from math import isnan
 
 import numpy as np
 from jaxtyping import Float
+from rich import box
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -16,29 +18,34 @@ from perceiver.inspection.look import Look
 from perceiver.inspection.packing import pooling, sum_pooled
 from perceiver.types import Axis, Grid, Span
 
-SHADES = " ░▒▓█"
+SHADES = "·░▒▓█"
 MOST_CELLS, MOST_COLUMNS = 16 * 64, 64
 """Of a map in letters; two letters a cell, which makes it about square, where they have room."""
 MOST_ANSWERS = 12
 """Of a sample, in the table."""
 BRIGHT = 0.1
 """Share of the cells that are called the brightest."""
+ERRORS = 2
+"""Standard errors that a mean must be away from what chance gives."""
 
 
-def report(name: str, look: Look, arrays: Mapping[str, np.ndarray]) -> Iterator[RenderableType]:
+def report(name: str, look: Look, arrays: Mapping[str, np.ndarray], *, num_tested: int) -> Iterator[RenderableType]:
     """What a look gave, to be printed.
 
     Args:
         name: of what was looked at.
         look: at some samples.
         arrays: of the look, with what was measured.
+        num_tested: on how many samples it was tested how far maps may be believed.
     """
     scores = {key.removeprefix(SCORE): float(value) for key, value in arrays.items() if key.startswith(SCORE)}
     yield statistics_table(f"attention of {name}, step {int(arrays['step'])}", scores)
     for row in range(len(look.batch)):
+        yield ""
         yield sample_table(look, row)
         yield from clearest_maps(look, row)
-    yield from belief(scores, json.loads(str(arrays["deletion"])) if "deletion" in arrays else None)
+    yield ""
+    yield from belief(scores, json.loads(str(arrays["deletion"])) if "deletion" in arrays else None, num_tested)
 
 
 def statistics_table(title: str, scores: Mapping[str, float]) -> Table:
@@ -50,7 +57,9 @@ def statistics_table(title: str, scores: Mapping[str, float]) -> Table:
             layer, _, statistic = rest.partition("/")
             found.setdefault(layer, {})[statistic] = value
     columns = list(dict.fromkeys(statistic for of_layer in found.values() for statistic in of_layer))
-    table = Table("layer", *(column.replace("_", " ") for column in columns), title=title, title_justify="left")
+    table = _table("layer", title=title)
+    for column in columns:
+        table.add_column(column.replace("_", "\n"), justify="right", overflow="fold", min_width=len("0.000"))
     for layer, values in found.items():
         table.add_row(layer, *(f"{values[column]:.3f}" if column in values else "" for column in columns))
     return table
@@ -60,12 +69,13 @@ def sample_table(look: Look, row: int) -> Table:
     """What was said of a sample, and where each answer comes from."""
     answers = look.answers[row][:MOST_ANSWERS]
     left_out = len(look.answers[row]) - len(answers)
-    title = f"{look.batch.ids[row]}{f' (and {left_out} more words)' if left_out else ''}"
-    table = Table("answer", "probability", title=title, title_justify="left")
+    title = f"{look.batch.ids[row]}{f' (and {left_out} more answers)' if left_out else ''}"
+    table = _table("answer", title=title)
+    table.add_column("how\nlikely", justify="right", no_wrap=True)
     maps = _maps_of(look, row)
     for kind in maps:
-        table.add_column(f"{kind} at")
-        table.add_column(f"top {BRIGHT:.0%}", justify="right")
+        table.add_column(f"{kind}\nbrightest at", overflow="fold")
+        table.add_column(f"in top\n{BRIGHT:.0%}", justify="right", no_wrap=True)
     for slot, answer in enumerate(answers):
         places = [cell for of_kind in maps.values() for cell in brightest(of_kind[slot], _planes(look))]
         table.add_row(answer.name, f"{float(look.probability[row, slot]):.3f}", *places)
@@ -73,14 +83,28 @@ def sample_table(look: Look, row: int) -> Table:
 
 
 def clearest_maps(look: Look, row: int) -> Iterator[RenderableType]:
-    """The maps of that answer of a sample whose relevance is the most concentrated, in letters."""
-    maps = _maps_of(look, row)
-    answers = look.answers[row]
-    for slot in sorted(range(len(answers)), key=lambda slot: -_concentration(maps["relevance"][slot]))[:1]:
-        for kind, tokens in maps.items():
-            for name, span in _planes(look).items():
-                yield f"{kind} of {answers[slot].name!r} over {name}"
-                yield Text(shaded(tokens[slot], span), no_wrap=True, overflow="crop")
+    """The maps of one answer of a sample in letters: of the likeliest class; of that word whose relevance is clearest.
+
+    How likely a word is says little about its map: articles are the likeliest of all.
+    """
+    maps, answers = _maps_of(look, row), look.answers[row]
+    if not answers:
+        return
+    slot = max(range(len(answers)), key=lambda slot: float(look.probability[row, slot]))
+    if answers[slot].is_word:
+        slot = max(range(len(answers)), key=lambda slot: _concentration(maps["relevance"][slot]))
+    for kind, tokens in maps.items():
+        for name, span in _planes(look).items():
+            whole = ", ".join(_where(span.grid.axes, [(0, 1)] * len(span.grid.axes)))
+            yield Text(f"{kind} of {answers[slot].name!r} over {name}: {whole}")
+            yield Text(shaded(tokens[slot], span), no_wrap=True, overflow="crop")
+
+
+def _table(*columns: str, title: str) -> Table:
+    """Without lines between columns, which would cost a third of the width."""
+    return Table(
+        *columns, title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False
+    )
 
 
 def _maps_of(look: Look, row: int) -> dict[str, Float[np.ndarray, "answers tokens"]]:
@@ -95,13 +119,19 @@ def _planes(look: Look) -> dict[str, Span]:
 
 def brightest(tokens: Float[np.ndarray, " tokens"], spans: Mapping[str, Span]) -> tuple[str, str]:
     """Where a map is brightest, in the units of its input, and its share in the brightest cells."""
-    if not tokens.any():
+    inside = np.zeros(len(tokens), dtype=bool)
+    for span in spans.values():
+        inside[span.start : span.stop] = True
+    seen = np.where(inside, tokens, 0)
+    if not seen.any():
         return "", ""
-    best = int(tokens.argmax())
+    best = int(seen.argmax())
     name, span = next((name, span) for name, span in spans.items() if span.start <= best < span.stop)
     cell = np.unravel_index(best - span.start, span.grid.shape)
-    along = zip(span.grid.axes, cell, span.grid.shape, strict=True)
-    where = ", ".join(_range(axis, int(place), count) for axis, place, count in along)
+    along = zip(cell, span.grid.shape, strict=True)
+    where = ",\n".join(
+        _where(span.grid.axes, [(int(place) / count, (int(place) + 1) / count) for place, count in along])
+    )
     return f"{f'{name}: ' if len(spans) > 1 else ''}{where}", f"{_concentration(tokens):.0%}"
 
 
@@ -111,9 +141,14 @@ def _concentration(tokens: Float[np.ndarray, " tokens"]) -> float:
     return float(np.sort(tokens)[-count:].sum() / max(tokens.sum(), np.finfo(np.float32).tiny))
 
 
-def _range(axis: Axis, place: int, count: int) -> str:
-    start, stop = axis.value(place / count), axis.value((place + 1) / count)
-    return f"{axis.name} {start:.4g}–{stop:.4g} {axis.unit}".rstrip()
+def _where(axes: Sequence[Axis], ranges: Sequence[tuple[float, float]]) -> list[str]:
+    """Ranges along axes, given in fractions, in their units; those of one unit together, named to tell them apart."""
+    by_unit: dict[str, list[str]] = {}
+    units = [axis.unit for axis in axes]
+    for axis, (start, stop) in zip(axes, ranges, strict=True):
+        name = axis.name if not axis.unit or units.count(axis.unit) > 1 else ""
+        by_unit.setdefault(axis.unit, []).append(f"{name} {axis.value(start):.4g}–{axis.value(stop):.4g}".strip())
+    return [f"{', '.join(parts)} {unit}".rstrip() for unit, parts in by_unit.items()]
 
 
 def shaded(tokens: Float[np.ndarray, " tokens"], span: Span) -> str:
@@ -130,21 +165,40 @@ def shaded(tokens: Float[np.ndarray, " tokens"], span: Span) -> str:
     return "\n".join("".join(width * SHADES[level] for level in line) for line in levels.round().astype(int))
 
 
-def belief(scores: Mapping[str, float], deletion: Mapping[str, object] | None) -> Iterator[str]:
-    """How far the maps may be believed, a sentence each."""
+def belief(scores: Mapping[str, float], deletion: Mapping[str, object] | None, num_tested: int) -> Iterator[str]:
+    """How far the maps may be believed, a sentence each.
+
+    Args:
+        scores: everything that was measured.
+        deletion: see `Deletion.summary`; None where it has no case.
+        num_tested: samples on which all of this was tested.
+    """
     for name, value in scores.items():
-        if f"{name}_chance" in scores and not name.startswith("stat/"):
-            yield f"{name.replace('_', ' ')}: {value:.2f}, by chance {scores[f'{name}_chance']:.2f}"
-    if deletion is None:
-        yield "whether hiding what the maps mark hurts the answers was not tested, or no answer needed its input"
+        score = re.fullmatch(r"(energy_in_box|pointing_game)(|_(?!chance).+)", name)
+        chance = scores.get(f"{score[1]}_chance{score[2]}") if score else None
+        if score and chance is not None:
+            kind = score[2].replace("_", " ")
+            title = score[1].replace("_", " ") + (f" of{kind} words" if kind else "")
+            yield f"rollout, {title}: {value:.2f}, by chance {chance:.2f}"
+    if "word_overlap" in scores:
+        yield f"rollouts of two words of a text have {scores['word_overlap']:.2f} of their mass in common"
+    if not num_tested:
+        yield "it was not tested whether hiding what maps mark hurts the answers"
         return
-    areas: Mapping[str, Mapping[str, float]] = deletion["areas"]  # type: ignore[assignment]
+    if deletion is None:
+        yield "no answer lost much when its whole input was hidden: nothing to test maps on"
+        return
+    yield f"hiding what a map marks, against hiding at random (area between, {deletion['num_cases']} answers):"
+    areas: Mapping[str, Mapping[str, float | None]] = deletion["areas"]  # type: ignore[assignment]
     for name, area in areas.items():
         mean, error = area["mean"], area["error"]
-        verdict = "no more than chance: do not take it for an explanation"
-        if isnan(error):
-            verdict = "so much more than chance in a single answer, which proves nothing"
-        elif abs(mean) > 2 * error:
-            marks = ("more than chance: it marks what matters", "less than chance: it marks what does not matter")
-            verdict = marks[mean < 0]
-        yield f"hiding what {name.replace('_', ' ')} marks hurts the answer {verdict} ({mean:+.2f} ± {error:.2f})"
+        assert mean is not None
+        size, verdict = f"{mean:+.2f}", "in a single answer, which proves nothing"
+        if error is not None and not isnan(error):
+            size, verdict = f"{size} ± {error:.2f}", "hurts no more than chance, so it is no explanation"
+            if abs(mean) > ERRORS * error:
+                verdict = (
+                    "hurts more than chance, so it marks what matters",
+                    "hurts less than chance, so it marks what does not matter",
+                )[mean < 0]
+        yield f"  {name.replace('_', ' ')} {size}: {verdict}"

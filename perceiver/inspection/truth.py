@@ -93,12 +93,14 @@ def held_against_boxes(
     return joined(parts)
 
 
-def spoken_of(boxes: Sequence[Sequence[Box] | None], answers: Sequence[Sequence[Answer]]) -> list[list[Answer]]:
+def spoken_of(
+    boxes: Sequence[Sequence[Box] | None], answers: Sequence[Sequence[Answer]], *, num_classes: int
+) -> list[list[Answer]]:
     """For each sample what there is to hold relevance against: words that speak of something, or each class it has.
 
     Unlike rollout, relevance tells classes apart whether or not the decoder has a query for each.
     """
-    if any(answer.is_word for row in answers for answer in row):
+    if _are_words(answers, num_classes):
         return [[answer for answer in row if answer.boxes] for row in answers]
     found = []
     for row in boxes:
@@ -108,11 +110,22 @@ def spoken_of(boxes: Sequence[Sequence[Box] | None], answers: Sequence[Sequence[
     return found
 
 
+def relevance_scores(
+    captured: Record, maps: Float[Tensor, "batch answers tokens"], answers: Sequence[Sequence[Answer]]
+) -> dict[str, Float[Tensor, " cases"]]:
+    """The scores of the relevance of what `spoken_of` found; see `truth_scores`."""
+    cases = [
+        [Case(sample, answer.queries, answer.boxes, answer.kind) for answer in row]
+        for sample, row in enumerate(answers)
+    ]
+    return held_against_boxes(captured, maps, cases)
+
+
 def cases_of(
     boxes: Sequence[Sequence[Box] | None], answers: Sequence[Sequence[Answer]], *, num_outputs: int, num_classes: int
 ) -> list[Case]:
     """What there is to compare: words with what they speak of; each class that a sample has; or all its boxes."""
-    if not num_classes or any(answer.is_word for row in answers for answer in row):
+    if _are_words(answers, num_classes):
         return [
             Case(sample, answer.queries, answer.boxes, answer.kind)
             for sample, row in enumerate(answers)
@@ -128,6 +141,10 @@ def cases_of(
         elif true:
             cases.append(Case(sample, range(num_outputs), true))
     return cases
+
+
+def _are_words(answers: Sequence[Sequence[Answer]], num_classes: int) -> bool:
+    return not num_classes or any(answer.is_word for row in answers for answer in row)
 
 
 def overlaps(

@@ -16,6 +16,8 @@ from torch.optim import Optimizer
 from perceiver.data.base import Dataset
 from perceiver.data.module import DataModule
 from perceiver.decoders.base import Decoder
+from perceiver.inspection.look import Observer
+from perceiver.inspection.rollout import Alpha
 from perceiver.model import Perceiver
 from perceiver.tasks.base import Task
 from perceiver.tokenizer import Tokenizer
@@ -52,6 +54,11 @@ class Parts:
     model: Perceiver
     task: Task
     module: TrainingModule
+
+    def observer(self, alpha: Alpha) -> Observer:
+        """Looks at the model; `alpha` is that of rollouts."""
+        names = self.module.description["class_names"]
+        return Observer(model=self.model, task=self.task, class_names=names, alpha=alpha)
 
 
 def build(config: dict[str, Any], learned: Learned | None = None) -> Parts:

@@ -1,9 +1,10 @@
 """The attention explorer of finished runs, on their own samples or on a user's files."""
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,31 @@ from perceiver.data.collate import collate
 from perceiver.inspection.arrays import event_arrays, scored, write_arrays
 from perceiver.inspection.capture import pictures_of, sounds_of
 from perceiver.inspection.deletion import together
-from perceiver.inspection.explorer import MOST_LOOKS, MOST_VALUES, PAGE, Event, event_of, events_in, page_of, write_page
+from perceiver.inspection.explorer import (
+    MOST_LOOKS,
+    MOST_VALUES,
+    PAGE,
+    Event,
+    evenly_spread,
+    event_of,
+    events_in,
+    page_of,
+    write_page,
+)
 from perceiver.inspection.look import Look, Observer, in_parts
 from perceiver.inspection.media import Media, samples_of, texts_of
 from perceiver.inspection.terminal import report
 from perceiver.inspection.truth import mean_scores
 from perceiver.training.build import blamed_on
-from perceiver.training.errors import ConfigError, one_line
+from perceiver.training.errors import ConfigError, nearest, one_line
 from perceiver.training.finished import Finished, load
 from perceiver.training.prediction import files_of, to_accelerator
 from perceiver.training.run import prepare_torch
 from perceiver.training.summary import console
 from perceiver.types import Batch
+
+MOST_WINDOWS = 32
+"""Of a user's sound that are looked at: each is a sample of the page."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +49,7 @@ class Subject:
 
     Attributes:
         name: as it is shown.
-        folder: of its looks.
+        folder: of the run.
         finished: the run at the checkpoint.
         observer: looks at it.
     """
@@ -56,37 +70,93 @@ def inspect_attention(cfg: DictConfig) -> Path:
         ConfigError: a setting is wrong, or two runs cannot be compared.
         UnreadableError: some files could not be read; raised after all others have been looked at.
     """
-    subjects = [subject(cfg.run, cfg.checkpoint, cfg.overrides)]
+    subjects = [subject(cfg, "run", "checkpoint", cfg.overrides)]
     if cfg.compare is not None:
-        subjects.append(subject(cfg.compare, cfg.compare_checkpoint, ()))
-        check_comparable(*subjects)
-    first, paths = subjects[0], files_of(cfg.inputs)
+        subjects.append(compared(cfg, subjects[0]))
+    first, paths = subjects[0], list(dict.fromkeys(files_of(cfg.inputs or [])))
     prepare_torch(first.finished.config)
     batch, unreadable = files(first, paths) if paths else (probe(first, cfg.samples, "samples"), [])
     # Of a user's own files it is them that are tested: they may be unlike anything the model was trained on.
-    tested = batch if paths else probe(first, cfg.scored_samples, "scored_samples") if cfg.scored_samples else None
-    output = Path(cfg.output) if cfg.output else first.folder / page_name(cfg)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    tested = batch if paths else probe(first, cfg.scored_samples or 0, "scored_samples")
+    output = page_path(cfg, first.folder)
     alone = not paths and len(subjects) == 1
     samples: list[dict[str, Any]] = []
     runs: dict[str, list[Event]] = {}
+    written: list[Path] = []
     for one in subjects:
         with blamed_on_comparison(cfg, one is not first):
+            if one is not first:
+                check_reads_alike(first, one, batch)
             look = one.observer.look(batch)
             arrays = measured(one, look, tested)
         samples = samples or samples_of(batch, look.record.spans, media_of(one, batch), one.observer.class_names)
-        write_arrays(output.with_name(f"{output.stem}{'' if one is first else '_compared'}.npz"), arrays)
+        written.append(output.with_name(f"{output.stem}{'' if one is first else '_compared'}.npz"))
+        write_arrays(written[-1], arrays)
         num_looks = MOST_LOOKS if alone else len(subjects)
         now = event_of(arrays, most_values=MOST_VALUES // num_looks, name=f"{one.name} · step {one.finished.step}")
-        before = events_in(one.folder, num_shown=MOST_LOOKS - 1 if alone else 0)
+        before = events_in(one.folder / "attention", num_shown=MOST_LOOKS - 1 if alone else 0)
         others = [event for event in before if event.step != now.step]
         runs[one.name] = sorted([*others, now], key=lambda event: event.step)
-        console.print(*report(one.name, look, arrays), sep="\n")
+        console.print(*report(one.name, look, arrays, num_tested=len(tested)), sep="\n")
     write_page(output, page_of(" against ".join(runs), samples, runs))
+    console.print(f"exact maps: {' and '.join(map(str, written))}", soft_wrap=True)
     console.print(f"open {output} in a browser", soft_wrap=True)
     if unreadable:
         raise UnreadableError("; ".join(unreadable))
     return output
+
+
+def subject(cfg: DictConfig, key: str, checkpoint_key: str, overrides: Sequence[str]) -> Subject:
+    """A run at one of its checkpoints, as the config names them, ready to be looked at.
+
+    Raises:
+        ConfigError: there is no such run or checkpoint.
+    """
+    folder, checkpoint = Path(str(cfg[key])), str(cfg[checkpoint_key])
+    if not folder.is_dir():
+        raise ConfigError(f"{key}={folder}: no such run directory")
+    there = sorted(path.stem for path in (folder / "checkpoints").glob("*.ckpt"))
+    if not there:
+        raise ConfigError(f"{key}={folder}: there are no checkpoints in it, so it is no run that can be looked at")
+    if checkpoint not in there:
+        raise ConfigError(f"{checkpoint_key}={checkpoint}: {folder} has no such checkpoint{nearest(checkpoint, there)}")
+    finished = load(str(folder), checkpoint, overrides)
+    to_accelerator(finished.parts)
+    observer = finished.parts.observer(finished.config["attention"]["rollout_alpha"])
+    return Subject(f"{'/'.join(folder.absolute().parts[-2:])} ({checkpoint})", folder, finished, observer)
+
+
+def compared(cfg: DictConfig, first: Subject) -> Subject:
+    """The run that the first one is compared with.
+
+    Raises:
+        ConfigError: it is the same checkpoint, or one that reads other modalities.
+    """
+    second = subject(cfg, "compare", "compare_checkpoint", ())
+    if second.folder.resolve() == first.folder.resolve() and cfg.compare_checkpoint == cfg.checkpoint:
+        problem = "the same checkpoint of the same run; choose another compare_checkpoint"
+        raise ConfigError(f"compare={cfg.compare}, compare_checkpoint={cfg.compare_checkpoint}: {problem}")
+    reads, wanted = (", ".join(sorted(one.observer.model.encoders)) for one in (second, first))
+    if reads != wanted:
+        raise ConfigError(f"compare={cfg.compare}: its model reads {reads}, that of run reads {wanted}")
+    if second.name == first.name:
+        second = replace(second, name=f"{second.folder.absolute()} ({cfg.compare_checkpoint})")
+    return second
+
+
+def check_reads_alike(first: Subject, second: Subject, batch: Batch) -> None:
+    """Refuse samples whose numbers mean something else to the second run.
+
+    Raises:
+        ValueError: sounds of another rate, or texts of another vocabulary.
+    """
+    ours, theirs = media_of(first, batch), media_of(second, batch)
+    for name, sound in ours.sounds.items():
+        other = theirs.sounds.get(name)
+        if other is not None and other.sample_rate != sound.sample_rate:
+            raise ValueError(f"its {name} has {other.sample_rate} Hz and not {sound.sample_rate}")
+    if ours.texts != theirs.texts:
+        raise ValueError("its tokenizer has another vocabulary")
 
 
 @contextmanager
@@ -98,58 +168,51 @@ def blamed_on_comparison(cfg: DictConfig, is_compared: bool) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, IndexError) as error:
         if not is_compared:
             raise
         problem = f"it cannot look at samples of run={cfg.run} ({one_line(error)})"
         raise ConfigError(f"compare={cfg.compare}: {problem}") from error
 
 
-def subject(run: str, checkpoint: str, overrides: Sequence[str]) -> Subject:
-    """A run at one of its checkpoints, ready to be looked at."""
-    finished = load(run, checkpoint, overrides)
-    to_accelerator(finished.parts)
-    observer = Observer(
-        model=finished.parts.model,
-        task=finished.parts.task,
-        class_names=finished.parts.module.description["class_names"],
-        alpha=finished.config["attention"]["rollout_alpha"],
-    )
-    folder = Path(run)
-    return Subject(f"{'/'.join(folder.absolute().parts[-2:])} ({checkpoint})", folder / "attention", finished, observer)
-
-
-def page_name(cfg: DictConfig) -> str:
-    """What a page is called unless it is told: that of a run by itself replaces the one its training has made."""
-    if cfg.inputs:
-        return "inputs.html"
-    return PAGE if cfg.compare is None else "comparison.html"
-
-
-def check_comparable(first: Subject, second: Subject) -> None:
-    """Refuse to compare what cannot look at the same samples.
+def page_path(cfg: DictConfig, run: Path) -> Path:
+    """Where the page is written, in a folder that is made if need be; that of a run by itself replaces its training's.
 
     Raises:
-        ConfigError: it is the same checkpoint, or one that reads other modalities.
+        ConfigError: nothing can be written there.
     """
-    if first.name == second.name:
-        raise ConfigError("compare: it is the same checkpoint of the same run; choose another compare_checkpoint")
-    reads, wanted = (list(one.observer.model.encoders) for one in (second, first))
-    if reads != wanted:
-        raise ConfigError(f"compare: its model reads {reads}, that of run reads {wanted}; no sample fits both")
+    name = "inputs.html" if cfg.inputs else PAGE if cfg.compare is None else "comparison.html"
+    output = run / "attention" / name if cfg.output is None else Path(str(cfg.output))
+    if output.suffix not in (".html", ".htm") or output.is_dir():
+        raise ConfigError(f"output={output}: must be a file whose name ends in .html")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"output={output}: its folder cannot be made ({error.strerror})") from error
+    if not os.access(output.parent, os.W_OK):
+        raise ConfigError(f"output={output}: its folder cannot be written to; name another")
+    return output
 
 
-def probe(of: Subject, samples: int | Sequence[int] | None, key: str) -> Batch:
+def probe(of: Subject, samples: Any, key: str) -> Batch:
     """Samples of a run's validation set.
+
+    Args:
+        of: the run.
+        samples: how many, or a list of their numbers; None for as many as the training has looked at.
+        key: of the setting, which may be 0 for those that are tested.
 
     Raises:
         ConfigError: they are not there, or `samples` is no choice of any.
+        UnreadableError: none of them can be read.
     """
     config, data = of.finished.config, of.finished.parts.data
     chosen = config["attention"]["num_samples"] if samples is None else samples
-    chosen = chosen if isinstance(chosen, int) else list(chosen)
-    if chosen in (0, []) or not all(isinstance(one, int) for one in ([chosen] if isinstance(chosen, int) else chosen)):
-        raise ConfigError(f"{key}={samples}: must be how many samples, or a list of their numbers")
+    least = 0 if key == "scored_samples" else 1
+    if not is_choice(chosen, least):
+        raise ConfigError(f"{key}={samples}: must be how many samples, from {least} on, or a list of different numbers")
+    if chosen == 0:
+        return collate([])
     with blamed_on(config, "data"):
         data.prepare_data()
         data.splits  # noqa: B018  (what is wrong on disk is found now)
@@ -157,11 +220,20 @@ def probe(of: Subject, samples: int | Sequence[int] | None, key: str) -> Batch:
         found = data.probe(chosen)
     except ValueError as error:
         raise ConfigError(f"{key}={samples}: {error}") from error
+    if not len(found):
+        raise UnreadableError("; ".join(found.unreadable))
     return found.to(of.finished.parts.module.device)
 
 
+def is_choice(chosen: Any, least: int) -> bool:
+    """Whether it says how many samples, at least so many, or lists the numbers of some, each once."""
+    if isinstance(chosen, Sequence) and not isinstance(chosen, str):
+        return len(chosen) > 0 and all(type(one) is int for one in chosen) and len(set(chosen)) == len(chosen)
+    return type(chosen) is int and chosen >= least
+
+
 def files(of: Subject, paths: Sequence[Path]) -> tuple[Batch, list[str]]:
-    """A user's files, of long sounds each window, and what is wrong with those that cannot be read.
+    """A user's files, of long sounds each window or as many as a page has room for, and what cannot be read and why.
 
     Raises:
         UnreadableError: none can.
@@ -169,21 +241,26 @@ def files(of: Subject, paths: Sequence[Path]) -> tuple[Batch, list[str]]:
     views, unreadable = [], []
     for path in paths:
         try:
-            views += of.finished.parts.data.dataset.read(path).split()
+            windows = of.finished.parts.data.dataset.read(path).split()
         except UnreadableError as error:
             unreadable.append(str(error))
+            continue
+        chosen = evenly_spread(len(windows), MOST_WINDOWS)
+        if len(chosen) < len(windows):
+            console.print(f"{path}: {len(chosen)} of {len(windows)} windows are looked at", soft_wrap=True)
+        views += [windows[place] for place in chosen]
     if not views:
         raise UnreadableError("; ".join(unreadable))
     return collate(views).to(of.finished.parts.module.device), unreadable
 
 
-def measured(of: Subject, look: Look, tested: Batch | None) -> dict[str, np.ndarray]:
+def measured(of: Subject, look: Look, tested: Batch) -> dict[str, np.ndarray]:
     """The arrays of a look, with statistics, and what testing its maps on some samples gave."""
     finished, observer = of.finished, of.observer
     arrays = event_arrays(look, max_megabytes=finished.config["attention"]["max_megabytes"])
     arrays |= {"step": np.array(finished.step), "epoch": np.array(finished.epoch)}
     scores = {f"stat/{name}": value for name, value in look.record.statistics(alpha=observer.alpha).items()}
-    if tested is not None:
+    if len(tested):
         parts = [part for _, part in in_parts(tested, finished.parts.data.batch_size)]
         scores |= mean_scores(observer.truth(part) for part in parts)
         result = together([observer.deletion(part, seed=0) for part in parts])

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from perceiver.data.base import UnreadableError
 from perceiver.data.collate import collate
-from perceiver.inspection.answers import own_answers
-from perceiver.inspection.capture import capture, pictures_of
+from perceiver.inspection.capture import pictures_of
 from perceiver.inspection.maps import panels
 from perceiver.inspection.timeline import timeline
 from perceiver.model import Perceiver
@@ -151,16 +150,15 @@ def draw_attention(
     parts: Parts, view: Sample, said: dict[str, Any], stem: Path, *, shown: dict[str, Any]
 ) -> dict[str, str]:
     """Sheets of one view, of which the model said something: what it shows -> file."""
-    names = parts.module.description["class_names"]
     batch = collate([view]).to(parts.module.device)
-    with capture(parts.model) as captured:
-        answers = parts.task.answers(parts.model, batch, names, [said])
+    look = parts.observer(shown["rollout_alpha"]).look(batch, [said])
     sheets = panels(
-        captured,
+        look.record,
         pictures_of(parts.model, batch.inputs),
-        own_answers(captured, answers, len(names)),
+        look.own,
         num_latents=shown["num_latents"],
-        alpha=shown["rollout_alpha"],
+        alpha=look.alpha,
+        relevant=look.relevant,
     )
     files = {}
     for key, (sheet,) in sheets.items():

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from perceiver.inspection import callback as callback_module
 from perceiver.inspection import deletion as deletion_module
 from perceiver.inspection import panels as panels_module
+from perceiver.inspection.capture import Capture
 from perceiver.inspection.statistics import drift, statistics
 from perceiver.training.loggers import WandbMirror
 from perceiver.training.run import final_metrics
@@ -99,10 +99,15 @@ def test_numbers_and_tests_reach_files_and_loggers_at_the_steps_of_the_validatio
     assert {"attention/energy_in_box", *DELETION} < set(measured)
 
 
-def test_statistics_are_those_of_the_model_on_the_first_probe_set(tmp_path):
+def test_statistics_are_those_of_the_model_on_the_first_probe_set(tmp_path, monkeypatch):
+    alphas, original = [], Capture.statistics
+    monkeypatch.setattr(
+        Capture, "statistics", lambda self, *, alpha: alphas.append(alpha) or original(self, alpha=alpha)
+    )
     _, module = fit(tmp_path, attention(rollout_alpha="norm"), max_epochs=1)
     images = NoiseSplit("val").images[[0, 4, 8]]
     expected = statistics(look(module.model, {"image": images}), alpha="norm")
+    assert alphas == ["norm"]
     (event,) = events(tmp_path)
     assert str(event["rollout/alpha"]) == "norm"
     found = {name.removeprefix("score/stat/"): float(event[name]) for name in event if name.startswith("score/stat/")}
@@ -180,14 +185,14 @@ def test_looks_that_are_made_again_replace_those_of_the_training_before(tmp_path
     """A run that goes on from an old checkpoint in the same directory finds looks from its own future."""
     fit(tmp_path, attention(), max_epochs=3)
     before, _ = page_in(tmp_path)
-    torch.manual_seed(1)
-    fit(tmp_path, attention(rollout_alpha=0.25, num_samples=2), max_epochs=3, seed=1)
+    fit(tmp_path, attention(rollout_alpha=0.25), max_epochs=3, seed=1)
     page, maps = page_in(tmp_path)
     for shown, old, event in zip(page["runs"][0]["events"], before["runs"][0]["events"], events(tmp_path), strict=True):
         key = "attention/stat/cross0/entropy"
         assert shown["values"][key] == pytest.approx(float(event[key.replace("attention", "score")]))
         assert shown["values"][key] != old["values"][key]
     assert {one["methods"][0]["label"] for one in maps} == {"rollout, α = 0.25"}
+    assert ["score/stat/cross0/drift" in event for event in events(tmp_path)] == [False, True, True]
 
 
 def test_the_page_reaches_wandb_once_and_is_the_one_of_the_run_directory(tmp_path, loggers):

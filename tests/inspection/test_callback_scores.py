@@ -35,8 +35,16 @@ def scores_of(module: TrainingModule, num_samples: int) -> dict[str, float]:
 
 
 def truths(callback: AttentionCallback) -> dict[str, float]:
-    """What the last look measured, without the deletion test."""
-    return {name: value for name, value in callback.scores.items() if not name.startswith("attention/deletion/")}
+    """What the last look measured of rollouts, without the deletion test."""
+    others = ("attention/deletion/", "attention/relevance/")
+    return {name: value for name, value in callback.scores.items() if not name.startswith(others)}
+
+
+def truths_of_relevance(callback: AttentionCallback) -> dict[str, float]:
+    """What it measured of relevance, by the names of rollouts."""
+    start = "attention/relevance/"
+    found = {name: value for name, value in callback.scores.items() if name.startswith(start)}
+    return {f"attention/{name.removeprefix(start)}": value for name, value in found.items()}
 
 
 @pytest.mark.parametrize("num_samples", [2, 3, 11])
