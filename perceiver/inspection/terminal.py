@@ -21,6 +21,8 @@ from perceiver.types import Axis, Grid, Span
 SHADES = "·░▒▓█"
 MOST_CELLS, MOST_COLUMNS = 16 * 64, 64
 """Of a map in letters; two letters a cell, which makes it about square, where they have room."""
+FEW_COLUMNS = 7
+"""Statistics that there are of a single modality; more stand closer together."""
 MOST_ANSWERS = 12
 """Of a sample, in the table."""
 BRIGHT = 0.1
@@ -57,7 +59,7 @@ def statistics_table(title: str, scores: Mapping[str, float]) -> Table:
             layer, _, statistic = rest.partition("/")
             found.setdefault(layer, {})[statistic] = value
     columns = list(dict.fromkeys(statistic for of_layer in found.values() for statistic in of_layer))
-    table = _table("layer", title=title)
+    table = _table("layer", title=title, gap=1 if len(columns) <= FEW_COLUMNS else 0)
     for column in columns:
         table.add_column(column.replace("_", "\n"), justify="right", overflow="fold", min_width=len("0.000"))
     for layer, values in found.items():
@@ -100,11 +102,9 @@ def clearest_maps(look: Look, row: int) -> Iterator[RenderableType]:
             yield Text(shaded(tokens[slot], span), no_wrap=True, overflow="crop")
 
 
-def _table(*columns: str, title: str) -> Table:
-    """Without lines between columns, which would cost a third of the width."""
-    return Table(
-        *columns, title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False
-    )
+def _table(first: str, *, title: str, gap: int = 1) -> Table:
+    """Without lines between columns, which would cost a third of the width; `gap` is what lies between beside one."""
+    return Table(first, title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, gap, 0, 0), show_edge=False)
 
 
 def _maps_of(look: Look, row: int) -> dict[str, Float[np.ndarray, "answers tokens"]]:
@@ -199,6 +199,6 @@ def belief(scores: Mapping[str, float], deletion: Mapping[str, object] | None, n
             if abs(mean) > ERRORS * error:
                 verdict = (
                     "hurts more than chance, so it marks what matters",
-                    "hurts less than chance, so it marks what does not matter",
+                    "hurts less than chance, so it marks what matters less",
                 )[mean < 0]
         yield f"  {name.replace('_', ' ')} {size}: {verdict}"

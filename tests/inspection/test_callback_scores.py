@@ -18,6 +18,7 @@ from perceiver.inspection.truth import mean_scores, overlaps, truth_scores
 from perceiver.tasks.captioning import Captioning
 from perceiver.training.loggers import WandbMirror
 from perceiver.training.module import TrainingModule
+from tests.inspection.looks import observer
 from tests.inspection.models import look
 from tests.inspection.noise import NoiseSplit, attention, events, fit
 from tests.inspection.wandb_file import rows, run_folders
@@ -32,6 +33,15 @@ def scores_of(module: TrainingModule, num_samples: int) -> dict[str, float]:
     captured = look(module.model, {"image": torch.stack([sample.inputs["image"] for sample in samples])})
     boxes = [sample.targets["boxes"] for sample in samples]
     return mean_scores([truth_scores(captured, boxes, [[]] * len(boxes), num_classes=3)])
+
+
+def relevance_scores_of(module: TrainingModule, num_samples: int) -> dict[str, float]:
+    """Those of relevance, of all samples at once."""
+    split = NoiseSplit("val", boxes=True)
+    batch = collate([split[index * len(split) // num_samples] for index in range(num_samples)])
+    found = mean_scores([observer(module.model.eval(), class_names=["a", "b", "c"]).truth(batch)])
+    start = "relevance/"
+    return {f"attention/{name.removeprefix(start)}": value for name, value in found.items() if name.startswith(start)}
 
 
 def truths(callback: AttentionCallback) -> dict[str, float]:
@@ -55,6 +65,9 @@ def test_scores_are_those_of_the_larger_probe_set_however_large_its_parts(tmp_pa
     expected = {f"attention/{name}": value for name, value in scores_of(module, 7).items()}
     assert sorted(expected) == [f"attention/{name}" for name in SCORES]
     assert truths(callback) == pytest.approx(expected, abs=1e-5)
+    of_relevance = relevance_scores_of(module, 7)
+    assert set(of_relevance) == set(expected)
+    assert truths_of_relevance(callback) == pytest.approx(of_relevance, abs=1e-4)
     last = events(tmp_path)[-1]
     assert {name: float(last[f"score/{name}"]) for name in SCORES} == pytest.approx(
         {name: expected[f"attention/{name}"] for name in SCORES}, abs=1e-5
@@ -130,7 +143,10 @@ def test_scores_reach_csv_and_wandb_with_the_panels_in_one_row(tmp_path, monkeyp
 def test_boxes_are_scored_in_any_precision(tmp_path, precision, texts):
     callback = attention()
     fit(tmp_path, callback, boxes=True, texts=texts, max_epochs=1, precision=precision, limit_val_batches=0)
-    assert sorted(callback.scores) == [f"attention/{name}" for name in (SCORES_OF_WORDS if texts else SCORES)]
+    names = [f"attention/{name}" for name in (SCORES_OF_WORDS if texts else SCORES)]
+    assert sorted(truths(callback)) == names
+    assert sorted(truths_of_relevance(callback)) == [name for name in names if "word_overlap" not in name]
+    assert all(0.0 <= value <= 1.0 for value in truths_of_relevance(callback).values())
 
 
 SCORES_OF_WORDS = sorted([f"{name}_{kind}" for name in SCORES for kind in ("colour", "shape")] + ["word_overlap"])
@@ -150,7 +166,7 @@ def test_words_are_scored_by_kind_and_for_how_much_alike_they_are(tmp_path, num_
         cases += [truth_scores(captured, [None], answers, num_classes=0), overlaps(captured, answers)]
     expected = mean_scores(cases)
     assert sorted(expected) == SCORES_OF_WORDS
-    assert callback.scores == pytest.approx({f"attention/{name}": value for name, value in expected.items()}, abs=1e-4)
+    assert truths(callback) == pytest.approx({f"attention/{name}": value for name, value in expected.items()}, abs=1e-4)
     last = events(tmp_path)[-1]
     assert {name: float(last[f"score/{name}"]) for name in SCORES_OF_WORDS} == pytest.approx(expected, abs=1e-4)
 
@@ -194,9 +210,13 @@ def test_words_and_strips_reach_the_event_csv_and_wandb(tmp_path, monkeypatch):
     (folder,) = run_folders(tmp_path)
     (logged,) = [row for row in rows(folder) if "attention/image/cross0" in row]
     media = {"attention/image/cross0", "attention/caption/words"}
-    assert {key for key in logged if key.startswith("attention/") and not key.startswith("attention/stat/")} == {
+    others = ("attention/stat/", "attention/relevance/")
+    assert {key for key in logged if key.startswith("attention/") and not key.startswith(others)} == {
         f"attention/{n}" for n in SCORES_OF_WORDS
     } | media
+    assert {key: logged[key] for key in callback.scores if key.startswith("attention/relevance/")} == pytest.approx(
+        {f"attention/relevance/{key.split('/')[1]}": value for key, value in truths_of_relevance(callback).items()}
+    )
     for name in media:
         for path in logged[name]["filenames"]:
             with Image.open(folder / "files" / path) as picture:

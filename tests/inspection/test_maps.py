@@ -194,6 +194,44 @@ def test_each_answer_of_a_sample_has_a_rollout_of_its_own():
             assert found == pytest.approx(((expected[0] + 0.5) / 5, (expected[1] + 0.5) / 7), abs=0.01)
 
 
+def relevant_at(row: list[Answer], *tokens: int) -> list[tuple[Answer, torch.Tensor]]:
+    """Each answer with a map that marks one token."""
+    maps = torch.full((len(row), SPANS["depth"].stop), 0.001)
+    maps[range(len(row)), list(tokens)] = 1.0
+    return list(zip(row, maps, strict=True))
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["own queries", "one query"])
+def test_the_relevance_of_each_class_stands_behind_the_rollouts_with_its_boxes(own):
+    answers = [[of_class("a", 4), of_class("b", 1)], [of_class("c", 2), of_class("a", 4)]]
+    places = [(5, 32), (29, 8)]
+    relevant = [relevant_at(row, *tokens) for row, tokens in zip(answers, places, strict=True)]
+    boxes = [[Box(1, "image", {"y": (3.0, 9.0), "x": (6.0, 18.0)})], None]
+    captured, num_rollouts = capture_of_places([3, 11, 17, 23, 34]), 2 if own else 1
+    options = {"num_latents": 1, "relevant": relevant}
+    plain = panels(captured, images(), answers if own else [], **options)["image/cross0"]
+    for sheet, tokens in zip(plain, places, strict=True):
+        tiles = tiles_of(sheet, 6 + num_rollouts)
+        assert sheet.width == len(tiles) * (TILE + GAP) + BAR_WIDTH, "and one latent"
+        for tile, token in zip(tiles[3 + num_rollouts : 5 + num_rollouts], tokens, strict=True):
+            row, column = divmod(token, 7)
+            assert bright_place(tile) == pytest.approx(((row + 0.5) / 5, (column + 0.5) / 7), abs=0.01)
+    sheets = panels(captured, images(), answers if own else [], boxes=boxes, **options)["image/cross0"]
+    pairs = zip(tiles_of(sheets[0], 6 + num_rollouts), tiles_of(plain[0], 6 + num_rollouts), strict=True)
+    changed = [bool((one != other).any()) for one, other in pairs]
+    rollouts = [False, True] if own else [True]
+    assert changed == [True, False, False, *rollouts, False, True, False]
+    assert sheets[1].tobytes() == plain[1].tobytes()
+
+
+def test_the_relevance_of_words_is_no_part_of_the_sheets_of_latents():
+    captured, row = capture_of_places([3, 11]), [Answer("a", (0,)), Answer("dot", (1,))]
+    with_relevance = panels(captured, images(), [row] * 2, num_latents=1, relevant=[relevant_at(row, 5, 32)] * 2)
+    without = panels(captured, images(), [row] * 2, num_latents=1)
+    for one, other in zip(with_relevance["image/cross0"], without["image/cross0"], strict=True):
+        assert one.tobytes() == other.tobytes()
+
+
 def test_samples_may_have_different_numbers_of_answers():
     answers = [[of_class("a", 4)], [of_class("c", 2), of_class("a", 4)]]
     first, second = panels(capture_of_places([3, 11, 17, 23, 34]), images(), answers, num_latents=0)["image/cross0"]

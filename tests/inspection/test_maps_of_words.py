@@ -71,6 +71,32 @@ def test_each_word_is_bright_where_it_was_read_from():
             assert bright_place(tile) == pytest.approx(((line + 0.5) / 5, (column + 0.5) / 7), abs=0.01)
 
 
+def test_where_relevance_is_known_each_word_is_bright_where_it_depended_on_the_input():
+    answers = [words(4, 1, 0), []]
+    maps = torch.full((3, 35), 0.001)
+    tokens = [8, 30, 19]
+    maps[range(3), tokens] = 0.7
+    relevant = [list(zip(answers[0], maps, strict=True)), []]
+    strip, silent = strips(image_capture(), *answers, relevant=relevant)
+    assert strip.size == (4 * (TILE + GAP) + BAR_WIDTH, HEIGHT + TITLE_HEIGHT + GAP)
+    for tile, token in zip(tiles_of(strip, 4)[1:], tokens, strict=True):
+        line, column = divmod(token, 7)
+        assert bright_place(tile) == pytest.approx(((line + 0.5) / 5, (column + 0.5) / 7), abs=0.01)
+    assert silent.size == (2 * (TILE + GAP) + BAR_WIDTH, HEIGHT + TITLE_HEIGHT + GAP)
+    assert len(np.unique(tiles_of(silent, 2)[1].reshape(-1, 3), axis=0)) == 1, "nothing was said"
+
+
+def test_boxes_of_a_word_are_drawn_on_its_relevance():
+    box = Box(0, "image", {"y": (3.0, 9.0), "x": (6.0, 18.0)})
+    maps = torch.full((2, 35), 1 / 35)
+    plain, boxed = (
+        strips(image_capture(1), row, relevant=[list(zip(row, maps, strict=True))])[0]
+        for row in (words(0, 1), [*words(0), *words(1, boxes=(box,))])
+    )
+    pairs = zip(tiles_of(boxed, 3), tiles_of(plain, 3), strict=True)
+    assert [bool((one != other).any()) for one, other in pairs] == [False, False, True]
+
+
 def colour_at(tile: np.ndarray, place: int) -> tuple[float, ...]:
     """What a cell of 5×7 is coloured in."""
     return tuple(tile[round((place // 7 + 0.5) / 5 * HEIGHT), round((place % 7 + 0.5) / 7 * TILE)])
