@@ -33,7 +33,7 @@ MOST_LOOKS = 6
 """Events of a run whose maps are in a page, the last among them; of the others it has the numbers."""
 FOR_ANSWERS = 0.25
 """Share of the bytes for the maps of answers, the rest being for those of latents."""
-CELLS = (224 * 224, 112 * 112, 56 * 56, 28 * 28, 14 * 14)
+CELLS = (224 * 224, 112 * 112, 56 * 56, 28 * 28, 14 * 14, 7 * 7)
 """To how many cells a map may be pooled: to as many as leave room for all answers, or for `ENOUGH_LATENTS`."""
 ENOUGH_LATENTS = 32
 

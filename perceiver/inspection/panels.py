@@ -1,11 +1,14 @@
 """Scores and pictures of one look -> loggers."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import wandb
 from lightning.pytorch.loggers import Logger, WandbLogger
 from PIL import Image
+
+log = logging.getLogger(__name__)
 
 MOST_PAGE_BYTES = 20 * 2**20
 """W&B advises to log no more than 25 MB in a call."""
@@ -53,8 +56,13 @@ def of_one_size(pictures: Sequence[Image.Image]) -> list[Image.Image]:
 
 def log_page(loggers: Iterable[Logger], scores: Mapping[str, float], page: Path, step: int) -> None:
     """Log the explorer and what was tested last; W&B takes pages up to `MOST_PAGE_BYTES`."""
+    size = page.stat().st_size
     for logger in loggers:
-        if isinstance(logger, WandbLogger) and page.stat().st_size <= MOST_PAGE_BYTES:
+        if isinstance(logger, WandbLogger) and size > MOST_PAGE_BYTES:
+            log.warning(
+                "%s is too large for W&B (%d MB); fewer attention.num_samples make it smaller", page, size >> 20
+            )
+        if isinstance(logger, WandbLogger) and size <= MOST_PAGE_BYTES:
             html = wandb.Html(page.read_text(encoding="utf-8"), inject=False)
             logger.log_metrics({**scores, "attention/explorer": html}, step=step)  # type: ignore[dict-item]
         elif scores:

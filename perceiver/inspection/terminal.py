@@ -27,6 +27,8 @@ MOST_ANSWERS = 12
 """Of a sample, in the table."""
 BRIGHT = 0.1
 """Share of the cells that are called the brightest."""
+SCORED = re.compile(r"(?P<of>|relevance/)(?P<score>energy_in_box|pointing_game)(?P<kind>|_(?!chance).+)")
+"""Names of what `Observer.truth` measures beside chance: of rollouts, and of relevance."""
 ERRORS = 2
 """Standard errors that a mean must be away from what chance gives."""
 
@@ -174,12 +176,12 @@ def belief(scores: Mapping[str, float], deletion: Mapping[str, object] | None, n
         num_tested: samples on which all of this was tested.
     """
     for name, value in scores.items():
-        score = re.fullmatch(r"(energy_in_box|pointing_game)(|_(?!chance).+)", name)
-        chance = scores.get(f"{score[1]}_chance{score[2]}") if score else None
-        if score and chance is not None:
-            kind = score[2].replace("_", " ")
-            title = score[1].replace("_", " ") + (f" of{kind} words" if kind else "")
-            yield f"rollout, {title}: {value:.2f}, by chance {chance:.2f}"
+        found = SCORED.fullmatch(name)
+        chance = scores.get(f"{found['of']}{found['score']}_chance{found['kind']}") if found else None
+        if found and chance is not None:
+            of, score, kind = (found[part].replace("_", " ").strip(" /") for part in ("of", "score", "kind"))
+            title = f"{of or 'rollout'}, {score}{f' of {kind} words' if kind else ''}"
+            yield f"{title}: {value:.2f}, by chance {chance:.2f}"
     if "word_overlap" in scores:
         yield f"rollouts of two words of a text have {scores['word_overlap']:.2f} of their mass in common"
     if not num_tested:

@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
 
 from perceiver.inspection.callback import AttentionCallback
+from perceiver.inspection.explorer import PAGE
 from perceiver.training.build import Parts, blamed_on, build, construct, load_weights, read_checkpoint
 from perceiver.training.callbacks import LastCheckpoint, StepSeeds, TrainingClock
 from perceiver.training.config import resolved
@@ -86,7 +87,11 @@ def train(cfg: DictConfig) -> float | None:
         write_metrics(metrics, run_dir / "metrics.json")
         if rows := class_rows(parts):
             console.print(class_table(rows))
-        written = {"best checkpoint": best, "metrics": run_dir / "metrics.json", "attention": run_dir / "attention"}
+        written = {
+            "best checkpoint": best,
+            "metrics": run_dir / "metrics.json",
+            "attention": run_dir / "attention" / PAGE,
+        }
         console.print(metrics_table(metrics, {name: path for name, path in written.items() if path and path.exists()}))
     return score
 

@@ -63,7 +63,7 @@ def metrics_table(metrics: Mapping[str, float], written: Mapping[str, Path]) -> 
     table.add_column()
     table.add_column(overflow="fold")
     for name, value in metrics.items():
-        if name.count("/") < 2:
+        if not (name.startswith("test/") and name.count("/") > 1):
             table.add_row(name, _number(value))
     table.add_section()
     for name, path in written.items():

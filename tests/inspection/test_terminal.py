@@ -321,8 +321,12 @@ class TestBelief:
         scores = {
             "energy_in_box": 0.25,
             "energy_in_box_chance": 0.07,
+            "relevance/energy_in_box": 0.5,
+            "relevance/energy_in_box_chance": 0.08,
             "pointing_game_shape": 0.8,
             "pointing_game_chance_shape": 0.14,
+            "relevance/pointing_game_shape": 0.9,
+            "relevance/pointing_game_chance_shape": 0.15,
             "pointing_game_big_size": 0.5,
             "pointing_game_chance_big_size": 0.13,
             "pointing_game_colour": 0.99,  # of whose chance nothing is known
@@ -333,7 +337,9 @@ class TestBelief:
         *sentences, _ = belief(scores, None, 64)
         assert sentences == [
             "rollout, energy in box: 0.25, by chance 0.07",
+            "relevance, energy in box: 0.50, by chance 0.08",
             "rollout, pointing game of shape words: 0.80, by chance 0.14",
+            "relevance, pointing game of shape words: 0.90, by chance 0.15",
             "rollout, pointing game of big size words: 0.50, by chance 0.13",
             "rollouts of two words of a text have 0.85 of their mass in common",
         ]

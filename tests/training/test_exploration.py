@@ -22,6 +22,7 @@ from tests.training.runs import CAPTIONING, Ended, checkpoint, image_tree, scrip
 from tests.training.test_sound_run import SMALL_SOUND
 
 LOOKING = ["attention.every_n_epochs=1", "attention.num_samples=3", "attention.num_scored_samples=0"]
+OTHER_RATE = ["data.clips.sample_rate=24000", "trainer.limit_val_batches=1", "trainer.limit_test_batches=1"]
 NUM_EPOCHS = 8
 STEPS = [3 * epoch + 2 for epoch in range(NUM_EPOCHS)]
 
@@ -342,11 +343,11 @@ class TestComparison:
 
     def test_sounds_of_another_rate_are_no_samples_of_the_first(self, sounds, tmp_path):
         other = tmp_path / "other"
-        options = [*SMALL_SOUND, "logger.mode=disabled", "attention.every_n_epochs=0", "data.clips.sample_rate=12800"]
+        options = [*SMALL_SOUND, "logger.mode=disabled", "attention.every_n_epochs=0", *OTHER_RATE]
         ended = script("experiments/train.py", f"hydra.run.dir={other}", *options)
         assert ended.ok, ended.err
         options = [f"output={tmp_path}/page.html", "samples=1", "scored_samples=0"]
-        assert "its audio has 12800 Hz and not 16000" in said(inspected(sounds, f"compare={other}", *options))
+        assert "its audio has 24000 Hz and not 16000" in said(inspected(sounds, f"compare={other}", *options))
 
 
 class TestInputs:
