@@ -26,7 +26,7 @@ from perceiver.inspection.callback import AttentionCallback
 from perceiver.inspection.capture import pictures_of
 from perceiver.inspection.explorer import event_of
 from perceiver.inspection.maps import panels
-from perceiver.training.build import build
+from perceiver.training.build import build, construct
 from perceiver.training.config import resolved
 from perceiver.training.errors import explained
 from perceiver.training.prediction import to_accelerator
@@ -54,6 +54,7 @@ def main(cfg: DictConfig) -> None:
 def one_look(config: dict[str, Any]) -> Table:
     """Time and memory of the parts of a look."""
     prepare_torch(config)
+    construct(config, "attention")  # which refuses settings that make no sense
     parts = build(config)
     to_accelerator(parts)
     settings = config["attention"]

@@ -221,6 +221,17 @@ class TestKeys:
             where = path.relative_to(CONF)
             assert where.parts[0] in GROUPS if len(where.parts) == 2 else where.stem in scripts
 
+    @pytest.mark.parametrize("path", [path for path in FILES if path.parent == CONF], ids=lambda path: path.stem)
+    def test_every_script_composes_and_says_on_top_how_it_is_run(self, path):
+        with composed(name=path.stem) as cfg:
+            keys = set(cfg)
+        head = path.read_text().partition("\n")[0]
+        (command,) = re.findall(r"^# uv run ((?:experiments|scripts)/\w+\.py)", head)
+        source = (CONF.parent / command).read_text()
+        assert f'config_name="{path.stem}"' in source
+        named = set(re.findall(r"[\[ ](\w+)=", head)) - {"group", "key"}  # which stand for any
+        assert named <= keys | GROUPS.keys(), "it names keys that there are"
+
     @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONF)))
     def test_what_the_data_knows_is_written_there_and_taken_over_elsewhere(self, path):
         written = {

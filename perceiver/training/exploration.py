@@ -77,7 +77,7 @@ def inspect_attention(cfg: DictConfig) -> Path:
     prepare_torch(first.finished.config)
     batch, unreadable = files(first, paths) if paths else (probe(first, cfg.samples, "samples"), [])
     # Of a user's own files it is them that are tested: they may be unlike anything the model was trained on.
-    tested = batch if paths else probe(first, cfg.scored_samples or 0, "scored_samples")
+    tested = probe(first, cfg.scored_samples or 0, "scored_samples")
     output = page_path(cfg, first.folder)
     alone = not paths and len(subjects) == 1
     samples: list[dict[str, Any]] = []

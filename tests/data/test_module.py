@@ -194,6 +194,27 @@ def test_the_probe_holds_as_many_samples_as_asked_for_and_there_are(wanted, got)
     assert len(set(module().probe(wanted).ids)) == got
 
 
+@pytest.mark.parametrize("numbers", [[7], [11, 2, 5], [12, 0], (3, 1)], ids=str)
+def test_a_probe_of_chosen_numbers_holds_these_in_their_order(numbers):
+    probe, every = module().probe(numbers), module().probe(13)
+    assert probe.ids == [f"val/{index}" for index in numbers]
+    assert probe.targets["label"].tolist() == list(numbers)
+    assert torch.equal(probe.inputs["x"], every.inputs["x"][list(numbers)]), "whatever else is asked for"
+
+
+@pytest.mark.parametrize(("numbers", "wrong"), [([13], 13), ([2, 999, 17], 999), ([-1], -1), ([0, -3], -3)], ids=str)
+def test_a_number_that_no_sample_has_is_refused(numbers, wrong):
+    with pytest.raises(ValueError, match=rf"^there is no sample {wrong}; the split has 0 to 12$"):
+        module().probe(numbers)
+
+
+def test_of_chosen_numbers_too_it_holds_the_first_views_of_what_can_be_read():
+    probe = module(Windows(broken=[4], on_error="skip")).probe([7, 4, 2])
+    assert probe.ids == ["val/7 early", "val/2"]
+    assert probe.inputs["x"].shape == (2, 2)
+    assert probe.unreadable == ["val/4.jpg: broken"]
+
+
 def test_the_probe_is_spread_over_the_split():
     positions = [int(id.split("/")[1]) for id in module().probe(3).ids]
     assert positions == sorted(positions)

@@ -4,11 +4,13 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
 from perceiver.data.shape_grammar import WORDS
@@ -16,14 +18,20 @@ from perceiver.inspection.arrays import event_arrays
 from perceiver.inspection.look import Look, Observer
 from perceiver.tokenizer import words_in
 from perceiver.training import exploration
+from perceiver.training.errors import ConfigError
 from perceiver.training.finished import load
 from tests.inspection.looks import contents_of
-from tests.training.runs import CAPTIONING, Ended, checkpoint, image_tree, script, trained
+from tests.training.runs import CAPTIONING, CONF, Ended, checkpoint, image_tree, script, trained
 from tests.training.test_sound_run import SMALL_SOUND
 
-LOOKING = ["attention.every_n_epochs=1", "attention.num_samples=3", "attention.num_scored_samples=0"]
-OTHER_RATE = ["data.clips.sample_rate=24000", "trainer.limit_val_batches=1", "trainer.limit_test_batches=1"]
-NUM_EPOCHS = 8
+LOOKING = [
+    "attention.every_n_epochs=1",
+    "attention.num_samples=3",
+    "attention.num_scored_samples=0",
+    "attention.max_seconds=0",
+]
+LOOKING += ["trainer.limit_test_batches=1"]
+NUM_EPOCHS = 7
 STEPS = [3 * epoch + 2 for epoch in range(NUM_EPOCHS)]
 
 
@@ -113,6 +121,24 @@ def check_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) ->
 
 def files_of(*paths: Path) -> str:
     return "inputs=[" + ",".join(f'"{path}"' for path in paths) + "]"
+
+
+def with_value(node: Any, key: str, value: Any) -> Any:
+    """The same config with another value wherever a key has one."""
+    if isinstance(node, list):
+        return [with_value(child, key, value) for child in node]
+    if not isinstance(node, dict):
+        return node
+    return {name: value if name == key else with_value(child, key, value) for name, child in node.items()}
+
+
+def refused(**settings: Any) -> str:
+    """What is wrong with some settings; without the command line, which takes longer than to find out."""
+    cfg = OmegaConf.load(CONF / "inspect_attention.yaml")
+    with pytest.raises(ConfigError) as error, mock.patch.object(exploration, "prepare_torch"):
+        exploration.inspect_attention(OmegaConf.merge(cfg, {"samples": 1, "scored_samples": 0}, settings))
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 def said(ended: Ended) -> str:
@@ -255,7 +281,7 @@ class TestOneRun:
         page, maps = contents(run / "attention" / "index.html")
         events = page["runs"][0]["events"]
         assert [event["step"] for event in events] == STEPS
-        assert [event["look"] for event in events] == [None, None, 0, *[None] * 5]
+        assert [event["look"] for event in events] == [None, None, 0, *[None] * (NUM_EPOCHS - 3)]
         assert {one["look"] for one in maps} == {0}
         assert all("attention/stat/cross0/entropy" in event["values"] for event in events)
 
@@ -282,7 +308,7 @@ class TestComparison:
         assert [one["name"] for one in page["runs"]] == ["family/digits (best)", "family/digits (last)"]
         assert [[event["step"] for event in one["events"]] for one in page["runs"]] == [STEPS, STEPS]
         looks = [[event["look"] for event in one["events"]] for one in page["runs"]]
-        assert looks == [[None, None, 0, *[None] * 5], [*[None] * 7, 1]]
+        assert looks == [[None, None, 0, *[None] * (NUM_EPOCHS - 3)], [*[None] * (NUM_EPOCHS - 1), 1]]
         assert sorted((one["look"], one["sample"]) for one in maps) == [(0, 0), (0, 1), (1, 0), (1, 1)]
         for name, checkpoint_name in (("comparison", "best"), ("comparison_compared", "last")):
             found = arrays_in(run / "attention" / f"{name}.npz")
@@ -317,35 +343,33 @@ class TestComparison:
         assert "cat" in ended.out
 
     @pytest.mark.parametrize(
-        ("overrides", "expected"),
+        ("settings", "expected"),
         [
-            (["compare={digits}"], "compare={digits}, compare_checkpoint=best: the same checkpoint"),
-            (["compare={digits}/../digits"], "compare_checkpoint=best: the same checkpoint"),
-            (["compare={sounds}"], "compare={sounds}: its model reads audio, that of run reads image"),
-            (["compare={captions}"], "compare={captions}: it cannot look at samples of run={digits}"),
-            (["compare=/no/such"], "compare=/no/such: no such run directory"),
+            ({"compare": "{digits}"}, "compare={digits}, compare_checkpoint=best: the same checkpoint"),
+            ({"compare": "{digits}/../digits"}, "compare_checkpoint=best: the same checkpoint"),
+            ({"compare": "{sounds}"}, "compare={sounds}: its model reads audio, that of run reads image"),
+            ({"compare": "{captions}"}, "compare={captions}: it cannot look at samples of run={digits}"),
+            ({"compare": "/no/such"}, "compare=/no/such: no such run directory"),
             (
-                ["compare={captions}", "compare_checkpoint=bets"],
+                {"compare": "{captions}", "compare_checkpoint": "bets"},
                 "compare_checkpoint=bets: {captions} has no such checkpoint; did you mean 'best'?",
             ),
         ],
         ids=["same", "same by another way", "other modality", "other channels", "missing", "missing checkpoint"],
     )
-    def test_what_cannot_be_compared_ends_in_one_sentence(
-        self, digits, sounds, captions, tmp_path, overrides, expected
-    ):
+    def test_what_cannot_be_compared_is_refused(self, digits, sounds, captions, tmp_path, settings, expected):
         runs = {"digits": digits, "sounds": sounds, "captions": captions}
         output = tmp_path / "page.html"
-        overrides = [override.format(**runs) for override in overrides]
-        ended = inspected(digits, f"output={output}", "samples=1", "scored_samples=0", *overrides)
-        assert expected.format(**runs) in said(ended)
+        settings = {key: value.format(**runs) for key, value in settings.items()}
+        assert expected.format(**runs) in refused(run=str(digits), output=str(output), **settings)
         assert not output.exists()
 
     def test_sounds_of_another_rate_are_no_samples_of_the_first(self, sounds, tmp_path):
         other = tmp_path / "other"
-        options = [*SMALL_SOUND, "logger.mode=disabled", "attention.every_n_epochs=0", *OTHER_RATE]
-        ended = script("experiments/train.py", f"hydra.run.dir={other}", *options)
-        assert ended.ok, ended.err
+        shutil.copytree(sounds, other)
+        saved = checkpoint(sounds, "best")
+        saved["description"]["config"] = with_value(saved["description"]["config"], "sample_rate", 24_000)
+        torch.save(saved, other / "checkpoints" / "best.ckpt")
         options = [f"output={tmp_path}/page.html", "samples=1", "scored_samples=0"]
         assert "its audio has 24000 Hz and not 16000" in said(inspected(sounds, f"compare={other}", *options))
 
@@ -437,68 +461,82 @@ class TestTasks:
 
 class TestMistakes:
     @pytest.mark.parametrize(
-        "samples",
-        ["0", "-1", "many", "[]", "1.5", "true", "[1,1]", "[1,x]", "[true]", "[[1]]", "{a: 1}", "''"],
+        "chosen", [0, -1, "many", "", [], 1.5, True, [1, 1], [1, "x"], [True], [1.0], [[1]], {"a": 1}], ids=repr
     )
-    def test_what_is_no_choice_of_samples(self, digits, tmp_path, samples):
-        message = said(inspected(digits, f"output={tmp_path}/new/page.html", f"samples={samples}"))
-        shown = {"true": "True", "[true]": "[True]", "[1,1]": "[1, 1]", "[1,x]": "[1, 'x']", "''": ""}
-        expected = shown.get(samples, "{'a': 1}" if "a:" in samples else samples)
-        assert f"samples={expected}: must be how many samples, from 1 on, or a list" in message
-        assert list(tmp_path.iterdir()) == []
+    def test_what_is_no_choice_of_samples(self, chosen):
+        node = OmegaConf.create({"samples": chosen})
+        assert not exploration.is_choice(node.samples, 1)
 
-    @pytest.mark.parametrize("samples", ["-1", "many", "1.5", "true"])
-    def test_what_is_no_choice_of_scored_samples(self, digits, tmp_path, samples):
-        message = said(inspected(digits, f"output={tmp_path}/page.html", f"scored_samples={samples}"))
-        assert f"scored_samples={'True' if samples == 'true' else samples}: must be how many" in message
-        assert "from 0 on" in message
-
-    @pytest.mark.parametrize("key", ["samples", "scored_samples"])
-    def test_samples_that_are_not_there(self, digits, tmp_path, key):
-        message = said(inspected(digits, f"output={tmp_path}/page.html", f"{key}=[3,999]"))
-        assert f"{key}=[3, 999]: there is no sample 999; the split has 0 to 178" in message
-
-    def test_data_of_which_nothing_can_be_read(self, tmp_path):
-        root = image_tree(tmp_path / "tree", per_class=11)
-        options = ["data=image_folder", f"data.root={root}", "data.image_size=9", "data.channels=3"]
-        run = trained(tmp_path / "run", *options, "data.on_error=skip", "loader.batch_size=5")
-        for path in root.rglob("*.png"):
-            path.write_bytes(b"no picture")
-        assert ".png: " in said(inspected(run, "samples=2"))
-        assert not (run / "attention").exists()
+    @pytest.mark.parametrize(("chosen", "least"), [(1, 1), (0, 0), (7, 0), ([0], 1), ([5, 3], 1)])
+    def test_what_is_one(self, chosen, least):
+        assert exploration.is_choice(OmegaConf.create({"samples": chosen}).samples, least)
 
     @pytest.mark.parametrize(
-        ("overrides", "expected"),
+        ("settings", "expected"),
         [
-            (["run=/no/such"], "run=/no/such: no such run directory"),
-            (["run=7"], "run=7: no such run directory"),
-            (["run={empty}"], "run={empty}: there are no checkpoints in it"),
-            (["checkpoint=lost"], "checkpoint=lost: {digits} has no such checkpoint; did you mean 'last'?"),
-            (["checkpoint=3"], "checkpoint=3: {digits} has no such checkpoint; there are: best, last"),
-            (["sample=3"], "sample: no such key; did you mean samples?"),
-            (['overrides=["loader.batch_sice=7"]'], "loader.batch_sice: no such key"),
-            (["output={empty}"], "output={empty}: must be a file whose name ends in .html"),
-            (["output={empty}/page.npz"], "output={empty}/page.npz: must be a file whose name ends in .html"),
-            (["output=3"], "output=3: must be a file whose name ends in .html"),
-            (["output={file}/page.html"], "output={file}/page.html: its folder cannot be made"),
-            (["output={file}/new/page.html"], "output={file}/new/page.html: its folder cannot be made"),
+            ({"samples": 0}, "samples=0: must be how many samples, from 1 on"),
+            ({"samples": True}, "samples=True: must be how many samples, from 1 on"),
+            ({"samples": [1, "x"]}, "samples=[1, 'x']: must be how many samples, from 1 on"),
+            ({"scored_samples": -1}, "scored_samples=-1: must be how many samples, from 0 on"),
+            ({"samples": [3, 999]}, "samples=[3, 999]: there is no sample 999; the split has 0 to 178"),
+            ({"scored_samples": [-1]}, "scored_samples=[-1]: there is no sample -1; the split has 0 to 178"),
         ],
-        ids=lambda value: value[0] if isinstance(value, list) else "",
+        ids=str,
     )
-    def test_every_other_mistake(self, digits, tmp_path, overrides, expected):
+    def test_such_a_choice_is_refused(self, digits, tmp_path, settings, expected):
+        assert expected in refused(run=str(digits), output=f"{tmp_path}/new/page.html", **settings)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_data_of_which_nothing_can_be_read(self, folders, tmp_path):
+        root = image_tree(tmp_path / "tree")
+        for path in root.rglob("*.png"):
+            path.write_bytes(b"no picture")
+        options = [f"output={tmp_path}/page.html", "samples=2"]
+        overrides = f'overrides=["data.root={root}","data.on_error=skip"]'
+        assert ".png: " in said(inspected(folders, *options, overrides))
+        assert not (tmp_path / "page.html").exists()
+
+    @pytest.mark.parametrize(
+        ("settings", "expected"),
+        [
+            ({"run": "/no/such"}, "run=/no/such: no such run directory"),
+            ({"run": 7}, "run=7: no such run directory"),
+            ({"run": "{empty}"}, "run={empty}: there are no checkpoints in it"),
+            ({"checkpoint": "lost"}, "checkpoint=lost: {digits} has no such checkpoint; did you mean 'last'?"),
+            ({"checkpoint": 3}, "checkpoint=3: {digits} has no such checkpoint; there are: best, last"),
+            ({"output": "{empty}"}, "output={empty}: must be a file whose name ends in .html"),
+            ({"output": "{empty}/page.npz"}, "output={empty}/page.npz: must be a file whose name ends in .html"),
+            ({"output": 3}, "output=3: must be a file whose name ends in .html"),
+            ({"output": "{file}/page.html"}, "output={file}/page.html: its folder cannot be made"),
+            ({"output": "{file}/new/page.html"}, "output={file}/new/page.html: its folder cannot be made"),
+        ],
+        ids=str,
+    )
+    def test_every_other_mistake(self, digits, tmp_path, settings, expected):
         names = {"digits": digits, "empty": tmp_path / "empty", "file": tmp_path / "file"}
         names["empty"].mkdir()
         names["file"].touch()
         before = sorted(path.name for path in (digits / "attention").iterdir())
-        overrides = ["samples=1", "scored_samples=0", *(override.format(**names) for override in overrides)]
-        assert expected.format(**names) in said(inspected(digits, *overrides))
+        given = {key: value.format(**names) if isinstance(value, str) else value for key, value in settings.items()}
+        assert expected.format(**names) in refused(**{"run": str(digits), **given})
         assert sorted(path.name for path in (digits / "attention").iterdir()) == before
         assert list(names["empty"].iterdir()) == []
 
     def test_a_folder_that_cannot_be_written_to(self, digits, tmp_path, monkeypatch):
         monkeypatch.setattr("perceiver.training.exploration.os.access", lambda *args: False)
-        message = said(inspected(digits, f"output={tmp_path}/page.html", "samples=1", "scored_samples=0"))
+        message = refused(run=str(digits), output=f"{tmp_path}/page.html")
         assert f"output={tmp_path}/page.html: its folder cannot be written to" in message
+
+    @pytest.mark.parametrize(
+        ("override", "expected"),
+        [
+            ("sample=3", "sample: no such key; did you mean samples?"),
+            ("run=/no/such", "run=/no/such: no such run directory"),
+            ('overrides=["loader.batch_sice=7"]', "loader.batch_sice: no such key; did you mean loader.batch_size?"),
+        ],
+    )
+    def test_on_the_command_line_they_end_in_one_sentence(self, digits, override, expected):
+        assert expected in said(inspected(digits, override))
 
     def test_the_run_must_be_named(self):
         assert "run must be given" in said(script("experiments/inspect_attention.py"))
