@@ -104,20 +104,20 @@ def maps_of(arrays: Arrays, row: int, *, most_values: int) -> dict[str, Any]:
         "layers": _layers(arrays, row, len(answers), (1 - FOR_ANSWERS) * most_values),
         "methods": [
             {
-                "name": "rollout",
-                "label": "rollout, norm-weighted" if alpha == "norm" else f"rollout, α = {alpha}",
-                "unit": "share",
-                "shared": len(answers) > 1 and all(bool((maps == maps[:1]).all()) for maps in rollouts.values()),
-                "residual": arrays["rollout/residual"][row, : len(answers)].tolist(),
-                "maps": packed(rollouts, most_cells=cells),
-            },
-            {
                 "name": "relevance",
                 "label": "gradient-weighted relevance (Chefer et al. 2021)",
                 "unit": "share of relevance",
                 "shared": False,
                 "residual": None,
                 "maps": packed(relevances, most_cells=cells),
+            },
+            {
+                "name": "rollout",
+                "label": "rollout, norm-weighted" if alpha == "norm" else f"rollout, α = {alpha}",
+                "unit": "share",
+                "shared": len(answers) > 1 and all(bool((maps == maps[:1]).all()) for maps in rollouts.values()),
+                "residual": arrays["rollout/residual"][row, : len(answers)].tolist(),
+                "maps": packed(rollouts, most_cells=cells),
             },
         ],
     }

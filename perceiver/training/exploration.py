@@ -77,7 +77,7 @@ def inspect_attention(cfg: DictConfig) -> Path:
     prepare_torch(first.finished.config)
     batch, unreadable = files(first, paths) if paths else (probe(first, cfg.samples, "samples"), [])
     # Of a user's own files it is them that are tested: they may be unlike anything the model was trained on.
-    tested = probe(first, cfg.scored_samples or 0, "scored_samples")
+    tested = batch if paths else probe(first, cfg.scored_samples or 0, "scored_samples")
     output = page_path(cfg, first.folder)
     alone = not paths and len(subjects) == 1
     samples: list[dict[str, Any]] = []
@@ -235,7 +235,7 @@ def probe(of: Subject, samples: Any, key: str) -> Batch:
 def is_choice(chosen: Any, least: int) -> bool:
     """Whether it says how many samples, at least so many, or lists the numbers of some, each once."""
     if isinstance(chosen, Sequence) and not isinstance(chosen, str):
-        return len(chosen) > 0 and all(type(one) is int for one in chosen) and len(set(chosen)) == len(chosen)
+        return len(chosen) > 0 and all(isinstance(one, int) for one in chosen) and len(set(chosen)) == len(chosen)
     return type(chosen) is int and chosen >= least
 
 

@@ -191,7 +191,7 @@ def test_looks_that_are_made_again_replace_those_of_the_training_before(tmp_path
         key = "attention/stat/cross0/entropy"
         assert shown["values"][key] == pytest.approx(float(event[key.replace("attention", "score")]))
         assert shown["values"][key] != old["values"][key]
-    assert {one["methods"][0]["label"] for one in maps} == {"rollout, α = 0.25"}
+    assert {one["methods"][1]["label"] for one in maps} == {"rollout, α = 0.25"}
     assert ["score/stat/cross0/drift" in event for event in events(tmp_path)] == [False, True, True]
 
 
@@ -257,7 +257,7 @@ def test_what_a_layer_passes_on_may_be_said_on_the_command_line(tmp_path, hides)
     run = trained(tmp_path / "run", *LOOKING, "attention.rollout_alpha=norm", "attention.max_seconds=0")
     assert [str(event["rollout/alpha"]) for event in events(run)] == ["norm", "norm"]
     _, maps = page_in(run)
-    assert {content["methods"][0]["label"] for content in maps} == {"rollout, norm-weighted"}
+    assert {content["methods"][1]["label"] for content in maps} == {"rollout, norm-weighted"}
     measured = metrics(run)
     assert set(DELETION) < set(measured)
     assert not [name for name in measured if "/stat/" in name]

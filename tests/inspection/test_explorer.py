@@ -63,7 +63,7 @@ def test_maps_are_the_exact_ones_pooled(make, most_values, monkeypatch):
             weights = look.record.layers[layer["name"]].weights(layer["latents"])[row]
             assert layer["maps"]["count"] == [layer["num_heads"], len(layer["latents"])] == list(weights.shape[:2])
             assert_maps_are(layer["maps"], look, weights)
-        rollout, relevance = content["methods"]
+        relevance, rollout = content["methods"]
         assert_maps_are(rollout["maps"], look, look.rollout.inputs[row, :num_answers])
         mass = look.relevance[row, :num_answers].sum(dim=-1, keepdim=True)
         assert_maps_are(relevance["maps"], look, look.relevance[row, :num_answers] / mass)
@@ -104,7 +104,7 @@ def test_answers_are_those_of_the_look_with_how_probable_they_are(make):
 @pytest.mark.parametrize(("alpha", "label"), [(0.3, "rollout, α = 0.3"), ("norm", "rollout, norm-weighted")])
 def test_the_rollout_is_named_by_its_alpha(alpha, label):
     content = maps_of(arrays_of(look_at(alpha=alpha)), 0, most_values=EVERYTHING)
-    assert content["methods"][0]["label"] == label
+    assert content["methods"][1]["label"] == label
 
 
 @pytest.mark.parametrize("most_values", [900, 2003, 3001, EVERYTHING])
@@ -202,7 +202,7 @@ def test_a_sample_of_the_largest_models_takes_less_than_two_megabytes():
 def test_rollouts_are_shared_where_no_answer_has_queries_of_its_own(make, shared):
     content = maps_of(arrays_of(look_at(make)), 0, most_values=EVERYTHING)
     assert len(content["answers"]) > 1
-    assert [method["shared"] for method in content["methods"]] == [shared, False]
+    assert [method["shared"] for method in content["methods"]] == [False, shared]
 
 
 def test_the_one_answer_of_a_sample_shares_its_rollout_with_none():
@@ -210,8 +210,8 @@ def test_the_one_answer_of_a_sample_shares_its_rollout_with_none():
     first = [row[:1] for row in json.loads(str(arrays["answers"]))]
     content = maps_of(arrays | {"answers": np.array(json.dumps(first))}, 1, most_values=EVERYTHING)
     assert len(content["answers"]) == 1
-    assert content["methods"][0]["maps"]["count"] == [1]
-    assert not content["methods"][0]["shared"]
+    assert content["methods"][1]["maps"]["count"] == [1]
+    assert not content["methods"][1]["shared"]
 
 
 def test_a_sample_of_which_nothing_was_said_has_its_latents():

@@ -13,7 +13,7 @@ function verdict(method, { mean, error }, cases) {
     const sentence = `Too few answers were tested to judge ${title}: do not read the map as an explanation.`;
     return { mark: "?", brief: "cannot be judged", sentence };
   }
-  const size = `area ${short(mean, 2)} ± ${short(error, 2)}, ${counted(cases, "answer")}`;
+  const size = `area ${mean.toFixed(2)} ± ${error.toFixed(2)}, ${counted(cases, "answer")}`;
   const said = (how, so) => `Hiding what ${title} marks hurts the answer ${how} hiding random inputs (${size}): ${so}.`;
   if (mean > ERRORS * error) {
     const brief = "points at what matters";
@@ -114,10 +114,10 @@ function unmeasured() {
 // Scores of maps against where things truly are.
 function scores(values) {
   const texts = {
-    pointing_game: (value, chance) =>
-      `the brightest cell lies in a box of what was answered in ${value} of cases; by chance it would in ${chance}`,
-    energy_in_box: (value, chance) =>
-      `${value} of a map's mass lies in the boxes of what was answered; by chance it would be ${chance}`,
+    pointing_game: (value, chance, map) =>
+      `the brightest cell of ${map} lies in a box of what is meant in ${value} of cases; by chance it would in ${chance}`,
+    energy_in_box: (value, chance, map) =>
+      `${value} of the mass of ${map} lies in the boxes of what is meant; by chance it would be ${chance}`,
   };
   const found = statistics.flatMap((name) => {
     const [, score, kind] = lastPart(name).match(/^(pointing_game|energy_in_box)(?:_(.*))?$/) ?? [];
@@ -126,7 +126,8 @@ function scores(values) {
     const start = kind
       ? `Of words that name a ${kind.replaceAll("_", " ")}, `
       : "In the samples whose boxes are known, ";
-    return [element("li", {}, `${start}${texts[score](percent(value), percent(chance))}.`)];
+    const map = name.includes("relevance/") ? "relevance" : "rollout";
+    return [element("li", {}, `${start}${texts[score](percent(value), percent(chance), map)}.`)];
   });
   return found.length ? [element("ul", { id: "scores", class: "sentences" }, ...found)] : [];
 }
