@@ -175,7 +175,7 @@ def blamed_on_comparison(cfg: DictConfig, is_compared: bool) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, RuntimeError, IndexError) as error:
+    except (ValueError, RuntimeError) as error:
         if not is_compared:
             raise
         problem = f"it cannot look at samples of run={cfg.run} ({one_line(error)})"
@@ -235,7 +235,7 @@ def probe(of: Subject, samples: Any, key: str) -> Batch:
 def is_choice(chosen: Any, least: int) -> bool:
     """Whether it says how many samples, at least so many, or lists the numbers of some, each once."""
     if isinstance(chosen, Sequence) and not isinstance(chosen, str):
-        return len(chosen) > 0 and all(isinstance(one, int) for one in chosen) and len(set(chosen)) == len(chosen)
+        return len(chosen) > 0 and all(type(one) is int for one in chosen) and len(set(chosen)) == len(chosen)
     return type(chosen) is int and chosen >= least
 
 

@@ -364,6 +364,13 @@ class TestComparison:
         assert expected.format(**runs) in refused(run=str(digits), output=str(output), **settings)
         assert not output.exists()
 
+    def test_whatever_the_other_model_refuses_names_both_runs(self, digits, captions, monkeypatch):
+        run, other = str(digits), str(captions)
+        monkeypatch.setattr(exploration, "check_reads_alike", mock.Mock(side_effect=RuntimeError("3 and 5\ndiffer")))
+        assert f"compare={other}: it cannot look at samples of run={run} (3 and 5 differ)" in refused(
+            run=run, compare=other, output=str(digits.parent / "page.html")
+        )
+
     def test_sounds_of_another_rate_are_no_samples_of_the_first(self, sounds, tmp_path):
         other = tmp_path / "other"
         shutil.copytree(sounds, other)
@@ -505,6 +512,7 @@ class TestMistakes:
             ({"checkpoint": "lost"}, "checkpoint=lost: {digits} has no such checkpoint; did you mean 'last'?"),
             ({"checkpoint": 3}, "checkpoint=3: {digits} has no such checkpoint; there are: best, last"),
             ({"output": "{empty}"}, "output={empty}: must be a file whose name ends in .html"),
+            ({"output": "{folder}"}, "output={folder}: must be a file whose name ends in .html"),
             ({"output": "{empty}/page.npz"}, "output={empty}/page.npz: must be a file whose name ends in .html"),
             ({"output": 3}, "output=3: must be a file whose name ends in .html"),
             ({"output": "{file}/page.html"}, "output={file}/page.html: its folder cannot be made"),
@@ -514,7 +522,9 @@ class TestMistakes:
     )
     def test_every_other_mistake(self, digits, tmp_path, settings, expected):
         names = {"digits": digits, "empty": tmp_path / "empty", "file": tmp_path / "file"}
+        names["folder"] = tmp_path / "folder.html"
         names["empty"].mkdir()
+        names["folder"].mkdir()
         names["file"].touch()
         before = sorted(path.name for path in (digits / "attention").iterdir())
         given = {key: value.format(**names) if isinstance(value, str) else value for key, value in settings.items()}
