@@ -16,7 +16,6 @@ from unittest import mock
 import hydra
 import numpy as np
 import torch
-from benchmark_step import peak_bytes
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 from rich.table import Table
@@ -32,7 +31,7 @@ from perceiver.training.errors import explained
 from perceiver.training.prediction import to_accelerator
 from perceiver.training.run import discard_if_unused, prepare_torch, train
 from perceiver.training.summary import console
-from perceiver.training.timing import synchronize
+from perceiver.training.timing import peak_bytes, synchronize
 
 
 @explained

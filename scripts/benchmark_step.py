@@ -5,7 +5,6 @@ of the machine's own matrix-product rate, measured in the same run and precision
 backward and optimizer, on one batch that stays on the device; its FLOPs are three times those of the forward pass.
 """
 
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from perceiver.training.config import resolved
 from perceiver.training.errors import explained
 from perceiver.training.run import prepare_torch
 from perceiver.training.summary import console, count_parameters, flops_per_sample
-from perceiver.training.timing import TrainingStep, example_batch, synchronize
+from perceiver.training.timing import TrainingStep, example_batch, peak_bytes, synchronize
 
 MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}
 LOW_PRECISION = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -79,13 +78,6 @@ def matrix_product_rate(device: torch.device, dtype: torch.dtype) -> float:
     size = MATRIX_SIZE[device.type]
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     return 2 * size**3 / median_seconds(lambda: a @ b, device, warmup=2, repeats=5)
-
-
-def peak_bytes(device: torch.device) -> int:
-    """Most memory held so far: the device's allocations, or the whole process on the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 if __name__ == "__main__":

@@ -49,6 +49,8 @@ def load(run: str, checkpoint: str, overrides: Sequence[str]) -> Finished:
 
 def overridden(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """The config with some values replaced; keys must exist, and values be of their types."""
+    if isinstance(overrides, str):
+        raise ConfigError(f"overrides={overrides}: must be a list, as in overrides='[{overrides}]'")
     node = OmegaConf.create(config)
     OmegaConf.set_struct(node, True)
     merged = OmegaConf.to_container(OmegaConf.merge(node, OmegaConf.from_dotlist(list(overrides))))
@@ -60,7 +62,7 @@ def overridden(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, An
 
 def evaluate(cfg: DictConfig) -> dict[str, float]:
     """Test metrics of a run's checkpoint: printed, and written to `evaluation.json` in the run directory."""
-    finished = load(cfg.run, cfg.checkpoint, cfg.overrides)
+    finished = load(str(cfg.run), cfg.checkpoint, cfg.overrides)
     config, parts = finished.config, finished.parts
     prepare_torch(config)
     trainer: Trainer = construct(config, "trainer", logger=False, enable_checkpointing=False)

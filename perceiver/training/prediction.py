@@ -1,7 +1,7 @@
 """A finished run's answers about a user's own files, and the attention that led to them."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
         raise ConfigError("inputs=[]: name at least one file")
     if cfg.top is not None and (not isinstance(cfg.top, int) or cfg.top < 1):
         raise ConfigError(f"top={cfg.top}: must be a whole number from 1 on")
-    finished = load(cfg.run, cfg.checkpoint, cfg.overrides)
+    finished = load(str(cfg.run), cfg.checkpoint, cfg.overrides)
     config, parts = finished.config, finished.parts
     prepare_torch(config)
     to_accelerator(parts)
@@ -62,9 +62,10 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
     return answers
 
 
-def files_of(inputs: str | Sequence[Any]) -> list[Path]:
+def files_of(inputs: Any) -> list[Path]:
     """One file or several, as they are named on the command line."""
-    return [Path(str(path)) for path in ([inputs] if isinstance(inputs, str) else inputs)]
+    single = isinstance(inputs, str) or not isinstance(inputs, Iterable)  # 5 may be a file, too
+    return [Path(str(path)) for path in ([inputs] if single else inputs)]
 
 
 def to_accelerator(parts: Parts) -> None:

@@ -1,5 +1,6 @@
-"""Training steps without a trainer around them, and how fast things are."""
+"""Training steps without a trainer around them, how fast things are, and what they hold."""
 
+import resource
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import count, islice
@@ -94,3 +95,10 @@ def synchronize(device: torch.device) -> None:
     """Wait until a device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most memory held so far: the device's allocations, or the whole process on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
