@@ -173,7 +173,8 @@ class AttentionCallback(Callback):
         if not trainer.is_global_zero or not self._samples:  # without a look there is no page
             return
         scores: dict[str, float] = {}
-        if results and (result := together(results)).num_cases:
+        if results:
+            result = together(results)
             scores = result.scores
             if (path := event_path(_folder(trainer), step)).exists():  # the last look may have failed
                 with np.load(path) as event:

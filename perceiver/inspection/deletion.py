@@ -54,19 +54,20 @@ class Deletion:
 
     @property
     def scores(self) -> dict[str, float]:
-        """`deletion/<kind of map>` -> mean area, by which it is logged."""
-        return {f"deletion/{name}": float(area.mean()) for name, area in self.areas.items()}
+        """`deletion/<kind of map>` -> mean area, by which it is logged; nothing where there is no case."""
+        return {f"deletion/{name}": float(area.mean()) for name, area in self.areas.items() if len(area)}
 
     @property
     def summary(self) -> dict[str, Any]:
-        """Means over cases, and standard errors of the areas, as plain values."""
+        """Means over cases, and standard errors of the areas, as plain values; no curve where there is no case."""
         return {
             "num_cases": self.num_cases,
             "fractions": list(FRACTIONS),
-            "curves": {name: values.mean(dim=0).tolist() for name, values in self.curves.items()},
+            "curves": {name: values.mean(dim=0).tolist() for name, values in self.curves.items() if len(values)},
             "areas": {
                 name: {"mean": float(values.mean()), "error": _standard_error(values)}
                 for name, values in self.areas.items()
+                if len(values)
             },
         }
 

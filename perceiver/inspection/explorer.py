@@ -219,21 +219,31 @@ def evenly_spread(count: int, num_chosen: int) -> list[int]:
     return sorted({round(place) for place in np.linspace(count - 1, 0, min(count, num_chosen))})
 
 
-def page_of(title: str, samples: Sequence[Mapping[str, Any]], runs: Mapping[str, Sequence[Event]]) -> str:
+def page_of(
+    title: str,
+    samples: Sequence[Mapping[str, Any]],
+    runs: Mapping[str, Sequence[Event]],
+    *,
+    opened: Sequence[Event] = (),
+) -> str:
     """The page, as one HTML text.
 
     Args:
         title: of the page.
         samples: what there is to see of each sample (`media.samples_of`).
         runs: name of a run -> its events in order.
+        opened: the one of them that is shown first, and the one it is compared with; where there is none, the last
+            one of the first run that has maps, alone.
     """
     places = {str(sample["id"]): place for place, sample in enumerate(samples)}
     described: list[dict[str, Any]] = []
     maps: list[dict[str, Any]] = []
     num_looks = 0
-    for name, events in runs.items():
-        of_run = []
+    opens: list[list[int]] = []
+    for run, (name, events) in enumerate(runs.items()):
+        of_run: list[dict[str, Any]] = []
         for event in events:
+            opens += [[run, len(of_run)] for one in opened if one is event]
             found = [(places[id], of_sample) for id, of_sample in event.maps.items() if id in places]
             maps += [{"look": num_looks, "sample": place, **of_sample} for place, of_sample in found]
             of_run.append(
@@ -248,7 +258,7 @@ def page_of(title: str, samples: Sequence[Mapping[str, Any]], runs: Mapping[str,
             )
             num_looks += bool(found)
         described.append({"name": name, "events": of_run})
-    return page_html({"title": title, "runs": described, "samples": list(samples)}, maps)
+    return page_html({"title": title, "opens": opens, "runs": described, "samples": list(samples)}, maps)
 
 
 def events_in(folder: Path, *, num_shown: int = MOST_LOOKS, known: Mapping[int, Event] | None = None) -> list[Event]:

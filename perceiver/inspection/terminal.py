@@ -44,6 +44,8 @@ def report(name: str, look: Look, arrays: Mapping[str, np.ndarray], *, num_teste
     """
     scores = {key.removeprefix(SCORE): float(value) for key, value in arrays.items() if key.startswith(SCORE)}
     yield statistics_table(f"attention of {name}, step {int(arrays['step'])}", scores)
+    if not look.probability.isfinite().all():
+        yield "\nthe model's answers are no numbers: its training has diverged, and its maps say nothing"
     for row in range(len(look.batch)):
         yield ""
         yield sample_table(look, row)
@@ -110,8 +112,9 @@ def _table(first: str, *, title: str, gap: int = 1) -> Table:
 
 
 def _maps_of(look: Look, row: int) -> dict[str, Float[np.ndarray, "answers tokens"]]:
+    """The maps of a sample's answers, with nothing where there are no numbers."""
     maps = {"relevance": look.relevance[row], "rollout": look.rollout.inputs[row]}
-    return {kind: of_kind.float().cpu().numpy() for kind, of_kind in maps.items()}
+    return {kind: of_kind.float().nan_to_num().cpu().numpy() for kind, of_kind in maps.items()}
 
 
 def _planes(look: Look) -> dict[str, Span]:
@@ -172,7 +175,7 @@ def belief(scores: Mapping[str, float], deletion: Mapping[str, object] | None, n
 
     Args:
         scores: everything that was measured.
-        deletion: see `Deletion.summary`; None where it has no case.
+        deletion: see `Deletion.summary`; None where it was not tested.
         num_tested: samples on which all of this was tested.
     """
     for name, value in scores.items():
@@ -187,7 +190,7 @@ def belief(scores: Mapping[str, float], deletion: Mapping[str, object] | None, n
     if not num_tested:
         yield "it was not tested whether hiding what maps mark hurts the answers"
         return
-    if deletion is None:
+    if deletion is None or not deletion["num_cases"]:
         yield "no answer lost much when its whole input was hidden: nothing to test maps on"
         return
     yield f"hiding what a map marks, against hiding at random (area between, {deletion['num_cases']} answers):"

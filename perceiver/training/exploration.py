@@ -82,6 +82,7 @@ def inspect_attention(cfg: DictConfig) -> Path:
     alone = not paths and len(subjects) == 1
     samples: list[dict[str, Any]] = []
     runs: dict[str, list[Event]] = {}
+    looked: list[Event] = []
     written: list[Path] = []
     for one in subjects:
         with blamed_on_comparison(cfg, one is not first):
@@ -94,11 +95,12 @@ def inspect_attention(cfg: DictConfig) -> Path:
         write_arrays(written[-1], arrays)
         num_looks = MOST_LOOKS if alone else len(subjects)
         now = event_of(arrays, most_values=MOST_VALUES // num_looks, name=f"{one.name} · step {one.finished.step}")
+        looked.append(now)
         before = events_in(one.folder / "attention", num_shown=MOST_LOOKS - 1 if alone else 0)
         others = [event for event in before if event.step != now.step]
         runs[one.name] = sorted([*others, now], key=lambda event: event.step)
         console.print(*report(one.name, look, arrays, num_tested=len(tested)), sep="\n")
-    write_page(output, page_of(" against ".join(runs), samples, runs))
+    write_page(output, page_of(" against ".join(runs), samples, runs, opened=looked))
     console.print(f"exact maps: {' and '.join(map(str, written))}", soft_wrap=True)
     console.print(f"open {output} in a browser", soft_wrap=True)
     if unreadable:
@@ -271,9 +273,8 @@ def measured(of: Subject, look: Look, tested: Batch) -> dict[str, np.ndarray]:
         parts = [part for _, part in in_parts(tested, finished.parts.data.batch_size)]
         scores |= mean_scores(observer.truth(part) for part in parts)
         result = together([observer.deletion(part, seed=0) for part in parts])
-        if result.num_cases:
-            scores |= result.scores
-            arrays["deletion"] = np.array(json.dumps(result.summary))
+        scores |= result.scores
+        arrays["deletion"] = np.array(json.dumps(result.summary))
     return scored(arrays, scores)
 
 

@@ -103,6 +103,9 @@ def values_at(step: int, run: int) -> dict[str, float]:
     return {
         "attention/pointing_game": 0.2 + step / 100 + run / 10,
         "attention/pointing_game_chance": 0.13,
+        "attention/relevance/pointing_game": 0.4 + step / 100 + run / 10,
+        "attention/relevance/pointing_game_chance": 0.13,
+        "attention/word_overlap": 0.84,
         "attention/energy_in_box": 0.1 + step / 200,
         "attention/energy_in_box_chance": 0.08,
         "attention/stat/cross0/entropy": 3 - step / 40 + run / 5,

@@ -161,6 +161,8 @@ def test_where_nothing_can_be_tested_there_are_no_cases(answers):
     assert found.num_cases == 0
     assert list(found.curves) == [RANDOM, "map"]
     assert found.areas["map"].shape == (0,)
+    assert found.scores == {}
+    assert found.summary == {"num_cases": 0, "fractions": list(FRACTIONS), "curves": {}, "areas": {}}
     other, _ = measured(some_tokens(), {"map": torch.rand(BATCH, 1, NUM_TOKENS)})
     both = together([found, other, found])
     assert both.num_cases == BATCH

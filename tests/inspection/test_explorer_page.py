@@ -126,6 +126,13 @@ def test_looks_are_numbered_through_all_runs_and_maps_belong_to_samples_by_their
     ]
 
 
+def test_a_page_opens_with_what_was_looked_at_last_beside_what_that_is_compared_with():
+    first, other = event(3, {"a": "0a"}), event(3, {"a": "1a"})
+    runs = {"first": [event(1, {}), first, event(5, {"a": "2a"})], "second": [other]}
+    for opened, expected in (((), []), ((first,), [[0, 1]]), ((first, other), [[0, 1], [1, 0]])):
+        assert contents_of(page_of("title", [], runs, opened=opened))[0]["opens"] == expected
+
+
 def test_a_page_is_written_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "index.html"
     assert write_page(path, "the old page – α") == path

@@ -482,7 +482,7 @@ def test_points_of_the_curve_choose_their_event(explorer):
     assert explorer.value("event") == "0.1"
     assert explorer.page.locator('#curve [aria-pressed="true"]').count() == 1
     assert explorer.page.locator("#curve .curve.chance").count() == 2
-    assert "+0.1" in explorer.text("#values tr:has-text('pointing_game')")
+    assert "+0.1" in explorer.text("#values tr.chosen")
 
 
 def test_how_far_to_believe_it_is_said_in_sentences(explorer):
@@ -492,7 +492,13 @@ def test_how_far_to_believe_it_is_said_in_sentences(explorer):
     assert "no better than random" in relevance
     assert "worse than random" in mean
     assert "points at what matters" in explorer.text("#verdict")
-    assert "60 % of cases; by chance it would in 13 %" in explorer.text("#scores")
+    scores = explorer.text("#scores")
+    assert "brightest cell of rollout lies in a box of what is meant in 60 % of cases" in scores
+    assert (
+        "brightest cell of relevance lies in a box of what is meant in 80 % of cases; by chance it would in 13 %"
+        in scores
+    )
+    assert "rollouts of two words of a text have 84 % of their mass in common" in scores
     explorer.view(event="0.1")
     assert "inspect_attention.py run=" in explorer.text("#unmeasured")
     assert "was not measured" in explorer.text("#verdict")
@@ -534,6 +540,36 @@ def test_it_works_in_a_frame_that_may_only_run_scripts(browser, file, tmp_path):
     page.wait_for_timeout(300)
     page.close()
     assert complaints == []
+
+
+def test_a_comparison_opens_as_one_and_stays_without_it_where_that_is_chosen(browser, tmp_path):
+    content, maps = synthetic()
+    file = tmp_path / "comparison.html"
+    file.write_text(page_html(content | {"opens": [[0, 1], [1, 1]]}, maps), encoding="utf-8")
+    page = browser.new_page()
+    explorer = Explorer(page, file.as_uri())
+    assert (explorer.value("event"), explorer.value("compare")) == ("0.1", "1.1")
+    explorer.set("compare", "")
+    page.wait_for_url("**compare=nothing**")
+    page.reload()
+    page.wait_for_selector("html[data-drawn]")
+    assert explorer.value("compare") == ""
+    page.close()
+    assert explorer.complaints == []
+
+
+def test_that_there_was_nothing_to_test_is_no_missing_test(browser, tmp_path):
+    content, maps = synthetic()
+    for event in content["runs"][0]["events"]:
+        event["deletion"] = {"num_cases": 0, "fractions": [0.0, 1.0], "curves": {}, "areas": {}}
+    file = tmp_path / "untestable.html"
+    file.write_text(page_html(content, maps), encoding="utf-8")
+    page = browser.new_page()
+    explorer = Explorer(page, file.as_uri())
+    assert "no answer lost much" in explorer.text("#untestable")
+    assert page.locator("#unmeasured").count() == 0
+    page.close()
+    assert explorer.complaints == []
 
 
 def test_a_page_of_numbers_alone_says_so(browser, tmp_path):

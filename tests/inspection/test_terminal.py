@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -364,3 +365,12 @@ def test_a_whole_report_fits_into_80_columns_and_shows_every_sample(make):
         assert f"{value:.3f}" in text
     assert "hurts more than chance" in text
     assert text.count("relevance of") == 2 * len(look.batch), "one answer a sample, over image and sound"
+
+
+def test_of_a_model_that_has_diverged_it_is_said():
+    look = look_at()
+    no_numbers = torch.full_like(look.relevance, torch.nan)
+    diverged = replace(look, probability=look.probability * torch.nan, relevance=no_numbers)
+    text = printed(*report("run", diverged, arrays_of(look), num_tested=0))
+    assert "its training has diverged" in text
+    assert "diverged" not in printed(*report("run", look, arrays_of(look), num_tested=0))

@@ -261,7 +261,7 @@ class TestOneRun:
     def test_where_no_answer_needs_its_input_it_says_so(self, digits, tmp_path, monkeypatch):
         monkeypatch.setattr("perceiver.inspection.deletion.LEAST_LOSS", 2.0)
         ended, page, _ = explored(digits, tmp_path / "page.html", "scored_samples=5")
-        assert page["runs"][0]["events"][2]["deletion"] is None
+        assert page["runs"][0]["events"][2]["deletion"]["num_cases"] == 0
         assert "nothing to test maps on" in ended.out
 
     def test_a_single_tested_answer_proves_nothing(self, digits, tmp_path, monkeypatch):
@@ -309,6 +309,7 @@ class TestComparison:
         assert [[event["step"] for event in one["events"]] for one in page["runs"]] == [STEPS, STEPS]
         looks = [[event["look"] for event in one["events"]] for one in page["runs"]]
         assert looks == [[None, None, 0, *[None] * (NUM_EPOCHS - 3)], [*[None] * (NUM_EPOCHS - 1), 1]]
+        assert page["opens"] == [[0, 2], [1, NUM_EPOCHS - 1]]
         assert sorted((one["look"], one["sample"]) for one in maps) == [(0, 0), (0, 1), (1, 0), (1, 1)]
         for name, checkpoint_name in (("comparison", "best"), ("comparison_compared", "last")):
             found = arrays_in(run / "attention" / f"{name}.npz")

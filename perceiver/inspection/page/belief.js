@@ -1,7 +1,7 @@
 // How far the maps may be believed: the deletion test, and scores against chance, each in a plain sentence.
 
 const ERRORS = 2; // standard errors that a mean must be away from zero
-const NAMES = { mean_map: "the mean map (raw attention)" };
+const NAMES = { mean_map: "the mean attention of all layers" };
 const CURVE_NAMES = { random: "random inputs", mean_map: "mean map" };
 const CURVE_STYLES = { rollout: "run0", relevance: "run1", mean_map: "run2", random: "random" };
 const titleOf = (method) => NAMES[method] ?? method;
@@ -41,7 +41,7 @@ function verdictOf({ method, latent, head, layer }) {
   if (method === "map" && (latent !== "mean" || head !== "mean")) {
     return ["One latent or head shows where it read, not what the answer depends on. ", more];
   }
-  const area = event.deletion?.areas[testName(method)];
+  const area = event.deletion?.num_cases ? event.deletion.areas[testName(method)] : null;
   if (!area) return ["Whether the answer depends on what is marked was not measured here. ", more];
   const { mark, sentence } = verdict(testName(method), area, event.deletion.num_cases);
   return [element("span", { class: "badge", "aria-hidden": "true" }, mark), ` ${sentence} `, more];
@@ -50,7 +50,7 @@ function verdictOf({ method, latent, head, layer }) {
 function renderBelief() {
   when("belief", [state.run, state.event], () => {
     const { deletion, values } = eventOf(state);
-    const parts = deletion ? measured(deletion) : [unmeasured()];
+    const parts = deletion?.num_cases ? measured(deletion) : [deletion ? untestable() : unmeasured()];
     byId("belief-body").replaceChildren(...parts, ...scores(values));
   });
 }
@@ -98,6 +98,11 @@ function measured({ num_cases: cases, fractions, curves, areas }) {
   ];
 }
 
+function untestable() {
+  const why = "no answer lost much when its whole input was hidden";
+  return element("p", { id: "untestable" }, `There was nothing to test the maps on at ${nameOfEvent(state)}: ${why}.`);
+}
+
 function unmeasured() {
   const others = page.runs[state.run].events.filter(({ deletion }) => deletion).map(({ name }) => name);
   const elsewhere = others.length ? ` It was at ${others.join(", ")}.` : "";
@@ -111,7 +116,7 @@ function unmeasured() {
   );
 }
 
-// Scores of maps against where things truly are.
+// Scores of rollouts and of relevance against where things truly are, and of words against each other.
 function scores(values) {
   const texts = {
     pointing_game: (value, chance, map) =>
@@ -129,5 +134,10 @@ function scores(values) {
     const map = name.includes("relevance/") ? "relevance" : "rollout";
     return [element("li", {}, `${start}${texts[score](percent(value), percent(chance), map)}.`)];
   });
+  const common = values["attention/word_overlap"];
+  if (Number.isFinite(common)) {
+    const sentence = `The rollouts of two words of a text have ${percent(common)} of their mass in common`;
+    found.push(element("li", {}, `${sentence}: the nearer to 100 %, the less they tell words apart.`));
+  }
   return found.length ? [element("ul", { id: "scores", class: "sentences" }, ...found)] : [];
 }

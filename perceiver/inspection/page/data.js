@@ -2,9 +2,10 @@
 //
 // The page, in the block of that id:
 //   title
+//   opens     [[run, event]]: what is shown first, and what it is compared with; both may be missing
 //   runs      [{name, events}], events in the order of their steps: name, step, epoch;
 //             look: the number under which its maps are kept, or null; values: {name: number};
-//             deletion: null, or what hiding inputs did: num_cases, fractions (of the inputs hidden), curves {map: what
+//             deletion: null, or what hiding inputs did: num_cases (0: nothing else), fractions (of the inputs hidden), curves {map: what
 //             is left of the answer's probability at each fraction}, areas {map: {mean, error}} below that of "random"
 //   samples   [{id, facts: [sentence], modalities: {name: how it is drawn}}]
 //     axes    of rows and columns: name, unit, start (top, left), stop, scale: "linear" or "mel"; no name: no such axis
@@ -18,7 +19,8 @@
 //   answers   [{name, detail, is_word, boxes: {modality: [box]}}]: classes, best first, or the words of a text
 //   layers    [{name, num_latents, latents: numbers of those kept, num_heads, entropy: [heads, then their mean][latents],
 //             reads: [answers][latents], how much of an answer comes in there, maps: of [heads, latents]}]
-//   methods   [{name, label, unit, shared: the same for all answers, residual: null or [answers], maps: of [answers]}]
+//   methods   [{name, label, unit, shared: the same for all answers, residual: null or [answers], maps: of [answers]}],
+//             the first of which that is not shared is shown first
 // What maps are is told by `perceiver/inspection/packing.py`.
 
 const MOST_RECORDS = 6;

@@ -108,7 +108,8 @@ function buildPanes(scene) {
     const planes = panesOf(description, comparing).map((kind) => planeOf(kind, description, part));
     // What is much wider than a column, as long sounds are, gets all the width.
     const room = (columns) => Math.max(LEAST_WIDTH, width / columns - ROOM_FOR_PLANE);
-    const columns = description.words || description.size[0] > MOST_SHRUNK * room(most) ? 1 : most;
+    const fits = (columns) => !description.words && description.size[0] <= MOST_SHRUNK * room(columns);
+    const columns = [3, 2].find((count) => count <= most && fits(count)) ?? 1;
     for (const plane of planes) plane.fit(room(columns), tallest);
     const bars = { map: element("div", { class: "bar" }), change: comparing ? element("div", { class: "bar" }) : null };
     const captions = planes.map(() => element("figcaption"));

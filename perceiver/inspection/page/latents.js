@@ -89,7 +89,7 @@ function orderLatents(look, layer) {
   const share = layer.reads[state.answer]?.reduce((sum, part) => sum + part, 0);
   byId("latents-read").textContent =
     answer && Number.isFinite(share)
-      ? `By the rollout, ${percent(share)} of what ${quoted(answer.name)} rests on comes in through them.`
+      ? `By the rollout, ${percent(share)} of what ${quoted(answer.name)} rests on comes in through them, in ${layer.name}.`
       : "";
 }
 

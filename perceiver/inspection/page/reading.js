@@ -8,19 +8,26 @@ function renderNotes(scene) {
 
 // Whether the brightest cell lies in a box of the answer.
 function pointing({ left, look, chosen }, { part, description }) {
-  const place = markPlace(left.map, part, description.shape);
-  if (!place) return `Nothing of ${part.modality} is marked.`;
+  if (!markPlace(left.map, part, description.shape)) return `Nothing of ${part.modality} is marked.`;
   const where = placeText(description, part, cellOf(brightest(left.map, part), part));
   const start = `Brightest of ${part.modality}: ${where}`;
   const answer = look.content.answers[chosen.answer];
   const boxes = answer?.boxes?.[part.modality] ?? [];
   if (!answer || description.words || (answer.is_word && !boxes.length)) return `${start}.`;
+  if (!boxes.length && !description.boxes.length) return `${start}.`;
   if (!boxes.length) return `${start}; no box of ${quoted(answer.name)} is known here.`;
-  const [y, x] = place;
-  const inside = boxes.some((box) => box.left <= x && x <= box.right && box.top <= y && y <= box.bottom);
+  const cell = cellOf(brightest(left.map, part), part);
+  const [[top, bottom], [first, last]] = cell.map((index, axis) =>
+    cellSpan(index, part.pooled[axis], description.shape[axis]),
+  );
+  // As in the pointing game, a cell that a box touches is in it: cells may be larger than boxes.
+  const touches = (box) => overlap(first, last, box.left, box.right) && overlap(top, bottom, box.top, box.bottom);
+  const inside = boxes.some(touches);
   return `${start}, ${inside ? "inside" : "outside"} the box of ${quoted(answer.name)}.`;
 }
 
+const ROUNDING = 1e-6;
+const overlap = (low, high, from, to) => Math.min(high, to) - Math.max(low, from) > ROUNDING * (high - low);
 const cellOf = (index, part) => [Math.floor(index / part.columns), index % part.columns];
 
 function placeText({ axes, shape, words }, part, [row, column]) {

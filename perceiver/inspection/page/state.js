@@ -4,6 +4,7 @@ const SCALES = ["linear", "sqrt", "log"];
 const RANGES = ["own", "clipped", "map", "shared"];
 const THEMES = ["auto", "light", "dark"];
 const HASH_DELAY = 200;
+const NOTHING = "nothing"; // is compared, although it usually would be
 
 const looked = page.runs.flatMap(({ events }, run) =>
   events.flatMap(({ look }, event) => (look === null || look === undefined ? [] : [{ run, event }])),
@@ -15,6 +16,8 @@ const chances = new Map(
     .map((name) => [name.replace("_chance", ""), name]),
 );
 const statistics = statisticNames();
+const place = ({ run, event }) => `${run}.${event}`;
+const placeOf = (text) => looked.find((other) => place(other) === text);
 const state = defaults();
 let hashTimer = null;
 
@@ -34,13 +37,14 @@ function chanceOf(name) {
 }
 
 function defaults() {
-  const first = looked.filter(({ run }) => run === 0).at(-1) ?? looked.at(-1);
+  const [opened, beside] = (page.opens ?? []).map(([run, event]) => placeOf(place({ run, event })));
+  const first = opened ?? looked.filter(({ run }) => run === 0).at(-1) ?? looked.at(-1);
   const favourite = ["pointing_game", "entropy"].map((end) => statistics.find((name) => name.endsWith(end)));
   return {
     sample: 0,
     run: first?.run ?? 0,
     event: first?.event ?? page.runs[0].events.length - 1,
-    compare: null,
+    compare: beside ?? null,
     method: "",
     answerMethod: "",
     layer: 0,
@@ -89,9 +93,6 @@ function settle(look) {
   if (state.range === "map" && modalities.length < 2) state.range = "own";
 }
 
-const place = ({ run, event }) => `${run}.${event}`;
-const isPlace = (text) => looked.some((other) => place(other) === text);
-const placeOf = (text) => looked.find((other) => place(other) === text);
 const wholeNumber = (text) => (/^\d{1,6}$/.test(text) ? Number(text) : null);
 
 function writeHash() {
@@ -103,7 +104,7 @@ function writeHash() {
       if (["sample", "run", "event", "method", "answerMethod", "compare"].includes(key)) continue;
       if (state[key] !== usual[key]) parts.set(key, state[key]);
     }
-    if (state.compare) parts.set("compare", place(state.compare));
+    if (state.compare || usual.compare) parts.set("compare", state.compare ? place(state.compare) : NOTHING);
     try {
       history.replaceState(null, "", `#${parts}`);
     } catch {
@@ -130,7 +131,8 @@ function readHash() {
   const numberOrMean = (value) => (value === "mean" ? value : wholeNumber(value));
   read("sample", (value) => (page.samples[wholeNumber(value)] ? wholeNumber(value) : null));
   Object.assign(state, placeOf(parts.get("event")));
-  read("compare", placeOf);
+  if (parts.get("compare") === NOTHING) state.compare = null;
+  else read("compare", placeOf);
   for (const key of ["method", "scale", "range", "colours", "sort", "statistic", "theme"]) read(key, text);
   for (const key of ["layer", "answer"]) read(key, wholeNumber);
   for (const key of ["head", "latent"]) read(key, numberOrMean);
