@@ -28,25 +28,28 @@ NUM_RANDOM = 3
 MOST_ANSWERS, LEAST_LOSS = 2, 0.1
 """Answers of a sample that are tested: at most so many, which lose at least so much when everything is hidden. What
 needs no input, as some words do, tells nothing about maps."""
+LEAST_SAMPLES = 8
+"""Of fewer, the standard error is not told: it would be too uncertain itself to judge a map by."""
 RANDOM = "random"
 
 
 @dataclass(frozen=True)
 class Deletion:
-    """What is left of each tested answer's probability, by share of the tokens hidden.
+    """What is left of the probability of each sample's tested answers (their mean), by share of the tokens hidden.
 
     Attributes:
-        curves: name of a kind of map, and `random` -> relative to the probability with nothing hidden.
+        curves: name of a kind of map, and `random` -> relative to the probability with nothing hidden. Samples of which
+            no answer was tested are left out.
     """
 
-    curves: dict[str, Float[Tensor, "cases fractions"]]
+    curves: dict[str, Float[Tensor, "samples fractions"]]
 
     @property
-    def num_cases(self) -> int:
+    def num_samples(self) -> int:
         return len(self.curves[RANDOM])
 
     @property
-    def areas(self) -> dict[str, Float[Tensor, " cases"]]:
+    def areas(self) -> dict[str, Float[Tensor, " samples"]]:
         """Kind of map -> area between the random curve and its own."""
         by_chance, shares = self.curves[RANDOM], torch.tensor(FRACTIONS)
         kinds = {name: curve for name, curve in self.curves.items() if name != RANDOM}
@@ -54,14 +57,14 @@ class Deletion:
 
     @property
     def scores(self) -> dict[str, float]:
-        """`deletion/<kind of map>` -> mean area, by which it is logged; nothing where there is no case."""
+        """`deletion/<kind of map>` -> mean area, by which it is logged; nothing where there is no sample."""
         return {f"deletion/{name}": float(area.mean()) for name, area in self.areas.items() if len(area)}
 
     @property
     def summary(self) -> dict[str, Any]:
-        """Means over cases, and standard errors of the areas, as plain values; no curve where there is no case."""
+        """Means over samples, and standard errors of the areas, as plain values; no curve where there is no sample."""
         return {
-            "num_cases": self.num_cases,
+            "num_samples": self.num_samples,
             "fractions": list(FRACTIONS),
             "curves": {name: values.mean(dim=0).tolist() for name, values in self.curves.items() if len(values)},
             "areas": {
@@ -72,9 +75,9 @@ class Deletion:
         }
 
 
-def _standard_error(values: Float[Tensor, " cases"]) -> float | None:
-    """Of the mean; None where a single case cannot tell."""
-    return float(values.std()) / len(values) ** 0.5 if len(values) > 1 else None
+def _standard_error(values: Float[Tensor, " samples"]) -> float | None:
+    """Of the mean; None where too few cannot tell."""
+    return float(values.std()) / len(values) ** 0.5 if len(values) >= LEAST_SAMPLES else None
 
 
 def together(parts: Sequence[Deletion]) -> Deletion:
@@ -116,9 +119,11 @@ def deletion(
     cases = trial.cases(tested)
     generator = torch.Generator().manual_seed(seed)
 
-    def curves(marked: Float[Tensor, "cases tokens"]) -> Float[Tensor, "cases fractions"]:
+    def curves(marked: Float[Tensor, "cases tokens"]) -> Float[Tensor, "samples fractions"]:
         left = [whole[rows, slots], *cases.without(ranks(marked, cases.real, generator)), nothing[rows, slots]]
-        return (torch.stack(left, dim=1) / whole[rows, slots, None]).cpu()
+        of_answers = (torch.stack(left, dim=1) / whole[rows, slots, None]).cpu()
+        # The answers of one sample are no independent trials.
+        return torch.stack([of_answers[rows == row].mean(dim=0) for row in sorted(set(rows.tolist()))])
 
     unmarked = torch.zeros(cases.real.shape, device=cases.real.device)
     by_chance = torch.stack([curves(unmarked) for _ in range(NUM_RANDOM)]).mean(dim=0)

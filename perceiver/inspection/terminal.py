@@ -190,15 +190,15 @@ def belief(scores: Mapping[str, float], deletion: Mapping[str, object] | None, n
     if not num_tested:
         yield "it was not tested whether hiding what maps mark hurts the answers"
         return
-    if deletion is None or not deletion["num_cases"]:
+    if deletion is None or not deletion["num_samples"]:
         yield "no answer lost much when its whole input was hidden: nothing to test maps on"
         return
-    yield f"hiding what a map marks, against hiding at random (area between, {deletion['num_cases']} answers):"
+    yield f"hiding what a map marks, against hiding at random (area between, {deletion['num_samples']} samples):"
     areas: Mapping[str, Mapping[str, float | None]] = deletion["areas"]  # type: ignore[assignment]
     for name, area in areas.items():
         mean, error = area["mean"], area["error"]
         assert mean is not None
-        size, verdict = f"{mean:+.2f}", "in a single answer, which proves nothing"
+        size, verdict = f"{mean:+.2f}", "of too few samples to judge"
         if error is not None and not isnan(error):
             size, verdict = f"{size} ± {error:.2f}", "hurts no more than chance, so it is no explanation"
             if abs(mean) > ERRORS * error:

@@ -116,7 +116,7 @@ def values_at(step: int, run: int) -> dict[str, float]:
 def deletion() -> dict[str, Any]:
     fractions = [0.0, 0.1, 0.2, 0.4, 0.8]
     return {
-        "num_cases": 61,
+        "num_samples": 61,
         "fractions": fractions,
         "curves": {
             "rollout": [1 - 0.9 * f for f in fractions],

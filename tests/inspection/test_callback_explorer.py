@@ -147,7 +147,7 @@ def test_the_page_has_what_the_files_have(tmp_path, hides):
         for content in (one for one in maps if one["look"] == shown["look"]):
             assert [one["name"] for one in content["answers"]] == [one["name"] for one in answers[content["sample"]]]
     assert [event["deletion"] is not None for event in run["events"]] == [False, False, True]
-    assert run["events"][2]["deletion"]["num_cases"] > 0
+    assert run["events"][2]["deletion"]["num_samples"] > 0
 
 
 def test_the_page_of_long_trainings_has_the_maps_of_some_looks_and_the_numbers_of_all(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from perceiver.inspection.capture import Capture
-from perceiver.inspection.deletion import FRACTIONS, MOST_ANSWERS, RANDOM, Deletion, deletion, ranks, together
+from perceiver.inspection.deletion import FRACTIONS, RANDOM, Deletion, deletion, ranks, together
 from perceiver.types import Answer, JoinedTokens
 from tests.inspection.models import look, perceiver, perceiver_io, perceiver_text, some_masks
 from tests.models import small_inputs
@@ -63,7 +63,7 @@ def test_what_is_left_is_what_was_not_hidden_the_most_marked_first():
         hidden = round(share * NUM_TOKENS)
         left = torch.stack([row[chosen[hidden:]].sum() for row, chosen in zip(tokens[..., 0], order, strict=True)])
         torch.testing.assert_close(found.curves["some"][:, number], left / tokens[..., 0].sum(dim=1))
-    assert found.num_cases == BATCH
+    assert found.num_samples == BATCH
     assert not any(shown.dtype != torch.bool for shown in model.shown)
 
 
@@ -149,27 +149,28 @@ def test_only_answers_that_hang_on_the_input_are_tested_and_only_the_most_depend
     marks = torch.rand(2, 3, NUM_TOKENS)
     marks[0, 1, :2], marks[0, 2, :2], marks[1, 1, :2] = 2.0, -2.0, torch.tensor([2.0, -2.0])
     found, model = measured(tokens, {"map": marks}, answers)
-    assert found.num_cases == MOST_ANSWERS + 1
+    assert found.num_samples == 2
     # With three quarters of 23 tokens hidden, of the first sample first class 1 and then class 2 is asked about.
-    assert found.curves["map"][:, 3].tolist() == pytest.approx([0.0, 1.0, 0.5])
+    # The two count as one, since they are of one sample.
+    assert found.curves["map"][:, 3].tolist() == pytest.approx([(0.0 + 1.0) / 2, 0.5])
     assert {len(shown) for shown in model.shown} == {2, 3}
 
 
 @pytest.mark.parametrize("answers", [[[], [], [], [], []], [[of_class(0)]] * BATCH], ids=["nothing said", "no loss"])
-def test_where_nothing_can_be_tested_there_are_no_cases(answers):
+def test_where_nothing_can_be_tested_there_are_no_samples(answers):
     found, _ = measured(torch.zeros(BATCH, NUM_TOKENS, NUM_CLASSES), {"map": torch.rand(BATCH, 1, NUM_TOKENS)}, answers)
-    assert found.num_cases == 0
+    assert found.num_samples == 0
     assert list(found.curves) == [RANDOM, "map"]
     assert found.areas["map"].shape == (0,)
     assert found.scores == {}
-    assert found.summary == {"num_cases": 0, "fractions": list(FRACTIONS), "curves": {}, "areas": {}}
+    assert found.summary == {"num_samples": 0, "fractions": list(FRACTIONS), "curves": {}, "areas": {}}
     other, _ = measured(some_tokens(), {"map": torch.rand(BATCH, 1, NUM_TOKENS)})
     both = together([found, other, found])
-    assert both.num_cases == BATCH
+    assert both.num_samples == BATCH
     assert all(torch.equal(both.curves[name], curve) for name, curve in other.curves.items())
 
 
-def test_several_batches_are_all_their_cases():
+def test_several_batches_are_all_their_samples():
     tokens, marks = some_tokens(), torch.rand(BATCH, 1, NUM_TOKENS)
     parts = [measured(tokens[rows], {"map": marks[rows]})[0] for rows in (slice(0, 2), slice(2, 5))]
     whole = together(parts)
@@ -178,12 +179,13 @@ def test_several_batches_are_all_their_cases():
     assert whole.scores == {"deletion/map": pytest.approx((2 * means[0] + 3 * means[1]) / 5)}
 
 
-def test_the_summary_is_plain_and_has_means_with_their_errors():
+def test_the_summary_is_plain_and_has_means_with_their_errors(monkeypatch):
+    monkeypatch.setattr("perceiver.inspection.deletion.LEAST_SAMPLES", BATCH)
     found, _ = measured(
         some_tokens(), {"one": torch.rand(BATCH, 1, NUM_TOKENS), "two": torch.rand(BATCH, 1, NUM_TOKENS)}
     )
     summary = json.loads(json.dumps(found.summary, allow_nan=False))
-    assert summary["num_cases"] == BATCH
+    assert summary["num_samples"] == BATCH
     assert summary["fractions"] == list(FRACTIONS)
     assert set(summary["curves"]) == {RANDOM, "one", "two"}
     assert summary["curves"]["two"] == pytest.approx(found.curves["two"].mean(dim=0).tolist())
@@ -196,7 +198,7 @@ def test_the_summary_is_plain_and_has_means_with_their_errors():
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_single_case_has_no_error():
+def test_a_single_sample_has_no_error():
     found, _ = measured(some_tokens()[:1], {"map": torch.rand(1, 1, NUM_TOKENS)})
     summary = json.loads(json.dumps(found.summary, allow_nan=False))
     assert summary["areas"]["map"]["error"] is None

@@ -30,11 +30,11 @@ def test_of_no_event_none_is_chosen():
 
 def test_an_event_has_what_was_measured_under_the_names_by_which_it_is_logged():
     arrays = arrays_of(look_at(), 11, 3, **{"stat/cross0/entropy": 1.5, "energy_in_box": 0.25})
-    arrays["deletion"] = np.array(json.dumps({"num_cases": 5}))
+    arrays["deletion"] = np.array(json.dumps({"num_samples": 5}))
     event = event_of(arrays)
     assert (event.name, event.step, event.epoch) == ("step 11 · epoch 3", 11, 3)
     assert event.values == {"attention/stat/cross0/entropy": 1.5, "attention/energy_in_box": 0.25}
-    assert event.deletion == {"num_cases": 5}
+    assert event.deletion == {"num_samples": 5}
     assert list(event.maps) == ["s/0", "s/1", "s/2"]
     numbers = event_of(arrays, with_maps=False, name="mine")
     assert (numbers.name, numbers.maps, numbers.values) == ("mine", {}, event.values)
@@ -55,7 +55,7 @@ def folder(tmp_path) -> Path:
     for number in reversed(range(11)):
         more = {"step": np.array(13 * number + 5), "epoch": np.array(number)}
         if number == 6:
-            more["deletion"] = np.array(json.dumps({"num_cases": 5}))
+            more["deletion"] = np.array(json.dumps({"num_samples": 5}))
         write_arrays(event_path(tmp_path, 13 * number + 5), scored(arrays | more, {"energy_in_box": number / 100}))
     return tmp_path
 
@@ -101,7 +101,7 @@ def event(step: int, maps: dict[str, str], **options) -> Event:
 
 def test_looks_are_numbered_through_all_runs_and_maps_belong_to_samples_by_their_ids():
     samples = [{"id": name, "facts": [], "modalities": {}} for name in ("a", "b", "c")]
-    test = {"num_cases": 5, "areas": {"rollout": {"mean": 0.1, "error": None}}}
+    test = {"num_samples": 5, "areas": {"rollout": {"mean": 0.1, "error": None}}}
     runs = {
         "first": [event(3, {"c": "0c", "a": "0a"}), event(5, {}), event(7, {"x": "of another data set"})],
         "second": [event(2, {"b": "1b", "x": "of another"}), event(4, {"a": "2a", "c": "2c"}, deletion=test)],

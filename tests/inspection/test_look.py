@@ -160,7 +160,7 @@ def test_a_model_that_says_nothing_has_no_maps(monkeypatch, make):
     assert look.relevance.shape == (3, 0, 55)
     assert look.rollout.inputs.shape == (3, 0, 55)
     assert look.probability.shape == (3, 0)
-    assert observer.deletion(batch, seed=0).num_cases == 0
+    assert observer.deletion(batch, seed=0).num_samples == 0
 
 
 @KINDS

@@ -488,7 +488,7 @@ def test_points_of_the_curve_choose_their_event(explorer):
 def test_how_far_to_believe_it_is_said_in_sentences(explorer):
     rollout, relevance, mean = explorer.page.locator("#verdicts li").all_inner_texts()
     assert "hurts the answer more" in rollout
-    assert "area 0.21 ± 0.03, 61 answers" in rollout
+    assert "area 0.21 ± 0.03, 61 samples" in rollout
     assert "no better than random" in relevance
     assert "worse than random" in mean
     assert "points at what matters" in explorer.text("#verdict")
@@ -561,7 +561,7 @@ def test_a_comparison_opens_as_one_and_stays_without_it_where_that_is_chosen(bro
 def test_that_there_was_nothing_to_test_is_no_missing_test(browser, tmp_path):
     content, maps = synthetic()
     for event in content["runs"][0]["events"]:
-        event["deletion"] = {"num_cases": 0, "fractions": [0.0, 1.0], "curves": {}, "areas": {}}
+        event["deletion"] = {"num_samples": 0, "fractions": [0.0, 1.0], "curves": {}, "areas": {}}
     file = tmp_path / "untestable.html"
     file.write_text(page_html(content, maps), encoding="utf-8")
     page = browser.new_page()

@@ -53,4 +53,4 @@ def test_hiding_what_maps_mark_hurts_more_than_chance_and_hiding_at_random_does_
     assert abs(areas["chance"]["mean"]) < 3 * areas["chance"]["error"]
     assert areas["oracle"]["mean"] > 3 * areas["oracle"]["error"] > 0
     assert areas["anti-oracle"]["mean"] < -3 * areas["anti-oracle"]["error"] < 0
-    assert found.num_cases >= len(batch) / 2
+    assert found.num_samples >= len(batch) / 2

@@ -285,7 +285,7 @@ class TestLetters:
 
 
 def summary(mean: float, error: float | None) -> dict[str, Any]:
-    return {"num_cases": 61, "areas": {"mean_map": {"mean": mean, "error": error}}}
+    return {"num_samples": 61, "areas": {"mean_map": {"mean": mean, "error": error}}}
 
 
 class TestBelief:
@@ -297,19 +297,19 @@ class TestBelief:
             (-0.19, 0.1, "-0.19 ± 0.10: hurts no more than chance"),
             (-0.21, 0.1, "-0.21 ± 0.10: hurts less than chance"),
             (0.0, 0.0, "+0.00 ± 0.00: hurts no more than chance"),
-            (0.7, None, "+0.70: in a single answer, which proves nothing"),
-            (0.7, float("nan"), "+0.70: in a single answer, which proves nothing"),
+            (0.7, None, "+0.70: of too few samples to judge"),
+            (0.7, float("nan"), "+0.70: of too few samples to judge"),
         ],
     )
     def test_the_verdict_is_that_of_the_area_and_its_error(self, mean, error, said):
         head, sentence = belief({}, summary(mean, error), 64)
-        assert "61 answers" in head
+        assert "61 samples" in head
         assert sentence.startswith(f"  mean map {said}")
         assert max(len(head), len(sentence.replace("mean map", "relevance"))) <= 80
 
     def test_each_kind_of_map_has_its_own(self):
         areas = {"relevance": {"mean": 0.5, "error": 0.1}, "rollout": {"mean": -0.5, "error": 0.1}}
-        _, *sentences = belief({}, {"num_cases": 7, "areas": areas}, 64)
+        _, *sentences = belief({}, {"num_samples": 7, "areas": areas}, 64)
         assert [line.split()[0] for line in sentences] == ["relevance", "rollout"]
         assert ["more than" in line for line in sentences] == [True, False]
 

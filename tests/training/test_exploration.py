@@ -253,23 +253,22 @@ class TestOneRun:
         monkeypatch.setattr("perceiver.inspection.deletion.LEAST_LOSS", -1.0)
         ended, page, _ = explored(digits, tmp_path / "page.html", "scored_samples=61", "samples=1")
         deletion = page["runs"][0]["events"][2]["deletion"]
-        assert deletion["num_cases"] == 2 * 61, "two answers each; a batch of 53 and one of 8"
+        assert deletion["num_samples"] == 61, "a batch of 53 and one of 8"
         assert deletion == json.loads(str(arrays_in(tmp_path / "page.npz")["deletion"]))
-        assert "122 answers" in ended.out
+        assert "61 samples" in ended.out
         assert f"relevance {deletion['areas']['relevance']['mean']:+.2f}" in ended.out
 
     def test_where_no_answer_needs_its_input_it_says_so(self, digits, tmp_path, monkeypatch):
         monkeypatch.setattr("perceiver.inspection.deletion.LEAST_LOSS", 2.0)
         ended, page, _ = explored(digits, tmp_path / "page.html", "scored_samples=5")
-        assert page["runs"][0]["events"][2]["deletion"]["num_cases"] == 0
+        assert page["runs"][0]["events"][2]["deletion"]["num_samples"] == 0
         assert "nothing to test maps on" in ended.out
 
-    def test_a_single_tested_answer_proves_nothing(self, digits, tmp_path, monkeypatch):
+    def test_a_single_sample_proves_nothing(self, digits, tmp_path, monkeypatch):
         monkeypatch.setattr("perceiver.inspection.deletion.LEAST_LOSS", -1.0)
-        monkeypatch.setattr("perceiver.inspection.deletion.MOST_ANSWERS", 1)
         ended, page, _ = explored(digits, tmp_path / "page.html", "scored_samples=1")
-        assert page["runs"][0]["events"][2]["deletion"]["num_cases"] == 1
-        assert "in a single answer, which proves nothing" in ended.out
+        assert page["runs"][0]["events"][2]["deletion"]["num_samples"] == 1
+        assert "of too few samples to judge" in ended.out
 
     def test_looks_of_early_versions_give_their_numbers_only(self, digits, tmp_path):
         run = tmp_path / "digits"
@@ -404,7 +403,7 @@ class TestInputs:
     def test_they_are_tested_themselves(self, folders, pictures, tmp_path, monkeypatch):
         monkeypatch.setattr("perceiver.inspection.deletion.LEAST_LOSS", -1.0)
         _, page, _ = explored(folders, tmp_path / "page.html", files_of(*pictures))
-        assert page["runs"][0]["events"][-1]["deletion"]["num_cases"] == 2 * 2
+        assert page["runs"][0]["events"][-1]["deletion"]["num_samples"] == 2
 
     def test_those_that_cannot_be_read_are_named_after_all_others_are_done(self, folders, pictures, tmp_path):
         broken = tmp_path / "broken.png"

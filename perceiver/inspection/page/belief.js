@@ -7,13 +7,13 @@ const CURVE_STYLES = { rollout: "run0", relevance: "run1", mean_map: "run2", ran
 const titleOf = (method) => NAMES[method] ?? method;
 
 // {short, sentence, mark} of one method.
-function verdict(method, { mean, error }, cases) {
+function verdict(method, { mean, error }, count) {
   const title = titleOf(method);
   if (!Number.isFinite(mean) || !Number.isFinite(error)) {
-    const sentence = `Too few answers were tested to judge ${title}: do not read the map as an explanation.`;
+    const sentence = `Too few samples were tested to judge ${title}: do not read the map as an explanation.`;
     return { mark: "?", brief: "cannot be judged", sentence };
   }
-  const size = `area ${mean.toFixed(2)} ± ${error.toFixed(2)}, ${counted(cases, "answer")}`;
+  const size = `area ${mean.toFixed(2)} ± ${error.toFixed(2)}, ${counted(count, "sample")}`;
   const said = (how, so) => `Hiding what ${title} marks hurts the answer ${how} hiding random inputs (${size}): ${so}.`;
   if (mean > ERRORS * error) {
     const brief = "points at what matters";
@@ -41,27 +41,27 @@ function verdictOf({ method, latent, head, layer }) {
   if (method === "map" && (latent !== "mean" || head !== "mean")) {
     return ["One latent or head shows where it read, not what the answer depends on. ", more];
   }
-  const area = event.deletion?.num_cases ? event.deletion.areas[testName(method)] : null;
+  const area = event.deletion?.num_samples ? event.deletion.areas[testName(method)] : null;
   if (!area) return ["Whether the answer depends on what is marked was not measured here. ", more];
-  const { mark, sentence } = verdict(testName(method), area, event.deletion.num_cases);
+  const { mark, sentence } = verdict(testName(method), area, event.deletion.num_samples);
   return [element("span", { class: "badge", "aria-hidden": "true" }, mark), ` ${sentence} `, more];
 }
 
 function renderBelief() {
   when("belief", [state.run, state.event], () => {
     const { deletion, values } = eventOf(state);
-    const parts = deletion?.num_cases ? measured(deletion) : [deletion ? untestable() : unmeasured()];
+    const parts = deletion?.num_samples ? measured(deletion) : [deletion ? untestable() : unmeasured()];
     byId("belief-body").replaceChildren(...parts, ...scores(values));
   });
 }
 
-function measured({ num_cases: cases, fractions, curves, areas }) {
+function measured({ num_samples: count, fractions, curves, areas }) {
   const series = Object.entries(curves).map(([name, curve]) => ({
     name: CURVE_NAMES[name] ?? name,
     points: curve.map((left, i) => [fractions[i], left]).filter(([, left]) => left !== null),
     style: CURVE_STYLES[name] ?? "run3",
   }));
-  const judged = Object.entries(areas).map(([method, area]) => ({ method, area, ...verdict(method, area, cases) }));
+  const judged = Object.entries(areas).map(([method, area]) => ({ method, area, ...verdict(method, area, count) }));
   const rows = judged.map(({ method, area, mark, brief }) =>
     element(
       "tr",

@@ -5,8 +5,9 @@
 //   opens     [[run, event]]: what is shown first, and what it is compared with; both may be missing
 //   runs      [{name, events}], events in the order of their steps: name, step, epoch;
 //             look: the number under which its maps are kept, or null; values: {name: number};
-//             deletion: null, or what hiding inputs did: num_cases (0: nothing else), fractions (of the inputs hidden), curves {map: what
-//             is left of the answer's probability at each fraction}, areas {map: {mean, error}} below that of "random"
+//             deletion: null, or what hiding inputs did: num_samples (0: nothing else), fractions (of the inputs hidden),
+//             curves {map: what is left of the answers' probability at each fraction}, areas {map: {mean, error}} below
+//             that of "random"
 //   samples   [{id, facts: [sentence], modalities: {name: how it is drawn}}]
 //     axes    of rows and columns: name, unit, start (top, left), stop, scale: "linear" or "mel"; no name: no such axis
 //     ticks   of rows and columns: [{place: from 0 to 1, label}]; shape: rows and columns of its tokens
