@@ -47,6 +47,7 @@ class AttentionCallback(Callback):
 
     Args:
         every_n_epochs: epochs between two looks; the end of training is always looked at. 0 for never.
+        sheets_every_n_epochs: at multiples of it, and at the end, looks draw contact sheets, which take the most time.
         num_samples: size of the probe set, spread evenly over the validation samples.
         num_scored_samples: size of the second one, spread likewise, for truth and test; 0 for none.
         num_latents: latents shown in a contact sheet.
@@ -59,6 +60,7 @@ class AttentionCallback(Callback):
         self,
         *,
         every_n_epochs: int,
+        sheets_every_n_epochs: int,
         num_samples: int,
         num_scored_samples: int,
         num_latents: int,
@@ -68,6 +70,7 @@ class AttentionCallback(Callback):
     ) -> None:
         for name, value, least in (
             ("every_n_epochs", every_n_epochs, 0),
+            ("sheets_every_n_epochs", sheets_every_n_epochs, 0 if every_n_epochs == 0 else 1),
             ("num_samples", num_samples, 1),
             ("num_scored_samples", num_scored_samples, 0),
         ):
@@ -75,6 +78,7 @@ class AttentionCallback(Callback):
                 raise ValueError(f"{name}={value} must be at least {least}")
         check_alpha(rollout_alpha)
         self.every_n_epochs = every_n_epochs
+        self.sheets_every_n_epochs = sheets_every_n_epochs
         self.num_samples = num_samples
         self.num_scored_samples = num_scored_samples
         self.num_latents = num_latents
@@ -90,22 +94,25 @@ class AttentionCallback(Callback):
         self._events: dict[int, Event] = {}
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-            self._try_to_look(trainer, pl_module, trainer.current_epoch)
+        done = trainer.current_epoch + 1
+        if self.every_n_epochs and done % self.every_n_epochs == 0:
+            draws = done % self.sheets_every_n_epochs == 0 or done == trainer.max_epochs
+            self._try_to_look(trainer, pl_module, trainer.current_epoch, draws=draws)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.every_n_epochs:
             return
         if self._last_step != _last_step(trainer):  # however training came to its end
-            self._try_to_look(trainer, pl_module, trainer.current_epoch - 1)
+            self._try_to_look(trainer, pl_module, trainer.current_epoch - 1, draws=True)
         self._try(trainer, pl_module, "deletion test", lambda: self._test(trainer, pl_module))
         overlap = self.scores.get("attention/word_overlap", 0.0)
         if overlap > TOO_MUCH_ALIKE:  # told once, since every training begins so
             log.warning("attention maps of different words are nearly the same: word_overlap %.3f", overlap)
 
-    def _try_to_look(self, trainer: Trainer, module: LightningModule, epoch: int) -> None:
+    def _try_to_look(self, trainer: Trainer, module: LightningModule, epoch: int, *, draws: bool) -> None:
         self._last_step = _last_step(trainer)
-        self._try(trainer, module, f"attention maps of epoch {epoch}", lambda: self._look(trainer, module, epoch))
+        name = f"attention maps of epoch {epoch}"
+        self._try(trainer, module, name, lambda: self._look(trainer, module, epoch, draws=draws))
 
     def _try(self, trainer: Trainer, module: LightningModule, what: str, do: Callable[[], None]) -> None:
         if self.failures >= MAX_FAILURES:
@@ -118,7 +125,7 @@ class AttentionCallback(Callback):
             off = "; attention maps are off now" if self.failures == MAX_FAILURES else ""
             log.warning("%s failed (%s: %s)%s", what, type(error).__name__, error, off)
 
-    def _look(self, trainer: Trainer, module: LightningModule, epoch: int) -> None:
+    def _look(self, trainer: Trainer, module: LightningModule, epoch: int, *, draws: bool) -> None:
         started = time.monotonic()
         self.scores = {}
         observer, step = self._observer(trainer, module), _last_step(trainer)
@@ -144,7 +151,8 @@ class AttentionCallback(Callback):
             self._samples = samples_of(batch, look.record.spans, media, observer.class_names)
         self._write_page(trainer)
         sheets: dict[str, list[Image.Image]] = {}
-        if time.monotonic() - started < self.max_seconds:
+        in_time = time.monotonic() - started < self.max_seconds
+        if draws and in_time:
             sheets = panels(
                 look.record,
                 pictures,
@@ -154,7 +162,7 @@ class AttentionCallback(Callback):
                 boxes=batch.targets.get("boxes", []),
                 relevant=look.relevant,
             )
-        elif not self._late:
+        elif not in_time and not self._late:
             self._late = True
             log.warning(
                 "attention: a look takes more than max_seconds=%g; contact sheets are left out. "
@@ -206,10 +214,10 @@ class AttentionCallback(Callback):
         return self._probes[num_samples]
 
     def _scored(self, trainer: Trainer, module: LightningModule) -> Iterator[Batch]:
-        """The second probe set, no more of it at once than is trained on."""
+        """The second probe set, in parts that take no more memory than training does, which keeps all activations."""
         if self.num_scored_samples:
             probe = self._probe(trainer, self.num_scored_samples)
-            for _, part in in_parts(probe, trainer.datamodule.batch_size):  # type: ignore[attr-defined]
+            for _, part in in_parts(probe, 2 * trainer.datamodule.batch_size):  # type: ignore[attr-defined]
                 yield part.to(module.device)
 
     def _write_event(self, trainer: Trainer, step: int, arrays: Mapping[str, np.ndarray]) -> None:

@@ -23,7 +23,7 @@ from perceiver.model import Perceiver
 
 FRACTIONS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
 """Shares of the real tokens that are hidden: close together where maps differ from chance."""
-NUM_RANDOM = 3
+NUM_RANDOM = 2
 """Random orders that are averaged."""
 MOST_ANSWERS, LEAST_LOSS = 2, 0.1
 """Answers of a sample that are tested: at most so many, which lose at least so much when everything is hidden. What

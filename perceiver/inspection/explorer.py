@@ -275,8 +275,9 @@ def events_in(folder: Path, *, num_shown: int = MOST_LOOKS, known: Mapping[int, 
     for step, path in paths.items():
         event = (known or {}).get(step)
         if event is None or (step in shown and not event.maps):
-            with np.load(path) as arrays:
-                event = event_of(arrays, with_maps=step in shown)
+            with np.load(path) as file:
+                # Each array is wanted for every sample, and the file would read it again each time.
+                event = event_of(dict(file) if step in shown else file, with_maps=step in shown)
         found.append(event if step in shown else replace(event, maps={}))
     return found
 

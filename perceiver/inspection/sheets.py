@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from perceiver.inspection.axes import Tick
 from perceiver.inspection.pictures import Outline, colour_range, colourize, outlined, resized
 
-TILE, MAX_TILE = 144, 256
+TILE, MAX_TILE = 120, 256
 """Width in pixels of a tile: wider than the first only for maps of more columns, up to the second."""
 TITLE_HEIGHT = 16
 TITLE_SIZE, LABEL_SIZE = 12, 11

@@ -72,7 +72,7 @@ class NoiseSplit:
 
 def attention(every_n_epochs: int = 1, **options) -> AttentionCallback:
     defaults = {"num_samples": 3, "num_scored_samples": 7, "num_latents": 2, "rollout_alpha": 0.5}
-    defaults |= {"max_megabytes": 1.0, "max_seconds": 3600.0}
+    defaults |= {"max_megabytes": 1.0, "max_seconds": 3600.0, "sheets_every_n_epochs": 1}
     return AttentionCallback(every_n_epochs=every_n_epochs, **(defaults | options))
 
 
