@@ -7,7 +7,7 @@ from perceiver.training.build import construct
 from perceiver.training.config import resolved
 from perceiver.training.summary import count_parameters
 from scripts.benchmark_loader import verdict
-from tests.training.runs import CAPTIONING, ROOT, SMALL, composed, script
+from tests.training.runs import CAPTIONING, SMALL, composed, script
 
 BENCHMARK = [*SMALL, "warmup=1", "steps=2"]
 
@@ -92,12 +92,6 @@ PARTS_OF_A_LOOK = [
 LOOKS = ["attention.every_n_epochs=1", "attention.num_samples=3", "attention.num_scored_samples=2"]
 
 
-@pytest.fixture
-def beside(monkeypatch):
-    """Scripts may import those beside them, as python lets them."""
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-
-
 def looks_benchmarked(folder, *overrides: str) -> tuple[str, list[list[str]]]:
     """What is printed, and the rows of the tables in it."""
     ended = script("scripts/benchmark_looks.py", f"hydra.run.dir={folder}", *SMALL, *LOOKS, *overrides)
@@ -108,7 +102,6 @@ def looks_benchmarked(folder, *overrides: str) -> tuple[str, list[list[str]]]:
     return ended.out, rows
 
 
-@pytest.mark.usefixtures("beside")
 @pytest.mark.parametrize("overrides", [[], CAPTIONING], ids=["classes", "captions"])
 def test_the_benchmark_of_looks_prints_what_each_part_takes_and_leaves_no_files(tmp_path, overrides):
     out, found = looks_benchmarked(tmp_path / "run", *overrides, "train=false")
@@ -121,7 +114,6 @@ def test_the_benchmark_of_looks_prints_what_each_part_takes_and_leaves_no_files(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.usefixtures("beside")
 def test_the_benchmark_of_looks_measures_them_inside_of_a_run(tmp_path):
     methods = [AttentionCallback.on_train_epoch_end, AttentionCallback.on_train_end]
     _, found = looks_benchmarked(tmp_path / "run")
@@ -137,7 +129,6 @@ def test_the_benchmark_of_looks_measures_them_inside_of_a_run(tmp_path):
     )
 
 
-@pytest.mark.usefixtures("beside")
 @pytest.mark.parametrize("mistake", ["model.num_latentz=3", "model.dim=15", "attention.num_samples=0"])
 def test_a_mistake_ends_the_benchmark_of_looks_in_one_sentence(tmp_path, mistake):
     ended = script("scripts/benchmark_looks.py", f"hydra.run.dir={tmp_path}/run", *SMALL, mistake)

@@ -131,7 +131,7 @@ class AttentionCallback(Callback):
         observer, step = self._observer(trainer, module), _last_step(trainer)
         batch = self._probe(trainer, self.num_samples).to(module.device)
         look = observer.look(batch)
-        scores = {f"stat/{name}": value for name, value in look.record.statistics(alpha=self.rollout_alpha).items()}
+        scores = look.statistics
         if "boxes" in batch.targets or any(answer.is_word for row in look.answers for answer in row):
             scores |= mean_scores(observer.truth(part) for part in self._scored(trainer, module))
         if not trainer.is_global_zero:

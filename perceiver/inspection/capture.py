@@ -151,19 +151,18 @@ class _Recorder:
 
         def keep(
             out: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: KeyMask | None = None, causal: bool = False
-        ) -> Tensor | None:
+        ) -> None:
             layer = Layer(role, q.detach(), k.detach(), mask, causal)
             if self.gradients:
                 layer = replace(layer, v=v.detach(), out=out)
             self.captured.layers[f"{role}{len(self.captured.named(role))}"] = layer
-            return out if self.gradients else None
 
         def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor | None:
             if self.gradients and not out.requires_grad:  # of a model whose parameters are frozen
                 out = out.detach().requires_grad_()
-            if not self.recording:  # what is run again must all the same be what was run before
-                return out if self.gradients else None
-            return keep(out, *args, **kwargs)
+            if self.recording:
+                keep(out, *args, **kwargs)
+            return out if self.gradients else None  # what is run again must be what was run before, too
 
         return record
 

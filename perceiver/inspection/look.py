@@ -48,6 +48,11 @@ class Look:
     relevance: Float[Tensor, "batch answers tokens"]
 
     @property
+    def statistics(self) -> dict[str, float]:
+        """`stat/<layer>/<name>` -> number; see `statistics`."""
+        return {f"stat/{name}": value for name, value in self.record.statistics(alpha=self.alpha).items()}
+
+    @property
     def relevant(self) -> list[list[Weighed]]:
         """For each row its answers with the share of their relevance that each token has."""
         mass = self.relevance.sum(dim=-1, keepdim=True)

@@ -268,7 +268,7 @@ def measured(of: Subject, look: Look, tested: Batch) -> dict[str, np.ndarray]:
     finished, observer = of.finished, of.observer
     arrays = event_arrays(look, max_megabytes=finished.config["attention"]["max_megabytes"])
     arrays |= {"step": np.array(finished.step), "epoch": np.array(finished.epoch)}
-    scores = {f"stat/{name}": value for name, value in look.record.statistics(alpha=observer.alpha).items()}
+    scores = look.statistics
     if len(tested):
         parts = [part for _, part in in_parts(tested, finished.parts.data.batch_size)]
         scores |= mean_scores(observer.truth(part) for part in parts)

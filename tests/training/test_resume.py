@@ -101,9 +101,9 @@ def test_a_run_that_was_interrupted_continues_as_if_it_had_not_been(tmp_path, wh
     ("stop", "options"),
     [
         ("trainer.max_epochs=2", []),
-        ("trainer.max_steps=5", []),
+        pytest.param("trainer.max_steps=5", [], marks=slow),
         ("trainer.max_steps=5", ["task.mixup=0.4", "model.cross_attention.residual_dropout=0.3"]),
-        ("trainer.max_steps=5", [*CAPTIONING, "model.decoder.dropout=0.3"]),
+        pytest.param("trainer.max_steps=5", [*CAPTIONING, "model.decoder.dropout=0.3"], marks=slow),
         pytest.param("trainer.max_steps=5", [*CAPTIONING, "generation@task.generation=sampling"], marks=slow),
         pytest.param("trainer.max_epochs=2", [*CAPTIONING, "tokenizer=bytes", "callbacks=[ema]"], marks=slow),
         pytest.param("trainer.max_steps=5", ["callbacks=[ema]", "callbacks.ema.decay=0.9"], marks=slow),

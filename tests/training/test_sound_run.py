@@ -174,7 +174,9 @@ def test_spectrograms_by_the_workers_are_those_of_the_encoder(sound_run, tmp_pat
             assert metrics(made)[name] == (value if value is None else pytest.approx(value, abs=1e-4))
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+@pytest.mark.parametrize(
+    "precision", ["bf16-mixed", *(pytest.param(rarer, marks=pytest.mark.slow) for rarer in ("bf16-true", "64-true"))]
+)
 def test_other_precisions_carry_boxes_and_sounds_along(tmp_path, precision):
     overrides = [*SMALL_SOUND, "logger.mode=disabled", f"trainer.precision={precision}"]
     ended = script("experiments/train.py", f"hydra.run.dir={tmp_path}/run", *overrides)
