@@ -116,28 +116,40 @@ function unmeasured() {
   );
 }
 
-// Scores of rollouts and of relevance against where things truly are, and of words against each other.
+// Scores of relevance and rollout against where things truly are, a row for each kind of word; and words among each other.
+const SCORES = { pointing_game: "brightest cell in a box", energy_in_box: "mass in the boxes" };
+const SCORED = { relevance: "relevance/", rollout: "" };
+
 function scores(values) {
-  const texts = {
-    pointing_game: (value, chance, map) =>
-      `the brightest cell of ${map} lies in a box of what is meant in ${value} of cases; by chance it would in ${chance}`,
-    energy_in_box: (value, chance, map) =>
-      `${value} of the mass of ${map} lies in the boxes of what is meant; by chance it would be ${chance}`,
-  };
-  const found = statistics.flatMap((name) => {
-    const [, score, kind] = lastPart(name).match(/^(pointing_game|energy_in_box)(?:_(.*))?$/) ?? [];
-    const [value, chance] = [values[name], values[chanceOf(name)]];
-    if (!score || !Number.isFinite(value) || !Number.isFinite(chance)) return [];
-    const start = kind
-      ? `Of words that name a ${kind.replaceAll("_", " ")}, `
-      : "In the samples whose boxes are known, ";
-    const map = name.includes("relevance/") ? "relevance" : "rollout";
-    return [element("li", {}, `${start}${texts[score](percent(value), percent(chance), map)}.`)];
+  const found = [];
+  const kinds = new Set(
+    statistics.flatMap((name) => {
+      const [all, kind] = lastPart(name).match(/^pointing_game(?:_(.+))?$/) ?? [];
+      return all ? [kind ?? ""] : [];
+    }),
+  );
+  const rows = [...kinds].flatMap((kind) => {
+    const end = kind && `_${kind}`;
+    const cells = Object.keys(SCORES).flatMap((score) => [
+      ...Object.values(SCORED).map((map) => values[`attention/${map}${score}${end}`]),
+      values[chanceOf(`attention/${score}${end}`)],
+    ]);
+    if (!cells.some(Number.isFinite)) return [];
+    const head = element("th", { scope: "row" }, kind ? `${kind.replaceAll("_", " ")} words` : "all with boxes");
+    return [element("tr", {}, head, ...cells.map((value) => element("td", {}, percent(value))))];
   });
+  if (rows.length) {
+    const names = Object.values(SCORES).flatMap((score) =>
+      [...Object.keys(SCORED), "by chance"].map((map) => element("th", { scope: "col" }, `${score}: ${map}`)),
+    );
+    const caption = element("caption", {}, "How well maps lie where the things truly are that were meant");
+    const head = element("thead", {}, element("tr", {}, element("th", { scope: "col" }, ""), ...names));
+    found.push(element("table", {}, caption, head, element("tbody", {}, ...rows)));
+  }
   const common = values["attention/word_overlap"];
   if (Number.isFinite(common)) {
     const sentence = `The rollouts of two words of a text have ${percent(common)} of their mass in common`;
-    found.push(element("li", {}, `${sentence}: the nearer to 100 %, the less they tell words apart.`));
+    found.push(element("p", {}, `${sentence}: the nearer to 100 %, the less they tell words apart.`));
   }
-  return found.length ? [element("ul", { id: "scores", class: "sentences" }, ...found)] : [];
+  return found.length ? [element("div", { id: "scores" }, ...found)] : [];
 }
