@@ -53,8 +53,7 @@ def event_arrays(look: Look, *, max_megabytes: float) -> dict[str, np.ndarray]:
     arrays["answers/probability"] = look.probability.cpu().numpy()
     arrays["rollout/inputs"], arrays["rollout/residual"] = _half(look.rollout.inputs), _half(look.rollout.residual)
     arrays["rollout/alpha"] = np.array(look.alpha)
-    mass = look.relevance.sum(dim=-1, keepdim=True)
-    arrays["relevance/inputs"] = _half(look.relevance / mass.where(mass > 0, 1.0))
+    arrays["relevance/inputs"] = _half(look.relevance_shares)
     return arrays
 
 

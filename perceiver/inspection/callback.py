@@ -144,7 +144,7 @@ class AttentionCallback(Callback):
         arrays |= {"step": np.array(step), "epoch": np.array(epoch)}
         self._write_event(trainer, step, scored(arrays, scores))
         measured = {f"attention/{name}": value for name, value in scores.items()}
-        pictures = pictures_of(observer.model, batch.inputs)
+        pictures = pictures_of(observer.model, batch.inputs) if draws or not self._samples else {}
         if not self._samples:
             pieces = trainer.datamodule.dataset.pieces  # type: ignore[attr-defined]
             media = Media(pictures, sounds_of(observer.model, batch.inputs), texts_of(batch, pieces))

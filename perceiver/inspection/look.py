@@ -53,11 +53,16 @@ class Look:
         return {f"stat/{name}": value for name, value in self.record.statistics(alpha=self.alpha).items()}
 
     @property
+    def relevance_shares(self) -> Float[Tensor, "batch answers tokens"]:
+        """What of an answer's relevance each token has; 0 throughout where nothing has any."""
+        mass = self.relevance.sum(dim=-1, keepdim=True)
+        return self.relevance / mass.where(mass > 0, 1.0)
+
+    @property
     def relevant(self) -> list[list[Weighed]]:
         """For each row its answers with the share of their relevance that each token has."""
-        mass = self.relevance.sum(dim=-1, keepdim=True)
-        shares = self.relevance / mass.where(mass > 0, 1.0)
-        return [list(zip(row, of_row, strict=False)) for row, of_row in zip(self.answers, shares, strict=True)]
+        rows = zip(self.answers, self.relevance_shares, strict=True)
+        return [list(zip(row, of_row, strict=False)) for row, of_row in rows]
 
     @property
     def maps(self) -> dict[str, Float[Tensor, "batch answers tokens"]]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from perceiver import Perceiver
 from perceiver.attention import Attention, BlockSpec
@@ -12,7 +12,7 @@ from perceiver.decoders.queries import QueryDecoder
 from perceiver.decoders.text import TextDecoder
 from perceiver.inspection.capture import Capture, capture
 from perceiver.inspection.record import Layer, Role
-from perceiver.latents import Schedule
+from perceiver.latents import LatentArray, Schedule
 from perceiver.tasks.captioning import Captioning
 from perceiver.tasks.generation import BeamSearch, Generation
 from perceiver.tokenizer import SPECIAL, WordTokenizer, words_in
@@ -40,6 +40,19 @@ def perceiver_io(**overrides) -> Perceiver:
 def perceiver_text(num_layers: int = 2, **overrides) -> Perceiver:
     """One cross-attend; words read each other and the latents."""
     return perceiver_io(decoder=text_decoder(num_layers), **overrides)
+
+
+def reader_of_tokens() -> nn.ModuleList:
+    """A latent array that reads tokens [_, _, 23] as they are, with no places, and a decoder that pools."""
+    latents = LatentArray(
+        num_latents=11,
+        dim=17,
+        input_dim=23,
+        cross_attention=BlockSpec(num_heads=1),
+        self_attention=BlockSpec(num_heads=1),
+        schedule=Schedule(num_cross_attends=2, num_blocks=2, num_self_attends=1),
+    )
+    return nn.ModuleList([latents, PooledDecoder(dim=17, num_classes=5)])
 
 
 def text_decoder(num_layers: int = 2) -> TextDecoder:

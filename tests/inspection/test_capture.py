@@ -15,7 +15,6 @@ from torch.utils.checkpoint import checkpoint
 
 from perceiver.attention import BlockSpec, CrossBlock, ScaledDotProduct, SelfBlock
 from perceiver.decoders.base import Decoder
-from perceiver.decoders.pooled import PooledDecoder
 from perceiver.inspection import record as record_module
 from perceiver.inspection.capture import capture
 from perceiver.latents import LatentArray, Schedule
@@ -25,6 +24,7 @@ from tests.inspection.models import (
     perceiver,
     perceiver_io,
     perceiver_text,
+    reader_of_tokens,
     some_masks,
     some_scores,
 )
@@ -104,15 +104,7 @@ def test_masked_keys_get_exactly_nothing_and_all_others_something(make):
 
 
 def test_permuted_tokens_give_permuted_cross_maps_and_all_that_follows_and_the_same_self_maps():
-    latents = LatentArray(
-        num_latents=11,
-        dim=17,
-        input_dim=23,
-        cross_attention=BlockSpec(num_heads=1),
-        self_attention=BlockSpec(num_heads=1),
-        schedule=Schedule(num_cross_attends=2, num_blocks=2, num_self_attends=1),
-    )
-    model = nn.ModuleList([latents, PooledDecoder(dim=17, num_classes=5)])
+    model = reader_of_tokens()
     tokens, order = torch.randn(3, 31, 23), torch.randperm(31)
     maps, relevances = [], []
     for values in (tokens, tokens[:, order]):

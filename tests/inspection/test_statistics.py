@@ -3,13 +3,9 @@ from math import exp, isfinite, log
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from perceiver.attention import BlockSpec
-from perceiver.decoders.pooled import PooledDecoder
 from perceiver.inspection.capture import Capture, capture
 from perceiver.inspection.statistics import DEAD, drift
-from perceiver.latents import LatentArray, Schedule
 from tests.inspection.models import (
     captured_with,
     layer,
@@ -17,6 +13,7 @@ from tests.inspection.models import (
     perceiver,
     perceiver_io,
     perceiver_text,
+    reader_of_tokens,
     some_masks,
 )
 from tests.models import small_inputs, small_perceiver
@@ -191,15 +188,7 @@ def test_chunks_change_nothing(monkeypatch, make):
 
 
 def test_the_order_of_tokens_makes_no_difference():
-    latents = LatentArray(
-        num_latents=11,
-        dim=17,
-        input_dim=23,
-        cross_attention=BlockSpec(num_heads=1),
-        self_attention=BlockSpec(num_heads=1),
-        schedule=Schedule(num_cross_attends=2, num_blocks=2, num_self_attends=1),
-    )
-    model = nn.ModuleList([latents, PooledDecoder(dim=17, num_classes=5)])
+    model = reader_of_tokens()
     tokens, order, mask, found = torch.randn(3, 31, 23), torch.randperm(31), torch.rand(3, 31) < 0.7, []
     for values, real in ((tokens, mask), (tokens[:, order], mask[:, order])):
         with capture(model) as captured:

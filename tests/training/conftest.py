@@ -1,4 +1,6 @@
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.training.runs import trained
 
@@ -8,3 +10,12 @@ def run(tmp_path_factory):
     """A finished run with everything that a run has. Only read it."""
     overrides = ["logger.mode=offline", "attention.every_n_epochs=1", "attention.num_samples=3"]
     return trained(tmp_path_factory.mktemp("finished") / "run", *overrides)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """Two photographs of noise, one with a name that needs care. Only read them."""
+    folder, random = tmp_path_factory.mktemp("pictures"), np.random.default_rng(1)
+    for name in ("one.png", "two [2].png"):
+        Image.fromarray(random.integers(255, size=(37, 41, 3), dtype=np.uint8)).save(folder / name)
+    return [folder / name for name in ("one.png", "two [2].png")]

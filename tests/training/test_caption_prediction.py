@@ -42,14 +42,6 @@ def scenes_run(tmp_path_factory):
     return run_dir
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    folder, random = tmp_path_factory.mktemp("pictures"), np.random.default_rng(1)
-    for name in ("one.png", "two [2].png"):
-        Image.fromarray(random.integers(255, size=(37, 41, 3), dtype=np.uint8)).save(folder / name)
-    return [folder / name for name in ("one.png", "two [2].png")]
-
-
 def asked(run, paths, output, *overrides):
     """How it ended, and the answers."""
     inputs = ",".join(f'"{path}"' for path in paths)

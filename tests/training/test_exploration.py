@@ -11,7 +11,6 @@ import pytest
 import soundfile
 import torch
 from omegaconf import OmegaConf
-from PIL import Image
 
 from perceiver.data.shape_grammar import WORDS
 from perceiver.inspection.arrays import event_arrays
@@ -70,14 +69,6 @@ def folders(tmp_path_factory):
     run = trained(tmp_path_factory.mktemp("folders") / "run", *options, "loader.batch_size=5")
     shutil.rmtree(root)
     return run
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    folder, random = tmp_path_factory.mktemp("pictures"), np.random.default_rng(1)
-    for name in ("one.png", "two [2].png"):
-        Image.fromarray(random.integers(255, size=(37, 41, 3), dtype=np.uint8)).save(folder / name)
-    return [folder / name for name in ("one.png", "two [2].png")]
 
 
 def inspected(run: Path, *overrides: str) -> Ended:
