@@ -1,13 +1,15 @@
-"""Train: `uv run experiments/train.py [experiment=…] [key=value …]`."""
+"""Train: `uv run experiments/train.py [experiment=…] [key=value …]`; `run=outputs/…` continues a run."""
 
 import hydra
 from omegaconf import DictConfig
 
 from perceiver.training.errors import explained
+from perceiver.training.launch import continuing
 from perceiver.training.run import train
 
 
 @explained
+@continuing
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
 @explained
 def main(cfg: DictConfig) -> float | None:

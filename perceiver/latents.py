@@ -15,6 +15,7 @@ import torch
 from einops import repeat
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from perceiver.attention import BlockSpec, CrossBlock, SelfBlock
 
@@ -56,6 +57,8 @@ class LatentArray(nn.Module):
         num_latents, dim: shape of the array. Initialised from a normal of deviation 0.02 cut at ±2 (paper, appendix C).
         input_dim: width of the tokens.
         cross_attention, self_attention: sizes of the two kinds of block.
+        activation_checkpointing: in training, keep what goes into each block only, and run it again for the backward
+            pass (Chen et al. 2016, arXiv:1604.06174): less memory, a third more time.
     """
 
     def __init__(
@@ -67,11 +70,13 @@ class LatentArray(nn.Module):
         cross_attention: BlockSpec,
         self_attention: BlockSpec,
         schedule: Schedule,
+        activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if num_latents < 1:
             raise ValueError(f"num_latents={num_latents} must be at least 1")
         self.schedule = schedule
+        self.activation_checkpointing = activation_checkpointing
         self.array = nn.Parameter(torch.empty(num_latents, dim))
         nn.init.trunc_normal_(self.array, std=0.02, a=-2.0, b=2.0)
         num_cross = shared_index(schedule.num_cross_attends - 1, schedule.cross_sharing) + 1
@@ -87,10 +92,17 @@ class LatentArray(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "batch tokens input_dim"], mask: Bool[Tensor, "batch tokens"] | None = None
     ) -> Float[Tensor, "batch latents dim"]:
-        latents = repeat(self.array, "latents dim -> batch latents dim", batch=tokens.shape[0])
+        latents: Tensor = repeat(self.array, "latents dim -> batch latents dim", batch=tokens.shape[0])
         for repetition in range(self.schedule.num_blocks):
             if repetition < self.schedule.num_cross_attends:
                 cross_block = self.cross_blocks[shared_index(repetition, self.schedule.cross_sharing)]
-                latents = cross_block(latents, tokens, mask=mask)
-            latents = self.self_blocks[shared_index(repetition, self.schedule.block_sharing)](latents)
+                latents = self._run(cross_block, latents, tokens, mask)
+            blocks = self.self_blocks[shared_index(repetition, self.schedule.block_sharing)]
+            for block in blocks.children():
+                latents = self._run(block, latents)
         return latents
+
+    def _run(self, block: nn.Module, *inputs: Tensor | None) -> Float[Tensor, "batch latents dim"]:
+        if self.activation_checkpointing and self.training:
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)

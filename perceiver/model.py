@@ -72,6 +72,7 @@ class Perceiver(nn.Module):
         cross_attention, self_attention: sizes of the latents' two kinds of block.
         schedule: how often they read and think, and which weights are shared.
         decoder: reads the answer off the latents.
+        activation_checkpointing: see `LatentArray`.
         modality_dropout: in training, probability with which a modality of a sample is drawn to be hidden; the last one
             is spared (Perceiver, section 4.2: dropping video made audio + video better).
     """
@@ -87,6 +88,7 @@ class Perceiver(nn.Module):
         schedule: Schedule,
         decoder: Decoder,
         modality_dropout: float = 0.0,
+        activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if not encoders:
@@ -102,6 +104,7 @@ class Perceiver(nn.Module):
             cross_attention=cross_attention,
             self_attention=self_attention,
             schedule=schedule,
+            activation_checkpointing=activation_checkpointing,
         )
         self.decoder = decoder
         self.modality_dropout = modality_dropout

@@ -196,7 +196,7 @@ class Sample:
         inputs: modality name -> raw input as its encoder takes it (an image: channels height width, in [0, 1]; a sound:
             1 length, in [-1, 1]; a text: 1 length, ids of a tokenizer).
         targets: name -> what is to be predicted or is known to be true: `label`, an int; `tags`, one float a class, 1
-            where it applies; `caption`, a text; `references`, all texts that say it right, that one among them;
+            where it applies; `caption`, a text; `references`, all texts that say it right, that one first;
             `boxes`, a list of `Box`; `facts`, see `Facts`; `group`, the name of a part of the samples that is measured
             for itself, or empty.
         id: where the sample comes from (a path, or `digits/17`): named in every error, caption and table.

@@ -1,6 +1,9 @@
 """The one DataModule: any data set -> batches, in an order and with an augmentation that a resumed run repeats."""
 
+import ctypes
 import logging
+import signal
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -16,18 +19,27 @@ from torch.utils.data import Dataset as TorchDataset
 from perceiver.data.base import Dataset, Split, UnreadableError
 from perceiver.data.collate import collate
 from perceiver.data.sampler import Key, KeyedSampler, class_balancing_weights, mix
+from perceiver.processes import gathered
 from perceiver.types import Batch, Sample, Stage
 
 log = logging.getLogger(__name__)
 
 
+class PositionError(Exception):
+    """A run cannot be continued at its place in the data, since data, order or batches are others than they were."""
+
+
 class DataModule(LightningDataModule):
     """Loaders over the splits of a data set.
+
+    The place in the training data is one integer, the number of batches done, which Lightning keeps. It stands for the
+    same samples whatever the number of processes, as long as all their batches together are as large.
 
     Args:
         dataset: where the samples come from.
         batch_size: samples per process and step.
         num_workers: processes that read ahead; 0 reads in the training process.
+        timeout_seconds: how long to wait for a batch of theirs; 0 for ever.
         drop_last: leave out a last training batch that is smaller than the others.
         class_balanced: draw the training samples of an epoch with replacement, those of rare classes more often
             (`class_balancing_weights`).
@@ -41,18 +53,24 @@ class DataModule(LightningDataModule):
         dataset: Dataset,
         batch_size: int,
         num_workers: int,
+        timeout_seconds: int,
         drop_last: bool,
         class_balanced: bool,
         pin_memory: bool,
         seed: int,
     ) -> None:
         super().__init__()
-        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("timeout_seconds", timeout_seconds, 0),
+        ):
             if value < least:
                 raise ValueError(f"{name}={value} must be at least {least}")
         self.dataset = dataset
         self.batch_size = batch_size
         self.num_workers = num_workers
+        self.timeout_seconds = timeout_seconds
         self.drop_last = drop_last
         self.class_balanced = class_balanced
         self.pin_memory = pin_memory
@@ -93,12 +111,56 @@ class DataModule(LightningDataModule):
         if self.trainer is not None:
             # The loops are restored by now: leave out what a run that is resumed has already seen.
             done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
-            limit = self.trainer.limit_train_batches
-            per_epoch = min(limit, len(loader)) if isinstance(limit, int) else int(limit * len(loader))
-            epoch, batches = divmod(done, max(per_epoch, 1))
+            epoch, batches = divmod(done, max(self._batches_in_epoch(loader), 1))
             assert isinstance(loader.sampler, KeyedSampler)
             loader.sampler.resume(epoch=epoch, offset=batches * self.batch_size)
         return loader
+
+    def _batches_in_epoch(self, loader: DataLoader[Any]) -> int:
+        limit = 1.0 if self.trainer is None else self.trainer.limit_train_batches
+        return min(limit, len(loader)) if isinstance(limit, int) else int(limit * len(loader))
+
+    def _place(self) -> dict[str, int]:
+        """What the number of batches done counts from and in."""
+        world_size = 1 if self.trainer is None else self.trainer.world_size
+        return {
+            "loader.seed": self.seed,
+            "training samples": len(self.train_samples),
+            "samples in a batch of all processes": self.batch_size * world_size,
+            "batches in an epoch": self._batches_in_epoch(self._loader("train")),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        unreadable = {message: None for part in gathered(list(self.unreadable)) for message in part}
+        return {"place": self._place(), "unreadable": list(unreadable)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what was unreadable so far.
+
+        Raises:
+            PositionError: the place in the data has no meaning any more.
+        """
+        was, now = state_dict["place"], self._place()
+        if changed := [f"{name} {was.get(name)}, now {value}" for name, value in now.items() if was.get(name) != value]:
+            raise PositionError(
+                f"the run cannot be continued at its place in the data: {'; '.join(changed)}. With another number of "
+                "processes, choose loader.batch_size so that their batches together are as large as before"
+            )
+        self.unreadable |= dict.fromkeys(state_dict["unreadable"])
+
+    @cached_property
+    def stand_in(self) -> Batch:
+        """The first training sample that can be read, for a process of which a batch has none: it must go along.
+
+        Raises:
+            UnreadableError: there is none.
+        """
+        samples = _KeyedSplit(self.train_samples, self.seed)
+        items = (samples[0, index] for index in range(len(self.train_samples)))
+        for item in items:
+            if isinstance(item, Sample):
+                return collate([item])
+        raise UnreadableError("none of the training samples can be read")
 
     def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
         return self._loader("val") if self.splits["val"] is not None else []
@@ -152,6 +214,8 @@ class DataModule(LightningDataModule):
             drop_last=train and self.drop_last,
             pin_memory=self.pin_memory,
             persistent_workers=self.num_workers > 0,
+            worker_init_fn=_begin_worker,
+            timeout=self.timeout_seconds if self.num_workers else 0,
             generator=torch.Generator(),  # the loader draws from it, and would else draw from the global one
         )
 
@@ -194,6 +258,15 @@ class _KeyedSplit(TorchDataset[Sample | UnreadableError]):
                 return self.split[key[1]]
             except UnreadableError as error:
                 return error
+
+
+def _begin_worker(number: int) -> None:
+    """A reading process ends with the one that reads for, however that ends, and leaves signals to it."""
+    if sys.platform == "linux":
+        die_with_parent = 1  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(die_with_parent, signal.SIGKILL)
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(name, signal.SIG_IGN)
 
 
 def _collate_readable(items: Sequence[Sample | UnreadableError]) -> Batch:

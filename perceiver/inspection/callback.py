@@ -248,12 +248,16 @@ def _last_step(trainer: Trainer) -> int:
 
 @contextmanager
 def _validated_weights(trainer: Trainer, module: LightningModule) -> Iterator[None]:
-    """Inside, `module` has the weights that are validated, saved and tested: where weights are averaged, the mean."""
+    """Inside, `module` has the weights that are validated, saved and tested: where weights are averaged, the mean.
+
+    Each process has all of them, also where they are divided.
+    """
     averaging = [callback for callback in trainer.callbacks if isinstance(callback, WeightAveraging)]  # type: ignore[attr-defined]
     for callback in averaging:
         callback.on_validation_epoch_start(trainer, module)
     try:
-        yield
+        with module.whole_weights():  # type: ignore[operator]
+            yield
     finally:
         for callback in averaging:
             callback.on_validation_epoch_end(trainer, module)

@@ -49,6 +49,10 @@ class Task(nn.Module, ABC):
     @abstractmethod
     def loss(self, outputs: Tensor, batch: Batch) -> Float[Tensor, ""]: ...
 
+    def num_terms(self, batch: Batch) -> int | Tensor:
+        """Of how many terms the loss of a batch is the mean: what it weighs beside that of other batches."""
+        return len(batch)
+
     def keep_metrics(self, make: Callable[[Stage], MetricCollection]) -> None:
         """Make the metrics of each stage, as parts of the task, so that they move to its device."""
         stages: tuple[Stage, ...] = ("train", "val", "test")

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import cycle, islice
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -79,10 +80,15 @@ class Captioning(Task):
 
     def training_batch(self, batch: Batch) -> Batch:
         # A batch of which nothing could be read has no targets; what else lacks them is told in `outputs`.
-        if self.captions_per_sample == 1 or "references" not in batch.targets:
+        if len(batch) == 0:
             return batch
-        captions = [_drawn(texts, self.captions_per_sample) for texts in batch.targets["references"]]
-        return replace(batch, targets={**batch.targets, "captions": captions})
+        references = batch.targets.get("references")
+        if self.captions_per_sample > 1 and references:
+            captions = [list(islice(cycle(texts), self.captions_per_sample)) for texts in references]
+            batch = replace(batch, targets={**batch.targets, "captions": captions})
+        return replace(
+            batch, targets={**batch.targets, "words": self._captions(batch, next(iter(batch.inputs.values())))}
+        )
 
     def outputs(self, model: nn.Module, batch: Batch) -> Float[Tensor, "rows length vocab"]:
         words = self._captions(batch, model)[..., :-1]
@@ -96,6 +102,8 @@ class Captioning(Task):
     def _captions(self, batch: Batch, near: nn.Module | Tensor) -> Int[Tensor, "batch captions length"]:
         if "caption" not in batch.targets:
             raise ValueError("the samples have no captions; choose data that has them, or another task")
+        if "words" in batch.targets:
+            return batch.targets["words"]
         captions = batch.targets.get("captions") or [[caption] for caption in batch.targets["caption"]]
         device = near.device if isinstance(near, Tensor) else next(near.parameters()).device
         words = self.tokenizer.encode_batch([caption for of_sample in captions for caption in of_sample])
@@ -119,6 +127,9 @@ class Captioning(Task):
             label_smoothing=self.label_smoothing,
         )
 
+    def num_terms(self, batch: Batch) -> Tensor:
+        return (self._captions(batch, next(iter(batch.inputs.values())))[..., 1:] != PAD).sum()
+
     def update(
         self, stage: Stage, outputs: Float[Tensor, "texts length vocab"], loss: Float[Tensor, ""], batch: Batch
     ) -> None:
@@ -126,7 +137,7 @@ class Captioning(Task):
         logits = outputs.detach().float()
         for name, metric in self.metrics(stage).items(keep_base=True):
             if name == "loss":
-                metric.update(loss.detach(), weight=(words != PAD).sum())
+                metric.update(loss.detach(), weight=self.num_terms(batch))
             elif name == "perplexity":
                 metric.update(logits, words)
             elif name == "token_accuracy":
@@ -189,12 +200,6 @@ class Captioning(Task):
                 answer = replace(answer, kind=known.kind, boxes=tuple(known.boxes))
             answers.append(answer)
         return answers
-
-
-def _drawn(texts: Sequence[str], count: int) -> list[str]:
-    """Texts in random order, each as often as the others or once less."""
-    order = torch.randperm(len(texts)).tolist()
-    return [texts[order[number % len(order)]] for number in range(count)]
 
 
 def _facts(batch: Batch) -> list[Facts | None]:

@@ -4,6 +4,8 @@ As on AudioSet (Gemmeke et al. 2017): the mean over classes counts those that so
 count a class without positives as 0.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -41,6 +43,13 @@ class Ranking(Metric):
     def update(self, scores: Float[Tensor, "batch classes"], tags: Bool[Tensor, "batch classes"]) -> None:
         self.scores.append(scores)
         self.tags.append(tags)
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        # A process without samples would give something of another shape and type, which cannot be gathered.
+        if len(self.scores) == 0:
+            self.scores = [torch.zeros(0, self.num_classes, device=self.device)]
+            self.tags = [torch.zeros(0, self.num_classes, dtype=torch.bool, device=self.device)]
+        super().sync(*args, **kwargs)
 
     def compute(self) -> dict[str, Float[Tensor, ""]]:
         self.by_class = by_class = self._by_class()

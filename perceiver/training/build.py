@@ -1,5 +1,10 @@
 """A checked config -> the objects of a run; a checkpoint -> the same objects with its weights."""
 
+import fcntl
+import hashlib
+import json
+import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -10,6 +15,7 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.strategies import Strategy
 from torch import nn
 from torch.optim import Optimizer
 
@@ -21,13 +27,15 @@ from perceiver.inspection.rollout import Alpha
 from perceiver.model import Perceiver
 from perceiver.tasks.base import Task
 from perceiver.tokenizer import Tokenizer
+from perceiver.training.checkpoints import damage
 from perceiver.training.config import targets
 from perceiver.training.errors import ConfigError, about, one_line
 from perceiver.training.module import OptimizerFactory, TrainingModule
 from perceiver.training.optimization import Schedule
+from perceiver.training.sharding import ShardedModule, is_sharded
 
 TRUSTED_PACKAGES = ("perceiver", "torch", "torchaudio", "lightning", "timm")
-TRUSTED_KINDS = (nn.Module, Optimizer, Trainer, Callback)
+TRUSTED_KINDS = (nn.Module, Optimizer, Trainer, Callback, Strategy)
 """What a config that comes out of a checkpoint may name: classes of these packages that are of one of these kinds, and
 any class or schedule of our own. `torch.hub.load`, say, is neither."""
 
@@ -75,7 +83,8 @@ def build(config: dict[str, Any], learned: Learned | None = None) -> Parts:
     data = construct(config, "loader", dataset=dataset)
     if learned is None:
         with blamed_on(config, "data"):
-            data.prepare_data()
+            with once_per_machine(config["data"]):
+                data.prepare_data()
             learned = learn(dataset, tokenizer)
             data.train_samples  # noqa: B018  (what is wrong on disk is found now)
     elif tokenizer is not None and learned.vocabulary is not None:
@@ -88,14 +97,25 @@ def build(config: dict[str, Any], learned: Learned | None = None) -> Parts:
     optimizer: OptimizerFactory = construct(config, "optimizer")
     with blamed_on(config, "optimizer"):
         try_optimizer(optimizer)
-    module = TrainingModule(
+    kind = ShardedModule if is_sharded(config["trainer"]) else TrainingModule
+    module = kind(
         model=model,
         task=task,
         optimizer=optimizer,
         schedule=construct(config, "schedule"),
         description={"config": config, **asdict(learned)},
+        on_nonfinite=config.get("on_nonfinite", "stop"),
     )
     return Parts(data=data, tokenizer=tokenizer, model=model, task=task, module=module)
+
+
+@contextmanager
+def once_per_machine(node: dict[str, Any]) -> Iterator[None]:
+    """One process of the machine after the other, so that what the first has prepared is there for those behind it."""
+    name = hashlib.sha256(json.dumps(node, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    with (Path(tempfile.gettempdir()) / f"perceiver-{os.getuid()}-{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def learn(dataset: Dataset, tokenizer: Tokenizer | None) -> Learned:
@@ -204,6 +224,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     if not path.exists():
         raise ConfigError(f"{path}: no such checkpoint")
+    if problem := damage(path):
+        raise ConfigError(f"{path}: the file is damaged or no checkpoint ({problem})")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         description = content["description"]
@@ -242,7 +264,7 @@ def load_weights(module: TrainingModule, checkpoint: Checkpoint, path: Path) -> 
         ConfigError: they are those of another model.
     """
     try:
-        module.load_state_dict(checkpoint.state)
+        module.take_weights(checkpoint.state)
     except RuntimeError as error:
         _, first, *_ = [*str(error).splitlines(), ""]
         raise ConfigError(f"{path}: its weights are not those of this model ({first.strip()})") from error

@@ -1,64 +1,24 @@
 """What happens around the training steps."""
 
+import random
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
 from perceiver.data.sampler import mix
-from perceiver.training.module import DivergedError
+from perceiver.training.loggers import log_now
+from perceiver.training.module import TrainingModule
 from perceiver.types import Batch
 
 
-class LastCheckpoint(Checkpoint):
-    """Keeps the newest state at `path`, so that nothing computed is lost.
-
-    Written after each epoch, before its validation and again after it; where `max_steps` or `max_time` end a run within
-    an epoch; and when training ends by Ctrl-C, a signal or an error. The file is replaced as a whole.
-    """
-
-    def __init__(self, *, path: Path) -> None:
-        self.path = path
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
-        # Not at the end of the epoch alone: there, Lightning counts one that was cut short as done.
-        ends = trainer.should_stop or trainer.global_step == trainer.max_steps
-        if ends or _is_last_batch(trainer):
-            self._save(trainer)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if _is_last_batch(trainer):
-            self._save(trainer)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        # Of several processes, one that fails alone would wait for the others for ever.
-        together = trainer.world_size == 1 or isinstance(exception, KeyboardInterrupt | SIGTERMException)
-        if trainer.training and trainer.global_step > 0 and together and not isinstance(exception, DivergedError):
-            self._save(trainer)
-
-    def _save(self, trainer: Trainer) -> None:
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        part = self.path.with_suffix(".part")
-        trainer.save_checkpoint(part, weights_only=False)
-        if trainer.is_global_zero:
-            part.replace(self.path)
-
-
-def _is_last_batch(trainer: Trainer) -> bool:
-    return trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-
-
 class StepSeeds(Callback):
-    """Seeds what is random in a training step (dropout, mixing, SpecAugment) by (seed, process, batches done).
+    """Seeds what is random in a step (dropout, mixing, SpecAugment) by (seed, process, batches done).
 
     A run that is resumed so draws what it would have drawn without the stop.
     """
@@ -68,7 +28,37 @@ class StepSeeds(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         done = trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
-        torch.manual_seed(mix(self.seed, trainer.global_rank, done))
+        self._seed(trainer.global_rank, done)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._seed(trainer.global_rank, trainer.global_step, batch_idx)
+
+    def _seed(self, *numbers: int) -> None:
+        mixed = mix(self.seed, *numbers)
+        torch.manual_seed(mixed)
+        random.seed(mixed)
+        np.random.seed(mixed % 2**32)
+
+
+class StepLog(Callback):
+    """Logs what was measured at a training step, every `log_every_n_steps` of them."""
+
+    def __init__(self) -> None:
+        self._step = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        step = trainer.global_step
+        if step > self._step and step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            log_now(trainer, pl_module.progress)
+        self._step = step
 
 
 class MovingAverage(WeightAveraging):
@@ -100,12 +90,24 @@ def _moved(share: float, average: Tensor, current: Tensor, num_averaged: Tensor)
 
 
 class TrainingClock(Callback):
-    """Measures `samples_per_second` of the training steps, their data included and validation left out."""
+    """Measures `samples_per_second` of the training steps, their data included and validation left out.
+
+    A run that is continued goes on counting.
+    """
 
     def __init__(self) -> None:
         self.samples = 0
         self.seconds = 0.0
-        self._since: float | None = None
+        self._since = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"samples": self.samples, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.samples, self.seconds = state_dict["samples"], state_dict["seconds"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._since = time.perf_counter()  # a run that is continued within an epoch does not start one
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._since = time.perf_counter()
@@ -114,13 +116,12 @@ class TrainingClock(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         now = time.perf_counter()
-        if self._since is not None:
-            self.samples += len(batch) * trainer.world_size
-            self.seconds += now - self._since
+        self.samples += len(batch) * trainer.world_size
+        self.seconds += now - self._since
         self._since = now
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._since = None
+        self._since = time.perf_counter()
 
     @property
     def metrics(self) -> dict[str, float]:

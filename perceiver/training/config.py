@@ -14,25 +14,28 @@ from pydantic.errors import PydanticSchemaGenerationError
 
 from perceiver.data.folders import class_folders
 from perceiver.training.errors import ConfigError, explain, nearest
+from perceiver.training.launch import run_name
 
 SETTINGS: dict[str, Any] = {
     "seed": Annotated[int, Field(ge=0, lt=2**32)],
     "ckpt_path": str | None,
     "compile": bool,
+    "on_nonfinite": Literal["stop", "skip"],
     "matmul_precision": Literal["highest", "high", "medium"],
     "num_threads": Annotated[int, Field(ge=1)] | None,
 }
 """The values at the root of a run's config, and their types."""
-PARTS = ("data", "loader", "model", "task", "optimizer", "schedule", "trainer", "attention", "logger")
+PARTS = ("data", "loader", "model", "task", "optimizer", "schedule", "trainer", "checkpointing", "attention", "logger")
 """The other keys at the root: each builds one thing. Besides them there are `tokenizer`, which is needed for text only,
 and `callbacks`, which builds any number."""
 
 
 def register_resolvers() -> None:
-    """Make `${grid:…}`, `${mel_grid:…}`, `${frames:…}` and `${count_classes:…}` known to OmegaConf."""
+    """Make the resolvers that conf uses known to OmegaConf."""
     OmegaConf.register_new_resolver("grid", grid, replace=True)
     OmegaConf.register_new_resolver("mel_grid", mel_grid, replace=True)
     OmegaConf.register_new_resolver("frames", frames, replace=True)
+    OmegaConf.register_new_resolver("run_name", run_name, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("count_classes", lambda root: len(class_folders(Path(root))), replace=True)
 
 
@@ -82,7 +85,6 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         ConfigError: with the key, and the nearest right name where a name is wrong.
     """
-    register_resolvers()
     try:
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
@@ -167,3 +169,6 @@ def _check_value(key: str, value: Any, hint: Any) -> None:
         raise ConfigError(f"{key}={value!r}: {', or '.join(problems)}") from None
     if isinstance(value, str | bool) and type(read) in (int, float, bool) and type(read) is not type(value):
         raise ConfigError(f"{key}={value!r}: should be {type(read).__name__}, not {type(value).__name__}")
+
+
+register_resolvers()  # Hydra names the run directory before it calls anything of ours

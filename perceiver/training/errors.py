@@ -31,6 +31,7 @@ from omegaconf.errors import (
 )
 
 from perceiver.data.base import UnreadableError
+from perceiver.data.module import PositionError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -40,14 +41,16 @@ class ConfigError(Exception):
     """A config that cannot work; the message names the key and what to write instead."""
 
 
+PLUGINS = {"submitit_slurm": "slurm", "optuna": "optuna"}
+"""Choices of Hydra's own groups, and which of our extras brings them."""
 USER_ERRORS: tuple[type[Exception], ...] = (
     ConfigError,
     HydraException,
     OmegaConfBaseException,
     MisconfigurationException,
     UnreadableError,
-    FileNotFoundError,
-    PermissionError,
+    PositionError,
+    OSError,
 )
 
 
@@ -56,6 +59,8 @@ def explain(error: BaseException) -> str:
     text, cause = one_line(error), error.__cause__
     if isinstance(error, MissingConfigException):
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
+        if plugin := PLUGINS.get(choice):
+            return f"{group}={choice} is a plugin of Hydra: uv run --extra {plugin} …, or pip install -e '.[{plugin}]'"
         options = (
             nearest(choice, list(error.options)) if error.options else f", which would be conf/{group}/{choice}.yaml"
         )
@@ -183,11 +188,11 @@ def _with_whole_key(key: str, node: Any, message: str) -> str | None:
     if found is None:
         return None
     name, value, rest = found.groups()
-    wholes = [path for path, leaf in _leaves(node, key) if path.endswith(f".{name}") and str(leaf) == value]
+    wholes = [path for path, leaf in leaves(node, key) if path.endswith(f".{name}") and str(leaf) == value]
     return f"{' or '.join(wholes)}={value}{rest}" if wholes else None
 
 
-def _leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
+def leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
     """Every plain value below a node, with its key."""
     if isinstance(node, dict | DictConfig):
         for name in map(str, node):
@@ -195,7 +200,7 @@ def _leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
                 OmegaConf.is_interpolation(node, name) or OmegaConf.is_missing(node, name)
             )
             if not not_here:
-                yield from _leaves(node[name], f"{key}.{name}" if key else name)
+                yield from leaves(node[name], f"{key}.{name}" if key else name)
     else:
         yield key, node
 

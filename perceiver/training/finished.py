@@ -11,7 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from perceiver.training.build import Parts, build, construct, load_weights, read_checkpoint
 from perceiver.training.config import check_parts
 from perceiver.training.errors import ConfigError
-from perceiver.training.run import class_rows, prepare_torch, test, write_metrics
+from perceiver.training.results import class_rows, test, unreadable, write_metrics
+from perceiver.training.run import prepare_torch
 from perceiver.training.summary import class_table, console, metrics_table
 
 
@@ -69,8 +70,9 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     metrics = test(trainer, parts, config)
     if not metrics:
         raise ConfigError(f"run={cfg.run}: its data set has no test samples")
-    if parts.data.unreadable:
-        metrics["data/unreadable"] = float(len(parts.data.unreadable))
+    metrics |= unreadable(parts)
+    if not trainer.is_global_zero:
+        return metrics
     path = Path(cfg.run) / "evaluation.json"
     write_metrics(metrics, path)
     if rows := class_rows(parts):

@@ -1,5 +1,6 @@
-"""Weights & Biases as a mirror of the run directory: whatever happens to it, training goes on."""
+"""Where a run's scalars go: to `metrics.csv`, and to Weights & Biases as a mirror, without which training goes on."""
 
+import csv
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -8,8 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import wandb
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+from wandb.sdk.lib.runid import generate_id
 
 log = logging.getLogger(__name__)
 
@@ -17,6 +22,98 @@ MAX_FAILURES = 3
 INIT_TIMEOUT_SECONDS = 30
 FINISH_TIMEOUT_SECONDS = 600
 """How long the end of a run waits for uploads; `wandb sync` sends what is left."""
+ROWS_IN_MEMORY = 100
+"""So many rows of `metrics.csv` are written together."""
+
+
+def log_now(trainer: Trainer, values: Mapping[str, Tensor | float]) -> None:
+    """Log scalars of the last training step at once.
+
+    `LightningModule.log` hands them on after the callbacks, of which one writes the checkpoint: a run that is continued
+    from there would lack them.
+    """
+    numbers = {name: float(value) for name, value in values.items()}
+    for logger in trainer.loggers:
+        logger.log_metrics({**numbers, "epoch": trainer.current_epoch}, trainer.global_step - 1)
+
+
+class Curves(Logger):
+    """Every logged scalar in a CSV file, a row a call. A run that is continued goes on where its checkpoint was.
+
+    Lightning's own logger deletes what an earlier part of the run has written.
+
+    Attributes:
+        rows: how many there are, be they written already or not.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self.rows = 0
+        self._columns: list[str] = []
+        self._waiting: list[dict[str, Any]] = []
+
+    @property
+    def name(self) -> str:
+        return ""
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """The config lies beside the file."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        self._waiting.append({**{name: float(value) for name, value in metrics.items()}, "step": step})
+        self.rows += 1
+        if len(self._waiting) >= ROWS_IN_MEMORY:
+            self.save()
+
+    @rank_zero_only
+    def keep(self, rows: int) -> None:
+        """Go on behind so many rows of the file; those that follow are forgotten."""
+        self._columns, self._waiting = [], self._read()[:rows]
+        self.rows = len(self._waiting)
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write what waits. On a full disk it goes on waiting."""
+        new = {name for row in self._waiting for name in row}.difference(self._columns)
+        try:
+            if new:
+                rows = [*(self._read() if self._columns else []), *self._waiting]
+                columns = sorted({*self._columns, *new})
+                part = self.path.with_suffix(".part")
+                self._write(part, "w", columns, rows)
+                part.replace(self.path)
+                self._columns = columns
+            elif self._waiting:
+                self._write(self.path, "a", self._columns, self._waiting)
+            self._waiting = []
+        except OSError as error:
+            log.warning("%s: %s; its newest rows wait for a better time", self.path, error.strerror)
+
+    def _read(self) -> list[dict[str, Any]]:
+        if not self.path.exists():
+            return []
+        with self.path.open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def _write(self, path: Path, mode: str, columns: list[str], rows: list[dict[str, Any]]) -> None:
+        with path.open(mode, newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            if mode == "w":
+                writer.writeheader()
+            writer.writerows(rows)
+
+    def finalize(self, status: str) -> None:
+        self.save()
 
 
 class WandbMirror(WandbLogger):
@@ -27,6 +124,7 @@ class WandbMirror(WandbLogger):
         mode: `auto` is what `WANDB_MODE` says where it is set, otherwise online where the user is logged in and offline
             elsewhere.
         run_dir: everything W&B writes stays below it, in `wandb/`.
+        continued: whether the run goes on, and with it the W&B run whose id lies there.
         run_config: the run's config, shown by W&B.
     """
 
@@ -39,9 +137,11 @@ class WandbMirror(WandbLogger):
         tags: list[str],
         mode: Literal["auto", "online", "offline", "disabled"],
         run_dir: str,
+        continued: bool,
         run_config: Mapping[str, Any],
     ) -> None:
         folder = str(Path(run_dir).absolute())
+        self._id_file = Path(folder) / "wandb" / "run_id"
         # Staged media and logs would otherwise go to the home folder, and be lost with it.
         os.environ["WANDB_DATA_DIR"] = f"{folder}/wandb"
         os.environ.setdefault("WANDB_CACHE_DIR", folder)
@@ -52,6 +152,7 @@ class WandbMirror(WandbLogger):
             tags=tags,
             mode=_possible_mode(mode),
             save_dir=folder,
+            id=self._id_file.read_text().strip() if continued and self._id_file.is_file() else generate_id(),
             config=dict(run_config),
             settings=wandb.Settings(
                 init_timeout=INIT_TIMEOUT_SECONDS, finish_timeout=FINISH_TIMEOUT_SECONDS, silent=True
@@ -59,11 +160,24 @@ class WandbMirror(WandbLogger):
         )
         del self._wandb_init["anonymous"]  # Lightning's default; W&B warns that it has no effect
         self.failures = 0
+        self._begins = True
+        self._known_step = -1
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Log scalars, or all scalars and media of one event, in one row."""
-        self._attempt(lambda: super(WandbMirror, self).log_metrics(dict(metrics), step))
+        self._attempt(lambda: self._log(dict(metrics), step))
+
+    def _log(self, metrics: dict[str, Any], step: int | None) -> None:
+        run = self.experiment
+        if self._begins:
+            self._begins = False
+            self._id_file.parent.mkdir(parents=True, exist_ok=True)
+            self._id_file.write_text(f"{run.id}\n")
+            if run.resumed:  # it has what was logged behind the checkpoint from which the run goes on
+                self._known_step = run.summary.get("trainer/global_step", -1)
+        if step is None or step >= self._known_step:
+            super().log_metrics(metrics, step)
 
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:

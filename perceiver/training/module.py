@@ -1,30 +1,48 @@
 """The one LightningModule: any task, any model, one step."""
 
+import json
 import math
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
 
+import torch
 from jaxtyping import Float
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from perceiver.model import Perceiver
+from perceiver.processes import gathered
 from perceiver.tasks.base import Task
 from perceiver.training.errors import ConfigError, nearest
-from perceiver.training.optimization import Schedule, parameter_groups
+from perceiver.training.loggers import log_now
+from perceiver.training.optimization import Schedule, gradient_norm, parameter_groups, undivided
 from perceiver.types import Batch, Stage
 
 OptimizerFactory = Callable[[Iterable[dict[str, Any]]], Optimizer]
 
 
 class DivergedError(ConfigError):
-    """The loss is not a number any more, and so is no weight."""
+    """The loss or its gradient is not a number any more; no step was taken with it."""
+
+
+OnNonfinite: TypeAlias = Literal["stop", "skip"]
+MAX_SKIPPED_IN_A_ROW = 50
+"""A run that skips so many optimizer steps one after the other learns nothing any more."""
 
 
 class TrainingModule(LightningModule):
     """Runs the task on the model and logs its metrics as `<stage>/<metric>`.
+
+    The loss of a step is the mean over what all processes have read, whatever the share of each, so that several
+    processes learn what one would from their batches together.
+
+    Attributes:
+        progress: what was measured at the last training step, by the name under which it is logged.
+        skipped: optimizer steps left out so far.
 
     Args:
         model: what is trained.
@@ -32,6 +50,8 @@ class TrainingModule(LightningModule):
         optimizer: parameter groups -> optimizer.
         schedule: factor of the learning rate by optimizer step.
         description: plain values that travel in every checkpoint, enough to rebuild the run (its config, class names).
+        on_nonfinite: a loss or gradient that is NaN or infinite ends the run, with the names of its samples, or its
+            optimizer step is left out and counted. No step is ever taken with it.
     """
 
     def __init__(
@@ -42,6 +62,7 @@ class TrainingModule(LightningModule):
         optimizer: OptimizerFactory,
         schedule: Schedule,
         description: dict[str, Any],
+        on_nonfinite: OnNonfinite,
     ) -> None:
         super().__init__()
         self.model = model
@@ -49,36 +70,127 @@ class TrainingModule(LightningModule):
         self.make_optimizer = optimizer
         self.schedule = schedule
         self.description = description
+        self.on_nonfinite = on_nonfinite
+        self.progress: dict[str, Tensor | float] = {}
+        self.skipped = 0
+        self._skipped_in_a_row = 0
+        self._since_step: list[tuple[Float[Tensor, ""], list[str]]] = []
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""] | None:
+        read = len(batch) > 0
+        if not read:
+            if self.trainer.world_size == 1:
+                return None
+            # The other processes wait for this one's part of the gradient, which is nothing.
+            batch = self.trainer.datamodule.stand_in.to(self.device)  # type: ignore[attr-defined]
         batch = self.task.training_batch(batch)
-        loss = self._step("train", batch)
-        if loss is not None:
-            # Once an epoch, since asking makes a GPU wait; weights that are not numbers never become numbers again.
-            if self.trainer.is_last_batch and loss.isnan():
-                raise DivergedError(
-                    f"train/loss is nan in epoch {self.current_epoch}: training diverged; "
-                    "try a lower optimizer.lr, or trainer.gradient_clip_val=1.0"
-                )
-            self.log("train/loss_step", loss, on_step=True, on_epoch=False, batch_size=len(batch), prog_bar=True)
-        return loss
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._step("val", batch)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._step("test", batch)
-
-    def _step(self, stage: Stage, batch: Batch) -> Float[Tensor, ""] | None:
-        """Loss of a batch, counted into the metrics; None for a batch of which no sample could be read."""
-        if len(batch) == 0:
-            return None
         outputs = self.task.merged(self.task.outputs(self.model, batch), batch)
         loss = self.task.loss(outputs, batch)
-        self.task.update(stage, outputs, loss, batch)
-        if stage != "train":
-            self.task.examine(stage, self.model, batch)
-        return loss
+        share, of_all = self._together(loss.detach(), self.task.num_terms(batch) if read else 0)
+        if self.on_nonfinite == "skip" and not of_all.isfinite():
+            self._skip()
+            return None  # all processes do
+        self._since_step.append((of_all, batch.ids if read else []))
+        if read:
+            self.task.update("train", outputs, loss, batch)
+        self.progress["train/loss_step"] = of_all
+        self.log("train/loss_step", of_all, prog_bar=True, logger=False, batch_size=len(batch))
+        return loss * share + self._of_unread(batch)
+
+    def _together(self, loss: Float[Tensor, ""], num_terms: int | Tensor) -> tuple[Float[Tensor, ""] | float, Tensor]:
+        """This process's share of the loss, in units of that of one process; and the mean loss over all of them."""
+        if self.trainer.world_size == 1:
+            return 1.0, loss
+        terms = loss.new_tensor(0.0) + num_terms
+        totals = torch.stack([terms, torch.where(terms > 0, loss, 0.0) * terms])
+        torch.distributed.all_reduce(totals)
+        total = totals[0].clamp_min(1.0)
+        return terms * self.trainer.world_size / total, totals[1] / total
+
+    def _of_unread(self, batch: Batch) -> Float[Tensor, ""] | float:
+        """Nothing, of the parameters of modalities that the batch lacks: they get a gradient, which is zero.
+
+        Another process may have read them, and would wait for this one's part.
+        """
+        missing = [name for name in self.model.encoders if name not in batch.inputs]
+        unread = [parameter for name in missing for parameter in self.model.encoders[name].parameters()]
+        unread += [self.model.join.embeddings[name] for name in missing if name in self.model.join.embeddings]
+        sums = [parameter.sum() for parameter in unread if parameter.requires_grad]
+        return 0.0 * torch.stack(sums).sum() if sums else 0.0
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Measure the gradient, refuse one that is not finite, and clip it."""
+        if not self._since_step:
+            return  # every batch since the last step was left out
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        sharded_norm = gradient_norm(parameters)
+        norm = undivided(sharded_norm)
+        losses, self._since_step = self._since_step, []
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # leaves out such steps by itself
+        finite = torch.stack([loss.isfinite() for loss, _ in losses] + [norm.isfinite()] * (not scaled)).all()
+        if not finite:
+            if self.on_nonfinite == "stop":
+                raise self._diverged(losses)
+            self._skip()
+            for parameter in parameters:
+                parameter.grad = None
+            return
+        self._skipped_in_a_row = 0
+        if gradient_clip_val and gradient_clip_algorithm == "value":
+            nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+        elif gradient_clip_val:
+            nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, sharded_norm)
+        self.progress |= {"train/gradient_norm": norm, "train/learning_rate": optimizer.param_groups[0]["lr"]}
+
+    def _skip(self) -> None:
+        """Count what is left out.
+
+        Raises:
+            DivergedError: nothing else was done for long.
+        """
+        self.skipped += 1
+        self._skipped_in_a_row += 1
+        self.progress["train/skipped"] = float(self.skipped)
+        if self._skipped_in_a_row > MAX_SKIPPED_IN_A_ROW:
+            raise DivergedError(
+                f"{self._skipped_in_a_row} batches in a row had a loss or gradient that was not finite and were left "
+                f"out, up to step {self.trainer.global_step}: training diverged; try a lower optimizer.lr"
+            )
+
+    def _diverged(self, losses: Sequence[tuple[Float[Tensor, ""], list[str]]]) -> DivergedError:
+        """What to raise, with the names of the samples left in `nonfinite.json`."""
+        step = self.trainer.global_step
+        ids = [sample for part in gathered([sample for _, ids in losses for sample in ids]) for sample in part]
+        path = Path(self.trainer.default_root_dir) / "nonfinite.json"
+        value = ", ".join(dict.fromkeys(f"{float(loss):g}" for loss, _ in losses))
+        told = {"step": step, "epoch": self.current_epoch, "loss": value, "samples": ids}
+        if self.trainer.is_global_zero:
+            with suppress(OSError):  # a full disk must not hide why the run ends
+                path.write_text(json.dumps(told, indent=2) + "\n")
+        return DivergedError(
+            f"train/loss is {value} and its gradient not finite at step {step}, epoch {self.current_epoch}; "
+            f"{path} names the samples. Try a lower optimizer.lr, trainer.gradient_clip_val=1.0, "
+            "or on_nonfinite=skip, which leaves out such steps"
+        )
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate("test", batch)
+
+    def _evaluate(self, stage: Stage, batch: Batch) -> None:
+        """Count a batch into the metrics, unless no sample of it could be read."""
+        if len(batch) == 0:
+            return
+        outputs = self.task.merged(self.task.outputs(self.model, batch), batch)
+        self.task.update(stage, outputs, self.task.loss(outputs, batch), batch)
+        self.task.examine(stage, self.model, batch)
 
     def on_train_epoch_end(self) -> None:
         self._log_metrics("train")
@@ -96,7 +208,10 @@ class TrainingModule(LightningModule):
             raise ConfigError(f"task.monitor={monitor}: validation has no such metric{nearest(monitor, list(values))}")
         shown = (monitor, "loss")
         for name, value in values.items():
-            self.log(f"{stage}/{name}", value, prog_bar=stage != "test" and name in shown)
+            prog_bar = stage != "test" and name in shown
+            self.log(f"{stage}/{name}", value, prog_bar=prog_bar, logger=stage != "train")
+        if stage == "train":  # now, so that the checkpoint that follows has it behind it
+            log_now(self.trainer, {f"{stage}/{name}": value for name, value in values.items()})
         metrics.reset()
 
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
@@ -119,4 +234,31 @@ class TrainingModule(LightningModule):
         return min(end for end in ends if end >= 0)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        counted = {
+            name: {state: value.cpu() for state, value in metric.metric_state.items() if isinstance(value, Tensor)}
+            for name, metric in self.task.metrics("train").items(keep_base=True)
+        }
         checkpoint["description"] = self.description
+        checkpoint["counted"] = gathered(counted)
+        checkpoint["skipped"] = self.skipped
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.skipped = checkpoint.get("skipped", 0)
+        # What each process had counted of the epoch; of one that is no more, another takes it over.
+        metrics = dict(self.task.metrics("train").items(keep_base=True))
+        for counted in checkpoint.get("counted", [])[self.trainer.global_rank :: self.trainer.world_size]:
+            for name, state in counted.items():
+                metric = metrics[name]
+                metric.merge_state({key: value.to(metric.device) for key, value in state.items()})
+
+    def take_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Have the weights of a checkpoint.
+
+        Raises:
+            RuntimeError: they are those of another model.
+        """
+        self.load_state_dict(weights)
+
+    def whole_weights(self) -> AbstractContextManager[None]:
+        """Inside, each process has all weights, so that what it asks the model does not hang on the others."""
+        return nullcontext()

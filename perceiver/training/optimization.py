@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 DECAYED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -24,6 +25,16 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
         {"params": [p for p in parameters if id(p) not in decayed], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """The norm of all gradients together; of sharded ones a DTensor."""
+    return nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+
+
+def undivided(value: Tensor) -> Tensor:
+    """A DTensor as the tensor that it stands for; all its processes must ask."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 class Schedule(Protocol):

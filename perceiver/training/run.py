@@ -1,8 +1,6 @@
 """A run, from its config to its directory: build, fit, test, write down."""
 
-import json
 import logging
-import math
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -13,23 +11,37 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
 
-from perceiver.inspection.callback import AttentionCallback
 from perceiver.inspection.explorer import PAGE
-from perceiver.training.build import Parts, blamed_on, build, construct, load_weights, read_checkpoint
-from perceiver.training.callbacks import LastCheckpoint, StepSeeds, TrainingClock
+from perceiver.training.build import Parts, blamed_on, construct, load_weights, read_checkpoint
+from perceiver.training.callbacks import StepLog, StepSeeds, TrainingClock
+from perceiver.training.checkpoints import LAST, DurableIO
 from perceiver.training.config import resolved
-from perceiver.training.errors import USER_ERRORS, ConfigError
-from perceiver.training.loggers import WandbMirror
+from perceiver.training.errors import USER_ERRORS, ConfigError, one_line
+from perceiver.training.launch import environment_plugins, leave_last, needs_processes_of_its_own, run_apart
+from perceiver.training.loggers import Curves, WandbMirror
+from perceiver.training.module import DivergedError
+from perceiver.training.results import (
+    METRICS,
+    best_checkpoint,
+    best_score,
+    class_rows,
+    final_metrics,
+    log_classes,
+    test,
+    unreadable,
+    write_metrics,
+)
+from perceiver.training.sharding import is_sharded
+from perceiver.training.signals import INTERRUPTED, TERMINATED, EndedBySignal
+from perceiver.training.starting import prepare
 from perceiver.training.summary import class_table, console, metrics_table, model_table
+from perceiver.training.timing import peak_bytes
 
-INTERRUPTED, TERMINATED = 130, 143
-"""Exit status of a run that was ended by Ctrl-C or by SIGTERM, as of any program that was."""
 EXAMPLES = 4
 """Samples on which the cost of the model is counted; several, since one may be unreadable."""
 UNHELPFUL_WARNINGS = (
@@ -48,12 +60,17 @@ def train(cfg: DictConfig) -> float | None:
     """Train as the config says, and test the best checkpoint.
 
     Returns:
-        The validation metric that chose the checkpoint (for sweepers), if there was a validation set.
+        The best value of the validation metric that chose the checkpoint (for sweepers), if there was a validation set.
     """
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     try:
-        config, parts = prepare(cfg)
-        trainer, clock = build_trainer(config, parts, run_dir)
+        config = resolved(cfg)
+        prepare_torch(config)
+        if needs_processes_of_its_own(construct(config, "trainer", logger=False, enable_checkpointing=False)):
+            run_apart(run_dir)
+            return best_score(run_dir)
+        parts, start = prepare(config, run_dir)
+        trainer, clock = build_trainer(config, parts, run_dir, continued=start is not None)
         example = parts.data.probe(EXAMPLES)
         with blamed_on(config, "model"):  # it may not take what the data holds
             table = model_table(parts.model, parts.task, example) if len(example) else None
@@ -66,75 +83,69 @@ def train(cfg: DictConfig) -> float | None:
         (run_dir / "tokenizer.json").write_text(parts.tokenizer.vocabulary)
     exit_code = 1
     try:
-        fit(trainer, parts, config, run_dir)
+        fit(trainer, parts, config, start)
         metrics = final_metrics(trainer) | clock.metrics
         checkpoints = trainer.checkpoint_callback
         assert isinstance(checkpoints, ModelCheckpoint)
-        score = None if checkpoints.best_model_score is None else float(checkpoints.best_model_score)
+        if checkpoints.best_model_score is not None:
+            metrics[f"best/{checkpoints.monitor}"] = float(checkpoints.best_model_score)
         best = best_checkpoint(trainer, run_dir / "checkpoints")
         if best is not None:
             load_weights(parts.module, read_checkpoint(best), best)
         metrics |= test(trainer, parts, config)
         log_classes(trainer, parts)
+        metrics |= unreadable(parts)
         exit_code = 0
     finally:
         for logger in trainer.loggers:
             if isinstance(logger, WandbMirror):
                 logger.close(exit_code)
-    if parts.data.unreadable:
-        metrics["data/unreadable"] = float(len(parts.data.unreadable))
     if trainer.is_global_zero:
-        write_metrics(metrics, run_dir / "metrics.json")
+        write_metrics(metrics, run_dir / METRICS)
         if rows := class_rows(parts):
             console.print(class_table(rows))
         written = {
             "best checkpoint": best,
-            "metrics": run_dir / "metrics.json",
+            "metrics": run_dir / METRICS,
             "attention": run_dir / "attention" / PAGE,
         }
         console.print(metrics_table(metrics, {name: path for name, path in written.items() if path and path.exists()}))
-    return score
+    return metrics.get(f"best/{checkpoints.monitor}")
 
 
-def prepare(cfg: DictConfig) -> tuple[dict[str, Any], Parts]:
-    """Check the config and build what it names, so that whatever is wrong with it is said before anything is done."""
-    config = resolved(cfg)
-    prepare_torch(config)
-    parts = build(config)
-    if config["ckpt_path"] is not None:
-        path = Path(config["ckpt_path"])
-        try:
-            found = read_checkpoint(path)
-            if found.learned.vocabulary != parts.module.description["vocabulary"]:
-                raise ConfigError(f"{path}: its tokenizer has learned other words than those of this data")
-            load_weights(parts.module, found, path)
-        except ConfigError as error:
-            raise ConfigError(f"ckpt_path={error}") from error
-    if config["compile"]:
-        parts.model.compile()
-    return config, parts
-
-
-def build_trainer(config: dict[str, Any], parts: Parts, run_dir: Path) -> tuple[Trainer, TrainingClock]:
+def build_trainer(
+    config: dict[str, Any], parts: Parts, run_dir: Path, *, continued: bool
+) -> tuple[Trainer, TrainingClock]:
     """The trainer with its loggers and callbacks, of which the clock is wanted afterwards."""
-    clock = TrainingClock()
+    clock, curves = TrainingClock(), Curves(run_dir / "metrics.csv")
+    folder = run_dir / "checkpoints"
     callbacks: list[Callback] = [
-        checkpoint_callback(parts, config, run_dir / "checkpoints"),
-        LastCheckpoint(path=run_dir / "checkpoints" / "last.ckpt"),
+        checkpoint_callback(parts, config, folder),
+        construct(config, "checkpointing", folder=str(folder), curves=curves),
         clock,
         StepSeeds(seed=config["seed"]),
+        StepLog(),
         construct(config, "attention"),
     ]
     chosen = config.get("callbacks") or {}
     callbacks += [construct(config, f"callbacks.{name}") for name, node in chosen.items() if node is not None]
-    mirror = construct(config, "logger", run_dir=str(run_dir), run_config=config, _recursive_=False)
-    loggers = [CSVLogger(save_dir=run_dir, name="", version=""), mirror]
-    trainer: Trainer = construct(config, "trainer", callbacks=callbacks, logger=loggers, default_root_dir=run_dir)
+    if is_sharded(config["trainer"]) and any(isinstance(callback, WeightAveraging) for callback in callbacks):
+        raise ConfigError("callbacks: a moving average of divided weights is not kept; leave out ema, or trainer=ddp")
+    for path in folder.glob("*.part"):  # of a process that was killed
+        path.unlink(missing_ok=True)
+    mirror = construct(
+        config, "logger", run_dir=str(run_dir), continued=continued, run_config=config, _recursive_=False
+    )
+    trainer: Trainer = construct(
+        config,
+        "trainer",
+        callbacks=callbacks,
+        logger=[curves, mirror],
+        plugins=[DurableIO(), *environment_plugins()],
+        default_root_dir=run_dir,
+    )
     if trainer.max_epochs == trainer.max_steps == -1:
         raise ConfigError("trainer.max_epochs=-1: the schedule needs an end; give trainer.max_epochs or max_steps")
-    if trainer.world_size > 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
-        # Lightning starts the other processes with this one's command line: they would each run the whole sweep.
-        raise ConfigError(f"-m (a sweep) cannot start runs of {trainer.world_size} processes; start them one by one")
     return trainer, clock
 
 
@@ -177,75 +188,53 @@ def checkpoint_callback(parts: Parts, config: Mapping[str, Any], folder: Path) -
     )
 
 
-def best_checkpoint(trainer: Trainer, folder: Path) -> Path | None:
-    """The best checkpoint of a run; the last, also under the name of the best, where none was chosen by a metric."""
-    assert isinstance(trainer.checkpoint_callback, ModelCheckpoint)
-    best, last = Path(trainer.checkpoint_callback.best_model_path), folder / "last.ckpt"
-    if best.is_file():
-        return best
-    if not last.is_file():
-        return None
-    if trainer.is_global_zero:
-        shutil.copyfile(last, folder / "best.ckpt")
-    trainer.strategy.barrier()
-    return folder / "best.ckpt"
-
-
-def fit(trainer: Trainer, parts: Parts, config: Mapping[str, Any], run_dir: Path) -> None:
-    """Train; Ctrl-C and SIGTERM leave `last.ckpt` and say how to go on."""
+def fit(trainer: Trainer, parts: Parts, config: Mapping[str, Any], start: Path | None) -> None:
+    """Train; Ctrl-C and signals leave `last.ckpt` and say how to go on."""
     try:
-        trainer.fit(parts.module, datamodule=parts.data, ckpt_path=config["ckpt_path"], weights_only=True)
+        trainer.fit(parts.module, datamodule=parts.data, ckpt_path=start, weights_only=True)
+    except (EndedBySignal, DivergedError):
+        tell_how_to_go_on(trainer)
+        leave_last()
+        raise
     except SystemExit as end:
         if not trainer.interrupted:
             raise
-        last = run_dir / "checkpoints" / "last.ckpt"
-        if last.exists():
-            console.print(f"interrupted; continue with ckpt_path={last}", soft_wrap=True)
+        tell_how_to_go_on(trainer)
         raise SystemExit(TERMINATED if isinstance(end, SIGTERMException) else INTERRUPTED) from end
+    except (RuntimeError, MemoryError) as error:
+        if advice := advice_on(error, config, trainer):
+            raise ConfigError(advice) from error
+        raise
 
 
-def final_metrics(trainer: Trainer) -> dict[str, float]:
-    """Training and validation metrics of the last epoch, and what the last look at the attention measured."""
-    measured = {
-        name: float(value)
-        for name, value in trainer.callback_metrics.items()
-        if name.startswith(("train/", "val/")) and not name.endswith("_step")
-    }
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, AttentionCallback):
-            measured |= callback.scores
-    return measured
+def tell_how_to_go_on(trainer: Trainer) -> None:
+    """The command that continues the run, if there is a checkpoint to continue from."""
+    run_dir = Path(trainer.default_root_dir)
+    if trainer.is_global_zero and (run_dir / "checkpoints" / LAST).exists():
+        console.print(f"ended at step {trainer.global_step}; continue with run={run_dir}", soft_wrap=True)
 
 
-def test(trainer: Trainer, parts: Parts, config: dict[str, Any]) -> dict[str, float]:
-    """The test metrics of the module's present weights, also those of classes; none where there is no test set."""
-    with blamed_on(config, "data"):
-        if parts.data.splits["test"] is None:
-            return {}
-    metrics = trainer.test(parts.module, datamodule=parts.data, verbose=False)
-    of_all = {name: float(value) for dataloader in metrics for name, value in dataloader.items()}
-    of_classes = {f"test/{metric}/{row['class']}": value for row in class_rows(parts) for metric, value in row.items()}
-    return of_all | {name: value for name, value in of_classes.items() if not isinstance(value, str)}
-
-
-def class_rows(parts: Parts) -> list[dict[str, Any]]:
-    """The last test's metrics of each class, NaN where one is not defined for it."""
-    columns = parts.task.class_metrics("test")
-    values = zip(*(column.tolist() for column in columns.values()), strict=True)
-    names = parts.module.description["class_names"] if columns else []
-    return [{"class": name, **dict(zip(columns, row, strict=True))} for name, row in zip(names, values, strict=True)]
-
-
-def log_classes(trainer: Trainer, parts: Parts) -> None:
-    """The metrics of each class as one table."""
-    rows = class_rows(parts)
-    for logger in trainer.loggers:
-        if rows and isinstance(logger, WandbMirror):
-            logger.log_table("test/classes", columns=list(rows[0]), data=[list(row.values()) for row in rows])
-
-
-def write_metrics(metrics: Mapping[str, float], path: Path) -> None:
-    """Write metrics as one flat JSON object, sorted by name; null stands for what is not defined."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    finite = {name: value if math.isfinite(value) else None for name, value in sorted(metrics.items())}
-    path.write_text(json.dumps(finite, indent=2) + "\n")
+def advice_on(error: BaseException, config: Mapping[str, Any], trainer: Trainer) -> str | None:
+    """What to do about an error that says nothing of the run's settings; None for those that are no such."""
+    text, loader = str(error), config["loader"]
+    size = loader["batch_size"]
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
+        peak = peak_bytes(trainer.strategy.root_device) / 2**30
+        steps = 2 * trainer.accumulate_grad_batches
+        halves = f"loader.batch_size={max(size // 2, 1)} trainer.accumulate_grad_batches={steps}"
+        return (
+            f"out of memory in batches of loader.batch_size={size} on each of {trainer.world_size} processes "
+            f"({peak:.1f} GiB at most so far). The same optimizer steps with less memory: {halves}; "
+            "further trainer.precision=bf16-mixed, model.activation_checkpointing=true, trainer=fsdp"
+        )
+    if "DataLoader worker" in text and "timed out" not in text:
+        return (
+            f"one of loader.num_workers={loader['num_workers']} reading processes has died ({one_line(error)}), mostly "
+            "for want of memory: fewer of them, or num_workers=0, which shows where"
+        )
+    if "DataLoader timed out" in text:
+        return (
+            f"no batch came from the reading processes in loader.timeout_seconds={loader['timeout_seconds']}; "
+            "more loader.num_workers, a longer time, or num_workers=0, which shows where it hangs"
+        )
+    return None

@@ -19,7 +19,7 @@ from perceiver.inspection import panels as panels_module
 from perceiver.inspection.capture import Capture
 from perceiver.inspection.statistics import drift, statistics
 from perceiver.training.loggers import WandbMirror
-from perceiver.training.run import final_metrics
+from perceiver.training.results import final_metrics
 from tests.inspection.looks import contents_of
 from tests.inspection.models import look
 from tests.inspection.noise import NoiseSplit, attention, events, fit

@@ -1,0 +1,220 @@
+"""Checkpoints that outlive whatever happens to the process that writes them.
+
+They are written beside their place, synced and renamed, so that under their name there is always a whole one. torch
+puts a CRC-32 beside each record of a file and never reads it again; here it is held against what is read, since most
+flipped bits would load without an error.
+"""
+
+import logging
+import os
+import time
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from perceiver.processes import greatest
+from perceiver.training.errors import ConfigError
+from perceiver.training.loggers import Curves
+from perceiver.training.module import DivergedError
+from perceiver.training.signals import EndedBySignal, Ending
+from perceiver.types import Batch
+
+log = logging.getLogger(__name__)
+
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+MAX_FAILURES = 3
+"""So many checkpoints in a row may fail to be written before the run ends."""
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint's file, if anything is."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            record = archive.testzip()
+    except (OSError, zipfile.BadZipFile, EOFError, ValueError, RuntimeError, NotImplementedError) as error:
+        return str(error) or type(error).__name__
+    return f"the checksum of {record} does not fit" if record else None
+
+
+class DurableIO(TorchCheckpointIO):
+    """Writes a checkpoint so that its name always stands for a whole one; where that fails, training goes on.
+
+    Attributes:
+        failures: how many have failed since the last that did not.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failures = 0
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        path = Path(path)
+        part = path.with_suffix(".part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+            sync_folder(path.parent)
+            self.failures = 0
+        except (OSError, RuntimeError) as error:  # torch's writer raises the latter on a full disk
+            with suppress(OSError):
+                part.unlink()
+            self.failures += 1
+            problem = f"{path} could not be written ({str(error).strip().splitlines()[0]})"
+            if self.failures >= MAX_FAILURES:
+                raise ConfigError(
+                    f"{problem}, the {self.failures}th time in a row; the ones before are kept"
+                ) from error
+            log.warning("%s; the one before is kept, and training goes on", problem)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on disk."""
+    with suppress(OSError):  # not every file system can
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps the newest state as `last.ckpt` and the one before it as `previous.ckpt`, so that nothing computed is lost.
+
+    Written at the end of each epoch and behind each validation, and one step before, so that a run that is killed while
+    it validates has one step to do again; at intervals in between; where `max_steps` or `max_time` end a run within an
+    epoch; and when Ctrl-C, a signal to any process or an error ends it. Only ever between two optimizer steps, since
+    half of an accumulated gradient would be lost.
+
+    Args:
+        folder: where they are kept.
+        curves: what is logged, which is on disk before a checkpoint is.
+        ending: hears of signals.
+        every_n_steps, every_n_minutes: intervals; None for none.
+    """
+
+    def __init__(
+        self,
+        *,
+        folder: str,
+        curves: Curves,
+        ending: Ending,
+        every_n_steps: int | None,
+        every_n_minutes: float | None,
+    ) -> None:
+        for name, value in (("every_n_steps", every_n_steps), ("every_n_minutes", every_n_minutes)):
+            if value is not None and value <= 0:
+                raise ValueError(f"{name}={value} must be more than 0")
+        self.folder = Path(folder)
+        self.curves = curves
+        self.ending = ending
+        self.every_n_steps = every_n_steps
+        self.seconds = None if every_n_minutes is None else 60.0 * every_n_minutes
+        self._saved_at = time.monotonic()
+        self._saved_step = self._step = -1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.curves.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.curves.keep(state_dict.get("rows", 0))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.ending.listen()
+        self._step, self._saved_at = trainer.global_step, time.monotonic()
+        for stopping in trainer.early_stopping_callbacks:
+            trainer.should_stop |= stopping.stopped_epoch > 0  # it had stopped before
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self._step:
+            return  # gradients are being accumulated
+        self._step = trainer.global_step
+        signal, due = greatest(self.ending.signal, self._is_due(trainer.global_step))
+        if _is_boundary(trainer, batch_idx + 1):
+            # A run that is continued from here would leave out the validation. There is a checkpoint behind it, and
+            # one a step before.
+            if signal and self._saved_step == trainer.global_step - 1:
+                self.ending.end(signal, trainer.global_step)
+            return
+        # Not at the end of the epoch alone: there, Lightning counts one that was cut short as done.
+        ends = trainer.should_stop or trainer.global_step == trainer.max_steps
+        if signal or due or ends or _is_boundary(trainer, batch_idx + 2):
+            self._save(trainer)
+        if signal:
+            self.ending.end(signal, trainer.global_step)
+
+    def _is_due(self, step: int) -> bool:
+        late = self.seconds is not None and time.monotonic() - self._saved_at >= self.seconds
+        return late or (self.every_n_steps is not None and step - self._saved_step >= self.every_n_steps)
+
+    def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        # Several processes have not equally many batches; they end behind the validation.
+        if trainer.world_size == 1 and self.ending.signal and self._saved_step >= trainer.global_step - 1:
+            self.ending.end(self.ending.signal, trainer.global_step)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not (trainer.sanity_checking or _is_last_batch(trainer)):
+            self._save(trainer)
+            self._end_if_asked(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if _is_last_batch(trainer):
+            self._save(trainer)
+            self._end_if_asked(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._end_if_asked(trainer)
+        self.ending.rest()
+
+    def _end_if_asked(self, trainer: Trainer) -> None:
+        (signal,) = greatest(self.ending.signal)
+        if signal:
+            self.ending.end(signal, trainer.global_step)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        between_steps = trainer.training and 0 < trainer.global_step == self._step
+        unspoilt = not isinstance(exception, DivergedError | EndedBySignal)
+        # Of several processes, one that fails alone would wait for the others for ever.
+        if between_steps and unspoilt and trainer.world_size == 1 and trainer.accumulate_grad_batches == 1:
+            self._save(trainer)
+        self.ending.rest()
+
+    def _save(self, trainer: Trainer) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        for logger in trainer.loggers:
+            logger.save()
+        new = self.folder / "next.ckpt"
+        trainer.save_checkpoint(new, weights_only=False)
+        if trainer.is_global_zero and new.exists():
+            with suppress(FileNotFoundError):
+                (self.folder / LAST).replace(self.folder / PREVIOUS)
+            new.replace(self.folder / LAST)
+            sync_folder(self.folder)
+        self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
+
+
+def _is_last_batch(trainer: Trainer) -> bool:
+    return trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+
+
+def _is_boundary(trainer: Trainer, batches: int) -> bool:
+    """Whether after so many batches of the epoch it is over, or validation is due."""
+    in_epoch = int(trainer.num_training_batches)
+    if batches == in_epoch:
+        return True
+    if trainer.check_val_every_n_epoch is None:  # validation takes no account of epochs
+        batches += trainer.current_epoch * in_epoch
+    every = trainer.val_check_batch
+    return trainer.enable_validation and isinstance(every, int) and batches % every == 0

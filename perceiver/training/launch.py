@@ -1,0 +1,159 @@
+"""How a run is started: by hand, by torchrun, by SLURM or by a sweep; and one run directory for all its processes."""
+
+import ctypes
+import functools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch import Trainer
+from omegaconf import OmegaConf
+
+from perceiver.training.errors import ConfigError
+
+TIME = "%Y-%m-%d_%H-%M-%S-%f"
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def run_name() -> str:
+    """The name of a run's directory, the same in all processes that something else than the run itself has started.
+
+    Under SLURM it is the job's, under torchrun the rendezvous's or, on one machine, the time at which that began;
+    otherwise date and time. A job that is queued again, or restarted by torchrun, finds its directory by it.
+
+    Raises:
+        ConfigError: several machines have nothing in common by which to name it.
+    """
+    environment = os.environ
+    if SLURMEnvironment.detect():
+        return "slurm_" + ".".join(filter(None, (environment["SLURM_JOB_ID"], environment.get("SLURM_STEP_ID"))))
+    rendezvous = environment.get("TORCHELASTIC_RUN_ID")
+    if rendezvous is None:
+        return datetime.now().strftime(TIME)
+    if rendezvous != "none":
+        return f"torchrun_{rendezvous}"
+    if environment["LOCAL_WORLD_SIZE"] != environment["WORLD_SIZE"]:
+        raise ConfigError("torchrun on several machines needs a name for the run: torchrun --rdzv-id=NAME …")
+    return f"torchrun_{_began(os.getppid()).strftime(TIME)}"
+
+
+def _began(process: int) -> datetime:
+    """When a process of this machine was started, to be told alike by all that ask."""
+    ticks = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19])
+    machine = dict(line.split(maxsplit=1) for line in Path("/proc/stat").read_text().splitlines())
+    return datetime.fromtimestamp(int(machine["btime"]) + ticks / os.sysconf("SC_CLK_TCK"))
+
+
+def is_restarted() -> bool:
+    """Whether SLURM or torchrun start the run once more, after it was ended from outside."""
+    return any(int(os.environ.get(name) or 0) > 0 for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
+
+
+def continuing(main: Callable[P, T]) -> Callable[P, T]:
+    """A Hydra main for which `run=DIR` stands for the overrides of the run in there, and for going on with it there."""
+
+    @functools.wraps(main)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        sys.argv[1:] = with_run(sys.argv[1:])
+        return main(*args, **kwargs)
+
+    return wrapper
+
+
+def with_run(arguments: Sequence[str]) -> list[str]:
+    """A command line with what `run=DIR` stands for in place of it.
+
+    Raises:
+        ConfigError: there is no run in DIR, or the command line is one of a sweep.
+    """
+    asked = [argument for argument in arguments if argument.startswith("run=")]
+    if not asked:
+        return list(arguments)
+    folder = Path(str(OverridesParser.create().parse_override(asked[-1]).value())).absolute()
+    saved = folder / ".hydra" / "overrides.yaml"
+    if not saved.is_file():
+        raise ConfigError(f"{asked[-1]}: no run directory, there is no .hydra/overrides.yaml in it")
+    if any(argument in ("-m", "--multirun") for argument in arguments):
+        raise ConfigError(f"{asked[-1]}: goes on with one run; leave out -m")
+    given = [argument for argument in arguments if argument not in asked]
+    replaced = {_key(argument) for argument in given} | {"ckpt_path"}
+    before = [str(override) for override in OmegaConf.load(saved) if _key(str(override)) not in replaced]
+    last = [] if "ckpt_path" in map(_key, given) else ["ckpt_path=last"]
+    return [*before, *given, *last, "hydra.mode=RUN", f"hydra.run.dir={quoted(folder)}"]
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~")
+
+
+def quoted(path: Path) -> str:
+    """A path as a value on Hydra's command line."""
+    escaped = str(path).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def environment_plugins() -> list[Any]:
+    """What the trainer is told of SLURM: that signals are ours to hear."""
+    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+
+
+def needs_processes_of_its_own(trainer: Trainer) -> bool:
+    """Whether a sweep's run would have to start its other processes itself.
+
+    Lightning starts them with this process's command line, and so each would run the whole sweep.
+    """
+    if trainer.world_size == 1 or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return False
+    return not trainer.strategy.cluster_environment.creates_processes_externally  # type: ignore[attr-defined]
+
+
+def run_apart(run_dir: Path) -> None:
+    """Do a sweep's run as a command of its own, in the same directory and with the same overrides.
+
+    Raises:
+        ConfigError: it failed, and has said why.
+        SystemExit: it was ended by a signal.
+    """
+    hydra = HydraConfig.get()
+    overrides = [*hydra.overrides.task, "hydra.mode=RUN", f"hydra.run.dir={quoted(run_dir)}"]
+    command = [sys.executable, sys.argv[0], "--config-name", str(hydra.job.config_name), *overrides]
+    process = subprocess.Popen(command, cwd=hydra.runtime.cwd, preexec_fn=die_with_parent)
+    while True:
+        try:
+            status = process.wait()
+            break
+        except KeyboardInterrupt:
+            continue  # it has heard of that, too, and ends with a checkpoint
+    if status in (130, 143):
+        raise SystemExit(status)
+    if status != 0:
+        raise ConfigError(f"{run_dir}: the run ended with status {status}")
+
+
+def die_with_parent() -> None:
+    """Have this process asked to end when the one that started it is no more."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def leave_last(seconds: float = 600.0) -> None:
+    """Wait until the process that started this one has ended, if that is the run's first process.
+
+    Lightning kills that one as soon as another ends with an error, though all of them end for the same reason.
+    """
+    if "LOCAL_RANK" not in os.environ or os.environ["LOCAL_RANK"] == "0" or "TORCHELASTIC_RUN_ID" in os.environ:
+        return
+    parent, until = os.getppid(), time.monotonic() + seconds
+    while os.getppid() == parent and time.monotonic() < until:
+        time.sleep(0.1)

@@ -1,0 +1,91 @@
+"""What a run comes to: its best checkpoint, the metrics of it, and the files they are written to."""
+
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from perceiver.inspection.callback import AttentionCallback
+from perceiver.processes import gathered
+from perceiver.training.build import Parts, blamed_on
+from perceiver.training.loggers import WandbMirror
+
+METRICS = "metrics.json"
+
+
+def best_checkpoint(trainer: Trainer, folder: Path) -> Path | None:
+    """The best checkpoint of a run; the last, also under the name of the best, where none was chosen by a metric."""
+    assert isinstance(trainer.checkpoint_callback, ModelCheckpoint)
+    best, last = Path(trainer.checkpoint_callback.best_model_path), folder / "last.ckpt"
+    if best.is_file():
+        return best
+    if not last.is_file():
+        return None
+    if trainer.is_global_zero:
+        shutil.copyfile(last, folder / "best.ckpt")
+    trainer.strategy.barrier()
+    return folder / "best.ckpt"
+
+
+def final_metrics(trainer: Trainer) -> dict[str, float]:
+    """Training and validation metrics of the last epoch, and what the last look at the attention measured."""
+    measured = {
+        name: float(value)
+        for name, value in trainer.callback_metrics.items()
+        if name.startswith(("train/", "val/")) and not name.endswith("_step")
+    }
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, AttentionCallback):
+            measured |= callback.scores
+    return measured
+
+
+def test(trainer: Trainer, parts: Parts, config: dict[str, Any]) -> dict[str, float]:
+    """The test metrics of the module's present weights, also those of classes; none where there is no test set."""
+    with blamed_on(config, "data"):
+        if parts.data.splits["test"] is None:
+            return {}
+    metrics = trainer.test(parts.module, datamodule=parts.data, verbose=False)
+    of_all = {name: float(value) for dataloader in metrics for name, value in dataloader.items()}
+    of_classes = {f"test/{metric}/{row['class']}": value for row in class_rows(parts) for metric, value in row.items()}
+    return of_all | {name: value for name, value in of_classes.items() if not isinstance(value, str)}
+
+
+def unreadable(parts: Parts) -> dict[str, float]:
+    """How many samples could not be read by any of the processes, if there are any."""
+    messages = {message for part in gathered(list(parts.data.unreadable)) for message in part}
+    return {"data/unreadable": float(len(messages))} if messages else {}
+
+
+def class_rows(parts: Parts) -> list[dict[str, Any]]:
+    """The last test's metrics of each class, NaN where one is not defined for it."""
+    columns = parts.task.class_metrics("test")
+    values = zip(*(column.tolist() for column in columns.values()), strict=True)
+    names = parts.module.description["class_names"] if columns else []
+    return [{"class": name, **dict(zip(columns, row, strict=True))} for name, row in zip(names, values, strict=True)]
+
+
+def log_classes(trainer: Trainer, parts: Parts) -> None:
+    """The metrics of each class as one table."""
+    rows = class_rows(parts)
+    for logger in trainer.loggers:
+        if rows and isinstance(logger, WandbMirror):
+            logger.log_table("test/classes", columns=list(rows[0]), data=[list(row.values()) for row in rows])
+
+
+def write_metrics(metrics: Mapping[str, float], path: Path) -> None:
+    """Write metrics as one flat JSON object, sorted by name; null stands for what is not defined."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    finite = {name: value if math.isfinite(value) else None for name, value in sorted(metrics.items())}
+    path.write_text(json.dumps(finite, indent=2) + "\n")
+
+
+def best_score(run_dir: Path) -> float | None:
+    """What a run that was done by other processes has come to; see `train`."""
+    metrics = json.loads((run_dir / METRICS).read_text())
+    return next((value for name, value in metrics.items() if name.startswith("best/")), None)

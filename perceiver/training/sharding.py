@@ -1,0 +1,81 @@
+"""Training whose weights, gradients and optimizer states are divided over the processes (FSDP2, `trainer=fsdp`).
+
+Zhao et al. 2023, arXiv:2304.11277, as torch's `fully_shard` has it. Each block of latents and decoder is gathered when
+it is run and let go of behind it. What else there is, encoders above all, is gathered for the whole step: a process
+whose batch lacks a modality runs no encoder for it, and would leave the others waiting.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+
+from perceiver.attention import CrossBlock, SelfBlock
+from perceiver.decoders.text import TextLayer
+from perceiver.training.module import TrainingModule
+
+BLOCKS = (CrossBlock, SelfBlock, TextLayer)
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """Divides over all processes; checkpoints are whole and in one file, as those of any run."""
+
+    def __init__(self) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+
+def is_sharded(trainer: Mapping[str, Any]) -> bool:
+    """Whether a trainer's config asks for it."""
+    strategy = trainer.get("strategy")
+    return isinstance(strategy, dict) and strategy.get("_target_") == f"{__name__}.{ShardedStrategy.__name__}"
+
+
+class ShardedModule(TrainingModule):
+    """A training module that is divided when its trainer has met the other processes; arguments as there."""
+
+    def configure_model(self) -> None:
+        if isinstance(self.model, FSDPModule):
+            return
+        assert self.device_mesh is not None
+        mesh = self.device_mesh["data_parallel"]
+        for part in (self.model.latents, self.model.decoder):
+            for block in part.modules():
+                if isinstance(block, BLOCKS) and not isinstance(block, FSDPModule):
+                    fully_shard(block, mesh=mesh)
+        fully_shard(self.model, mesh=mesh, reshard_after_forward=False)
+        register_fsdp_forward_method(self.model, "encode")
+
+    @contextmanager
+    def whole_weights(self) -> Iterator[None]:
+        parts = [part for part in self.model.modules() if isinstance(part, FSDPModule)]
+        for part in parts:
+            part.set_reshard_after_forward(False, recurse=False)
+            part.set_reshard_after_backward(False, recurse=False)  # there is one where relevance is asked for
+            part.unshard()
+        try:
+            yield
+        finally:
+            for part in parts:
+                part.set_reshard_after_forward(isinstance(part, BLOCKS), recurse=False)
+                part.set_reshard_after_backward(True, recurse=False)
+                part.reshard()
+
+    def on_validation_start(self) -> None:
+        self._evaluating = self.whole_weights()
+        self._evaluating.__enter__()
+
+    def on_validation_end(self) -> None:
+        self._evaluating.__exit__(None, None, None)
+
+    on_test_start, on_test_end = on_validation_start, on_validation_end
+
+    def take_weights(self, weights: Mapping[str, Tensor]) -> None:
+        set_model_state_dict(self, dict(weights), options=StateDictOptions(full_state_dict=True))

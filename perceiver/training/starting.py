@@ -1,0 +1,67 @@
+"""Where a run begins: anew, or at a checkpoint."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from perceiver.training.build import Checkpoint, Parts, build, load_weights, read_checkpoint
+from perceiver.training.checkpoints import LAST, PREVIOUS
+from perceiver.training.errors import ConfigError, leaves
+from perceiver.training.launch import is_restarted
+
+log = logging.getLogger(__name__)
+
+
+def prepare(config: dict[str, Any], run_dir: Path) -> tuple[Parts, Path | None]:
+    """Build what a config names, so that whatever is wrong with it is said before anything is done.
+
+    Returns:
+        The parts; and the checkpoint from which the run goes on, if it does.
+    """
+    parts = build(config)
+    start, found = starting_point(config["ckpt_path"], run_dir)
+    if start is not None and found is not None:
+        try:
+            if found.learned.vocabulary != parts.module.description["vocabulary"]:
+                raise ConfigError(f"{start}: its tokenizer has learned other words than those of this data")
+            load_weights(parts.module, found, start)
+        except ConfigError as error:
+            raise ConfigError(f"ckpt_path={error}") from error
+        tell_changes(found.config, config)
+    if config["compile"]:
+        parts.model.compile()
+    return parts, start
+
+
+def starting_point(ckpt_path: str | None, run_dir: Path) -> tuple[Path | None, Checkpoint | None]:
+    """The checkpoint from which a run goes on, if it does; the one before the last where the last is damaged.
+
+    Raises:
+        ConfigError: the one that was asked for cannot be read, or the run has some, and none can.
+    """
+    if ckpt_path is None and is_restarted():
+        ckpt_path = "last"
+    if ckpt_path != "last":
+        try:
+            return (None, None) if ckpt_path is None else (Path(ckpt_path), read_checkpoint(Path(ckpt_path)))
+        except ConfigError as error:
+            raise ConfigError(f"ckpt_path={error}") from error
+    there = [path for name in (LAST, PREVIOUS) if (path := run_dir / "checkpoints" / name).exists()]
+    for path in there:
+        try:
+            return path, read_checkpoint(path)
+        except ConfigError as error:
+            log.warning("%s", error)
+            if path == there[-1]:
+                raise ConfigError(f"ckpt_path=last: {error}; to begin anew, give ckpt_path=null") from error
+            log.warning("the run goes on from the checkpoint before that, %s", there[-1])
+    log.warning("ckpt_path=last: there is no checkpoint in %s yet; the run begins", run_dir)
+    return None, None
+
+
+def tell_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Say in what the config of a run that goes on differs from the one it was begun with."""
+    was, flat = (dict(leaves(config, "")) for config in (before, now))
+    for key in sorted(was.keys() | flat.keys()):
+        if was.get(key) != flat.get(key) and key != "ckpt_path" and not key.startswith("logger.run_dir"):
+            log.warning("goes on with %s=%s, which was %s", key, flat.get(key), was.get(key))
