@@ -205,7 +205,14 @@ class TrainedTokenizer(Tokenizer):
         return self._tokenizer.to_str()
 
     def restore(self, vocabulary: str) -> None:
-        self.trained = tokenizers.Tokenizer.from_str(vocabulary)
+        try:
+            restored = tokenizers.Tokenizer.from_str(vocabulary)
+        except Exception as error:  # of no class that could be named
+            raise ValueError(f"the tokenizer's vocabulary is damaged: {error}") from error
+        special = tuple(map(restored.id_to_token, range(len(SPECIAL))))
+        if special != SPECIAL or restored.get_added_tokens_decoder():  # which would be found in texts
+            raise ValueError(f"the tokenizer's vocabulary is damaged: it must begin with {' '.join(SPECIAL)}")
+        self.trained = restored
 
     def _normalized(self, text: str) -> str:
         # A lone surrogate is no text to `tokenizers`.
@@ -230,6 +237,8 @@ class WordTokenizer(TrainedTokenizer):
         counts = Counter(word for text in texts for word in self._words(text) if word not in SPECIAL)
         # Not `tokenizers`' own trainer: among equally frequent words its choice differs from process to process.
         frequent = sorted((-count, word) for word, count in counts.items() if count >= self.min_frequency)
+        if not frequent:
+            raise ValueError(f"min_frequency={self.min_frequency}: no word of the training texts comes as often")
         words = [*SPECIAL, *(word for _, word in frequent[: self.vocab_size - len(SPECIAL)])]
         self.trained = tokenizers.Tokenizer(
             models.WordLevel({word: number for number, word in enumerate(words)}, unk_token=SPECIAL[UNKNOWN])

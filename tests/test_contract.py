@@ -34,6 +34,7 @@ from perceiver.training.optimization import parameter_groups
 from perceiver.training.summary import count_parameters, flops_per_sample
 from perceiver.types import Batch
 from tests.data.caption_trees import clotho_tree, coco_tree, flickr8k_tree, karpathy_tree, text_pairs_tree
+from tests.data.shard_trees import shard_tree
 from tests.data.tagged_trees import audioset_tree, fsd50k_tree, noise, table
 from tests.training.runs import CONF, composed, image_tree
 
@@ -59,7 +60,11 @@ def keys_of_groups() -> dict[str, str]:
 GROUPS = keys_of_groups()
 DEFAULT_EXPERIMENT = next(item["experiment"] for item in DEFAULTS if isinstance(item, dict) and "experiment" in item)
 CHOICES = [(path.parent.name, path.stem) for path in FILES if path.parent.name in GROUPS.keys() - {"experiment"}]
-GIVEN_AT_RUN_TIME = {"loader": {"dataset"}, "logger": {"run_dir", "run_config"}}
+GIVEN_AT_RUN_TIME = {
+    "loader": {"dataset"},
+    "logger": {"run_dir", "run_config", "continued"},
+    "checkpointing": {"folder", "curves"},
+}
 """Keywords that a run passes by itself."""
 ONE_HOME = dict.fromkeys(("num_classes", "channels", "image_size", "sample_rate"), "data") | dict.fromkeys(
     ("vocab_size", "max_length"), "tokenizer"
@@ -98,6 +103,10 @@ def roots(tmp_path_factory) -> dict[str, Path]:
         "Karpathy": karpathy_tree(folder / "karpathy"),
         "Clotho": clotho_tree(folder / "clotho"),
         "TextPairs": text_pairs_tree(folder / "text_pairs"),
+        "ImageShards": shard_tree(folder / "image_shards", "image", "cls", num_classes=1000),
+        "SoundShards": shard_tree(folder / "sound_shards", "sound", "tags", num_classes=527),
+        "CaptionShards": shard_tree(folder / "caption_shards", "image", "txt"),
+        "SoundCaptionShards": shard_tree(folder / "sound_caption_shards", "sound", "txt"),
     }
 
 
@@ -157,7 +166,7 @@ def built(config: dict[str, Any], tmp_path: Path) -> None:
     callbacks = [construct(config["callbacks"], name) for name in config.get("callbacks") or {}]
     callbacks.append(construct(config, "attention"))
     assert all(isinstance(callback, Callback) for callback in callbacks)
-    logger = construct(config, "logger", run_dir=str(tmp_path), run_config=config, _recursive_=False)
+    logger = construct(config, "logger", run_dir=str(tmp_path), run_config=config, continued=False, _recursive_=False)
     trainer = construct(config, "trainer", callbacks=callbacks, logger=[logger], default_root_dir=tmp_path)
     assert isinstance(trainer, Trainer)
 

@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 
 import pytest
+import tokenizers
 import torch
 from torch.utils.data import DataLoader
 
@@ -391,3 +392,22 @@ class TestElsewhere:
 def test_sizes_that_cannot_be_are_named(make, named):
     with pytest.raises(ValueError, match=named):
         make()
+
+
+@trained_kind
+@pytest.mark.parametrize("spoil", [lambda text: "", lambda text: text[:-9], lambda text: "{}", lambda text: "[]"])
+def test_a_vocabulary_that_is_damaged_is_refused(make, spoil):
+    with pytest.raises(ValueError, match="the tokenizer's vocabulary is damaged"):
+        make().restore(spoil(make().vocabulary))
+
+
+def test_a_vocabulary_in_which_words_of_special_use_would_be_found_in_texts_is_refused():
+    learned = tokenizers.Tokenizer.from_str(bpe_tokenizer().vocabulary)
+    learned.add_special_tokens(["<eos>"])
+    with pytest.raises(ValueError, match="is damaged: it must begin with <pad> <bos> <eos> <unk>"):
+        bpe_tokenizer().restore(learned.to_str())
+
+
+def test_a_vocabulary_without_any_word_is_not_learned():
+    with pytest.raises(ValueError, match=r"^min_frequency=5: no word of the training texts comes as often$"):
+        word_tokenizer(["a red star", "a blue star"], min_frequency=5)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from perceiver.data.base import Dataset, OnError, UnreadableError
+from perceiver.data.base import FileDataset, FileSplit, OnError, Source, UnreadableError
 from perceiver.data.sound_file import SoundFile
 from perceiver.spectrogram import LogMel
 from perceiver.types import Sample
@@ -89,7 +89,7 @@ class Clips:
         self.augment = augment
         self.log_mel = log_mel
 
-    def training(self, path: Path, targets: dict[str, Any], id: str) -> Sample:
+    def training(self, path: Source, targets: dict[str, Any], id: str) -> Sample:
         """A random crop of a file.
 
         Raises:
@@ -97,7 +97,7 @@ class Clips:
         """
         return self.augmented(self._crop(path), targets, id)
 
-    def evaluation(self, path: Path, targets: dict[str, Any], id: str) -> Sample:
+    def evaluation(self, path: Source, targets: dict[str, Any], id: str) -> Sample:
         """A whole file, in windows; errors as in `training`."""
         return self.windowed(self._whole(path), targets, id)
 
@@ -122,13 +122,13 @@ class Clips:
     def _input(self, wave: Float[Tensor, "1 length"]) -> Tensor:
         return wave if self.log_mel is None else self.log_mel(wave)
 
-    def _whole(self, path: Path) -> Float[Tensor, "1 length"]:
+    def _whole(self, path: Source) -> Float[Tensor, "1 length"]:
         wave = SoundFile(path, self.sample_rate).read()
         if is_silent(wave):
             raise UnreadableError(f"{path}: silent from end to end")
         return wave
 
-    def _crop(self, path: Path) -> Float[Tensor, "1 length"]:
+    def _crop(self, path: Source) -> Float[Tensor, "1 length"]:
         """A random part, or the loudest where that one is silent."""
         file = SoundFile(path, self.sample_rate)
         seconds = self.length / self.sample_rate
@@ -146,7 +146,7 @@ class Clips:
         return wave[:, first : first + self.length]
 
 
-class AudioDataset(Dataset):
+class AudioDataset(FileDataset):
     """A data set whose samples have one modality, `audio`.
 
     Args:
@@ -162,11 +162,11 @@ class AudioDataset(Dataset):
     @abstractmethod
     def class_names(self) -> list[str]: ...
 
-    def read(self, path: Path) -> Sample:
-        return self.clips.evaluation(path, {}, str(path))
+    def file_sample(self, source: Source, targets: dict[str, Any], id: str, *, train: bool) -> Sample:
+        return (self.clips.training if train else self.clips.evaluation)(source, targets, id)
 
 
-class ClipFiles:
+class ClipFiles(FileSplit):
     """A split of files on disk.
 
     Args:
@@ -199,10 +199,14 @@ class ClipFiles:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Sample:
-        path, labels = Path(self.paths[index]), self.labels[index]
-        targets: dict[str, Any]
-        targets = {"label": labels[0]} if self.num_classes is None else {"tags": multi_hot(labels, self.num_classes)}
+        path, targets = self.file(index)
         return self.make(path, targets, str(path.relative_to(self.root)))
+
+    def file(self, index: int) -> tuple[Path, dict[str, Any]]:
+        path, labels = Path(self.paths[index]), self.labels[index]
+        if self.num_classes is None:
+            return path, {"label": labels[0]}
+        return path, {"tags": multi_hot(labels, self.num_classes)}
 
     def classes_of(self, index: int) -> Sequence[int]:
         return self.labels[index]

@@ -19,8 +19,8 @@ from functools import cached_property
 from pathlib import Path
 
 from perceiver.data.audio import AudioDataset, ClipFiles, Clips
-from perceiver.data.base import OnError, Split
-from perceiver.data.folders import first_few
+from perceiver.data.base import OnError, Split, UnreadableError
+from perceiver.data.folders import first_few, walk
 from perceiver.data.sampler import mix
 from perceiver.data.sound_file import SOUND_EXTENSIONS
 from perceiver.data.tables import Row, read_rows
@@ -85,6 +85,9 @@ class AudioSet(AudioDataset):
     def split(self, stage: Stage) -> Split | None:
         if stage == "test":
             found = [] if self.eval_segments is None else self._on_disk([self.eval_segments])
+            trained_on = {clip.path for clip in self._training} if found else set()
+            if both := [clip.path for clip in found if clip.path in trained_on]:
+                raise UnreadableError(f"{self.root / str(self.eval_segments)}: {both[0]} is trained on, too")
         else:
             found = [clip for clip in self._training if self._is_for_validation(clip.video) == (stage == "val")]
         if not found:
@@ -141,10 +144,9 @@ class AudioSet(AudioDataset):
         for name in lists:
             path = self.root / name
             for row in read_rows(path, SEGMENT_COLUMNS, header=False, skip_initial_space=True, comment="#"):
-                try:
-                    start = float(row["start_seconds"])
-                except ValueError:
-                    raise row.error(f"start_seconds={row['start_seconds']!r} is not a number") from None
+                start, end = row.seconds("start_seconds"), row.seconds("end_seconds")
+                if end <= start:
+                    raise row.error(f"end_seconds={end:g} is not behind start_seconds={start:g}")
                 if (row["YTID"], start) in seen:
                     raise row.error(f"YTID={row['YTID']!r} from {start:g} s on is there a second time")
                 seen.add((row["YTID"], start))
@@ -164,7 +166,7 @@ class AudioSet(AudioDataset):
     def _files(self) -> dict[str, list[tuple[float | None, str]]]:
         """Video -> the sounds below the root that are named after it, and where they begin if their names say so."""
         files = defaultdict(list)
-        for parent, folders, names in os.walk(self.root, followlinks=True):
+        for parent, folders, names in walk(self.root):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in sorted(names):
                 stem, ending = os.path.splitext(name)

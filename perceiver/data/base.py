@@ -1,9 +1,10 @@
 """What every data set is: named splits of samples, and a reader for a user's own files."""
 
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias
+from typing import IO, Any, Literal, Protocol, TypeAlias
 
 import torch
 from jaxtyping import Int
@@ -16,6 +17,28 @@ OnError: TypeAlias = Literal["raise", "skip"]
 
 class UnreadableError(Exception):
     """A sample cannot be read; the message names the file and says why."""
+
+
+class Source(Protocol):
+    """What a sample is read from: a file, or a part of one; errors name it by its `str`."""
+
+    def open(self, mode: Literal["rb"], /) -> IO[bytes]: ...
+
+
+def refuse_special(source: Source) -> None:
+    """Refuse pipes and devices, on which reading might wait or go on for ever; whatever else is wrong, opening tells.
+
+    Raises:
+        UnreadableError: it is one.
+    """
+    if not isinstance(source, Path):
+        return
+    try:
+        mode = source.stat().st_mode
+    except OSError:
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise UnreadableError(f"{source}: a pipe or a device, and no file")
 
 
 class Split(Protocol):
@@ -76,6 +99,33 @@ class Dataset(ABC):
 
     def prepare(self) -> None:  # noqa: B027  (most data sets have nothing to prepare)
         """Download what is missing. Called once per machine, before any split is asked for."""
+
+
+class FileDataset(Dataset):
+    """A data set each of whose samples is, or could be, made of a file."""
+
+    @abstractmethod
+    def file_sample(self, source: Source, targets: dict[str, Any], id: str, *, train: bool) -> Sample:
+        """What is in a file, with what is random if `train`.
+
+        Raises:
+            UnreadableError: it is missing or is not what this data set holds.
+        """
+
+    def read(self, path: Path) -> Sample:
+        return self.file_sample(path, {}, str(path), train=False)
+
+
+class FileSplit(ABC):
+    """A split of samples that are made of a file each."""
+
+    @abstractmethod
+    def file(self, index: int) -> tuple[Source, dict[str, Any]]:
+        """What a sample is made of: its file, and `label`, `tags` or `references`.
+
+        Raises:
+            UnreadableError: it lacks one of them.
+        """
 
 
 def stratified_split(

@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 
 import torch
 
-from perceiver.data.base import Dataset, OnError, Split, UnreadableError, stratified_split
+from perceiver.data.base import FileDataset, FileSplit, OnError, Split, UnreadableError, stratified_split
+from perceiver.data.characters import fault_in
 from perceiver.data.folders import first_few
-from perceiver.data.images import ImageAugment, ImageDataset, read_image
+from perceiver.data.images import ImageAugment, ImageDataset
 from perceiver.types import Sample, Stage
 
 Value = TypeVar("Value")
@@ -35,7 +36,7 @@ class Captions:
     folders: Sequence[str]
 
 
-class CaptionDataset(Dataset):
+class CaptionDataset(FileDataset):
     """Files with captions; a base that comes before the one for what is in the files.
 
     Args:
@@ -57,16 +58,10 @@ class CaptionDataset(Dataset):
     def read_captions(self, stage: Stage) -> Captions | None:
         """The files of a stage, as they are listed on disk; None where they are not. Asked once."""
 
-    @abstractmethod
-    def file_sample(self, path: Path, targets: dict[str, Any], id: str, *, train: bool) -> Sample:
-        """What is in a file."""
-
     def captions(self, stage: Stage) -> Captions | None:
         """The files of a stage, or None if it has none; errors as in `split`."""
         if stage not in self._captions:
             found = self.read_captions(stage)
-            if stage == "train" and found and not found.references:
-                raise UnreadableError(f"{found.table}: there is nothing to train on in it")
             self._captions[stage] = found if found and found.references else None
         return self._captions[stage]
 
@@ -96,7 +91,7 @@ class CaptionDataset(Dataset):
     def find(self, names: Sequence[str], folders: Sequence[str]) -> list[Path]:
         """The files of some names that are there, each in the first of some folders that has it."""
         places = [[self.root / folder / name for folder in folders] for name in names]
-        return [found for paths in places if (found := next((path for path in paths if path.is_file()), None))]
+        return [found for paths in places if (found := next(filter(os.path.lexists, paths), None))]
 
     def not_found(self, names: Sequence[str], folders: Sequence[str]) -> FileNotFoundError:
         """That none of them is there, to be raised."""
@@ -133,12 +128,9 @@ class ImageCaptions(CaptionDataset, ImageDataset):
     ) -> None:
         super().__init__(root=root, on_error=on_error, image_size=image_size, channels=channels, augment=augment)
 
-    def file_sample(self, path: Path, targets: dict[str, Any], id: str, *, train: bool) -> Sample:
-        return self.sample(read_image(path, self.channels), targets, id, train=train)
 
-
-class CaptionedFiles:
-    """A split of files on disk. In training one caption of a file is drawn at random, otherwise it is the first."""
+class CaptionedFiles(FileSplit):
+    """A split of files on disk. In training the captions of a file come in random order; the first is learned."""
 
     def __init__(
         self, dataset: CaptionDataset, paths: Sequence[str], references: Sequence[Sequence[str]], *, train: bool
@@ -152,21 +144,36 @@ class CaptionedFiles:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Sample:
-        path, references = Path(self.paths[index]), self.references[index]
-        chosen = int(torch.randint(len(references), ())) if self.train else 0
-        targets = {"caption": references[chosen], "references": list(references)}
+        path, targets = self.file(index)
+        targets = with_caption(targets, train=self.train)
         return self.dataset.file_sample(path, targets, str(path.relative_to(self.dataset.root)), train=self.train)
+
+    def file(self, index: int) -> tuple[Path, dict[str, Any]]:
+        return Path(self.paths[index]), {"references": list(self.references[index])}
 
     def classes_of(self, index: int) -> Sequence[int]:
         return ()
+
+
+def with_caption(targets: dict[str, Any], *, train: bool) -> dict[str, Any]:
+    """Targets with their references, in training in random order, and the first of them as the caption."""
+    texts = targets["references"]
+    if train:
+        texts = [texts[place] for place in torch.randperm(len(texts)).tolist()]
+    return {**targets, "caption": texts[0], "references": texts}
 
 
 def references_in(table: Path, listed: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     """Files and their captions, tidied; those without any are left out, and warned of.
 
     Raises:
-        UnreadableError: none has any.
+        UnreadableError: none has any, or one is no text.
     """
+    if not listed:
+        raise UnreadableError(f"{table}: there is no file in it")
+    for name, texts in listed.items():
+        if fault := next(filter(None, map(fault_in, texts)), None):
+            raise UnreadableError(f"{table}: a caption of {name}: {fault}")
     tidied = {name: [text for text in map(tidy, texts) if text] for name, texts in listed.items()}
     without = [name for name, texts in tidied.items() if not texts]
     if without and len(without) == len(tidied):

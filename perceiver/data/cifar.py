@@ -1,23 +1,28 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky 2009): 32×32 colour images, in the released pickle format.
 
-Whatever batches lie on disk are used, a partial copy too; what is missing altogether is downloaded. The pickles are
-read by an unpickler that can build arrays and nothing else.
+Whatever batches lie on disk are used, a partial copy too; what is missing altogether is downloaded. Nothing that the
+pickles may hold is executed (`perceiver.data.array_pickle`).
 """
 
 import logging
-import pickle
 import tarfile
+import zlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
 from torchvision.datasets import CIFAR10 as TORCHVISION_CIFAR10
 from torchvision.datasets import CIFAR100 as TORCHVISION_CIFAR100
 from torchvision.datasets.utils import download_url
 from torchvision.transforms.v2 import functional as F
 
+from perceiver.data.array_pickle import read_pickle
 from perceiver.data.base import OnError, Split, UnreadableError, stratified_split
 from perceiver.data.images import ImageArray, ImageAugment, ImageDataset
 from perceiver.types import Stage
@@ -103,8 +108,13 @@ class CIFAR(ImageDataset):
 
     @property
     def class_names(self) -> list[str]:
-        names = read_pickle(self.folder / self.release.meta_file)[self.release.names_key]
-        return [str(name) for name in names]
+        path = self.folder / self.release.meta_file
+        names = read_pickle(path).get(self.release.names_key)
+        if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+            raise UnreadableError(f"{path}: {self.release.names_key} is not a list of names")
+        if len(names) != self.num_classes or len(set(names)) < len(names):
+            raise UnreadableError(f"{path}: {self.release.names_key} are not {self.num_classes} different names")
+        return names
 
     def prepare(self) -> None:
         if (self.folder / self.release.meta_file).exists():
@@ -117,8 +127,12 @@ class CIFAR(ImageDataset):
                 f"root={self.root}: there is no {self.release.folder}/{self.release.meta_file}, and downloading failed "
                 f"({error}); put the files there, or give their folder as data.root"
             ) from error
-        with tarfile.open(self.root / source.filename) as archive:
-            archive.extractall(self.root, filter="data")
+        archived = self.root / source.filename
+        try:
+            with tarfile.open(archived) as archive:
+                archive.extractall(self.root, filter="data")
+        except (tarfile.TarError, EOFError, zlib.error) as error:
+            raise UnreadableError(f"{archived}: not the archive of the release ({error})") from error
 
     def split(self, stage: Stage) -> Split | None:
         files = (self.release.test_file,) if stage == "test" else self.release.train_files
@@ -129,17 +143,11 @@ class CIFAR(ImageDataset):
             log.warning("%s: %d of %d training files are there", self.folder, len(there), len(files))
         images, labels, ids = [], [], []
         for path in (self.folder / name for name in there):
-            batch = read_pickle(path)
-            try:
-                labels.append(torch.as_tensor(batch[self.release.label_key], dtype=torch.long))
-                images.append(torch.as_tensor(batch["data"], dtype=torch.uint8).reshape(len(labels[-1]), 3, 32, 32))
-            except (KeyError, TypeError, ValueError, RuntimeError) as error:
-                raise UnreadableError(f"{path}: not a CIFAR batch ({error!r})") from error
-            names = batch.get("filenames", range(len(labels[-1])))
-            ids += [f"{path.name}/{name}" for name in names]
+            batch = _Batch.read(path, self.release)
+            images.append(batch.images)
+            labels.append(batch.labels)
+            ids += batch.ids
         all_labels = torch.cat(labels)
-        if not 0 <= int(all_labels.min()) <= int(all_labels.max()) < self.num_classes:
-            raise ValueError(f"{self.folder}: labels must be 0 to {self.num_classes - 1}")
         indices = torch.arange(len(all_labels))
         if stage != "test":
             train, val = stratified_split(all_labels, self.val_fraction, seed=0)
@@ -152,44 +160,49 @@ class CIFAR(ImageDataset):
         return ImageArray(self, pixels, all_labels[indices].tolist(), [ids[i] for i in indices], train=stage == "train")
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Builds lists, dicts, strings, numbers and numpy arrays; anything else in the file is refused."""
+@dataclass(frozen=True)
+class _Batch:
+    """What is in one file."""
 
-    ALLOWED = frozenset(
-        {
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("numpy.core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "_reconstruct"),
-            ("numpy.core.multiarray", "scalar"),
-            ("numpy._core.multiarray", "scalar"),
-            ("_codecs", "encode"),
-        }
-    )
+    images: UInt8[Tensor, "samples 3 32 32"]
+    labels: Int64[Tensor, " samples"]
+    ids: list[str]
 
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"refuses to load {module}.{name}")
-        return super().find_class(module, name)
+    @classmethod
+    def read(cls, path: Path, release: _Release) -> "_Batch":
+        """What a file holds.
+
+        Raises:
+            UnreadableError: it is damaged, or no batch of the release.
+        """
+        content = read_pickle(path)
+        missing = [key for key in ("data", release.label_key) if key not in content]
+        if missing:
+            raise _no_batch(path, f"there is no {missing[0]!r}")
+        pixels, labels = content["data"], _flat(content[release.label_key])
+        if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (3072,):
+            raise _no_batch(path, "'data' is not an array of 3072 bytes an image")
+        if labels is None or len(labels) != len(pixels) or not len(labels):
+            raise _no_batch(path, f"{release.label_key!r} is not a list of one number for each of {len(pixels)} images")
+        for place, label in enumerate(labels):
+            if not 0 <= label < release.num_classes:
+                raise _no_batch(path, f"label {label} of image {place}; labels are 0 to {release.num_classes - 1}")
+        names = content.get("filenames", [str(place) for place in range(len(labels))])
+        if not isinstance(names, list) or len(names) != len(labels) or not all(isinstance(name, str) for name in names):
+            raise _no_batch(path, f"'filenames' is not a list of one name for each of {len(pixels)} images")
+        if len(set(names)) < len(names):
+            raise _no_batch(path, f"the name {Counter(names).most_common(1)[0][0]!r} is there a second time")
+        images = torch.from_numpy(pixels.reshape(-1, 3, 32, 32).copy())
+        return cls(images, torch.tensor(labels), [f"{path.name}/{name}" for name in names])
 
 
-def read_pickle(path: Path) -> dict[str, Any]:
-    """A CIFAR pickle as a dict with string keys; nothing in it is executed.
+def _no_batch(path: Path, problem: str) -> UnreadableError:
+    return UnreadableError(f"{path}: not a CIFAR batch: {problem}")
 
-    Raises:
-        UnreadableError: the file is missing, damaged, or holds anything but arrays and plain values.
-    """
 
-    def load(file: IO[bytes]) -> Any:
-        return _ArrayUnpickler(file, encoding="latin1").load()
-
-    try:
-        with path.open("rb") as file:
-            content = load(file)
-    except FileNotFoundError as error:
-        raise UnreadableError(f"{path}: no such file") from error
-    except Exception as error:  # a damaged pickle raises nearly anything
-        raise UnreadableError(f"{path}: not a CIFAR pickle ({error})") from error
-    if not isinstance(content, dict):
-        raise UnreadableError(f"{path}: holds a {type(content).__name__}, not a dict")
-    return content
+def _flat(values: Any) -> list[int] | None:
+    """A list or an array of whole numbers as a list; None of anything else, which may be nested without end."""
+    if isinstance(values, np.ndarray) and values.ndim == 1 and values.dtype.kind in "iu":
+        return values.tolist()
+    whole = isinstance(values, list) and all(isinstance(value, int | np.integer) for value in values)
+    return [int(value) for value in values] if whole and not any(isinstance(value, bool) for value in values) else None

@@ -7,13 +7,12 @@ Version 1 has no validation split.
 """
 
 from pathlib import Path
-from typing import Any
 
 from perceiver.data.audio import AudioDataset, Clips
 from perceiver.data.base import OnError
 from perceiver.data.captions import CaptionDataset, Captions, references_in
 from perceiver.data.tables import read_rows
-from perceiver.types import Sample, Stage
+from perceiver.types import Stage
 
 PARTS: dict[Stage, str] = {"train": "development", "val": "validation", "test": "evaluation"}
 CAPTIONS = [f"caption_{number}" for number in range(1, 6)]
@@ -44,9 +43,6 @@ class Clotho(CaptionDataset, AudioDataset):
             return None
         folders = [folder.replace("{}", PARTS[stage]) for folder in AUDIO_FOLDERS]
         return Captions(found[0], references_in(found[0], _listed_in(found[0])), folders)
-
-    def file_sample(self, path: Path, targets: dict[str, Any], id: str, *, train: bool) -> Sample:
-        return (self.clips.training if train else self.clips.evaluation)(path, targets, id)
 
 
 def _listed_in(table: Path) -> dict[str, list[str]]:

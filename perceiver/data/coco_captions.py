@@ -80,7 +80,7 @@ def _listed_in(table: Path) -> dict[str, list[str]]:
     names: dict[str, str] = {}
     listed: dict[str, list[str]] = {}
     for image in content.entries("images"):
-        id, name = str(image.value("id", object)), image.file_name("file_name")
+        id, name = image.id("id"), image.file_name("file_name")
         if id in names:
             raise image.error(f"id={id} is there a second time")
         if name in listed:
@@ -88,7 +88,7 @@ def _listed_in(table: Path) -> dict[str, list[str]]:
         names[id] = name
         listed[name] = []
     for annotation in content.entries("annotations"):
-        id = str(annotation.value("image_id", object))
+        id = annotation.id("image_id")
         if id not in names:
             raise annotation.error(f"image_id={id} is the id of no image")
         listed[names[id]].append(annotation.value("caption", str))

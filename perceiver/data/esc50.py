@@ -110,6 +110,7 @@ class ESC50(AudioDataset):
 def _clips_in(table: Path) -> Iterator[_Clip]:
     names: set[str] = set()
     categories: dict[int, str] = {}
+    targets: dict[str, int] = {}
     for row in read_rows(table, COLUMNS, header=True):
         clip = _Clip(
             name=row.file_name("filename"),
@@ -122,8 +123,13 @@ def _clips_in(table: Path) -> Iterator[_Clip]:
             raise row.error(f"esc10={row['esc10']!r} is neither True nor False")
         if clip.name in names:
             raise row.error(f"filename={clip.name!r} is there a second time")
+        if clip.target < 0 or not clip.category.strip():
+            raise row.error(f"target={clip.target}, category={clip.category!r} is no class")
         before = categories.setdefault(clip.target, clip.category)
         if before != clip.category:
             raise row.error(f"category={clip.category!r}, but target={clip.target} was {before!r} before")
+        other = targets.setdefault(clip.category, clip.target)
+        if other != clip.target:
+            raise row.error(f"target={clip.target}, but category={clip.category!r} was target={other} before")
         names.add(clip.name)
         yield clip

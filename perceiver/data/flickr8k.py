@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 
 from perceiver.data.captions import Captions, ImageCaptions, references_in, split_off
+from perceiver.data.characters import fault_in
 from perceiver.data.tables import Row, read_rows
 from perceiver.data.text_file import read_lines
 from perceiver.types import Stage
@@ -60,6 +61,8 @@ class Flickr8k(ImageCaptions):
         """Image -> its captions as they are listed."""
         listed: dict[str, list[str]] = {}
         for row in _rows_in(self._table):
+            if fault := fault_in(row["caption"]):
+                raise row.error(f"the caption: {fault}")
             listed.setdefault(row.file_name("image"), []).append(row["caption"])
         return listed
 
@@ -74,13 +77,17 @@ class Flickr8k(ImageCaptions):
 
 def _rows_in(table: Path) -> Iterator[Row]:
     """Image and caption of each line."""
+    seen = set()
     if table.name == "captions.txt":
         yield from read_rows(table, ("image", "caption"), header=True)
         return
     for row in read_lines(table, ("image", "caption")):
-        name, mark, _ = row["image"].rpartition("#")
-        if not mark:
+        name, mark, number = row["image"].rpartition("#")
+        if not (mark and number.isdecimal()):
             raise row.error(f"image={row['image']!r} has no number behind a #")
+        if row["image"] in seen:
+            raise row.error(f"image={row['image']!r} is there a second time")
+        seen.add(row["image"])
         yield replace(row, cells=row.cells | {"image": name})
 
 

@@ -22,6 +22,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from perceiver.data.base import stratified_split
+from perceiver.data.characters import STRAY
 from perceiver.types import Stage
 
 STAGE_FOLDERS: dict[Stage, tuple[str, ...]] = {
@@ -155,9 +156,32 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def _files_below(folder: Path) -> Iterator[str]:
-    for parent, folders, names in os.walk(folder, followlinks=True):
+    for parent, folders, names in walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (os.path.join(parent, name) for name in sorted(names) if not name.startswith("."))
+
+
+def walk(top: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """`os.walk` into links, too.
+
+    Raises:
+        PermissionError: a folder may not be read.
+        ValueError: a link leads back to a folder that it is in, below which there is no end.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for parent, folders, names in os.walk(top, followlinks=True, onerror=fail):
+        links = (path for name in folders if os.path.islink(path := os.path.join(parent, name)))
+        if link := next((path for path in links if _is_below(parent, os.path.realpath(path))), None):
+            raise ValueError(f"{link}: a link to a folder that it is in itself")
+        yield parent, folders, names
+
+
+def _is_below(path: str, top: str) -> bool:
+    whole = os.path.realpath(path)
+    return os.path.commonpath([whole, top]) == top
 
 
 def first_few(names: Sequence[str]) -> str:
@@ -170,16 +194,23 @@ def stage_folders(root: Path) -> dict[Stage, Path]:
 
     Raises:
         FileNotFoundError: there are folders for val or test only, and none to train on.
+        ValueError: there are two for one stage.
     """
-    names = {path.name.lower(): path for path in _subfolders(root)}
-    found: dict[Stage, Path] = {}
-    for stage, spellings in STAGE_FOLDERS.items():
-        for spelling in spellings:
-            if spelling in names:
-                found.setdefault(stage, names[spelling])
-    if found and "train" not in found and len(found) == len(names):
-        raise FileNotFoundError(f"root={root}: a folder {' and '.join(names)}, but none called train")
-    return found if "train" in found else {}
+    folders = _subfolders(root)
+    spelled = {
+        stage: [path for path in folders if path.name.lower() in names] for stage, names in STAGE_FOLDERS.items()
+    }
+    found: dict[Stage, Path] = {stage: paths[0] for stage, paths in spelled.items() if paths}
+    if found and "train" not in found and len(found) == len(folders):
+        names = " and ".join(path.name for path in folders)
+        raise FileNotFoundError(f"root={root}: a folder {names}, but none called train")
+    if "train" not in found:
+        return {}
+    for stage, paths in spelled.items():
+        if len(paths) > 1:
+            both = " and ".join(path.name for path in paths)
+            raise ValueError(f"root={root}: the folders {both} are both for {stage}")
+    return found
 
 
 def class_folders(root: Path) -> list[str]:
@@ -187,9 +218,12 @@ def class_folders(root: Path) -> list[str]:
 
     Raises:
         FileNotFoundError: `root` is not a folder or has no class folders.
+        ValueError: the name of one cannot be written down.
     """
     root = root.expanduser()
     names = [path.name for path in _subfolders(stage_folders(root).get("train", root))]
+    if strange := [name for name in names if STRAY.search(name)]:
+        raise ValueError(f"root={root}: the name of the class folder {strange[0]!r} is no text in UTF-8")
     if not names:
         raise FileNotFoundError(f"root={root}: no class folders in it; each class needs a folder of its own")
     return names

@@ -10,12 +10,12 @@ and validation are told apart by `split`; without an eval.csv the validation cli
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
 from perceiver.data.audio import AudioDataset, ClipFiles, Clips
-from perceiver.data.base import OnError, Split
+from perceiver.data.base import OnError, Split, UnreadableError
 from perceiver.data.sound_file import SOUND_EXTENSIONS
 from perceiver.data.tables import Row, read_rows
 from perceiver.data.vocabulary import Vocabulary
@@ -45,11 +45,17 @@ class FSD50K(AudioDataset):
 
     def split(self, stage: Stage) -> Split | None:
         evaluation = self._folder(GROUND_TRUTH) / "eval.csv"
-        if stage == "test" and evaluation.exists():
-            return self._clip_files(list(_clips_in(evaluation, ("fname", "labels"))), EVAL_AUDIO, train=False)
+        if stage == "test" and os.path.lexists(evaluation):
+            tested = self._clip_files(_clips_in(evaluation, ("fname", "labels")), EVAL_AUDIO, train=False)
+            developed = set(self._clip_files(self._development, DEV_AUDIO, train=False).paths)
+            if both := [path for path in tested.paths if path in developed]:
+                raise UnreadableError(f"{evaluation}: {both[0]} is in dev.csv, too")
+            return tested
         part = "train" if stage == "train" else "val"
         rows = [row for row in self._development if row["split"] == part]
-        return self._clip_files(rows, DEV_AUDIO, train=stage == "train")
+        if stage == "train" and not rows:
+            raise UnreadableError(f"{self._development[0].path}: there is no clip to train on in it")
+        return self._clip_files(rows, DEV_AUDIO, train=stage == "train") if rows else None
 
     @cached_property
     def _vocabulary(self) -> Vocabulary:
@@ -59,25 +65,27 @@ class FSD50K(AudioDataset):
 
     @cached_property
     def _development(self) -> list[Row]:
-        rows = list(_clips_in(self._folder(GROUND_TRUTH) / "dev.csv", ("fname", "labels", "split")))
+        rows = _clips_in(self._folder(GROUND_TRUTH) / "dev.csv", ("fname", "labels", "split"))
         for row in rows:
             if row["split"] not in ("train", "val"):
                 raise row.error(f"split={row['split']!r} must be train or val")
         return rows
 
-    def _clip_files(self, rows: Sequence[Row], folders: Sequence[str], *, train: bool) -> Split | None:
-        """The clips of some rows, if there are any; one without a file is found out when it is read."""
-        if not rows:
-            return None
+    def _clip_files(self, rows: Sequence[Row], folders: Sequence[str], *, train: bool) -> ClipFiles:
+        """The clips of some rows; one without a file is found out when it is read."""
         folder = self._folder(folders)
         there = _sounds_in(folder)
         names = [row.file_name("fname") for row in rows]
         if not any(name in there for name in names):
             raise FileNotFoundError(f"{folder}: none of the {len(names)} clips of {rows[0].path} is in it")
+        paths = {str(folder / there.get(row["fname"], f"{row['fname']}.wav")): row for row in reversed(rows)}
+        if len(paths) < len(rows):
+            twice = next(row for row in reversed(rows) if row not in paths.values())
+            raise twice.error(f"fname={twice['fname']!r} is the file of another line")
         return ClipFiles(
             clips=self.clips,
             root=self.root,
-            paths=[str(folder / there.get(name, f"{name}.wav")) for name in names],
+            paths=list(reversed(paths)),
             labels=[self._vocabulary.labels_in(row, "labels") for row in rows],
             num_classes=self.num_classes,
             train=train,
@@ -91,13 +99,15 @@ class FSD50K(AudioDataset):
         raise FileNotFoundError(f"root={self.root}: none of the folders {', '.join(names)} is in it")
 
 
-def _clips_in(path: Path, columns: Sequence[str]) -> Iterator[Row]:
-    seen = set()
+def _clips_in(path: Path, columns: Sequence[str]) -> list[Row]:
+    rows: dict[str, Row] = {}
     for row in read_rows(path, columns, header=True):
-        if row["fname"] in seen:
+        if row["fname"] in rows:
             raise row.error(f"fname={row['fname']!r} is there a second time")
-        seen.add(row["fname"])
-        yield row
+        rows[row["fname"]] = row
+    if not rows:
+        raise UnreadableError(f"{path}: there is no clip in it")
+    return list(rows.values())
 
 
 def _sounds_in(folder: Path) -> dict[str, str]:

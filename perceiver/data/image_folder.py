@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from perceiver.data.base import OnError, Split
+from perceiver.data.base import FileSplit, OnError, Split
 from perceiver.data.folders import ClassFolders, LabelledFiles
-from perceiver.data.images import ImageAugment, ImageDataset, read_image
+from perceiver.data.images import ImageAugment, ImageDataset
 from perceiver.types import Sample, Stage
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
@@ -52,7 +53,7 @@ class ImageFolder(ImageDataset):
         return None if files is None else _ImageFiles(self, files, train=stage == "train")
 
 
-class _ImageFiles:
+class _ImageFiles(FileSplit):
     """Images read from disk when asked for."""
 
     def __init__(self, dataset: ImageFolder, files: LabelledFiles, *, train: bool) -> None:
@@ -64,10 +65,12 @@ class _ImageFiles:
         return len(self.files.paths)
 
     def __getitem__(self, index: int) -> Sample:
-        path = Path(self.files.paths[index])
-        image = read_image(path, self.dataset.channels)
+        path, targets = self.file(index)
         id = str(path.relative_to(self.dataset.folders.root))
-        return self.dataset.sample(image, {"label": self.files.labels[index]}, id, train=self.train)
+        return self.dataset.file_sample(path, targets, id, train=self.train)
+
+    def file(self, index: int) -> tuple[Path, dict[str, Any]]:
+        return Path(self.files.paths[index]), {"label": self.files.labels[index]}
 
     def classes_of(self, index: int) -> Sequence[int]:
         return [self.files.labels[index]]

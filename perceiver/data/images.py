@@ -3,34 +3,37 @@
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from math import ceil, prod
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from perceiver.data.base import Dataset, OnError, UnreadableError
+from perceiver.data.base import FileDataset, OnError, Source, UnreadableError, refuse_special
 from perceiver.types import Sample
 
 MAX_PIXELS = 100_000_000
 """Files that claim more are refused before they are decoded (decompression bombs)."""
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""What files may be, whatever they are called. PIL knows more, and for PostScript starts a program."""
 SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 
 
-def read_image(path: Path, channels: int) -> UInt8[Tensor, "channels height width"]:
+def read_image(path: Source, channels: int) -> UInt8[Tensor, "channels height width"]:
     """Any image file as 8-bit grey (1 channel) or RGB (3).
 
     16-bit images are scaled down, transparency is laid over white, EXIF rotation is applied.
 
     Raises:
-        UnreadableError: missing, not an image, truncated, or too large.
+        UnreadableError: missing, not an image, truncated, too large, or of values that no image has.
     """
+    refuse_special(path)
     try:
-        with Image.open(path) as file:
+        with path.open("rb") as raw, Image.open(raw, formats=FORMATS) as file:
             if file.width * file.height > MAX_PIXELS:
                 raise UnreadableError(f"{path}: {file.width}×{file.height} pixels are more than {MAX_PIXELS:,}")
             image = ImageOps.exif_transpose(file)
@@ -39,6 +42,8 @@ def read_image(path: Path, channels: int) -> UInt8[Tensor, "channels height widt
         raise
     except FileNotFoundError as error:
         raise UnreadableError(f"{path}: no such file") from error
+    except UnidentifiedImageError as error:
+        raise UnreadableError(f"{path}: not an image") from error
     except Exception as error:  # PIL raises whatever its decoders raise: OSError, SyntaxError, struct.error, …
         raise UnreadableError(f"{path}: {error}") from error
 
@@ -46,14 +51,25 @@ def read_image(path: Path, channels: int) -> UInt8[Tensor, "channels height widt
 def _eight_bit(image: Image.Image) -> Image.Image:
     """PIL's own conversion would cut 16-bit and float images at 255 and drop transparency."""
     if image.mode in SIXTEEN_BIT_MODES:
-        return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+        values = np.asarray(image)
+        _check_range(values, 65535)
+        return Image.fromarray((values // 257).astype(np.uint8))
     if image.mode == "F":
-        values = np.nan_to_num(np.asarray(image))
-        return Image.fromarray((values * (255.0 if values.max() <= 1.0 else 1.0)).clip(0, 255).astype(np.uint8))
+        values = np.asarray(image)
+        _check_range(values, 255)
+        return Image.fromarray((values * (255.0 if values.max() <= 1.0 else 1.0)).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image
+
+
+def _check_range(values: np.ndarray, highest: int) -> None:
+    lowest, most = values.min(), values.max()
+    if not (np.isfinite(lowest) and np.isfinite(most)):
+        raise ValueError("holds values that are not finite")
+    if lowest < 0 or most > highest:
+        raise ValueError(f"holds values from {lowest:g} to {most:g}, which are not from 0 to {highest}")
 
 
 class ImageAugment:
@@ -128,7 +144,7 @@ class ImageAugment:
         return v2.Compose([*steps, v2.ToDtype(torch.float32, scale=True)])
 
 
-class ImageDataset(Dataset):
+class ImageDataset(FileDataset):
     """A data set whose samples have one modality, `image`, and one target, `label`.
 
     Args:
@@ -178,7 +194,7 @@ class ImageDataset(Dataset):
         scaled = [max(round(side * scale), target) for side, target in zip(sides, self.size, strict=True)]
         return F.center_crop(F.resize(image, scaled, antialias=True), list(self.size))
 
-    def sample(self, image: UInt8[Tensor, "channels _ _"], targets: dict[str, int], id: str, *, train: bool) -> Sample:
+    def sample(self, image: UInt8[Tensor, "channels _ _"], targets: dict[str, Any], id: str, *, train: bool) -> Sample:
         """An 8-bit image as a sample: resized, augmented if `train`, as float in [0, 1]."""
         image_in: Float[Tensor, "channels height width"]
         if train and self.train_transform is not None:
@@ -187,8 +203,8 @@ class ImageDataset(Dataset):
             image_in = self.to_float(self.resize(image))
         return Sample(inputs={"image": image_in}, targets=targets, id=id)
 
-    def read(self, path: Path) -> Sample:
-        return self.sample(read_image(path, self.channels), {}, str(path), train=False)
+    def file_sample(self, source: Source, targets: dict[str, Any], id: str, *, train: bool) -> Sample:
+        return self.sample(read_image(source, self.channels), targets, id, train=train)
 
 
 class ImageArray:

@@ -51,6 +51,8 @@ class Karpathy(ImageCaptions):
     def read_captions(self, stage: Stage) -> Captions | None:
         splits = ("train", "restval") if stage == "train" and self.restval else (stage,)
         listed = {name: texts for split in splits for name, texts in self._splits[split].items()}
+        if not listed and stage != "train":
+            return None
         return Captions(self._path, references_in(self._path, listed), IMAGE_FOLDERS)
 
     @cached_property

@@ -3,8 +3,9 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from math import ceil, gcd
-from pathlib import Path
+from typing import IO
 
 import numpy as np
 import soundfile
@@ -13,7 +14,8 @@ from jaxtyping import Float
 from scipy.signal import resample_poly
 from torch import Tensor
 
-from perceiver.data.base import UnreadableError
+from perceiver.data.base import Source, UnreadableError, refuse_special
+from perceiver.data.sound_length import is_cut_off
 
 SOUND_EXTENSIONS = frozenset(
     {".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".caf", ".w64"}
@@ -23,6 +25,8 @@ MIN_RATE, MAX_RATE = 1_000, 768_000
 """Files that claim fewer or more samples a second are refused: no device records them."""
 MAX_VALUES = 2**29
 """What is longer than this, all channels together, is not read at once: 1.7 hours of stereo at 44.1 kHz, 2 GiB."""
+LOUDEST = 1000.0
+"""60 dB above full scale: no mix is louder than this, but whole numbers that were kept as they are in a float wav."""
 BLOCK = 2**19
 """Values that are decoded at a time, all channels together: only their mean over channels is kept."""
 UNKNOWN_LENGTH = 2**62
@@ -42,7 +46,7 @@ class SoundFile:
         UnreadableError: missing, not a sound, or without any sample.
     """
 
-    def __init__(self, path: Path, sample_rate: int) -> None:
+    def __init__(self, path: Source, sample_rate: int) -> None:
         self.path = path
         self.sample_rate = sample_rate
         with self._opened() as file:
@@ -83,6 +87,8 @@ class SoundFile:
             raise UnreadableError(f"{self.path}: ends before {start:.2f} s, though it claims {self.seconds:.2f} s")
         if not np.isfinite(wave).all():
             raise UnreadableError(f"{self.path}: holds values that are not finite")
+        if (loudest := float(np.abs(wave).max())) > LOUDEST:
+            raise UnreadableError(f"{self.path}: holds {loudest:g} where full scale is 1")
         wave = resampled(wave, self.file_rate, self.sample_rate)
         if seconds is not None:
             wave = wave[: round(seconds * self.sample_rate)]
@@ -91,12 +97,15 @@ class SoundFile:
     @contextmanager
     def _opened(self) -> Iterator[soundfile.SoundFile]:
         """The file, whose errors name it while it is open."""
+        refuse_special(self.path)
         try:
             with self.path.open("rb") as raw:
-                if os.fstat(raw.fileno()).st_size == 0:
+                if raw.seek(0, os.SEEK_END) == 0:
                     raise UnreadableError(f"{self.path}: the file is empty")
+                if is_cut_off(raw):
+                    raise UnreadableError(f"{self.path}: was cut off: it is shorter than it claims")
                 # By name, libsndfile would take any text called x.au for a sound.
-                with soundfile.SoundFile(raw.fileno(), closefd=False) as file:
+                with soundfile.SoundFile(_handle(raw), closefd=False) as file:
                     yield file
         except FileNotFoundError as error:
             raise UnreadableError(f"{self.path}: no such file") from error
@@ -104,6 +113,14 @@ class SoundFile:
             raise UnreadableError(f"{self.path}: {error.strerror}") from error
         except soundfile.LibsndfileError as error:
             raise UnreadableError(f"{self.path}: {_reason(error)}") from error
+
+
+def _handle(raw: IO[bytes]) -> int | IO[bytes]:
+    """What libsndfile reads by itself; what lies in memory it asks python for."""
+    if isinstance(raw, BytesIO):
+        return raw
+    os.lseek(raw.fileno(), 0, os.SEEK_SET)  # python's own place may be one in its buffer
+    return raw.fileno()
 
 
 def _blocks(file: soundfile.SoundFile, count: int) -> Iterator[Float[np.ndarray, " length"]]:

@@ -1,11 +1,19 @@
 """Tables in CSV files; whatever is wrong with one is told with the file, the line and the column."""
 
 import csv
+import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import inf, nan
 from pathlib import Path, PurePath
 
-from perceiver.data.base import UnreadableError
+from perceiver.data.base import UnreadableError, refuse_special
+from perceiver.data.characters import STRAY
+
+WHOLE_NUMBER = re.compile(r"\s*[+-]?[0-9]{1,18}\s*")
+MAX_NAME, MAX_PATH = 255, 4095
+"""Bytes that a file system allows in a name and in a path; asking for more raises."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,23 +32,35 @@ class Row:
         return UnreadableError(f"{self.path}: line {self.line}: {message}")
 
     def integer(self, column: str) -> int:
+        cell = self.cells[column]
+        if not WHOLE_NUMBER.fullmatch(cell):  # `int` takes 1_0 for ten
+            raise self.error(f"{column}={cell[:40]!r} is not a whole number")
+        return int(cell)
+
+    def seconds(self, column: str) -> float:
+        """A time, from 0 on."""
         try:
-            return int(self.cells[column])
+            value = float(self.cells[column])
         except ValueError:
-            raise self.error(f"{column}={self.cells[column]!r} is not a whole number") from None
+            value = nan
+        if not 0.0 <= value < inf:
+            raise self.error(f"{column}={self.cells[column][:40]!r} is not a number of seconds")
+        return value
 
     def file_name(self, column: str) -> str:
         """A path below some folder: neither that folder itself nor anything outside."""
         name = self.cells[column]
         if not is_file_name(name):
-            raise self.error(f"{column}={name!r} is not a name of a file")
+            raise self.error(f"{column}={name[:80]!r} is not a name of a file")
         return name
 
 
 def is_file_name(name: str) -> bool:
     """Whether it names something below some folder: neither that folder itself nor anything outside."""
     path = PurePath(name)
-    return not (path.anchor or ".." in path.parts or not path.parts or "\0" in name)
+    if path.anchor or ".." in path.parts or not path.parts or STRAY.search(name):
+        return False
+    return len(name.encode()) <= MAX_PATH and all(len(part.encode()) <= MAX_NAME for part in path.parts)
 
 
 def read_rows(
@@ -60,6 +80,7 @@ def read_rows(
         FileNotFoundError: there is no such file.
         UnreadableError: it is no such table; names the line or the column.
     """
+    refuse_special(path)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = ("\n" if comment and line.startswith(comment) else line for line in file)
@@ -70,6 +91,8 @@ def read_rows(
                 if missing := [name for name in columns if name not in names]:
                     there = ", ".join(names) or "none"
                     raise UnreadableError(f"{path}: there is no column {missing[0]!r}; there are: {there}")
+                if twice := [name for name, count in Counter(names).items() if count > 1 and name in columns]:
+                    raise UnreadableError(f"{path}: there are two columns {twice[0]!r}")
                 for cells in rows:
                     if len(cells) != len(names):
                         count = f"{len(cells)} cell{'s'[: len(cells) != 1]}"

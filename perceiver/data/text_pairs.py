@@ -9,15 +9,18 @@ they have no file of their own.
 """
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from perceiver.data.base import Dataset, Split, UnreadableError
 from perceiver.data.captions import split_off, tidy
+from perceiver.data.characters import fault_in
 from perceiver.data.folders import first_few
 from perceiver.data.text_file import read_lines, read_text
 from perceiver.tokenizer import Tokenizer
@@ -94,8 +97,8 @@ class TextPairs(Dataset):
             text = tidy(read_text(path))
         except FileNotFoundError as error:
             raise UnreadableError(str(error)) from error
-        if not text:
-            raise UnreadableError(f"{path}: there is no text in it")
+        if fault := fault_in(text) if text else "there is no text in it":
+            raise UnreadableError(f"{path}: {fault}")
         return Sample(inputs={"text": self.tokenizer.encode(text)[None]}, targets={}, id=str(path))
 
     def pieces(self, modality: str, raw: Tensor) -> list[str]:
@@ -110,8 +113,6 @@ class TextPairs(Dataset):
             endings = sorted(path.suffix[1:] for path in self.root.glob("train.*"))
             there = f"; of the endings {', '.join(endings)}, one may be source= and one target=" if endings[1:] else ""
             raise FileNotFoundError(problem + there)
-        if not train:
-            raise UnreadableError(f"root={self.root}: there is no pair to train on")
         test, val = self._read("test"), self._read("val")
         if test is None:
             train, test = _sources_split_off(train, self.test_fraction)
@@ -127,7 +128,7 @@ class TextPairs(Dataset):
             return _pairs_in(self.root) if stage == "train" else None
         for name in NAMES[stage]:
             paths = [self.root / f"{name}.{ending}" for ending in self.endings]
-            if any(path.is_file() for path in paths):
+            if any(map(os.path.lexists, paths)):
                 return _pairs_in(*paths)
         return None
 
@@ -138,6 +139,7 @@ class _Pairs:
     def __init__(self, tokenizer: Tokenizer, pairs: Sequence[Pair], *, train: bool) -> None:
         self.tokenizer = tokenizer
         self.pairs = pairs
+        self.train = train
         self.references: dict[str, list[str]] = {}
         for pair in pairs:
             there = self.references.setdefault(pair.source, [])
@@ -150,7 +152,10 @@ class _Pairs:
     def __getitem__(self, index: int) -> Sample:
         source, target, id = self.pairs[index]
         ids = self.tokenizer.encode(source)
-        targets = {"caption": target, "references": list(self.references[source])}
+        others = [text for text in self.references[source] if text != target]
+        if self.train:
+            others = [others[place] for place in torch.randperm(len(others)).tolist()]
+        targets = {"caption": target, "references": [target, *others]}
         return Sample(inputs={"text": ids[None]}, targets=targets, id=id)
 
     def classes_of(self, index: int) -> Sequence[int]:
@@ -167,7 +172,7 @@ def _pairs_in(path: Path, aligned: Path | None = None) -> list[Pair]:
     """The pairs in a file with tabs, or in two whose lines belong together; those that lack a text are left out.
 
     Raises:
-        UnreadableError: a line has no tab, or one file more lines than the other.
+        UnreadableError: a line has no tab or holds no text, no line has both texts, or one file has more lines.
     """
     if aligned is None:
         rows = [(row.line, row["source"], row["target"]) for row in read_lines(path, ("source", "target"))]
@@ -176,8 +181,13 @@ def _pairs_in(path: Path, aligned: Path | None = None) -> list[Pair]:
         if len(sources) != len(targets):
             raise UnreadableError(f"{path}: {len(sources)} lines, but {aligned} has {len(targets)}")
         rows = list(zip(range(1, len(sources) + 1), sources, targets, strict=True))
+    for line, *texts in rows:
+        if fault := next(filter(None, map(fault_in, texts)), None):
+            raise UnreadableError(f"{path}: line {line}: {fault}")
     pairs = [Pair(tidy(source), tidy(target), f"{path.name}:{line}") for line, source, target in rows]
     whole = [pair for pair in pairs if pair.source and pair.target]
+    if not whole:
+        raise UnreadableError(f"{path}: there is no pair in it")
     if len(whole) < len(pairs):
         lacking = [pair.id for pair in pairs if not (pair.source and pair.target)]
         log.warning("%s: left out %d of %d that lack a text: %s", path, len(lacking), len(pairs), first_few(lacking))

@@ -16,7 +16,7 @@ class Vocabulary:
         num_classes: how many classes there must be.
 
     Raises:
-        UnreadableError: a class is listed twice, or labels are not 0, 1, 2, …; names the line.
+        UnreadableError: a class is listed twice or without a name, or labels are not 0, 1, 2, …; names the line.
         ValueError: there are not `num_classes` classes.
     """
 
@@ -31,8 +31,11 @@ class Vocabulary:
             label = row.integer(index)
             if label in names or not 0 <= label < num_classes:
                 raise row.error(f"{index}={label}: the classes must be numbered from 0 to {num_classes - 1}")
-            if row[key] in self.labels:
-                raise row.error(f"{key}={row[key]!r} is there a second time")
+            for column, there in ((key, self.labels.keys()), (name, names.values())):
+                if not row[column].strip():
+                    raise row.error(f"{column} is empty")
+                if row[column] in there:
+                    raise row.error(f"{column}={row[column]!r} is there a second time")
             names[label] = row[name]
             self.labels[row[key]] = label
         self.names: Sequence[str] = [names[label] for label in range(num_classes)]

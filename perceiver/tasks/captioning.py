@@ -80,15 +80,13 @@ class Captioning(Task):
 
     def training_batch(self, batch: Batch) -> Batch:
         # A batch of which nothing could be read has no targets; what else lacks them is told in `outputs`.
-        if len(batch) == 0:
-            return batch
+        if len(batch) == 0 or "caption" not in batch.targets:
+            return batch  # of which nothing could be read; or what lacks them is told in `outputs`
         references = batch.targets.get("references")
         if self.captions_per_sample > 1 and references:
             captions = [list(islice(cycle(texts), self.captions_per_sample)) for texts in references]
             batch = replace(batch, targets={**batch.targets, "captions": captions})
-        return replace(
-            batch, targets={**batch.targets, "words": self._captions(batch, next(iter(batch.inputs.values())))}
-        )
+        return replace(batch, targets={**batch.targets, "words": self._encoded(batch)})
 
     def outputs(self, model: nn.Module, batch: Batch) -> Float[Tensor, "rows length vocab"]:
         words = self._captions(batch, model)[..., :-1]
@@ -100,14 +98,17 @@ class Captioning(Task):
         return logits[..., : self.tokenizer.num_ids]
 
     def _captions(self, batch: Batch, near: nn.Module | Tensor) -> Int[Tensor, "batch captions length"]:
-        if "caption" not in batch.targets:
-            raise ValueError("the samples have no captions; choose data that has them, or another task")
+        device = near.device if isinstance(near, Tensor) else next(near.parameters()).device
+        return self._encoded(batch).to(device)
+
+    def _encoded(self, batch: Batch) -> Int[Tensor, "batch captions length"]:
         if "words" in batch.targets:
             return batch.targets["words"]
+        if "caption" not in batch.targets:
+            raise ValueError("the samples have no captions; choose data that has them, or another task")
         captions = batch.targets.get("captions") or [[caption] for caption in batch.targets["caption"]]
-        device = near.device if isinstance(near, Tensor) else next(near.parameters()).device
         words = self.tokenizer.encode_batch([caption for of_sample in captions for caption in of_sample])
-        return rearrange(words, "(batch captions) length -> batch captions length", batch=len(batch)).to(device)
+        return rearrange(words, "(batch captions) length -> batch captions length", batch=len(batch))
 
     def merged(self, outputs: Float[Tensor, "rows length vocab"], batch: Batch) -> Float[Tensor, "texts length vocab"]:
         if not batch.views:
@@ -128,7 +129,7 @@ class Captioning(Task):
         )
 
     def num_terms(self, batch: Batch) -> Tensor:
-        return (self._captions(batch, next(iter(batch.inputs.values())))[..., 1:] != PAD).sum()
+        return (self._encoded(batch)[..., 1:] != PAD).sum()
 
     def update(
         self, stage: Stage, outputs: Float[Tensor, "texts length vocab"], loss: Float[Tensor, ""], batch: Batch

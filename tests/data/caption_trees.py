@@ -123,5 +123,9 @@ def samples(split: Split) -> list[Sample]:
 
 
 def references(split: Split) -> dict[str, list[str]]:
-    """Name of a file, without folders -> what is said of it."""
-    return {Path(sample.id).name: sample.targets["references"] for sample in samples(split)}
+    """Name of a file, without folders -> what is said of it, as it is listed; samples have it in some order."""
+    listed = {}
+    for index, sample in enumerate(samples(split)):
+        listed[Path(sample.id).name] = split.file(index)[1]["references"]
+        assert sorted(sample.targets["references"]) == sorted(listed[Path(sample.id).name])
+    return listed

@@ -197,7 +197,7 @@ class TestMistakes:
 
     def test_a_beginning_that_is_no_number(self, root):
         (root / "balanced_train_segments.csv").write_text(f'{video(0)}, soon, 10, "/m/0"\n')
-        self.refused(root, "ROOT/balanced_train_segments.csv: line 1: start_seconds='soon' is not a number")
+        self.refused(root, "ROOT/balanced_train_segments.csv: line 1: start_seconds='soon' is not a number of seconds")
 
     def test_a_line_with_too_few_cells(self, root):
         (root / "balanced_train_segments.csv").write_text(f"# comment\n{video(0)}, 0.0, 10.0\n")

@@ -92,7 +92,8 @@ def test_years_are_not_mixed(root):
 
 def test_a_table_is_read_once(root, monkeypatch):
     read = []
-    monkeypatch.setattr(json, "loads", lambda text, loads=json.loads: read.append(text) or loads(text))
+    loads = json.loads
+    monkeypatch.setattr(json, "loads", lambda text, **options: read.append(text) or loads(text, **options))
     made = data(root)
     for _ in range(2):
         list(made.texts())
@@ -155,7 +156,7 @@ class TestMistakes:
             ({"images": []}, "there is no 'annotations'"),
             ({"images": [], "annotations": [{}]}, "annotations[0]: there is no 'image_id'"),
             ({"images": [], "annotations": [{"image_id": 5}]}, "annotations[0]: image_id=5 is the id of no image"),
-            ({"images": [], "annotations": []}, "there is nothing to train on in it"),
+            ({"images": [], "annotations": []}, "there is no file in it"),
             (
                 {"images": [{"id": 5, "file_name": "x"}], "annotations": [{"image_id": 5}]},
                 "annotations[0]: there is no 'caption'",

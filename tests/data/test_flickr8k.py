@@ -162,11 +162,11 @@ class TestMistakes:
 
     def test_an_empty_list_for_training(self, root):
         lines(root / "Flickr_8k.trainImages.txt", [""])
-        refused(root, "ROOT/Flickr_8k.trainImages.txt: there is nothing to train on in it")
+        refused(root, "ROOT/Flickr_8k.trainImages.txt: there is no file in it")
 
     def test_a_table_without_rows(self, tmp_path):
         lines(flickr8k_tree(tmp_path, lists=False) / "captions.txt", ["image,caption"])
-        refused(tmp_path, "ROOT/captions.txt: there is nothing to train on in it")
+        refused(tmp_path, "ROOT/captions.txt: there is no file in it")
 
     @pytest.mark.parametrize("name", ["../secret.jpg", "/etc/passwd", ".."])
     def test_a_name_that_leads_out_of_the_folder(self, root, name):

@@ -206,3 +206,24 @@ def test_the_disk_is_searched_once_a_folder(plant, monkeypatch):
     monkeypatch.setattr(os, "walk", lambda folder, **options: (walked.append(folder), walk(folder, **options))[1])
     found(folders), found(folders)
     assert len(walked) == len(set(walked)) == 2
+
+
+@pytest.mark.parametrize("target", ["..", "../..", "."])
+def test_a_link_back_is_refused_instead_of_being_followed_for_ever(plant, target):
+    root = plant(*FLAT)
+    (root / "ash" / "back").symlink_to(target)
+    with pytest.raises(ValueError, match=rf"^{root}/ash/back: a link to a folder that it is in itself$"):
+        leaves(root).files("train")
+
+
+def test_two_folders_for_one_stage_are_refused(plant):
+    root = plant(*TRAIN, "val/ash/0.leaf", "valid/ash/0.leaf")
+    with pytest.raises(ValueError, match=rf"^root={root}: the folders val and valid are both for val$"):
+        stage_folders(root)
+
+
+def test_a_class_whose_name_cannot_be_written_down_is_refused(plant):
+    root = plant(*FLAT)
+    os.rename(root / "ash", os.fsencode(root) + b"/\xff")
+    with pytest.raises(ValueError, match=r"name of the class folder '\\udcff' is no text in UTF-8$"):
+        class_folders(root)

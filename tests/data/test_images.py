@@ -1,3 +1,4 @@
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -58,7 +59,6 @@ ZOO = {
     "32-bit.tif": (flat("I", 2**16 - 1), {}, (255, 255, 255)),
     "float-unit.tif": (flat("F", 0.5), {}, (127.5,) * 3),
     "float-bytes.tif": (flat("F", 131.0), {}, (131, 131, 131)),
-    "float-nan.tif": (flat("F", float("nan")), {}, (0, 0, 0)),
     "CMYK.jpg": (flat("CMYK", (0, 255, 255, 0)), {"quality": 100}, (255, 0, 0)),
     "YCbCr.jpg": (flat("YCbCr", (71, 128, 128)), {"quality": 100}, (71, 71, 71)),
     "bmp.bmp": (flat("RGB", (3, 5, 7)), {}, (3, 5, 7)),
@@ -151,6 +151,45 @@ def test_a_file_that_claims_too_many_pixels_is_refused_by_its_header(tmp_path, s
     (tmp_path / "bomb.png").write_bytes(png_header(*size))
     with pytest.raises(UnreadableError, match=r"bomb\.png: .* pixels"):
         read_image(tmp_path / "bomb.png", 3)
+
+
+@pytest.mark.parametrize("place", [(0, 0), (5, 7), (-1, -1)])
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.nan, "holds values that are not finite"),
+        (np.inf, "holds values that are not finite"),
+        (-np.inf, "holds values that are not finite"),
+        (-0.5, r"holds values from -0\.5 to 0\.25, which are not from 0 to 255"),
+        (256, "holds values from 0.25 to 256, which are not from 0 to 255"),
+    ],
+)
+def test_a_value_that_no_image_has_is_refused_wherever_it_is(tmp_path, place, value, message):
+    pixels = np.full((HEIGHT, WIDTH), 0.25, np.float32)
+    pixels[place] = value
+    Image.fromarray(pixels).save(tmp_path / "x.tif")
+    with pytest.raises(UnreadableError, match=rf"x\.tif: {message}$"):
+        read_image(tmp_path / "x.tif", 3)
+
+
+@pytest.mark.parametrize("value", [-1, 2**16])
+def test_whole_numbers_beyond_16_bits_are_refused(tmp_path, value):
+    flat("I", value).save(tmp_path / "x.tif")
+    with pytest.raises(UnreadableError, match=rf"from {value} to {value}, which are not from 0 to 65535"):
+        read_image(tmp_path / "x.tif", 3)
+
+
+@pytest.mark.parametrize("kind", ["EPS", "ICO", "PCX", "TGA"])
+def test_kinds_that_no_data_set_has_are_not_opened(tmp_path, kind):
+    flat("RGB", (3, 5, 7)).save(tmp_path / "x.png", format=kind)
+    with pytest.raises(UnreadableError, match=r"x\.png: not an image"):
+        read_image(tmp_path / "x.png", 3)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.png")
+    with pytest.raises(UnreadableError, match=r"x\.png: a pipe or a device, and no file$"):
+        read_image(tmp_path / "x.png", 3)
 
 
 def test_a_missing_file_and_a_folder_are_unreadable_and_named(tmp_path):

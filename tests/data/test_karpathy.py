@@ -168,4 +168,4 @@ class TestMistakes:
 
     def test_a_table_without_images_to_train_on(self, root):
         write_json(root / "dataset_coco.json", {"images": []})
-        refused(root, "ROOT/dataset_coco.json: there is nothing to train on in it")
+        refused(root, "ROOT/dataset_coco.json: there is no file in it")

@@ -60,6 +60,7 @@ def module(dataset=None, *, batch_size=5, num_workers=0, drop_last=False, class_
         dataset=dataset or NoisyDataset(),
         batch_size=batch_size,
         num_workers=num_workers,
+        timeout_seconds=0,
         drop_last=drop_last,
         class_balanced=class_balanced,
         pin_memory=False,

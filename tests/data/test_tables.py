@@ -1,7 +1,10 @@
+import re
+from pathlib import Path
+
 import pytest
 
 from perceiver.data.base import UnreadableError
-from perceiver.data.tables import Row, read_rows
+from perceiver.data.tables import Row, is_file_name, read_rows
 
 COLUMNS = ["name", "fold"]
 
@@ -92,3 +95,33 @@ def test_whole_numbers_and_names_of_files_are_checked(tmp_path):
 def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path, name):
     with pytest.raises(UnreadableError, match=r"line 7: name=.* is not a name of a file"):
         Row(tmp_path / "t.csv", 7, {"name": name}).file_name("name")
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\x1b[2Jb", "\ud800.png", "x" * 256, "ü" * 128, "x/" * 2048])
+def test_a_name_that_no_file_can_have_is_none(name):
+    assert not is_file_name(name)
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "ü" * 127, "a b", "日本.png", "a/b/c.png", "..."])
+def test_any_other_name_may_be_one(name):
+    assert is_file_name(name)
+
+
+@pytest.mark.parametrize("cell", ["1_0", "１", "0x1", "1.0", "", "9" * 5000])
+def test_what_is_no_whole_number_is_told_in_short(cell):
+    with pytest.raises(UnreadableError, match=rf"^t\.csv: line 3: n='{re.escape(cell[:40])}' is not a whole number$"):
+        Row(Path("t.csv"), 3, {"n": cell}).integer("n")
+
+
+@pytest.mark.parametrize("cell", ["nan", "inf", "1e999", "-1", "", "x"])
+def test_a_time_is_a_number_from_0_on(cell):
+    with pytest.raises(UnreadableError, match=rf"^t\.csv: line 3: s='{cell}' is not a number of seconds$"):
+        Row(Path("t.csv"), 3, {"s": cell}).seconds("s")
+    assert Row(Path("t.csv"), 3, {"s": " 1.5"}).seconds("s") == 1.5
+
+
+def test_a_column_that_is_wanted_is_there_once(tmp_path):
+    (tmp_path / "t.csv").write_text("a,b,a,c,c\n1,2,3,4,5\n")
+    with pytest.raises(UnreadableError, match=r"t\.csv: there are two columns 'a'$"):
+        list(read_rows(tmp_path / "t.csv", ("a",), header=True))
+    assert [row["b"] for row in read_rows(tmp_path / "t.csv", ("b",), header=True)] == ["2"]

@@ -74,3 +74,13 @@ class TestEntries:
     def test_long_values_are_cut_in_messages(self, file):
         with pytest.raises(UnreadableError, match=r"a='x{40}' is not a list"):
             list(Entry.read(file(f'{{"a": "{"x" * 1000}"}}')).entries("a"))
+
+    def test_a_key_that_comes_again_is_told(self, file):
+        with pytest.raises(UnreadableError, match=r"not JSON: the key 'a' is there a second time in one object$"):
+            Entry.read(file('{"b": [{"a": 1, "c": 2, "a": 3}]}'))
+
+    @pytest.mark.parametrize("value", ["null", "true", "1.5", "[1]", '{"a": 1}'])
+    def test_an_id_is_a_whole_number_or_a_text(self, file, value):
+        with pytest.raises(UnreadableError, match=r"is neither a whole number nor a text$"):
+            Entry.read(file(f'{{"id": {value}}}')).id("id")
+        assert [Entry.read(file(f'{{"id": {one}}}')).id("id") for one in ("7", '"7"', '"x"')] == ["7", "7", "x"]

@@ -103,8 +103,10 @@ def fit(
         optimizer=partial(torch.optim.AdamW, lr=0.03),
         schedule=constant,
         description={"class_names": dataset.class_names},
+        on_nonfinite="stop",
     )
-    options_of_data = {"num_workers": 0, "drop_last": False, "pin_memory": False, "class_balanced": False, "seed": 0}
+    options_of_data = {"num_workers": 0, "timeout_seconds": 0, "drop_last": False, "pin_memory": False}
+    options_of_data |= {"class_balanced": False, "seed": 0}
     data = DataModule(dataset=dataset, batch_size=5, **options_of_data)
     defaults = {
         "accelerator": "cpu",

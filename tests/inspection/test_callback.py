@@ -224,7 +224,14 @@ def test_panels_reach_wandb_as_pictures_at_the_step_of_the_validation(tmp_path, 
     for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):  # set by the logger, and to be undone
         monkeypatch.setenv(name, str(tmp_path))
     logger = WandbMirror(
-        project="p", name=None, group=None, tags=[], mode="offline", run_dir=str(tmp_path), run_config={}
+        project="p",
+        name=None,
+        group=None,
+        tags=[],
+        mode="offline",
+        run_dir=str(tmp_path),
+        run_config={},
+        continued=False,
     )
     options = {"max_epochs": 4, "accumulate_grad_batches": accumulate, "num_sanity_val_steps": 2}
     fit(tmp_path, attention(2), logger=logger, **options)

@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
 
 from perceiver.inspection import callback as callback_module
 from perceiver.inspection import deletion as deletion_module
 from perceiver.inspection import panels as panels_module
 from perceiver.inspection.capture import Capture
 from perceiver.inspection.statistics import drift, statistics
-from perceiver.training.loggers import WandbMirror
+from perceiver.training.loggers import Curves, WandbMirror
 from perceiver.training.results import final_metrics
 from tests.inspection.looks import contents_of
 from tests.inspection.models import look
@@ -40,9 +39,16 @@ def loggers(tmp_path, monkeypatch):
     for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):  # set by the logger, and to be undone
         monkeypatch.setenv(name, str(tmp_path))
     mirror = WandbMirror(
-        project="p", name=None, group=None, tags=[], mode="offline", run_dir=str(tmp_path), run_config={}
+        project="p",
+        name=None,
+        group=None,
+        tags=[],
+        mode="offline",
+        run_dir=str(tmp_path),
+        run_config={},
+        continued=False,
     )
-    return [CSVLogger(save_dir=tmp_path, name="", version=""), mirror]
+    return [Curves(tmp_path / "metrics.csv"), mirror]
 
 
 def page_in(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

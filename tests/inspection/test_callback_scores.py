@@ -5,7 +5,6 @@ import logging
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
 from perceiver.data.collate import collate
@@ -16,7 +15,7 @@ from perceiver.inspection.callback import AttentionCallback
 from perceiver.inspection.capture import capture
 from perceiver.inspection.truth import mean_scores, overlaps, truth_scores
 from perceiver.tasks.captioning import Captioning
-from perceiver.training.loggers import WandbMirror
+from perceiver.training.loggers import Curves, WandbMirror
 from perceiver.training.module import TrainingModule
 from tests.inspection.looks import observer
 from tests.inspection.models import look
@@ -121,9 +120,16 @@ def test_scores_reach_csv_and_wandb_with_the_panels_in_one_row(tmp_path, monkeyp
     for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):  # set by the logger, and to be undone
         monkeypatch.setenv(name, str(tmp_path))
     mirror = WandbMirror(
-        project="p", name=None, group=None, tags=[], mode="offline", run_dir=str(tmp_path), run_config={}
+        project="p",
+        name=None,
+        group=None,
+        tags=[],
+        mode="offline",
+        run_dir=str(tmp_path),
+        run_config={},
+        continued=False,
     )
-    table = CSVLogger(save_dir=tmp_path, name="", version="")
+    table = Curves(tmp_path / "metrics.csv")
     callback = attention(2)
     fit(tmp_path, callback, boxes=True, max_epochs=4, logger=[table, mirror])
     mirror.close(0)
@@ -194,9 +200,16 @@ def test_words_and_strips_reach_the_event_csv_and_wandb(tmp_path, monkeypatch):
     for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):  # set by the logger, and to be undone
         monkeypatch.setenv(name, str(tmp_path))
     mirror = WandbMirror(
-        project="p", name=None, group=None, tags=[], mode="offline", run_dir=str(tmp_path), run_config={}
+        project="p",
+        name=None,
+        group=None,
+        tags=[],
+        mode="offline",
+        run_dir=str(tmp_path),
+        run_config={},
+        continued=False,
     )
-    table = CSVLogger(save_dir=tmp_path, name="", version="")
+    table = Curves(tmp_path / "metrics.csv")
     callback = attention(2)
     fit(tmp_path, callback, texts=True, boxes=True, max_epochs=2, logger=[table, mirror])
     mirror.close(0)

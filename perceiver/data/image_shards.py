@@ -1,0 +1,50 @@
+"""Images in tars, each of one class; how these are laid out is told in `perceiver.data.shard_dataset`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from perceiver.data.base import OnError
+from perceiver.data.image_folder import EXTENSIONS
+from perceiver.data.images import ImageAugment, ImageDataset
+from perceiver.data.shard_dataset import ShardDataset
+from perceiver.data.shards import ShardSample
+
+
+class ImageShards(ShardDataset, ImageDataset):
+    """Images in tars.
+
+    Args:
+        root, num_classes, val_fraction, test_fraction: see `ShardDataset`.
+        on_error, image_size, channels, augment: see `ImageDataset`.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str,
+        num_classes: int,
+        on_error: OnError,
+        image_size: int | Sequence[int],
+        channels: int,
+        augment: ImageAugment | None,
+        val_fraction: float,
+        test_fraction: float,
+    ) -> None:
+        super().__init__(
+            root=root,
+            num_classes=num_classes,
+            on_error=on_error,
+            image_size=image_size,
+            channels=channels,
+            augment=augment,
+            val_fraction=val_fraction,
+            test_fraction=test_fraction,
+            endings=EXTENSIONS,
+            kind="image",
+        )
+
+    def labels(self, sample: ShardSample) -> Sequence[int]:
+        return [self.label(sample)]
+
+    def targets(self, sample: ShardSample) -> dict[str, Any]:
+        return {"label": self.label(sample)}

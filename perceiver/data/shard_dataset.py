@@ -1,0 +1,287 @@
+"""What data sets of shards share: which tars are those of a stage, and what of a sample says what is true of it.
+
+    root/train-000000.tar …   root/val-000000.tar …   root/test-000000.tar …   or in folders: root/train/*.tar …
+    root/classes.txt          a class a line; without it they are called as they are numbered
+
+Of each stage the spellings of `perceiver.data.folders` count. Without tars of its own a share of the training samples
+is for validation, and another for testing, always the same. Next to what is read, each sample has one of
+
+    .cls    the number of its class                 .json   {"label": 3}, {"tags": [3, 5]} or {"captions": ["…", "…"]}
+    .txt    a caption a line
+
+All else in it is left alone.
+"""
+
+import logging
+import re
+from abc import abstractmethod
+from collections.abc import Collection, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+
+from perceiver.data.base import FileDataset, FileSplit, UnreadableError, stratified_split
+from perceiver.data.captions import tidy, with_caption
+from perceiver.data.characters import fault_in
+from perceiver.data.folders import STAGE_FOLDERS, first_few
+from perceiver.data.shards import Member, ShardSample, TarShards
+from perceiver.data.text_file import Entry, read_text
+from perceiver.types import Sample, Stage
+
+TAR = re.compile(r"\.(tar|tar\.(gz|bz2|xz|zst|lz4)|tgz)\Z", re.IGNORECASE)
+"""The ending of a tar; one that is compressed is refused later, not overlooked."""
+
+log = logging.getLogger(__name__)
+
+
+class ShardDataset(FileDataset):
+    """Samples in tars; a base that comes before the one for what is in them.
+
+    Args:
+        root: the folder that the tars are in.
+        num_classes: how many there are; 0 for none.
+        val_fraction, test_fraction: share of the training samples kept for validation and for testing, where there are
+            no tars for it; 0 for none. They are balanced over classes where each sample has one.
+        endings: of the files that are read, in lower case.
+        kind: what such a file is called in messages.
+        options: keywords of the other base.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str,
+        num_classes: int,
+        val_fraction: float,
+        test_fraction: float,
+        endings: Collection[str],
+        kind: str,
+        **options: Any,
+    ) -> None:
+        super().__init__(num_classes=num_classes, **options)
+        for name, value in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
+            if not 0.0 <= value < 1.0:
+                raise ValueError(f"{name}={value} must be in [0, 1)")
+        self.root = Path(root).expanduser()
+        self.val_fraction = val_fraction
+        self.test_fraction = test_fraction
+        self.endings = endings
+        self.kind = kind
+        self._shards: dict[Stage, TarShards] = {}
+
+    @abstractmethod
+    def labels(self, sample: ShardSample) -> Sequence[int]:
+        """The classes of a sample.
+
+        Raises:
+            UnreadableError: what says so is missing or makes no sense.
+        """
+
+    @abstractmethod
+    def targets(self, sample: ShardSample) -> dict[str, Any]:
+        """What is true of a sample: `label`, `tags` or `references`; errors as in `labels`."""
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes.
+
+        Raises:
+            UnreadableError: a line of classes.txt is empty.
+            ValueError: it has not `num_classes` lines.
+        """
+        path = self.root / "classes.txt"
+        if not self.num_classes or not path.is_file():
+            return [str(label) for label in range(self.num_classes)]
+        names = [tidy(line) for line in read_text(path).removesuffix("\n").split("\n")]
+        if "" in names:
+            raise UnreadableError(f"{path}: line {names.index('') + 1}: there is no class in it")
+        if len(names) != self.num_classes:
+            raise ValueError(f"num_classes={self.num_classes}, but {path} has {len(names)} classes: {first_few(names)}")
+        return names
+
+    def split(self, stage: Stage) -> "ShardSplit | None":
+        """The samples of a stage, or None if it has none.
+
+        Raises:
+            FileNotFoundError: there are no tars to train on.
+            UnreadableError: a tar is damaged.
+        """
+        indices = self._parts.get(stage)
+        if indices is None or not len(indices):
+            return None
+        return ShardSplit(self, self._shards.get(stage) or self._shards["train"], indices, train=stage == "train")
+
+    @cached_property
+    def _parts(self) -> dict[Stage, Int64[np.ndarray, " samples"]]:
+        """The numbers of each stage's samples among those in its tars, or else in those for training."""
+        tars = stage_tars(self.root)
+        self._shards = {stage: TarShards(paths) for stage, paths in tars.items()}
+        parts = {stage: np.arange(len(shards)) for stage, shards in self._shards.items()}
+        fractions: dict[Stage, float] = {"test": self.test_fraction, "val": self.val_fraction}
+        if missing := {stage: share for stage, share in fractions.items() if stage not in parts and share}:
+            labels = self._single_labels(self._shards["train"])
+            for stage, share in missing.items():
+                rest, part = stratified_split(labels[parts["train"]], share, seed=0)
+                parts[stage], parts["train"] = parts["train"][part.numpy()], parts["train"][rest.numpy()]
+        return parts
+
+    def _single_labels(self, shards: TarShards) -> torch.Tensor:
+        """The class of each sample that has one, otherwise -1."""
+        labels = torch.full((len(shards),), -1)
+        for index in range(len(shards) if self.num_classes else 0):
+            found = self.classes_of(shards[index])
+            labels[index] = found[0] if len(found) == 1 else -1
+        return labels
+
+    def classes_of(self, sample: ShardSample) -> Sequence[int]:
+        """The classes of a sample; none where it does not say so as it should, which is told when it is read."""
+        try:
+            return self.labels(sample)
+        except UnreadableError:
+            return ()
+
+    def label(self, sample: ShardSample) -> int:
+        """The one class of a sample; errors as in `labels`."""
+        if member := sample.members.get("cls"):
+            text = read_text(member).strip()
+            if not re.fullmatch("[0-9]{1,18}", text):
+                raise UnreadableError(f"{member}: {text[:40]!r} is not the number of a class")
+            return self._checked(int(text), sample)
+        return self._checked(self._json(sample, ".cls and no ").value("label", int), sample)
+
+    def tags(self, sample: ShardSample) -> list[int]:
+        """All classes of a sample; errors as in `labels`."""
+        entry = self._json(sample)
+        tags = entry.value("tags", list)
+        if wrong := [tag for tag in tags if type(tag) is not int]:
+            raise entry.error(f"tags: {str(wrong[0])[:40]!r} is not the number of a class")
+        if len(set(tags)) < len(tags):
+            raise entry.error("tags: a class is there twice")
+        return sorted(self._checked(tag, sample) for tag in tags)
+
+    def captions(self, sample: ShardSample) -> list[str]:
+        """What is said of a sample, tidied.
+
+        Raises:
+            UnreadableError: nothing is, or what says it is damaged.
+        """
+        if "txt" in sample.members:
+            texts = [line for line in read_text(sample.members["txt"]).split("\n") if tidy(line)]
+        else:
+            entry = self._json(sample, ".txt and no ")
+            texts = entry.value("captions", list)
+            if wrong := [text for text in texts if not isinstance(text, str) or not tidy(text)]:
+                raise entry.error(f"captions: {str(wrong[0])[:40]!r} is not a text")
+        if not texts:
+            raise sample.error("there is no caption in it")
+        if fault := next(filter(None, map(fault_in, texts)), None):
+            raise sample.error(f"a caption: {fault}")
+        return [tidy(text) for text in texts]
+
+    def _json(self, sample: ShardSample, without: str = "") -> Entry:
+        if "json" not in sample.members:
+            there = first_few([f".{ending}" for ending in sample.members])
+            raise sample.error(f"no {without}.json in it; there are: {there}")
+        return Entry.read(sample.members["json"])
+
+    def _checked(self, label: int, sample: ShardSample) -> int:
+        if not 0 <= label < self.num_classes:
+            raise sample.error(f"class {label}: they are numbered from 0 to {self.num_classes - 1}")
+        return label
+
+
+class ShardCaptions(ShardDataset):
+    """Samples with captions in tars; a base as `ShardDataset`. Arguments as there."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(num_classes=0, **options)
+
+    def labels(self, sample: ShardSample) -> Sequence[int]:
+        return ()
+
+    def targets(self, sample: ShardSample) -> dict[str, Any]:
+        return {"references": self.captions(sample)}
+
+    def texts(self) -> Iterator[str]:
+        """All captions of the training samples; what is unreadable is left out where `on_error` is `skip`."""
+        split = self.split("train")
+        for sample in (split.sample(index) for index in range(len(split))) if split else ():
+            try:
+                yield from self.captions(sample)
+            except UnreadableError:
+                if self.on_error == "raise":
+                    raise
+
+
+class ShardSplit(FileSplit):
+    """Samples of some shards, by their numbers in these."""
+
+    def __init__(
+        self, dataset: ShardDataset, shards: TarShards, indices: Int64[np.ndarray, " samples"], *, train: bool
+    ) -> None:
+        self.dataset = dataset
+        self.shards = shards
+        self.indices = indices
+        self.train = train
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        member, targets = self.file(index)
+        if "references" in targets:
+            targets = with_caption(targets, train=self.train)
+        id = f"{member.tar.relative_to(self.dataset.root)}/{member.name}"
+        return self.dataset.file_sample(member, targets, id, train=self.train)
+
+    def sample(self, index: int) -> ShardSample:
+        """The files of a sample."""
+        return self.shards[int(self.indices[index])]
+
+    def file(self, index: int) -> tuple[Member, dict[str, Any]]:
+        sample = self.sample(index)
+        return sample.only(self.dataset.endings, self.dataset.kind), self.dataset.targets(sample)
+
+    def classes_of(self, index: int) -> Sequence[int]:
+        return self.dataset.classes_of(self.sample(index))
+
+
+def stage_tars(root: Path) -> dict[Stage, list[Path]]:
+    """The tars of each stage that has any, in the order of their names.
+
+    Raises:
+        FileNotFoundError: there are none to train on.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"root={root}: no such folder")
+    found: dict[Stage, list[Path]] = {}
+    others: list[Path] = []
+    for path in sorted(root.iterdir()):
+        stage = _stage_of(path.name)
+        if path.is_dir() and stage and path.name.lower() in STAGE_FOLDERS[stage]:
+            found.setdefault(stage, []).extend(tar for tar in sorted(path.iterdir()) if _is_tar(tar))
+        elif _is_tar(path):
+            (found.setdefault(stage, []) if stage else others).append(path)
+    if others:
+        names = first_few([path.name for path in others])
+        log.warning("%s: ignored tars whose names begin with none of train, val and test: %s", root, names)
+    if not found.get("train"):
+        raise FileNotFoundError(f"root={root}: neither a train*.tar nor a folder train with tars in it")
+    return {stage: tars for stage, tars in found.items() if tars}
+
+
+def _is_tar(path: Path) -> bool:
+    return not path.name.startswith(".") and bool(TAR.search(path.name))
+
+
+def _stage_of(name: str) -> Stage | None:
+    """The stage that a name begins with: `train-0.tar`, `train_0.tar` and `train`, but not `trainval-0.tar`."""
+    word = re.match("[a-z]*", name.lower())
+    for stage, spellings in STAGE_FOLDERS.items():
+        if word and word[0] in spellings:
+            return stage
+    return None

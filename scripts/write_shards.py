@@ -1,0 +1,149 @@
+"""Any data set as shards: `uv run scripts/write_shards.py data=flickr8k data.root=PATH out=PATH [key=value]`.
+
+Writes the samples of all stages into tars that `data=image_shards`, `sound_shards`, `caption_shards` and
+`sound_caption_shards` read: files as they are, and what is made or lies in memory without loss (see
+`perceiver.data.shard_writer`). What cannot be read ends it, or is left out and named with `data.on_error=skip`.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+from rich.progress import Progress
+from torch.utils.data import DataLoader
+
+from perceiver.data.base import Dataset, OnError, UnreadableError
+from perceiver.data.shard_writer import Packed, Packing, ShardWriter
+from perceiver.data.shards import TarShards
+from perceiver.training.build import blamed_on, construct
+from perceiver.training.config import check_parts, register_resolvers
+from perceiver.training.errors import ConfigError, explained
+from perceiver.training.summary import console
+from perceiver.types import Stage
+
+STAGES: tuple[Stage, ...] = ("train", "val", "test")
+LONG = 1e6
+"""Seconds that no sound has: none is cut."""
+READ_BY = {
+    ("image", "label"): "image_shards",
+    ("image", "references"): "caption_shards",
+    ("audio", "label"): "sound_shards data.multi_label=false",
+    ("audio", "tags"): "sound_shards",
+    ("audio", "references"): "sound_caption_shards",
+}
+
+
+@explained
+@hydra.main(version_base="1.3", config_path="../conf", config_name="write_shards")
+@explained
+def main(cfg: DictConfig) -> None:
+    kept = kept_settings(cfg.data)
+    config = data_config(cfg)
+    out = Path(str(cfg.out)).expanduser()
+    dataset: Dataset = construct(config, "data")
+    if not isinstance(cfg.samples_per_shard, int):
+        raise ConfigError(f"samples_per_shard={cfg.samples_per_shard}: must be a whole number")
+    try:
+        writer = ShardWriter(out, samples_per_shard=cfg.samples_per_shard)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    rate = config["data"].get("clips", {}).get("sample_rate", 0)
+    reader = Reader(num_workers=cfg.loader.num_workers, on_error=dataset.on_error)
+    try:
+        with blamed_on(config, "data"):
+            dataset.prepare()
+            for stage in STAGES:
+                if (split := dataset.split(stage)) is not None:
+                    writer.write(stage, reader.packed(Packing(split, sample_rate=rate, check=cfg.check), stage))
+            if "train" not in writer.counts:
+                raise ConfigError("data: there are no training samples")
+            if names := dataset.class_names:
+                writer.write_text("classes.txt", "".join(f"{' '.join(name.split())}\n" for name in names))
+        writer.finish()
+    finally:
+        writer.abandon()
+    for stage, count in writer.counts.items():
+        shards = TarShards(sorted(out.glob(f"{stage}-*.tar")))
+        if len(shards) != count:
+            raise UnreadableError(f"{out}: not all samples of {stage} are in their shards")
+        console.print(f"{stage}: {count:,} samples in {len(shards.tars)} shards", soft_wrap=True)
+    for number, message in enumerate(reader.unreadable, start=1):
+        console.print(f"left out, number {number}: {message}", soft_wrap=True)
+    if reader.not_kept:
+        console.print(f"not kept: {', '.join(sorted(reader.not_kept))}", soft_wrap=True)
+    settings = [f"data={reader.choice}", f"data.root={out}", *kept]
+    settings += [f"data.num_classes={dataset.num_classes}"] if dataset.num_classes else []
+    settings += [f"data.{stage}_fraction=0" for stage in ("val", "test") if stage not in writer.counts]
+    console.print(f"uv run experiments/train.py … {' '.join(settings)}", soft_wrap=True)
+
+
+class Reader:
+    """The samples of any stage in their order, and what is to be said of them in the end.
+
+    Args:
+        num_workers: processes that read ahead; 0 for none.
+        on_error: what happens to what cannot be read, see `Dataset`.
+    """
+
+    def __init__(self, *, num_workers: int, on_error: OnError) -> None:
+        self.num_workers = num_workers
+        self.on_error = on_error
+        self.unreadable: list[str] = []
+        self.not_kept: set[str] = set()
+        self.choice = ""
+
+    def packed(self, packing: Packing, stage: Stage) -> Iterator[Packed]:
+        """The samples of a stage.
+
+        Raises:
+            UnreadableError: one cannot be read, and none may be skipped.
+            ConfigError: no data set would read it from a shard.
+        """
+        loader: DataLoader[Any] = DataLoader(packing, batch_size=None, num_workers=self.num_workers)
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+            for item in progress.track(loader, description=stage, total=len(packing)):
+                if isinstance(item, Packed):
+                    self.not_kept |= set(item.not_kept)
+                    self.choice = choice(item)
+                    yield item
+                elif self.on_error == "raise":
+                    raise item
+                else:
+                    self.unreadable.append(str(item))
+
+
+def choice(sample: Packed) -> str:
+    """The data set that reads shards of such samples."""
+    for name in sample.told:
+        if found := READ_BY.get((sample.modality, name)):
+            return found
+    told = " and ".join(sample.told) or "no targets"
+    raise ConfigError(f"data: {sample.id} is of {sample.modality} with {told}, which no data set reads from shards")
+
+
+def kept_settings(data: DictConfig) -> list[str]:
+    """What of the settings of a data set goes for its shards as well."""
+    keys = ("image_size", "channels", "clips.sample_rate", "clips.seconds", "clips.hop_seconds")
+    found = {key: OmegaConf.select(data, key) for key in keys}
+    return [f"data.{key}={str(value).replace(' ', '')}" for key, value in found.items() if value is not None]
+
+
+def data_config(cfg: DictConfig) -> dict[str, Any]:
+    """The checked config of the data alone, without what is random in training and what cuts sounds."""
+    register_resolvers()
+    for key, value in (("augment", None), ("clips.augment", None), ("clips.log_mel", None)):
+        if OmegaConf.select(cfg.data, key) is not None:
+            OmegaConf.update(cfg.data, key, value)
+    if OmegaConf.select(cfg.data, "clips") is not None:
+        cfg.data.clips.seconds = cfg.data.clips.hop_seconds = LONG
+    if "tokenizer" in cfg.data:
+        raise ConfigError("data: texts are not written to shards; choose one of images or sounds")
+    config = {"data": OmegaConf.to_container(cfg.data, resolve=True, throw_on_missing=True)}
+    check_parts(config)
+    return config
+
+
+if __name__ == "__main__":
+    main()
