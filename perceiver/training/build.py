@@ -19,7 +19,7 @@ from lightning.pytorch.strategies import Strategy
 from torch import nn
 from torch.optim import Optimizer
 
-from perceiver.data.base import Dataset
+from perceiver.data.base import Dataset, refuse_special
 from perceiver.data.module import DataModule
 from perceiver.decoders.base import Decoder
 from perceiver.inspection.look import Observer
@@ -88,7 +88,8 @@ def build(config: dict[str, Any], learned: Learned | None = None) -> Parts:
             learned = learn(dataset, tokenizer)
             data.train_samples  # noqa: B018  (what is wrong on disk is found now)
     elif tokenizer is not None and learned.vocabulary is not None:
-        tokenizer.restore(learned.vocabulary)
+        with blamed_on(config, "tokenizer"):
+            tokenizer.restore(learned.vocabulary)
     if tokenizer is not None:
         check_room(config, tokenizer)
     model: Perceiver = construct(config, "model")
@@ -224,6 +225,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     if not path.exists():
         raise ConfigError(f"{path}: no such checkpoint")
+    refuse_special(path)
     if problem := damage(path):
         raise ConfigError(f"{path}: the file is damaged or no checkpoint ({problem})")
     try:
@@ -232,15 +234,36 @@ def read_checkpoint(path: Path) -> Checkpoint:
         learned = Learned(description["class_names"], description.get("vocabulary"))
         step, epoch = int(content["global_step"]) - 1, int(content["epoch"])
         checkpoint = Checkpoint(description["config"], learned, content["state_dict"], step, epoch)
+        check_kinds(checkpoint)
+        named = [str(node["_target_"]) for _, node in targets(checkpoint.config)]
     except Exception as error:  # damaged files raise anything; the message of a refused one is pages long
         problem = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ConfigError(f"{path}: not a readable checkpoint of a run ({problem})") from error
-    for target in (str(node["_target_"]) for _, node in targets(checkpoint.config)):
+    for target in named:
         if not is_trusted(target):
             raise ConfigError(
                 f"{path}: its config builds {target!r}, which is no class of {', '.join(TRUSTED_PACKAGES)}"
             )
     return checkpoint
+
+
+def check_kinds(checkpoint: Checkpoint) -> None:
+    """Hold what a file says against what it should be.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    learned = checkpoint.learned
+    for name, fits in {
+        "config": isinstance(checkpoint.config, dict),
+        "class_names": isinstance(learned.class_names, list) and all(isinstance(n, str) for n in learned.class_names),
+        "vocabulary": isinstance(learned.vocabulary, str | None),
+        "state_dict": isinstance(checkpoint.state, dict)
+        and all(isinstance(value, torch.Tensor) for value in checkpoint.state.values()),
+        "global_step and epoch": min(checkpoint.step, checkpoint.epoch) >= 0,
+    }.items():
+        if not fits:
+            raise ValueError(f"its {name} is none")
 
 
 def is_trusted(target: str) -> bool:
