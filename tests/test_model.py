@@ -284,6 +284,7 @@ class TestSound:
             assert name.endswith("key.bias") or (parameter.grad != 0).any(), name
 
 
+@pytest.mark.slow
 def test_compiling_a_model_of_sound_changes_no_output():
     model = small_perceiver(
         encoders={"audio": audio_encoder(), "wave": waveform_encoder()},

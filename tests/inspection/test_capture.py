@@ -310,6 +310,7 @@ def test_training_goes_on_bit_for_bit_as_without_a_look(looks, precision):
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+@pytest.mark.slow
 def test_compiled_models_give_the_same_maps_and_are_not_compiled_again():
     model = perceiver_io(schedule=Schedule(num_cross_attends=1, num_blocks=1, num_self_attends=1)).train()
     inputs, eager = small_inputs(), deepcopy(model)

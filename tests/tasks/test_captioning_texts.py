@@ -190,6 +190,7 @@ class TestAnyModality:
         assert learn(TASK, model, batch) < 0.1
         assert [one["caption"] for (one,) in TASK.predictions(model.eval(), batch, [], 1)] == SENTENCES[:5]
 
+    @pytest.mark.slow
     def test_bytes_will_do_as_well(self):
         task = captioning(tokenizer=ByteTokenizer(vocab_size=262, max_length=41))
         model, batch = model_of({"image": image_encoder()}, vocab_size=262, max_length=41), images(5)
