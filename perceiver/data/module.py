@@ -2,8 +2,10 @@
 
 import ctypes
 import logging
+import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -205,13 +207,16 @@ class DataModule(LightningDataModule):
         )
         if train and self.drop_last and len(sampler) < self.batch_size:
             raise ValueError(f"batch_size={self.batch_size} with drop_last leaves no batch of {len(sampler)} samples")
+        batches: dict[str, Any] = {"batch_size": self.batch_size, "sampler": sampler}
+        if len(sampler) == 0 < len(split):
+            batches = {"batch_sampler": [[]]}  # the other processes have some, and would wait for this one
+        elif train:
+            batches["drop_last"] = self.drop_last
         return DataLoader(
             _KeyedSplit(split, self.seed),
-            batch_size=self.batch_size,
-            sampler=sampler,
+            **batches,
             num_workers=self.num_workers,
             collate_fn=_collate_readable,
-            drop_last=train and self.drop_last,
             pin_memory=self.pin_memory,
             persistent_workers=self.num_workers > 0,
             worker_init_fn=_begin_worker,
@@ -261,12 +266,21 @@ class _KeyedSplit(TorchDataset[Sample | UnreadableError]):
 
 
 def _begin_worker(number: int) -> None:
-    """A reading process ends with the one that reads for, however that ends, and leaves signals to it."""
+    """A reading process ends with the one that it reads for, however that ends, and leaves others' signals to it."""
     if sys.platform == "linux":
         die_with_parent = 1  # PR_SET_PDEATHSIG
         ctypes.CDLL(None).prctl(die_with_parent, signal.SIGKILL)
-    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_asked_by, args=(os.getppid(),), daemon=True).start()
+    for name in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(name, signal.SIG_IGN)
+
+
+def _end_when_asked_by(process: int) -> None:
+    """End on this process's SIGTERM, and nobody else's: it waits for one that hangs, else for ever."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != process:
+        pass
+    os._exit(128 + signal.SIGTERM)
 
 
 def _collate_readable(items: Sequence[Sample | UnreadableError]) -> Batch:

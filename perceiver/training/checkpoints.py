@@ -16,18 +16,18 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from torch import Tensor
 
 from perceiver.processes import greatest
 from perceiver.training.errors import ConfigError
 from perceiver.training.loggers import Curves
-from perceiver.training.module import DivergedError
 from perceiver.training.signals import EndedBySignal, Ending
 from perceiver.types import Batch
 
 log = logging.getLogger(__name__)
 
-LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+BEST, LAST, PREVIOUS, NEXT = "best.ckpt", "last.ckpt", "previous.ckpt", "next.ckpt"
 MAX_FAILURES = 3
 """So many checkpoints in a row may fail to be written before the run ends."""
 
@@ -37,7 +37,7 @@ def damage(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             record = archive.testzip()
-    except (OSError, zipfile.BadZipFile, EOFError, ValueError, RuntimeError, NotImplementedError) as error:
+    except Exception as error:  # a flipped bit has zipfile raise anything
         return str(error) or type(error).__name__
     return f"the checksum of {record} does not fit" if record else None
 
@@ -71,9 +71,7 @@ class DurableIO(TorchCheckpointIO):
             self.failures += 1
             problem = f"{path} could not be written ({str(error).strip().splitlines()[0]})"
             if self.failures >= MAX_FAILURES:
-                raise ConfigError(
-                    f"{problem}, the {self.failures}th time in a row; the ones before are kept"
-                ) from error
+                raise ConfigError(f"{problem}, nor could {self.failures - 1} before it; older ones are kept") from error
             log.warning("%s; the one before is kept, and training goes on", problem)
 
 
@@ -85,6 +83,23 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps `best.ckpt`; of a run whose directory was moved it goes on with the one that moved along.
+
+    Lightning would take the next one for the best, whatever came before the move.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        assert self.dirpath is not None
+        before, here = state_dict.get("dirpath"), str(Path(self.dirpath) / BEST)
+        if before not in (None, self.dirpath) and Path(here).exists():
+            score = state_dict["best_model_score"]
+            known = {} if self.monitor is None or score is None else {here: score}
+            state_dict = state_dict | {"dirpath": self.dirpath, "best_model_path": here, "best_k_models": known}
+            state_dict["kth_best_model_path"] = here if known else ""
+        super().load_state_dict(state_dict)
 
 
 class LastCheckpoint(Checkpoint):
@@ -121,6 +136,7 @@ class LastCheckpoint(Checkpoint):
         self.seconds = None if every_n_minutes is None else 60.0 * every_n_minutes
         self._saved_at = time.monotonic()
         self._saved_step = self._step = -1
+        self._within_step = False
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.curves.rows}
@@ -134,9 +150,13 @@ class LastCheckpoint(Checkpoint):
         for stopping in trainer.early_stopping_callbacks:
             trainer.should_stop |= stopping.stopped_epoch > 0  # it had stopped before
 
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        self._within_step = True
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
+        self._within_step = False
         if trainer.global_step == self._step:
             return  # gradients are being accumulated
         self._step = trainer.global_step
@@ -177,25 +197,33 @@ class LastCheckpoint(Checkpoint):
         self._end_if_asked(trainer)
         self.ending.rest()
 
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.ending.listen(at_once=True)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.ending.rest()
+
     def _end_if_asked(self, trainer: Trainer) -> None:
         (signal,) = greatest(self.ending.signal)
         if signal:
             self.ending.end(signal, trainer.global_step)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        between_steps = trainer.training and 0 < trainer.global_step == self._step
-        unspoilt = not isinstance(exception, DivergedError | EndedBySignal)
-        # Of several processes, one that fails alone would wait for the others for ever.
-        if between_steps and unspoilt and trainer.world_size == 1 and trainer.accumulate_grad_batches == 1:
-            self._save(trainer)
-        self.ending.rest()
+        between_steps = trainer.training and 0 < trainer.global_step == self._step and not self._within_step
+        unspoilt = not isinstance(exception, ConfigError | EndedBySignal)
+        try:
+            # Of several processes, one that fails alone would wait for the others for ever.
+            if between_steps and unspoilt and trainer.world_size == 1 and trainer.accumulate_grad_batches == 1:
+                self._save(trainer)
+        finally:
+            self.ending.rest()
 
     def _save(self, trainer: Trainer) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         for logger in trainer.loggers:
             logger.save()
-        new = self.folder / "next.ckpt"
+        new = self.folder / NEXT
         trainer.save_checkpoint(new, weights_only=False)
         if trainer.is_global_zero and new.exists():
             with suppress(FileNotFoundError):

@@ -32,6 +32,7 @@ from omegaconf.errors import (
 
 from perceiver.data.base import UnreadableError
 from perceiver.data.module import PositionError
+from perceiver.training.signals import INTERRUPTED
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -169,6 +170,12 @@ def explained(function: Callable[P, T]) -> Callable[P, T | None]:
             sentence = _misused_group(error)
             if sentence is None:
                 raise
+        except RuntimeError as error:
+            if '"srun"' not in str(error):
+                raise
+            sentence = "launcher=slurm: there is no srun on this machine; submit from one of the cluster's"
+        except KeyboardInterrupt:
+            sys.exit(INTERRUPTED)
         if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
             print(f"error: {sentence}", file=sys.stderr)  # noqa: T201  (the other runs of the sweep go on)
             return None

@@ -36,7 +36,7 @@ def run_name() -> str:
         ConfigError: several machines have nothing in common by which to name it.
     """
     environment = os.environ
-    if SLURMEnvironment.detect():
+    if is_slurm():
         return "slurm_" + ".".join(filter(None, (environment["SLURM_JOB_ID"], environment.get("SLURM_STEP_ID"))))
     rendezvous = environment.get("TORCHELASTIC_RUN_ID")
     if rendezvous is None:
@@ -55,6 +55,11 @@ def _began(process: int) -> datetime:
     return datetime.fromtimestamp(int(machine["btime"]) + ticks / os.sysconf("SC_CLK_TCK"))
 
 
+def is_slurm() -> bool:
+    """Whether SLURM itself has started the processes of the run; it may also have started torchrun, which did."""
+    return SLURMEnvironment.detect() and "TORCHELASTIC_RUN_ID" not in os.environ
+
+
 def is_restarted() -> bool:
     """Whether SLURM or torchrun start the run once more, after it was ended from outside."""
     return any(int(os.environ.get(name) or 0) > 0 for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
@@ -65,6 +70,8 @@ def continuing(main: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(main)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        if is_started_by_first():
+            die_with_parent()
         sys.argv[1:] = with_run(sys.argv[1:])
         return main(*args, **kwargs)
 
@@ -105,7 +112,7 @@ def quoted(path: Path) -> str:
 
 def environment_plugins() -> list[Any]:
     """What the trainer is told of SLURM: that signals are ours to hear."""
-    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+    return [SLURMEnvironment(auto_requeue=False)] if is_slurm() else []
 
 
 def needs_processes_of_its_own(trainer: Trainer) -> bool:
@@ -145,6 +152,13 @@ def die_with_parent() -> None:
     """Have this process asked to end when the one that started it is no more."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        if os.getppid() == 1:  # it was gone before
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def is_started_by_first() -> bool:
+    """Whether the run's first process, or Lightning in it, has started this one."""
+    return os.environ.get("LOCAL_RANK", "0") != "0" and "TORCHELASTIC_RUN_ID" not in os.environ
 
 
 def leave_last(seconds: float = 600.0) -> None:
@@ -152,7 +166,7 @@ def leave_last(seconds: float = 600.0) -> None:
 
     Lightning kills that one as soon as another ends with an error, though all of them end for the same reason.
     """
-    if "LOCAL_RANK" not in os.environ or os.environ["LOCAL_RANK"] == "0" or "TORCHELASTIC_RUN_ID" in os.environ:
+    if not is_started_by_first():
         return
     parent, until = os.getppid(), time.monotonic() + seconds
     while os.getppid() == parent and time.monotonic() < until:

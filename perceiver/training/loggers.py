@@ -3,6 +3,7 @@
 import csv
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -94,7 +95,12 @@ class Curves(Logger):
                 part.replace(self.path)
                 self._columns = columns
             elif self._waiting:
-                self._write(self.path, "a", self._columns, self._waiting)
+                size = self.path.stat().st_size
+                try:
+                    self._write(self.path, "a", self._columns, self._waiting)
+                except OSError:
+                    os.truncate(self.path, size)  # what did find room would come twice
+                    raise
             self._waiting = []
         except OSError as error:
             log.warning("%s: %s; its newest rows wait for a better time", self.path, error.strerror)
@@ -152,7 +158,7 @@ class WandbMirror(WandbLogger):
             tags=tags,
             mode=_possible_mode(mode),
             save_dir=folder,
-            id=self._id_file.read_text().strip() if continued and self._id_file.is_file() else generate_id(),
+            id=(_id_in(self._id_file) if continued else None) or generate_id(),
             config=dict(run_config),
             settings=wandb.Settings(
                 init_timeout=INIT_TIMEOUT_SECONDS, finish_timeout=FINISH_TIMEOUT_SECONDS, silent=True
@@ -212,6 +218,14 @@ class WandbMirror(WandbLogger):
                 log.warning(
                     "W&B failed %d times (%r) and is off now; the run directory has everything", self.failures, error
                 )
+
+
+def _id_in(path: Path) -> str | None:
+    """The id of a W&B run that a file holds, if it holds one."""
+    with suppress(OSError, UnicodeDecodeError):
+        found = re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", path.read_text().strip())
+        return found and found[0]
+    return None
 
 
 def _possible_mode(mode: str) -> str:

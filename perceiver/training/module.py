@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -29,6 +29,14 @@ class DivergedError(ConfigError):
     """The loss or its gradient is not a number any more; no step was taken with it."""
 
 
+class Part(NamedTuple):
+    """A batch of the gradient that is being accumulated: the loss over all processes, this one's, and its samples."""
+
+    of_all: Float[Tensor, ""]
+    loss: Float[Tensor, ""]
+    ids: list[str]
+
+
 OnNonfinite: TypeAlias = Literal["stop", "skip"]
 MAX_SKIPPED_IN_A_ROW = 50
 """A run that skips so many optimizer steps one after the other learns nothing any more."""
@@ -42,6 +50,7 @@ class TrainingModule(LightningModule):
 
     Attributes:
         progress: what was measured at the last training step, by the name under which it is logged.
+        measured: the newest metrics of training and validation, which a run that is continued goes on with.
         skipped: optimizer steps left out so far.
 
     Args:
@@ -72,9 +81,10 @@ class TrainingModule(LightningModule):
         self.description = description
         self.on_nonfinite = on_nonfinite
         self.progress: dict[str, Tensor | float] = {}
+        self.measured: dict[str, float] = {}
         self.skipped = 0
         self._skipped_in_a_row = 0
-        self._since_step: list[tuple[Float[Tensor, ""], list[str]]] = []
+        self._since_step: list[Part] = []
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""] | None:
         read = len(batch) > 0
@@ -87,13 +97,12 @@ class TrainingModule(LightningModule):
         outputs = self.task.merged(self.task.outputs(self.model, batch), batch)
         loss = self.task.loss(outputs, batch)
         share, of_all = self._together(loss.detach(), self.task.num_terms(batch) if read else 0)
-        if self.on_nonfinite == "skip" and not of_all.isfinite():
-            self._skip()
-            return None  # all processes do
-        self._since_step.append((of_all, batch.ids if read else []))
-        if read:
+        self._since_step.append(Part(of_all, loss.detach(), batch.ids if read else []))
+        counts = self.on_nonfinite == "stop" or bool(of_all.isfinite())  # else the step is left out
+        if read and counts:
             self.task.update("train", outputs, loss, batch)
-        self.progress["train/loss_step"] = of_all
+        if counts:
+            self.progress["train/loss_step"] = of_all
         self.log("train/loss_step", of_all, prog_bar=True, logger=False, batch_size=len(batch))
         return loss * share + self._of_unread(batch)
 
@@ -132,7 +141,7 @@ class TrainingModule(LightningModule):
         norm = undivided(sharded_norm)
         losses, self._since_step = self._since_step, []
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # leaves out such steps by itself
-        finite = torch.stack([loss.isfinite() for loss, _ in losses] + [norm.isfinite()] * (not scaled)).all()
+        finite = torch.stack([part.of_all.isfinite() for part in losses] + [norm.isfinite()] * (not scaled)).all()
         if not finite:
             if self.on_nonfinite == "stop":
                 raise self._diverged(losses)
@@ -158,16 +167,18 @@ class TrainingModule(LightningModule):
         self.progress["train/skipped"] = float(self.skipped)
         if self._skipped_in_a_row > MAX_SKIPPED_IN_A_ROW:
             raise DivergedError(
-                f"{self._skipped_in_a_row} batches in a row had a loss or gradient that was not finite and were left "
+                f"{self._skipped_in_a_row} steps in a row had a loss or gradient that was not finite and were left "
                 f"out, up to step {self.trainer.global_step}: training diverged; try a lower optimizer.lr"
             )
 
-    def _diverged(self, losses: Sequence[tuple[Float[Tensor, ""], list[str]]]) -> DivergedError:
-        """What to raise, with the names of the samples left in `nonfinite.json`."""
+    def _diverged(self, losses: Sequence[Part]) -> DivergedError:
+        """What to raise, with the names left in `nonfinite.json` of the samples whose loss it is, or of all."""
         step = self.trainer.global_step
-        ids = [sample for part in gathered([sample for _, ids in losses for sample in ids]) for sample in part]
+        own = [(sample, bool(part.loss.isfinite())) for part in losses for sample in part.ids]
+        read = [one for of_process in gathered(own) for one in of_process]
+        ids = [sample for sample, finite in read if not finite] or [sample for sample, _ in read]
         path = Path(self.trainer.default_root_dir) / "nonfinite.json"
-        value = ", ".join(dict.fromkeys(f"{float(loss):g}" for loss, _ in losses))
+        value = ", ".join(dict.fromkeys(f"{float(part.of_all):g}" for part in losses))
         told = {"step": step, "epoch": self.current_epoch, "loss": value, "samples": ids}
         if self.trainer.is_global_zero:
             with suppress(OSError):  # a full disk must not hide why the run ends
@@ -177,6 +188,24 @@ class TrainingModule(LightningModule):
             f"{path} names the samples. Try a lower optimizer.lr, trainer.gradient_clip_val=1.0, "
             "or on_nonfinite=skip, which leaves out such steps"
         )
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """Buffers: DDP would hand them on with every batch, of which not all processes validate equally many."""
+        return [name for name, _ in self.named_buffers()]
+
+    def _share_statistics(self) -> None:
+        """Evaluate with the running statistics of the first process (batch norm), which are those that are saved."""
+        if self.trainer.world_size > 1:
+            for buffer in self.model.buffers():
+                if buffer.is_floating_point():
+                    torch.distributed.broadcast(buffer, src=0)
+
+    def on_validation_epoch_start(self) -> None:
+        self._share_statistics()
+
+    def on_test_epoch_start(self) -> None:
+        self._share_statistics()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate("val", batch)
@@ -210,6 +239,8 @@ class TrainingModule(LightningModule):
         for name, value in values.items():
             prog_bar = stage != "test" and name in shown
             self.log(f"{stage}/{name}", value, prog_bar=prog_bar, logger=stage != "train")
+        if stage != "test":
+            self.measured |= {f"{stage}/{name}": float(value) for name, value in values.items()}
         if stage == "train":  # now, so that the checkpoint that follows has it behind it
             log_now(self.trainer, {f"{stage}/{name}": value for name, value in values.items()})
         metrics.reset()
@@ -241,9 +272,12 @@ class TrainingModule(LightningModule):
         checkpoint["description"] = self.description
         checkpoint["counted"] = gathered(counted)
         checkpoint["skipped"] = self.skipped
+        checkpoint["measured"] = self.measured
+        checkpoint["progress"] = {name: float(value) for name, value in self.progress.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.skipped = checkpoint.get("skipped", 0)
+        self.measured, self.progress = (dict(checkpoint.get(name, {})) for name in ("measured", "progress"))
         # What each process had counted of the epoch; of one that is no more, another takes it over.
         metrics = dict(self.task.metrics("train").items(keep_base=True))
         for counted in checkpoint.get("counted", [])[self.trainer.global_rank :: self.trainer.world_size]:

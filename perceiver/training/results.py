@@ -9,11 +9,14 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from perceiver.inspection.callback import AttentionCallback
 from perceiver.processes import gathered
 from perceiver.training.build import Parts, blamed_on
 from perceiver.training.loggers import WandbMirror
+from perceiver.training.module import TrainingModule
+from perceiver.training.signals import TERMINATED
 
 METRICS = "metrics.json"
 
@@ -34,11 +37,8 @@ def best_checkpoint(trainer: Trainer, folder: Path) -> Path | None:
 
 def final_metrics(trainer: Trainer) -> dict[str, float]:
     """Training and validation metrics of the last epoch, and what the last look at the attention measured."""
-    measured = {
-        name: float(value)
-        for name, value in trainer.callback_metrics.items()
-        if name.startswith(("train/", "val/")) and not name.endswith("_step")
-    }
+    assert isinstance(trainer.lightning_module, TrainingModule)
+    measured = dict(trainer.lightning_module.measured)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, AttentionCallback):
             measured |= callback.scores
@@ -50,7 +50,10 @@ def test(trainer: Trainer, parts: Parts, config: dict[str, Any]) -> dict[str, fl
     with blamed_on(config, "data"):
         if parts.data.splits["test"] is None:
             return {}
-    metrics = trainer.test(parts.module, datamodule=parts.data, verbose=False)
+    try:
+        metrics = trainer.test(parts.module, datamodule=parts.data, verbose=False)
+    except SIGTERMException as end:  # its status is that of success
+        raise SystemExit(TERMINATED) from end
     of_all = {name: float(value) for dataloader in metrics for name, value in dataloader.items()}
     of_classes = {f"test/{metric}/{row['class']}": value for row in class_rows(parts) for metric, value in row.items()}
     return of_all | {name: value for name, value in of_classes.items() if not isinstance(value, str)}
@@ -82,7 +85,15 @@ def write_metrics(metrics: Mapping[str, float], path: Path) -> None:
     """Write metrics as one flat JSON object, sorted by name; null stands for what is not defined."""
     path.parent.mkdir(parents=True, exist_ok=True)
     finite = {name: value if math.isfinite(value) else None for name, value in sorted(metrics.items())}
-    path.write_text(json.dumps(finite, indent=2) + "\n")
+    part = path.with_suffix(".part")  # a run that is killed while it writes loses nothing that was there
+    part.write_text(json.dumps(finite, indent=2) + "\n")
+    part.replace(path)
+
+
+def written_metrics(path: Path) -> dict[str, float]:
+    """Metrics as they were written, if they were."""
+    written = json.loads(path.read_text()) if path.exists() else {}
+    return {name: math.nan if value is None else value for name, value in written.items()}
 
 
 def best_score(run_dir: Path) -> float | None:

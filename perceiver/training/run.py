@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from perceiver.inspection.explorer import PAGE
 from perceiver.training.build import Parts, blamed_on, construct, load_weights, read_checkpoint
 from perceiver.training.callbacks import StepLog, StepSeeds, TrainingClock
-from perceiver.training.checkpoints import LAST, DurableIO
+from perceiver.training.checkpoints import BEST, LAST, NEXT, BestCheckpoint, DurableIO
 from perceiver.training.config import resolved
 from perceiver.training.errors import USER_ERRORS, ConfigError, one_line
 from perceiver.training.launch import environment_plugins, leave_last, needs_processes_of_its_own, run_apart
@@ -35,6 +35,7 @@ from perceiver.training.results import (
     test,
     unreadable,
     write_metrics,
+    written_metrics,
 )
 from perceiver.training.sharding import is_sharded
 from perceiver.training.signals import INTERRUPTED, TERMINATED, EndedBySignal
@@ -84,11 +85,14 @@ def train(cfg: DictConfig) -> float | None:
     exit_code = 1
     try:
         fit(trainer, parts, config, start)
-        metrics = final_metrics(trainer) | clock.metrics
+        before = {} if start is None else written_metrics(run_dir / METRICS)  # of a run that was at its end already
+        metrics = before | final_metrics(trainer) | clock.metrics
         checkpoints = trainer.checkpoint_callback
         assert isinstance(checkpoints, ModelCheckpoint)
         if checkpoints.best_model_score is not None:
             metrics[f"best/{checkpoints.monitor}"] = float(checkpoints.best_model_score)
+        if trainer.is_global_zero:
+            write_metrics(metrics, run_dir / METRICS)  # of a run that is killed while it is tested
         best = best_checkpoint(trainer, run_dir / "checkpoints")
         if best is not None:
             load_weights(parts.module, read_checkpoint(best), best)
@@ -131,7 +135,7 @@ def build_trainer(
     callbacks += [construct(config, f"callbacks.{name}") for name, node in chosen.items() if node is not None]
     if is_sharded(config["trainer"]) and any(isinstance(callback, WeightAveraging) for callback in callbacks):
         raise ConfigError("callbacks: a moving average of divided weights is not kept; leave out ema, or trainer=ddp")
-    for path in folder.glob("*.part"):  # of a process that was killed
+    for path in (*folder.glob("*.part"), folder / NEXT):  # of a process that was killed
         path.unlink(missing_ok=True)
     mirror = construct(
         config, "logger", run_dir=str(run_dir), continued=continued, run_config=config, _recursive_=False
@@ -152,8 +156,8 @@ def build_trainer(
 @rank_zero_only
 def discard_if_unused(run_dir: Path) -> None:
     """Remove a run directory that holds nothing but what Hydra puts there; not a sweep's, which counts its runs."""
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
-        return
+    if HydraConfig.get().mode == RunMode.MULTIRUN or "hydra.mode=RUN" in HydraConfig.get().overrides.hydra:
+        return  # the latter is of a run that a sweep does apart, or of one that goes on
     job = HydraConfig.get().job.name
     if {path.name for path in run_dir.iterdir()} <= {".hydra", f"{job}.log"}:
         shutil.rmtree(run_dir)
@@ -175,9 +179,9 @@ def checkpoint_callback(parts: Parts, config: Mapping[str, Any], folder: Path) -
     """`best.ckpt` by the task's validation metric, or the newest where nothing is validated."""
     settings = config["trainer"]
     validates = parts.data.splits["val"] is not None and settings.get("limit_val_batches") != 0
-    return ModelCheckpoint(
+    return BestCheckpoint(
         dirpath=folder,
-        filename="best",
+        filename=Path(BEST).stem,
         monitor=f"val/{parts.task.monitor}" if validates else None,
         mode=parts.task.monitor_mode,
         # After the training epoch, when all callbacks have seen the validation; unless there are several in an epoch.

@@ -12,13 +12,12 @@ from typing import Any
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from perceiver.attention import CrossBlock, SelfBlock
-from perceiver.decoders.text import TextLayer
 from perceiver.training.module import TrainingModule
 
-BLOCKS = (CrossBlock, SelfBlock, TextLayer)
+BLOCKS = (CrossBlock, SelfBlock)
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -51,7 +50,6 @@ class ShardedModule(TrainingModule):
                 if isinstance(block, BLOCKS) and not isinstance(block, FSDPModule):
                     fully_shard(block, mesh=mesh)
         fully_shard(self.model, mesh=mesh, reshard_after_forward=False)
-        register_fsdp_forward_method(self.model, "encode")
 
     @contextmanager
     def whole_weights(self) -> Iterator[None]:

@@ -45,14 +45,21 @@ class Ending:
             raise ValueError(f"grace_seconds={grace_seconds} must be more than 0")
         self.grace_seconds = grace_seconds
         self.signal = 0
+        self._at_once = False
         self._before: dict[int, Handler] = {}
         self._wires: tuple[socket.socket, socket.socket] | None = None
+        self._watching: threading.Thread | None = None
         self._deadline: threading.Timer | None = None
 
-    def listen(self) -> None:
-        """Hear signals from now on, in place of whoever heard them before."""
+    def listen(self, *, at_once: bool = False) -> None:
+        """Hear signals from now on, in place of whoever heard them before.
+
+        Args:
+            at_once: obey them at once, where there is nothing to save.
+        """
         if self._before or threading.current_thread() is not threading.main_thread():
             return
+        self._at_once = at_once
         for number in HEARD:
             self._before[number] = signal.signal(number, self._hear)
         if callable(signal.getsignal(signal.SIGUSR2)):  # somebody queues the job again who must be told afterwards
@@ -61,7 +68,8 @@ class Ending:
         self._wires = socket.socketpair()
         self._wires[1].setblocking(False)
         signal.set_wakeup_fd(self._wires[1].fileno(), warn_on_full_buffer=False)
-        threading.Thread(target=self._watch, args=(self._wires[0],), daemon=True).start()
+        self._watching = threading.Thread(target=self._watch, args=(self._wires[0],), daemon=True)
+        self._watching.start()
 
     def rest(self) -> None:
         """Hear no more; signals do what they did before."""
@@ -70,13 +78,22 @@ class Ending:
         self._before = {}
         if self._wires is not None:
             signal.set_wakeup_fd(-1)
+            self._wires[1].shutdown(socket.SHUT_RDWR)  # reading processes have it open, too
             self._wires[1].close()
             self._wires = None
+        if self._watching is not None:
+            self._watching.join()
+            self._watching = None
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT == self.signal:
             raise KeyboardInterrupt  # asked twice: now
         self.signal = number
+        if self._at_once:
+            raise EndedBySignal(INTERRUPTED if number == signal.SIGINT else TERMINATED)
 
     def end(self, number: int, step: int) -> None:
         """End the run, of which a checkpoint was just written.
@@ -104,11 +121,10 @@ class Ending:
         """End the process when its time is over after a signal."""
         with wire:
             while numbers := wire.recv(1):
-                if numbers[0] in HEARD:
+                if numbers[0] in HEARD and self._deadline is None:
                     self._deadline = threading.Timer(self.grace_seconds, os._exit, args=(TERMINATED,))
                     self._deadline.daemon = True
                     self._deadline.start()
-                    return
 
 
 @rank_zero_only
