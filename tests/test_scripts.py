@@ -7,7 +7,8 @@ from perceiver.training.build import construct
 from perceiver.training.config import resolved
 from perceiver.training.summary import count_parameters
 from scripts.benchmark_loader import verdict
-from tests.training.runs import CAPTIONING, SMALL, composed, script
+from scripts.kill_and_resume import differences
+from tests.training.runs import CAPTIONING, SMALL, composed, script, trained
 
 BENCHMARK = [*SMALL, "warmup=1", "steps=2"]
 
@@ -136,3 +137,26 @@ def test_a_mistake_ends_the_benchmark_of_looks_in_one_sentence(tmp_path, mistake
     assert ended.err.startswith(f"error: {mistake.partition('=')[0].split('.')[0]}")
     assert ended.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_at_random_moments_comes_to_the_same_end():
+    options = ["kills=3", "trainer.max_epochs=80", "trainer.limit_val_batches=1", "callbacks=[ema]"]
+    ended = script("scripts/kill_and_resume.py", *SMALL, *options)
+    assert ended.ok, ended.err
+    assert "3 times killed and continued, it came to the same end, to the last bit" in ended.out
+
+
+@pytest.mark.parametrize("option", ["kills=0", "kills=many", "kill_seed=-1"])
+def test_what_is_no_number_of_kills_is_said(option):
+    ended = script("scripts/kill_and_resume.py", option)
+    assert (ended.code, ended.err) == (1, f"error: {option}: must be a whole number, at least 1\n")
+
+
+@pytest.mark.slow
+def test_two_runs_that_differ_are_told_apart(tmp_path):
+    one, other = (trained(tmp_path / str(seed), f"seed={seed}", "trainer.max_epochs=1") for seed in (1, 2))
+    assert differences(one, one) == []
+    assert {"rows of metrics.csv", "val/loss", "weights of best.ckpt", "weights of last.ckpt"} <= {
+        *differences(one, other)
+    }

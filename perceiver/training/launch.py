@@ -4,6 +4,7 @@ import ctypes
 import functools
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from hydra.types import RunMode
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Trainer
 from omegaconf import OmegaConf
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from perceiver.training.errors import ConfigError
 
@@ -65,6 +67,25 @@ def is_restarted() -> bool:
     return any(int(os.environ.get(name) or 0) > 0 for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
 
 
+def meet_anew() -> None:
+    """Have processes that torchrun has started again on one machine meet at a port of their own.
+
+    The store in which it has them meet still holds the addresses of those before, to which gloo would connect for ever.
+    """
+    again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if again == "0" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    if os.environ["LOCAL_WORLD_SIZE"] != os.environ["WORLD_SIZE"]:
+        return
+    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    if os.environ["RANK"] == "0":
+        with socket.socket() as free:
+            free.bind(("", 0))
+            store.set(f"perceiver/{again}", str(free.getsockname()[1]))
+    port = store.get(f"perceiver/{again}").decode()
+    os.environ |= {"MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": "False"}
+
+
 def continuing(main: Callable[P, T]) -> Callable[P, T]:
     """A Hydra main for which `run=DIR` stands for the overrides of the run in there, and for going on with it there."""
 
@@ -72,6 +93,7 @@ def continuing(main: Callable[P, T]) -> Callable[P, T]:
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
         if is_started_by_first():
             die_with_parent()
+        meet_anew()
         sys.argv[1:] = with_run(sys.argv[1:])
         return main(*args, **kwargs)
 

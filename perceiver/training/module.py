@@ -46,7 +46,7 @@ class TrainingModule(LightningModule):
     """Runs the task on the model and logs its metrics as `<stage>/<metric>`.
 
     The loss of a step is the mean over what all processes have read, whatever the share of each, so that several
-    processes learn what one would from their batches together.
+    processes learn what one would from their batches together; but for batch norm, which has each process's own batch.
 
     Attributes:
         progress: what was measured at the last training step, by the name under which it is logged.
@@ -188,24 +188,6 @@ class TrainingModule(LightningModule):
             f"{path} names the samples. Try a lower optimizer.lr, trainer.gradient_clip_val=1.0, "
             "or on_nonfinite=skip, which leaves out such steps"
         )
-
-    @property
-    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
-        """Buffers: DDP would hand them on with every batch, of which not all processes validate equally many."""
-        return [name for name, _ in self.named_buffers()]
-
-    def _share_statistics(self) -> None:
-        """Evaluate with the running statistics of the first process (batch norm), which are those that are saved."""
-        if self.trainer.world_size > 1:
-            for buffer in self.model.buffers():
-                if buffer.is_floating_point():
-                    torch.distributed.broadcast(buffer, src=0)
-
-    def on_validation_epoch_start(self) -> None:
-        self._share_statistics()
-
-    def on_test_epoch_start(self) -> None:
-        self._share_statistics()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate("val", batch)

@@ -156,8 +156,9 @@ def build_trainer(
 @rank_zero_only
 def discard_if_unused(run_dir: Path) -> None:
     """Remove a run directory that holds nothing but what Hydra puts there; not a sweep's, which counts its runs."""
-    if HydraConfig.get().mode == RunMode.MULTIRUN or "hydra.mode=RUN" in HydraConfig.get().overrides.hydra:
-        return  # the latter is of a run that a sweep does apart, or of one that goes on
+    of_sweep = HydraConfig.get().mode == RunMode.MULTIRUN or (run_dir.parent / "multirun.yaml").exists()
+    if of_sweep or "ckpt_path=last" in HydraConfig.get().overrides.task:  # the latter is of a run that goes on
+        return
     job = HydraConfig.get().job.name
     if {path.name for path in run_dir.iterdir()} <= {".hydra", f"{job}.log"}:
         shutil.rmtree(run_dir)

@@ -66,19 +66,21 @@ def copied(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "damage",
+    ("damage", "said"),
     [
-        *(truncated, emptied, a_text, an_archive_of_something_else, a_malicious_pickle, a_malicious_checkpoint),
-        *(weights_alone, no_description),
+        *((spoil, "the file is damaged or no checkpoint (") for spoil in (truncated, emptied, a_text)),
+        (a_malicious_pickle, "the file is damaged or no checkpoint ("),
+        *((spoil, "not a readable checkpoint of a run (") for spoil in (an_archive_of_something_else, weights_alone)),
+        *((spoil, "not a readable checkpoint of a run (") for spoil in (a_malicious_checkpoint, no_description)),
     ],
 )
-def test_a_damaged_or_foreign_checkpoint_ends_in_one_sentence_and_nothing_in_it_runs(copied, damage):
+def test_a_damaged_or_foreign_checkpoint_ends_in_one_sentence_and_nothing_in_it_runs(copied, damage, said):
     run, marker = copied
     path = run / "checkpoints" / "best.ckpt"
     damage(path, marker)
     ended = script("experiments/evaluate.py", f"run={run}")
     assert ended.code == 1
-    assert ended.err.startswith(f"error: {path}: not a readable checkpoint of a run (")
+    assert ended.err.startswith(f"error: {path}: {said}")
     assert ended.err.count("\n") == 1
     assert not marker.exists()
 

@@ -1,6 +1,8 @@
+import csv
 import io
 import logging
 import os
+import resource
 import signal
 import sys
 import time
@@ -11,8 +13,9 @@ import wandb
 from PIL import Image
 
 from perceiver.training import loggers
-from perceiver.training.loggers import WandbMirror
+from perceiver.training.loggers import Curves, WandbMirror
 from tests.inspection.wandb_file import exit_codes, rows, run_folders
+from tests.training.kills import in_fork
 
 WANDB_SETTINGS = [
     f"WANDB_{name}" for name in ("MODE", "API_KEY", "SILENT", "DIR", "DATA_DIR", "CACHE_DIR", "CONFIG_DIR")
@@ -35,10 +38,74 @@ def home(tmp_path, monkeypatch) -> Path:
     wandb.teardown()
 
 
-def mirror(run_dir: Path, mode: str = "auto") -> WandbMirror:
+def mirror(run_dir: Path, mode: str = "auto", *, continued: bool = False) -> WandbMirror:
     return WandbMirror(
-        project="p", name="n", group="g", tags=["t"], mode=mode, run_dir=str(run_dir), run_config={"lr": 0.1}
+        project="p",
+        name="n",
+        group="g",
+        tags=["t"],
+        mode=mode,
+        run_dir=str(run_dir),
+        continued=continued,
+        run_config={"lr": 0.1},
     )
+
+
+class TestCurves:
+    ROWS = ({"loss": 2.5}, {"loss": 1.5, "accuracy": 0.1}, {"accuracy": 0.7})
+
+    def written(self, path):
+        with path.open(newline="") as file:
+            return [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
+
+    def expected(self, count):
+        return [
+            {name: str(value) for name, value in row.items()} | {"step": str(step)}
+            for step, row in enumerate(self.ROWS[:count])
+        ]
+
+    def test_what_is_logged_is_a_row_each_whatever_it_names(self, tmp_path):
+        curves = Curves(tmp_path / "metrics.csv")
+        for step, row in enumerate(self.ROWS):
+            curves.log_metrics(row, step)
+            curves.save()
+        assert curves.rows == 3
+        assert self.written(curves.path) == self.expected(3)
+
+    @pytest.mark.parametrize("rows", [0, 1, 3])
+    def test_it_goes_on_where_a_checkpoint_was(self, tmp_path, rows):
+        before = Curves(tmp_path / "metrics.csv")
+        for step, row in enumerate(self.ROWS):
+            before.log_metrics(row, step)
+        before.save()
+        after = Curves(tmp_path / "metrics.csv")
+        after.keep(rows)
+        for step, row in list(enumerate(self.ROWS))[rows:]:
+            after.log_metrics(row, step)
+        after.save()
+        assert self.written(after.path) == self.expected(3)
+
+    @pytest.mark.parametrize("columns", ["known", "new"])
+    def test_on_a_full_disk_rows_wait_and_come_once(self, tmp_path, columns):
+        path = tmp_path / "metrics.csv"
+
+        def log():
+            curves = Curves(path)
+            curves.log_metrics(self.ROWS[1] if columns == "known" else self.ROWS[0], 0)
+            curves.save()
+            size = path.stat().st_size
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size + 5, resource.RLIM_INFINITY))  # room for half a row
+            for step in (1, 2):
+                curves.log_metrics(self.ROWS[step], step)
+                curves.save()
+            assert path.stat().st_size == size
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            curves.save()
+            assert curves.rows == 3
+
+        assert in_fork(log) == 0
+        assert self.written(path)[1:] == self.expected(3)[1:]
+        assert len(self.written(path)) == 3
 
 
 def warnings_of(caplog) -> list[str]:
@@ -171,6 +238,38 @@ def test_runs_of_one_process_are_different_runs(tmp_path):
     for name, loss in (("run", 2.0), ("second", 1.0)):
         (folder,) = run_folders(tmp_path / name)
         assert [row["loss"] for row in rows(folder)] == [loss]
+
+
+@pytest.mark.parametrize(
+    ("held", "goes_on"),
+    [(None, True), (b"", False), (b"../../etc\n", False), (b"\xff\x00\x81", False), (b"two words", False)],
+    ids=["whole", "empty", "a path", "no text", "words"],
+)
+def test_a_run_that_is_continued_is_the_same_run_unless_its_id_is_lost(tmp_path, held, goes_on):
+    first = mirror(tmp_path / "run")
+    first.log_metrics({"loss": 2.0}, step=0)
+    first.close(1)
+    path = tmp_path / "run" / "wandb" / "run_id"
+    assert path.read_text() == f"{first.experiment.id}\n"
+    if held is not None:
+        path.write_bytes(held)
+    second = mirror(tmp_path / "run", continued=True)
+    second.log_metrics({"loss": 1.0}, step=1)
+    assert second.failures == 0
+    assert (second.experiment.id == first.experiment.id) == goes_on
+    assert path.read_text() == f"{second.experiment.id}\n"
+    second.close(0)
+    assert [row["loss"] for folder in run_folders(tmp_path / "run") for row in rows(folder)] == [2.0, 1.0]
+
+
+def test_a_run_that_is_begun_again_in_the_same_place_is_another(tmp_path):
+    ids = []
+    for _ in range(2):
+        logger = mirror(tmp_path / "run")
+        logger.log_metrics({"loss": 2.0}, step=0)
+        ids.append(logger.experiment.id)
+        logger.close(0)
+    assert len(set(ids)) == 2
 
 
 def test_a_mirror_that_logged_nothing_leaves_the_runs_of_others_alone(tmp_path):

@@ -88,7 +88,7 @@ def test_a_run_that_was_interrupted_continues_as_if_it_had_not_been(tmp_path, wh
         ended = train(tmp_path / "stopped", *WHOLE)
     assert ended.code == 130
     last = tmp_path / "stopped" / "checkpoints" / "last.ckpt"
-    assert f"continue with ckpt_path={last}" in ended.out
+    assert f"continue with run={tmp_path}/stopped" in ended.out
     done = torch.load(last)["global_step"]
     assert seen[:done] == expected[:done]
     seen.clear()

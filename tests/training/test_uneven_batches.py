@@ -1,0 +1,134 @@
+"""Processes whose batches are not alike, lack a modality or are not there: none waits, and all learn as one would."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from perceiver.data.base import UnreadableError
+from perceiver.data.digits import Digits
+from perceiver.data.sampler import KeyedSampler
+from perceiver.tasks.classification import Classification
+from tests.training.processes import SHARDED, TWO, difference, train_on, trained_on
+from tests.training.runs import CAPTIONING, metrics, trained
+
+slow = pytest.mark.slow
+STRATEGIES = pytest.mark.parametrize("strategy", [TWO, SHARDED], ids=["ddp", "fsdp"])
+TEXT = [
+    *("+encoder@model.encoders.text=text", "model.encoders.text.vocab_size=11"),
+    *("model.encoders.text.positions.shape=[3]", "model.encoders.text.dim=6"),
+]
+SHORT = ["trainer.log_every_n_steps=1", "trainer.limit_train_batches=null", "optimizer.lr=0.001"]
+
+
+class Part:
+    """The first samples of a split, each made into another one; in the same order in every epoch."""
+
+    def __init__(self, split, length, change):
+        self.split, self.length, self.change = split, length, change
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        return self.change(index, self.split[index])
+
+
+def of_digits(monkeypatch, change, train=66, val=11, test=13):
+    """Few digits, each made into something else, dealt to two processes by turns: even numbers to the first."""
+    split, lengths = Digits.split, {"train": train, "val": val, "test": test}
+    monkeypatch.setattr(Digits, "split", lambda self, stage: Part(split(self, stage), lengths[stage], change))
+    monkeypatch.setattr(
+        KeyedSampler,
+        "_order",
+        lambda self: torch.arange(len(self) * self.world_size if self.shuffle else self.num_samples),
+    )
+
+
+def by_turns(index, sample):
+    """Either a picture or a text of what it shows, and sometimes both."""
+    text = torch.tensor([[sample.targets["label"], 10]])
+    inputs = {"image": sample.inputs["image"]} if index % 2 == 0 or index % 11 == 3 else {}
+    return replace(sample, inputs=inputs | ({"text": text} if index % 2 else {}))
+
+
+@STRATEGIES
+@slow
+def test_each_process_lacks_another_modality(tmp_path, monkeypatch, strategy):
+    of_digits(monkeypatch, by_turns)
+    one = trained(tmp_path / "one", *TEXT, *SHORT, "loader.batch_size=12")
+    two = trained_on(2, tmp_path / "two", *TEXT, *SHORT, "loader.batch_size=6", *strategy)
+    assert difference(two, one) < 1e-5
+
+
+def unreadable_for_the_second(index, sample):
+    """Of the second process: the whole of its second and third batch, and one sample more."""
+    if index % 2 and (12 <= index < 36 or index == 41):
+        raise UnreadableError(f"{sample.id} {index}: torn")
+    return sample
+
+
+@STRATEGIES
+@slow
+def test_one_process_cannot_read_some_samples_nor_two_whole_batches(tmp_path, monkeypatch, strategy):
+    of_digits(monkeypatch, unreadable_for_the_second, val=37)
+    options = [*SHORT, "data.on_error=skip", "data.augment=null"]
+    one = trained(tmp_path / "one", *options, "loader.batch_size=12")
+    two = trained_on(2, tmp_path / "two", *options, "loader.batch_size=6", *strategy)
+    assert difference(two, one) < 1e-5
+    assert metrics(two)["data/unreadable"] == 13 + 12  # of training and validation
+
+
+@slow
+@pytest.mark.parametrize(
+    "task", [["task=tagging", "task.multi_label=false"], CAPTIONING], ids=["Ranking", "TextMetrics"]
+)
+def test_one_process_has_nothing_to_validate(tmp_path, monkeypatch, task):
+    if task is CAPTIONING:
+        task = [*task, "data.num_samples={train: 24, val: 1, test: 1}"]
+    else:
+        of_digits(monkeypatch, lambda index, sample: sample, val=1, test=1)
+    one = trained(tmp_path / "one", *task, *SHORT, "loader.batch_size=12")
+    two = trained_on(2, tmp_path / "two", *task, *SHORT, "loader.batch_size=6")
+    assert difference(two, one) < 1e-5
+
+
+def without_a_number(monkeypatch, rank, call):
+    """The loss of one process is none at its training step number `call`, from 0 on."""
+
+    def prepare(of_process):
+        original, calls = Classification.training_batch, iter(range(call + 1))
+
+        def training_batch(self, batch):
+            batch = original(self, batch)
+            if of_process == rank and next(calls, None) == call:
+                batch = replace(batch, inputs={name: value * math.nan for name, value in batch.inputs.items()})
+            return batch
+
+        monkeypatch.setattr(Classification, "training_batch", training_batch)
+
+    return prepare
+
+
+def test_a_loss_of_one_process_that_is_no_number_ends_all_and_names_its_samples(tmp_path, monkeypatch):
+    of_digits(monkeypatch, lambda index, sample: replace(sample, id=f"digit {index}"))
+    both = train_on(2, tmp_path / "run", *SHORT, "loader.batch_size=6", before=without_a_number(monkeypatch, 1, 3))
+    assert [ended.code for ended in both] == [1, 1]
+    for ended in both:
+        assert "train/loss is nan and its gradient not finite at step 3, epoch 0" in ended.err
+        assert ended.err.count("\n") == 1
+    told = json.loads((tmp_path / "run" / "nonfinite.json").read_text())
+    assert told["samples"] == [f"digit {number}" for number in range(37, 48, 2)]  # the fourth six of its own
+
+
+@STRATEGIES
+@slow
+def test_a_loss_of_one_process_that_is_no_number_is_left_out_by_all(tmp_path, monkeypatch, strategy):
+    of_digits(monkeypatch, lambda index, sample: sample, train=72)
+    options = [*SHORT, "on_nonfinite=skip", "trainer.accumulate_grad_batches=2", "data.augment=null"]
+    one = trained_on(1, tmp_path / "one", *options, "loader.batch_size=12", before=without_a_number(monkeypatch, 0, 3))
+    before = without_a_number(monkeypatch, 1, 3)
+    two = trained_on(2, tmp_path / "two", *options, "loader.batch_size=6", *strategy, before=before)
+    assert difference(two, one) < 1e-5
