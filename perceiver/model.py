@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from perceiver.attention import BlockSpec
 from perceiver.decoders.base import Decoder
 from perceiver.encoders.base import Encoder
+from perceiver.encoders.norm import BatchNorm
 from perceiver.latents import LatentArray, Schedule
+from perceiver.processes import are_several
 from perceiver.types import JoinedTokens, Span, Tokens
 
 MODALITY_DIM = 4
@@ -136,11 +138,17 @@ class Perceiver(nn.Module):
                 raise ValueError(f"no encoder for modality {name!r}; this model reads {known}")
         if not inputs:
             raise ValueError(f"inputs are empty; this model reads {known}")
-        tokens = {name: self._tokens(name, inputs[name], masks.get(name)) for name in known if name in inputs}
+        tokens, nothing = {}, torch.tensor(0.0)
+        for name in known:
+            if name in inputs:
+                tokens[name] = self._tokens(name, inputs[name], masks.get(name))
+            elif self.training:
+                nothing = nothing + self._nothing_of(name)
         if self.training and self.modality_dropout and len(tokens) > 1:
             tokens = drop_modalities(tokens, self.modality_dropout)
         joined = self.join(tokens)
-        return self.latents(joined.values, joined.mask)
+        values = joined.values if len(tokens) == len(known) else joined.values + nothing.to(joined.values)
+        return self.latents(values, joined.mask)
 
     def _tokens(self, name: str, raw: Tensor, mask: Tensor | None) -> Tokens:
         """Encode one modality; where `mask` says that a sample lacks it, all its tokens are masked."""
@@ -148,6 +156,19 @@ class Perceiver(nn.Module):
         if mask is None or mask.ndim > 1:
             return encoder(raw, mask)
         return with_presence(encoder(raw), mask)
+
+    def _nothing_of(self, name: str) -> Float[Tensor, ""]:
+        """Zero, with which all parameters of a modality get a gradient, which is zero, though no sample has it.
+
+        Another process may have read it. It waits for this one's part of the gradient, and of statistics over a batch.
+        """
+        encoder = self.encoders[name]
+        parts = [*encoder.parameters(), *([self.join.embeddings[name]] if name in self.join.embeddings else [])]
+        if are_several():
+            norms = [part for part in encoder.modules() if isinstance(part, BatchNorm)]
+            parts += [norm(norm.weight.new_zeros(0, norm.num_features, 1, 1).requires_grad_()) for norm in norms]
+        sums = [part.sum() for part in parts if part.requires_grad]
+        return 0.0 * torch.stack(sums).sum() if sums else torch.tensor(0.0)
 
 
 def with_presence(tokens: Tokens, present: Bool[Tensor, " batch"]) -> Tokens:

@@ -10,7 +10,7 @@ Value = TypeVar("Value")
 
 def gathered(value: Value) -> list[Value]:
     """The values of all processes, by rank. All of them must ask; a value may be anything that can be pickled."""
-    if not _several():
+    if not are_several():
         return [value]
     values: list[Value | None] = [None] * distributed.get_world_size()
     distributed.all_gather_object(values, value)
@@ -19,28 +19,41 @@ def gathered(value: Value) -> list[Value]:
 
 def greatest(*numbers: int) -> list[int]:
     """Each number's greatest value over all processes, on the CPU: nobody waits for a GPU. All of them must ask."""
-    if not _several():
+    if not are_several():
         return list(numbers)
     agreed = torch.tensor(numbers)
     distributed.all_reduce(agreed, distributed.ReduceOp.MAX, group=_on_cpu())
     return agreed.tolist()
 
 
-def _several() -> bool:
+def are_several() -> bool:
+    """Whether there are others."""
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
-_groups: dict[int, distributed.ProcessGroup] = {}
+def of_its_own() -> distributed.ProcessGroup:
+    """A group of all processes for what they tell each other while gradients are exchanged.
+
+    In the group of these, both would have to come in the same order on all of them.
+    """
+    return _group("of its own", None)
 
 
 def _on_cpu() -> distributed.ProcessGroup:
-    """A group of all processes that speaks on the CPU, made when it is first wanted."""
+    """A group of all processes that speaks on the CPU."""
     world = distributed.group.WORLD
     assert isinstance(world, distributed.ProcessGroup)
-    if distributed.get_backend(world) == "gloo":
-        return world
-    if id(world) not in _groups:
-        group = distributed.new_group(backend="gloo")
+    return world if distributed.get_backend(world) == "gloo" else _group("on the CPU", "gloo")
+
+
+_groups: dict[tuple[object, str], distributed.ProcessGroup] = {}
+
+
+def _group(purpose: str, backend: str | None) -> distributed.ProcessGroup:
+    """A further group of all processes, made when it is first wanted; all of them must ask."""
+    key = distributed.group.WORLD, purpose
+    if key not in _groups:
+        group = distributed.new_group(backend=backend)
         assert isinstance(group, distributed.ProcessGroup)
-        _groups[id(world)] = group
-    return _groups[id(world)]
+        _groups[key] = group
+    return _groups[key]

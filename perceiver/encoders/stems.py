@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perceiver.encoders.base import Combine, Encoder, check_sizes, combined_dim, with_positions
+from perceiver.encoders.norm import BatchNorm
 from perceiver.positions import Positions
 from perceiver.types import Axis, Grid, Tokens
 
@@ -115,7 +116,7 @@ class ConvStem(Stem):
         self.dim = dim
         self.padding = padding
         self.conv = nn.Conv2d(channels, dim, kernel_size=7, stride=2, bias=False)
-        self.norm = nn.BatchNorm2d(dim)
+        self.norm = BatchNorm(dim)
 
     def forward(
         self, raster: Float[Tensor, "batch channels height width"], mask: Mask | None = None
@@ -154,7 +155,7 @@ class ConvStack(Stem):
         self.layers = nn.ModuleList(
             nn.Sequential(
                 nn.Conv2d(before, dim, kernel_size=3, stride=stride, padding=1, bias=False),
-                nn.BatchNorm2d(dim),
+                BatchNorm(dim),
                 nn.ReLU(),
             )
             for before, dim, stride in sizes

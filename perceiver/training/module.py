@@ -46,7 +46,7 @@ class TrainingModule(LightningModule):
     """Runs the task on the model and logs its metrics as `<stage>/<metric>`.
 
     The loss of a step is the mean over what all processes have read, whatever the share of each, so that several
-    processes learn what one would from their batches together; but for batch norm, which has each process's own batch.
+    processes learn what one would from their batches together.
 
     Attributes:
         progress: what was measured at the last training step, by the name under which it is logged.
@@ -104,7 +104,7 @@ class TrainingModule(LightningModule):
         if counts:
             self.progress["train/loss_step"] = of_all
         self.log("train/loss_step", of_all, prog_bar=True, logger=False, batch_size=len(batch))
-        return loss * share + self._of_unread(batch)
+        return loss * share
 
     def _together(self, loss: Float[Tensor, ""], num_terms: int | Tensor) -> tuple[Float[Tensor, ""] | float, Tensor]:
         """This process's share of the loss, in units of that of one process; and the mean loss over all of them."""
@@ -115,17 +115,6 @@ class TrainingModule(LightningModule):
         torch.distributed.all_reduce(totals)
         total = totals[0].clamp_min(1.0)
         return terms * self.trainer.world_size / total, totals[1] / total
-
-    def _of_unread(self, batch: Batch) -> Float[Tensor, ""] | float:
-        """Nothing, of the parameters of modalities that the batch lacks: they get a gradient, which is zero.
-
-        Another process may have read them, and would wait for this one's part.
-        """
-        missing = [name for name in self.model.encoders if name not in batch.inputs]
-        unread = [parameter for name in missing for parameter in self.model.encoders[name].parameters()]
-        unread += [self.model.join.embeddings[name] for name in missing if name in self.model.join.embeddings]
-        sums = [parameter.sum() for parameter in unread if parameter.requires_grad]
-        return 0.0 * torch.stack(sums).sum() if sums else 0.0
 
     def configure_gradient_clipping(
         self,

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
@@ -67,9 +67,6 @@ class ShardedModule(TrainingModule):
                 part.reshard()
 
     def on_validation_start(self) -> None:
-        for buffer in self.model.buffers():  # statistics of batch norm: those of the first process, which are saved
-            if buffer.is_floating_point():
-                distributed.broadcast(buffer, src=0)
         self._evaluating = self.whole_weights()
         self._evaluating.__enter__()
 

@@ -191,6 +191,7 @@ class TestMistakes:
         with pytest.raises(UnreadableError, match=message):
             data.split("val")
 
+
 class TestReferences:
     @pytest.mark.parametrize("text", ["  a  dog ", "a\ndog", "a\r\n dog\n", "a\tdog", "a\u00a0dog"])
     def test_white_space_becomes_single_spaces(self, text):

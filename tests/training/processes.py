@@ -160,11 +160,16 @@ def codes_of(children: list[int]) -> list[int]:
     return [codes[child] for child in children]
 
 
-def difference(one: Path, other: Path) -> float:
+def difference(one: Path, other: Path, without: str = "") -> float:
     """By how much two runs differ at most, relatively or of what is below 1 absolutely, in curves and final metrics."""
     curves, expected = rows(one), rows(other)
     assert [row.keys() for row in curves] == [row.keys() for row in expected]
-    pairs = [(float(row[name]), float(like[name])) for row, like in zip(curves, expected, strict=True) for name in row]
+    pairs = [
+        (float(row[name]), float(like[name]))
+        for row, like in zip(curves, expected, strict=True)
+        for name in row
+        if name != without
+    ]
     final, like = ({n: v for n, v in metrics(run).items() if "second" not in n} for run in (one, other))
     assert final.keys() == like.keys()
     assert [name for name in final if final[name] is None] == [name for name in like if like[name] is None]

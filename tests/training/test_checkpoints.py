@@ -145,6 +145,7 @@ class TestWriting:
         assert_same_run(tmp_path / "run", whole)
         assert "could not be written (" in (tmp_path / "run" / "train.log").read_text()
 
+    @slow
     def test_one_that_finds_no_room_ends_in_one_sentence_and_can_be_continued(self, tmp_path, whole, capfd):
         run = tmp_path / "run"
         assert run_in_fork(run, *SETUP, before=before_call(3, "training_step", lambda: room_for(20_000))) == 1

@@ -53,6 +53,7 @@ def test_a_finished_run_goes_on_to_a_later_end_and_says_what_is_different(run, t
     assert [line.partition(" - ")[2] for line in told] == ["goes on with trainer.max_epochs=3, which was 2"]
 
 
+@slow
 def test_of_a_run_that_was_moved_the_best_stays_the_best(tmp_path, monkeypatch):
     log, scores = TrainingModule.log, iter([0.9, 0.1, 0.2])
 
@@ -88,6 +89,7 @@ def test_where_its_place_in_the_data_would_mean_something_else_it_is_refused(run
     assert (run / "metrics.json").read_bytes() == before
 
 
+@slow
 def test_a_mistake_on_going_on_leaves_what_is_there(tmp_path):
     run = tmp_path / "run"
     assert run_in_fork(run, before=killed_at(0)) == -signal.SIGKILL

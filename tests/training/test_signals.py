@@ -102,6 +102,7 @@ def test_so_does_one_that_is_asked_at_a_random_moment(tmp_path, whole, seed):
     assert_same_run(run, whole(setup))
 
 
+@slow
 def test_asked_twice_by_ctrl_c_it_ends_at_once(tmp_path, capfd):
     def twice():
         os.kill(os.getpid(), signal.SIGINT)

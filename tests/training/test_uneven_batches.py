@@ -12,7 +12,7 @@ from perceiver.data.digits import Digits
 from perceiver.data.sampler import KeyedSampler
 from perceiver.tasks.classification import Classification
 from tests.training.processes import SHARDED, TWO, difference, train_on, trained_on
-from tests.training.runs import CAPTIONING, metrics, trained
+from tests.training.runs import CAPTIONING, checkpoint, metrics, trained
 
 slow = pytest.mark.slow
 STRATEGIES = pytest.mark.parametrize("strategy", [TWO, SHARDED], ids=["ddp", "fsdp"])
@@ -52,6 +52,20 @@ def by_turns(index, sample):
     text = torch.tensor([[sample.targets["label"], 10]])
     inputs = {"image": sample.inputs["image"]} if index % 2 == 0 or index % 11 == 3 else {}
     return replace(sample, inputs=inputs | ({"text": text} if index % 2 else {}))
+
+
+@STRATEGIES
+@slow
+def test_a_process_without_pictures_takes_part_in_the_statistics_of_the_others_pictures(
+    tmp_path, monkeypatch, strategy
+):
+    of_digits(monkeypatch, by_turns)
+    stem = ["encoder@model.encoders.image=image_conv_stack", "model.encoders.image.stem.dims=[3,5,7]"]
+    run = trained_on(2, tmp_path / "two", *TEXT, *SHORT, *stem, "loader.batch_size=6", *strategy)
+    weights = checkpoint(run)["state_dict"]
+    seen = weights["model.encoders.image.stem.layers.0.1.num_batches_tracked"]
+    assert seen == checkpoint(run)["global_step"]
+    assert all(value.isfinite().all() for value in weights.values())
 
 
 @STRATEGIES
