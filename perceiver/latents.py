@@ -9,7 +9,7 @@ front of each of the first `num_cross_attends` blocks the latents read the token
 """
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from einops import repeat
@@ -96,13 +96,13 @@ class LatentArray(nn.Module):
         for repetition in range(self.schedule.num_blocks):
             if repetition < self.schedule.num_cross_attends:
                 cross_block = self.cross_blocks[shared_index(repetition, self.schedule.cross_sharing)]
-                latents = self._run(cross_block, latents, tokens, mask)
+                latents = self._run(cross_block, latents, tokens, mask=mask)
             blocks = self.self_blocks[shared_index(repetition, self.schedule.block_sharing)]
             for block in blocks.children():
                 latents = self._run(block, latents)
         return latents
 
-    def _run(self, block: nn.Module, *inputs: Tensor | None) -> Float[Tensor, "batch latents dim"]:
+    def _run(self, block: nn.Module, *inputs: Tensor, **masks: Any) -> Float[Tensor, "batch latents dim"]:
         if self.activation_checkpointing and self.training:
-            return checkpoint(block, *inputs, use_reentrant=False)
-        return block(*inputs)
+            return checkpoint(block, *inputs, use_reentrant=False, **masks)
+        return block(*inputs, **masks)
