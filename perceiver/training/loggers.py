@@ -213,6 +213,8 @@ class WandbMirror(WandbLogger):
             if self._experiment is None and self._wandb_init["mode"] == "online":
                 log.warning("W&B cannot be reached (%r); this run is recorded offline", error)
                 self._wandb_init["mode"] = "offline"
+                with suppress(Exception):
+                    wandb.teardown()  # its process holds the id of the run that failed
                 self._attempt(call)
             elif self.failures >= MAX_FAILURES:
                 log.warning(

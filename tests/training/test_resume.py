@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -166,7 +167,7 @@ def test_a_signal_ends_a_real_process_with_a_checkpoint_that_continues(tmp_path,
         process.kill()
     assert process.returncode == code, err
     assert "Traceback" not in err
-    last = re.search(r"continue with ckpt_path=(\S+)", out)[1]
+    last = Path(re.search(r"continue with run=(\S+)", out)[1]) / "checkpoints" / "last.ckpt"
     step = torch.load(last)["global_step"]
     continued = trained(
         tmp_path / "continued", f"ckpt_path={last}", f"trainer.max_steps={step + 1}", "trainer.max_epochs=-1"
