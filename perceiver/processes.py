@@ -1,5 +1,7 @@
 """What the processes of one run tell each other; of a single process, what it tells itself."""
 
+import ctypes
+import sys
 from typing import TypeVar
 
 import torch
@@ -24,6 +26,12 @@ def greatest(*numbers: int) -> list[int]:
     agreed = torch.tensor(numbers)
     distributed.all_reduce(agreed, distributed.ReduceOp.MAX, group=_on_cpu())
     return agreed.tolist()
+
+
+def end_with_parent(number: int) -> None:
+    """Have this process sent a signal when the one that started it is no more; on Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
 
 
 def are_several() -> bool:

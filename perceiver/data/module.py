@@ -1,6 +1,5 @@
 """The one DataModule: any data set -> batches, in an order and with an augmentation that a resumed run repeats."""
 
-import ctypes
 import logging
 import os
 import signal
@@ -21,7 +20,7 @@ from torch.utils.data import Dataset as TorchDataset
 from perceiver.data.base import Dataset, Split, UnreadableError
 from perceiver.data.collate import collate
 from perceiver.data.sampler import Key, KeyedSampler, class_balancing_weights, mix
-from perceiver.processes import gathered
+from perceiver.processes import end_with_parent, gathered
 from perceiver.types import Batch, Sample, Stage
 
 log = logging.getLogger(__name__)
@@ -113,12 +112,13 @@ class DataModule(LightningDataModule):
         if self.trainer is not None:
             # The loops are restored by now: leave out what a run that is resumed has already seen.
             done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
-            epoch, batches = divmod(done, max(self._batches_in_epoch(loader), 1))
+            epoch, batches = divmod(done, max(self.batches_in_epoch(loader), 1))
             assert isinstance(loader.sampler, KeyedSampler)
             loader.sampler.resume(epoch=epoch, offset=batches * self.batch_size)
         return loader
 
-    def _batches_in_epoch(self, loader: DataLoader[Any]) -> int:
+    def batches_in_epoch(self, loader: DataLoader[Any]) -> int:
+        """How many of a loader's batches a training epoch has."""
         limit = 1.0 if self.trainer is None else self.trainer.limit_train_batches
         return min(limit, len(loader)) if isinstance(limit, int) else int(limit * len(loader))
 
@@ -129,7 +129,7 @@ class DataModule(LightningDataModule):
             "loader.seed": self.seed,
             "training samples": len(self.train_samples),
             "samples in a batch of all processes": self.batch_size * world_size,
-            "batches in an epoch": self._batches_in_epoch(self._loader("train")),
+            "batches in an epoch": self.batches_in_epoch(self._loader("train")),
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -268,8 +268,7 @@ class _KeyedSplit(TorchDataset[Sample | UnreadableError]):
 def _begin_worker(number: int) -> None:
     """A reading process ends with the one that it reads for, however that ends, and leaves others' signals to it."""
     if sys.platform == "linux":
-        die_with_parent = 1  # PR_SET_PDEATHSIG
-        ctypes.CDLL(None).prctl(die_with_parent, signal.SIGKILL)
+        end_with_parent(signal.SIGKILL)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_when_asked_by, args=(os.getppid(),), daemon=True).start()
     for name in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):

@@ -1,6 +1,5 @@
 """How a run is started: by hand, by torchrun, by SLURM or by a sweep; and one run directory for all its processes."""
 
-import ctypes
 import functools
 import os
 import signal
@@ -10,18 +9,20 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.types import RunMode
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Trainer
 from omegaconf import OmegaConf
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from perceiver.processes import end_with_parent
 from perceiver.training.errors import ConfigError
+from perceiver.training.signals import INTERRUPTED, TERMINATED
 
 TIME = "%Y-%m-%d_%H-%M-%S-%f"
 P = ParamSpec("P")
@@ -92,7 +93,7 @@ def continuing(main: Callable[P, T]) -> Callable[P, T]:
     @functools.wraps(main)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
         if is_started_by_first():
-            die_with_parent()
+            end_with_parent(signal.SIGTERM)
         meet_anew()
         sys.argv[1:] = with_run(sys.argv[1:])
         return main(*args, **kwargs)
@@ -142,7 +143,7 @@ def needs_processes_of_its_own(trainer: Trainer) -> bool:
 
     Lightning starts them with this process's command line, and so each would run the whole sweep.
     """
-    if trainer.world_size == 1 or HydraConfig.get().mode != RunMode.MULTIRUN:
+    if trainer.world_size == 1:
         return False
     return not trainer.strategy.cluster_environment.creates_processes_externally  # type: ignore[attr-defined]
 
@@ -157,25 +158,17 @@ def run_apart(run_dir: Path) -> None:
     hydra = HydraConfig.get()
     overrides = [*hydra.overrides.task, "hydra.mode=RUN", f"hydra.run.dir={quoted(run_dir)}"]
     command = [sys.executable, sys.argv[0], "--config-name", str(hydra.job.config_name), *overrides]
-    process = subprocess.Popen(command, cwd=hydra.runtime.cwd, preexec_fn=die_with_parent)
+    process = subprocess.Popen(command, cwd=hydra.runtime.cwd, preexec_fn=partial(end_with_parent, signal.SIGTERM))
     while True:
         try:
             status = process.wait()
             break
         except KeyboardInterrupt:
             continue  # it has heard of that, too, and ends with a checkpoint
-    if status in (130, 143):
+    if status in (INTERRUPTED, TERMINATED):
         raise SystemExit(status)
     if status != 0:
         raise ConfigError(f"{run_dir}: the run ended with status {status}")
-
-
-def die_with_parent() -> None:
-    """Have this process asked to end when the one that started it is no more."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-        if os.getppid() == 1:  # it was gone before
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def is_started_by_first() -> bool:

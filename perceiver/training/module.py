@@ -229,10 +229,9 @@ class TrainingModule(LightningModule):
         start to read, before a run that is resumed knows from where on.
         """
         trainer = self.trainer
-        length = len(trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
-        limit = trainer.limit_train_batches
-        batches = min(length, limit) if isinstance(limit, int) else int(length * limit)
-        ends = (math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs, trainer.max_steps)  # type: ignore[operator]
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        batches = data.batches_in_epoch(data.train_dataloader())
+        ends = (math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs, trainer.max_steps)
         return min(end for end in ends if end >= 0)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

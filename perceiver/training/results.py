@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from perceiver.inspection.callback import AttentionCallback
 from perceiver.processes import gathered
 from perceiver.training.build import Parts, blamed_on
+from perceiver.training.checkpoints import BEST, LAST
 from perceiver.training.loggers import WandbMirror
 from perceiver.training.module import TrainingModule
 from perceiver.training.signals import TERMINATED
@@ -24,15 +25,15 @@ METRICS = "metrics.json"
 def best_checkpoint(trainer: Trainer, folder: Path) -> Path | None:
     """The best checkpoint of a run; the last, also under the name of the best, where none was chosen by a metric."""
     assert isinstance(trainer.checkpoint_callback, ModelCheckpoint)
-    best, last = Path(trainer.checkpoint_callback.best_model_path), folder / "last.ckpt"
+    best, last = Path(trainer.checkpoint_callback.best_model_path), folder / LAST
     if best.is_file():
         return best
     if not last.is_file():
         return None
     if trainer.is_global_zero:
-        shutil.copyfile(last, folder / "best.ckpt")
+        shutil.copyfile(last, folder / BEST)
     trainer.strategy.barrier()
-    return folder / "best.ckpt"
+    return folder / BEST
 
 
 def final_metrics(trainer: Trainer) -> dict[str, float]:

@@ -67,7 +67,9 @@ def train(cfg: DictConfig) -> float | None:
     try:
         config = resolved(cfg)
         prepare_torch(config)
-        if needs_processes_of_its_own(construct(config, "trainer", logger=False, enable_checkpointing=False)):
+        if HydraConfig.get().mode == RunMode.MULTIRUN and needs_processes_of_its_own(
+            construct(config, "trainer", logger=False, enable_checkpointing=False)
+        ):
             run_apart(run_dir)
             return best_score(run_dir)
         parts, start = prepare(config, run_dir)

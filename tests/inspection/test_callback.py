@@ -9,11 +9,10 @@ from PIL import Image
 
 from perceiver.inspection import callback as callback_module
 from perceiver.inspection import deletion as deletion_module
-from perceiver.training.loggers import WandbMirror
 from perceiver.training.module import TrainingModule
 from tests.inspection.models import look
 from tests.inspection.noise import NoiseSplit, attention, events, fit
-from tests.inspection.wandb_file import rows, run_folders
+from tests.inspection.wandb_file import offline_mirror, rows, run_folders
 
 
 @pytest.mark.parametrize(
@@ -221,18 +220,7 @@ def test_numbers_that_make_no_sense_are_refused(options):
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_panels_reach_wandb_as_pictures_at_the_step_of_the_validation(tmp_path, accumulate, monkeypatch):
-    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):  # set by the logger, and to be undone
-        monkeypatch.setenv(name, str(tmp_path))
-    logger = WandbMirror(
-        project="p",
-        name=None,
-        group=None,
-        tags=[],
-        mode="offline",
-        run_dir=str(tmp_path),
-        run_config={},
-        continued=False,
-    )
+    logger = offline_mirror(tmp_path, monkeypatch)
     options = {"max_epochs": 4, "accumulate_grad_batches": accumulate, "num_sanity_val_steps": 2}
     fit(tmp_path, attention(2), logger=logger, **options)
     logger.close(0)

@@ -17,12 +17,12 @@ from perceiver.inspection import deletion as deletion_module
 from perceiver.inspection import panels as panels_module
 from perceiver.inspection.capture import Capture
 from perceiver.inspection.statistics import drift, statistics
-from perceiver.training.loggers import Curves, WandbMirror
+from perceiver.training.loggers import Curves
 from perceiver.training.results import final_metrics
 from tests.inspection.looks import contents_of
 from tests.inspection.models import look
 from tests.inspection.noise import NoiseSplit, attention, events, fit
-from tests.inspection.wandb_file import rows, run_folders
+from tests.inspection.wandb_file import offline_mirror, rows, run_folders
 from tests.training.runs import ROOT, SMALL, metrics, train, trained
 
 DELETION = [f"attention/deletion/{name}" for name in ("mean_map", "relevance", "rollout")]
@@ -36,18 +36,7 @@ def hides(monkeypatch):
 
 @pytest.fixture
 def loggers(tmp_path, monkeypatch):
-    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):  # set by the logger, and to be undone
-        monkeypatch.setenv(name, str(tmp_path))
-    mirror = WandbMirror(
-        project="p",
-        name=None,
-        group=None,
-        tags=[],
-        mode="offline",
-        run_dir=str(tmp_path),
-        run_config={},
-        continued=False,
-    )
+    mirror = offline_mirror(tmp_path, monkeypatch)
     return [Curves(tmp_path / "metrics.csv"), mirror]
 
 

@@ -15,12 +15,12 @@ from perceiver.inspection.callback import AttentionCallback
 from perceiver.inspection.capture import capture
 from perceiver.inspection.truth import mean_scores, overlaps, truth_scores
 from perceiver.tasks.captioning import Captioning
-from perceiver.training.loggers import Curves, WandbMirror
+from perceiver.training.loggers import Curves
 from perceiver.training.module import TrainingModule
 from tests.inspection.looks import observer
 from tests.inspection.models import look
 from tests.inspection.noise import NoiseSplit, attention, events, fit
-from tests.inspection.wandb_file import rows, run_folders
+from tests.inspection.wandb_file import offline_mirror, rows, run_folders
 
 SCORES = ["energy_in_box", "energy_in_box_chance", "pointing_game", "pointing_game_chance"]
 
@@ -117,18 +117,7 @@ def test_scores_of_a_look_that_failed_are_not_those_of_the_one_before(tmp_path, 
 
 
 def test_scores_reach_csv_and_wandb_with_the_panels_in_one_row(tmp_path, monkeypatch):
-    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):  # set by the logger, and to be undone
-        monkeypatch.setenv(name, str(tmp_path))
-    mirror = WandbMirror(
-        project="p",
-        name=None,
-        group=None,
-        tags=[],
-        mode="offline",
-        run_dir=str(tmp_path),
-        run_config={},
-        continued=False,
-    )
+    mirror = offline_mirror(tmp_path, monkeypatch)
     table = Curves(tmp_path / "metrics.csv")
     callback = attention(2)
     fit(tmp_path, callback, boxes=True, max_epochs=4, logger=[table, mirror])
@@ -197,18 +186,7 @@ def test_maps_that_are_nearly_the_same_for_all_words_are_warned_of(tmp_path, mon
 
 
 def test_words_and_strips_reach_the_event_csv_and_wandb(tmp_path, monkeypatch):
-    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):  # set by the logger, and to be undone
-        monkeypatch.setenv(name, str(tmp_path))
-    mirror = WandbMirror(
-        project="p",
-        name=None,
-        group=None,
-        tags=[],
-        mode="offline",
-        run_dir=str(tmp_path),
-        run_config={},
-        continued=False,
-    )
+    mirror = offline_mirror(tmp_path, monkeypatch)
     table = Curves(tmp_path / "metrics.csv")
     callback = attention(2)
     fit(tmp_path, callback, texts=True, boxes=True, max_epochs=2, logger=[table, mirror])

@@ -1,4 +1,4 @@
-"""Reads what W&B wrote offline."""
+"""A W&B logger that writes offline, and what it wrote."""
 
 import json
 import struct
@@ -9,8 +9,26 @@ from typing import Any
 import wandb
 from wandb.proto.wandb_internal_pb2 import Record
 
+from perceiver.training.loggers import WandbMirror
+
 BLOCK, HEADER = 32768, 7
 FULL, FIRST, _MIDDLE, LAST = 1, 2, 3, 4
+
+
+def offline_mirror(folder: Path, monkeypatch) -> WandbMirror:
+    """A mirror whose W&B run lies in a folder."""
+    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):  # set by the logger, and to be undone
+        monkeypatch.setenv(name, str(folder))
+    return WandbMirror(
+        project="p",
+        name=None,
+        group=None,
+        tags=[],
+        mode="offline",
+        run_dir=str(folder),
+        run_config={},
+        continued=False,
+    )
 
 
 def records(path: Path) -> Iterator[Record]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from perceiver.training.launch import die_with_parent
+from perceiver.processes import end_with_parent
 from tests.training.processes import TWO, until
 from tests.training.runs import ROOT, SMALL, checkpoint
 
@@ -41,7 +41,7 @@ def test_a_signal_to_one_ends_all_with_a_checkpoint(tmp_path, asked):
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        preexec_fn=die_with_parent,
+        preexec_fn=lambda: end_with_parent(signal.SIGTERM),
     )
     try:
         until(lambda: (run / "checkpoints" / "last.ckpt").exists() or process.poll() is not None)
