@@ -19,7 +19,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from perceiver.data.base import Dataset, Split, UnreadableError
 from perceiver.data.collate import collate
-from perceiver.data.sampler import Key, KeyedSampler, class_balancing_weights, mix
+from perceiver.data.sampler import NO_SAMPLE, Key, KeyedSampler, class_balancing_weights, mix
 from perceiver.processes import end_with_parent, gathered
 from perceiver.types import Batch, Sample, Stage
 
@@ -152,7 +152,9 @@ class DataModule(LightningDataModule):
 
     @cached_property
     def stand_in(self) -> Batch:
-        """The first training sample that can be read, for a process of which a batch has none: it must go along.
+        """The first training sample that can be read, for a process whose batch has none: it must go along.
+
+        Its inputs are masked, so that it counts in no statistics either.
 
         Raises:
             UnreadableError: there is none.
@@ -161,7 +163,11 @@ class DataModule(LightningDataModule):
         items = (samples[0, index] for index in range(len(self.train_samples)))
         for item in items:
             if isinstance(item, Sample):
-                return collate([item])
+                batch = collate([item])
+                return replace(
+                    batch,
+                    masks={name: rows.new_zeros(len(rows), dtype=torch.bool) for name, rows in batch.inputs.items()},
+                )
         raise UnreadableError("none of the training samples can be read")
 
     def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
@@ -204,6 +210,7 @@ class DataModule(LightningDataModule):
             weights=self._train_weights if train else None,
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self.trainer.world_size if self.trainer else 1,
+            drop_last=self.drop_last,
         )
         if train and self.drop_last and len(sampler) < self.batch_size:
             raise ValueError(f"batch_size={self.batch_size} with drop_last leaves no batch of {len(sampler)} samples")
@@ -242,7 +249,7 @@ class DataModule(LightningDataModule):
         return batch
 
 
-class _KeyedSplit(TorchDataset[Sample | UnreadableError]):
+class _KeyedSplit(TorchDataset[Sample | UnreadableError | None]):
     """A split asked by a sampler's key, with torch's generator seeded from it for the time of the answer.
 
     Asked by index alone, as by the sampler that Lightning puts in for `overfit_batches`, it answers as in epoch 0.
@@ -255,8 +262,10 @@ class _KeyedSplit(TorchDataset[Sample | UnreadableError]):
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, key: Key | int) -> Sample | UnreadableError:
+    def __getitem__(self, key: Key | int) -> Sample | UnreadableError | None:
         key = key if isinstance(key, tuple) else (0, key)
+        if key[1] == NO_SAMPLE:
+            return None
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(mix(self.seed, *key))
             try:
@@ -282,6 +291,6 @@ def _end_when_asked_by(process: int) -> None:
     os._exit(128 + signal.SIGTERM)
 
 
-def _collate_readable(items: Sequence[Sample | UnreadableError]) -> Batch:
+def _collate_readable(items: Sequence[Sample | UnreadableError | None]) -> Batch:
     batch = collate([item for item in items if isinstance(item, Sample)])
     return replace(batch, unreadable=[str(item) for item in items if isinstance(item, UnreadableError)])

@@ -13,9 +13,12 @@ from typing import TypeAlias
 import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import Sampler
 
 Key: TypeAlias = tuple[int, int] | tuple[int, int, int]
+NO_SAMPLE = -1
+"""The index that stands for none where a process has one sample less than the others."""
 
 
 class KeyedSampler(Sampler[Key]):
@@ -27,8 +30,9 @@ class KeyedSampler(Sampler[Key]):
         shuffle: a new order each epoch; otherwise ascending.
         weights: when shuffling, `num_samples` are drawn with replacement each epoch, with probabilities in proportion
             to these; None takes each sample once.
-        rank, world_size: which part of each epoch this process takes. When shuffling, all parts are made equally long
-            by repeating the first samples; otherwise every sample is taken exactly once.
+        rank, world_size: which part of each epoch this process takes. Every sample is taken by exactly one. When
+            shuffling, all parts are equally long, where need be by a last index of `NO_SAMPLE`.
+        drop_last: when shuffling, leave out what not all processes have.
     """
 
     def __init__(
@@ -40,6 +44,7 @@ class KeyedSampler(Sampler[Key]):
         weights: Float64[Tensor, " samples"] | None = None,
         rank: int = 0,
         world_size: int = 1,
+        drop_last: bool = False,
     ) -> None:
         self.num_samples = num_samples
         self.seed = seed
@@ -47,6 +52,7 @@ class KeyedSampler(Sampler[Key]):
         self.weights = weights
         self.rank = rank
         self.world_size = world_size
+        self.drop_last = drop_last
         self.epoch = 0
         self.resume_epoch, self.resume_offset = 0, 0
 
@@ -62,27 +68,27 @@ class KeyedSampler(Sampler[Key]):
     def __len__(self) -> int:
         """Samples of this process in a whole epoch, also in one that is resumed."""
         whole, rest = divmod(self.num_samples, self.world_size)
-        return whole + (rest > 0 if self.shuffle else rest > self.rank)
+        return whole + (rest > 0 and not self.drop_last if self.shuffle else rest > self.rank)
 
     def __iter__(self) -> Iterator[Key]:
         epoch = self.epoch  # a loader that reads ahead may ask on after the next `set_epoch`
         offset = self.resume_offset if epoch == self.resume_epoch else 0
         mine = slice(self.rank + offset * self.world_size, None, self.world_size)
         order = self._order()
+        if self.shuffle:  # a negative padding leaves out the last
+            order = F.pad(order, (0, len(self) * self.world_size - self.num_samples), value=NO_SAMPLE)
         if self.weights is None:
             return zip(repeat(epoch), order[mine].tolist(), strict=False)
         return zip(repeat(epoch), order[mine].tolist(), _times_before(order)[mine].tolist(), strict=False)
 
-    def _order(self) -> Int64[Tensor, " all_ranks"]:
+    def _order(self) -> Int64[Tensor, " samples"]:
         """Indices of the whole epoch; each process takes every `world_size`-th."""
         if not self.shuffle:
             return torch.arange(self.num_samples)
         generator = torch.Generator().manual_seed(mix(self.seed, self.epoch))
         if self.weights is None:
-            order = torch.randperm(self.num_samples, generator=generator)
-        else:
-            order = torch.multinomial(self.weights, self.num_samples, replacement=True, generator=generator)
-        return order[torch.arange(len(self) * self.world_size) % max(self.num_samples, 1)]
+            return torch.randperm(self.num_samples, generator=generator)
+        return torch.multinomial(self.weights, self.num_samples, replacement=True, generator=generator)
 
 
 def _times_before(order: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:

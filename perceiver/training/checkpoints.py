@@ -184,7 +184,8 @@ class LastCheckpoint(Checkpoint):
             self.ending.end(self.ending.signal, trainer.global_step)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not (trainer.sanity_checking or _is_last_batch(trainer)):
+        within_step = trainer.fit_loop._should_accumulate()
+        if not (trainer.sanity_checking or within_step or _is_last_batch(trainer)):
             self._save(trainer)
             self._end_if_asked(trainer)
 

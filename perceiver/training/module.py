@@ -19,7 +19,14 @@ from perceiver.processes import gathered
 from perceiver.tasks.base import Task
 from perceiver.training.errors import ConfigError, nearest
 from perceiver.training.loggers import log_now
-from perceiver.training.optimization import Schedule, gradient_norm, parameter_groups, undivided
+from perceiver.training.optimization import (
+    Schedule,
+    gradient_norm,
+    parameter_groups,
+    remove_gradients,
+    scale_gradients,
+    undivided,
+)
 from perceiver.types import Batch, Stage
 
 OptimizerFactory = Callable[[Iterable[dict[str, Any]]], Optimizer]
@@ -30,9 +37,16 @@ class DivergedError(ConfigError):
 
 
 class Part(NamedTuple):
-    """A batch of the gradient that is being accumulated: the loss over all processes, this one's, and its samples."""
+    """A batch of the gradient that is being accumulated.
+
+    Attributes:
+        of_all: its mean loss over all processes.
+        terms: of how many terms that is the mean.
+        loss, ids: of this process: its mean loss, and its samples.
+    """
 
     of_all: Float[Tensor, ""]
+    terms: Float[Tensor, ""]
     loss: Float[Tensor, ""]
     ids: list[str]
 
@@ -45,8 +59,11 @@ MAX_SKIPPED_IN_A_ROW = 50
 class TrainingModule(LightningModule):
     """Runs the task on the model and logs its metrics as `<stage>/<metric>`.
 
-    The loss of a step is the mean over what all processes have read, whatever the share of each, so that several
-    processes learn what one would from their batches together.
+    The loss of an optimizer step is the mean over all terms (`Task.num_terms`) of all accumulated batches of all
+    processes, so that one large batch, its parts accumulated, and its parts on several processes give the same step.
+    Lightning averages the batches' means, whatever their sizes. Here each mean is weighted by its number of terms
+    relative to the first batch's, since a sum of terms could overflow in half precision, and the accumulated gradient
+    is corrected to the mean over the total before its norm is measured.
 
     Attributes:
         progress: what was measured at the last training step, by the name under which it is logged.
@@ -86,35 +103,46 @@ class TrainingModule(LightningModule):
         self._skipped_in_a_row = 0
         self._since_step: list[Part] = []
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""] | None:
+    def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         read = len(batch) > 0
-        if not read:
-            if self.trainer.world_size == 1:
-                return None
-            # The other processes wait for this one's part of the gradient, which is nothing.
+        if not read:  # its part of the gradient is zero, which other processes and the gradient scaler wait for
             batch = self.trainer.datamodule.stand_in.to(self.device)  # type: ignore[attr-defined]
         batch = self.task.training_batch(batch)
         outputs = self.task.merged(self.task.outputs(self.model, batch), batch)
         loss = self.task.loss(outputs, batch)
-        share, of_all = self._together(loss.detach(), self.task.num_terms(batch) if read else 0)
-        self._since_step.append(Part(of_all, loss.detach(), batch.ids if read else []))
+        terms = loss.new_zeros(()) + (self.task.num_terms(batch) if read else 0)
+        total, of_all = self._together(loss.detach(), terms)
+        self._since_step.append(Part(of_all, total, loss.detach(), batch.ids if read else []))
         counts = self.on_nonfinite == "stop" or bool(of_all.isfinite())  # else the step is left out
         if read and counts:
             self.task.update("train", outputs, loss, batch)
-        if counts:
-            self.progress["train/loss_step"] = of_all
-        self.log("train/loss_step", of_all, prog_bar=True, logger=False, batch_size=len(batch))
-        return loss * share
+        if read:
+            mean = self._mean_loss()
+            self.log("train/loss_step", mean, prog_bar=True, logger=False, batch_size=len(batch))
+        return loss * (terms * self.trainer.world_size / self._unit())
 
-    def _together(self, loss: Float[Tensor, ""], num_terms: int | Tensor) -> tuple[Float[Tensor, ""] | float, Tensor]:
-        """This process's share of the loss, in units of that of one process; and the mean loss over all of them."""
+    def _together(self, loss: Float[Tensor, ""], terms: Float[Tensor, ""]) -> tuple[Tensor, Tensor]:
+        """How many terms all processes have together, and the mean loss over them."""
         if self.trainer.world_size == 1:
-            return 1.0, loss
-        terms = loss.new_tensor(0.0) + num_terms
+            return terms, torch.where(terms > 0, loss, 0.0)
         totals = torch.stack([terms, torch.where(terms > 0, loss, 0.0) * terms])
         torch.distributed.all_reduce(totals)
-        total = totals[0].clamp_min(1.0)
-        return terms * self.trainer.world_size / total, totals[1] / total
+        return totals[0], totals[1] / _or_one(totals[0])
+
+    def _unit(self) -> Float[Tensor, ""]:
+        """How many terms weigh one in the accumulated gradient: those of the step's first batch that has any."""
+        unit = self._since_step[0].terms
+        for part in self._since_step[1:]:
+            unit = torch.where(unit > 0, unit, part.terms)
+        return _or_one(unit)
+
+    def _mean_loss(self) -> Float[Tensor, ""]:
+        """The mean over all terms since the last step."""
+        mean, terms = self._since_step[0][:2]
+        for part in self._since_step[1:]:
+            terms = terms + part.terms
+            mean = mean + (part.of_all - mean) * (part.terms / _or_one(terms))
+        return mean
 
     def configure_gradient_clipping(
         self,
@@ -122,28 +150,37 @@ class TrainingModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Measure the gradient, refuse one that is not finite, and clip it."""
-        if not self._since_step:
-            return  # every batch since the last step was left out
+        """Make the gradient that of the mean over all terms, measure it, refuse one that is not finite, and clip it."""
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        terms = torch.stack([part.terms for part in self._since_step]).sum()
+        mean, unit = self._mean_loss(), self._unit()
+        losses, self._since_step = self._since_step, []
+        if self.trainer.accumulate_grad_batches > 1:
+            # Lightning has divided by the number of batches of a whole step. Of equal batches the factor is 1.
+            scale_gradients(parameters, float(self.trainer.accumulate_grad_batches * unit / _or_one(terms)))
         sharded_norm = gradient_norm(parameters)
         norm = undivided(sharded_norm)
-        losses, self._since_step = self._since_step, []
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # leaves out such steps by itself
         finite = torch.stack([part.of_all.isfinite() for part in losses] + [norm.isfinite()] * (not scaled)).all()
         if not finite:
             if self.on_nonfinite == "stop":
                 raise self._diverged(losses)
             self._skip()
-            for parameter in parameters:
-                parameter.grad = None
+            remove_gradients(parameters)
+            return
+        if not terms > 0:  # nothing could be read
+            remove_gradients(parameters)
             return
         self._skipped_in_a_row = 0
         if gradient_clip_val and gradient_clip_algorithm == "value":
             nn.utils.clip_grad_value_(parameters, gradient_clip_val)
         elif gradient_clip_val:
             nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, sharded_norm)
-        self.progress |= {"train/gradient_norm": norm, "train/learning_rate": optimizer.param_groups[0]["lr"]}
+        self.progress |= {
+            "train/loss_step": mean,
+            "train/gradient_norm": norm,
+            "train/learning_rate": optimizer.param_groups[0]["lr"],
+        }
 
     def _skip(self) -> None:
         """Count what is left out.
@@ -266,3 +303,8 @@ class TrainingModule(LightningModule):
     def whole_weights(self) -> AbstractContextManager[None]:
         """Inside, each process has all weights, so that what it asks the model does not hang on the others."""
         return nullcontext()
+
+
+def _or_one(terms: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """A number of terms to divide by."""
+    return torch.where(terms > 0, terms, 1.0)

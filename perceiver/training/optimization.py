@@ -32,6 +32,19 @@ def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
     return nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
 
 
+def scale_gradients(parameters: Sequence[nn.Parameter], factor: float) -> None:
+    """Multiply all gradients, in place."""
+    for parameter in parameters:
+        if parameter.grad is not None and factor != 1.0:
+            parameter.grad.mul_(factor)
+
+
+def remove_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Have an optimizer leave everything as it is."""
+    for parameter in parameters:
+        parameter.grad = None
+
+
 def undivided(value: Tensor) -> Tensor:
     """A DTensor as the tensor that it stands for; all its processes must ask."""
     return value.full_tensor() if isinstance(value, DTensor) else value

@@ -51,7 +51,6 @@ UNHELPFUL_WARNINGS = (
     ".*Total length of `list` across ranks is zero.*",  # there is no validation set
     ".*exists and is not empty.*",  # Hydra made the run directory
     ".*treespec.*is deprecated.*",
-    ".*training_step. returned .None.*",  # of a batch without a readable sample, which is said already
     ".*sync_dist=True.*",  # the metrics that are logged are those of all processes already
     ".*resuming from a checkpoint that ended before the epoch ended.*",  # the data module goes on where it stopped
 )

@@ -1,6 +1,6 @@
 import logging
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from types import SimpleNamespace
 
 import lightning
@@ -301,7 +301,7 @@ class TestClassBalance:
             data = module(class_balanced=True)
             data.trainer = trainer(batches_done=0, rank=rank, world_size=2)
             parts.append(ids(data.train_dataloader()))
-        assert [id for pair in zip(*parts, strict=True) for id in pair][: len(whole)] == whole
+        assert [id for pair in zip_longest(*parts) for id in pair if id is not None] == whole
 
     @pytest.mark.parametrize("classes_of", [lambda self, index: [], None], ids=["none", "unknown"])
     def test_there_must_be_classes(self, monkeypatch, classes_of):
@@ -357,7 +357,7 @@ def test_each_rank_resumes_its_own_part():
         whole.trainer = trainer(batches_done=0, rank=rank, world_size=2)
         data.trainer = trainer(batches_done=2, rank=rank, world_size=2)
         rest = ids(data.train_dataloader())
-        assert len(rest) == 2
+        assert len(rest) == 2 - rank  # of 23 samples the second has 11
         assert rest == ids(whole.train_dataloader())[10:]
 
 

@@ -35,7 +35,15 @@ BETWEEN_VALIDATIONS = [
     *("trainer.limit_train_batches=6", "+trainer.val_check_interval=3", "callbacks=[early_stopping]"),
     "checkpointing.every_n_steps=2",
 ]
-RUNS = {"images": IMAGES, "sounds": SOUNDS, "captions": CAPTIONS, "between validations": BETWEEN_VALIDATIONS}
+WITHIN_STEPS = [*BETWEEN_VALIDATIONS, "trainer.accumulate_grad_batches=2"]
+"""The third batch of six, after which there is a validation, is the first of the second step."""
+RUNS = {
+    "images": IMAGES,
+    "sounds": SOUNDS,
+    "captions": CAPTIONS,
+    "between validations": BETWEEN_VALIDATIONS,
+    "within steps": WITHIN_STEPS,
+}
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +95,7 @@ def test_a_run_that_is_killed_at_any_step_ends_as_if_it_had_not_been(tmp_path, w
 
 
 @slow
-@pytest.mark.parametrize("name", ["sounds", "captions", "between validations"])
+@pytest.mark.parametrize("name", ["sounds", "captions", "between validations", "within steps"])
 def test_so_does_one_that_is_killed_every_few_steps(tmp_path, whole, name):
     run, random = tmp_path / "run", Random(1)
     status, kills = run_in_fork(run, setup=RUNS[name], before=killed_at(2)), 0

@@ -11,6 +11,7 @@ from perceiver.data.base import UnreadableError
 from perceiver.data.digits import Digits
 from perceiver.data.sampler import KeyedSampler
 from perceiver.tasks.classification import Classification
+from tests.training.kills import rows
 from tests.training.processes import SHARDED, TWO, difference, train_on, trained_on
 from tests.training.runs import CAPTIONING, checkpoint, metrics, trained
 
@@ -40,11 +41,7 @@ def of_digits(monkeypatch, change, train=66, val=11, test=13):
     """Few digits, each made into something else, dealt to two processes by turns: even numbers to the first."""
     split, lengths = Digits.split, {"train": train, "val": val, "test": test}
     monkeypatch.setattr(Digits, "split", lambda self, stage: Part(split(self, stage), lengths[stage], change))
-    monkeypatch.setattr(
-        KeyedSampler,
-        "_order",
-        lambda self: torch.arange(len(self) * self.world_size if self.shuffle else self.num_samples),
-    )
+    monkeypatch.setattr(KeyedSampler, "_order", lambda self: torch.arange(self.num_samples))
 
 
 def by_turns(index, sample):
@@ -146,3 +143,35 @@ def test_a_loss_of_one_process_that_is_no_number_is_left_out_by_all(tmp_path, mo
     before = without_a_number(monkeypatch, 1, 3)
     two = trained_on(2, tmp_path / "two", *options, "loader.batch_size=6", *strategy, before=before)
     assert difference(two, one) < 1e-5
+
+
+TASKS = {
+    "classification": [],
+    "tagging": ["task=tagging", "task.multi_label=false"],
+    "captioning": CAPTIONING,
+}
+
+
+@pytest.mark.parametrize("train", [67, pytest.param(61, marks=slow)])
+@pytest.mark.parametrize(
+    "task", ["classification", *(pytest.param(name, marks=slow) for name in ("tagging", "captioning"))]
+)
+def test_a_step_is_the_mean_over_all_terms_however_they_are_divided(tmp_path, monkeypatch, task, train):
+    """Batches of 12 = of 3 accumulated by 4 = of 6 on two processes = of 3 accumulated by 2 on two processes.
+
+    The last step of an epoch has 7 samples or a single one, which then leaves a process without any. The models have
+    no batch norm, nor is anything mixed or dropped: both depend on which samples are in a batch together.
+    """
+    if task == "captioning":
+        sizes = [f"data.num_samples={{train: {train}, val: 11, test: 13}}"]
+    else:
+        sizes = []
+        of_digits(monkeypatch, lambda index, sample: sample, train=train)
+    options = [*TASKS[task], *sizes, *SHORT]
+    whole = trained(tmp_path / "whole", *options, "loader.batch_size=12")
+    assert len([row for row in rows(whole) if "train/loss_step" in row]) == 12
+    for number, accumulate in ((1, 4), (2, 1), (2, 2)):
+        size = 12 // (number * accumulate)
+        parts = [f"loader.batch_size={size}", f"trainer.accumulate_grad_batches={accumulate}"]
+        run = trained_on(number, tmp_path / f"{number} x {accumulate}", *options, *parts)
+        assert difference(run, whole) < 1e-5, (number, accumulate)
