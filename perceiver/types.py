@@ -155,7 +155,7 @@ class Facts(Protocol):
     """
 
     def judged(self, text: str) -> dict[str, float]:
-        """Name of a metric -> the share of what the text states that is true; of what it does not speak of, nothing."""
+        """Name of a metric -> the score of the text; metrics that are not defined for it are left out."""
         ...
 
     def mentions(self, text: str) -> list[Mention]:

@@ -2,14 +2,15 @@
 
 A caption is a list ("there is a small red circle, a star and two blue squares") or a relation ("a cross is left of a
 large shape", "below a cyan star there is a circle"). Phrases leave out some of size, colour and shape. "a" states that
-there is such a thing, a number that there are exactly so many. What is true is judged as ShapeWorld does (Kuhnle &
-Copestake 2017): by holding the caption against the scene, not against other captions.
+there is such a thing, a number that there are exactly so many. Captions are scored by comparison with the scene itself,
+as in ShapeWorld (Kuhnle & Copestake 2017), and not with other captions.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, permutations
+from itertools import chain, permutations, product
+from statistics import fmean, mode
 from typing import NamedTuple
 
 import numpy as np
@@ -146,15 +147,17 @@ class ShapeFacts:
         self.constant = constant
 
     def judged(self, text: str) -> dict[str, float]:
-        """`spice`, `spice_precision`, `spice_recall`, and the same of each kind as `spice_<kind>`, ….
+        """`spice`, `spice_precision` and `spice_recall`, and the same of each kind as `spice/<kind>`, ….
 
         A text that is not a sentence of the grammar has precision and recall 0. Of a kind, precision is defined where
         the text states a proposition of it, recall where the graph has one, and F where either does.
         """
         scores = self._scores(text) | {"grammatical": float(parsed(text) is not None)}
-        if self.constant:
-            scores["spice_constant"] = self._scores(self.constant)["spice"]
-        return scores
+        return scores | ({"spice_constant": self.spice(self.constant)} if self.constant else {})
+
+    def spice(self, text: str) -> float:
+        """F of all propositions."""
+        return self._scores(text)["spice"]
 
     def mentions(self, text: str) -> list[Mention]:
         statement = parsed(text)
@@ -183,9 +186,9 @@ class ShapeFacts:
             stated, true, found = dict.fromkeys(KINDS, 1.0), dict.fromkeys(KINDS, 0.0), dict.fromkeys(KINDS, 0.0)
         else:
             stated, true, found = self._compared(statement)
-        scores = _f_score("spice", *(sum(part.values()) for part in (true, stated, found, graph)))
+        scores = _f_score("", *(sum(part.values()) for part in (true, stated, found, graph)))
         for kind in KINDS:
-            scores |= _f_score(f"spice_{kind}", true[kind], stated[kind], found[kind], graph[kind])
+            scores |= _f_score(f"/{kind}", true[kind], stated[kind], found[kind], graph[kind])
         return scores
 
     def _graph(self) -> dict[str, float]:
@@ -245,14 +248,14 @@ class ShapeFacts:
         return Matching(shares, related, len(related) / len(best))
 
 
-def _f_score(name: str, true: float, stated: float, found: float, graph: float) -> dict[str, float]:
-    """F, precision and recall under a name, as far as they are defined."""
+def _f_score(suffix: str, true: float, stated: float, found: float, graph: float) -> dict[str, float]:
+    """F, precision and recall, as far as they are defined."""
     precision, recall = true / stated if stated else 0.0, found / graph if graph else 0.0
-    scores = {name: 2.0 * precision * recall / (precision + recall) if precision and recall else 0.0}
+    f_score = 2.0 * precision * recall / (precision + recall) if precision and recall else 0.0
     return {
-        **(scores if stated or graph else {}),
-        **({f"{name}_precision": precision} if stated else {}),
-        **({f"{name}_recall": recall} if graph else {}),
+        **({f"spice{suffix}": f_score} if stated or graph else {}),
+        **({f"spice_precision{suffix}": precision} if stated else {}),
+        **({f"spice_recall{suffix}": recall} if graph else {}),
     }
 
 
@@ -280,6 +283,27 @@ def _mean_matching(gains: Int[np.ndarray, "slots things"]) -> Float[np.ndarray, 
     most = max(gain for gain, _, _ in reached.values())
     best = [(ways, sums) for gain, ways, sums in reached.values() if gain == most]
     return np.sum([sums for _, sums in best], axis=0) / sum(ways for ways, _ in best)
+
+
+def constant_caption(scenes: Sequence[Sequence[Thing]]) -> str:
+    """The list that has the highest mean F on these scenes if it is the caption of each, found by greedy search.
+
+    Phrases may state a size, the most frequent colour and the most frequent shape: no other colour or shape would be
+    right more often.
+    """
+    graphs = [ShapeFacts(things, 1) for things in scenes]
+    everything = [thing for things in scenes for thing in things]
+    frequent = {kind: mode(thing.attributes[kind] for thing in everything) for kind in ("colour", "shape")}
+    options = [[None, *SIZES], *([None, value] for value in frequent.values())]
+    said = [{kind: v for kind, v in zip(ATTRIBUTES, values, strict=True) if v} for values in product(*options)]
+    phrases = [_phrase(one) for one in said if one]
+    best, found = 0.0, list[str]()
+    while len(found) < max(map(len, scenes)):
+        score, phrase = max((fmean(graph.spice(_listed([*found, one])) for graph in graphs), one) for one in phrases)
+        if score <= best:
+            break
+        best, found = score, [*found, phrase]
+    return _listed(found)
 
 
 def captions(things: Sequence[Thing], random: Random, *, count: int, left_to_right: bool) -> list[str]:
@@ -332,9 +356,13 @@ def _list(things: Sequence[Thing], random: Random, left_to_right: bool) -> str:
         repeated = phrase in [before for _, before in phrases]
         phrases.append((thing.x, _phrase(thing.attributes) if repeated else phrase))
     phrases = sorted(phrases) if left_to_right else [phrases[i] for i in random.permutation(len(phrases))]
-    *front, last = [phrase for _, phrase in phrases]
-    text = f"{', '.join(front)} and {last}" if front else last
+    text = _listed([phrase for _, phrase in phrases])
     return OPENINGS[random.integers(len(OPENINGS))].format(be="is" if text.startswith("a ") else "are") + text
+
+
+def _listed(phrases: Sequence[str]) -> str:
+    *front, last = phrases
+    return f"{', '.join(front)} and {last}" if front else last
 
 
 def _alike(things: Sequence[Thing], random: Random) -> list[tuple[dict[str, str], set[int]]]:

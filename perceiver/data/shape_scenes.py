@@ -6,6 +6,7 @@ own (`unseen`), as in ShapeWorld (Kuhnle & Copestake 2017).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import product
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ import torch
 
 from perceiver.data.base import OnError, Split
 from perceiver.data.images import ImageDataset
-from perceiver.data.shape_grammar import COUNTS, PLURALS, WORDS, ShapeFacts, captions
+from perceiver.data.shape_grammar import COUNTS, PLURALS, WORDS, ShapeFacts, captions, constant_caption
 from perceiver.data.shape_scene import COLOURS, GAP, SHAPES, Random, Thing, cells, drawn, things_of
 from perceiver.types import Sample, Stage
 
@@ -24,6 +25,8 @@ LEAST_PIXELS = 3
 ALIKE = 0.2
 """How often all things of a scene have the colour of the first, or all its shape, so that there is more to count."""
 NUM_TEXTS = 2000
+NUM_CONSTANT = 100
+"""Scenes on which the best constant caption is chosen."""
 STAGES: tuple[Stage, ...] = ("train", "val", "test")
 
 
@@ -106,6 +109,13 @@ class ShapeScenes(ImageDataset):
     def split(self, stage: Stage) -> Split | None:
         return ShapeSplit(self, stage) if self.num_samples[stage] else None
 
+    @cached_property
+    def constant(self) -> str:
+        """The best constant caption of training scenes."""
+        return constant_caption(
+            [self.things(self.random("train", index), unseen=False) for index in range(NUM_CONSTANT)]
+        )
+
     def texts(self) -> Iterator[str]:
         """What a tokenizer learns its vocabulary from: captions as in training, and what may be rare in them."""
         for index in range(NUM_TEXTS):
@@ -140,6 +150,7 @@ class ShapeSplit:
     def __init__(self, dataset: ShapeScenes, stage: Stage) -> None:
         self.dataset = dataset
         self.stage = stage
+        self.constant = "" if stage == "train" else dataset.constant
 
     def __len__(self) -> int:
         return self.dataset.num_samples[self.stage]
@@ -158,5 +169,5 @@ class ShapeSplit:
         targets: dict[str, Any] = {"caption": texts[0], "references": texts, "group": "unseen" if unseen else ""}
         if not train:
             targets["boxes"] = [thing.box(data.image_size) for thing in things]
-            targets["facts"] = ShapeFacts(things, data.image_size)
+            targets["facts"] = ShapeFacts(things, data.image_size, self.constant)
         return data.sample(image, targets, f"shape_scenes/{self.stage}/{index}", train=False)

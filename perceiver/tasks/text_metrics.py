@@ -158,8 +158,7 @@ class Record:
     Attributes:
         hypothesis: the text.
         references: texts that say it right.
-        judged: name of a metric -> the share of what the text states that is true; of what it does not speak of,
-            nothing (see `perceiver.types.Facts`).
+        judged: name of a metric -> the score that the sample's `perceiver.types.Facts` give to the text.
         group: the name of a part of the samples that is measured for itself, or empty.
     """
 
@@ -174,7 +173,7 @@ class Record:
 
 
 class TextMetrics(Metric):
-    """All metrics of this module, and the means of what was judged over the records where it was.
+    """All metrics of this module, and the mean of each judged score over the records for which it is defined.
 
     Those of records with a group have its name in front: `<group>_<name>`. Without records there are no metrics.
     """

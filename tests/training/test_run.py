@@ -200,7 +200,7 @@ class TestCaptions:
         final = metrics(written)
         for stage in ("val", "test"):
             assert final[f"{stage}/perplexity"] > 1.0
-            assert 0.0 <= final[f"{stage}/caption_truth"] <= 1.0
+            assert 0.0 <= final[f"{stage}/spice"] <= 1.0
             assert {f"{stage}/{name}" for name in ("loss", "token_accuracy", "CIDEr-D", "BLEU-4")} <= final.keys()
         assert "train/CIDEr-D" not in final
         assert "test/unseen_CIDEr-D" in final
