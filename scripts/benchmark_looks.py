@@ -21,10 +21,10 @@ from omegaconf import DictConfig, open_dict
 from rich.table import Table
 
 from perceiver.inspection.arrays import event_arrays, scored, write_arrays
-from perceiver.inspection.callback import AttentionCallback
 from perceiver.inspection.capture import pictures_of
 from perceiver.inspection.explorer import event_of
 from perceiver.inspection.maps import panels
+from perceiver.training.attention_callback import AttentionCallback
 from perceiver.training.build import build, construct
 from perceiver.training.config import resolved
 from perceiver.training.errors import explained

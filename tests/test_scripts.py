@@ -2,7 +2,7 @@
 
 import pytest
 
-from perceiver.inspection.callback import AttentionCallback
+from perceiver.training.attention_callback import AttentionCallback
 from perceiver.training.build import construct
 from perceiver.training.config import resolved
 from perceiver.training.summary import count_parameters

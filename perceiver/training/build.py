@@ -20,7 +20,6 @@ from torch import nn
 from torch.optim import Optimizer
 
 from perceiver.data.base import Dataset, refuse_special
-from perceiver.data.module import DataModule
 from perceiver.decoders.base import Decoder
 from perceiver.inspection.look import Observer
 from perceiver.inspection.rollout import Alpha
@@ -29,6 +28,7 @@ from perceiver.tasks.base import Task
 from perceiver.tokenizer import Tokenizer
 from perceiver.training.checkpoints import damage
 from perceiver.training.config import targets
+from perceiver.training.data_module import DataModule
 from perceiver.training.errors import ConfigError, about, one_line
 from perceiver.training.module import OptimizerFactory, TrainingModule
 from perceiver.training.optimization import Schedule

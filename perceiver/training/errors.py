@@ -31,7 +31,7 @@ from omegaconf.errors import (
 )
 
 from perceiver.data.base import UnreadableError
-from perceiver.data.module import PositionError
+from perceiver.training.data_module import PositionError
 from perceiver.training.signals import INTERRUPTED
 
 P = ParamSpec("P")

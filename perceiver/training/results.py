@@ -11,8 +11,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from perceiver.inspection.callback import AttentionCallback
 from perceiver.processes import gathered
+from perceiver.training.attention_callback import AttentionCallback
 from perceiver.training.build import Parts, blamed_on
 from perceiver.training.checkpoints import BEST, LAST
 from perceiver.training.loggers import WandbMirror

@@ -10,9 +10,9 @@ import torch
 from lightning.fabric import Fabric
 
 from perceiver.data.collate import collate
-from perceiver.data.module import DataModule
 from perceiver.data.sampler import KeyedSampler
 from perceiver.training.build import Parts
+from perceiver.training.data_module import DataModule
 from perceiver.training.optimization import parameter_groups
 from perceiver.types import Batch
 

@@ -11,7 +11,7 @@ from perceiver.data.base import UnreadableError
 from perceiver.data.captions import Captions, ImageCaptions, references_in, split_off, tidy
 from perceiver.data.collate import collate
 from perceiver.data.images import ImageAugment
-from perceiver.data.module import DataModule
+from perceiver.training.data_module import DataModule
 from tests.data.caption_trees import photo, samples
 
 STAGES = ("train", "val", "test")

@@ -6,10 +6,10 @@ import signal
 import pytest
 
 from perceiver.training.module import TrainingModule
-from tests.inspection.wandb_file import rows as wandb_rows
-from tests.inspection.wandb_file import run_folders
 from tests.training.kills import assert_same, assert_same_run, continued, killed_at, rows, run_in_fork
 from tests.training.runs import SMALL, checkpoint, image_tree, metrics, script, train, trained
+from tests.training.wandb_file import rows as wandb_rows
+from tests.training.wandb_file import run_folders
 
 slow = pytest.mark.slow
 CONSTANT = ["schedule=constant", "trainer.log_every_n_steps=1"]  # any other schedule knows where the end is

@@ -14,8 +14,8 @@ from PIL import Image
 
 from perceiver.training import loggers
 from perceiver.training.loggers import Curves, WandbMirror
-from tests.inspection.wandb_file import exit_codes, rows, run_folders
 from tests.training.kills import in_fork
+from tests.training.wandb_file import exit_codes, rows, run_folders
 
 WANDB_SETTINGS = [
     f"WANDB_{name}" for name in ("MODE", "API_KEY", "SILENT", "DIR", "DATA_DIR", "CACHE_DIR", "CONFIG_DIR")

@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from perceiver.data.module import DataModule
+from perceiver.training.data_module import DataModule
 from perceiver.training.module import TrainingModule
 from perceiver.training.signals import Ending
 from tests.training.kills import assert_same_run, before_call, continued, in_fork, killed_at, run_in_fork

@@ -14,8 +14,8 @@ from PIL import Image
 from perceiver.data.sound_events import EVENTS
 from perceiver.training.finished import load
 from perceiver.training.prediction import predictions_of
-from tests.inspection.wandb_file import rows, run_folders
 from tests.training.runs import ROOT, checkpoint, metrics, script
+from tests.training.wandb_file import rows, run_folders
 
 CLASSES = [event.__name__ for event in EVENTS[:5]]
 SMALL_SOUND = [

@@ -8,19 +8,19 @@ import torch
 from PIL import Image
 
 from perceiver.data.collate import collate
-from perceiver.data.module import DataModule
-from perceiver.inspection import callback as callback_module
 from perceiver.inspection import look as look_module
-from perceiver.inspection.callback import AttentionCallback
 from perceiver.inspection.capture import capture
 from perceiver.inspection.truth import mean_scores, overlaps, truth_scores
 from perceiver.tasks.captioning import Captioning
+from perceiver.training import attention_callback as callback_module
+from perceiver.training.attention_callback import AttentionCallback
+from perceiver.training.data_module import DataModule
 from perceiver.training.loggers import Curves
 from perceiver.training.module import TrainingModule
 from tests.inspection.looks import observer
 from tests.inspection.models import look
-from tests.inspection.noise import NoiseSplit, attention, events, fit
-from tests.inspection.wandb_file import offline_mirror, rows, run_folders
+from tests.training.noise import NoiseSplit, attention, events, fit
+from tests.training.wandb_file import offline_mirror, rows, run_folders
 
 SCORES = ["energy_in_box", "energy_in_box_chance", "pointing_game", "pointing_game_chance"]
 

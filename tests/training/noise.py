@@ -9,10 +9,10 @@ from lightning.pytorch import Callback, Trainer
 
 from perceiver.attention import BlockSpec
 from perceiver.data.base import Dataset, UnreadableError
-from perceiver.data.module import DataModule
 from perceiver.decoders.queries import QueryDecoder
-from perceiver.inspection.callback import AttentionCallback
 from perceiver.tasks.classification import Classification
+from perceiver.training.attention_callback import AttentionCallback
+from perceiver.training.data_module import DataModule
 from perceiver.training.module import TrainingModule
 from perceiver.training.optimization import constant
 from perceiver.types import Box, Sample

@@ -20,12 +20,12 @@ from perceiver.inspection.explorer import PAGE, Event, events_in, page_of, write
 from perceiver.inspection.look import Observer, in_parts
 from perceiver.inspection.maps import panels
 from perceiver.inspection.media import Media, samples_of, texts_of
-from perceiver.inspection.panels import log_look, log_page
 from perceiver.inspection.rollout import Alpha, check_alpha
 from perceiver.inspection.statistics import drift
 from perceiver.inspection.truth import mean_scores
 from perceiver.model import Perceiver
 from perceiver.tasks.base import Task
+from perceiver.training.panels import log_look, log_page
 from perceiver.types import Batch
 
 log = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from perceiver.inspection.panels import of_one_size
+from perceiver.training.panels import of_one_size
 
 
 def test_smaller_pictures_get_white_to_the_right_and_below():

@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from perceiver.inspection import callback as callback_module
 from perceiver.inspection import deletion as deletion_module
-from perceiver.inspection import panels as panels_module
 from perceiver.inspection.capture import Capture
 from perceiver.inspection.statistics import drift, statistics
+from perceiver.training import attention_callback as callback_module
+from perceiver.training import panels as panels_module
 from perceiver.training.loggers import Curves
 from perceiver.training.results import final_metrics
 from tests.inspection.looks import contents_of
 from tests.inspection.models import look
-from tests.inspection.noise import NoiseSplit, attention, events, fit
-from tests.inspection.wandb_file import offline_mirror, rows, run_folders
+from tests.training.noise import NoiseSplit, attention, events, fit
 from tests.training.runs import ROOT, SMALL, metrics, train, trained
+from tests.training.wandb_file import offline_mirror, rows, run_folders
 
 DELETION = [f"attention/deletion/{name}" for name in ("mean_map", "relevance", "rollout")]
 

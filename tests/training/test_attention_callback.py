@@ -7,12 +7,12 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
 from PIL import Image
 
-from perceiver.inspection import callback as callback_module
 from perceiver.inspection import deletion as deletion_module
+from perceiver.training import attention_callback as callback_module
 from perceiver.training.module import TrainingModule
 from tests.inspection.models import look
-from tests.inspection.noise import NoiseSplit, attention, events, fit
-from tests.inspection.wandb_file import offline_mirror, rows, run_folders
+from tests.training.noise import NoiseSplit, attention, events, fit
+from tests.training.wandb_file import offline_mirror, rows, run_folders
 
 
 @pytest.mark.parametrize(

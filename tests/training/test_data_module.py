@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from perceiver.data.base import Dataset, UnreadableError
-from perceiver.data.module import DataModule
+from perceiver.training.data_module import DataModule
 from perceiver.types import Batch, Sample
 
 SIZES = {"train": 23, "val": 13, "test": 11}
@@ -156,7 +156,7 @@ def test_skipping_keeps_the_rest_of_a_batch_and_names_each_file_once(num_workers
     broken = [0, 1, 2, 3, 4, 7, 11]
     data = module(NoisyDataset(broken=broken, on_error="skip"), num_workers=num_workers)
     whole = by_id(read_epoch(module()))
-    with caplog.at_level(logging.WARNING, logger="perceiver.data.module"):
+    with caplog.at_level(logging.WARNING, logger="perceiver.training.data_module"):
         for _ in range(2):
             batches = [data.on_before_batch_transfer(batch, 0) for batch in read_epoch(data)]
     assert by_id(batches) == {id: x for id, x in whole.items() if int(id.split("/")[1]) not in broken}
