@@ -5,9 +5,11 @@ from omegaconf import DictConfig
 
 from perceiver.training.errors import explained
 from perceiver.training.finished import evaluate
+from perceiver.training.launch import command_line
 
 
 @explained
+@command_line
 @hydra.main(version_base="1.3", config_path="../conf", config_name="evaluate")
 @explained
 def main(cfg: DictConfig) -> dict[str, float]:

@@ -7,9 +7,11 @@ from omegaconf import DictConfig
 
 from perceiver.training.errors import explained
 from perceiver.training.exploration import inspect_attention
+from perceiver.training.launch import command_line
 
 
 @explained
+@command_line
 @hydra.main(version_base="1.3", config_path="../conf", config_name="inspect_attention")
 @explained
 def main(cfg: DictConfig) -> Path:

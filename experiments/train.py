@@ -4,11 +4,12 @@ import hydra
 from omegaconf import DictConfig
 
 from perceiver.training.errors import explained
-from perceiver.training.launch import continuing
+from perceiver.training.launch import command_line, continuing
 from perceiver.training.run import train
 
 
 @explained
+@command_line
 @continuing
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
 @explained

@@ -25,11 +25,13 @@ from perceiver.tasks.ranking import Ranking
 from perceiver.training.build import build
 from perceiver.training.config import resolved
 from perceiver.training.errors import ConfigError, explained
+from perceiver.training.launch import command_line
 from perceiver.training.run import prepare_torch
 from perceiver.training.summary import console
 
 
 @explained
+@command_line
 @hydra.main(version_base="1.3", config_path="../conf", config_name="baseline_log_mel")
 @explained
 def main(cfg: DictConfig) -> None:

@@ -21,6 +21,7 @@ from perceiver.tokenizer import BOS
 from perceiver.training.build import build
 from perceiver.training.config import resolved
 from perceiver.training.errors import ConfigError, explained
+from perceiver.training.launch import command_line
 from perceiver.training.run import prepare_torch
 from perceiver.training.summary import console
 from perceiver.training.timing import example_batch, synchronize
@@ -29,6 +30,7 @@ Logits = Float[Tensor, "texts words vocab"]
 
 
 @explained
+@command_line
 @hydra.main(version_base="1.3", config_path="../conf", config_name="benchmark_generation")
 @explained
 def main(cfg: DictConfig) -> None:

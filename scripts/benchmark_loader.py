@@ -13,12 +13,14 @@ from rich.table import Table
 from perceiver.training.build import build
 from perceiver.training.config import resolved
 from perceiver.training.errors import explained
+from perceiver.training.launch import command_line
 from perceiver.training.run import prepare_torch
 from perceiver.training.summary import console
 from perceiver.training.timing import TrainingStep, example_batch, samples_per_second, training_batches
 
 
 @explained
+@command_line
 @hydra.main(version_base="1.3", config_path="../conf", config_name="benchmark_loader")
 @explained
 def main(cfg: DictConfig) -> None:

@@ -28,6 +28,7 @@ from perceiver.training.attention_callback import AttentionCallback
 from perceiver.training.build import build, construct
 from perceiver.training.config import resolved
 from perceiver.training.errors import explained
+from perceiver.training.launch import command_line
 from perceiver.training.prediction import to_accelerator
 from perceiver.training.run import discard_if_unused, prepare_torch, train
 from perceiver.training.summary import console
@@ -35,6 +36,7 @@ from perceiver.training.timing import peak_bytes, synchronize
 
 
 @explained
+@command_line
 @hydra.main(version_base="1.3", config_path="../conf", config_name="benchmark_looks")
 @explained
 def main(cfg: DictConfig) -> None:

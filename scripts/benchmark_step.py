@@ -18,6 +18,7 @@ from rich.table import Table
 from perceiver.training.build import build
 from perceiver.training.config import resolved
 from perceiver.training.errors import explained
+from perceiver.training.launch import command_line
 from perceiver.training.run import prepare_torch
 from perceiver.training.summary import console, count_parameters, flops_per_sample
 from perceiver.training.timing import TrainingStep, example_batch, peak_bytes, synchronize
@@ -27,6 +28,7 @@ LOW_PRECISION = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 @explained
+@command_line
 @hydra.main(version_base="1.3", config_path="../conf", config_name="benchmark_step")
 @explained
 def main(cfg: DictConfig) -> None:

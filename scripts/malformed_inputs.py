@@ -34,9 +34,10 @@ from omegaconf import DictConfig, OmegaConf
 from rich.table import Table as RichTable
 
 from perceiver.data.base import UnreadableError
-from perceiver.training.build import Parts, build, read_checkpoint
+from perceiver.training.build import Parts, build, check_trust, read_checkpoint
 from perceiver.training.config import resolved
 from perceiver.training.errors import USER_ERRORS, ConfigError, explain, explained
+from perceiver.training.launch import command_line
 from perceiver.training.summary import console
 from scripts.malformed_archives import CHECKPOINT, FOLDER, TAR_SAMPLE, TAR_WHOLE
 from scripts.malformed_faults import IMAGE, JSON, PICKLE, SOUND, TABLE, TEXT, WHOLE_FILE
@@ -167,7 +168,7 @@ class Trial:
             path = folder / "x.ckpt"
             shutil.copyfile(self.checkpoint, path)
             CHECKPOINT[case.fault](path, case.random(self.seed))
-            return [refused(lambda: read_checkpoint(path), path.name)]
+            return [refused(lambda: check_trust(read_checkpoint(path).config, (), path), path.name)]
         if case.subject.endswith(".read"):
             return [self.read(case, folder)]
         modes = ("raise", "skip") if "on_error" in self.configs[case.subject].data else ("raise",)
@@ -313,10 +314,11 @@ def whole_checkpoint(config: DictConfig, path: Path) -> None:
     content = {"state_dict": parts.module.state_dict(), "global_step": 7, "epoch": 1}
     content["description"] = parts.module.description
     torch.save(content, path)
-    read_checkpoint(path)
+    check_trust(read_checkpoint(path).config, (), path)
 
 
 @explained
+@command_line
 @hydra.main(version_base="1.3", config_path="../conf", config_name="malformed_inputs")
 @explained
 def main(cfg: DictConfig) -> None:

@@ -20,6 +20,7 @@ from perceiver.data.shards import TarShards
 from perceiver.training.build import blamed_on, construct
 from perceiver.training.config import check_parts, register_resolvers
 from perceiver.training.errors import ConfigError, explained
+from perceiver.training.launch import command_line
 from perceiver.training.summary import console
 from perceiver.types import Stage
 
@@ -36,6 +37,7 @@ READ_BY = {
 
 
 @explained
+@command_line
 @hydra.main(version_base="1.3", config_path="../conf", config_name="write_shards")
 @explained
 def main(cfg: DictConfig) -> None:

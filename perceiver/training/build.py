@@ -4,8 +4,9 @@ import fcntl
 import hashlib
 import json
 import os
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from perceiver.model import Perceiver
 from perceiver.tasks.base import Task
 from perceiver.tokenizer import Tokenizer
 from perceiver.training.checkpoints import damage
-from perceiver.training.config import targets
+from perceiver.training.config import WHERE_CODE_IS_FOUND, targets
 from perceiver.training.data_module import DataModule
 from perceiver.training.errors import ConfigError, about, one_line
 from perceiver.training.module import OptimizerFactory, TrainingModule
@@ -37,7 +38,9 @@ from perceiver.training.sharding import ShardedModule, is_sharded
 TRUSTED_PACKAGES = ("perceiver", "torch", "torchaudio", "lightning", "timm")
 TRUSTED_KINDS = (nn.Module, Optimizer, Trainer, Callback, Strategy)
 """What a config that comes out of a checkpoint may name: classes of these packages that are of one of these kinds, and
-any class or schedule of our own. `torch.hub.load`, say, is neither."""
+any class or schedule of our own. `torch.hub.load`, say, is neither. A user adds packages with `trusted`."""
+NEVER_TRUSTED = (*sys.stdlib_module_names, *sys.builtin_module_names, *TRUSTED_PACKAGES, "hydra", "omegaconf")
+"""Packages of which no more can be trusted: some of their functions run whatever they are given."""
 
 
 @dataclass(frozen=True)
@@ -220,8 +223,10 @@ class Checkpoint:
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint of `experiments/train.py` without executing anything in it.
 
+    Before its config is built, `check_trust` must have seen it.
+
     Raises:
-        ConfigError: it is missing, damaged, not one of ours, or its config names what is not trusted.
+        ConfigError: it is missing, damaged or not one of ours.
     """
     if not path.exists():
         raise ConfigError(f"{path}: no such checkpoint")
@@ -235,15 +240,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
         step, epoch = int(content["global_step"]) - 1, int(content["epoch"])
         checkpoint = Checkpoint(description["config"], learned, content["state_dict"], step, epoch)
         check_kinds(checkpoint)
-        named = [str(node["_target_"]) for _, node in targets(checkpoint.config)]
     except Exception as error:  # damaged files raise anything; the message of a refused one is pages long
         problem = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ConfigError(f"{path}: not a readable checkpoint of a run ({problem})") from error
-    for target in named:
-        if not is_trusted(target):
-            raise ConfigError(
-                f"{path}: its config builds {target!r}, which is no class of {', '.join(TRUSTED_PACKAGES)}"
-            )
     return checkpoint
 
 
@@ -264,20 +263,80 @@ def check_kinds(checkpoint: Checkpoint) -> None:
     }.items():
         if not fits:
             raise ValueError(f"its {name} is none")
+    if "${" in repr(checkpoint.config):  # a resolver could make a node of which the check of targets knows nothing
+        raise ValueError("its config holds an interpolation")
 
 
-def is_trusted(target: str) -> bool:
-    """Whether a name from a file may be called."""
-    if target.partition(".")[0] not in TRUSTED_PACKAGES:
-        return False
+def check_trust(config: Mapping[str, Any], trusted: Sequence[str], path: Path) -> None:
+    """Refuse a config from a file that would call what is not trusted.
+
+    Args:
+        config: from a checkpoint.
+        trusted: packages of the user's own, or modules of these, of which it may name any class or function.
+        path: of the checkpoint.
+
+    Raises:
+        ConfigError: it would, or `trusted` names what cannot be.
+    """
+    for package in trusted:
+        if package.partition(".")[0] in NEVER_TRUSTED:
+            problem = "only packages of your own, or ones that you know, can be trusted beside those that are"
+            raise ConfigError(f"trusted=[{package}]: {problem}")
+    for key, node in targets(config):
+        target = str(node["_target_"])
+        if is_trusted(target, trusted):
+            continue
+        problem = f"{path}: its config builds {target!r} as {key}"
+        imported = any(is_below(target, package) for package in trusted)
+        home = home_of(target) if imported else target
+        if not home:
+            raise ConfigError(f"{problem}, which cannot be imported; {WHERE_CODE_IS_FOUND}")
+        wanted = home.partition(".")[0]
+        if wanted in NEVER_TRUSTED or not wanted.isidentifier():
+            raise ConfigError(f"{problem}, which is no class of {', '.join(TRUSTED_PACKAGES)}")
+        raise ConfigError(f"{problem}; if that code is yours, give trusted=[{','.join([*trusted, wanted])}]")
+
+
+def trust_needed(config: Mapping[str, Any]) -> dict[str, list[str]]:
+    """What a config names that would not be trusted in a checkpoint, and the packages that must be trusted for it.
+
+    For what no package can be trusted for there are none. The config must be one that was built in this process.
+    """
+    needed = {}
+    for target in (str(node["_target_"]) for _, node in targets(config)):
+        if not is_trusted(target):
+            packages = {name.partition(".")[0] for name in (target, home_of(target))}.difference(NEVER_TRUSTED)
+            needed[target] = sorted(packages) if is_trusted(target, [*packages]) else []
+    return needed
+
+
+def is_below(name: str, package: str) -> bool:
+    """Whether something is a package or module, or in it."""
+    return name == package or name.startswith(f"{package}.")
+
+
+def home_of(target: str) -> str:
+    """The module in which what has this name was defined; empty where it cannot be imported."""
     try:
-        found = get_object(target)
+        return str(getattr(get_object(target), "__module__", None) or "")
     except Exception:  # whatever an import raises
+        return ""
+
+
+def is_trusted(target: str, trusted: Sequence[str] = ()) -> bool:
+    """Whether a name from a file may be called; `trusted` are packages or modules of the user's own."""
+    own = any(is_below(target, package) for package in trusted)
+    if not own and target.partition(".")[0] not in TRUSTED_PACKAGES:
         return False
-    home = str(getattr(found, "__module__", ""))
-    if home.partition(".")[0] == "perceiver":
+    home = home_of(target)
+    if not home:
+        return False
+    if any(is_below(home, package) for package in trusted):
+        return True
+    found, package = get_object(target), home.partition(".")[0]
+    if package == "perceiver":
         return isinstance(found, type) or home == Schedule.__module__
-    return isinstance(found, type) and home.partition(".")[0] in TRUSTED_PACKAGES and issubclass(found, TRUSTED_KINDS)
+    return isinstance(found, type) and package in TRUSTED_PACKAGES and issubclass(found, TRUSTED_KINDS)
 
 
 def load_weights(module: TrainingModule, checkpoint: Checkpoint, path: Path) -> None:

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 
 from perceiver.data.folders import class_folders
-from perceiver.training.errors import ConfigError, explain, nearest
+from perceiver.training.errors import ConfigError, explain, nearest, one_line
 from perceiver.training.launch import run_name
 
 SETTINGS: dict[str, Any] = {
@@ -28,6 +28,7 @@ SETTINGS: dict[str, Any] = {
 PARTS = ("data", "loader", "model", "task", "optimizer", "schedule", "trainer", "checkpointing", "attention", "logger")
 """The other keys at the root: each builds one thing. Besides them there are `tokenizer`, which is needed for text only,
 and `callbacks`, which builds any number."""
+WHERE_CODE_IS_FOUND = "code of your own is imported from the current folder, or from what PYTHONPATH names"
 
 
 def register_resolvers() -> None:
@@ -136,7 +137,8 @@ def _check_call(key: str, node: dict[str, Any]) -> None:
     try:
         target: Any = get_object(node["_target_"])
     except Exception as error:  # whatever the import of the module raises
-        raise ConfigError(f"{key}._target_={node['_target_']}: cannot be imported") from error
+        problem = f"{key}._target_={node['_target_']}: cannot be imported ({one_line(error.__cause__ or error)})"
+        raise ConfigError(f"{problem}; {WHERE_CODE_IS_FOUND}") from error
     parameters = inspect.signature(target).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)

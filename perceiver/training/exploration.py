@@ -122,7 +122,7 @@ def subject(cfg: DictConfig, key: str, checkpoint_key: str, overrides: Sequence[
         raise ConfigError(f"{key}={folder}: there are no checkpoints in it, so it is no run that can be looked at")
     if checkpoint not in there:
         raise ConfigError(f"{checkpoint_key}={checkpoint}: {folder} has no such checkpoint{nearest(checkpoint, there)}")
-    finished = load(str(folder), checkpoint, overrides)
+    finished = load(str(folder), checkpoint, overrides, cfg.trusted)
     to_accelerator(finished.parts)
     observer = finished.parts.observer(finished.config["attention"]["rollout_alpha"])
     return Subject(f"{'/'.join(folder.absolute().parts[-2:])} ({checkpoint})", folder, finished, observer)

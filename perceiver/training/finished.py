@@ -1,6 +1,6 @@
 """A finished run, rebuilt from its checkpoint, and measured again."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 
-from perceiver.training.build import Parts, build, construct, load_weights, read_checkpoint
+from perceiver.training.build import Parts, build, check_trust, construct, load_weights, read_checkpoint
 from perceiver.training.config import check_parts
 from perceiver.training.errors import ConfigError
 from perceiver.training.results import class_rows, test, unreadable, write_metrics
@@ -26,13 +26,14 @@ class Finished:
     epoch: int
 
 
-def load(run: str, checkpoint: str, overrides: Sequence[str]) -> Finished:
+def load(run: str, checkpoint: str, overrides: Sequence[str], trusted: str | Iterable[str] = ()) -> Finished:
     """Rebuild a run from one of its checkpoints.
 
     Args:
         run: the run directory.
         checkpoint: `best` or `last`.
         overrides: changes to the run's config, as `key=value`.
+        trusted: packages of the user's own, of which the run may build any class; one or several.
 
     Raises:
         ConfigError: the run or checkpoint is not there or not readable, or an override names an unknown key.
@@ -42,6 +43,7 @@ def load(run: str, checkpoint: str, overrides: Sequence[str]) -> Finished:
         raise ConfigError(f"run={run}: no such run directory")
     path = run_dir / "checkpoints" / f"{checkpoint}.ckpt"
     found = read_checkpoint(path)
+    check_trust(found.config, [trusted] if isinstance(trusted, str) else [str(one) for one in trusted], path)
     config = overridden(found.config, overrides)
     parts = build(config, found.learned)
     load_weights(parts.module, found, path)
@@ -63,7 +65,7 @@ def overridden(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, An
 
 def evaluate(cfg: DictConfig) -> dict[str, float]:
     """Test metrics of a run's checkpoint: printed, and written to `evaluation.json` in the run directory."""
-    finished = load(str(cfg.run), cfg.checkpoint, cfg.overrides)
+    finished = load(str(cfg.run), cfg.checkpoint, cfg.overrides, cfg.trusted)
     config, parts = finished.config, finished.parts
     prepare_torch(config)
     trainer: Trainer = construct(config, "trainer", logger=False, enable_checkpointing=False)

@@ -87,6 +87,37 @@ def meet_anew() -> None:
     os.environ |= {"MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": "False"}
 
 
+OPTIONS_WITH_VALUES = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--info", "-i")
+"""Hydra's options that take a value."""
+
+
+def command_line(main: Callable[P, T]) -> Callable[P, T]:
+    """A Hydra main that imports a user's own code from the current folder, as `python -m` does.
+
+    That folder comes last, so that nothing in it takes the place of what is installed.
+    """
+
+    @functools.wraps(main)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())
+        options, overrides = options_and_overrides(sys.argv[1:])
+        sys.argv[1:] = [*options, *overrides]  # to which others may be added
+        return main(*args, **kwargs)
+
+    return wrapper
+
+
+def options_and_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """A command line in two parts, since Hydra takes its options on one side of the overrides only."""
+    options: list[str] = []
+    overrides: list[str] = []
+    for argument in arguments:
+        is_value = bool(options) and options[-1] in OPTIONS_WITH_VALUES
+        (options if argument.startswith("-") or is_value else overrides).append(argument)
+    return options, overrides
+
+
 def continuing(main: Callable[P, T]) -> Callable[P, T]:
     """A Hydra main for which `run=DIR` stands for the overrides of the run in there, and for going on with it there."""
 
@@ -116,19 +147,41 @@ def with_run(arguments: Sequence[str]) -> list[str]:
         raise ConfigError(f"{asked[-1]}: no run directory, there is no .hydra/overrides.yaml in it")
     if any(argument in ("-m", "--multirun") for argument in arguments):
         raise ConfigError(f"{asked[-1]}: goes on with one run; leave out -m")
-    given = [argument for argument in arguments if argument not in asked]
+    options, given = options_and_overrides([argument for argument in arguments if argument not in asked])
     replaced = {_key(argument) for argument in given} | {"ckpt_path"}
     before = [str(override) for override in OmegaConf.load(saved) if _key(str(override)) not in replaced]
     last = [] if "ckpt_path" in map(_key, given) else ["ckpt_path=last"]
-    return [*before, *given, *last, "hydra.mode=RUN", f"hydra.run.dir={quoted(folder)}"]
+    there = folder / ".hydra" / "hydra.yaml"
+    if there.is_file():
+        more_options, more = where_configs_are(OmegaConf.load(there).hydra)
+        options = [*more_options, *options]  # of two, Hydra takes the last
+        before += [override for override in more if _key(override) not in replaced]
+    return [*options, *before, *given, *last, "hydra.mode=RUN", f"hydra.run.dir={quoted(folder)}"]
+
+
+def where_configs_are(hydra: Any) -> tuple[list[str], list[str]]:
+    """Options and overrides with which a command finds the configs that a run was composed of.
+
+    Args:
+        hydra: Hydra's own config of the run.
+    """
+    options, places = ["--config-name", str(hydra.job.config_name)], []
+    for source in hydra.runtime.config_sources:
+        if source.provider == "command-line":
+            options += ["--config-dir", str(source.path)]
+        elif str(source.provider).startswith("hydra.searchpath in command-line"):
+            is_file = source.schema == "file"
+            places.append(str(Path(hydra.runtime.cwd) / source.path) if is_file else f"{source.schema}://{source.path}")
+    overrides = [f"hydra.searchpath=[{','.join(map(quoted, places))}]"] if places else []
+    return options, overrides
 
 
 def _key(override: str) -> str:
     return override.partition("=")[0].lstrip("+~")
 
 
-def quoted(path: Path) -> str:
-    """A path as a value on Hydra's command line."""
+def quoted(path: Path | str) -> str:
+    """A path or other text as a value on Hydra's command line."""
     escaped = str(path).replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
 
@@ -156,8 +209,9 @@ def run_apart(run_dir: Path) -> None:
         SystemExit: it was ended by a signal.
     """
     hydra = HydraConfig.get()
-    overrides = [*hydra.overrides.task, "hydra.mode=RUN", f"hydra.run.dir={quoted(run_dir)}"]
-    command = [sys.executable, sys.argv[0], "--config-name", str(hydra.job.config_name), *overrides]
+    options, places = where_configs_are(hydra)
+    overrides = [*places, *hydra.overrides.task, "hydra.mode=RUN", f"hydra.run.dir={quoted(run_dir)}"]
+    command = [sys.executable, sys.argv[0], *options, *overrides]
     process = subprocess.Popen(command, cwd=hydra.runtime.cwd, preexec_fn=partial(end_with_parent, signal.SIGTERM))
     while True:
         try:

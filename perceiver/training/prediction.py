@@ -38,7 +38,7 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
         raise ConfigError("inputs=[]: name at least one file")
     if cfg.top is not None and (not isinstance(cfg.top, int) or cfg.top < 1):
         raise ConfigError(f"top={cfg.top}: must be a whole number from 1 on")
-    finished = load(str(cfg.run), cfg.checkpoint, cfg.overrides)
+    finished = load(str(cfg.run), cfg.checkpoint, cfg.overrides, cfg.trusted)
     config, parts = finished.config, finished.parts
     prepare_torch(config)
     to_accelerator(parts)

@@ -4,7 +4,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from perceiver.training.build import Checkpoint, Parts, build, load_weights, read_checkpoint
+from lightning.pytorch.utilities import rank_zero_only
+
+from perceiver.training.build import Checkpoint, Parts, build, load_weights, read_checkpoint, trust_needed
 from perceiver.training.checkpoints import LAST, PREVIOUS
 from perceiver.training.errors import ConfigError, leaves
 from perceiver.training.launch import is_restarted
@@ -28,9 +30,21 @@ def prepare(config: dict[str, Any], run_dir: Path) -> tuple[Parts, Path | None]:
         except ConfigError as error:
             raise ConfigError(f"ckpt_path={error}") from error
         tell_changes(found.config, config)
+    tell_trust_needed(config)
     if config["compile"]:
         parts.model.compile()
     return parts, start
+
+
+@rank_zero_only
+def tell_trust_needed(config: dict[str, Any]) -> None:
+    """Say what the tools for finished runs will have to be told of a run with code from elsewhere."""
+    needed = trust_needed(config)
+    if packages := sorted({package for packages in needed.values() for package in packages}):
+        tools = "evaluate.py, predict.py and inspect_attention.py"
+        log.info("code from elsewhere: %s will need trusted=[%s] for this run", tools, ",".join(packages))
+    for target in (target for target, packages in needed.items() if not packages):
+        log.warning("%s is no class or function that can be trusted: no tool will open this run", target)
 
 
 def starting_point(ckpt_path: str | None, run_dir: Path) -> tuple[Path | None, Checkpoint | None]:

@@ -121,7 +121,8 @@ def _untouched_process():
     root: Logger = getLogger()
     handlers, level, interrupt = root.handlers[:], root.level, signal.getsignal(signal.SIGINT)
     precision, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
-    with mock.patch.object(sys, "argv", sys.argv[:]), mock.patch.dict(os.environ):
+    argv, path = mock.patch.object(sys, "argv", sys.argv[:]), mock.patch.object(sys, "path", sys.path[:])
+    with argv, path, mock.patch.dict(os.environ):
         try:
             yield
         finally:
