@@ -86,10 +86,37 @@ def sync_folder(folder: Path) -> None:
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps `best.ckpt`; of a run whose directory was moved it goes on with the one that moved along.
+    """Keeps `best.ckpt`, the best of all validations, and has the state validated with which training ends.
 
-    Lightning would take the next one for the best, whatever came before the move.
+    Without this, where `max_steps` or `max_time` end a run within an epoch, or an epoch without a validation is the
+    last, Lightning would not validate at all. Of a run whose directory was moved it goes on with the best that moved
+    along; Lightning would take the next one for the best, whatever came before the move.
     """
+
+    _validated = False
+    """Whether there is a validation that the choice of the best has not heard of."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        if self.monitor is not None and _is_over(trainer):
+            # After so many batches, and whatever the epoch or the clock.
+            trainer.val_check_batch = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+            trainer.check_val_every_n_epoch = None
+            trainer._val_check_time_interval = None  # type: ignore[attr-defined]
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validated |= not trainer.sanity_checking
+        super().on_validation_end(trainer, pl_module)
+        if _is_over(trainer) and not (_is_last_batch(trainer) or self._should_skip_saving_checkpoint(trainer)):
+            # What is saved after the epoch could not be continued within it.
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._validated or self.monitor is None:
+            super().on_train_epoch_end(trainer, pl_module)
+        self._validated = False
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         assert self.dirpath is not None
@@ -108,7 +135,8 @@ class LastCheckpoint(Checkpoint):
     Written at the end of each epoch and behind each validation, and one step before, so that a run that is killed while
     it validates has one step to do again; at intervals in between; where `max_steps` or `max_time` end a run within an
     epoch; and when Ctrl-C, a signal to any process or an error ends it. Only ever between two optimizer steps, since
-    half of an accumulated gradient would be lost.
+    half of an accumulated gradient would be lost. The one with which training ends takes its place when all that is
+    done at the end is done; a run that is killed before does its last step again, and with it what follows.
 
     Args:
         folder: where they are kept.
@@ -136,7 +164,7 @@ class LastCheckpoint(Checkpoint):
         self.seconds = None if every_n_minutes is None else 60.0 * every_n_minutes
         self._saved_at = time.monotonic()
         self._saved_step = self._step = -1
-        self._within_step = False
+        self._within_step = self._held = False
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.curves.rows}
@@ -168,8 +196,9 @@ class LastCheckpoint(Checkpoint):
                 self.ending.end(signal, trainer.global_step)
             return
         # Not at the end of the epoch alone: there, Lightning counts one that was cut short as done.
-        ends = trainer.should_stop or trainer.global_step == trainer.max_steps
-        if signal or due or ends or _is_boundary(trainer, batch_idx + 2):
+        ends = _is_over(trainer) or trainer.global_step + 1 == trainer.max_steps
+        following = range(batch_idx + 2, batch_idx + 2 + trainer.accumulate_grad_batches)
+        if signal or due or ends or any(_is_boundary(trainer, batches) for batches in following):
             self._save(trainer)
         if signal:
             self.ending.end(signal, trainer.global_step)
@@ -195,6 +224,8 @@ class LastCheckpoint(Checkpoint):
             self._end_if_asked(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._held:
+            self._put_in_place(trainer)
         self._end_if_asked(trainer)
         self.ending.rest()
 
@@ -224,18 +255,32 @@ class LastCheckpoint(Checkpoint):
             return
         for logger in trainer.loggers:
             logger.save()
+        trainer.save_checkpoint(self.folder / NEXT, weights_only=False)
+        self._held = _is_over(trainer) and self._saved_step >= trainer.global_step - 1
+        if not self._held:
+            self._put_in_place(trainer)
+
+    def _put_in_place(self, trainer: Trainer) -> None:
+        """Make what was saved the last."""
         new = self.folder / NEXT
-        trainer.save_checkpoint(new, weights_only=False)
         if trainer.is_global_zero and new.exists():
             with suppress(FileNotFoundError):
                 (self.folder / LAST).replace(self.folder / PREVIOUS)
             new.replace(self.folder / LAST)
             sync_folder(self.folder)
+        self._held = False
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
 
 
 def _is_last_batch(trainer: Trainer) -> bool:
     return trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+
+
+def _is_over(trainer: Trainer) -> bool:
+    """Whether training ends here, be it within an epoch."""
+    stops = trainer.should_stop and trainer.fit_loop._can_stop_early
+    in_last_epoch = trainer.current_epoch + 1 == trainer.max_epochs
+    return stops or trainer.global_step == trainer.max_steps or (in_last_epoch and _is_last_batch(trainer))
 
 
 def _is_boundary(trainer: Trainer, batches: int) -> bool:

@@ -162,7 +162,7 @@ def discard_if_unused(run_dir: Path) -> None:
         return
     job = HydraConfig.get().job.name
     if {path.name for path in run_dir.iterdir()} <= {".hydra", f"{job}.log"}:
-        shutil.rmtree(run_dir)
+        shutil.rmtree(run_dir, ignore_errors=True)  # another process may be writing to it
 
 
 def prepare_torch(config: Mapping[str, Any]) -> None:
@@ -188,7 +188,6 @@ def checkpoint_callback(parts: Parts, config: Mapping[str, Any], folder: Path) -
         mode=parts.task.monitor_mode,
         # After the training epoch, when all callbacks have seen the validation; unless there are several in an epoch.
         save_on_train_epoch_end=settings.get("val_check_interval") is None,
-        every_n_epochs=settings.get("check_val_every_n_epoch", 1) if validates else 1,
         enable_version_counter=False,
         auto_insert_metric_name=False,
     )

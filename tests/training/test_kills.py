@@ -1,14 +1,17 @@
 """A run that is killed, wherever that is, and continued comes to the same end as one that was not, to the last bit."""
 
+import os
 import signal
 from random import Random
 
 import numpy as np
 import pytest
+from perceiver.inspection.callback import AttentionCallback
 
 from perceiver.training import loggers
-from tests.training.kills import assert_same_run, continued, killed_at, run_in_fork
-from tests.training.runs import CAPTIONING, SMALL, script
+from perceiver.training.module import TrainingModule
+from tests.training.kills import assert_same_run, before_call, continued, killed_at, rows, run_in_fork
+from tests.training.runs import CAPTIONING, SMALL, metrics, script
 from tests.training.test_sound_run import SMALL_SOUND
 
 slow = pytest.mark.slow
@@ -37,12 +40,15 @@ BETWEEN_VALIDATIONS = [
 ]
 WITHIN_STEPS = [*BETWEEN_VALIDATIONS, "trainer.accumulate_grad_batches=2"]
 """The third batch of six, after which there is a validation, is the first of the second step."""
+CUT_SHORT = [*IMAGES, "trainer.max_steps=6", "trainer.check_val_every_n_epoch=5"]
+"""Training ends within an epoch, between two validations."""
 RUNS = {
     "images": IMAGES,
     "sounds": SOUNDS,
     "captions": CAPTIONS,
     "between validations": BETWEEN_VALIDATIONS,
     "within steps": WITHIN_STEPS,
+    "cut short": CUT_SHORT,
 }
 
 
@@ -95,7 +101,7 @@ def test_a_run_that_is_killed_at_any_step_ends_as_if_it_had_not_been(tmp_path, w
 
 
 @slow
-@pytest.mark.parametrize("name", ["sounds", "captions", "between validations", "within steps"])
+@pytest.mark.parametrize("name", ["sounds", "captions", "between validations", "within steps", "cut short"])
 def test_so_does_one_that_is_killed_every_few_steps(tmp_path, whole, name):
     run, random = tmp_path / "run", Random(1)
     status, kills = run_in_fork(run, setup=RUNS[name], before=killed_at(2)), 0
@@ -106,3 +112,22 @@ def test_so_does_one_that_is_killed_every_few_steps(tmp_path, whole, name):
     assert status == 0
     assert kills > 1
     assert_same_run(run, whole(name))
+
+
+@pytest.mark.parametrize(
+    ("count", "method", "owner"),
+    [
+        (1, "validation_step", TrainingModule),
+        pytest.param(0, "_log_metrics", TrainingModule, marks=slow),
+        pytest.param(1, "_look", AttentionCallback, marks=slow),
+        (0, "_test", AttentionCallback),
+    ],
+)
+def test_so_does_one_that_is_killed_while_it_does_what_its_end_within_an_epoch_asks_for(
+    tmp_path, whole, count, method, owner
+):
+    run, kill = tmp_path / "run", lambda: os.kill(os.getpid(), signal.SIGKILL)
+    assert run_in_fork(run, setup=CUT_SHORT, before=before_call(count, method, kill, owner)) == -signal.SIGKILL
+    assert continued(run) == 0
+    assert_same_run(run, whole("cut short"))
+    assert [float(row["val/loss"]) for row in rows(run) if "val/loss" in row] == [metrics(run)["val/loss"]]

@@ -12,6 +12,7 @@ import torch
 from perceiver.data.shape_scenes import ShapeScenes
 from perceiver.training.build import Learned, build, read_checkpoint
 from perceiver.training.module import TrainingModule
+from tests.training.kills import rows
 from tests.training.runs import (
     CAPTIONING,
     ROOT,
@@ -121,6 +122,25 @@ class TestSettings:
         final = metrics(run)
         assert all(map(math.isfinite, final.values()))
         assert 0 <= final["test/accuracy"] <= 1
+
+    @pytest.mark.filterwarnings("error:.*could not find the monitored key")
+    @pytest.mark.parametrize(
+        "end",
+        [
+            "trainer.max_steps=2",
+            "trainer.max_epochs=4 trainer.check_val_every_n_epoch=3",
+            slow("trainer.max_steps=4 +trainer.val_check_interval=3"),
+            slow("trainer.max_steps=4 +trainer.val_check_interval=00:01:00:00"),
+            slow("trainer.max_steps=3 trainer.accumulate_grad_batches=2"),
+            slow("trainer.max_time=00:00:00:01 trainer.max_epochs=10000 trainer.check_val_every_n_epoch=10000"),
+        ],
+    )
+    def test_the_end_is_validated_wherever_it_is(self, tmp_path, end):
+        run = trained(tmp_path / "run", "trainer.log_every_n_steps=1", *end.split())
+        last = [row for row in rows(run) if "val/accuracy" in row][-1]
+        assert int(last["step"]) == checkpoint(run)["global_step"] - 1
+        assert float(last["val/accuracy"]) == metrics(run)["val/accuracy"] <= metrics(run)["best/val/accuracy"]
+        assert (run / "checkpoints" / "best.ckpt").exists()
 
     @pytest.mark.parametrize(
         "overrides", [["data=image_folder", "data.val_fraction=0"], ["trainer.limit_val_batches=0"]]

@@ -160,10 +160,13 @@ def test_afterwards_signals_do_what_they_did_before(tmp_path, monkeypatch):
     def heard():
         return {number: signal.getsignal(number) for number in signal.valid_signals() - {signal.SIGKILL}}
 
-    before, threads = heard(), threading.active_count()
+    before = heard()
     trained(tmp_path / "run", "trainer.max_epochs=1")
+    threads = threading.active_count()
     assert heard() == before
-    monkeypatch.setattr(TrainingModule, "training_step", lambda self, batch, batch_idx: os.kill(os.getpid(), 15))
+    step = TrainingModule.training_step
+    ended = lambda self, batch, batch_idx: (os.kill(os.getpid(), 15), step(self, batch, batch_idx))[1]  # noqa: E731
+    monkeypatch.setattr(TrainingModule, "training_step", ended)
     assert train(tmp_path / "ended", "trainer.max_epochs=1").code == 143
     assert heard() == before
     assert signal.set_wakeup_fd(-1) == -1
