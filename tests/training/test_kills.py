@@ -6,9 +6,9 @@ from random import Random
 
 import numpy as np
 import pytest
-from perceiver.inspection.callback import AttentionCallback
 
 from perceiver.training import loggers
+from perceiver.training.attention_callback import AttentionCallback
 from perceiver.training.module import TrainingModule
 from tests.training.kills import assert_same_run, before_call, continued, killed_at, rows, run_in_fork
 from tests.training.runs import CAPTIONING, SMALL, metrics, script
