@@ -69,24 +69,30 @@ class MovingAverage(WeightAveraging):
 
     Args:
         decay: d, in [0, 1].
+        warmup: after n updates d is at most (1 + n) / (10 + n), as in TensorFlow's `ExponentialMovingAverage` with
+            `num_updates`. Without it, the weights of the first step keep a share of dⁿ.
         update_every_n_steps: optimizer steps from one update of the average to the next.
     """
 
-    def __init__(self, *, decay: float, update_every_n_steps: int) -> None:
+    def __init__(self, *, decay: float, warmup: bool, update_every_n_steps: int) -> None:
         if not 0.0 <= decay <= 1.0:
             raise ValueError(f"decay={decay} must be in [0, 1]")
         if update_every_n_steps < 1:
             raise ValueError(f"update_every_n_steps={update_every_n_steps} must be at least 1")
-        super().__init__(avg_fn=partial(_moved, 1.0 - decay))
+        super().__init__(avg_fn=partial(_moved, decay, warmup))
         self.update_every_n_steps = update_every_n_steps
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         return step_idx is not None and step_idx % self.update_every_n_steps == 0
 
 
-def _moved(share: float, average: Tensor, current: Tensor, num_averaged: Tensor) -> Tensor:
-    """An average, moved by a share of the way to what is averaged; of whole numbers there is none."""
-    return average.lerp(current.to(average.dtype), share) if average.is_floating_point() else current
+def _moved(decay: float, warmup: bool, average: Tensor, current: Tensor, num_averaged: Tensor | int) -> Tensor:
+    """An average of so many, moved by a share of the way to what is averaged; of whole numbers there is none."""
+    if not average.is_floating_point():
+        return current
+    num = torch.as_tensor(num_averaged, dtype=average.dtype, device=average.device)
+    share = (9.0 / (10.0 + num) if warmup else torch.zeros_like(num)).clamp_min(1.0 - decay)
+    return average.lerp(current.to(average.dtype), share)
 
 
 class TrainingClock(Callback):
