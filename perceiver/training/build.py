@@ -211,13 +211,22 @@ def try_optimizer(factory: OptimizerFactory) -> None:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint of a run says about it; `step` and `epoch` number the last that were trained."""
+    """What a checkpoint of a run says about it.
+
+    Attributes:
+        config: as plain values.
+        learned: from its data.
+        state: the weights.
+        step, epoch: the last that were trained.
+        interpolations: which values of the config are made of others, and how, by key.
+    """
 
     config: dict[str, Any]
     learned: Learned
     state: dict[str, torch.Tensor]
     step: int
     epoch: int
+    interpolations: dict[str, str]
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -238,7 +247,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         description = content["description"]
         learned = Learned(description["class_names"], description.get("vocabulary"))
         step, epoch = int(content["global_step"]) - 1, int(content["epoch"])
-        checkpoint = Checkpoint(description["config"], learned, content["state_dict"], step, epoch)
+        interpolations = description.get("interpolations", {})
+        checkpoint = Checkpoint(description["config"], learned, content["state_dict"], step, epoch, interpolations)
         check_kinds(checkpoint)
     except Exception as error:  # damaged files raise anything; the message of a refused one is pages long
         problem = str(error).strip().partition("\n")[0] or type(error).__name__
@@ -259,6 +269,8 @@ def check_kinds(checkpoint: Checkpoint) -> None:
         "vocabulary": isinstance(learned.vocabulary, str | None),
         "state_dict": isinstance(checkpoint.state, dict)
         and all(isinstance(value, torch.Tensor) for value in checkpoint.state.values()),
+        "interpolations": isinstance(checkpoint.interpolations, dict)
+        and all(isinstance(one, str) for pair in checkpoint.interpolations.items() for one in pair),
         "global_step and epoch": min(checkpoint.step, checkpoint.epoch) >= 0,
     }.items():
         if not fits:

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -14,7 +14,6 @@ from pydantic.errors import PydanticSchemaGenerationError
 
 from perceiver.data.folders import class_folders
 from perceiver.training.errors import ConfigError, explain, nearest, one_line
-from perceiver.training.launch import run_name
 
 SETTINGS: dict[str, Any] = {
     "seed": Annotated[int, Field(ge=0, lt=2**32)],
@@ -36,8 +35,7 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("grid", grid, replace=True)
     OmegaConf.register_new_resolver("mel_grid", mel_grid, replace=True)
     OmegaConf.register_new_resolver("frames", frames, replace=True)
-    OmegaConf.register_new_resolver("run_name", run_name, replace=True, use_cache=True)
-    OmegaConf.register_new_resolver("count_classes", lambda root: len(class_folders(Path(root))), replace=True)
+    OmegaConf.register_new_resolver("count_classes", lambda root: len(class_folders(Path(str(root)))), replace=True)
 
 
 def grid(image_size: int | Sequence[int], stride: int | Sequence[int]) -> list[int]:
@@ -117,6 +115,8 @@ def _check_root(config: dict[str, Any]) -> None:
 def check_parts(config: dict[str, Any]) -> None:
     """Hold every node that builds something against the signature of what it builds.
 
+    What was left out and may be None becomes None; a number where only a text fits becomes one.
+
     Raises:
         ConfigError: a key that the signature has not, or a value of another type.
     """
@@ -134,14 +134,9 @@ def targets(node: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _check_call(key: str, node: dict[str, Any]) -> None:
-    try:
-        target: Any = get_object(node["_target_"])
-    except Exception as error:  # whatever the import of the module raises
-        problem = f"{key}._target_={node['_target_']}: cannot be imported ({one_line(error.__cause__ or error)})"
-        raise ConfigError(f"{problem}; {WHERE_CODE_IS_FOUND}") from error
+    target, hints = _target(key, node)
     parameters = inspect.signature(target).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
     for name, value in node.items():
         if name.startswith("_"):
             continue
@@ -151,7 +146,48 @@ def _check_call(key: str, node: dict[str, Any]) -> None:
             raise ConfigError(f"{key}.{name}: {target.__name__} takes no such key{hint}; {leave_out}")
         holds_parts = isinstance(value, dict) or (isinstance(value, list) and any(isinstance(v, dict) for v in value))
         if name in hints and not holds_parts:
+            if type(value) in (int, float) and not fits(value, hints[name]) and fits(str(value), hints[name]):
+                node[name] = value = str(value)  # a folder may have a number for a name
             _check_value(f"{key}.{name}", value, hints[name])
+    for name, parameter in parameters.items():
+        needed = parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty
+        if needed and name not in node and not node.get("_partial_") and fits(None, hints.get(name)):
+            node[name] = None  # left out with ~
+
+
+def _target(key: str, node: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """What a node builds, and the types of its keywords."""
+    try:
+        target: Any = get_object(node["_target_"])
+    except Exception as error:  # whatever the import of the module raises
+        problem = f"{key}._target_={node['_target_']}: cannot be imported ({one_line(error.__cause__ or error)})"
+        raise ConfigError(f"{problem}; {WHERE_CODE_IS_FOUND}") from error
+    return target, get_type_hints(target.__init__ if inspect.isclass(target) else target)
+
+
+def hint_of(config: Mapping[str, Any], key: str) -> Any:
+    """The type of what stands under a key, by what it is handed to; None where that is not known."""
+    if key in SETTINGS:
+        return SETTINGS[key]
+    above, _, name = key.rpartition(".")
+    node: Any = config
+    for part in above.split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    try:
+        return _target(above, node)[1].get(name) if isinstance(node, dict) and "_target_" in node else None
+    except (ConfigError, NameError, TypeError):
+        return None
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type, as far as can be told; nothing is of None."""
+    if hint is None:
+        return False
+    try:
+        TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+    except (PydanticSchemaGenerationError, ValidationError):
+        return False
+    return True
 
 
 def _check_value(key: str, value: Any, hint: Any) -> None:
@@ -173,4 +209,4 @@ def _check_value(key: str, value: Any, hint: Any) -> None:
         raise ConfigError(f"{key}={value!r}: should be {type(read).__name__}, not {type(value).__name__}")
 
 
-register_resolvers()  # Hydra names the run directory before it calls anything of ours
+register_resolvers()  # before Hydra composes anything

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from perceiver.training.build import Parts, build, check_trust, construct, load_weights, read_checkpoint
 from perceiver.training.config import check_parts
 from perceiver.training.errors import ConfigError
+from perceiver.training.overrides import overridden
 from perceiver.training.results import class_rows, test, unreadable, write_metrics
 from perceiver.training.run import prepare_torch
 from perceiver.training.summary import class_table, console, metrics_table
@@ -44,23 +45,14 @@ def load(run: str, checkpoint: str, overrides: Sequence[str], trusted: str | Ite
     path = run_dir / "checkpoints" / f"{checkpoint}.ckpt"
     found = read_checkpoint(path)
     check_trust(found.config, [trusted] if isinstance(trusted, str) else [str(one) for one in trusted], path)
-    config = overridden(found.config, overrides)
+    config = overridden(found.config, overrides, found.interpolations)
+    check_parts(config)
     parts = build(config, found.learned)
-    load_weights(parts.module, found, path)
+    try:
+        load_weights(parts.module, found, path)
+    except ConfigError as error:
+        raise ConfigError(f"overrides={list(overrides)}: {error}" if overrides else str(error)) from error
     return Finished(config, parts, found.step, found.epoch)
-
-
-def overridden(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """The config with some values replaced; keys must exist, and values be of their types."""
-    if isinstance(overrides, str):
-        raise ConfigError(f"overrides={overrides}: must be a list, as in overrides='[{overrides}]'")
-    node = OmegaConf.create(config)
-    OmegaConf.set_struct(node, True)
-    merged = OmegaConf.to_container(OmegaConf.merge(node, OmegaConf.from_dotlist(list(overrides))))
-    assert isinstance(merged, dict)
-    replaced = {str(key): value for key, value in merged.items()}
-    check_parts(replaced)
-    return replaced
 
 
 def evaluate(cfg: DictConfig) -> dict[str, float]:

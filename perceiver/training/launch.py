@@ -1,6 +1,7 @@
 """How a run is started: by hand, by torchrun, by SLURM or by a sweep; and one run directory for all its processes."""
 
 import functools
+import inspect
 import os
 import signal
 import socket
@@ -10,18 +11,21 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Trainer
 from omegaconf import OmegaConf
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from perceiver.processes import end_with_parent
+from perceiver.training.config import hint_of
 from perceiver.training.errors import ConfigError
+from perceiver.training.overrides import as_typed, one_value_of, quoted, text_of
 from perceiver.training.signals import INTERRUPTED, TERMINATED
 
 TIME = "%Y-%m-%d_%H-%M-%S-%f"
@@ -92,7 +96,7 @@ OPTIONS_WITH_VALUES = ("--config-dir", "-cd", "--config-name", "-cn", "--config-
 
 
 def command_line(main: Callable[P, T]) -> Callable[P, T]:
-    """A Hydra main that imports a user's own code from the current folder, as `python -m` does.
+    """A Hydra main that takes texts as they are typed, and imports a user's own code from the current folder.
 
     That folder comes last, so that nothing in it takes the place of what is installed.
     """
@@ -102,10 +106,36 @@ def command_line(main: Callable[P, T]) -> Callable[P, T]:
         if os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())
         options, overrides = options_and_overrides(sys.argv[1:])
-        sys.argv[1:] = [*options, *overrides]  # to which others may be added
+        script = Path(inspect.getfile(inspect.unwrap(main)))
+
+        @functools.cache
+        def config() -> dict[str, Any]:
+            return as_composed(script.parents[1] / "conf", script.stem, options, overrides)
+
+        sys.argv[1:] = [*options, *(as_typed(override, lambda key: hint_of(config(), key)) for override in overrides)]
         return main(*args, **kwargs)
 
     return wrapper
+
+
+def as_composed(conf: Path, name: str, options: Sequence[str], overrides: Sequence[str]) -> dict[str, Any]:
+    """The config of a command line before it is handed to Hydra's main, to find out what its keys are for.
+
+    Where that fails it is empty; Hydra will say why.
+    """
+    found = dict(pairwise(options))
+    folder = found.get("--config-dir", found.get("-cd"))
+    places = [] if folder is None else [f"hydra.searchpath=[{quoted(str(Path(folder).absolute()))}]"]
+    readable = [one for override in overrides if "=" in override and (one := one_value_of(override)) is not None]
+    left_out = [override for override in overrides if override.startswith("~")]
+    try:
+        with initialize_config_dir(str(conf.absolute()), version_base="1.3"):
+            name = found.get("--config-name", found.get("-cn", name))
+            cfg = compose(name, overrides=[*places, *readable, *left_out])
+        content = OmegaConf.to_container(cfg, resolve=False)
+    except Exception:
+        return {}
+    return {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
 
 
 def options_and_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -141,7 +171,7 @@ def with_run(arguments: Sequence[str]) -> list[str]:
     asked = [argument for argument in arguments if argument.startswith("run=")]
     if not asked:
         return list(arguments)
-    folder = Path(str(OverridesParser.create().parse_override(asked[-1]).value())).absolute()
+    folder = Path(text_of(asked[-1])).absolute()
     saved = folder / ".hydra" / "overrides.yaml"
     if not saved.is_file():
         raise ConfigError(f"{asked[-1]}: no run directory, there is no .hydra/overrides.yaml in it")
@@ -156,7 +186,7 @@ def with_run(arguments: Sequence[str]) -> list[str]:
         more_options, more = where_configs_are(OmegaConf.load(there).hydra)
         options = [*more_options, *options]  # of two, Hydra takes the last
         before += [override for override in more if _key(override) not in replaced]
-    return [*options, *before, *given, *last, "hydra.mode=RUN", f"hydra.run.dir={quoted(folder)}"]
+    return [*options, *before, *given, *last, "hydra.mode=RUN", f"hydra.run.dir={quoted(str(folder))}"]
 
 
 def where_configs_are(hydra: Any) -> tuple[list[str], list[str]]:
@@ -178,12 +208,6 @@ def where_configs_are(hydra: Any) -> tuple[list[str], list[str]]:
 
 def _key(override: str) -> str:
     return override.partition("=")[0].lstrip("+~")
-
-
-def quoted(path: Path | str) -> str:
-    """A path or other text as a value on Hydra's command line."""
-    escaped = str(path).replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
 
 
 def environment_plugins() -> list[Any]:
@@ -210,7 +234,7 @@ def run_apart(run_dir: Path) -> None:
     """
     hydra = HydraConfig.get()
     options, places = where_configs_are(hydra)
-    overrides = [*places, *hydra.overrides.task, "hydra.mode=RUN", f"hydra.run.dir={quoted(run_dir)}"]
+    overrides = [*places, *hydra.overrides.task, "hydra.mode=RUN", f"hydra.run.dir={quoted(str(run_dir))}"]
     command = [sys.executable, sys.argv[0], *options, *overrides]
     process = subprocess.Popen(command, cwd=hydra.runtime.cwd, preexec_fn=partial(end_with_parent, signal.SIGTERM))
     while True:
@@ -240,3 +264,6 @@ def leave_last(seconds: float = 600.0) -> None:
     parent, until = os.getppid(), time.monotonic() + seconds
     while os.getppid() == parent and time.monotonic() < until:
         time.sleep(0.1)
+
+
+OmegaConf.register_new_resolver("run_name", run_name, replace=True, use_cache=True)  # before Hydra names the directory

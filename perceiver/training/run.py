@@ -25,6 +25,7 @@ from perceiver.training.errors import USER_ERRORS, ConfigError, one_line
 from perceiver.training.launch import environment_plugins, leave_last, needs_processes_of_its_own, run_apart
 from perceiver.training.loggers import Curves, WandbMirror
 from perceiver.training.module import DivergedError
+from perceiver.training.overrides import interpolations
 from perceiver.training.results import (
     METRICS,
     best_checkpoint,
@@ -72,6 +73,7 @@ def train(cfg: DictConfig) -> float | None:
             run_apart(run_dir)
             return best_score(run_dir)
         parts, start = prepare(config, run_dir)
+        parts.module.description["interpolations"] = interpolations(cfg)
         trainer, clock = build_trainer(config, parts, run_dir, continued=start is not None)
         example = parts.data.probe(EXAMPLES)
         with blamed_on(config, "model"):  # it may not take what the data holds

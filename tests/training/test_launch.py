@@ -15,6 +15,7 @@ from perceiver.training import launch
 from perceiver.training.errors import ConfigError
 from perceiver.training.launch import is_restarted, run_name, with_run
 from perceiver.training.module import TrainingModule
+from perceiver.training.overrides import quoted
 from tests.training.kills import assert_same_run, killed_at
 from tests.training.processes import TWO, queued_again, restarted, script_on, slurm, torchrun, train_on, trained_on
 from tests.training.runs import SMALL, checkpoint, metrics, script
@@ -69,14 +70,14 @@ def begun(tmp_path):
 
 class TestWithRun:
     def test_it_stands_for_the_overrides_of_the_run_and_its_directory(self, begun):
-        asked = f"run={launch.quoted(begun)}"
+        asked = f"run={quoted(str(begun))}"
         found = with_run([asked, "seed=7", "trainer.val_check_interval=3"])
         assert found[:3] == ["data=digits", "optimizer.lr=0.01", "~model.encoders.image"]
         assert found[3:6] == ["seed=7", "trainer.val_check_interval=3", "ckpt_path=last"]
-        assert found[6:] == ["hydra.mode=RUN", f"hydra.run.dir={launch.quoted(begun)}"]
+        assert found[6:] == ["hydra.mode=RUN", f"hydra.run.dir={quoted(str(begun))}"]
 
     def test_another_checkpoint_may_be_given(self, begun):
-        found = with_run([f"run={launch.quoted(begun)}", "ckpt_path=other.ckpt"])
+        found = with_run([f"run={quoted(str(begun))}", "ckpt_path=other.ckpt"])
         assert [argument for argument in found if "ckpt_path" in argument] == ["ckpt_path=other.ckpt"]
 
     def test_a_relative_directory_is_one_of_here(self, begun, monkeypatch):
@@ -89,7 +90,7 @@ class TestWithRun:
 
     @pytest.mark.parametrize("arguments", [["run=nowhere"], ["-m"], ["--multirun"]])
     def test_what_cannot_go_on_is_told_in_one_sentence(self, begun, arguments):
-        asked = arguments if "run=nowhere" in arguments else [f"run={launch.quoted(begun)}", *arguments]
+        asked = arguments if "run=nowhere" in arguments else [f"run={quoted(str(begun))}", *arguments]
         ended = script("experiments/train.py", *asked)
         assert (ended.code, ended.err.count("\n")) == (1, 1)
         assert "no run directory" in ended.err or "leave out -m" in ended.err
