@@ -84,13 +84,13 @@ def test_maps_are_those_of_averaged_weights_where_these_are_validated_and_saved(
     callbacks = (attention(2), averaging) if first == "attention" else (averaging, attention(2))
     _, module = fit(tmp_path, *callbacks, spy, **options)
     found = events(tmp_path)
-    # When training ends, the averages become the module's weights.
-    np.testing.assert_allclose(found[-1]["cross0/weights"], map_of(module, found[-1]), atol=1e-3)
+    # When training ends, the averages become the module's weights. The images of an event are in half precision.
+    np.testing.assert_allclose(found[-1]["cross0/weights"], map_of(module, found[-1]), atol=2e-3)
     _, raw = fit(tmp_path / "raw", **options)
     assert np.abs(found[-1]["cross0/weights"] - map_of(raw, found[-1])).max() > 0.01
     if "stages" not in options:
         module.load_state_dict(spy.validated)
-        np.testing.assert_allclose(found[0]["cross0/weights"], map_of(module, found[0]), atol=1e-3)
+        np.testing.assert_allclose(found[0]["cross0/weights"], map_of(module, found[0]), atol=2e-3)
 
 
 def test_maps_of_a_training_in_mixed_precision_are_those_of_its_precision(tmp_path):
