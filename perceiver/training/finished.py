@@ -27,8 +27,10 @@ class Finished:
     epoch: int
 
 
-def load(run: str, checkpoint: str, overrides: Sequence[str], trusted: str | Iterable[str] = ()) -> Finished:
-    """Rebuild a run from one of its checkpoints.
+def load(
+    run: str, checkpoint: str = "best", overrides: Sequence[str] = (), trusted: str | Iterable[str] = ()
+) -> Finished:
+    """Rebuild a run from one of its checkpoints, with the model in evaluation mode: also for use in a notebook.
 
     Args:
         run: the run directory.
@@ -52,6 +54,7 @@ def load(run: str, checkpoint: str, overrides: Sequence[str], trusted: str | Ite
         load_weights(parts.module, found, path)
     except ConfigError as error:
         raise ConfigError(f"overrides={list(overrides)}: {error}" if overrides else str(error)) from error
+    parts.module.eval()
     return Finished(config, parts, found.step, found.epoch)
 
 
