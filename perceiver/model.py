@@ -151,11 +151,10 @@ class Perceiver(nn.Module):
         return self.latents(values, joined.mask)
 
     def _tokens(self, name: str, raw: Tensor, mask: Tensor | None) -> Tokens:
-        """Encode one modality; where `mask` says that a sample lacks it, all its tokens are masked."""
-        encoder = self.encoders[name]
-        if mask is None or mask.ndim > 1:
-            return encoder(raw, mask)
-        return with_presence(encoder(raw), mask)
+        """Encode one modality; of a sample that lacks it, no part is real."""
+        if mask is not None and mask.ndim == 1:
+            mask = mask.reshape(-1, *[1] * (raw.ndim - 2)).expand(-1, *raw.shape[2:])
+        return self.encoders[name](raw, mask)
 
     def _nothing_of(self, name: str) -> Float[Tensor, ""]:
         """Zero, with which all parameters of a modality get a gradient, which is zero, though no sample has it.

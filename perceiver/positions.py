@@ -14,7 +14,7 @@ from typing import Self
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,20 +26,39 @@ class Positions(nn.Module, ABC):
 
     A grid of another shape than the trained one covers the same extent in finer or coarser cells, as an image of
     another resolution does; or, where positions are `anchored`, the same cells up to another end, as a sound of another
-    length does.
+    length does. In a padded batch, that extent is each sample's own.
     """
 
     dim: int
+    anchored: bool = False
 
     @abstractmethod
-    def forward(self, shape: tuple[int, ...]) -> Float[Tensor, "tokens dim"]: ...
+    def forward(
+        self, shape: tuple[int, ...], extents: Int[Tensor, "batch axes"] | None = None
+    ) -> Float[Tensor, "tokens dim"] | Float[Tensor, "batch tokens dim"]:
+        """The vectors of a grid.
+
+        Args:
+            shape: of the grid.
+            extents: where positions are not anchored: for each sample, the shape of the grid at the upper left that
+                is real. Its cells get the vectors of a grid of that shape; those of the others are finite.
+        """
+
+
+def extents(cells: Bool[Tensor, "batch *shape"]) -> Int[Tensor, "batch axes"]:
+    """For each sample, the number of cells along each axis up to the last that is real."""
+    sizes = []
+    for axis in range(1, cells.ndim):
+        real = cells.movedim(axis, 1).flatten(2).any(dim=2) if cells.ndim > 2 else cells
+        sizes.append((real * torch.arange(1, cells.shape[axis] + 1, device=cells.device)).amax(dim=1))
+    return torch.stack(sizes, dim=1)
 
 
 def fourier_features(
-    coordinates: Float[Tensor, "tokens axes"], frequencies: Float[Tensor, "axes bands"]
-) -> Float[Tensor, "tokens features"]:
+    coordinates: Float[Tensor, "*rest axes"], frequencies: Float[Tensor, "axes bands"]
+) -> Float[Tensor, "*rest features"]:
     """Fourier features of coordinates, the trained ones in [-1, 1]; `features` = axes · (2 · bands + 1)."""
-    angles = pi * rearrange(coordinates[..., None] * frequencies, "tokens axes bands -> tokens (axes bands)")
+    angles = pi * rearrange(coordinates[..., None] * frequencies, "... axes bands -> ... (axes bands)")
     return torch.cat([coordinates, angles.sin(), angles.cos()], dim=-1)
 
 
@@ -79,14 +98,34 @@ class FourierPositions(Positions):
         self.frequencies = self._frequencies(self.frequencies.device)
         return self
 
-    def forward(self, shape: tuple[int, ...]) -> Float[Tensor, "tokens dim"]:
+    def forward(
+        self, shape: tuple[int, ...], extents: Int[Tensor, "batch axes"] | None = None
+    ) -> Float[Tensor, "tokens dim"] | Float[Tensor, "batch tokens dim"]:
         if len(shape) != len(self.max_resolution):
             raise ValueError(
                 f"max_resolution={list(self.max_resolution)} does not fit an input grid of shape {list(shape)}"
             )
+        if extents is not None:
+            return fourier_features(self._coordinates_within(shape, extents), self.frequencies)
         axes = [self._coordinates(*sizes) for sizes in zip(shape, self.max_resolution, strict=True)]
         coordinates = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
         return fourier_features(coordinates, self.frequencies)
+
+    def _coordinates_within(
+        self, shape: tuple[int, ...], extents: Int[Tensor, "batch axes"]
+    ) -> Float[Tensor, "batch tokens axes"]:
+        """Of each sample those that span [-1, 1] over its extent; at 1 beyond."""
+        axes = []
+        for axis, size in enumerate(shape):
+            last = (extents[:, axis, None] - 1).clamp_min(0)
+            place = torch.arange(size, device=extents.device).minimum(last)
+            step = 2.0 / last.clamp_min(1)
+            # From both ends to the middle, as torch.linspace does, so that rounding is the same.
+            line = torch.where(2 * place < last + 1, place * step - 1.0, 1.0 - (last - place) * step)
+            line = torch.where(last > 0, line, -1.0)
+            line = line.reshape(-1, *(size if other == axis else 1 for other in range(len(shape))))
+            axes.append(line.expand(-1, *shape))
+        return torch.stack(axes, dim=-1).flatten(1, -2)
 
     def _coordinates(self, size: int, trained: int) -> Float[Tensor, " size"]:
         device = self.frequencies.device
@@ -128,17 +167,31 @@ class LearnedPositions(Positions):
         nn.init.trunc_normal_(self.embedding, std=init_std, a=-2.0, b=2.0)
         self.projection = nn.Identity() if project_dim is None else nn.Linear(dim, project_dim)
 
-    def forward(self, shape: tuple[int, ...]) -> Float[Tensor, "tokens dim"]:
+    def forward(
+        self, shape: tuple[int, ...], extents: Int[Tensor, "batch axes"] | None = None
+    ) -> Float[Tensor, "tokens dim"] | Float[Tensor, "batch tokens dim"]:
+        if len(shape) != len(self.shape):
+            raise ValueError(f"shape={list(self.shape)} does not fit an input grid of shape {list(shape)}")
+        if extents is None:
+            return self.projection((self._first if self.anchored else self._resized)(shape).flatten(0, -2))
+        rows = extents.tolist()
+        grids = {extent: self._padded(extent, shape) for extent in {tuple(row) for row in rows}}
+        return self.projection(torch.stack([grids[tuple(row)] for row in rows]).flatten(1, -2))
+
+    def _padded(self, extent: tuple[int, ...], shape: tuple[int, ...]) -> Float[Tensor, "... dim"]:
+        """The vectors of a grid in the upper left of a larger one, with zeros beyond."""
+        padding = [0, 0]  # of the width, and then from the last axis to the first
+        for size, whole in zip(reversed(extent), reversed(shape), strict=True):
+            padding += [0, whole - max(size, 1)]
+        return F.pad(self._resized(tuple(max(size, 1) for size in extent)), padding)
+
+    def _resized(self, shape: tuple[int, ...]) -> Float[Tensor, "... dim"]:
         embedding: Tensor = self.embedding
-        if shape != self.shape:
-            if len(shape) != len(self.shape):
-                raise ValueError(f"shape={list(self.shape)} does not fit an input grid of shape {list(shape)}")
-            if self.anchored:
-                return self.projection(self._first(shape).flatten(0, -2))
-            channels_first = rearrange(embedding, "... dim -> 1 dim ...")
-            resized = F.interpolate(channels_first, size=shape, mode=INTERPOLATION[len(shape)], align_corners=False)
-            embedding = rearrange(resized, "1 dim ... -> ... dim")
-        return self.projection(embedding.flatten(0, -2))
+        if shape == self.shape:
+            return embedding
+        channels_first = rearrange(embedding, "... dim -> 1 dim ...")
+        resized = F.interpolate(channels_first, size=shape, mode=INTERPOLATION[len(shape)], align_corners=False)
+        return rearrange(resized, "1 dim ... -> ... dim")
 
     def _first(self, shape: tuple[int, ...]) -> Float[Tensor, "... dim"]:
         if any(size > trained for size, trained in zip(shape, self.shape, strict=True)):

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchaudio.transforms import SpecAugment
 
-from perceiver.encoders.base import Combine, Encoder, check_sizes, combined_dim, with_positions
-from perceiver.encoders.stems import RasterEncoder, Stem, blanked
-from perceiver.positions import Positions
+from perceiver.encoders.base import Combine, Encoder, check_sizes, combined_dim, positions_of, with_positions
+from perceiver.encoders.stems import RasterEncoder, Stem
+from perceiver.positions import Positions, extents
 from perceiver.spectrogram import LogMel
 from perceiver.types import Axis, Grid, Picture, Sound, Tokens
 
@@ -27,8 +27,8 @@ class LogMelEncoder(RasterEncoder):
         log_mel: wave -> spectrogram in dB. It runs here, on whatever device the batch is on.
         stem, positions, combine: see `RasterEncoder`.
         mean, std: of the spectrogram, in dB; the stem sees (dB - mean) / std.
-        spec_augment: in training, hides random bands and times (Park et al. 2019, arXiv:1904.08779) behind the mean of
-            the batch, or behind `mean` with `zero_masking`.
+        spec_augment: in training, replaces random bands and times (Park et al. 2019, arXiv:1904.08779) by the mean of
+            the sample, or by `mean` with `zero_masking`.
     """
 
     def __init__(
@@ -67,8 +67,33 @@ class LogMelEncoder(RasterEncoder):
         if mask is not None and raw.ndim == 3:
             mask = self.log_mel.frame_mask(mask)[:, None].expand(-1, self.log_mel.n_mels, -1)
         if self.training and self.spec_augment is not None:
-            spectrogram = self.spec_augment(blanked(spectrogram, mask, (1, 1)))
+            spectrogram = self._augmented(spectrogram, mask)
         return self.tokens(spectrogram.to(raw.dtype), mask)
+
+    def _augmented(
+        self, spectrogram: Float[Tensor, "batch 1 mels frames"], mask: Bool[Tensor, "batch mels frames"] | None
+    ) -> Float[Tensor, "batch 1 mels frames"]:
+        """With random bands and times hidden, where samples differ in length each drawn from its own frames."""
+        if mask is None:
+            return self._hidden(spectrogram, spectrogram.new_ones(()).bool())
+        rows = []
+        for row, length in enumerate(extents(mask)[:, 1].tolist()):
+            own, beyond = spectrogram[row, None, ..., :length], spectrogram[row, None, ..., length:]
+            if length:
+                own = self._hidden(own, mask[row, None, None, :, :length])
+            rows.append(torch.cat([own, beyond], dim=-1))
+        return torch.cat(rows)
+
+    def _hidden(
+        self, spectrogram: Float[Tensor, "batch 1 mels frames"], real: Bool[Tensor, "..."]
+    ) -> Float[Tensor, "batch 1 mels frames"]:
+        assert self.spec_augment is not None
+        if self.spec_augment.zero_masking:
+            return self.spec_augment(spectrogram)
+        # torchaudio puts the mean of the whole batch: 0, if each sample has the mean 0.
+        dims, real = (1, 2, 3), real.expand_as(spectrogram)
+        mean = spectrogram.masked_fill(~real, 0.0).sum(dims, keepdim=True) / real.sum(dims, keepdim=True)
+        return self.spec_augment((spectrogram - mean).masked_fill(~real, 0.0)) + mean
 
     def _spectrogram(self, raw: Tensor, mask: Tensor | None = None) -> Float[Tensor, "batch 1 mels frames"]:
         is_wave = _is_wave(raw)
@@ -141,11 +166,12 @@ class WaveformEncoder(Encoder):
             raise ValueError(f"audio inputs must be [batch, 1, length], not {list(raw.shape)}")
         if not raw.is_floating_point():
             raise ValueError(f"audio inputs must be real numbers, not {raw.dtype}")
-        wave = raw[:, 0] / self.std
-        patches = self._patches(wave if mask is None else wave.masked_fill(~mask, 0.0))
+        wave = raw[:, 0] if mask is None else raw[:, 0].masked_fill(~mask, 0.0)
+        patches = self._patches(wave / self.std)
         count = patches.shape[1]
-        values = with_positions(self.projection(patches), self.positions((count,)), self.combine)
         token_mask = None if mask is None else self._patches(mask).any(dim=-1)
+        positions = positions_of(self.positions, (count,), token_mask)
+        values = with_positions(self.projection(patches), positions, self.combine)
         time = Axis("time", "s", 0.0, count * self.patch_size / self.sample_rate)
         return Tokens(values=values, mask=token_mask, grid=Grid(shape=(count,), axes=(time,)))
 

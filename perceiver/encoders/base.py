@@ -4,9 +4,10 @@ from abc import ABC, abstractmethod
 from typing import Literal, TypeAlias
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from perceiver.positions import Positions, extents
 from perceiver.types import Picture, Sound, Tokens
 
 Combine: TypeAlias = Literal["concat", "add"]
@@ -20,7 +21,11 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, raw: Tensor, mask: Tensor | None = None) -> Tokens:
-        """Encode a batch; `mask` is True where `raw` is real, with one entry a raw position (no channels)."""
+        """Encode a batch; `mask` is True where `raw` is real, with one entry a raw position (no channels).
+
+        What is not real changes no token that is, no gradient and no statistics of a batch, in training and evaluation;
+        and tokens are what they would be without it. A sample ends with its last real position along each axis.
+        """
 
     def picture(self, raw: Tensor) -> Picture | None:
         """Raw inputs as a person would look at them, where that is possible."""
@@ -59,9 +64,16 @@ def combined_dim(feature_dim: int, position_dim: int, combine: Combine) -> int:
     return feature_dim
 
 
+def positions_of(
+    positions: Positions, shape: tuple[int, ...], cells: Bool[Tensor, "batch *shape"] | None
+) -> Float[Tensor, "tokens dim"] | Float[Tensor, "batch tokens dim"]:
+    """Positions of the cells of a grid: of each sample those that it would have without what is not real."""
+    return positions(shape) if cells is None or positions.anchored else positions(shape, extents(cells))
+
+
 def with_positions(
     features: Float[Tensor, "batch tokens feature_dim"],
-    positions: Float[Tensor, "tokens position_dim"],
+    positions: Float[Tensor, "tokens position_dim"] | Float[Tensor, "batch tokens position_dim"],
     combine: Combine,
 ) -> Float[Tensor, "batch tokens dim"]:
     """Features with the positions concatenated behind them or added to them."""

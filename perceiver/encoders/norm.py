@@ -1,7 +1,7 @@
-"""Batch norm (Ioffe and Szegedy 2015, arXiv:1502.03167) over the batches of all processes together."""
+"""Batch norm (Ioffe and Szegedy 2015, arXiv:1502.03167) over what is real in the batches of all processes together."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
@@ -9,38 +9,56 @@ from perceiver.processes import are_several, of_its_own
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Several processes normalise as one would with all their samples; without others it is torch's batch norm.
+    """Normalises as one process would with the real cells of all samples; without mask and others, torch's batch norm.
 
-    A process without samples takes part with a batch of none. Torch's own `SyncBatchNorm` is for GPUs only.
+    A process without samples takes part with a batch of none, as masked samples do. Where no cell is real on any
+    process, the running statistics stay as they are. Torch's own `SyncBatchNorm` is for GPUs only.
     """
 
     def forward(
-        self, features: Float[Tensor, "batch channels height width"]
+        self,
+        features: Float[Tensor, "batch channels height width"],
+        mask: Bool[Tensor, "batch height width"] | None = None,
     ) -> Float[Tensor, "batch channels height width"]:
-        if not (self.training and are_several()):
+        """`mask` is True where a cell is real; what is given elsewhere changes nothing that is."""
+        if not self.training or (mask is None and not are_several()):
             return super().forward(features)
-        values = features.float()
-        dims, shape = (0, 2, 3), (-1, 1, 1)
-        num_local = values.new_tensor([values.numel() // self.num_features])
+        values, dims, shape = features.float(), (0, 2, 3), (-1, 1, 1)
+        if mask is None:
+            num_local = values.new_tensor([values.numel() // self.num_features])
+        else:
+            num_local = mask.sum(dtype=values.dtype)[None]
+            values = _real(values, mask)
         totals = _summed(torch.cat([values.sum(dims), num_local]))
         num = totals[-1].detach()
-        centered = values - (totals[:-1] / num).reshape(shape)
-        variance = _summed(centered.square().sum(dims)) / num
-        self._keep(totals[:-1].detach() / num, variance.detach() * num / (num - 1))
+        mean = totals[:-1] / num.clamp_min(1.0)
+        centered = values - mean.reshape(shape)
+        if mask is not None:
+            centered = _real(centered, mask)
+        variance = _summed(centered.square().sum(dims)) / num.clamp_min(1.0)
+        self._keep(mean.detach(), variance.detach() * num / (num - 1.0).clamp_min(1.0), num > 0)
         normed = centered * (variance + self.eps).rsqrt().reshape(shape)
         return (normed * self.weight.reshape(shape) + self.bias.reshape(shape)).to(features.dtype)
 
     @torch.no_grad()
-    def _keep(self, mean: Float[Tensor, " channels"], variance: Float[Tensor, " channels"]) -> None:
+    def _keep(
+        self, mean: Float[Tensor, " channels"], variance: Float[Tensor, " channels"], any_real: Bool[Tensor, ""]
+    ) -> None:
         """Move the running statistics, which evaluation goes by."""
         for running, value in ((self.running_mean, mean), (self.running_var, variance)):
             assert running is not None
             assert self.momentum is not None
-            running.lerp_(value, self.momentum)
+            running.lerp_(torch.where(any_real, value.to(running.dtype), running), self.momentum)
         assert self.num_batches_tracked is not None
-        self.num_batches_tracked += 1
+        self.num_batches_tracked += any_real
+
+
+def _real(
+    values: Float[Tensor, "batch channels height width"], mask: Bool[Tensor, "batch height width"]
+) -> Float[Tensor, "batch channels height width"]:
+    return values.masked_fill(~mask[:, None], 0.0)
 
 
 def _summed(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """The sum over all processes, with gradients to all of them."""
-    return all_reduce(values, group=of_its_own())  # type: ignore[no-untyped-call]
+    return all_reduce(values, group=of_its_own()) if are_several() else values  # type: ignore[no-untyped-call]

@@ -10,14 +10,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perceiver.encoders.base import Combine, Encoder, check_sizes, combined_dim, with_positions
+from perceiver.encoders.base import Combine, Encoder, check_sizes, combined_dim, positions_of, with_positions
 from perceiver.encoders.norm import BatchNorm
-from perceiver.positions import Positions
+from perceiver.positions import Positions, extents
 from perceiver.types import Axis, Grid, Tokens
 
 Mask = Bool[Tensor, "batch height width"]
@@ -26,8 +27,8 @@ Mask = Bool[Tensor, "batch height width"]
 class Stem(nn.Module, ABC):
     """Raster -> feature map. `stride`: rows and columns of the raster that one cell stands for.
 
-    `mask` is True where the raster is real; elsewhere it is zero. A stem of several layers keeps it so in between, and
-    so makes the same cells of a raster whether zeros stand behind it or not.
+    `mask` is True where the raster is real; elsewhere it is zero. A stem of several layers keeps it so in between and
+    out of the statistics of its batch norms, and so makes the same cells of a raster alone and padded.
     """
 
     channels: int
@@ -38,6 +39,10 @@ class Stem(nn.Module, ABC):
     def forward(
         self, raster: Float[Tensor, "batch channels height width"], mask: Mask | None = None
     ) -> Float[Tensor, "batch dim rows columns"]: ...
+
+    def cells(self, mask: Mask) -> Bool[Tensor, "batch rows columns"]:
+        """Which cells of the feature map are real: those in which anything is."""
+        return cell_mask(mask, self.stride)
 
 
 class PixelStem(Stem):
@@ -102,7 +107,7 @@ class ConvStem(Stem):
         dim: channels of the feature map.
         padding: `same` halves each side twice, rounding up, as DeepMind's code does (224 -> 56), but see `pad_same`.
             `symmetric` pads the convolution by 3 on every side and the pooling not at all, as Hugging Face's does
-            (224 -> 55); zeros behind a raster then give it cells that it lacks alone.
+            (224 -> 55); a padded raster has no cells where the pooling would reach beyond its extent.
     """
 
     stride = (4, 4)
@@ -121,12 +126,24 @@ class ConvStem(Stem):
     def forward(
         self, raster: Float[Tensor, "batch channels height width"], mask: Mask | None = None
     ) -> Float[Tensor, "batch dim rows columns"]:
-        if self.padding == "symmetric":
-            features = self.norm(self.conv(F.pad(raster, (3, 3, 3, 3)))).relu()
-            return F.max_pool2d(blanked(features, mask, (2, 2)), kernel_size=3, stride=2)
-        features = self.norm(self.conv(pad_same(raster, kernel_size=7, stride=2))).relu()
-        # After the ReLU nothing is below zero, so zero padding is as neutral to the maximum as -inf.
-        return F.max_pool2d(pad_same(blanked(features, mask, (2, 2)), kernel_size=3, stride=2), kernel_size=3, stride=2)
+        symmetric = self.padding == "symmetric"
+        padded = F.pad(raster, (3, 3, 3, 3)) if symmetric else pad_same(raster, kernel_size=7, stride=2)
+        halved = None if mask is None else cell_mask(mask, (2, 2))
+        features = blanked(self.norm(self.conv(padded), halved).relu(), halved)
+        if not symmetric:
+            # After the ReLU nothing is below zero, so zero padding is as neutral to the maximum as -inf.
+            features = pad_same(features, kernel_size=3, stride=2)
+        return F.max_pool2d(features, kernel_size=3, stride=2)
+
+    def cells(self, mask: Mask) -> Bool[Tensor, "batch rows columns"]:
+        cells = super().cells(mask)
+        if self.padding == "same":
+            return cells
+        for axis, size in enumerate(torch.unbind(extents(cell_mask(mask, (2, 2))), dim=1), start=1):
+            places = torch.arange(cells.shape[axis], device=cells.device)
+            fits = 2 * places + 3 <= size[:, None]
+            cells = cells & (fits[:, :, None] if axis == 1 else fits[:, None, :])
+        return cells
 
 
 class ConvStack(Stem):
@@ -166,8 +183,11 @@ class ConvStack(Stem):
         self, raster: Float[Tensor, "batch channels height width"], mask: Mask | None = None
     ) -> Float[Tensor, "batch dim rows columns"]:
         for number, layer in enumerate(self.layers):
+            assert isinstance(layer, nn.Sequential)
+            convolution, norm, activation = layer
             stride = 2 ** (number // self.convs_per_level + 1)
-            raster = blanked(layer(raster), mask, (stride, stride))
+            cells = None if mask is None else cell_mask(mask, (stride, stride))
+            raster = blanked(activation(norm(convolution(raster), cells)), cells)
         return raster
 
 
@@ -192,20 +212,18 @@ class RasterEncoder(Encoder):
         """What the rows and columns of the feature map measure."""
 
     def tokens(self, raster: Float[Tensor, "batch channels height width"], mask: Mask | None) -> Tokens:
-        """A raster as tokens; what lies beyond `mask` changes none that are real."""
+        """A raster as tokens; what lies beyond `mask` changes none that are real, nor any statistics or gradients."""
         if mask is not None:  # a cell at the border of what is real must not see what lies beyond
             raster = raster.masked_fill(~mask[:, None], 0.0)
         features = self.stem(raster, mask)
         rows, columns = features.shape[-2:]
+        cells = None if mask is None else self.stem.cells(mask)[:, :rows, :columns]
         values = with_positions(
             rearrange(features, "batch dim rows columns -> batch (rows columns) dim"),
-            self.positions((rows, columns)),
+            positions_of(self.positions, (rows, columns), cells),
             self.combine,
         )
-        token_mask = None
-        if mask is not None:
-            cells = cell_mask(mask, self.stem.stride)[:, :rows, :columns]
-            token_mask = rearrange(cells, "batch rows columns -> batch (rows columns)")
+        token_mask = None if cells is None else rearrange(cells, "batch rows columns -> batch (rows columns)")
         return Tokens(values=values, mask=token_mask, grid=Grid(shape=(rows, columns), axes=self.axes(rows, columns)))
 
 
@@ -215,13 +233,10 @@ def cell_mask(mask: Mask, stride: tuple[int, int]) -> Bool[Tensor, "batch rows c
 
 
 def blanked(
-    features: Float[Tensor, "batch dim rows columns"], mask: Mask | None, stride: tuple[int, int]
+    features: Float[Tensor, "batch dim rows columns"], cells: Bool[Tensor, "batch rows columns"] | None
 ) -> Float[Tensor, "batch dim rows columns"]:
-    """A feature map of the given stride with zeros where nothing is real."""
-    if mask is None:
-        return features
-    rows, columns = features.shape[-2:]
-    return features.masked_fill(~cell_mask(mask, stride)[:, None, :rows, :columns], 0.0)
+    """A feature map with zeros in the cells that are not real."""
+    return features if cells is None else features.masked_fill(~cells[:, None], 0.0)
 
 
 def pad_to_multiple(raster: Tensor, multiple: tuple[int, int]) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from perceiver.encoders.base import Combine, Encoder, check_sizes, combined_dim, with_positions
+from perceiver.encoders.base import Combine, Encoder, check_sizes, combined_dim, positions_of, with_positions
 from perceiver.positions import Positions
 from perceiver.types import Axis, Grid, Tokens
 
@@ -31,8 +31,10 @@ class TextEncoder(Encoder):
     def forward(self, raw: Int[Tensor, "batch 1 length"], mask: Bool[Tensor, "batch length"] | None = None) -> Tokens:
         if raw.ndim != 3 or raw.shape[1] != 1 or raw.shape[2] < 1 or raw.dtype not in (torch.int64, torch.int32):
             raise ValueError(f"text inputs must be whole numbers [batch, 1, length], not {raw.dtype} {list(raw.shape)}")
-        length = raw.shape[2]
-        values = with_positions(self.embedding(raw[:, 0]), self.positions((length,)), self.combine)
+        length, ids = raw.shape[2], raw[:, 0]
+        if mask is not None:  # what stands there need not be an id
+            ids = ids.masked_fill(~mask, 0)
+        values = with_positions(self.embedding(ids), positions_of(self.positions, (length,), mask), self.combine)
         return Tokens(values=values, mask=mask, grid=Grid((length,), (Axis("place", "", 0.0, float(length)),)))
 
     def example_input(self) -> Int[Tensor, "1 1 length"]:

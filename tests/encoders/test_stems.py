@@ -157,15 +157,6 @@ def test_a_raster_has_the_same_cells_alone_and_with_zeros_behind_it(make_stem, h
     assert_close(stem(padded, mask)[..., :rows, :columns], alone, atol=1e-5, rtol=0)
 
 
-def test_a_symmetric_stem_makes_its_last_cell_of_what_is_real_alone():
-    stem, raster = STEMS["symmetric convolution"](2).eval(), torch.randn(3, 2, 10, 14)
-    half = stem.norm(stem.conv(F.pad(raster, (3, 3, 3, 3)))).relu()
-    mask = F.pad(torch.ones(3, 10, 14, dtype=torch.bool), (0, 9, 0, 9))
-    cells = stem(F.pad(raster, (0, 9, 0, 9)), mask)
-    assert_close(cells[..., 2, 3], half[..., 4, 6])  # of the window's 3 × 3 only the first is real
-    assert_close(cells[..., :2, :3], stem(raster))
-
-
 @every_stem
 def test_a_mask_that_hides_nothing_changes_nothing(make_stem):
     stem, raster = make_stem(2).eval(), torch.randn(3, 2, 23, 29)

@@ -58,10 +58,12 @@ def test_a_process_without_pictures_takes_part_in_the_statistics_of_the_others_p
 ):
     of_digits(monkeypatch, by_turns)
     stem = ["encoder@model.encoders.image=image_conv_stack", "model.encoders.image.stem.dims=[3,5,7]"]
+    one = trained(tmp_path / "one", *TEXT, *SHORT, *stem, "loader.batch_size=12")
     run = trained_on(2, tmp_path / "two", *TEXT, *SHORT, *stem, "loader.batch_size=6", *strategy)
     weights = checkpoint(run)["state_dict"]
     seen = weights["model.encoders.image.stem.layers.0.1.num_batches_tracked"]
     assert seen == checkpoint(run)["global_step"]
+    assert difference(run, one) < 1e-4
     assert all(value.isfinite().all() for value in weights.values())
 
 
