@@ -19,6 +19,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import Strategy
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from perceiver.data.base import Dataset, refuse_special
 from perceiver.decoders.base import Decoder
@@ -31,12 +32,12 @@ from perceiver.training.checkpoints import damage
 from perceiver.training.config import WHERE_CODE_IS_FOUND, targets
 from perceiver.training.data_module import DataModule
 from perceiver.training.errors import ConfigError, about, one_line
-from perceiver.training.module import OptimizerFactory, TrainingModule
-from perceiver.training.optimization import Schedule
+from perceiver.training.module import TrainingModule
+from perceiver.training.optimization import OptimizerFactory, Schedule, scheduler_of
 from perceiver.training.sharding import ShardedModule, is_sharded
 
 TRUSTED_PACKAGES = ("perceiver", "torch", "torchaudio", "lightning", "timm")
-TRUSTED_KINDS = (nn.Module, Optimizer, Trainer, Callback, Strategy)
+TRUSTED_KINDS = (nn.Module, Optimizer, LRScheduler, Trainer, Callback, Strategy)
 """What a config that comes out of a checkpoint may name: classes of these packages that are of one of these kinds, and
 any class or schedule of our own. `torch.hub.load`, say, is neither. A user adds packages with `trusted`."""
 NEVER_TRUSTED = (*sys.stdlib_module_names, *sys.builtin_module_names, *TRUSTED_PACKAGES, "hydra", "omegaconf")
@@ -101,13 +102,18 @@ def build(config: dict[str, Any], learned: Learned | None = None) -> Parts:
     optimizer: OptimizerFactory = construct(config, "optimizer")
     with blamed_on(config, "optimizer"):
         try_optimizer(optimizer)
+    schedule = construct(config, "schedule")
+    with blamed_on(config, "schedule"):
+        trial = torch.optim.SGD([torch.zeros(1)], lr=1.0, momentum=0.9)
+        scheduler_of(schedule, trial, total_steps=1, monitor_mode=task.monitor_mode)
     kind = ShardedModule if is_sharded(config["trainer"]) else TrainingModule
     module = kind(
         model=model,
         task=task,
         optimizer=optimizer,
-        schedule=construct(config, "schedule"),
+        schedule=schedule,
         description={"config": config, **asdict(learned)},
+        decay_embeddings=config.get("decay_embeddings", False),
         on_nonfinite=config.get("on_nonfinite", "stop"),
     )
     return Parts(data=data, tokenizer=tokenizer, model=model, task=task, module=module)

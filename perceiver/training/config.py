@@ -20,6 +20,7 @@ SETTINGS: dict[str, Any] = {
     "ckpt_path": str | None,
     "compile": bool,
     "on_nonfinite": Literal["stop", "skip"],
+    "decay_embeddings": bool,
     "matmul_precision": Literal["highest", "high", "medium"],
     "num_threads": Annotated[int, Field(ge=1)] | None,
 }

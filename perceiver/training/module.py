@@ -2,17 +2,19 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float
 from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from perceiver.model import Perceiver
 from perceiver.processes import gathered
@@ -20,16 +22,16 @@ from perceiver.tasks.base import Task
 from perceiver.training.errors import ConfigError, nearest
 from perceiver.training.loggers import log_now
 from perceiver.training.optimization import (
+    OptimizerFactory,
     Schedule,
     gradient_norm,
-    parameter_groups,
+    optimizer_of,
     remove_gradients,
     scale_gradients,
+    scheduler_of,
     undivided,
 )
 from perceiver.types import Batch, Stage
-
-OptimizerFactory = Callable[[Iterable[dict[str, Any]]], Optimizer]
 
 
 class DivergedError(ConfigError):
@@ -74,7 +76,9 @@ class TrainingModule(LightningModule):
         model: what is trained.
         task: loss and metrics.
         optimizer: parameter groups -> optimizer.
-        schedule: factor of the learning rate by optimizer step.
+        schedule: factor of the learning rate by optimizer step; or a scheduler of torch's that lacks its optimizer. It
+            advances at each optimizer step, `ReduceLROnPlateau` at each validation by the task's monitored metric.
+        decay_embeddings: whether latents, queries, learned positions and other embeddings have weight decay.
         description: plain values that travel in every checkpoint, enough to rebuild the run (its config, class names).
         on_nonfinite: a loss or gradient that is NaN or infinite ends the run, with the names of its samples, or its
             optimizer step is left out and counted. No step is ever taken with it.
@@ -86,7 +90,8 @@ class TrainingModule(LightningModule):
         model: Perceiver,
         task: Task,
         optimizer: OptimizerFactory,
-        schedule: Schedule,
+        schedule: Schedule | partial[LRScheduler],
+        decay_embeddings: bool,
         description: dict[str, Any],
         on_nonfinite: OnNonfinite,
     ) -> None:
@@ -95,6 +100,7 @@ class TrainingModule(LightningModule):
         self.task = task
         self.make_optimizer = optimizer
         self.schedule = schedule
+        self.decay_embeddings = decay_embeddings
         self.description = description
         self.on_nonfinite = on_nonfinite
         self.progress: dict[str, Tensor | float] = {}
@@ -234,6 +240,9 @@ class TrainingModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val")
+        fits = self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking
+        if fits and isinstance(scheduler := self.lr_schedulers(), ReduceLROnPlateau):
+            scheduler.step(self.measured[f"val/{self.task.monitor}"])
 
     def on_test_epoch_end(self) -> None:
         self._log_metrics("test")
@@ -253,11 +262,39 @@ class TrainingModule(LightningModule):
             log_now(self.trainer, {f"{stage}/{name}": value for name, value in values.items()})
         metrics.reset()
 
+    def new_optimizer(self) -> Optimizer:
+        """An optimizer of all parameters that are trained."""
+        return optimizer_of(self.make_optimizer, self.model, decay_embeddings=self.decay_embeddings)
+
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
-        optimizer = self.make_optimizer(parameter_groups(self.model))
-        total_steps = self._total_steps()
-        scheduler = LambdaLR(optimizer, lambda step: self.schedule(step, total_steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        optimizer, mode = self.new_optimizer(), self.task.monitor_mode
+        self._settings = [{name: group[name] for name in group if name != "params"} for group in optimizer.param_groups]
+        try:
+            scheduler = scheduler_of(self.schedule, optimizer, total_steps=self._total_steps(), monitor_mode=mode)
+        except ValueError as error:
+            raise ConfigError(f"schedule: {error}") from error
+        if isinstance(scheduler, ReduceLROnPlateau) and not self._validates():
+            raise ConfigError("schedule: ReduceLROnPlateau goes by validations, and the run has none; choose another")
+        # Lightning would step ReduceLROnPlateau after an epoch's checkpoint, and leave that out on going on from there.
+        how = {"scheduler": scheduler, "interval": "step", "reduce_on_plateau": False}
+        return {"optimizer": optimizer, "lr_scheduler": how}
+
+    def lr_scheduler_step(self, scheduler: LRScheduler, metric: Any) -> None:
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.step()
+
+    def on_train_start(self) -> None:
+        """Have the optimizer's settings of the config, in place of those with which a run began that is continued."""
+        scheduler = self.lr_schedulers()
+        if not isinstance(scheduler, LambdaLR):  # others keep some settings by themselves
+            return
+        scheduler.base_lrs = [settings["lr"] for settings in self._settings]
+        factor = scheduler.lr_lambdas[0](scheduler.last_epoch)
+        for group, settings in zip(scheduler.optimizer.param_groups, self._settings, strict=True):
+            group |= settings | {"initial_lr": settings["lr"], "lr": settings["lr"] * factor}
+
+    def _validates(self) -> bool:
+        return self.trainer.datamodule.splits["val"] is not None and self.trainer.limit_val_batches != 0  # type: ignore[attr-defined]
 
     def _total_steps(self) -> int:
         """Optimizer steps of the whole run.

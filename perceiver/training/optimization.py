@@ -1,24 +1,55 @@
 """Which parameters decay, and how the learning rate goes over a run."""
 
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Literal, Protocol, cast
 
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
+from perceiver.attention import CrossBlock, SelfBlock
+
+OptimizerFactory = Callable[[Iterable[dict[str, Any]]], Optimizer]
 DECAYED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 
 
-def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+def optimizer_of(factory: OptimizerFactory, model: nn.Module, *, decay_embeddings: bool) -> Optimizer:
+    """The optimizer of a model's parameters.
+
+    One that falls back to AdamW, as timm's Muon does, is used for the matrices of attention and MLP blocks only; input
+    and output layers, embeddings, norms and biases fall back (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
+    """
+    groups = parameter_groups(model, decay_embeddings=decay_embeddings)
+    if "fallback_lr_scale" in inspect.signature(factory).parameters:
+        blocks = [block for block in model.modules() if isinstance(block, CrossBlock | SelfBlock)]
+        hidden = {id(layer.weight) for block in blocks for layer in block.modules() if isinstance(layer, nn.Linear)}
+        split: list[dict[str, Any]] = []
+        for group in groups:
+            split.append(group | {"params": [p for p in group["params"] if id(p) in hidden]})
+            split.append(group | {"params": [p for p in group["params"] if id(p) not in hidden], "use_fallback": True})
+        groups = [group for group in split if group["params"]]
+    return factory(groups)
+
+
+def parameter_groups(model: nn.Module, *, decay_embeddings: bool = False) -> list[dict[str, Any]]:
     """Two groups for an optimizer: what decays by its `weight_decay`, and what does not decay.
 
-    Weights of linear and convolutional layers decay; biases, norms, latents, queries, positions and embeddings do not.
+    Weights of linear and convolutional layers decay; biases and norms do not; latents, queries, learned positions and
+    other embeddings do with `decay_embeddings`.
     """
-    decayed = {
-        id(module.weight) for module in model.modules() if isinstance(module, DECAYED) and module.weight.requires_grad
-    }
+    decayed: set[int] = set()
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            is_weight = isinstance(module, DECAYED) and name == "weight"
+            is_embedding = not isinstance(module, DECAYED + NORMS)
+            if is_weight or (is_embedding and decay_embeddings):
+                decayed.add(id(parameter))
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [
         {"params": [p for p in parameters if id(p) in decayed]},
@@ -70,14 +101,66 @@ class WarmupCosine:
     final_factor: float
 
     def __post_init__(self) -> None:
-        if self.warmup_steps < 0:
-            raise ValueError(f"warmup_steps={self.warmup_steps} must be at least 0")
+        _check_warmup(self.warmup_steps)
 
     def __call__(self, step: int, total_steps: int) -> float:
         warmup = min(self.warmup_steps, total_steps // 4)
         if step < warmup:
             return (step + 1) / warmup
         return _cosine(step - warmup, total_steps - warmup, self.final_factor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmupLinear:
+    """Linear rise over `warmup_steps`, then linear fall to `final_factor`, as of BERT (Devlin et al. 2019).
+
+    A run of fewer steps than four times `warmup_steps` warms up over a quarter of its steps.
+
+    Raises:
+        ValueError: `warmup_steps` is negative.
+    """
+
+    warmup_steps: int
+    final_factor: float
+
+    def __post_init__(self) -> None:
+        _check_warmup(self.warmup_steps)
+
+    def __call__(self, step: int, total_steps: int) -> float:
+        warmup = min(self.warmup_steps, total_steps // 4)
+        if step < warmup:
+            return (step + 1) / warmup
+        return 1.0 - (1.0 - self.final_factor) * _progress(step - warmup, total_steps - warmup)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmupStableDecay:
+    """Linear rise over `warmup_steps`, then constant, and a decay to `final_factor` over the last `decay_fraction`.
+
+    WSD of MiniCPM (Hu et al. 2024, arXiv:2404.06395). Its decay is 1 - √progress, which Hägele et al. 2024
+    (arXiv:2405.18392) found best. A checkpoint from before the decay can be continued to any later end. A run of fewer
+    steps than four times `warmup_steps` warms up over a quarter of its steps.
+
+    Raises:
+        ValueError: `warmup_steps` is negative, or `decay_fraction` is not a fraction.
+    """
+
+    warmup_steps: int
+    decay_fraction: float
+    final_factor: float
+
+    def __post_init__(self) -> None:
+        _check_warmup(self.warmup_steps)
+        if not 0.0 <= self.decay_fraction <= 1.0:
+            raise ValueError(f"decay_fraction={self.decay_fraction} must be in [0, 1]")
+
+    def __call__(self, step: int, total_steps: int) -> float:
+        warmup = min(self.warmup_steps, total_steps // 4)
+        if step < warmup:
+            return (step + 1) / warmup
+        decay = min(round(self.decay_fraction * total_steps), total_steps - warmup)
+        progress = _progress(max(step - (total_steps - decay), 0), decay)
+        return 1.0 - (1.0 - self.final_factor) * math.sqrt(progress)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +211,54 @@ def constant(step: int, total_steps: int) -> float:
     return 1.0
 
 
+def _check_warmup(steps: int) -> None:
+    if steps < 0:
+        raise ValueError(f"warmup_steps={steps} must be at least 0")
+
+
+def _progress(step: int, num_steps: int) -> float:
+    return min(step / max(num_steps, 1), 1.0)
+
+
 def _cosine(step: int, num_steps: int, final: float) -> float:
-    progress = min(step / max(num_steps, 1), 1.0)
-    return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * progress))
+    return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * _progress(step, num_steps)))
+
+
+def is_of_torch(schedule: Schedule | partial[LRScheduler]) -> bool:
+    """Whether a schedule is one of torch's schedulers, which only lacks its optimizer."""
+    return isinstance(schedule, partial) and isinstance(schedule.func, type) and issubclass(schedule.func, LRScheduler)
+
+
+def scheduler_of(
+    schedule: Schedule | partial[LRScheduler],
+    optimizer: Optimizer,
+    *,
+    total_steps: int,
+    monitor_mode: Literal["min", "max"],
+) -> LRScheduler:
+    """What sets the learning rate before each step.
+
+    One of torch's is told where it has to be told, unless the schedule says it: how many steps the run has, and whether
+    the metric that it waits for gets better as it falls or as it rises.
+
+    Raises:
+        ValueError: it takes no such values, or ends before the run does.
+    """
+    if not isinstance(schedule, partial) or not is_of_torch(schedule):
+        factor = cast(Schedule, schedule)
+        return LambdaLR(optimizer, lambda step: factor(step, total_steps))
+    told: dict[str, Any] = {}
+    if "total_steps" in inspect.signature(schedule).parameters and "epochs" not in schedule.keywords:
+        told = {"total_steps": schedule.keywords.get("total_steps") or total_steps}
+    if issubclass(schedule.func, ReduceLROnPlateau):  # type: ignore[arg-type]
+        told = {"mode": schedule.keywords.get("mode", monitor_mode)}
+        if told["mode"] != monitor_mode:
+            raise ValueError(f"mode={told['mode']}: of task.monitor the better direction is {monitor_mode}")
+    try:
+        scheduler = schedule(optimizer, **told)
+    except TypeError as error:  # an argument is missing
+        raise ValueError(str(error)) from error
+    own = getattr(scheduler, "total_steps", total_steps)
+    if own < total_steps:
+        raise ValueError(f"total_steps={own} are fewer than the {total_steps} optimizer steps of the run")
+    return scheduler

@@ -26,6 +26,7 @@ def prepare(config: dict[str, Any], run_dir: Path) -> tuple[Parts, Path | None]:
         try:
             if found.learned.vocabulary != parts.module.description["vocabulary"]:
                 raise ConfigError(f"{start}: its tokenizer has learned other words than those of this data")
+            check_states(found.config, config, start)
             load_weights(parts.module, found, start)
         except ConfigError as error:
             raise ConfigError(f"ckpt_path={error}") from error
@@ -79,3 +80,30 @@ def tell_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
     for key in sorted(was.keys() | flat.keys()):
         if was.get(key) != flat.get(key) and key != "ckpt_path" and not key.startswith("logger.run_dir"):
             log.warning("goes on with %s=%s, which was %s", key, flat.get(key), was.get(key))
+
+
+def check_states(before: dict[str, Any], now: dict[str, Any], path: Path) -> None:
+    """Hold an optimizer and a schedule against those whose state a checkpoint has.
+
+    Raises:
+        ConfigError: they could not go on with it.
+    """
+    for part in ("optimizer", "schedule"):
+        was, target = (str(config[part]["_target_"]) for config in (before, now))
+        if _kind(before, part) != _kind(now, part):
+            hint = f"choose {part} as before, or begin a new run without ckpt_path"
+            raise ConfigError(f"{path}: the state of its {part} is that of {was}, not of {target}; {hint}")
+    decays = [bool(config.get("decay_embeddings")) for config in (before, now)]
+    changed = [] if decays[0] == decays[1] else ["decay_embeddings"]
+    if _kind(now, "schedule"):  # one of torch's keeps the values that it began with, also of the optimizer
+        parts = ({part: config[part] for part in ("optimizer", "schedule")} for config in (before, now))
+        values, others = (dict(leaves(part, "")) for part in parts)
+        changed += [key for key in sorted(values.keys() | others.keys()) if values.get(key) != others.get(key)]
+    if changed:
+        raise ConfigError(f"{path}: optimizer and schedule go on as they began; leave {', '.join(changed)} as before")
+
+
+def _kind(config: dict[str, Any], part: str) -> str:
+    """What has the state of a part; of our own schedules, which are functions of the step, it is always the same."""
+    target = str(config[part]["_target_"])
+    return "" if part == "schedule" and not target.startswith("torch.") else target

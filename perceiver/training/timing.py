@@ -13,7 +13,6 @@ from perceiver.data.collate import collate
 from perceiver.data.sampler import KeyedSampler
 from perceiver.training.build import Parts
 from perceiver.training.data_module import DataModule
-from perceiver.training.optimization import parameter_groups
 from perceiver.types import Batch
 
 
@@ -30,8 +29,7 @@ class TrainingStep:
         self.fabric = Fabric(accelerator=trainer["accelerator"], devices=1, precision=trainer["precision"])
         if config["compile"]:
             parts.model.compile()
-        optimizer = parts.module.make_optimizer(parameter_groups(parts.model))
-        self.model, self.optimizer = self.fabric.setup(parts.model, optimizer)
+        self.model, self.optimizer = self.fabric.setup(parts.model, parts.module.new_optimizer())
         self.task = parts.task.to(self.fabric.device)
         name = f"CPU, {torch.get_num_threads()} threads"
         if self.device.type == "cuda":

@@ -6,6 +6,7 @@ import signal
 import pytest
 
 from perceiver.training.module import TrainingModule
+from perceiver.training.optimization import WarmupCosine
 from tests.training.kills import assert_same, assert_same_run, continued, killed_at, rows, run_in_fork
 from tests.training.runs import SMALL, checkpoint, image_tree, metrics, script, train, trained
 from tests.training.wandb_file import rows as wandb_rows
@@ -87,6 +88,32 @@ def test_where_its_place_in_the_data_would_mean_something_else_it_is_refused(run
     assert (ended.code, ended.err.count("\n")) == (1, 1)
     assert ended.err.startswith(f"error: the run cannot be continued at its place in the data: {said}. ")
     assert (run / "metrics.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("optimizer=lamb", "timm.optim.Lamb"),
+        pytest.param("decay_embeddings=true", "decay_embeddings", marks=slow),
+        ("schedule._target_=torch.optim.lr_scheduler.ConstantLR", "torch.optim.lr_scheduler.ConstantLR"),
+    ],
+)
+def test_what_could_not_go_on_with_the_state_that_there_is_is_refused(run, override, named):
+    ended = go_on(run, override, "trainer.max_epochs=3")
+    assert (ended.code, ended.err.count("\n")) == (1, 1)
+    assert ended.err.startswith(f"error: ckpt_path={run}/checkpoints/last.ckpt: ")
+    assert named in ended.err
+
+
+def test_other_settings_of_the_optimizer_are_those_that_it_goes_on_with(run):
+    ended = go_on(
+        run, "trainer.max_epochs=3", "optimizer.lr=0.01", "optimizer.weight_decay=0.2", "schedule=warmup_cosine"
+    )
+    assert ended.ok, ended.err
+    assert [group["weight_decay"] for group in checkpoint(run)["optimizer_states"][0]["param_groups"]] == [0.2, 0.0]
+    rates = [float(row["train/learning_rate"]) for row in rows(run) if "train/learning_rate" in row]
+    expected = WarmupCosine(warmup_steps=100, final_factor=0.0)
+    assert rates[-3:] == pytest.approx([0.01 * expected(step, 9) for step in (6, 7, 8)])
 
 
 @slow

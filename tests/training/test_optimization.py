@@ -1,6 +1,7 @@
 """Which parameters decay, and how the learning rate goes."""
 
 import math
+import signal
 from itertools import pairwise
 
 import pytest
@@ -14,9 +15,21 @@ from perceiver.latents import Schedule as Repetitions
 from perceiver.positions import LearnedPositions
 from perceiver.training.build import construct
 from perceiver.training.config import resolved
-from perceiver.training.optimization import FlatCosine, Steps, WarmupCosine, constant, parameter_groups
+from perceiver.training.optimization import (
+    FlatCosine,
+    Steps,
+    WarmupCosine,
+    WarmupLinear,
+    WarmupStableDecay,
+    constant,
+    optimizer_of,
+    parameter_groups,
+)
 from tests.models import DIM, NUM_CLASSES, image_encoder, small_perceiver
-from tests.training.runs import checkpoint, composed, trained
+from tests.training.kills import assert_same_run, continued, killed_at, rows, run_in_fork
+from tests.training.runs import CONF, checkpoint, composed, train, trained
+
+slow = pytest.mark.slow
 
 
 def everything() -> nn.Module:
@@ -67,6 +80,14 @@ class TestParameterGroups:
         model.decoder.head.bias.requires_grad_(False)
         assert len(parameter_groups(model)) == 1
 
+    def test_latents_queries_and_learned_positions_decay_if_they_shall(self):
+        model = everything()
+        decayed, spared = (names(model, group) for group in parameter_groups(model, decay_embeddings=True))
+        assert {"latents.array", "decoder.queries", "encoders.depth.positions.embedding"} <= decayed
+        assert names(model, parameter_groups(model)[0]) < decayed
+        assert {name.rpartition(".")[2] for name in spared} == {"weight", "bias"}
+        assert all("norm" in name or name.endswith("bias") for name in spared)
+
     @pytest.mark.parametrize("optimizer", ["adamw", "lamb"])
     def test_the_weight_decay_of_the_yaml_reaches_the_first_group_only(self, optimizer):
         with composed(f"optimizer={optimizer}", "optimizer.weight_decay=0.37", "optimizer.lr=0.11") as cfg:
@@ -87,6 +108,50 @@ class TestParameterGroups:
             torch.testing.assert_close(value, before[name] * (0.95 if name in decayed else 1.0))
 
 
+def stepped(*overrides, scale=1.0):
+    """An optimizer, what its first step has changed of each parameter, the parameters, and what they were before."""
+    model = everything()
+    with composed(*overrides) as cfg:
+        optimizer = optimizer_of(construct(resolved(cfg), "optimizer"), model, decay_embeddings=False)
+    generator, before = torch.Generator().manual_seed(1), {}
+    for name, parameter in model.named_parameters():
+        parameter.data += 0.1  # none is zero
+        parameter.grad = scale * torch.randn(parameter.shape, generator=generator)
+        before[name] = parameter.detach().clone()
+    optimizer.step()
+    changes = {name: parameter.detach() - before[name] for name, parameter in model.named_parameters()}
+    return optimizer, changes, dict(model.named_parameters()), before
+
+
+class TestLamb:
+    """You et al. 2020, algorithm 2."""
+
+    def test_a_step_of_any_parameter_is_as_long_as_the_learning_rate_says_of_its_norm(self):
+        _, changes, _, before = stepped("optimizer=lamb", "optimizer.lr=0.004")
+        for name, change in changes.items():
+            torch.testing.assert_close(change.norm(), 0.004 * before[name].norm(), msg=name)
+
+    def test_no_gradient_is_clipped(self):
+        """Its size does not change the first step, but what the moments keep."""
+        moments = []
+        for scale in (1.0, 1000.0):
+            optimizer, *_ = stepped("optimizer=lamb", scale=scale)
+            moments.append([state["exp_avg"] for state in optimizer.state.values()])
+        for small, large in zip(*moments, strict=True):
+            torch.testing.assert_close(1000.0 * small, large)
+
+
+def test_muon_has_the_matrices_of_blocks_alone_and_its_steps_have_the_size_of_those_of_adamw():
+    optimizer, changes, parameters, _ = stepped("optimizer=muon", "optimizer.lr=0.01", "optimizer.weight_decay=0")
+    state = {name: optimizer.state[parameter]["use_muon"] for name, parameter in parameters.items()}
+    of_muon = {name for name, is_used in state.items() if is_used}
+    assert {"latents.cross_blocks.0.attention.key.weight", "latents.self_blocks.0.1.mlp.0.weight"} <= of_muon
+    assert all("_block" in name or name.startswith("decoder.") for name in of_muon)
+    assert not {"decoder.head.weight", "decoder.queries", "encoders.image.stem.conv.weight", "latents.array"} & of_muon
+    sizes = {name: float(change.square().mean().sqrt()) for name, change in changes.items()}
+    assert all(0.001 < size < 0.02 for size in sizes.values()), sizes  # 0.2 of the learning rate, and all of AdamW's
+
+
 class TestSchedules:
     @pytest.mark.parametrize("total", [1, 2, 3, 7, 1000])
     @pytest.mark.parametrize(
@@ -101,6 +166,9 @@ class TestSchedules:
             FlatCosine(flat_fraction=1.0, final_factor=0.0),
             Steps(milestones=[0.7, 0.85, 0.95], factor=0.1),
             Steps(milestones=[], factor=0.1),
+            WarmupLinear(warmup_steps=5, final_factor=0.1),
+            WarmupStableDecay(warmup_steps=5, decay_fraction=0.1, final_factor=0.0),
+            WarmupStableDecay(warmup_steps=0, decay_fraction=1.0, final_factor=0.3),
         ],
     )
     def test_a_run_of_any_length_has_a_factor_in_0_to_1_and_learns_at_its_first_step(self, schedule, total):
@@ -117,6 +185,20 @@ class TestSchedules:
         assert all(later < earlier for earlier, later in pairwise(factors[11:]))
         assert factors[(11 + 101) // 2] == pytest.approx(0.55)
         assert factors[-1] == pytest.approx(0.1)
+
+    def test_linear_falls_by_equal_steps(self):
+        factors = [WarmupLinear(warmup_steps=11, final_factor=0.1)(step, 101) for step in range(102)]
+        assert factors[10:12] == [1.0, 1.0]
+        assert [one - other for one, other in pairwise(factors[11:])] == pytest.approx([0.9 / 90] * 90)
+        assert factors[-1] == pytest.approx(0.1)
+
+    def test_wsd_is_stable_until_its_decay_whatever_the_end(self):
+        schedule = WarmupStableDecay(warmup_steps=11, decay_fraction=0.1, final_factor=0.2)
+        short, long = ([schedule(step, total) for step in range(total + 1)] for total in (110, 1010))
+        assert short[:100] == long[:100]
+        assert set(short[10:100]) == {1.0}
+        progress = [(1.0 - factor) / 0.8 for factor in short[99:]]
+        assert progress == pytest.approx([math.sqrt(step / 11) for step in range(12)])
 
     def test_a_warmup_longer_than_the_run_takes_a_quarter_of_it(self):
         schedule = WarmupCosine(warmup_steps=1000, final_factor=0.0)
@@ -154,3 +236,57 @@ def test_the_schedule_ends_where_the_run_does(tmp_path, key, value):
     overrides = ["schedule=flat_cosine", "schedule.final_factor=0.25", "optimizer.lr=0.01", f"trainer.{key}={value}"]
     (scheduler,) = checkpoint(trained(tmp_path / "run", *overrides))["lr_schedulers"]
     assert scheduler["_last_lr"] == pytest.approx([0.0025, 0.0025])
+
+
+OPTIMIZERS = sorted(path.stem for path in (CONF / "optimizer").glob("*.yaml"))
+SCHEDULES = sorted(path.stem for path in (CONF / "schedule").glob("*.yaml"))
+OF_TORCH = {
+    "OneCycleLR": ["+schedule.max_lr=0.01"],
+    "StepLR": ["+schedule.step_size=3", "+schedule.gamma=0.5"],
+    "CosineAnnealingWarmRestarts": ["+schedule.T_0=3"],
+    "ReduceLROnPlateau": ["+schedule.patience=0", "+schedule.threshold=10.0"],  # which nothing passes
+}
+
+
+def of_torch(name):
+    return ["schedule=constant", f"schedule._target_=torch.optim.lr_scheduler.{name}", *OF_TORCH[name]]
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        [f"optimizer={OPTIMIZERS[-1]}"],
+        *(pytest.param([f"optimizer={name}"], marks=slow) for name in OPTIMIZERS[:-1]),
+        *(pytest.param([f"schedule={name}"], marks=slow) for name in SCHEDULES),
+        *(pytest.param(of_torch(name), marks=slow) for name in OF_TORCH if name != "ReduceLROnPlateau"),
+        of_torch("ReduceLROnPlateau"),
+    ],
+    ids=lambda choice: choice[1].rpartition(".")[2] if len(choice) > 1 else choice[0],
+)
+def test_every_choice_learns_and_goes_on_exactly_after_a_kill(tmp_path, choice):
+    setup = ["trainer.log_every_n_steps=1", "trainer.max_epochs=3", "loader.batch_size=211", *choice]
+    whole, run = trained(tmp_path / "whole", *setup), tmp_path / "run"
+    assert run_in_fork(run, *setup, before=killed_at(7)) == -signal.SIGKILL
+    assert continued(run) == 0
+    assert_same_run(run, whole)
+    rates = [float(row["train/learning_rate"]) for row in rows(run) if "train/learning_rate" in row]
+    assert len(rates) == 9
+    if choice == of_torch("ReduceLROnPlateau"):
+        assert rates == pytest.approx([0.001] * 6 + [0.0001] * 3)
+
+
+@pytest.mark.parametrize(
+    ("choice", "named"),
+    [
+        (["schedule=constant", "schedule._target_=torch.optim.lr_scheduler.StepLR"], "step_size"),
+        ([*of_torch("OneCycleLR"), "+schedule.total_steps=5"], "total_steps=5"),
+        ([*of_torch("ReduceLROnPlateau"), "+schedule.mode=min"], "mode=min"),
+        ([*of_torch("ReduceLROnPlateau"), "trainer.limit_val_batches=0"], "ReduceLROnPlateau"),
+    ],
+)
+def test_a_schedule_that_cannot_work_is_refused_before_training(tmp_path, choice, named):
+    ended = train(tmp_path / "run", *choice)
+    assert (ended.code, ended.err.count("\n")) == (1, 1)
+    assert ended.err.startswith("error: schedule")
+    assert named in ended.err
+    assert not (tmp_path / "run" / "checkpoints").exists()
