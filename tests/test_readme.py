@@ -1,0 +1,60 @@
+"""What README.md shows works: its code blocks, and the package of one's own, are run as they stand there."""
+
+import csv
+import json
+import re
+import shlex
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.training.runs import ROOT, metrics, script, trained
+
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / "README.md").read_text(), flags=re.DOTALL | re.MULTILINE)
+NAME = re.compile(r"(?:# @package _global_\n)?# (\S+\.(?:py|yaml))\n")
+FILES = {name[1]: block for _, block in BLOCKS if (name := NAME.match(block))}
+PYTHON = [block for language, block in BLOCKS if language == "python" and block not in FILES.values()]
+COMMANDS = [line for _, block in BLOCKS for line in block.splitlines() if line.startswith("python ../perceiver/")]
+
+
+@pytest.mark.slow
+def test_a_package_of_ones_own_is_trained_evaluated_used_inspected_and_resumed(tmp_path, monkeypatch):
+    assert {path.split("/")[0] for path in FILES} == {"mylab", "conf"}
+    assert [shlex.split(command)[1].rpartition("/")[2] for command in COMMANDS] == [
+        *("train.py", "evaluate.py", "predict.py", "inspect_attention.py", "train.py"),
+    ]
+    for path, content in FILES.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(content)
+    np.savetxt(tmp_path / "wave.txt", np.sin(np.linspace(0, 10 * np.pi, 48)))
+    monkeypatch.chdir(tmp_path)
+    for command in COMMANDS:
+        _, path, *arguments = shlex.split(command)
+        ended = script(path.removeprefix("../perceiver/"), *arguments)
+        assert ended.ok, ended.err
+    run = tmp_path / "outputs" / "waves"
+    assert metrics(run)["test/accuracy"] > 0.8
+    (answer,) = json.loads((run / "predictions" / "predictions.json").read_text())
+    assert answer["predictions"][0]["class"] == "fast"
+    with (run / "metrics.csv").open() as file:
+        norms = [row["val/latent_norm"] for row in csv.DictReader(file) if row["val/latent_norm"]]
+    assert len(norms) == 6
+
+
+def test_the_blocks_of_python_run(tmp_path):
+    run = trained(
+        tmp_path / "run", "attention.every_n_epochs=2", "model.num_latents=7", "model.cross_attention.num_heads=2"
+    )
+    (event,) = run.glob("attention/*.npz")
+    Image.new("L", (8, 8)).save(tmp_path / "cat.png")
+    assert len(PYTHON) == 4
+    names: dict[str, object] = {"np": np}
+    for block in PYTHON:
+        for shown, real in {
+            "outputs/image_classification/…": run,
+            "outputs/…/attention/step_00002399.npz": event,
+            "cat.jpg": tmp_path / "cat.png",
+        }.items():
+            block = block.replace(f'"{shown}"', repr(str(real)))
+        exec(block, names)
