@@ -15,7 +15,7 @@ class CaptionShards(ShardCaptions, ImageDataset):
 
     Args:
         root, val_fraction, test_fraction: see `ShardDataset`.
-        on_error, image_size, channels, augment: see `ImageDataset`.
+        on_error, image_size, channels, augment, max_value: see `ImageDataset`.
     """
 
     def __init__(
@@ -26,6 +26,7 @@ class CaptionShards(ShardCaptions, ImageDataset):
         image_size: int | Sequence[int],
         channels: int,
         augment: ImageAugment | None,
+        max_value: float | None = None,
         val_fraction: float,
         test_fraction: float,
     ) -> None:
@@ -35,6 +36,7 @@ class CaptionShards(ShardCaptions, ImageDataset):
             image_size=image_size,
             channels=channels,
             augment=augment,
+            max_value=max_value,
             val_fraction=val_fraction,
             test_fraction=test_fraction,
             endings=EXTENSIONS,

@@ -114,7 +114,7 @@ class ImageCaptions(CaptionDataset, ImageDataset):
 
     Args:
         root: the folder that everything is in.
-        on_error, image_size, channels, augment: see `ImageDataset`.
+        on_error, image_size, channels, augment, max_value: see `ImageDataset`.
     """
 
     def __init__(
@@ -125,8 +125,11 @@ class ImageCaptions(CaptionDataset, ImageDataset):
         image_size: int | Sequence[int],
         channels: int,
         augment: ImageAugment | None,
+        max_value: float | None = None,
     ) -> None:
-        super().__init__(root=root, on_error=on_error, image_size=image_size, channels=channels, augment=augment)
+        super().__init__(
+            root=root, on_error=on_error, image_size=image_size, channels=channels, augment=augment, max_value=max_value
+        )
 
 
 class CaptionedFiles(FileSplit):

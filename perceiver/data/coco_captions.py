@@ -26,7 +26,7 @@ class CocoCaptions(ImageCaptions):
 
     Args:
         root: the folder that everything is in.
-        on_error, image_size, channels, augment: see `ImageDataset`.
+        on_error, image_size, channels, augment, max_value: see `ImageDataset`.
         year: 2014 or 2017; None for the one that is there, 2017 before 2014, and both before files without a year.
     """
 
@@ -38,9 +38,12 @@ class CocoCaptions(ImageCaptions):
         image_size: int | Sequence[int],
         channels: int,
         augment: ImageAugment | None,
+        max_value: float | None = None,
         year: int | None,
     ) -> None:
-        super().__init__(root=root, on_error=on_error, image_size=image_size, channels=channels, augment=augment)
+        super().__init__(
+            root=root, on_error=on_error, image_size=image_size, channels=channels, augment=augment, max_value=max_value
+        )
         self.years = ("2017", "2014", "") if year is None else (str(year),)
 
     def read_captions(self, stage: Stage) -> Captions | None:

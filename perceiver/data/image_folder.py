@@ -17,7 +17,7 @@ class ImageFolder(ImageDataset):
 
     Args:
         root, num_classes, val_fraction, test_fraction: see `ClassFolders`.
-        on_error, image_size, channels, augment: see `ImageDataset`.
+        on_error, image_size, channels, augment, max_value: see `ImageDataset`.
     """
 
     def __init__(
@@ -29,11 +29,17 @@ class ImageFolder(ImageDataset):
         image_size: int | Sequence[int],
         channels: int,
         augment: ImageAugment | None,
+        max_value: float | None = None,
         val_fraction: float,
         test_fraction: float,
     ) -> None:
         super().__init__(
-            num_classes=num_classes, on_error=on_error, image_size=image_size, channels=channels, augment=augment
+            num_classes=num_classes,
+            on_error=on_error,
+            image_size=image_size,
+            channels=channels,
+            augment=augment,
+            max_value=max_value,
         )
         self.folders = ClassFolders(
             root=root,

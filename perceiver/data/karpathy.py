@@ -30,7 +30,7 @@ class Karpathy(ImageCaptions):
         root: the folder that everything is in.
         table: the file, as a path below `root`; None for the one of the usual names that is there.
         restval: whether the images of this split are trained on, too.
-        on_error, image_size, channels, augment: see `ImageDataset`.
+        on_error, image_size, channels, augment, max_value: see `ImageDataset`.
     """
 
     def __init__(
@@ -43,8 +43,11 @@ class Karpathy(ImageCaptions):
         image_size: int | Sequence[int],
         channels: int,
         augment: ImageAugment | None,
+        max_value: float | None = None,
     ) -> None:
-        super().__init__(root=root, on_error=on_error, image_size=image_size, channels=channels, augment=augment)
+        super().__init__(
+            root=root, on_error=on_error, image_size=image_size, channels=channels, augment=augment, max_value=max_value
+        )
         self.table = table
         self.restval = restval
 

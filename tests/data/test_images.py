@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from perceiver.data import images
 from perceiver.data.base import UnreadableError
 from perceiver.data.images import MAX_PIXELS, ImageAugment, ImageDataset, read_image
 
@@ -160,7 +161,7 @@ def test_a_file_that_claims_too_many_pixels_is_refused_by_its_header(tmp_path, s
         (np.nan, "holds values that are not finite"),
         (np.inf, "holds values that are not finite"),
         (-np.inf, "holds values that are not finite"),
-        (-0.5, r"holds values from -0\.5 to 0\.25, which are not from 0 to 255"),
+        (-0.5, r"holds values from -0\.5 to 0\.25, which are not from 0 to 1"),
         (256, "holds values from 0.25 to 256, which are not from 0 to 255"),
     ],
 )
@@ -168,14 +169,122 @@ def test_a_value_that_no_image_has_is_refused_wherever_it_is(tmp_path, place, va
     pixels = np.full((HEIGHT, WIDTH), 0.25, np.float32)
     pixels[place] = value
     Image.fromarray(pixels).save(tmp_path / "x.tif")
-    with pytest.raises(UnreadableError, match=rf"x\.tif: {message}$"):
+    with pytest.raises(UnreadableError, match=rf"x\.tif: {message}"):
         read_image(tmp_path / "x.tif", 3)
 
 
-@pytest.mark.parametrize("value", [-1, 2**16])
-def test_whole_numbers_beyond_16_bits_are_refused(tmp_path, value):
+def tiff(
+    path: Path, values: np.ndarray, *, bits: int = 0, photometric: int = 1, tags: dict[int, int] | None = None
+) -> Path:
+    """A TIFF written by hand, grey and uncompressed; `bits` are those of a sample, packed, where they are 12."""
+    kinds = {"u": 1, "i": 2, "f": 3}
+    data = values.tobytes()
+    if bits == 12:
+        text = "".join(f"{value:012b}" for value in values.flatten().tolist())
+        data = int(text, 2).to_bytes(len(text) // 8, "big")
+    height, width = values.shape
+    entries = {256: width, 257: height, 258: bits or 8 * values.itemsize, 259: 1, 262: photometric, 277: 1}
+    entries |= {278: height, 279: len(data), 339: kinds[values.dtype.kind]} | (tags or {})
+    entries[273] = 8 + 2 + 12 * (len(entries) + 1) + 4
+    fields = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in sorted(entries.items()))
+    path.write_bytes(b"II*\0" + struct.pack("<IH", 8, len(entries)) + fields + struct.pack("<I", 0) + data)
+    return path
+
+
+def ramp(kind: str, *values: float) -> np.ndarray:
+    return np.tile(np.array(values, np.dtype(kind)), (5, 2))
+
+
+DEPTHS = {
+    # what is declared, by bits, by sign or by a tag, is the range
+    "16 bits": (ramp("<u2", 0, 65535, 257, 25700), {}, None, [0, 255, 1, 100], None),
+    "12 bits": (ramp("<u2", 0, 4095, 803, 0), {"bits": 12}, None, [0, 255, 50, 0], None),
+    "signed 16 bits": (ramp("<i2", 0, 32767, 12850, 0), {}, None, [0, 255, 100, 0], None),
+    "signed 8 bits": (ramp("i1", 0, 127, 1, 50), {}, None, [0, 255, 2, 100], None),
+    "white is zero": (ramp("<u2", 0, 65535, 257, 25700), {"photometric": 0}, None, [255, 0, 254, 155], None),
+    "8 bits, white is zero": (ramp("u1", 0, 255, 1, 100), {"photometric": 0}, None, [255, 0, 254, 155], None),
+    "a tag": (ramp("<u2", 0, 4095, 16, 803), {"tags": {281: 4095}}, None, [0, 255, 1, 50], None),
+    "a tag of floats": (ramp("<f4", 0, 0.5, 0.25, 1), {"tags": {341: 255}}, None, [0, 0, 0, 1], None),
+    # what no tag may declare: the largest value of just this file
+    "a statistic": (ramp("<u2", 0, 40000, 257, 0), {"tags": {281: 40000}}, None, [0, 156, 1, 0], None),
+    # what the user declares goes before all
+    "max_value": (ramp("<u2", 0, 1023, 401, 0), {}, 1023, [0, 255, 100, 0], None),
+    "max_value of floats": (ramp("<f4", 0, 0.5, 51, 255), {}, 255, [0, 0, 51, 255], None),
+    "max_value where white is zero": (ramp("<u2", 0, 1023, 401, 0), {"photometric": 0}, 1023, [255, 0, 155, 255], None),
+    # what is doubtful is told
+    "8 bits in signed 32": (ramp("<i4", 0, 255, 200, 1), {}, None, [0, 255, 200, 1], "0 to 255"),
+    "8 bits in unsigned 32": (ramp("<u4", 0, 255, 200, 1), {}, None, [0, 255, 200, 1], "0 to 255"),
+    "16 bits in 32": (ramp("<i4", 0, 65535, 257, 4095), {}, None, [0, 255, 1, 16], "0 to 65535"),
+    "floats to 1": (ramp("<f4", 0, 1, 0.2, 0), {}, None, [0, 255, 51, 0], "0 to 1,"),
+    "floats to 255": (ramp("<f4", 0, 200, 1, 0), {}, None, [0, 200, 1, 0], "0 to 255"),
+    "8 bits in 16": (ramp("<u2", 0, 255, 200, 1), {}, None, [0, 1, 1, 0], "nearly black"),
+    "12 bits in 16": (ramp("<u2", 0, 4095, 257, 0), {}, None, [0, 16, 1, 0], "nearly black"),
+    "14 bits in 16": (ramp("<u2", 0, 16383, 257, 0), {}, None, [0, 64, 1, 0], "nearly black"),
+}  # fmt: skip
+"""What a TIFF is -> its values, what else is in it, `max_value`, the values read, and what the warning holds."""
+
+
+@pytest.fixture
+def nothing_told(monkeypatch):
+    monkeypatch.setattr(images, "_told", set())
+
+
+@pytest.mark.parametrize("kind", DEPTHS)
+def test_the_range_of_values_is_what_is_declared_and_a_doubtful_one_is_told(tmp_path, caplog, nothing_told, kind):
+    values, options, max_value, wanted, warning = DEPTHS[kind]
+    path = tiff(tmp_path / "x.tif", values, **options)
+    assert read_image(path, 1, max_value)[0, 2].tolist() == wanted * 2
+    assert [str(path) in text and str(warning) in text and "data.max_value" in text for text in caplog.messages] == (
+        [] if warning is None else [True]
+    )
+    read_image(path, 3, max_value)
+    assert len(caplog.messages) == (warning is not None), "it is told once"
+
+
+def png16(path: Path, *, colours: int, values: np.ndarray) -> Path:
+    """A PNG of 16 bits written by hand; `colours` as in its header."""
+    height, width, _ = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colours, 0, 0, 0)), (b"IDAT", zlib.compress(rows))]
+    content = b"\x89PNG\r\n\x1a\n"
+    for name, data in [*chunks, (b"IEND", b"")]:
+        content += struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(("colours", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)])
+@pytest.mark.parametrize(("bright", "is_told"), [(255, True), (4095, True), (30000, False)])
+def test_a_png_that_leaves_its_upper_bits_unused_is_told(
+    tmp_path, caplog, nothing_told, colours, channels, bright, is_told
+):
+    values = np.full((5, 7, channels), bright)
+    if colours in (4, 6):
+        values[..., -1] = 65535
+    path = png16(tmp_path / "x.png", colours=colours, values=values)
+    assert read_image(path, 1).unique().item() == pytest.approx(bright / 257, abs=1)
+    assert [str(path) in text and "nearly black" in text for text in caplog.messages] == [True] * is_told
+    if colours:
+        with pytest.raises(UnreadableError, match=r"x\.png: max_value=255 "):
+            read_image(path, 1, 255)
+    else:
+        assert read_image(path, 1, bright).unique().item() == 255
+
+
+def test_a_rotated_file_of_many_bits_is_turned(tmp_path):
+    path = tiff(tmp_path / "x.tif", np.tile(np.arange(3, dtype="<u2") * 32767, (5, 1)), tags={274: 6})
+    assert read_image(path, 1)[0, :, 0].tolist() == [0, 127, 255]
+
+
+def test_signed_bytes_below_zero_are_refused(tmp_path):
+    with pytest.raises(UnreadableError, match="from -1 to 5"):
+        read_image(tiff(tmp_path / "x.tif", ramp("i1", -1, 5)), 1)
+
+
+@pytest.mark.parametrize(("value", "white"), [(-1, 255), (2**16, 65535)])
+def test_whole_numbers_beyond_16_bits_are_refused(tmp_path, value, white):
     flat("I", value).save(tmp_path / "x.tif")
-    with pytest.raises(UnreadableError, match=rf"from {value} to {value}, which are not from 0 to 65535"):
+    with pytest.raises(UnreadableError, match=rf"from {value} to {value}, which are not from 0 to {white}"):
         read_image(tmp_path / "x.tif", 3)
 
 
