@@ -2,13 +2,12 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-import torch
 from jaxtyping import Float
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
@@ -19,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from perceiver.model import Perceiver
 from perceiver.processes import gathered
 from perceiver.tasks.base import Task
+from perceiver.training.accumulation import Accumulation
 from perceiver.training.errors import ConfigError, nearest
 from perceiver.training.loggers import log_now
 from perceiver.training.optimization import (
@@ -38,21 +38,6 @@ class DivergedError(ConfigError):
     """The loss or its gradient is not a number any more; no step was taken with it."""
 
 
-class Part(NamedTuple):
-    """A batch of the gradient that is being accumulated.
-
-    Attributes:
-        of_all: its mean loss over all processes.
-        terms: of how many terms that is the mean.
-        loss, ids: of this process: its mean loss, and its samples.
-    """
-
-    of_all: Float[Tensor, ""]
-    terms: Float[Tensor, ""]
-    loss: Float[Tensor, ""]
-    ids: list[str]
-
-
 OnNonfinite: TypeAlias = Literal["stop", "skip"]
 MAX_SKIPPED_IN_A_ROW = 50
 """A run that skips so many optimizer steps one after the other learns nothing any more."""
@@ -61,11 +46,7 @@ MAX_SKIPPED_IN_A_ROW = 50
 class TrainingModule(LightningModule):
     """Runs the task on the model and logs its metrics as `<stage>/<metric>`.
 
-    The loss of an optimizer step is the mean over all terms (`Task.num_terms`) of all accumulated batches of all
-    processes, so that one large batch, its parts accumulated, and its parts on several processes give the same step.
-    Lightning averages the batches' means, whatever their sizes. Here each mean is weighted by its number of terms
-    relative to the first batch's, since a sum of terms could overflow in half precision, and the accumulated gradient
-    is corrected to the mean over the total before its norm is measured.
+    The loss of an optimizer step is the mean over all terms (`Task.num_terms`) of its batches (`Accumulation`).
 
     Attributes:
         progress: what was measured at the last training step, by the name under which it is logged.
@@ -107,7 +88,7 @@ class TrainingModule(LightningModule):
         self.measured: dict[str, float] = {}
         self.skipped = 0
         self._skipped_in_a_row = 0
-        self._since_step: list[Part] = []
+        self._since_step = Accumulation()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         read = len(batch) > 0
@@ -117,38 +98,14 @@ class TrainingModule(LightningModule):
         outputs = self.task.merged(self.task.outputs(self.model, batch), batch)
         loss = self.task.loss(outputs, batch)
         terms = loss.new_zeros(()) + (self.task.num_terms(batch) if read else 0)
-        total, of_all = self._together(loss.detach(), terms)
-        self._since_step.append(Part(of_all, total, loss.detach(), batch.ids if read else []))
-        counts = self.on_nonfinite == "stop" or bool(of_all.isfinite())  # else the step is left out
+        weight = self._since_step.add(loss, terms, batch.ids if read else [])
+        counts = self.on_nonfinite == "stop" or bool(self._since_step.parts[-1].of_all.isfinite())  # else left out
         if read and counts:
             self.task.update("train", outputs, loss, batch)
         if read:
-            mean = self._mean_loss()
+            mean = self._since_step.loss
             self.log("train/loss_step", mean, prog_bar=True, logger=False, batch_size=len(batch))
-        return loss * (terms * self.trainer.world_size / self._unit())
-
-    def _together(self, loss: Float[Tensor, ""], terms: Float[Tensor, ""]) -> tuple[Tensor, Tensor]:
-        """How many terms all processes have together, and the mean loss over them."""
-        if self.trainer.world_size == 1:
-            return terms, torch.where(terms > 0, loss, 0.0)
-        totals = torch.stack([terms, torch.where(terms > 0, loss, 0.0) * terms])
-        torch.distributed.all_reduce(totals)
-        return totals[0], totals[1] / _or_one(totals[0])
-
-    def _unit(self) -> Float[Tensor, ""]:
-        """How many terms weigh one in the accumulated gradient: those of the step's first batch that has any."""
-        unit = self._since_step[0].terms
-        for part in self._since_step[1:]:
-            unit = torch.where(unit > 0, unit, part.terms)
-        return _or_one(unit)
-
-    def _mean_loss(self) -> Float[Tensor, ""]:
-        """The mean over all terms since the last step."""
-        mean, terms = self._since_step[0][:2]
-        for part in self._since_step[1:]:
-            terms = terms + part.terms
-            mean = mean + (part.of_all - mean) * (part.terms / _or_one(terms))
-        return mean
+        return loss * weight
 
     def configure_gradient_clipping(
         self,
@@ -158,23 +115,19 @@ class TrainingModule(LightningModule):
     ) -> None:
         """Make the gradient that of the mean over all terms, measure it, refuse one that is not finite, and clip it."""
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        terms = torch.stack([part.terms for part in self._since_step]).sum()
-        mean, unit = self._mean_loss(), self._unit()
-        losses, self._since_step = self._since_step, []
-        if self.trainer.accumulate_grad_batches > 1:
-            # Lightning has divided by the number of batches of a whole step. Of equal batches the factor is 1.
-            scale_gradients(parameters, float(self.trainer.accumulate_grad_batches * unit / _or_one(terms)))
+        done, self._since_step = self._since_step, Accumulation()
+        if (num_batches := self.trainer.accumulate_grad_batches) > 1:
+            scale_gradients(parameters, done.correction(num_batches))  # Lightning has divided by that number
         sharded_norm = gradient_norm(parameters)
         norm = undivided(sharded_norm)
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # leaves out such steps by itself
-        finite = torch.stack([part.of_all.isfinite() for part in losses] + [norm.isfinite()] * (not scaled)).all()
-        if not finite:
+        if not (done.is_finite if scaled else done.is_finite & norm.isfinite()):
             if self.on_nonfinite == "stop":
-                raise self._diverged(losses)
+                raise self._diverged(done)
             self._skip()
             remove_gradients(parameters)
             return
-        if not terms > 0:  # nothing could be read
+        if not done.terms > 0:  # nothing could be read
             remove_gradients(parameters)
             return
         self._skipped_in_a_row = 0
@@ -183,7 +136,7 @@ class TrainingModule(LightningModule):
         elif gradient_clip_val:
             nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, sharded_norm)
         self.progress |= {
-            "train/loss_step": mean,
+            "train/loss_step": done.loss,
             "train/gradient_norm": norm,
             "train/learning_rate": optimizer.param_groups[0]["lr"],
         }
@@ -203,14 +156,12 @@ class TrainingModule(LightningModule):
                 f"out, up to step {self.trainer.global_step}: training diverged; try a lower optimizer.lr"
             )
 
-    def _diverged(self, losses: Sequence[Part]) -> DivergedError:
+    def _diverged(self, done: Accumulation) -> DivergedError:
         """What to raise, with the names left in `nonfinite.json` of the samples whose loss it is, or of all."""
         step = self.trainer.global_step
-        own = [(sample, bool(part.loss.isfinite())) for part in losses for sample in part.ids]
-        read = [one for of_process in gathered(own) for one in of_process]
-        ids = [sample for sample, finite in read if not finite] or [sample for sample, _ in read]
+        ids = done.nonfinite_samples()
         path = Path(self.trainer.default_root_dir) / "nonfinite.json"
-        value = ", ".join(dict.fromkeys(f"{float(part.of_all):g}" for part in losses))
+        value = ", ".join(dict.fromkeys(f"{float(part.of_all):g}" for part in done.parts))
         told = {"step": step, "epoch": self.current_epoch, "loss": value, "samples": ids}
         if self.trainer.is_global_zero:
             with suppress(OSError):  # a full disk must not hide why the run ends
@@ -340,8 +291,3 @@ class TrainingModule(LightningModule):
     def whole_weights(self) -> AbstractContextManager[None]:
         """Inside, each process has all weights, so that what it asks the model does not hang on the others."""
         return nullcontext()
-
-
-def _or_one(terms: Float[Tensor, ""]) -> Float[Tensor, ""]:
-    """A number of terms to divide by."""
-    return torch.where(terms > 0, terms, 1.0)
