@@ -5,7 +5,7 @@ Shape vocabulary of the whole code base: batch, tokens, latents, queries, keys, 
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from math import log10, prod
+from math import log, log10, prod
 from typing import Any, Literal, Protocol, Self, TypeAlias
 
 import torch
@@ -251,11 +251,12 @@ class Batch:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def mean_over_views(self, rows: Float[Tensor, "rows *rest"]) -> Float[Tensor, "batch *rest"]:
-        """What the model said of each view -> the mean for each sample."""
+    def log_mean_over_views(self, logs: Float[Tensor, "rows *rest"]) -> Float[Tensor, "batch *rest"]:
+        """Logarithms of what the model said of each view -> that of the mean for each sample, however small it is."""
         if not self.views:
-            return rows
-        return torch.stack([part.mean(dim=0) for part in torch.split(rows, [len(names) for names in self.views])])
+            return logs
+        parts = torch.split(logs, [len(names) for names in self.views])
+        return torch.stack([part.logsumexp(dim=0) - log(len(part)) for part in parts])
 
     def part(self, samples: slice) -> Self:
         """Some of the samples, none of which has several views."""

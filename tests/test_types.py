@@ -61,12 +61,12 @@ class TestViews:
         rows = torch.rand(7, 5, 2)
         batch = Batch({}, {}, ["p", "q", "r"], views=[("a", "b"), ("",), ("a", "b", "c", "d")])
         expected = torch.stack([rows[:2].mean(dim=0), rows[2], rows[3:].mean(dim=0)])
-        assert_close(batch.mean_over_views(rows), expected)
+        assert_close(batch.log_mean_over_views(rows.log()).exp(), expected)
 
     def test_without_views_a_row_is_a_sample(self):
         rows = torch.rand(3, 5)
-        assert batch_of(3).mean_over_views(rows) is rows
-        assert len(batch_of(0).mean_over_views(rows[:0])) == 0
+        assert batch_of(3).log_mean_over_views(rows) is rows
+        assert len(batch_of(0).log_mean_over_views(rows[:0])) == 0
 
 
 def batch_of(count: int) -> Batch:

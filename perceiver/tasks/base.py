@@ -5,8 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
-import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
@@ -14,6 +13,7 @@ from perceiver.types import Answer, Batch, Stage
 
 SHOWN_CLASSES = 3
 """How many of a sample's classes are looked at for themselves."""
+LOWER_IS_BETTER = ("loss", "perplexity", "calibration_error")
 
 
 class Task(nn.Module, ABC):
@@ -23,12 +23,32 @@ class Task(nn.Module, ABC):
         monitor, monitor_mode: the validation metric that says which checkpoint is best, and its better direction.
         num_answers: answers about a user's own file, unless more or fewer are asked for.
         asks: whether it hands queries to the decoder, which then must be one that is asked.
+        needs_class_counts: whether `set_class_counts` must be called before training. What
+            follows from them is saved with the weights.
     """
 
     monitor: str
     monitor_mode: Literal["min", "max"]
     num_answers: ClassVar[int] = 5
     asks: ClassVar[bool] = False
+    needs_class_counts: bool = False
+
+    def set_class_counts(self, counts: Int[Tensor, " classes"], num_samples: int) -> None:
+        """Take over how many of the training samples each class applies to."""
+        raise NotImplementedError
+
+    def set_monitor(self, monitor: str) -> None:
+        """Choose the checkpoints' metric; the metrics must have been made.
+
+        Raises:
+            ValueError: validation has no such metric.
+        """
+        metrics = self.metrics("val").items(keep_base=True)
+        known = [name for key, metric in metrics for name in getattr(metric, "names", (key,))]
+        if monitor not in known:
+            raise ValueError(f"monitor={monitor!r} must be one of the metrics of validation: {', '.join(known)}")
+        self.monitor = monitor
+        self.monitor_mode = "min" if monitor in LOWER_IS_BETTER else "max"
 
     def training_batch(self, batch: Batch) -> Batch:
         """What the model is trained on: the place for changes that mix samples."""
@@ -49,8 +69,8 @@ class Task(nn.Module, ABC):
     @abstractmethod
     def loss(self, outputs: Tensor, batch: Batch) -> Float[Tensor, ""]: ...
 
-    def num_terms(self, batch: Batch) -> int | Tensor:
-        """Of how many terms the loss of a batch is the mean: what it weighs beside that of other batches."""
+    def num_terms(self, batch: Batch) -> float | Tensor:
+        """Of how many terms, or of what total weight, the loss is the mean: what it weighs beside other batches'."""
         return len(batch)
 
     def keep_metrics(self, make: Callable[[Stage], MetricCollection]) -> None:
@@ -99,8 +119,3 @@ class Task(nn.Module, ABC):
         return [
             [Answer(one["class"], (labels[one["class"]],), label=labels[one["class"]]) for one in row] for row in rows
         ]
-
-
-def finite_log(probabilities: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """The logarithm of at least the smallest number there is, so that a target of 0 times it is 0."""
-    return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()

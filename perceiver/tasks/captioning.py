@@ -16,13 +16,11 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.text import Perplexity
 
-from perceiver.tasks.base import Task, finite_log
+from perceiver.tasks.base import LOWER_IS_BETTER, Task
 from perceiver.tasks.generation import Generation, Texts, Writer
 from perceiver.tasks.text_metrics import Record, TextMetrics
 from perceiver.tokenizer import PAD, Tokenizer
 from perceiver.types import Answer, Batch, Facts, Stage
-
-LOWER_IS_BETTER = ("loss", "perplexity")
 
 
 class Captioning(Task):
@@ -114,8 +112,9 @@ class Captioning(Task):
         if not batch.views:
             return outputs
         views = sum(map(len, batch.views))
-        by_view = rearrange(self.probabilities(outputs), "(views texts) ... -> views texts ...", views=views)
-        return finite_log(batch.mean_over_views(by_view)).flatten(0, 1)
+        logs = self._logits(outputs).float().log_softmax(dim=-1)
+        by_view = rearrange(logs, "(views texts) ... -> views texts ...", views=views)
+        return batch.log_mean_over_views(by_view).flatten(0, 1)
 
     def probabilities(self, outputs: Float[Tensor, "*rest vocab"]) -> Float[Tensor, "*rest ids"]:
         return self._logits(outputs).float().softmax(dim=-1)
@@ -236,10 +235,8 @@ class _Views(Writer):
     def next(self, words: Int[Tensor, " rows"]) -> Float[Tensor, "rows ids"]:
         of_sample = rearrange(words, "(batch width) -> batch width", width=self.width)
         logits = self.writing.next(of_sample[self.sample].reshape(-1, 1))[:, : self.num_ids].float()
-        if not self.batch.views:
-            return logits.log_softmax(dim=1)
-        by_view = rearrange(logits.softmax(dim=1), "(views width) ids -> views width ids", width=self.width)
-        return finite_log(self.batch.mean_over_views(by_view)).flatten(0, 1)
+        by_view = rearrange(logits.log_softmax(dim=1), "(views width) ids -> views width ids", width=self.width)
+        return self.batch.log_mean_over_views(by_view).flatten(0, 1)
 
     def select(self, rows: Int[Tensor, " rows"]) -> None:
         of_sample = rearrange(rows % self.width, "(batch width) -> batch width", width=self.width)

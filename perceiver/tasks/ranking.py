@@ -7,7 +7,7 @@ count a class without positives as 0.
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
@@ -20,6 +20,9 @@ LARGEST_AUC = 1.0 - 1e-6
 class Ranking(Metric):
     """`mAP`, `AUC` and `d_prime` over all samples; NaN where no class has what they need.
 
+    Scores may be any numbers, since only their order counts; logits keep it where probabilities are rounded to 1. A
+    class with a score that is not a number has no metrics.
+
     Args:
         num_classes: classes.
     """
@@ -27,6 +30,7 @@ class Ranking(Metric):
     is_differentiable = False
     higher_is_better = True
     full_state_update = False
+    names = ("mAP", "AUC", "d_prime")
 
     scores: list[Float[Tensor, "batch classes"]]
     tags: list[Bool[Tensor, "batch classes"]]
@@ -66,9 +70,16 @@ class Ranking(Metric):
         positives = tags.sum(dim=0)
         precision, auc = torch.full((2, self.num_classes), torch.nan, device=self.device)
         for label, count in enumerate(positives.tolist()):
-            of_class = scores[:, label], tags[:, label].int()
+            if scores[:, label].isnan().any():
+                continue
+            of_class = _ranks(scores[:, label]), tags[:, label].int()
             if count > 0:
                 precision[label] = binary_average_precision(*of_class, validate_args=False)
             if 0 < count < len(tags):
                 auc[label] = binary_auroc(*of_class, validate_args=False)
         return {"AP": precision, "AUC": auc, "positives": positives}
+
+
+def _ranks(scores: Float[Tensor, " samples"]) -> Float64[Tensor, " samples"]:
+    """Places in the order of scores, in [0, 1): of other numbers torchmetrics takes the sigmoid, which rounds."""
+    return torch.unique(scores, return_inverse=True)[1].double() / len(scores)

@@ -80,6 +80,7 @@ def build(config: dict[str, Any], learned: Learned | None = None) -> Parts:
         config: a checked config (`perceiver.training.config.resolved`).
         learned: known from a checkpoint; otherwise taken from the data set, which must then be on disk.
     """
+    is_new = learned is None
     tokenizer: Tokenizer | None = construct(config, "tokenizer") if config.get("tokenizer") else None
     # One tokenizer for all that name it.
     shared = {key: {"tokenizer": tokenizer} if "tokenizer" in config[key] else {} for key in ("data", "task")}
@@ -99,6 +100,9 @@ def build(config: dict[str, Any], learned: Learned | None = None) -> Parts:
     model: Perceiver = construct(config, "model")
     task: Task = construct(config, "task", **shared["task"])
     check_queries(task, model.decoder)
+    if task.needs_class_counts and is_new:
+        with blamed_on(config, "task"):
+            task.set_class_counts(*data.class_counts())
     optimizer: OptimizerFactory = construct(config, "optimizer")
     with blamed_on(config, "optimizer"):
         try_optimizer(optimizer)

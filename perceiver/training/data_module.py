@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -99,13 +99,28 @@ class DataModule(LightningDataModule):
     @cached_property
     def _train_weights(self) -> Float64[Tensor, " samples"] | None:
         """How often each training sample is drawn, relative to the others; None where each comes once an epoch."""
-        split = self.splits["train"]
-        if not self.class_balanced or split is None:
+        if not self.class_balanced or self.splits["train"] is None:
             return None
-        classes = [split.classes_of(index) for index in range(len(split))] if hasattr(split, "classes_of") else []
+        return class_balancing_weights(self._train_classes("loader.class_balanced=true"))
+
+    def class_counts(self) -> tuple[Int64[Tensor, " classes"], int]:
+        """How many training samples each class applies to, and how many there are.
+
+        Raises:
+            ValueError: they have no classes.
+        """
+        classes = self._train_classes("balanced")
+        labels = torch.tensor([label for of_sample in classes for label in set(of_sample)])
+        return labels.bincount(minlength=self.dataset.num_classes), len(classes)
+
+    def _train_classes(self, asked: str) -> list[Sequence[int]]:
+        split = self.splits["train"]
+        classes: list[Sequence[int]] = []
+        if split is not None and hasattr(split, "classes_of"):
+            classes = [split.classes_of(index) for index in range(len(split))]
         if not any(classes):
-            raise ValueError("loader.class_balanced=true: the training samples have no classes to balance")
-        return class_balancing_weights(classes)
+            raise ValueError(f"{asked}: the training samples have no classes to balance")
+        return classes
 
     def train_dataloader(self) -> DataLoader[Any]:
         loader = self._loader("train")

@@ -1,8 +1,10 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, top_k_accuracy_score
+from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 
 from perceiver.tasks.classification import Classification
@@ -12,8 +14,12 @@ NUM_CLASSES = 7
 SIZES = (5, 1, 11, 2)
 
 
-def task(num_classes=NUM_CLASSES, *, label_smoothing=0.0, mixup=0.0, cutmix=0.0) -> Classification:
-    return Classification(num_classes=num_classes, label_smoothing=label_smoothing, mixup=mixup, cutmix=cutmix)
+WEIGHTS = [0.3, 0.5, 0.7, 1.1, 1.3, 1.7, 1.9]
+
+
+def task(num_classes=NUM_CLASSES, *, label_smoothing=0.0, mixup=0.0, cutmix=0.0, **options) -> Classification:
+    options |= {"label_smoothing": label_smoothing, "mixup": mixup, "cutmix": cutmix}
+    return Classification(num_classes=num_classes, **options)
 
 
 def labelled(labels: torch.Tensor, masks=None, **inputs: torch.Tensor) -> Batch:
@@ -42,6 +48,66 @@ def test_the_loss_is_smoothed_cross_entropy(label_smoothing):
             expected += label_smoothing * sum(log_total - value for value in row) / NUM_CLASSES
         loss = task(label_smoothing=label_smoothing).loss(outputs, batch)
         assert float(loss) == pytest.approx(expected / len(batch), rel=1e-5)
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.3])
+def test_with_class_weights_it_is_torchs_and_its_terms_are_their_sum(label_smoothing):
+    classification = task(label_smoothing=label_smoothing, class_weights=WEIGHTS)
+    exact = nn.CrossEntropyLoss(torch.tensor(WEIGHTS), label_smoothing=label_smoothing)
+    data = batches()
+    for outputs, batch in data:
+        labels = batch.targets["label"]
+        torch.testing.assert_close(classification.loss(outputs, batch), exact(outputs, labels))
+        assert float(classification.num_terms(batch)) == pytest.approx(sum(WEIGHTS[label] for label in labels))
+        mixed = labelled(nn.functional.one_hot(labels, NUM_CLASSES).float())
+        torch.testing.assert_close(classification.loss(outputs, mixed), exact(outputs, labels))
+    whole = labelled(torch.cat([batch.targets["label"] for _, batch in data]))
+    expected = exact(torch.cat([outputs for outputs, _ in data]), whole.targets["label"])
+    assert measure(classification, "val", data)["loss"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_balanced_weights_are_those_of_sklearn_and_travel_with_the_weights():
+    labels = torch.tensor([0] * 11 + [1] * 2 + [2] * 3 + [3, 4, 5, 6])
+    classification = task(class_weights="balanced")
+    assert classification.needs_class_counts
+    assert classification.loss(*batches()[0]).isnan(), "nothing may be trained before classes are counted"
+    classification.set_class_counts(labels.bincount(), len(labels))
+    expected = compute_class_weight("balanced", classes=np.arange(NUM_CLASSES), y=labels.numpy())
+    assert classification.class_weights.tolist() == pytest.approx(expected.tolist())
+    restored = task(class_weights="balanced")
+    restored.load_state_dict(classification.state_dict())
+    torch.testing.assert_close(restored.class_weights, classification.class_weights)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+def test_the_focal_loss_is_the_mean_of_modulated_cross_entropies(gamma):
+    for outputs, batch in batches():
+        log_p = outputs.log_softmax(dim=1).gather(1, batch.targets["label"][:, None])
+        expected = -((1 - log_p.exp()) ** gamma * log_p).mean()
+        torch.testing.assert_close(task(focal_gamma=gamma).loss(outputs, batch), expected)
+    sure = (100.0 * torch.eye(NUM_CLASSES)).requires_grad_()
+    loss = task(focal_gamma=gamma).loss(sure, labelled(torch.arange(NUM_CLASSES)))
+    loss.backward()
+    assert sure.grad.isfinite().all()
+
+
+def test_answers_that_are_equal_once_rounded_keep_their_order():
+    outputs = -200.0 - torch.arange(NUM_CLASSES).float().flip(0)[None]
+    outputs[0, 0] = 0.0  # beside it all other probabilities are 0
+    names = [str(label) for label in range(NUM_CLASSES)]
+    assert measure(task(), "val", [(outputs, labelled(torch.tensor([3])))])["top5"] == 1.0
+    assert measure(task(), "test", [(outputs, labelled(torch.tensor([1])))])["top5"] == 0.0
+    batch = labelled(torch.zeros(1), image=outputs)
+    (answers,) = task().predictions(lambda inputs, masks: inputs["image"], batch, names, 5)
+    assert [answer["class"] for answer in answers] == ["0", "6", "5", "4", "3"]
+
+
+@pytest.mark.parametrize(("monitor", "mode"), [("accuracy", "max"), ("loss", "min"), ("calibration_error", "min")])
+def test_any_metric_of_validation_can_choose_the_checkpoint(monitor, mode):
+    classification = task(monitor=monitor)
+    assert (classification.monitor, classification.monitor_mode) == (monitor, mode)
+    with pytest.raises(ValueError, match=r"monitor='top5' .*accuracy"):
+        task(5, monitor="top5")  # of five classes there is none
 
 
 def test_the_loss_is_computed_in_full_precision():
@@ -137,7 +203,10 @@ def test_predictions_are_the_best_answers_best_first(top):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"num_classes": 1}, {"num_classes": 0}, {"label_smoothing": 1.0}, {"mixup": -0.1}, {"cutmix": -1.0}],
+    [
+        *({"num_classes": 1}, {"num_classes": 0}, {"label_smoothing": 1.0}, {"mixup": -0.1}, {"cutmix": -1.0}),
+        *({"focal_gamma": -0.5}, {"class_weights": "even"}, {"class_weights": 0.0}),
+    ],
     ids=str,
 )
 def test_settings_that_make_no_sense_are_refused_by_name(wrong):

@@ -5,6 +5,7 @@ import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch.nn import functional as F
 from torch.testing import assert_close
+from torchvision.ops import sigmoid_focal_loss
 
 from perceiver.tasks.classification import Classification
 from perceiver.tasks.tagging import Tagging
@@ -15,13 +16,16 @@ SIZES = (5, 1, 11, 2)
 BOTH = pytest.mark.parametrize("multi_label", [True, False], ids=["multi-label", "single-label"])
 
 
-def task(num_classes=NUM_CLASSES, *, multi_label=True, label_smoothing=0.0, positive_weight=1.0, mixup=0.0) -> Tagging:
+def task(
+    num_classes=NUM_CLASSES, *, multi_label=True, label_smoothing=0.0, positive_weight=1.0, mixup=0.0, **options
+) -> Tagging:
     return Tagging(
         num_classes=num_classes,
         multi_label=multi_label,
         label_smoothing=label_smoothing,
         positive_weight=positive_weight,
         mixup=mixup,
+        **options,
     )
 
 
@@ -96,6 +100,27 @@ class TestLoss:
         tagging = task(multi_label=multi_label)
         other = tagged(batch.targets["tags"].to(dtype))
         assert_close(tagging.loss(outputs, other), tagging.loss(outputs, batch), atol=0, rtol=0)
+
+    @pytest.mark.parametrize("gamma", [0.5, 2.0])
+    def test_of_many_labels_the_focal_loss_is_torchvisions(self, gamma):
+        outputs, batch = drawn(11)
+        expected = sigmoid_focal_loss(outputs, batch.targets["tags"], alpha=-1, gamma=gamma, reduction="mean")
+        assert_close(task(focal_gamma=gamma).loss(outputs, batch), expected)
+
+    @pytest.mark.parametrize("options", [{"focal_gamma": 2.0}, {"class_weights": [float(n) for n in range(1, 8)]}])
+    def test_of_one_label_weights_and_the_focal_loss_are_those_of_classification(self, options):
+        outputs, labels = torch.randn(11, NUM_CLASSES), torch.randint(NUM_CLASSES, (11,))
+        options |= {"label_smoothing": 0.1}
+        classification = Classification(num_classes=NUM_CLASSES, mixup=0.0, cutmix=0.0, **options)
+        tagging, batch = task(multi_label=False, **options), labelled(labels)
+        assert_close(tagging.loss(outputs, batch), classification.loss(outputs, batch))
+        assert_close(tagging.num_terms(batch), classification.num_terms(batch))
+
+    def test_balanced_classes_weigh_as_much_where_they_apply_as_where_they_do_not(self):
+        tagging, counts = task(positive_weight="balanced"), torch.tensor([1, 2, 3, 5, 7, 11, 13])
+        tagging.set_class_counts(counts, 17)
+        assert_close(tagging.positive_weight * counts, (17 - counts).float())
+        assert tagging.state_dict().keys() == {"positive_weight"}
 
     @BOTH
     def test_it_is_computed_in_full_precision(self, multi_label):
@@ -180,6 +205,36 @@ class TestMetrics:
             assert float(by_class["AP"].mean()) == pytest.approx(metrics["mAP"], abs=1e-6)
             assert by_class["positives"].tolist() == tags.sum(dim=0).tolist()
 
+    @BOTH
+    @pytest.mark.parametrize("views", [1, 3])
+    def test_scores_whose_probabilities_are_rounded_to_one_are_ranked(self, multi_label, views):
+        outputs, labels = torch.zeros(101, NUM_CLASSES), torch.arange(101) % 2
+        outputs[:, 1] = 20.0 + 80.0 * torch.rand(101) + 81.0 * labels
+        assert (outputs[:, 1].sigmoid() == 1.0).all()
+        tagging, batch = task(multi_label=multi_label), tagged(F.one_hot(labels, NUM_CLASSES).float())
+        if views > 1:
+            rows, batch.views = outputs.repeat_interleave(views, dim=0), [("",) * views] * 101
+            outputs = tagging.merged(rows, batch)
+        measure(tagging, "val", [(outputs, batch)])
+        assert float(tagging.class_metrics("val")["AUC"][1]) == 1.0
+        assert float(tagging.class_metrics("val")["AP"][1]) == pytest.approx(1.0)
+
+    def test_a_score_that_is_not_a_number_leaves_its_class_without_metrics(self):
+        outputs, batch = drawn(11)
+        outputs[3, 2] = math.nan
+        tagging = task()
+        measure(tagging, "val", [(outputs, batch)])
+        assert tagging.class_metrics("val")["AP"].isnan().tolist() == [label == 2 for label in range(NUM_CLASSES)]
+
+    @BOTH
+    def test_the_checkpoint_is_chosen_by_mean_average_precision_or_another_metric(self, multi_label):
+        tagging = task(multi_label=multi_label, monitor="loss")
+        assert (tagging.monitor, tagging.monitor_mode) == ("loss", "min")
+        assert task(multi_label=multi_label, monitor="d_prime").monitor_mode == "max"
+        assert task(multi_label=multi_label).monitor == "mAP"
+        with pytest.raises(ValueError, match=r"monitor='map' .*mAP, AUC"):
+            task(multi_label=multi_label, monitor="map")
+
     def test_the_best_class_is_right_if_it_is_any_that_applies(self):
         tags = torch.zeros(4, NUM_CLASSES)
         tags[0, [2, 5]] = tags[1, [2, 5]] = tags[2, [2, 5]] = 1.0
@@ -255,6 +310,9 @@ def test_predictions_are_the_best_answers_best_first(multi_label, top):
         ({"positive_weight": [1.0, 2.0]}, r"positive_weight=\[1\.0, 2\.0\]"),
         ({"positive_weight": [1.0] * 6 + [-1.0]}, "positive_weight="),
         ({"positive_weight": 2.0, "multi_label": False}, r"positive_weight=2\.0 .*multi_label"),
+        ({"positive_weight": "balanced", "multi_label": False}, "positive_weight=balanced .*multi_label"),
+        ({"class_weights": "balanced"}, "class_weights=balanced .*multi_label"),
+        ({"focal_gamma": -1.0}, r"focal_gamma=-1\.0"),
     ],
     ids=str,
 )

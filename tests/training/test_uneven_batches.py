@@ -36,6 +36,9 @@ class Part:
     def __getitem__(self, index):
         return self.change(index, self.split[index])
 
+    def classes_of(self, index):
+        return self.split.classes_of(index)
+
 
 def of_digits(monkeypatch, change, train=66, val=11, test=13):
     """Few digits, each made into something else, dealt to two processes by turns: even numbers to the first."""
@@ -149,6 +152,7 @@ def test_a_loss_of_one_process_that_is_no_number_is_left_out_by_all(tmp_path, mo
 
 TASKS = {
     "classification": [],
+    "balanced classes": ["task.class_weights=balanced", "task.focal_gamma=2", "task.label_smoothing=0.1"],
     "tagging": ["task=tagging", "task.multi_label=false"],
     "captioning": CAPTIONING,
 }
@@ -156,7 +160,8 @@ TASKS = {
 
 @pytest.mark.parametrize("train", [67, pytest.param(61, marks=slow)])
 @pytest.mark.parametrize(
-    "task", ["classification", *(pytest.param(name, marks=slow) for name in ("tagging", "captioning"))]
+    "task",
+    ["classification", *(pytest.param(name, marks=slow) for name in ("balanced classes", "tagging", "captioning"))],
 )
 def test_a_step_is_the_mean_over_all_terms_however_they_are_divided(tmp_path, monkeypatch, task, train):
     """Batches of 12 = of 3 accumulated by 4 = of 6 on two processes = of 3 accumulated by 2 on two processes.
