@@ -1,5 +1,6 @@
 """What every data set is: named splits of samples, and a reader for a user's own files."""
 
+import logging
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -13,6 +14,17 @@ from torch import Tensor
 from perceiver.types import Sample, Stage
 
 OnError: TypeAlias = Literal["raise", "skip"]
+
+
+log = logging.getLogger(__name__)
+_told: set[str] = set()
+
+
+def warn_once(kind: str, message: str) -> None:
+    """Warn of a file, once in this process for each kind of fault: many files of a data set may have the same."""
+    if kind not in _told:
+        _told.add(kind)
+        log.warning("%s (said once; others may be of its kind)", message)
 
 
 class UnreadableError(Exception):

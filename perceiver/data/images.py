@@ -1,6 +1,5 @@
 """Images: reading any file as one kind of tensor, resizing, augmentation, and the base of all image data sets."""
 
-import logging
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from math import ceil, inf, prod
@@ -14,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from perceiver.data.base import FileDataset, OnError, Source, UnreadableError, refuse_special
+from perceiver.data.base import FileDataset, OnError, Source, UnreadableError, refuse_special, warn_once
 from perceiver.types import Sample
 
 MAX_PIXELS = 100_000_000
@@ -29,10 +28,6 @@ BITS_PER_SAMPLE, PHOTOMETRIC, MAX_SAMPLE, SAMPLE_FORMAT, SMAX_SAMPLE = 258, 262,
 SIGNED, WHITE_IS_ZERO = 2, 0
 """Values of `SAMPLE_FORMAT` and of `PHOTOMETRIC`."""
 WHAT_IS_WHITE = "data.max_value=255 (1023, 4095, …) says what stands for white"
-
-log = logging.getLogger(__name__)
-_told: set[str] = set()
-"""What this process has warned of: many files of a data set have the same fault."""
 
 
 def read_image(path: Source, channels: int, max_value: float | None = None) -> UInt8[Tensor, "channels height width"]:
@@ -106,10 +101,10 @@ def _eight_bit(path: Source, image: Image.Image, file: Image.Image, max_value: f
         raise ValueError(f"{problem}; data.max_value says what stands for white")
     if declared is None and largest > 0:
         problem = f"declares no range; it is taken to be from 0 to {white:g}, as the largest value is {largest:g}"
-        _warn_once(f"{file.mode} {white:g}", path, f"{problem}; {WHAT_IS_WHITE}")
+        warn_once(f"{file.mode} {white:g}", f"{path}: {problem}; {WHAT_IS_WHITE}")
     elif max_value is None and 0 < largest < white / 4 and white > 16383:
         problem = f"nearly black: its values go to {largest:g}, where white is {white:g}"
-        _warn_once(f"{file.mode} dark", path, f"{problem}; {WHAT_IS_WHITE}")
+        warn_once(f"{file.mode} dark", f"{path}: {problem}; {WHAT_IS_WHITE}")
     scaled = np.multiply(values, 255.0 / white, dtype=np.float32)
     if _tag(file, PHOTOMETRIC) == WHITE_IS_ZERO:  # PIL turns 8 bits round, and no others
         scaled = 255.0 - scaled
@@ -152,13 +147,8 @@ def _check_colours(path: Source, image: Image.Image, max_value: float | None) ->
         raise ValueError(f"max_value={max_value:g} cannot be applied to colours of 16 bits; save them with 8")
     brightest = max(int(np.asarray(image.getchannel(band)).max()) for band in image.getbands() if band != "A")
     if 256 * brightest < 65536 / 4:
-        _warn_once("colours", path, "nearly black: its colours use the lower of their 16 bits only; save it with 8")
-
-
-def _warn_once(kind: str, path: Source, problem: str) -> None:
-    if kind not in _told:
-        _told.add(kind)
-        log.warning("%s (and perhaps others of its kind): %s", path, problem)
+        problem = "nearly black: its colours use the lower of their 16 bits only; save it with 8"
+        warn_once("dark colours", f"{path}: {problem}")
 
 
 def _opaque(image: Image.Image) -> Image.Image:

@@ -76,10 +76,22 @@ class TestTraining:
 
     def test_a_file_that_is_silent_from_end_to_end_is_refused(self, tmp_path):
         for length in (RATE // 2, 7 * RATE):
-            path = write(tmp_path / "x.wav", np.full(length, 0.9e-5))
-            for make in (clips().training, clips().evaluation):
-                with pytest.raises(UnreadableError, match=f"^{path}: silent from end to end$"):
-                    make(path, {}, "x")
+            quiet = 0.9e-5 * np.sin(np.arange(length))
+            for wave in (quiet, np.full(length, 0.9e-5), np.stack([quiet, -quiet], axis=1)):
+                path = write(tmp_path / "x.wav", wave)
+                refused = pytest.raises(UnreadableError, match=f"^{path}: silent from end to end$")
+                with refused:
+                    clips().training(path, {}, "x")
+                with refused:
+                    clips().evaluation(path, {}, "x")
+
+    def test_crops_and_windows_hear_what_cancels_itself_in_two_channels(self, tmp_path):
+        wave = np.random.default_rng(0).uniform(-0.5, 0.5, 3 * RATE)
+        path = write(tmp_path / "x.wav", np.stack([wave, -wave], axis=1))
+        crop = clips().training(path, {}, "x").inputs["audio"]
+        windows = clips().evaluation(path, {}, "x").inputs["audio"]
+        assert crop.std().item() == pytest.approx(wave.std(), rel=0.1)
+        assert windows.std().item() == pytest.approx(wave.std(), rel=0.1)
 
     def test_of_a_file_that_is_shorter_than_it_claims_crops_come_from_what_is_there(self, tmp_path):
         rate = 16000

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from perceiver.data import images
+from perceiver.data import base
 from perceiver.data.base import UnreadableError
 from perceiver.data.images import MAX_PIXELS, ImageAugment, ImageDataset, read_image
 
@@ -226,7 +226,7 @@ DEPTHS = {
 
 @pytest.fixture
 def nothing_told(monkeypatch):
-    monkeypatch.setattr(images, "_told", set())
+    monkeypatch.setattr(base, "_told", set())
 
 
 @pytest.mark.parametrize("kind", DEPTHS)

@@ -6,7 +6,7 @@ import pytest
 import soundfile
 import torch
 
-from perceiver.data import sound_file
+from perceiver.data import base, sound_file
 from perceiver.data.base import UnreadableError
 from perceiver.data.sound_file import SoundFile, resampled
 
@@ -75,6 +75,34 @@ class TestKinds:
         expected = torch.from_numpy(waves.mean(axis=1, keepdims=True).T).float()
         torch.testing.assert_close(SoundFile(path, RATE).read(), expected, atol=1e-4, rtol=0.0)
 
+    @pytest.mark.parametrize("block", [499, 10**6])
+    @pytest.mark.parametrize("kind", ["16-bit wav", "float wav", "flac", "vorbis", "mp3"])
+    @pytest.mark.parametrize("shares", [(0.96, -1.0), (-1.0, 0.99), (1.0, -0.5, -0.5), (0.1, 0.1, 0.8, -1.0, 0.0, 0.0)])
+    def test_of_channels_that_cancel_each_other_the_loudest_is_read(
+        self, tmp_path, monkeypatch, caplog, shares, kind, block
+    ):
+        monkeypatch.setattr(base, "_told", set())
+        monkeypatch.setattr(sound_file, "BLOCK", block)
+        if kind == "mp3":
+            shares = (shares[0], -shares[0])[: len(shares)]  # it has two at most, here equally loud
+        wave = sine(443, RATE, 0.5)
+        offset = 0.1 if kind == "float wav" else 0.0
+        path = write(tmp_path / "x.wav", wave[:, None] * shares + offset, kind=kind)
+        loudest = np.abs(shares).max()
+        for part, expected in (({}, wave), ({"start": 0.1, "seconds": 0.2}, wave[1600:4800])):
+            read = SoundFile(path, RATE).read(**part)[0].numpy()[500:-500]
+            read = (read - offset) * np.sign(read @ expected[500:-500])
+            assert np.abs(read - loudest * expected[500:-500]).max() < KINDS[kind][2] + 0.01
+        assert [str(path) in text and "cancel" in text for text in caplog.messages] == [True]
+
+    @pytest.mark.parametrize("shares", [(1.0, 0.0), (0.0, 0.0, 0.0, 1.0, 0.0, 0.0), (1.0, -0.8), (1.0,)])
+    def test_channels_of_which_something_is_left_are_mixed(self, tmp_path, monkeypatch, caplog, shares):
+        monkeypatch.setattr(base, "_told", set())
+        wave = sine(443, RATE, 0.1)
+        read = SoundFile(write(tmp_path / "x.wav", wave[:, None] * shares, kind="float wav"), RATE).read()
+        torch.testing.assert_close(read[0], torch.from_numpy(wave * np.mean(shares)).float(), atol=1e-5, rtol=0.0)
+        assert caplog.messages == []
+
     def test_a_sound_as_quiet_as_the_last_bit_is_kept(self, tmp_path):
         path = write(tmp_path / "x.wav", np.full(101, 2.0**-15))
         assert SoundFile(path, RATE).read().unique().tolist() == [2.0**-15]
@@ -137,6 +165,17 @@ class TestParts:
         for start in (0.1, 1.3, 4.4):
             first = round(start * RATE)
             torch.testing.assert_close(file.read(start, 0.5), whole[:, first : first + 8000], atol=1e-5, rtol=0.0)
+
+    def test_an_mp3_is_decoded_alike_at_once_in_blocks_and_in_parts(self, tmp_path, monkeypatch):
+        path = write(tmp_path / "x.mp3", sine(443, 44100, 7.0), 44100, "mp3")  # of which frames borrow many bits
+        file = SoundFile(path, 44100)
+        whole = file.read()
+        assert whole[0, 1000:-3000].abs().max() < 0.51
+        monkeypatch.setattr(sound_file, "BLOCK", 4999)
+        torch.testing.assert_close(file.read(), whole, atol=1e-5, rtol=0.0)
+        for first in range(0, 44100 * 5, 23011):
+            part = file.read(first / 44100, 0.3)
+            torch.testing.assert_close(part, whole[:, first : first + 13230], atol=1e-5, rtol=0.0)
 
     def test_a_part_ends_with_the_file(self, tmp_path):
         wave = noise(1009)
