@@ -1,19 +1,23 @@
 """MixUp (Zhang et al. 2018, arXiv:1710.09412) and CutMix (Yun et al. 2019, arXiv:1905.04899) of batches.
 
-Each sample is mixed with the one before it, all its inputs by one weight, which is also that of the labels or tags.
-CutMix cuts the same share of each input around the same relative place; where that is cut off by borders, labels go by
-the mean over the inputs of what is left. What is real in a mixed input is what was real in the parts it is made of.
+Each sample is mixed with the one before it, all its inputs by one weight. CutMix cuts the same share of each input
+around the same relative place. Each place of a mixed input is the weighted mean of what is real there, and is not real
+where nothing is: beyond the end of the shorter of two sounds, mixup leaves the longer one as it is. Labels or tags are
+mixed by the share of the real places that is a sample's own, the mean over its inputs that have any.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from perceiver.types import Batch
+
+LEAST_WEIGHT = 1e-4
+"""What mixup gives either part at least, so that one that is alone at a place can be told from none."""
 
 
 class Mixing:
@@ -43,11 +47,11 @@ class Mixing:
                     f"mixup and cutmix take real numbers, channels first; {name} is {values.dtype} {list(values.shape)}"
                 )
         mix, alpha = self.methods[int(torch.randint(len(self.methods), ()))]
-        mixed, weight = mix(batch, float(torch.distributions.Beta(alpha, alpha).sample()))
+        mixed, weights = mix(batch, float(torch.distributions.Beta(alpha, alpha).sample()))
         name = "tags" if "tags" in batch.targets else "label"
         own = batch.targets[name] if name == "tags" else F.one_hot(batch.targets[name], self.num_classes)
         own = own.float()
-        return replace(mixed, targets={**batch.targets, name: partner(own).lerp(own, weight)})
+        return replace(mixed, targets={**batch.targets, name: partner(own).lerp(own, weights[:, None])})
 
 
 def partner(values: Tensor) -> Tensor:
@@ -55,26 +59,41 @@ def partner(values: Tensor) -> Tensor:
     return values.roll(1, dims=0)
 
 
-def mix_up(batch: Batch, weight: float) -> tuple[Batch, float]:
-    """The batch with inputs that are averages of two, `weight` being the share of a sample's own; and that weight."""
-    inputs = {name: partner(own).lerp(own, weight) for name, own in batch.inputs.items()}
-    masks = {name: own | partner(own) for name, own in batch.masks.items()}
-    return replace(batch, inputs=inputs, masks=masks), weight
+def mix_up(batch: Batch, weight: float) -> tuple[Batch, Float[Tensor, " batch"]]:
+    """The batch with inputs that are averages of two, `weight` being that of a sample's own; and its real share."""
+    weight = min(max(weight, LEAST_WEIGHT), 1.0 - LEAST_WEIGHT)
+    return _mixed(batch, {name: torch.full((1,) * (own.ndim - 2), weight) for name, own in batch.inputs.items()})
 
 
-def cut_mix(batch: Batch, weight: float) -> tuple[Batch, float]:
-    """The batch with inputs of which a box is another's; and the share that is a sample's own, about `weight`."""
+def cut_mix(batch: Batch, weight: float) -> tuple[Batch, Float[Tensor, " batch"]]:
+    """The batch with inputs of which a box is another's; and the real share that is a sample's own, about `weight`."""
     centre = torch.rand(max(own.ndim - 2 for own in batch.inputs.values())).tolist()
-    boxes = {name: _box(own.shape[2:], 1.0 - weight, centre) for name, own in batch.inputs.items()}
-    inputs, masks = dict(batch.inputs), dict(batch.masks)
-    for name, box in boxes.items():
-        inside = box.to(inputs[name].device)
-        inputs[name] = torch.where(inside, partner(inputs[name]), inputs[name])
-        if name in masks:
-            own = masks[name]
-            masks[name] = own | partner(own) if own.ndim == 1 else torch.where(inside, partner(own), own)
-    kept = [1.0 - float(box.float().mean()) for box in boxes.values()]
-    return replace(batch, inputs=inputs, masks=masks), sum(kept) / len(kept)
+    return _mixed(
+        batch, {name: (~_box(own.shape[2:], 1.0 - weight, centre)).float() for name, own in batch.inputs.items()}
+    )
+
+
+def _mixed(batch: Batch, own_weights: Mapping[str, Float[Tensor, "..."]]) -> tuple[Batch, Float[Tensor, " batch"]]:
+    """Every input mixed by the weights of a sample's own at each place; and what share of the real places that is."""
+    inputs, masks, shares = dict(batch.inputs), dict(batch.masks), []
+    for name, own in batch.inputs.items():
+        weights = own_weights[name].to(own)
+        if name not in masks:
+            inputs[name] = partner(own).lerp(own, weights)
+            shares.append(weights.mean().expand(len(own)))
+            continue
+        mask = masks[name].reshape(*masks[name].shape, *[1] * (own.ndim - 1 - masks[name].ndim))
+        mask = mask.expand(-1, *own.shape[2:])
+        of_own, of_partner = mask * weights, partner(mask) * (1.0 - weights)
+        total = of_own + of_partner
+        masks[name] = total > 0.0
+        local = of_own / total.where(masks[name], 1.0)
+        real = own.masked_fill(~mask[:, None], 0.0)
+        inputs[name] = partner(real).lerp(real, local[:, None]).masked_fill(~masks[name][:, None], 0.0)
+        # NaN of an input that neither has, which counts for nothing.
+        shares.append(local.flatten(1).sum(dim=1) / masks[name].flatten(1).sum(dim=1))
+    share = torch.stack(shares).nanmean(dim=0)
+    return replace(batch, inputs=inputs, masks=masks), share.nan_to_num(0.5)
 
 
 def _box(sizes: Sequence[int], share: float, centre: Sequence[float]) -> Bool[Tensor, "..."]:

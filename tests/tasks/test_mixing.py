@@ -1,11 +1,13 @@
+from dataclasses import replace
 from math import prod
 
 import pytest
 import torch
 
+from perceiver.data.collate import collate
 from perceiver.tasks.classification import Classification
 from perceiver.tasks.mixing import Mixing, cut_mix, mix_up
-from perceiver.types import Batch
+from perceiver.types import Batch, Sample
 
 NUM_CLASSES = 7
 BATCH = 5
@@ -116,7 +118,7 @@ def test_cutmix_cuts_one_box_around_the_same_relative_place_of_all_inputs():
 
 def test_a_box_that_no_border_cuts_off_has_the_share_asked_for_in_every_input():
     mixtures = [cut_mix(marked_batch(), 0.7) for _ in range(31)]
-    assert min(weight for _, weight in mixtures) == pytest.approx(0.7, abs=0.04)
+    assert min(float(weights[0]) for _, weights in mixtures) == pytest.approx(0.7, abs=0.04)
     for name in mixtures[0][0].inputs:
         kept = [float(shares(mixed.inputs[name])[0, 0]) for mixed, _ in mixtures]
         assert min(kept) == pytest.approx(0.7, abs=0.04)
@@ -150,7 +152,35 @@ def test_a_mixed_input_is_real_where_what_it_is_made_of_is(method):
 def test_a_modality_that_one_of_two_samples_lacks_is_there_in_their_mixture(method):
     mask = torch.tensor([True, False, False, True, True])
     mixed = mixing(**{method: 1.0})(marked_batch(masks={"depth": mask}))
-    assert mixed.masks["depth"].tolist() == [True, True, False, True, True]
+    assert mixed.masks["depth"].flatten(1).any(dim=1).tolist() == [True, True, False, True, True]
+
+
+def ragged(lengths: list[int], junk: float) -> Batch:
+    """Waves of which each place tells its sample, padded, and nothing of those of length 0."""
+    waves = [torch.full((1, length), 1.0 + number) for number, length in enumerate(lengths)]
+    batch = collate([Sample({"x": wave} if wave.numel() else {}, {"label": 0}, "x") for wave in waves])
+    mask = batch.masks["x"].reshape(len(lengths), -1).expand(-1, batch.inputs["x"].shape[-1])
+    batch.inputs["x"] = batch.inputs["x"].masked_fill(~mask[:, None], junk)
+    return replace(batch, targets={"label": torch.arange(len(lengths))})
+
+
+@METHODS
+@pytest.mark.parametrize("junk", [0.0, float("nan")])
+@pytest.mark.parametrize("lengths", [[997, 101, 499, 11, 997], [997, 0, 997, 0, 0], [997, 0, 101, 0, 0]], ids=str)
+def test_labels_go_by_what_is_real_of_each_sample_in_the_mixture(method, lengths, junk):
+    for _ in range(11):
+        mixed = mixing(**{method: 1.0})(ragged(lengths, junk))
+        values, mask, labels = mixed.inputs["x"][:, 0], mixed.masks["x"], mixed.targets["label"]
+        assert values.isfinite().all()
+        for row in range(BATCH):
+            other = (row - 1) % BATCH
+            if mask[row].any():
+                # A place is the weighted mean of 1 + number of those that are real there.
+                share = (values[row][mask[row]] - 1.0 - other) / (row - other)
+                assert float(labels[row, row]) == pytest.approx(float(share.mean()), abs=1e-3)
+                assert float(labels[row, other]) == pytest.approx(1.0 - float(share.mean()), abs=1e-3)
+            if lengths[other] == 0 < lengths[row] and mask[row].any():
+                assert float(labels[row, row]) == 1.0
 
 
 @METHODS
