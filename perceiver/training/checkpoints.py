@@ -74,6 +74,11 @@ class DurableIO(TorchCheckpointIO):
                 raise ConfigError(f"{problem}, nor could {self.failures - 1} before it; older ones are kept") from error
             log.warning("%s; the one before is kept, and training goes on", problem)
 
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """From a file; to fsspec, `::` in its path would be a chain of URLs."""
+        content: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=weights_only)
+        return content
+
 
 def sync_folder(folder: Path) -> None:
     """Have the names in a folder on disk."""
@@ -92,6 +97,10 @@ class BestCheckpoint(ModelCheckpoint):
     last, Lightning would not validate at all. Of a run whose directory was moved it goes on with the best that moved
     along; Lightning would take the next one for the best, whatever came before the move.
     """
+
+    def __init__(self, *, dirpath: Path, **settings: Any) -> None:
+        super().__init__(dirpath=dirpath, **settings)
+        self.dirpath = os.path.realpath(dirpath)  # where it takes the path for a URL's, it keeps a Path, which is saved
 
     _validated = False
     """Whether there is a validation that the choice of the best has not heard of."""

@@ -23,6 +23,8 @@ from perceiver.training.checkpoints import BEST, LAST, NEXT, BestCheckpoint, Dur
 from perceiver.training.config import resolved
 from perceiver.training.errors import USER_ERRORS, ConfigError, one_line
 from perceiver.training.launch import environment_plugins, leave_last, needs_processes_of_its_own, run_apart
+from perceiver.training.lock import NAME as LOCK
+from perceiver.training.lock import lock, release
 from perceiver.training.loggers import Curves, WandbMirror
 from perceiver.training.module import DivergedError
 from perceiver.training.overrides import interpolations
@@ -50,7 +52,7 @@ UNHELPFUL_WARNINGS = (
     ".*does not have many workers.*",  # small data sets on few cores train faster without
     ".*The number of training batches.*",
     ".*Total length of `list` across ranks is zero.*",  # there is no validation set
-    ".*exists and is not empty.*",  # Hydra made the run directory
+    "(?s).*exists and is not empty.*",  # Hydra made the run directory
     ".*treespec.*is deprecated.*",
     ".*sync_dist=True.*",  # the metrics that are logged are those of all processes already
     ".*resuming from a checkpoint that ended before the epoch ended.*",  # the data module goes on where it stopped
@@ -65,6 +67,14 @@ def train(cfg: DictConfig) -> float | None:
     """
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     try:
+        return train_in(run_dir, cfg)
+    finally:
+        release(run_dir)
+
+
+def train_in(run_dir: Path, cfg: DictConfig) -> float | None:
+    """The same in a directory, which is then locked."""
+    try:
         config = resolved(cfg)
         prepare_torch(config)
         if HydraConfig.get().mode == RunMode.MULTIRUN and needs_processes_of_its_own(
@@ -72,6 +82,7 @@ def train(cfg: DictConfig) -> float | None:
         ):
             run_apart(run_dir)
             return best_score(run_dir)
+        lock(run_dir)
         parts, start = prepare(config, run_dir)
         parts.module.description["interpolations"] = interpolations(cfg)
         trainer, clock = build_trainer(config, parts, run_dir, continued=start is not None)
@@ -163,7 +174,7 @@ def discard_if_unused(run_dir: Path) -> None:
     if of_sweep or "ckpt_path=last" in HydraConfig.get().overrides.task:  # the latter is of a run that goes on
         return
     job = HydraConfig.get().job.name
-    if {path.name for path in run_dir.iterdir()} <= {".hydra", f"{job}.log"}:
+    if {path.name for path in run_dir.iterdir()} <= {".hydra", f"{job}.log", LOCK}:
         shutil.rmtree(run_dir, ignore_errors=True)  # another process may be writing to it
 
 

@@ -54,6 +54,15 @@ def test_a_finished_run_goes_on_to_a_later_end_and_says_what_is_different(run, t
     assert [line.partition(" - ")[2] for line in told] == ["goes on with trainer.max_epochs=3, which was 2"]
 
 
+@pytest.mark.parametrize("name", ["a::b", pytest.param("memory://c\nd\udcff", marks=slow)])
+def test_whatever_its_directory_is_called_it_is_evaluated_and_goes_on(tmp_path, name):
+    run = trained(tmp_path / name, *CONSTANT, "trainer.max_epochs=1")
+    assert script("experiments/evaluate.py", f"run={run}").ok
+    ended = go_on(run, "trainer.max_epochs=2")
+    assert ended.ok, ended.err
+    assert checkpoint(run)["global_step"] == 6
+
+
 @slow
 def test_of_a_run_that_was_moved_the_best_stays_the_best(tmp_path, monkeypatch):
     log, scores = TrainingModule.log, iter([0.9, 0.1, 0.2])
