@@ -188,6 +188,11 @@ class Answer:
         return self.label is None
 
 
+def writable(text: str) -> str:
+    """A text with escapes for what UTF-8 cannot hold, as in names of files in other encodings."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 @dataclass(frozen=True)
 class Sample:
     """One item of a dataset.
@@ -208,6 +213,9 @@ class Sample:
     targets: dict[str, Any]
     id: str
     views: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "id", writable(self.id))
 
     def split(self) -> list["Sample"]:
         """Each view as a sample of its own.

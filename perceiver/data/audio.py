@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from perceiver.data.base import FileDataset, FileSplit, OnError, Source, UnreadableError
-from perceiver.data.sound_file import SoundFile
+from perceiver.data.sound_file import SOUND_EXTENSIONS, SoundFile
 from perceiver.spectrogram import LogMel
 from perceiver.types import Sample
 
@@ -153,6 +153,8 @@ class AudioDataset(FileDataset):
         num_classes, on_error: see `Dataset`.
         clips: how files become samples.
     """
+
+    file_endings = SOUND_EXTENSIONS
 
     def __init__(self, *, num_classes: int, on_error: OnError, clips: Clips) -> None:
         super().__init__(num_classes=num_classes, on_error=on_error)

@@ -3,7 +3,7 @@
 import logging
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol, TypeAlias
 
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from perceiver.types import Sample, Stage
+from perceiver.types import Sample, Stage, writable
 
 OnError: TypeAlias = Literal["raise", "skip"]
 
@@ -29,6 +29,9 @@ def warn_once(kind: str, message: str) -> None:
 
 class UnreadableError(Exception):
     """A sample cannot be read; the message names the file and says why."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(writable(message))
 
 
 class Source(Protocol):
@@ -72,7 +75,12 @@ class Dataset(ABC):
         num_classes: how many classes it must turn out to have, 0 for none; model and task are sized by it.
         on_error: what happens to a sample that cannot be read: `raise` ends the run, `skip` names it, counts it and
             leaves it out.
+
+    Attributes:
+        file_endings: of the files of a folder that `read` takes, in lower case; empty for all.
     """
+
+    file_endings: Collection[str] = frozenset()
 
     def __init__(self, *, num_classes: int, on_error: OnError) -> None:
         if on_error not in ("raise", "skip"):

@@ -129,7 +129,7 @@ class ClassFolders:
             raise ValueError(f"{folder}: class folder {unknown[0]!r} is not among the training classes")
         files, ignored = LabelledFiles([], []), Counter[str]()
         for label, name in enumerate(self.class_names):
-            for path in _files_below(folder / name):
+            for path in files_below(folder / name):
                 suffix = os.path.splitext(path)[1].lower()
                 if suffix in self.extensions:
                     files.paths.append(path)
@@ -155,7 +155,8 @@ def _subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _files_below(folder: Path) -> Iterator[str]:
+def files_below(folder: Path) -> Iterator[str]:
+    """All files below a folder but hidden ones, in sorted order; errors as in `walk`."""
     for parent, folders, names in walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (os.path.join(parent, name) for name in sorted(names) if not name.startswith("."))

@@ -6,10 +6,8 @@ from typing import Any
 
 from perceiver.data.base import FileSplit, OnError, Split
 from perceiver.data.folders import ClassFolders, LabelledFiles
-from perceiver.data.images import ImageAugment, ImageDataset
+from perceiver.data.images import EXTENSIONS, ImageAugment, ImageDataset
 from perceiver.types import Sample, Stage
-
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
 
 
 class ImageFolder(ImageDataset):

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from perceiver.data.base import OnError
-from perceiver.data.image_folder import EXTENSIONS
-from perceiver.data.images import ImageAugment, ImageDataset
+from perceiver.data.images import EXTENSIONS, ImageAugment, ImageDataset
 from perceiver.data.shard_dataset import ShardDataset
 from perceiver.data.shards import ShardSample
 

@@ -20,6 +20,8 @@ MAX_PIXELS = 100_000_000
 """Files that claim more are refused before they are decoded (decompression bombs)."""
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """What files may be, whatever they are called. PIL knows more, and for PostScript starts a program."""
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
+"""Endings of the files that are taken for images where a folder is searched."""
 INTEGER_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 WHITES = (1.0, 255.0, 1023.0, 4095.0, 16383.0, 65535.0)
 """What may stand for white: 1 in numbers with a point, all bits set in whole ones of 8, 10, 12, 14 or 16."""
@@ -242,6 +244,8 @@ class ImageDataset(FileDataset):
         augment: random changes to training images, if any.
         max_value: see `read_image`.
     """
+
+    file_endings = EXTENSIONS
 
     def __init__(
         self,

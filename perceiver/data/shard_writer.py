@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 
 from perceiver.data.base import FileSplit, Split, UnreadableError
 from perceiver.data.folders import first_few
-from perceiver.data.image_folder import EXTENSIONS
+from perceiver.data.images import EXTENSIONS
 from perceiver.data.sampler import mix
 from perceiver.data.sound_file import SOUND_EXTENSIONS
 from perceiver.types import Stage

@@ -51,6 +51,8 @@ class TextPairs(Dataset):
         test_fraction: share of all training sources kept for testing where there is no file for it; 0 for none.
     """
 
+    file_endings = frozenset({".txt"})
+
     def __init__(
         self,
         *,

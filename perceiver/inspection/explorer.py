@@ -285,5 +285,5 @@ def events_in(folder: Path, *, num_shown: int = MOST_LOOKS, known: Mapping[int, 
 def write_page(path: Path, page: str) -> Path:
     """Write a page as a whole, so that no browser reads half of one."""
     part = path.with_suffix(".part")
-    part.write_text(page, encoding="utf-8")
+    part.write_text(page, encoding="utf-8", errors="backslashreplace")
     return part.replace(path)

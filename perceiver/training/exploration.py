@@ -34,7 +34,7 @@ from perceiver.inspection.truth import mean_scores
 from perceiver.training.build import blamed_on
 from perceiver.training.errors import ConfigError, nearest, one_line
 from perceiver.training.finished import Finished, load
-from perceiver.training.prediction import files_of, to_accelerator
+from perceiver.training.prediction import files_among, named, to_accelerator
 from perceiver.training.run import prepare_torch
 from perceiver.training.summary import console
 from perceiver.types import Batch
@@ -73,7 +73,8 @@ def inspect_attention(cfg: DictConfig) -> Path:
     subjects = [subject(cfg, "run", "checkpoint", cfg.overrides)]
     if cfg.compare is not None:
         subjects.append(compared(cfg, subjects[0]))
-    first, paths = subjects[0], list(dict.fromkeys(files_of(cfg.inputs or [])))
+    first, paths = subjects[0], named(cfg.inputs or [])
+    paths = list(dict.fromkeys(files_among(paths, first.finished.parts.data.dataset.file_endings)))
     prepare_torch(first.finished.config)
     batch, unreadable = files(first, paths) if paths else (probe(first, cfg.samples, "samples"), [])
     # Of a user's own files it is them that are tested: they may be unlike anything the model was trained on.

@@ -1,7 +1,9 @@
 """A finished run's answers about a user's own files, and the attention that led to them."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import logging
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +14,22 @@ from torch import Tensor, nn
 
 from perceiver.data.base import UnreadableError
 from perceiver.data.collate import collate
+from perceiver.data.folders import files_below
 from perceiver.inspection.capture import pictures_of
 from perceiver.inspection.maps import panels
 from perceiver.inspection.timeline import timeline
 from perceiver.model import Perceiver
 from perceiver.training.build import Parts
-from perceiver.training.errors import ConfigError
+from perceiver.training.errors import ConfigError, one_line
 from perceiver.training.finished import load
 from perceiver.training.run import prepare_torch
 from perceiver.training.summary import console
-from perceiver.types import Sample
+from perceiver.types import Sample, writable
+
+MAX_STEM = 100
+"""Bytes of the name of a file that are kept in the names of its pictures."""
+
+log = logging.getLogger(__name__)
 
 
 def predict(cfg: DictConfig) -> list[dict[str, Any]]:
@@ -33,7 +41,7 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
     Raises:
         UnreadableError: some files could not be read; raised after all others have been answered.
     """
-    paths = files_of(cfg.inputs)
+    paths = named(cfg.inputs)
     if not paths:
         raise ConfigError("inputs=[]: name at least one file")
     if cfg.top is not None and (not isinstance(cfg.top, int) or cfg.top < 1):
@@ -44,17 +52,24 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
     to_accelerator(parts)
     output = Path(cfg.output)
     top = parts.task.num_answers if cfg.top is None else cfg.top
-    answers, errors = [], []
-    for number, path in enumerate(paths):
-        try:
-            sample = parts.data.dataset.read(path)
-        except UnreadableError as error:
-            errors.append(str(error))
-            continue
-        stem = output / f"{number:03d}_{Path(sample.id).stem}"
-        answers.append(answer(parts, sample, top, stem, shown=config["attention"]))
+    files = list(files_among(paths, parts.data.dataset.file_endings))
+    answers: list[dict[str, Any]] = []
+    errors: list[str] = []
+    try:
+        for number, path in enumerate(files):
+            try:
+                sample = parts.data.dataset.read(path)
+            except UnreadableError as error:
+                errors.append(str(error))
+                continue
+            stem = output / stem_of(number, sample.id)
+            answers.append(answer(parts, sample, top, stem, shown=config["attention"], problems=errors))
+    finally:
+        if answers:
+            output.mkdir(parents=True, exist_ok=True)
+            written = json.dumps(answers, indent=2, ensure_ascii=False) + "\n"
+            (output / "predictions.json").write_text(written, encoding="utf-8", errors="backslashreplace")
     if answers:
-        (output / "predictions.json").write_text(json.dumps(answers, indent=2, ensure_ascii=False) + "\n")
         console.print(predictions_table(answers))
         console.print(f"written to {output}", soft_wrap=True)
     if errors:
@@ -62,10 +77,38 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
     return answers
 
 
-def files_of(inputs: Any) -> list[Path]:
-    """One file or several, as they are named on the command line."""
+def named(inputs: Any) -> list[Path]:
+    """One file or folder, or several, as they are named on the command line."""
     single = isinstance(inputs, str) or not isinstance(inputs, Iterable)  # 5 may be a file, too
     return [Path(str(path)) for path in ([inputs] if single else inputs)]
+
+
+def files_among(paths: Sequence[Path], endings: Collection[str]) -> Iterator[Path]:
+    """The files among some paths, and those with one of the endings (or any, if there are none) in folders of them.
+
+    Raises:
+        ConfigError: there is no such file in a folder.
+    """
+    for path in paths:
+        if not path.is_dir():
+            yield path
+            continue
+        there = [Path(name) for name in files_below(path)]
+        others = [file for file in there if endings and file.suffix.lower() not in endings]
+        if len(others) == len(there):
+            wanted = f"file with one of the endings {' '.join(sorted(endings))}" if endings else "file"
+            raise ConfigError(f"inputs: {path}: there is no {wanted} in it")
+        if others:
+            counts = Counter(file.suffix or file.name for file in others)
+            kinds = ", ".join(f"{count} × {writable(suffix)}" for suffix, count in counts.most_common(5))
+            log.warning("%s: left out files that are not of the run's kind: %s", writable(str(path)), kinds)
+        left_out = set(others)
+        yield from (file for file in there if file not in left_out)
+
+
+def stem_of(number: int, id: str) -> str:
+    """What the names of a file's pictures begin with: not so long that nothing could follow, and each another."""
+    return f"{number:03d}_{Path(id).stem.encode()[:MAX_STEM].decode(errors='ignore')}"
 
 
 def to_accelerator(parts: Parts) -> None:
@@ -75,28 +118,33 @@ def to_accelerator(parts: Parts) -> None:
 
 
 @torch.no_grad()
-def answer(parts: Parts, sample: Sample, top: int, stem: Path, *, shown: dict[str, Any]) -> dict[str, Any]:
-    """Predictions for one file, with pictures whose names begin with `stem`, drawn as the run drew its own."""
+def answer(
+    parts: Parts, sample: Sample, top: int, stem: Path, *, shown: dict[str, Any], problems: list[str]
+) -> dict[str, Any]:
+    """Predictions for one file, with pictures whose names begin with `stem`, drawn as the run drew its own.
+
+    Where these cannot be drawn or written, `problems` says why, and the predictions come without.
+    """
     names = parts.module.description["class_names"]
     (predictions,) = predictions_of(parts, [sample], top)
     views = sample.split()
     # Of classes all, so that each has its place in time; of texts one.
     by_view = predictions_of(parts, views, max(len(names), 1)) if sample.views else [predictions]
     clearest = max(range(len(views)), key=lambda view: score_of(by_view[view], predictions[0]))
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    result: dict[str, Any] = {
-        "input": sample.id,
-        "predictions": predictions,
-        "attention": draw_attention(parts, views[clearest], by_view[clearest][0], stem, shown=shown),
-    }
+    result: dict[str, Any] = {"input": sample.id, "predictions": predictions, "attention": {}}
     if sample.views:
         result["windows"] = [
             {"window": view, "predictions": row[:top]} for view, row in zip(sample.views, by_view, strict=True)
         ]
-        if names:
+    try:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        result["attention"] = draw_attention(parts, views[clearest], by_view[clearest][0], stem, shown=shown)
+        if sample.views and names:
             strips = {one["class"]: [score_of(row, one) for row in by_view] for one in predictions}
+            timeline(strips, sample.views).save(f"{stem}_timeline.png")
             result["timeline"] = f"{stem}_timeline.png"
-            timeline(strips, sample.views).save(result["timeline"])
+    except (OSError, RuntimeError, ValueError) as error:
+        problems.append(f"{sample.id}: no pictures of it: {one_line(error)}")
     return result
 
 

@@ -1,12 +1,15 @@
 """What can be asked of a finished run: its metrics again, and answers about files."""
 
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from perceiver.training.prediction import draw_attention
 from tests.training.runs import metrics, script
 
 
@@ -104,14 +107,67 @@ class TestPredict:
         assert ended.ok, ended.err
         assert len(json.loads((tmp_path / "predictions.json").read_text())) == 1
 
+    def test_of_a_folder_all_files_of_the_kind_are_read_whatever_they_are_called(self, run, pictures, tmp_path):
+        folder = tmp_path / "folder"
+        content = pictures[0].read_bytes()
+        names = [
+            b"a" * 235 + b".png",
+            b"a" * 234 + b"b.PNG",
+            b"caf\xe9.png",
+            b"sub/0.png",
+            "ü".encode() * 117 + b".png",
+        ]
+        for name in [*names, b"notes.txt", b".hidden.png"]:
+            path = Path(os.fsdecode(bytes(folder) + b"/" + name))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        out = tmp_path / "out"
+        ended = script("experiments/predict.py", f"run={run}", f"inputs={folder}", f"output={out}")
+        assert ended.ok, ended.err
+        assert "1 × .txt" in ended.out + ended.err
+        answers = json.loads((out / "predictions.json").read_text())
+        given = sorted(os.fsdecode(bytes(folder) + b"/" + name) for name in names if b"/" not in name)
+        given.append(f"{folder}/sub/0.png")
+        assert [answer["input"] for answer in answers] == [
+            path.encode(errors="backslashreplace").decode() for path in given
+        ]
+        drawn = [path for answer in answers for path in answer["attention"].values()]
+        assert len(set(drawn)) == len(drawn) == 2 * len(names)
+        assert all(Path(path).is_file() for path in drawn)
+        page = tmp_path / "page.html"
+        ended = script("experiments/inspect_attention.py", f"run={run}", f"inputs={folder}", f"output={page}")
+        assert ended.ok, ended.err
+        assert "caf\\\\udce9.png" in page.read_text(encoding="utf-8")
+
+    def test_a_folder_with_no_file_of_the_kind_is_refused(self, run, tmp_path):
+        (tmp_path / "x.txt").touch()
+        ended = script("experiments/predict.py", f"run={run}", f"inputs={tmp_path}", f"output={tmp_path / 'out'}")
+        assert not ended.ok
+        assert ended.err.startswith(f"error: inputs: {tmp_path}: ")
+        assert ended.err.count("\n") == 1
+
+    def test_pictures_that_cannot_be_drawn_lose_no_answers(self, run, pictures, tmp_path, monkeypatch):
+        def fails_once(parts, view, *args, **kwargs):
+            if view.id == str(pictures[1]):
+                raise OSError(28, "No space left on device")
+            return draw_attention(parts, view, *args, **kwargs)
+
+        monkeypatch.setattr("perceiver.training.prediction.draw_attention", fails_once)
+        ended = predict(run, pictures, tmp_path)
+        assert not ended.ok
+        assert f"{pictures[1]}: " in ended.err
+        assert "No space left" in ended.err
+        answers = json.loads((tmp_path / "predictions.json").read_text())
+        assert [len(answer["attention"]) for answer in answers] == [2, 0, 2]
+
     def test_files_that_cannot_be_read_are_named_and_the_others_answered(self, run, pictures, tmp_path):
         broken = tmp_path / "broken.png"
         broken.write_bytes(pictures[0].read_bytes()[:50])
-        ended = predict(run, [broken, pictures[0], tmp_path / "nosuch.png", tmp_path], tmp_path / "out")
+        ended = predict(run, [broken, pictures[0], tmp_path / "nosuch.png"], tmp_path / "out")
         assert ended.code == 1
         assert ended.err.startswith("error: ")
         assert ended.err.count("\n") == 1
-        for path in (broken, tmp_path / "nosuch.png", tmp_path):
+        for path in (broken, tmp_path / "nosuch.png"):
             assert f"{path}: " in ended.err
         answers = json.loads((tmp_path / "out" / "predictions.json").read_text())
         assert [answer["input"] for answer in answers] == [str(pictures[0])]
