@@ -152,6 +152,7 @@ def test_a_loss_of_one_process_that_is_no_number_is_left_out_by_all(tmp_path, mo
 
 TASKS = {
     "classification": [],
+    "classes with weights": ["task.class_weights=[0.1,0.3,0.5,0.7,1.1,1.3,1.7,1.9,2.3,2.9]"],
     "balanced classes": ["task.class_weights=balanced", "task.focal_gamma=2", "task.label_smoothing=0.1"],
     "tagging": ["task=tagging", "task.multi_label=false"],
     "captioning": CAPTIONING,
