@@ -46,6 +46,8 @@ from perceiver.training.starting import prepare
 from perceiver.training.summary import class_table, console, metrics_table, model_table
 from perceiver.training.timing import peak_bytes
 
+log = logging.getLogger(__name__)
+
 EXAMPLES = 4
 """Samples on which the cost of the model is counted; several, since one may be unreadable."""
 UNHELPFUL_WARNINGS = (
@@ -210,6 +212,9 @@ def fit(trainer: Trainer, parts: Parts, config: Mapping[str, Any], start: Path |
     """Train; Ctrl-C and signals leave `last.ckpt` and say how to go on."""
     try:
         trainer.fit(parts.module, datamodule=parts.data, ckpt_path=start, weights_only=True)
+        for stopping in trainer.early_stopping_callbacks:
+            if stopping.stopping_reason_message and trainer.is_global_zero:
+                log.info("training stopped early: %s", stopping.stopping_reason_message)
     except (EndedBySignal, DivergedError):
         tell_how_to_go_on(trainer)
         leave_last()

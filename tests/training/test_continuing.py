@@ -153,6 +153,7 @@ STANDING = ["optimizer.lr=0", "callbacks=[early_stopping]", "callbacks.early_sto
 def test_a_run_that_was_stopped_early_stays_so(tmp_path):
     run = trained(tmp_path / "run", *STANDING, "trainer.max_epochs=5")
     assert checkpoint(run)["global_step"] == 6
+    assert "stopped early" in (run / "train.log").read_text()
     before = rows(run)
     assert go_on(run).ok
     assert checkpoint(run)["global_step"] == 6
