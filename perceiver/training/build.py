@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -181,6 +182,8 @@ def construct(config: dict[str, Any], key: str, **parts: Any) -> Any:
         message, _, inner = str(error).partition("\nfull_key: ")
         path = ".".join(filter(None, (key, inner)))
         problem = one_line(error.__cause__ or InstantiationException(message))
+        if missing := re.search(r"missing \d+ required keyword-only arguments?: '(\w+)'", problem):
+            raise ConfigError(f"{path}.{missing[1]} must be given: {path}.{missing[1]}=…") from error
         raise ConfigError(about(path, _below(config, path), problem)) from error
 
 

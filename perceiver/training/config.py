@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -13,7 +14,8 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 
 from perceiver.data.folders import class_folders
-from perceiver.training.errors import ConfigError, explain, nearest, one_line
+from perceiver.training.errors import OFF, ConfigError, about_unknown_root, explain, nearest, one_line
+from perceiver.training.synonyms import OURS
 
 SETTINGS: dict[str, Any] = {
     "seed": Annotated[int, Field(ge=0, lt=2**32)],
@@ -28,6 +30,7 @@ SETTINGS: dict[str, Any] = {
 PARTS = ("data", "loader", "model", "task", "optimizer", "schedule", "trainer", "checkpointing", "attention", "logger")
 """The other keys at the root: each builds one thing. Besides them there are `tokenizer`, which is needed for text only,
 and `callbacks`, which builds any number."""
+KNOWN = (*SETTINGS, *PARTS, "tokenizer", "callbacks")
 WHERE_CODE_IS_FOUND = "code of your own is imported from the current folder, or from what PYTHONPATH names"
 
 
@@ -85,32 +88,56 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         ConfigError: with the key, and the nearest right name where a name is wrong.
     """
+    for name in cfg:
+        if str(name) not in KNOWN:
+            raise ConfigError(about_unknown_root(cfg, str(name)))
+    for group in PARTS:
+        if group not in cfg:
+            raise ConfigError(_about_missing(group))
     try:
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from error
     assert isinstance(plain, dict)
     config = {str(name): value for name, value in plain.items()}
+    _check_choices(config)
     _check_root(config)
     check_parts(config)
     return config
 
 
+def _check_choices(config: dict[str, Any]) -> None:
+    """Refuse a name that was set where one was to be chosen from a group."""
+    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    for chosen in map(str, choices):
+        package = chosen.rpartition("@")[2]
+        node: Any = config
+        for name in package.split("."):
+            node = node.get(name) if isinstance(node, dict) else None
+        if isinstance(node, str):
+            raise ConfigError(f"{package}={node}: is chosen from a group: {chosen}={node}")
+
+
 def _check_root(config: dict[str, Any]) -> None:
-    known = [*SETTINGS, *PARTS, "tokenizer", "callbacks"]
-    for name in config:
-        if name not in known:
-            raise ConfigError(f"{name}: a run has no such key{nearest(name, known)}")
     for name, hint in SETTINGS.items():
         if name not in config:
             raise ConfigError(f"{name} must be given: {name}=…")
         _check_value(name, config[name], hint)
-    for name, node in (config.get("callbacks") or {}).items():
+    callbacks = config.get("callbacks") or {}
+    chosen = [name for name, node in callbacks.items() if node is not None and "_target_" in node]
+    for name, node in callbacks.items():
         if node is not None and "_target_" not in node:
-            raise ConfigError(f"callbacks.{name} is set, but not chosen; choose it too: callbacks=[default,{name}]")
+            all_ = ",".join(["default", *(other for other in chosen if other != "progress_bar"), name])
+            raise ConfigError(f"callbacks.{name} is set, but not chosen; choose it too: callbacks=[{all_}]")
     for name in PARTS:
         if not isinstance(config.get(name), dict) or "_target_" not in config[name]:
-            raise ConfigError(f"{name} must be one of the choices in conf/{name}: {name}=…")
+            raise ConfigError(_about_missing(name))
+
+
+def _about_missing(group: str) -> str:
+    return f"{group} must be one of the choices in conf/{group}: {group}=…" + (
+        f"; {OFF[group]}" if group in OFF else ""
+    )
 
 
 def check_parts(config: dict[str, Any]) -> None:
@@ -142,9 +169,10 @@ def _check_call(key: str, node: dict[str, Any]) -> None:
         if name.startswith("_"):
             continue
         if name not in parameters and not takes_any:
-            hint = nearest(name, list(parameters))
-            leave_out = f"where an experiment sets it, '~{key}.{name}' leaves it out"
-            raise ConfigError(f"{key}.{name}: {target.__name__} takes no such key{hint}; {leave_out}")
+            ours = OURS.get(name)
+            hint = f"; did you mean {ours}?" if ours else nearest(name, list(parameters))
+            leave_out = "" if _is_added(f"{key}.{name}") else f"; '~{key}.{name}' leaves it out where a file sets it"
+            raise ConfigError(f"{key}.{name}: {target.__name__} takes no such key{hint}{leave_out}")
         holds_parts = isinstance(value, dict) or (isinstance(value, list) and any(isinstance(v, dict) for v in value))
         if name in hints and not holds_parts:
             if type(value) in (int, float) and not fits(value, hints[name]) and fits(str(value), hints[name]):
@@ -166,16 +194,38 @@ def _target(key: str, node: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     return target, get_type_hints(target.__init__ if inspect.isclass(target) else target)
 
 
+def _is_added(key: str) -> bool:
+    """Whether the command line has added a key."""
+    typed = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    return any(str(override).startswith("+") and str(override).lstrip("+").startswith(key) for override in typed)
+
+
+def may_be_left_out(config: Mapping[str, Any], key: str) -> bool:
+    """Whether null stands for leaving a key out."""
+    if key in SETTINGS:
+        return fits(None, SETTINGS[key])
+    node = _above(config, key)
+    if node is None or not fits(None, hint_of(config, key)):
+        return False
+    parameter = inspect.signature(_target(key, node)[0]).parameters[key.rpartition(".")[2]]
+    return parameter.default in (parameter.empty, None)
+
+
+def _above(config: Mapping[str, Any], key: str) -> dict[str, Any] | None:
+    """The node that hands what stands under a key to what it builds."""
+    node: Any = config
+    for part in key.split(".")[:-1]:
+        node = node.get(part) if isinstance(node, dict) else None
+    return node if isinstance(node, dict) and "_target_" in node else None
+
+
 def hint_of(config: Mapping[str, Any], key: str) -> Any:
     """The type of what stands under a key, by what it is handed to; None where that is not known."""
     if key in SETTINGS:
         return SETTINGS[key]
-    above, _, name = key.rpartition(".")
-    node: Any = config
-    for part in above.split("."):
-        node = node.get(part) if isinstance(node, dict) else None
+    node = _above(config, key)
     try:
-        return _target(above, node)[1].get(name) if isinstance(node, dict) and "_target_" in node else None
+        return None if node is None else _target(key, node)[1].get(key.rpartition(".")[2])
     except (ConfigError, NameError, TypeError):
         return None
 

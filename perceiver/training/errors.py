@@ -33,6 +33,7 @@ from omegaconf.errors import (
 from perceiver.data.base import UnreadableError
 from perceiver.training.data_module import PositionError
 from perceiver.training.signals import INTERRUPTED
+from perceiver.training.synonyms import OURS
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -44,6 +45,13 @@ class ConfigError(Exception):
 
 PLUGINS = {"submitit_slurm": "slurm", "optuna": "optuna"}
 """Choices of Hydra's own groups, and which of our extras brings them."""
+OFF = {
+    "attention": "attention.every_n_epochs=0 switches it off",
+    "logger": "logger.mode=disabled switches it off",
+    "schedule": "schedule=constant leaves the learning rate as it is",
+    "callbacks": "callbacks=[] leaves out all",
+}
+"""What to write instead of leaving out a part that every run has."""
 USER_ERRORS: tuple[type[Exception], ...] = (
     ConfigError,
     HydraException,
@@ -72,6 +80,10 @@ def explain(error: BaseException) -> str:
         if isinstance(cause, ConfigAttributeError | ConfigKeyError):
             asked = re.match(r"Could not override '(.+?)'", text)
             return _explain_unknown_key(cause, asked[1] if asked else None)
+        if gone := re.match(r"Could not delete from config. '(.+?)'", text):
+            return f"~{gone[1]}: there is no such key to leave out"
+        if gone := re.match(r"Could not delete '(.+?)'", text):
+            return f"~{gone[1]}: nothing of that group is chosen by itself; {OFF.get(gone[1], f'{gone[1]}=null')}"
         if other := re.match(r"Could not override '(.*?)'\. (?:Did you mean to override (.*?\?))?", text):
             added = re.search(r"To append to your default list use (\S+)", text)
             hint = f"; did you mean {other[2]}" if other[2] else ""
@@ -83,6 +95,8 @@ def explain(error: BaseException) -> str:
     if isinstance(error, InterpolationKeyError) and (wanted := re.search(r"'([\w.]+)' not found", text)):
         group = wanted[1].partition(".")[0]
         root = None if error.parent_node is None else error.parent_node._get_root()
+        if wanted[1] == "seed":
+            return "seed must be given: seed=…"
         if isinstance(root, DictConfig) and root.get(group) is None:
             return f"{error.full_key} needs {wanted[1]}, but no {group} is chosen; choose one of conf/{group}"
         fitting = "conf/experiment has choices that go together"
@@ -107,14 +121,57 @@ def _explain_unknown_key(error: OmegaConfBaseException, asked: str | None) -> st
     full_key = found_up_to if asked is None or found_up_to.startswith(f"{asked}.") else asked
     if full_key == found_up_to and key in _accepted(parent):
         return f"{full_key}: not in conf, but {parent['_target_']} takes it: +{full_key}=…"
-    leaf = full_key.rpartition(".")[2]
-    elsewhere = [path for path in _paths(parent._get_root(), "") if path.rpartition(".")[2] == leaf]
-    names = [str(name) for name in parent if name != "hydra"]
-    close = [found_up_to.removesuffix(key) + name for name in difflib.get_close_matches(key, names, n=1)]
-    suggestions = elsewhere[:3] or close
-    there = f"there are: {', '.join(names)}" if names else f"{found_up_to.removesuffix(f'.{key}')} is not set"
-    hint = f"did you mean {' or '.join(suggestions)}?" if suggestions else there
+    root = parent._get_root()
+    assert isinstance(root, DictConfig)
+    close = [found_up_to.removesuffix(key) + name for name in difflib.get_close_matches(key, _names(parent), n=1)]
+    hint = _about_unknown(root, full_key, close)
+    if hint is None and (found_up_to == key or parent is root):
+        hint = "--cfg job shows all there are"
+    elif hint is None:
+        there = f"there are: {', '.join(_names(parent))}"
+        hint = there if _names(parent) else f"{found_up_to.removesuffix(f'.{key}')} is not set"
     return f"{full_key}: no such key; {hint}"
+
+
+def about_unknown_root(root: DictConfig, name: str) -> str:
+    """What to say of a key at the root of a config that was added, and does not belong there."""
+    close = difflib.get_close_matches(name, [other for other in _names(root) if other != name], n=1)
+    return f"{name}: no such key; {_about_unknown(root, name, close) or '--cfg job shows all there are'}"
+
+
+def _about_unknown(root: DictConfig, full_key: str, close: Sequence[str]) -> str | None:
+    """What was meant by a key that is not there, as far as can be told.
+
+    Args:
+        root: the whole config.
+        full_key: the key.
+        close: keys beside it that are spelt alike.
+    """
+    leaf = full_key.rpartition(".")[2]
+    ours = OURS.get(leaf.lower().replace("-", "_"))
+    if "overrides" in root:  # of a command for finished runs
+        setting = ours if ours and re.fullmatch(r"\w+\.[\w.]+", ours) else full_key
+        named = f"did you mean {close[0]}? " if close else ""
+        return f"{named}There are: {', '.join(_names(root))}; a setting of the run: overrides='[\"{setting}=…\"]'"
+    group, _, below = full_key.partition(".")
+    if group == "callbacks" and below and below.partition(".")[0] not in (root.get("callbacks") or {}):
+        return f"choose it first: callbacks=[default,{below.partition('.')[0]}]"
+    if full_key.startswith("model.encoders.") and full_key.split(".")[2] not in (
+        OmegaConf.select(root, "model.encoders") or {}
+    ):
+        return f"choose it first: +encoder@{'.'.join(full_key.split('.')[:3])}=…"
+    paths = list(_paths(root, ""))
+    suggestions: Sequence[str] = [path for path in paths if path.rpartition(".")[2] == leaf and path != full_key][:3]
+    if not suggestions and ours and (ours in paths or not re.fullmatch(r"\w+\.[\w.]+", ours) or "hydra" in ours):
+        suggestions = [ours]
+    if not suggestions and ours == "data.root":
+        suggestions = ["data=image_folder data.root=…"]
+    suggestions = suggestions or close
+    return f"did you mean {' or '.join(suggestions)}?" if suggestions else None
+
+
+def _names(node: DictConfig) -> list[str]:
+    return [str(name) for name in node if name != "hydra" and not str(name).startswith("_")]
 
 
 def _accepted(node: DictConfig) -> Sequence[str]:

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -23,7 +24,7 @@ from omegaconf import OmegaConf
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from perceiver.processes import end_with_parent
-from perceiver.training.config import hint_of
+from perceiver.training.config import hint_of, may_be_left_out
 from perceiver.training.errors import ConfigError
 from perceiver.training.overrides import as_typed, one_value_of, quoted, text_of
 from perceiver.training.signals import INTERRUPTED, TERMINATED
@@ -112,10 +113,20 @@ def command_line(main: Callable[P, T]) -> Callable[P, T]:
         def config() -> dict[str, Any]:
             return as_composed(script.parents[1] / "conf", script.stem, options, overrides)
 
-        sys.argv[1:] = [*options, *(as_typed(override, lambda key: hint_of(config(), key)) for override in overrides)]
+        sys.argv[1:] = [*options, *(readable(override, config) for override in overrides)]
         return main(*args, **kwargs)
 
     return wrapper
+
+
+def readable(override: str, config: Callable[[], dict[str, Any]]) -> str:
+    """An override as Hydra reads it right: texts in quotes, and null in place of a key to leave out.
+
+    Hydra itself leaves out neither what is null already nor what is made of other values.
+    """
+    if re.fullmatch(r"~[\w.]+", override) and may_be_left_out(config(), override[1:]):
+        return f"{override[1:]}=null"
+    return as_typed(override, lambda key: hint_of(config(), key))
 
 
 def as_composed(conf: Path, name: str, options: Sequence[str], overrides: Sequence[str]) -> dict[str, Any]:
@@ -126,12 +137,12 @@ def as_composed(conf: Path, name: str, options: Sequence[str], overrides: Sequen
     found = dict(pairwise(options))
     folder = found.get("--config-dir", found.get("-cd"))
     places = [] if folder is None else [f"hydra.searchpath=[{quoted(str(Path(folder).absolute()))}]"]
-    readable = [one for override in overrides if "=" in override and (one := one_value_of(override)) is not None]
-    left_out = [override for override in overrides if override.startswith("~")]
+    given = [one for override in overrides if "=" in override and (one := one_value_of(override)) is not None]
+    left_out = [override for override in overrides if override.startswith("~") and "@" in override]
     try:
         with initialize_config_dir(str(conf.absolute()), version_base="1.3"):
             name = found.get("--config-name", found.get("-cn", name))
-            cfg = compose(name, overrides=[*places, *readable, *left_out])
+            cfg = compose(name, overrides=[*places, *given, *left_out])
         content = OmegaConf.to_container(cfg, resolve=False)
     except Exception:
         return {}

@@ -1,5 +1,6 @@
 """A run, from its config to its directory: build, fit, test, write down."""
 
+import copy
 import logging
 import shutil
 import warnings
@@ -21,7 +22,7 @@ from perceiver.training.build import Parts, blamed_on, construct, load_weights, 
 from perceiver.training.callbacks import StepLog, StepSeeds, TrainingClock
 from perceiver.training.checkpoints import BEST, LAST, NEXT, BestCheckpoint, DurableIO
 from perceiver.training.config import resolved
-from perceiver.training.errors import USER_ERRORS, ConfigError, one_line
+from perceiver.training.errors import USER_ERRORS, ConfigError, nearest, one_line
 from perceiver.training.launch import environment_plugins, leave_last, needs_processes_of_its_own, run_apart
 from perceiver.training.lock import NAME as LOCK
 from perceiver.training.lock import lock, release
@@ -45,6 +46,7 @@ from perceiver.training.signals import INTERRUPTED, TERMINATED, EndedBySignal
 from perceiver.training.starting import prepare
 from perceiver.training.summary import class_table, console, metrics_table, model_table
 from perceiver.training.timing import peak_bytes
+from perceiver.types import Batch
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +93,7 @@ def train_in(run_dir: Path, cfg: DictConfig) -> float | None:
         example = parts.data.probe(EXAMPLES)
         with blamed_on(config, "model"):  # it may not take what the data holds
             table = model_table(parts.model, parts.task, example) if len(example) else None
+        check_monitors(trainer, config, parts, example)
     except USER_ERRORS:
         discard_if_unused(run_dir)
         raise
@@ -167,6 +170,38 @@ def build_trainer(
     if trainer.max_epochs == trainer.max_steps == -1:
         raise ConfigError("trainer.max_epochs=-1: the schedule needs an end; give trainer.max_epochs or max_steps")
     return trainer, clock
+
+
+def check_monitors(trainer: Trainer, config: Mapping[str, Any], parts: Parts, example: Batch) -> None:
+    """Refuse early stopping by what is not measured.
+
+    Raises:
+        ConfigError: it is; with what there is.
+    """
+    for stopping in trainer.early_stopping_callbacks:
+        asked = str(stopping.monitor)
+        chosen = config["callbacks"].items()
+        key = next((f"callbacks.{name}.monitor" for name, node in chosen if (node or {}).get("monitor") == asked), "")
+        if asked.startswith("val/") and (parts.data.splits["val"] is None or trainer.limit_val_batches == 0):
+            raise ConfigError(f"{key}={asked}: nothing is validated; leave out early_stopping")
+        names = [f"train/{name}" for name in parts.task.metrics("train")]
+        names += [f"val/{name}" for name in parts.task.metrics("val")]
+        if asked not in names and len(example):  # some are known only when something was measured
+            names = sorted({*names, *(f"val/{name}" for name in measured_names(parts, example))})
+        if not any(asked.startswith(name) for name in names):  # one may be of a part of the samples
+            raise ConfigError(f"{key}={asked}: no such metric{nearest(asked, names)}")
+
+
+@torch.no_grad()
+def measured_names(parts: Parts, example: Batch) -> set[str]:
+    """The names of what a validation of a few samples measures."""
+    task, model = copy.deepcopy(parts.task), copy.deepcopy(parts.model).eval()
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        outputs = task.merged(task.outputs(model, example), example)
+        task.update("val", outputs, task.loss(outputs, example), example)
+        task.examine("val", model, example)
+        return set(task.metrics("val").compute())
 
 
 @rank_zero_only

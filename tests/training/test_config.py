@@ -8,12 +8,12 @@ import torch
 
 from perceiver.training.config import grid, resolved
 from perceiver.training.errors import ConfigError
-from tests.training.runs import ROOT, composed, image_tree, script
+from tests.training.runs import ROOT, composed, image_tree, script, train
 
 # what is typed -> what the sentence must say
 MISTAKES = {
     # a key that is not there: at the root, in a part, deep inside, in what a group chose
-    "nosuch=1": ["nosuch", "optimizer"],
+    "nosuch=1": ["nosuch", "--cfg job"],
     "optimizer.lrr=1": ["optimizer.lrr", "did you mean optimizer.lr?"],
     "optimizr=adamw": ["optimizr", "did you mean optimizer?"],
     "model.num_latentz=3": ["model.num_latentz", "did you mean model.num_latents?"],
@@ -26,6 +26,28 @@ MISTAKES = {
     "lr=1e-3": ["lr: no such key; did you mean optimizer.lr?"],
     "data.batch_size=3": ["data.batch_size", "did you mean loader.batch_size?"],
     "encoder.patch_size=3": ["encoder.patch_size", "did you mean model.encoders.image.stem.patch_size?"],
+    # a name from another code base, also where it is added, and in a part
+    "epochs=3": ["epochs: ", "did you mean trainer.max_epochs?"],
+    "+lr=3": ["lr: ", "did you mean optimizer.lr?"],
+    "gpus=2": ["gpus: ", "trainer=gpu trainer.devices=…"],
+    "dataset=cifar10": ["dataset: ", "data=…"],
+    "optimizer.learning_rate=3": ["optimizer.learning_rate: ", "did you mean optimizer.lr?"],
+    "+trainer.max_epoch=3": ["trainer.max_epoch: ", "did you mean trainer.max_epochs?"],
+    # a choice in place of what is chosen
+    "model.encoders.image=image_pixels": [": encoder@model.encoders.image=image_pixels"],
+    "model.decoder=text": [": decoder@model.decoder=text"],
+    "experiment=image_captioning task.generation=beam": [": generation@task.generation=beam"],
+    "callbacks.ema.decay=0.9": ["callbacks.ema.decay", "callbacks=[default,ema]"],
+    "model.encoders.audio=audio_log_mel": ["+encoder@model.encoders.audio=…"],
+    # what cannot be left out
+    "~attention": ["attention", "attention.every_n_epochs=0"],
+    "~callbacks.ema": ["~callbacks.ema"],
+    "~task.mixup": ["task.mixup must be given: task.mixup=…"],
+    # what is not measured
+    "callbacks=[early_stopping] callbacks.early_stopping.monitor=val/acc": [
+        "callbacks.early_stopping.monitor=val/acc",
+        "did you mean 'val/accuracy'?",
+    ],
     # a choice that is not there
     "data=cifar": ["data=cifar", "did you mean 'cifar10'?"],
     "callbacks=[nosuch]": ["callbacks=nosuch", "conf/callbacks"],
@@ -96,7 +118,8 @@ MISTAKES = {
 }
 
 RARER_MISTAKES = {
-    "+nosuch=1": ["nosuch", "optimizer"],
+    "+nosuch=1": ["nosuch", "--cfg job"],
+    "+foo.bar=1": ["foo", "--cfg job"],
     "+optimizer.lrr=3": ["optimizer.lrr", "did you mean 'lr'?"],
     "hydra.nosuch=1": ["hydra.nosuch", "no such key"],
     "data.augment.crop_padding.x=1": ["data.augment.crop_padding.x", "no such key"],
@@ -183,6 +206,19 @@ def test_what_does_not_fit_an_image_folder_ends_in_one_sentence(tmp_path, overri
     images = image_tree(tmp_path / "images")
     assert_one_sentence(tmp_path, ["data=image_folder", f"data.root={images}", *overrides], said)
     assert not (tmp_path / "run").exists()
+
+
+def test_early_stopping_where_nothing_is_validated_ends_in_one_sentence(tmp_path):
+    ended = train(tmp_path / "run", "callbacks=[early_stopping]", "trainer.limit_val_batches=0")
+    assert (ended.code, ended.err.count("\n")) == (1, 1)
+    assert "callbacks.early_stopping.monitor=val/loss: nothing is validated" in ended.err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("key", ["logger.group", "logger.name", "data.augment", "num_threads", "trainer.profiler"])
+def test_what_may_be_nothing_may_be_left_out(tmp_path, key):
+    ended = train(tmp_path / "run", f"~{key}", "trainer.fast_dev_run=true")
+    assert ended.ok, ended.err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
