@@ -40,6 +40,25 @@ class Word:
     places: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Loss:
+    """What encoding loses of some texts.
+
+    Attributes:
+        num_texts, num_cut: how many there are, and of how many `max_length` cuts off the end.
+        num_ids, num_unknown, num_cut_off: how many ids they would have without BOS and EOS, and how many of these are
+            UNKNOWN or are cut off.
+        longest: the `max_length` that would cut none.
+    """
+
+    num_texts: int
+    num_cut: int
+    num_ids: int
+    num_unknown: int
+    num_cut_off: int
+    longest: int
+
+
 class Tokenizer(ABC):
     """Text <-> ids.
 
@@ -86,6 +105,19 @@ class Tokenizer(ABC):
     def encode(self, text: str) -> Int[Tensor, " length"]:
         """The ids of a text, from BOS to EOS."""
         return torch.tensor([BOS, *self._ids(text)[: self.max_length - 2], EOS])
+
+    def loss(self, texts: Iterable[str]) -> Loss:
+        """How much of some texts `encode` loses."""
+        encoded = [self._ids(text) for text in texts]
+        spare = [len(ids) + 2 - self.max_length for ids in encoded]
+        return Loss(
+            num_texts=len(encoded),
+            num_cut=sum(count > 0 for count in spare),
+            num_ids=sum(map(len, encoded)),
+            num_unknown=sum(ids.count(UNKNOWN) for ids in encoded),
+            num_cut_off=sum(max(count, 0) for count in spare),
+            longest=max(spare, default=0) + self.max_length,
+        )
 
     def begin(self, text: str) -> Int[Tensor, " length"]:
         """The ids of a text that may go on, from BOS: one more than `encode` keeps, as it has no EOS."""

@@ -412,3 +412,16 @@ def test_a_vocabulary_in_which_words_of_special_use_would_be_found_in_texts_is_r
 def test_a_vocabulary_without_any_word_is_not_learned():
     with pytest.raises(ValueError, match=r"^min_frequency=5: no word of the training texts comes as often$"):
         word_tokenizer(["a red star", "a blue star"], min_frequency=5)
+
+
+class TestLoss:
+    def test_unknown_words_and_what_is_cut_off_are_counted(self):
+        tokenizer = WordTokenizer(vocab_size=53, max_length=5, lowercase=True, min_frequency=2)
+        tokenizer.train(["a red star", "a red circle", "a"])
+        loss = tokenizer.loss(["a red star", "a blue circle or a star", ""])
+        assert (loss.num_texts, loss.num_cut, loss.num_ids) == (3, 1, 9)
+        assert (loss.num_unknown, loss.num_cut_off, loss.longest) == (5, 3, 8)
+
+    def test_bytes_are_known_and_can_be_cut_off_only(self):
+        loss = byte_tokenizer(max_length=7).loss(["äöü"])
+        assert (loss.num_ids, loss.num_unknown, loss.num_cut_off, loss.longest) == (6, 0, 1, 8)

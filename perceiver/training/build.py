@@ -3,12 +3,13 @@
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -43,6 +45,14 @@ TRUSTED_KINDS = (nn.Module, Optimizer, LRScheduler, Trainer, Callback, Strategy)
 any class or schedule of our own. `torch.hub.load`, say, is neither. A user adds packages with `trusted`."""
 NEVER_TRUSTED = (*sys.stdlib_module_names, *sys.builtin_module_names, *TRUSTED_PACKAGES, "hydra", "omegaconf")
 """Packages of which no more can be trusted: some of their functions run whatever they are given."""
+
+
+MOST_ENCODED = 20_000
+"""Training texts on which is measured what the tokenizer loses."""
+MOST_UNKNOWN, MOST_CUT = 0.05, 0.01
+"""Shares of unknown words and of texts that are cut above which this is warned of."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -93,6 +103,7 @@ def build(config: dict[str, Any], learned: Learned | None = None) -> Parts:
                 data.prepare_data()
             learned = learn(dataset, tokenizer)
             data.train_samples  # noqa: B018  (what is wrong on disk is found now)
+            data.check_readable("train", "val", "test")
     elif tokenizer is not None and learned.vocabulary is not None:
         with blamed_on(config, "tokenizer"):
             tokenizer.restore(learned.vocabulary)
@@ -139,7 +150,36 @@ def learn(dataset: Dataset, tokenizer: Tokenizer | None) -> Learned:
         return Learned(dataset.class_names, None)
     if not tokenizer.is_trained:
         tokenizer.train(dataset.texts())
+    with suppress(ValueError):  # one that has nothing to learn may go with a data set that has no texts
+        tell_loss(tokenizer, list(dataset.texts()))
     return Learned(dataset.class_names, tokenizer.vocabulary)
+
+
+@rank_zero_only
+def tell_loss(tokenizer: Tokenizer, texts: Sequence[str]) -> None:
+    """Say how much of the training texts the tokenizer loses, of many by a sample of them; warn where it is much."""
+    step = -(-len(texts) // MOST_ENCODED)
+    loss = tokenizer.loss(texts[::step] if step > 1 else texts)
+    unknown, cut = loss.num_unknown / max(loss.num_ids, 1), loss.num_cut / max(loss.num_texts, 1)
+    log.info(
+        "tokenizer: %.1f %% of the words in the training texts are unknown, and %.1f %% of the texts are cut at "
+        "tokenizer.max_length=%d%s",
+        *(100 * unknown, 100 * cut, tokenizer.max_length),
+        f" (the longest would take {loss.longest})" if loss.num_cut else "",
+    )
+    if unknown > MOST_UNKNOWN:
+        is_full = tokenizer.num_ids >= tokenizer.vocab_size
+        key = f"tokenizer.vocab_size, now {tokenizer.vocab_size}"
+        key = key if is_full else f"tokenizer.min_frequency, now {getattr(tokenizer, 'min_frequency', None)}"
+        log.warning(
+            "tokenizer: %.1f %% of the words are unknown to a vocabulary of %d; a %s %s keeps more of them",
+            *(100 * unknown, tokenizer.num_ids, "larger" if is_full else "smaller", key),
+        )
+    if cut > MOST_CUT:
+        problem = (
+            "tokenizer: %.1f %% of the texts are cut, and lose %.1f %% of all ids; tokenizer.max_length=%d keeps all"
+        )
+        log.warning(problem, 100 * cut, 100 * loss.num_cut_off / loss.num_ids, loss.longest)
 
 
 def check_room(config: dict[str, Any], tokenizer: Tokenizer) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float64, Int64
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -93,8 +94,37 @@ class DataModule(LightningDataModule):
         split = self.splits["train"]
         if split is None:
             raise ValueError("the data set has no training samples")
+        if self.drop_last and len(split) < self.batch_size:
+            raise ValueError(self._no_batch(len(split)))
         self._train_weights  # noqa: B018  (that there is nothing to balance is found now)
         return split
+
+    def _no_batch(self, num_samples: int) -> str:
+        """Why there is nothing to train on."""
+        problem = f"loader.drop_last=true leaves no batch of {num_samples} training samples for a process"
+        return f"{problem}, as loader.batch_size={self.batch_size}; choose a smaller one, or loader.drop_last=false"
+
+    def check_readable(self, *stages: Stage) -> None:
+        """Make sure that each of some stages has a sample that can be read, if those that cannot are skipped.
+
+        Raises:
+            UnreadableError: one has some samples, but none that can be; says why of the first.
+        """
+        for stage in stages:
+            if self.dataset.on_error == "skip" and self.splits[stage]:
+                self._first_readable(stage)
+
+    def _first_readable(self, stage: Stage) -> Sample:
+        split = self.splits[stage]
+        assert split is not None
+        samples, problems = _KeyedSplit(split, self.seed), []
+        for index in range(len(split)):
+            item = samples[0, index]
+            if isinstance(item, Sample):
+                return item
+            problems.append(str(item))
+        problem = f"none of the {len(split)} samples for {stage} can be read, and data.on_error={self.dataset.on_error}"
+        raise UnreadableError(f"{problem}: {'; '.join(problems[:3])}{'; …' if problems[3:] else ''}")
 
     @cached_property
     def _train_weights(self) -> Float64[Tensor, " samples"] | None:
@@ -174,16 +204,9 @@ class DataModule(LightningDataModule):
         Raises:
             UnreadableError: there is none.
         """
-        samples = _KeyedSplit(self.train_samples, self.seed)
-        items = (samples[0, index] for index in range(len(self.train_samples)))
-        for item in items:
-            if isinstance(item, Sample):
-                batch = collate([item])
-                return replace(
-                    batch,
-                    masks={name: rows.new_zeros(len(rows), dtype=torch.bool) for name, rows in batch.inputs.items()},
-                )
-        raise UnreadableError("none of the training samples can be read")
+        batch = collate([self._first_readable("train")])
+        masks = {name: rows.new_zeros(len(rows), dtype=torch.bool) for name, rows in batch.inputs.items()}
+        return replace(batch, masks=masks)
 
     def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
         return self._loader("val") if self.splits["val"] is not None else []
@@ -228,7 +251,7 @@ class DataModule(LightningDataModule):
             drop_last=self.drop_last,
         )
         if train and self.drop_last and len(sampler) < self.batch_size:
-            raise ValueError(f"batch_size={self.batch_size} with drop_last leaves no batch of {len(sampler)} samples")
+            raise MisconfigurationException(self._no_batch(len(sampler)))
         batches: dict[str, Any] = {"batch_size": self.batch_size, "sampler": sampler}
         if len(sampler) == 0 < len(split):
             batches = {"batch_sampler": [[]]}  # the other processes have some, and would wait for this one

@@ -51,6 +51,7 @@ def test(trainer: Trainer, parts: Parts, config: dict[str, Any]) -> dict[str, fl
     with blamed_on(config, "data"):
         if parts.data.splits["test"] is None:
             return {}
+        parts.data.check_readable("test")
     try:
         metrics = trainer.test(parts.module, datamodule=parts.data, verbose=False)
     except SIGTERMException as end:  # its status is that of success

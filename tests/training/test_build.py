@@ -1,6 +1,7 @@
 """A checkpoint from anywhere is read without running anything in it."""
 
 import json
+import logging
 import os
 import pickle
 import shutil
@@ -9,7 +10,8 @@ import zipfile
 import pytest
 import torch
 
-from perceiver.training.build import Learned, build, construct, is_trusted, read_checkpoint
+from perceiver.tokenizer import WordTokenizer
+from perceiver.training.build import Learned, build, construct, is_trusted, read_checkpoint, tell_loss
 from perceiver.training.config import resolved
 from perceiver.training.errors import ConfigError
 from tests.training.runs import SMALL, composed, script
@@ -141,3 +143,34 @@ def test_a_run_is_built_without_its_data_where_the_class_names_are_known(tmp_pat
     with composed(*SMALL, "data=image_folder", f"data.root={tmp_path}/gone", "data.num_classes=3") as cfg:
         parts = build(resolved(cfg), Learned(["cat", "dog", "eel"], None))
     assert parts.model({"image": torch.rand(2, 3, 32, 32)}).shape == (2, 3)
+
+
+class TestWhatTheTokenizerLoses:
+    def told(self, caplog, texts, **options) -> list[tuple[int, str]]:
+        tokenizer = WordTokenizer(
+            **{"vocab_size": 53, "max_length": 7, "lowercase": True, "min_frequency": 1} | options
+        )
+        tokenizer.train(texts)
+        caplog.set_level(logging.INFO)
+        tell_loss(tokenizer, texts)
+        return [(record.levelno, record.message) for record in caplog.records]
+
+    def test_both_shares_are_told_in_one_line_where_they_are_small(self, caplog):
+        ((level, text),) = self.told(caplog, ["a red star", "a blue star"])
+        assert level == logging.INFO
+        assert text.count("0.0 %") == 2
+
+    @pytest.mark.parametrize(
+        ("options", "share", "key"),
+        [
+            ({"min_frequency": 2}, "33.3 %", "tokenizer.min_frequency, now 2"),
+            ({"vocab_size": 5}, "66.7 %", "tokenizer.vocab_size, now 5"),
+            ({"max_length": 3}, "100.0 %", "tokenizer.max_length=5"),
+        ],
+    )
+    def test_much_is_warned_of_with_the_key_that_mends_it(self, caplog, options, share, key):
+        (_, line), (level, text) = self.told(caplog, ["a red star", "a blue star"], **options)
+        assert share in line
+        assert level == logging.WARNING
+        assert share in text
+        assert key in text

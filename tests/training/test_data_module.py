@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import lightning
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from perceiver.data.base import Dataset, UnreadableError
@@ -141,8 +142,13 @@ def test_batches_of_one():
 
 
 def test_dropping_the_only_batch_is_refused():
-    with pytest.raises(ValueError, match=r"batch_size=29 with drop_last leaves no batch of 23"):
-        module(batch_size=29, drop_last=True).train_dataloader()
+    with pytest.raises(ValueError, match=r"loader\.drop_last=true .* 23 .* loader\.batch_size=29"):
+        module(batch_size=29, drop_last=True).train_samples  # noqa: B018
+    module(batch_size=23, drop_last=True).train_samples  # noqa: B018
+    shared = module(batch_size=13, drop_last=True)
+    shared.trainer = SimpleNamespace(global_rank=0, world_size=2)
+    with pytest.raises(MisconfigurationException, match=r"loader\.drop_last=true .* 11 .* loader\.batch_size=13"):
+        shared.train_dataloader()
 
 
 @pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"num_workers": -1}], ids=str)
@@ -170,6 +176,18 @@ def test_a_batch_of_which_nothing_can_be_read_is_empty():
     batches = list(module(NoisyDataset(broken=range(5), on_error="skip")).val_dataloader())
     assert [len(batch) for batch in batches] == [0, 5, 3]
     assert len(batches[0].unreadable) == 5
+
+
+def test_a_stage_of_which_nothing_can_be_read_is_refused_with_the_first_reasons():
+    data = module(NoisyDataset(broken=range(13), on_error="skip"))
+    data.check_readable("train")
+    for stage in ("val", "test"):
+        with pytest.raises(
+            UnreadableError, match=rf"{SIZES[stage]} samples for {stage} .*data\.on_error=skip.*{stage}/2"
+        ):
+            data.check_readable("train", stage)
+    module(NoisyDataset(broken=range(13))).check_readable("val")  # whose first sample will end the run itself
+    module(NoisyDataset({"train": 5}, on_error="skip")).check_readable("train", "val")
 
 
 def test_a_probe_with_an_unreadable_sample_raises_if_none_may_be_skipped():
