@@ -77,7 +77,7 @@ class CIFAR(ImageDataset):
         variant: which of the two.
         root: folder that holds, or is to hold, `cifar-10-batches-py` or `cifar-100-python`.
         num_classes: 10 or 100, as the variant has.
-        on_error, image_size, channels, augment: see `ImageDataset`.
+        on_error, image_size, channels, augment, eval_crop: see `ImageDataset`.
         val_fraction: share of the training images kept for validation, balanced over classes; 0 for none.
     """
 
@@ -91,10 +91,16 @@ class CIFAR(ImageDataset):
         image_size: int | Sequence[int],
         channels: int,
         augment: ImageAugment | None,
+        eval_crop: float = 1.0,
         val_fraction: float,
     ) -> None:
         super().__init__(
-            num_classes=num_classes, on_error=on_error, image_size=image_size, channels=channels, augment=augment
+            num_classes=num_classes,
+            on_error=on_error,
+            image_size=image_size,
+            channels=channels,
+            augment=augment,
+            eval_crop=eval_crop,
         )
         self.release = RELEASES[variant]
         if num_classes != self.release.num_classes:

@@ -27,11 +27,17 @@ class Digits(ImageDataset):
         image_size: int | Sequence[int],
         channels: int,
         augment: ImageAugment | None,
+        eval_crop: float = 1.0,
     ) -> None:
         if num_classes != 10:
             raise ValueError(f"num_classes={num_classes}: there are 10 digits")
         super().__init__(
-            num_classes=num_classes, on_error=on_error, image_size=image_size, channels=channels, augment=augment
+            num_classes=num_classes,
+            on_error=on_error,
+            image_size=image_size,
+            channels=channels,
+            augment=augment,
+            eval_crop=eval_crop,
         )
 
     @property

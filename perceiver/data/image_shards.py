@@ -14,7 +14,7 @@ class ImageShards(ShardDataset, ImageDataset):
 
     Args:
         root, num_classes, val_fraction, test_fraction: see `ShardDataset`.
-        on_error, image_size, channels, augment, max_value: see `ImageDataset`.
+        on_error, image_size, channels, augment, max_value, eval_crop: see `ImageDataset`.
     """
 
     def __init__(
@@ -27,6 +27,7 @@ class ImageShards(ShardDataset, ImageDataset):
         channels: int,
         augment: ImageAugment | None,
         max_value: float | None = None,
+        eval_crop: float = 1.0,
         val_fraction: float,
         test_fraction: float,
     ) -> None:
@@ -38,6 +39,7 @@ class ImageShards(ShardDataset, ImageDataset):
             channels=channels,
             augment=augment,
             max_value=max_value,
+            eval_crop=eval_crop,
             val_fraction=val_fraction,
             test_fraction=test_fraction,
             endings=EXTENSIONS,

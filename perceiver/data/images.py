@@ -169,7 +169,8 @@ class ImageAugment:
         min_scale: least share of the image's area that a random resized crop keeps; 1 for no such crop.
         horizontal_flip: probability of a mirror image.
         rotation, translation, scaling: RandomAffine's degrees, share of the side, and share around 1; 0 for none.
-        rand_augment_ops, rand_augment_magnitude: RandAugment's number of operations (0 for none) and strength, 0 to 30.
+        rand_augment_ops, rand_augment_magnitude: RandAugment's number of operations (0 for none) and their strength on
+            torchvision's scale of 0 to 30; on TensorFlow's, which DeepMind's recipes have, 5 of 10 are 15 of these.
         erasing: probability that a random rectangle is blanked.
     """
 
@@ -243,6 +244,7 @@ class ImageDataset(FileDataset):
         channels: 1 (grey) or 3 (RGB).
         augment: random changes to training images, if any.
         max_value: see `read_image`.
+        eval_crop: share of the shorter side that is kept, at the centre, of images that are not augmented.
     """
 
     file_endings = EXTENSIONS
@@ -256,6 +258,7 @@ class ImageDataset(FileDataset):
         channels: int,
         augment: ImageAugment | None,
         max_value: float | None = None,
+        eval_crop: float = 1.0,
     ) -> None:
         super().__init__(num_classes=num_classes, on_error=on_error)
         if channels not in (1, 3):
@@ -268,6 +271,9 @@ class ImageDataset(FileDataset):
             raise ValueError(f"max_value={max_value} must be more than 0")
         self.channels = channels
         self.max_value = max_value
+        if not 0.0 < eval_crop <= 1.0:
+            raise ValueError(f"eval_crop={eval_crop} must be in (0, 1]")
+        self.eval_crop = eval_crop
         self.to_float = v2.ToDtype(torch.float32, scale=True)
         self.train_transform = None if augment is None else augment.transform(self.size, self.resize)
 
@@ -275,12 +281,12 @@ class ImageDataset(FileDataset):
     @abstractmethod
     def class_names(self) -> list[str]: ...
 
-    def resize(self, image: UInt8[Tensor, "channels _ _"]) -> UInt8[Tensor, "channels height width"]:
-        """To `size`, keeping the aspect ratio, cut at the centre."""
+    def resize(self, image: UInt8[Tensor, "channels _ _"], crop: float = 1.0) -> UInt8[Tensor, "channels height width"]:
+        """To `size`, keeping the aspect ratio: the centre, with the share `crop` of the side that fits."""
         sides = list(image.shape[-2:])
-        if sides == list(self.size):
+        if sides == list(self.size) and crop == 1.0:
             return image
-        scale = max(target / side for target, side in zip(self.size, sides, strict=True))
+        scale = max(target / side for target, side in zip(self.size, sides, strict=True)) / crop
         if prod(sides) * scale**2 > 16 * prod(self.size):
             # A strip so thin might not fit into memory if it were enlarged as a whole. The difference to what is kept
             # is even, so that the centre stays.
@@ -296,7 +302,7 @@ class ImageDataset(FileDataset):
         if train and self.train_transform is not None:
             image_in = self.train_transform(image)
         else:
-            image_in = self.to_float(self.resize(image))
+            image_in = self.to_float(self.resize(image, self.eval_crop))
         return Sample(inputs={"image": image_in}, targets=targets, id=id)
 
     def file_sample(self, source: Source, targets: dict[str, Any], id: str, *, train: bool) -> Sample:

@@ -23,8 +23,9 @@ class Pictures(ImageDataset):
         return None
 
 
-def pictures(image_size=7, *, channels=3, augment: ImageAugment | None = None) -> Pictures:
-    return Pictures(num_classes=1, on_error="raise", image_size=image_size, channels=channels, augment=augment)
+def pictures(image_size=7, *, channels=3, augment: ImageAugment | None = None, **options) -> Pictures:
+    options |= {"image_size": image_size, "channels": channels, "augment": augment}
+    return Pictures(num_classes=1, on_error="raise", **options)
 
 
 def flat(mode: str, colour) -> Image.Image:
@@ -339,6 +340,19 @@ def test_resizing_keeps_the_centre_and_the_aspect_ratio(source, target):
         assert position == pytest.approx((len(profile) - 1) / 2, abs=1.0)
         extent = (profile / profile.max()).sum()
         assert extent == pytest.approx(side * scale, abs=1.1)
+
+
+@pytest.mark.parametrize("target", [31, (31, 47), 128], ids=str)
+def test_evaluation_keeps_a_share_of_the_side_at_the_centre_and_training_all(target):
+    data = pictures(target, channels=1, augment=ImageAugment(), eval_crop=0.5)
+    image = torch.zeros(1, 128, 128, dtype=torch.uint8)
+    image[:, 30:98, 30:98] = 255  # a little more than the half of each side
+    evaluated = data.sample(image, {}, "x", train=False).inputs["image"]
+    assert evaluated.shape[1:] == data.size
+    assert evaluated.min() > 0.99
+    assert data.sample(image, {}, "x", train=True).inputs["image"].mean() < 0.6
+    with pytest.raises(ValueError, match=r"eval_crop=1\.5"):
+        pictures(eval_crop=1.5)
 
 
 @pytest.mark.parametrize("target", [1, 5, (3, 7)], ids=str)
