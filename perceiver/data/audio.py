@@ -202,7 +202,7 @@ class ClipFiles(FileSplit):
 
     def __getitem__(self, index: int) -> Sample:
         path, targets = self.file(index)
-        return self.make(path, targets, str(path.relative_to(self.root)))
+        return self.make(path, targets, self.name_of(index))
 
     def file(self, index: int) -> tuple[Path, dict[str, Any]]:
         path, labels = Path(self.paths[index]), self.labels[index]
@@ -212,6 +212,9 @@ class ClipFiles(FileSplit):
 
     def classes_of(self, index: int) -> Sequence[int]:
         return self.labels[index]
+
+    def name_of(self, index: int) -> str:
+        return str(Path(self.paths[index]).relative_to(self.root))
 
 
 def multi_hot(labels: Sequence[int], num_classes: int) -> Float[Tensor, " classes"]:

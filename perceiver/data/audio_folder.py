@@ -1,7 +1,7 @@
 """Sounds in class folders; how these may lie on disk is told in `perceiver.data.folders`."""
 
 from perceiver.data.audio import AudioDataset, ClipFiles, Clips
-from perceiver.data.base import OnError, Split
+from perceiver.data.base import HeldOut, OnError, Split
 from perceiver.data.folders import ClassFolders
 from perceiver.data.sound_file import SOUND_EXTENSIONS
 from perceiver.types import Stage
@@ -11,7 +11,8 @@ class AudioFolder(AudioDataset):
     """Class folders of sounds, of any length, format and sample rate.
 
     Args:
-        root, num_classes, val_fraction, test_fraction: see `ClassFolders`.
+        root, num_classes: see `ClassFolders`.
+        val_fraction, test_fraction, fold, num_folds: see `HeldOut`; those of testing are for a root without `test`.
         on_error, clips: see `AudioDataset`.
     """
 
@@ -23,14 +24,15 @@ class AudioFolder(AudioDataset):
         on_error: OnError,
         val_fraction: float,
         test_fraction: float,
+        fold: int | None,
+        num_folds: int,
         clips: Clips,
     ) -> None:
         super().__init__(num_classes=num_classes, on_error=on_error, clips=clips)
         self.folders = ClassFolders(
             root=root,
             num_classes=num_classes,
-            val_fraction=val_fraction,
-            test_fraction=test_fraction,
+            held_out=HeldOut(val_fraction=val_fraction, test_fraction=test_fraction, fold=fold, num_folds=num_folds),
             extensions=SOUND_EXTENSIONS,
             kind="sound",
         )

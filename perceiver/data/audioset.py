@@ -11,7 +11,6 @@ with times in seconds or milliseconds. Segments whose clip is not there are left
 import logging
 import os
 import re
-import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,9 +18,8 @@ from functools import cached_property
 from pathlib import Path
 
 from perceiver.data.audio import AudioDataset, ClipFiles, Clips
-from perceiver.data.base import OnError, Split, UnreadableError
+from perceiver.data.base import OnError, Split, UnreadableError, position_of
 from perceiver.data.folders import first_few, walk
-from perceiver.data.sampler import mix
 from perceiver.data.sound_file import SOUND_EXTENSIONS
 from perceiver.data.tables import Row, read_rows
 from perceiver.data.vocabulary import Vocabulary
@@ -102,7 +100,7 @@ class AudioSet(AudioDataset):
         )
 
     def _is_for_validation(self, video: str) -> bool:
-        return mix(zlib.crc32(video.encode())) < self.val_fraction * 2**63
+        return position_of(video, "val") < self.val_fraction
 
     @cached_property
     def _vocabulary(self) -> Vocabulary:

@@ -6,17 +6,15 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
-from perceiver.data.base import FileDataset, FileSplit, OnError, Split, UnreadableError, stratified_split
+from perceiver.data.base import FileDataset, FileSplit, OnError, Split, UnreadableError
 from perceiver.data.characters import fault_in
 from perceiver.data.folders import first_few
 from perceiver.data.images import ImageAugment, ImageDataset
 from perceiver.types import Sample, Stage
-
-Value = TypeVar("Value")
 
 log = logging.getLogger(__name__)
 
@@ -149,13 +147,16 @@ class CaptionedFiles(FileSplit):
     def __getitem__(self, index: int) -> Sample:
         path, targets = self.file(index)
         targets = with_caption(targets, train=self.train)
-        return self.dataset.file_sample(path, targets, str(path.relative_to(self.dataset.root)), train=self.train)
+        return self.dataset.file_sample(path, targets, self.name_of(index), train=self.train)
 
     def file(self, index: int) -> tuple[Path, dict[str, Any]]:
         return Path(self.paths[index]), {"references": list(self.references[index])}
 
     def classes_of(self, index: int) -> Sequence[int]:
         return ()
+
+    def name_of(self, index: int) -> str:
+        return str(Path(self.paths[index]).relative_to(self.dataset.root))
 
 
 def with_caption(targets: dict[str, Any], *, train: bool) -> dict[str, Any]:
@@ -189,9 +190,3 @@ def references_in(table: Path, listed: Mapping[str, Sequence[str]]) -> dict[str,
 def tidy(text: str) -> str:
     """A text in one line, with single spaces."""
     return " ".join(text.split())
-
-
-def split_off(items: Sequence[Value], fraction: float) -> tuple[list[Value], list[Value]]:
-    """What is left without a random part, and that part, which is the same each time; both in their order."""
-    rest, part = stratified_split(torch.zeros(len(items), dtype=torch.long), fraction, seed=0)
-    return [items[index] for index in rest.tolist()], [items[index] for index in part.tolist()]

@@ -23,7 +23,7 @@ from torchvision.datasets.utils import download_url
 from torchvision.transforms.v2 import functional as F
 
 from perceiver.data.array_pickle import read_pickle
-from perceiver.data.base import OnError, Split, UnreadableError, stratified_split
+from perceiver.data.base import OnError, Split, UnreadableError, split_by_name
 from perceiver.data.images import ImageArray, ImageAugment, ImageDataset
 from perceiver.types import Stage
 
@@ -78,7 +78,7 @@ class CIFAR(ImageDataset):
         root: folder that holds, or is to hold, `cifar-10-batches-py` or `cifar-100-python`.
         num_classes: 10 or 100, as the variant has.
         on_error, image_size, channels, augment, eval_crop: see `ImageDataset`.
-        val_fraction: share of the training images kept for validation, balanced over classes; 0 for none.
+        val_fraction: share of the training images kept for validation (`split_by_name`); 0 for none.
     """
 
     def __init__(
@@ -156,10 +156,10 @@ class CIFAR(ImageDataset):
         all_labels = torch.cat(labels)
         indices = torch.arange(len(all_labels))
         if stage != "test":
-            train, val = stratified_split(all_labels, self.val_fraction, seed=0)
-            indices = train if stage == "train" else val
-            if len(indices) == 0:
+            train, val = split_by_name(ids, self.val_fraction, "val")
+            if not (chosen := train if stage == "train" else val):
                 return None
+            indices = torch.tensor(chosen)
         pixels = torch.cat(images)[indices]
         if self.channels == 1:
             pixels = F.rgb_to_grayscale(pixels)

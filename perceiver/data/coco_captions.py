@@ -3,17 +3,16 @@
     root/annotations/captions_{train,val}{2014,2017}.json   or captions_{train,val,test}.json; also without the folder
     root/{train,val}{2014,2017}/*.jpg                       or images/train2017/*, images/*, Images/*, root/*
 
-The official captions for testing are not public. Without a file of them one half of the validation images, drawn at
-random and always the same, is for validation, the other for testing. Published scores are on the splits of
-`perceiver.data.karpathy`.
+The official captions for testing are not public. Without a file of them one half of the validation images, told by
+their names, is for validation, the other for testing. Published scores are on the splits of `perceiver.data.karpathy`.
 """
 
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from perceiver.data.base import OnError
-from perceiver.data.captions import Captions, ImageCaptions, references_in, split_off
+from perceiver.data.base import OnError, split_by_name
+from perceiver.data.captions import Captions, ImageCaptions, references_in
 from perceiver.data.images import ImageAugment
 from perceiver.data.text_file import Entry
 from perceiver.types import Stage
@@ -73,7 +72,8 @@ class CocoCaptions(ImageCaptions):
         """The validation images, for validation and for testing."""
         table = self._table("val")
         references = {} if table is None else references_in(table, _listed_in(table))
-        val, test = split_off(sorted(references), 0.5)
+        names = sorted(references)
+        val, test = ([names[index] for index in part] for part in split_by_name(names, 0.5, "test"))
         return {"val": {name: references[name] for name in val}, "test": {name: references[name] for name in test}}
 
 

@@ -1,23 +1,24 @@
 """Handwritten digits that ship with scikit-learn: 1797 grey images of 8×8 pixels (UCI, Alpaydin & Kaynak 1998).
 
-Real, offline and small: the default. The split is ours, fixed and balanced over classes: 20 % test, 10 % validation.
+Real, offline and small: the default. The split is ours.
 """
 
 from collections.abc import Sequence
 
 import torch
 
-from perceiver.data.base import OnError, Split, stratified_split
+from perceiver.data.base import HeldOut, OnError, Split
 from perceiver.data.images import ImageArray, ImageAugment, ImageDataset
 from perceiver.types import Stage
 
-TEST_FRACTION = 0.2
-VALIDATION_FRACTION = 0.125  # of what is left: 10 % of all
-SPLIT_SEED = 0
-
 
 class Digits(ImageDataset):
-    """Arguments as in `ImageDataset`; with 3 channels the grey value is repeated."""
+    """The digits; with 3 channels the grey value is repeated.
+
+    Args:
+        num_classes, on_error, image_size, channels, augment, eval_crop: see `ImageDataset`.
+        val_fraction, test_fraction, fold, num_folds: see `HeldOut`.
+    """
 
     def __init__(
         self,
@@ -27,6 +28,10 @@ class Digits(ImageDataset):
         image_size: int | Sequence[int],
         channels: int,
         augment: ImageAugment | None,
+        val_fraction: float,
+        test_fraction: float,
+        fold: int | None,
+        num_folds: int,
         eval_crop: float = 1.0,
     ) -> None:
         if num_classes != 10:
@@ -39,19 +44,21 @@ class Digits(ImageDataset):
             augment=augment,
             eval_crop=eval_crop,
         )
+        self.held_out = HeldOut(val_fraction=val_fraction, test_fraction=test_fraction, fold=fold, num_folds=num_folds)
 
     @property
     def class_names(self) -> list[str]:
         return [str(digit) for digit in range(10)]
 
-    def split(self, stage: Stage) -> Split:
+    def split(self, stage: Stage) -> Split | None:
         from sklearn.datasets import load_digits  # takes a second to import
 
         digits = load_digits()
         labels = torch.from_numpy(digits.target)
-        rest, test = stratified_split(labels, TEST_FRACTION, SPLIT_SEED)
-        train, val = (rest[part] for part in stratified_split(labels[rest], VALIDATION_FRACTION, SPLIT_SEED))
-        indices = {"train": train, "val": val, "test": test}[stage]
+        chosen = self.held_out.parts([f"digits/{index}" for index in range(len(labels))])[stage]
+        if not chosen:
+            return None
+        indices = torch.tensor(chosen)
         images = torch.from_numpy(digits.images)[indices] * (255 / 16)
         return ImageArray(
             self,

@@ -4,7 +4,7 @@
     root/audio/*.wav
 
 All takes of one recording are in one fold. The folds are meant for cross-validation: one is held out for testing, the
-others are trained on. There is no validation split, so that nothing is chosen on the fold that is tested.
+others are trained on. There is no validation split; a share of the recordings that are trained on can be held out.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from perceiver.data.audio import AudioDataset, ClipFiles, Clips
-from perceiver.data.base import OnError, Split, UnreadableError
+from perceiver.data.base import OnError, Split, UnreadableError, split_by_name
 from perceiver.data.folders import first_few
 from perceiver.data.tables import read_rows
 from perceiver.types import Stage
@@ -25,6 +25,7 @@ SOURCE = "github.com/karolpiczak/ESC-50"
 @dataclass(frozen=True)
 class _Clip:
     name: str
+    recording: str
     fold: int
     target: int
     category: str
@@ -41,11 +42,25 @@ class ESC50(AudioDataset):
         num_classes: how many classes there must be.
         on_error, clips: see `AudioDataset`.
         fold: the one that is held out for testing.
+        val_fraction: share of the other folds' recordings that is kept for validation; 0 for none (`split_by_name`).
         esc10: whether only clips of ESC-10 count.
     """
 
-    def __init__(self, *, root: str, num_classes: int, on_error: OnError, fold: int, esc10: bool, clips: Clips) -> None:
+    def __init__(
+        self,
+        *,
+        root: str,
+        num_classes: int,
+        on_error: OnError,
+        fold: int,
+        val_fraction: float,
+        esc10: bool,
+        clips: Clips,
+    ) -> None:
         super().__init__(num_classes=num_classes, on_error=on_error, clips=clips)
+        if not 0.0 <= val_fraction < 1.0:
+            raise ValueError(f"val_fraction={val_fraction} must be in [0, 1)")
+        self.val_fraction = val_fraction
         self.root = Path(root).expanduser()
         self.table = self.root / "meta" / "esc50.csv"
         self.fold = fold
@@ -62,7 +77,7 @@ class ESC50(AudioDataset):
             )
 
     def split(self, stage: Stage) -> Split | None:
-        """The fold that is held out, all others, or None for validation.
+        """The fold that is held out, or the others without or with what is for validation; None for nothing.
 
         Raises:
             FileNotFoundError: there is no table.
@@ -75,10 +90,14 @@ class ESC50(AudioDataset):
             raise ValueError(f"fold={self.fold}: the folds are {', '.join(map(str, folds))}")
         if len(folds) == 1:
             raise ValueError(f"fold={self.fold}: the only one in {self.table}, so that there is none to train on")
-        if stage == "val":
-            return None
         train = stage == "train"
-        found = [clip for clip in self._table_clips if (clip.fold != self.fold) == train]
+        found = [clip for clip in self._table_clips if (clip.fold == self.fold) == (stage == "test")]
+        if stage != "test":
+            recordings = sorted({clip.recording for clip in found})
+            held_out = {recordings[i] for i in split_by_name(recordings, self.val_fraction, "val")[1]}
+            found = [clip for clip in found if (clip.recording in held_out) != train]
+        if not found:
+            return None
         return ClipFiles(
             clips=self.clips,
             root=self.root,
@@ -114,6 +133,7 @@ def _clips_in(table: Path) -> Iterator[_Clip]:
     for row in read_rows(table, COLUMNS, header=True):
         clip = _Clip(
             name=row.file_name("filename"),
+            recording=row.cells.get("src_file", row["filename"]),
             fold=row.integer("fold"),
             target=row.integer("target"),
             category=row["category"],

@@ -5,9 +5,9 @@
     splits     Flickr_8k.{train,dev,test}Images.txt         an image a line
     images     Images/*, Flicker8k_Dataset/*, …             see `IMAGE_FOLDERS`
 
-Without any list of splits a random eighth of the images is for validation and another for testing, always the same, as
-6000, 1000 and 1000 are; scores then are not comparable to published ones. Flickr30k (Young et al. 2014) is read alike;
-its usual splits are those of `perceiver.data.karpathy`.
+Without any list of splits, shares of the images are held out for validation and testing, by their names; scores then
+are not comparable to published ones. Flickr30k (Young et al. 2014) is read alike; its usual splits are those of
+`perceiver.data.karpathy`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,8 +15,10 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from perceiver.data.captions import Captions, ImageCaptions, references_in, split_off
+from perceiver.data.base import HeldOut, OnError
+from perceiver.data.captions import Captions, ImageCaptions, references_in
 from perceiver.data.characters import fault_in
+from perceiver.data.images import ImageAugment
 from perceiver.data.tables import Row, read_rows
 from perceiver.data.text_file import read_lines
 from perceiver.types import Stage
@@ -35,11 +37,30 @@ IMAGE_FOLDERS = (
 
 
 class Flickr8k(ImageCaptions):
-    """Flickr8k, or anything that is laid out like it. Arguments as in `ImageCaptions`."""
+    """Flickr8k, or anything that is laid out like it.
+
+    Args:
+        root, on_error, image_size, channels, augment: see `ImageCaptions`.
+        val_fraction, test_fraction: see `HeldOut`; for a root without lists of splits.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str,
+        on_error: OnError,
+        image_size: int | Sequence[int],
+        channels: int,
+        augment: ImageAugment | None,
+        val_fraction: float,
+        test_fraction: float,
+    ) -> None:
+        super().__init__(root=root, on_error=on_error, image_size=image_size, channels=channels, augment=augment)
+        self.held_out = HeldOut(val_fraction=val_fraction, test_fraction=test_fraction, fold=None, num_folds=2)
 
     def read_captions(self, stage: Stage) -> Captions | None:
         if not self.find(list(LISTS.values()), TEXT_FOLDERS):
-            return Captions(self._table, self._random_parts[stage], IMAGE_FOLDERS)
+            return Captions(self._table, self._own_parts[stage], IMAGE_FOLDERS)
         found = self.find([LISTS[stage]], TEXT_FOLDERS)
         if not found:
             if stage == "train":
@@ -67,12 +88,11 @@ class Flickr8k(ImageCaptions):
         return listed
 
     @cached_property
-    def _random_parts(self) -> dict[Stage, Mapping[str, Sequence[str]]]:
+    def _own_parts(self) -> dict[Stage, Mapping[str, Sequence[str]]]:
         references = references_in(self._table, self._listed)
-        rest, test = split_off(sorted(references), 1 / 8)
-        train, val = split_off(rest, 1 / 7)
-        parts: dict[Stage, list[str]] = {"train": train, "val": val, "test": test}
-        return {stage: {name: references[name] for name in names} for stage, names in parts.items()}
+        names = sorted(references)
+        parts = self.held_out.parts(names)
+        return {stage: {names[i]: references[names[i]] for i in indices} for stage, indices in parts.items()}
 
 
 def _rows_in(table: Path) -> Iterator[Row]:

@@ -3,33 +3,41 @@
 Layouts (`<class>` may hold sub-folders):
 
     root/train/<class>/*   root/val/<class>/*   root/test/<class>/*      any of val and test may be missing
-    root/<class>/*                                                       split by val_ and test_fraction
+    root/<class>/*                                                       split by the names of the files (`HeldOut`)
 
-Without a test folder the validation folder is the test set, as is usual for ImageNet. Without a validation folder
-`val_fraction` of the training files are kept for validation. Hidden files and folders are left alone.
+The folder of a stage is one whose name has a word for it: `train`, `Training`, `seg_train`, `test_images`. `eval` is
+for validation, or for testing where there is another folder for validation. Without a test folder the validation folder
+is the test set, as is usual for ImageNet. Without a validation folder a share of the training files is kept for
+validation. Where a folder holds nothing but one other, as unpacked archives do, that one is meant. Hidden files and
+folders, and those that operating systems leave, are left alone.
 """
 
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
-import torch
-from jaxtyping import Int
-from torch import Tensor
-
-from perceiver.data.base import stratified_split
+from perceiver.data.base import HeldOut
 from perceiver.data.characters import STRAY
 from perceiver.types import Stage
 
-STAGE_FOLDERS: dict[Stage, tuple[str, ...]] = {
+STAGE_WORDS: dict[Stage, tuple[str, ...]] = {
     "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
+    "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing"),
 }
+EITHER = ("eval", "evaluation")
+"""Words for validation or testing, whichever lacks a folder."""
+LEFT_BEHIND = frozenset(
+    {"__macosx", "$recycle.bin", "system volume information", "lost+found", "@eadir", "__pycache__"}
+)
+"""Folders that operating systems and archives leave, in lower case."""
+LEFT_BEHIND_FILES = frozenset({"thumbs.db", "desktop.ini"})
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +49,6 @@ class LabelledFiles:
     paths: list[str]
     labels: list[int]
 
-    def subset(self, indices: Int[Tensor, " chosen"]) -> "LabelledFiles":
-        chosen = indices.tolist()
-        return LabelledFiles([self.paths[i] for i in chosen], [self.labels[i] for i in chosen])
-
 
 class ClassFolders:
     """Class folders on disk; a class is a folder, its label the folder's place in sorted order.
@@ -52,8 +56,7 @@ class ClassFolders:
     Args:
         root: the folder that holds them.
         num_classes: how many class folders there must be.
-        val_fraction: share of the training files kept for validation where there is no validation folder; 0 for none.
-        test_fraction: share of all files kept for testing where there are no train, val and test folders.
+        held_out: which files are for validation and testing where there are no folders for these.
         extensions: endings of the files that count, in lower case; others are left out, and warned of.
         kind: what such a file is called in messages.
     """
@@ -63,15 +66,13 @@ class ClassFolders:
         *,
         root: str,
         num_classes: int,
-        val_fraction: float,
-        test_fraction: float,
+        held_out: HeldOut,
         extensions: Collection[str],
         kind: str,
     ) -> None:
         self.root = Path(root).expanduser()
         self.num_classes = num_classes
-        self.val_fraction = val_fraction
-        self.test_fraction = test_fraction
+        self.held_out = held_out
         self.extensions = extensions
         self.kind = kind
         self._scanned: dict[Path, LabelledFiles] = {}
@@ -100,22 +101,29 @@ class ClassFolders:
         """
         folders = stage_folders(self.root)
         if not folders:
-            everything = self._scan(self.root)
-            rest, test = stratified_split(torch.tensor(everything.labels), self.test_fraction, seed=0)
-            if stage == "test":
-                return everything.subset(test) if len(test) else None
-            return self._train_or_val(everything.subset(rest), stage)
+            everything = self._scan(class_root(self.root))
+            return self._subset(everything, self.held_out.parts(self._names(everything))[stage])
         if stage == "test":
             folder = folders.get("test", folders.get("val"))
-            return None if folder is None else self._scan(folder)
+            return None if folder is None else self._scan_labelled(folder)
         if "val" in folders:
             return self._scan(folders[stage])
-        return self._train_or_val(self._scan(folders["train"]), stage)
+        files = self._scan(folders["train"])
+        train, val = self.held_out.without_test(self._names(files))
+        return self._subset(files, train if stage == "train" else val)
 
-    def _train_or_val(self, files: LabelledFiles, stage: Stage) -> LabelledFiles | None:
-        train, val = stratified_split(torch.tensor(files.labels), self.val_fraction, seed=0)
-        indices = train if stage == "train" else val
-        return files.subset(indices) if len(indices) else None
+    def _names(self, files: LabelledFiles) -> list[str]:
+        return [os.path.relpath(path, self.root) for path in files.paths]
+
+    def _subset(self, files: LabelledFiles, indices: Sequence[int]) -> LabelledFiles | None:
+        return LabelledFiles([files.paths[i] for i in indices], [files.labels[i] for i in indices]) if indices else None
+
+    def _scan_labelled(self, folder: Path) -> LabelledFiles | None:
+        """The files of a test folder, or None, with a warning, where they are in no class folders."""
+        if not _subfolders(folder) and any(path.suffix.lower() in self.extensions for path in folder.iterdir()):
+            log.warning("%s: %ss without class folders, so without labels; there is no test set", folder, self.kind)
+            return None
+        return self._scan(folder)
 
     def _scan(self, folder: Path) -> LabelledFiles:
         """All files below the class folders of `folder`, in sorted order; read from disk once."""
@@ -129,7 +137,7 @@ class ClassFolders:
             raise ValueError(f"{folder}: class folder {unknown[0]!r} is not among the training classes")
         files, ignored = LabelledFiles([], []), Counter[str]()
         for label, name in enumerate(self.class_names):
-            for path in files_below(folder / name):
+            for path in files_below(folder / name) if (folder / name).is_dir() else ():
                 suffix = os.path.splitext(path)[1].lower()
                 if suffix in self.extensions:
                     files.paths.append(path)
@@ -152,14 +160,18 @@ class ClassFolders:
 def _subfolders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f"root={folder}: no such folder")
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not _is_left_alone(path.name))
+
+
+def _is_left_alone(name: str) -> bool:
+    return name.startswith(".") or name.lower() in LEFT_BEHIND | LEFT_BEHIND_FILES
 
 
 def files_below(folder: Path) -> Iterator[str]:
-    """All files below a folder but hidden ones, in sorted order; errors as in `walk`."""
+    """All files below a folder in sorted order, but for those that are left alone; errors as in `walk`."""
     for parent, folders, names in walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (os.path.join(parent, name) for name in sorted(names) if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not _is_left_alone(name))
+        yield from (os.path.join(parent, name) for name in sorted(names) if not _is_left_alone(name))
 
 
 def walk(top: Path) -> Iterator[tuple[str, list[str], list[str]]]:
@@ -190,6 +202,25 @@ def first_few(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
 
 
+def class_root(folder: Path) -> Path:
+    """The folder that holds class or stage folders: this one, or the only one that is in it, and so on."""
+    inner = _only_folder(folder)
+    words = [*EITHER, *chain(*STAGE_WORDS.values())]
+    return folder if inner is None or not _subfolders(inner) or _named([inner], words) else class_root(inner)
+
+
+def _only_folder(folder: Path) -> Path | None:
+    """What a folder holds, if that is one folder and nothing else."""
+    there = [path for path in folder.iterdir() if not _is_left_alone(path.name)] if folder.is_dir() else []
+    return there[0] if len(there) == 1 and there[0].is_dir() and not there[0].is_symlink() else None
+
+
+def _unpacked(folder: Path) -> Path:
+    """The folder of a stage, or the only one in it where that is called alike."""
+    inner = _only_folder(folder)
+    return inner if inner is not None and inner.name == folder.name else folder
+
+
 def stage_folders(root: Path) -> dict[Stage, Path]:
     """The train, val and test folders under `root`; none if it holds class folders directly.
 
@@ -197,12 +228,16 @@ def stage_folders(root: Path) -> dict[Stage, Path]:
         FileNotFoundError: there are folders for val or test only, and none to train on.
         ValueError: there are two for one stage.
     """
-    folders = _subfolders(root)
-    spelled = {
-        stage: [path for path in folders if path.name.lower() in names] for stage, names in STAGE_FOLDERS.items()
-    }
-    found: dict[Stage, Path] = {stage: paths[0] for stage, paths in spelled.items() if paths}
-    if found and "train" not in found and len(found) == len(folders):
+    folders = _subfolders(class_root(root))
+    spelled = {stage: _named(folders, words) for stage, words in STAGE_WORDS.items()}
+    either = [folder for folder in _named(folders, EITHER) if not any(folder in paths for paths in spelled.values())]
+    if either:
+        spelled["test" if spelled["val"] and not spelled["test"] else "val"] += either
+    found: dict[Stage, Path] = {stage: _unpacked(paths[0]) for stage, paths in spelled.items() if paths}
+    of_stages = [path for paths in spelled.values() for path in paths]
+    if "train" in found and not _subfolders(found["train"]) and len(of_stages) < len(folders):
+        return {}  # it is a class that is called so
+    if found and "train" not in found and len(of_stages) == len(folders):
         names = " and ".join(path.name for path in folders)
         raise FileNotFoundError(f"root={root}: a folder {names}, but none called train")
     if "train" not in found:
@@ -211,7 +246,15 @@ def stage_folders(root: Path) -> dict[Stage, Path]:
         if len(paths) > 1:
             both = " and ".join(path.name for path in paths)
             raise ValueError(f"root={root}: the folders {both} are both for {stage}")
+    if others := [path.name for path in folders if path not in of_stages]:
+        log.warning("%s: left alone beside the folders of train, val and test: %s", root, first_few(others))
     return found
+
+
+def _named(folders: Sequence[Path], words: Collection[str]) -> list[Path]:
+    """The folders whose names are one of the words or, if there are none, have one of them in it."""
+    exact = [path for path in folders if path.name.lower() in words]
+    return exact or [path for path in folders if set(re.split("[^a-z]+", path.name.lower())) & set(words)]
 
 
 def class_folders(root: Path) -> list[str]:
@@ -222,7 +265,7 @@ def class_folders(root: Path) -> list[str]:
         ValueError: the name of one cannot be written down.
     """
     root = root.expanduser()
-    names = [path.name for path in _subfolders(stage_folders(root).get("train", root))]
+    names = [path.name for path in _subfolders(stage_folders(root).get("train") or class_root(root))]
     if strange := [name for name in names if STRAY.search(name)]:
         raise ValueError(f"root={root}: the name of the class folder {strange[0]!r} is no text in UTF-8")
     if not names:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from perceiver.data.base import FileSplit, OnError, Split
+from perceiver.data.base import FileSplit, HeldOut, OnError, Split
 from perceiver.data.folders import ClassFolders, LabelledFiles
 from perceiver.data.images import EXTENSIONS, ImageAugment, ImageDataset
 from perceiver.types import Sample, Stage
@@ -14,7 +14,8 @@ class ImageFolder(ImageDataset):
     """Class folders of images.
 
     Args:
-        root, num_classes, val_fraction, test_fraction: see `ClassFolders`.
+        root, num_classes: see `ClassFolders`.
+        val_fraction, test_fraction, fold, num_folds: see `HeldOut`; those of testing are for a root without `test`.
         on_error, image_size, channels, augment, max_value, eval_crop: see `ImageDataset`.
     """
 
@@ -31,6 +32,8 @@ class ImageFolder(ImageDataset):
         eval_crop: float = 1.0,
         val_fraction: float,
         test_fraction: float,
+        fold: int | None,
+        num_folds: int,
     ) -> None:
         super().__init__(
             num_classes=num_classes,
@@ -44,8 +47,7 @@ class ImageFolder(ImageDataset):
         self.folders = ClassFolders(
             root=root,
             num_classes=num_classes,
-            val_fraction=val_fraction,
-            test_fraction=test_fraction,
+            held_out=HeldOut(val_fraction=val_fraction, test_fraction=test_fraction, fold=fold, num_folds=num_folds),
             extensions=EXTENSIONS,
             kind="image",
         )
@@ -72,11 +74,13 @@ class _ImageFiles(FileSplit):
 
     def __getitem__(self, index: int) -> Sample:
         path, targets = self.file(index)
-        id = str(path.relative_to(self.dataset.folders.root))
-        return self.dataset.file_sample(path, targets, id, train=self.train)
+        return self.dataset.file_sample(path, targets, self.name_of(index), train=self.train)
 
     def file(self, index: int) -> tuple[Path, dict[str, Any]]:
         return Path(self.files.paths[index]), {"label": self.files.labels[index]}
 
     def classes_of(self, index: int) -> Sequence[int]:
         return [self.files.labels[index]]
+
+    def name_of(self, index: int) -> str:
+        return str(Path(self.files.paths[index]).relative_to(self.dataset.folders.root))

@@ -332,7 +332,10 @@ class ImageArray:
 
     def __getitem__(self, index: int) -> Sample:
         targets = {"label": self.labels[index]}
-        return self.dataset.sample(self.images[index], targets, self.ids[index], train=self.train)
+        return self.dataset.sample(self.images[index], targets, self.name_of(index), train=self.train)
 
     def classes_of(self, index: int) -> Sequence[int]:
         return [self.labels[index]]
+
+    def name_of(self, index: int) -> str:
+        return self.ids[index]

@@ -9,7 +9,7 @@ as in ShapeWorld (Kuhnle & Copestake 2017), and not with other captions.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, permutations, product
+from itertools import chain, islice, permutations, product
 from statistics import fmean, mode
 from typing import NamedTuple
 
@@ -34,6 +34,8 @@ OMITTED = {"size": 0.4, "colour": 0.15, "shape": 0.1}
 RELATED, INVERTED, COMPLETE, COUNTED = 0.4, 0.3, 0.7, 0.75
 """How often the relation of two things is told; from its end; how often a list names all things; counts what it can."""
 MOST_PHRASES = 4
+MOST_WORDS = 256
+"""Of a sentence: nobody writes a longer one, and matching takes time in proportion."""
 
 # Words as letters, one each, so that a sentence is a regular expression and a letter's place the number of a word.
 _LETTERS = {
@@ -97,9 +99,9 @@ class Statement:
 
 def parsed(caption: str) -> Statement | None:
     """What a caption states; None if it is no sentence of the grammar. Capitals and a final dot make no difference."""
-    words = [word.group().lower() for word in words_in(caption)]
+    words = [word.group().lower() for word in islice(words_in(caption), MOST_WORDS + 1)]
     letters = "".join(_LETTERS.get(word, "?") for word in words)
-    if not _SENTENCE.fullmatch(letters):
+    if len(words) > MOST_WORDS or not _SENTENCE.fullmatch(letters):
         return None
     phrases = []
     for found in _PHRASE.finditer(letters):

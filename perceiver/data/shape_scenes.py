@@ -158,6 +158,9 @@ class ShapeSplit:
     def classes_of(self, index: int) -> Sequence[int]:
         return ()
 
+    def name_of(self, index: int) -> str:
+        return f"shape_scenes/{self.stage}/{index}"
+
     def __getitem__(self, index: int) -> Sample:
         data, train = self.dataset, self.stage == "train"
         # torch's generator is seeded by (seed, epoch, index).
@@ -170,4 +173,4 @@ class ShapeSplit:
         if not train:
             targets["boxes"] = [thing.box(data.image_size) for thing in things]
             targets["facts"] = ShapeFacts(things, data.image_size, self.constant)
-        return data.sample(image, targets, f"shape_scenes/{self.stage}/{index}", train=False)
+        return data.sample(image, targets, self.name_of(index), train=False)

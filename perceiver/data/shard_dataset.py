@@ -4,7 +4,7 @@
     root/classes.txt          a class a line; without it they are called as they are numbered
 
 Of each stage the spellings of `perceiver.data.folders` count. Without tars of its own a share of the training samples
-is for validation, and another for testing, always the same. Next to what is read, each sample has one of
+is for validation, and another for testing, by their names. Next to what is read, each sample has one of
 
     .cls    the number of its class                 .json   {"label": 3}, {"tags": [3, 5]} or {"captions": ["…", "…"]}
     .txt    a caption a line
@@ -21,13 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Int64
 
-from perceiver.data.base import FileDataset, FileSplit, UnreadableError, stratified_split
+from perceiver.data.base import FileDataset, FileSplit, UnreadableError, split_by_name
 from perceiver.data.captions import tidy, with_caption
 from perceiver.data.characters import fault_in
-from perceiver.data.folders import STAGE_FOLDERS, first_few
+from perceiver.data.folders import STAGE_WORDS, first_few
 from perceiver.data.shards import Member, ShardSample, TarShards
 from perceiver.data.text_file import Entry, read_text
 from perceiver.types import Sample, Stage
@@ -45,7 +44,7 @@ class ShardDataset(FileDataset):
         root: the folder that the tars are in.
         num_classes: how many there are; 0 for none.
         val_fraction, test_fraction: share of the training samples kept for validation and for testing, where there are
-            no tars for it; 0 for none. They are balanced over classes where each sample has one.
+            no tars for it; 0 for none (`split_by_name`).
         endings: of the files that are read, in lower case.
         kind: what such a file is called in messages.
         options: keywords of the other base.
@@ -123,19 +122,16 @@ class ShardDataset(FileDataset):
         parts = {stage: np.arange(len(shards)) for stage, shards in self._shards.items()}
         fractions: dict[Stage, float] = {"test": self.test_fraction, "val": self.val_fraction}
         if missing := {stage: share for stage, share in fractions.items() if stage not in parts and share}:
-            labels = self._single_labels(self._shards["train"])
+            shards = self._shards["train"]
             for stage, share in missing.items():
-                rest, part = stratified_split(labels[parts["train"]], share, seed=0)
-                parts[stage], parts["train"] = parts["train"][part.numpy()], parts["train"][rest.numpy()]
+                names = [self.name_of(shards[int(index)]) for index in parts["train"]]
+                rest, part = split_by_name(names, share, stage)
+                parts[stage], parts["train"] = parts["train"][part], parts["train"][rest]
         return parts
 
-    def _single_labels(self, shards: TarShards) -> torch.Tensor:
-        """The class of each sample that has one, otherwise -1."""
-        labels = torch.full((len(shards),), -1)
-        for index in range(len(shards) if self.num_classes else 0):
-            found = self.classes_of(shards[index])
-            labels[index] = found[0] if len(found) == 1 else -1
-        return labels
+    def name_of(self, sample: ShardSample) -> str:
+        """What a sample is called wherever the tars lie."""
+        return f"{sample.tar.relative_to(self.root)}/{sample.key}"
 
     def classes_of(self, sample: ShardSample) -> Sequence[int]:
         """The classes of a sample; none where it does not say so as it should, which is told when it is read."""
@@ -249,6 +245,9 @@ class ShardSplit(FileSplit):
     def classes_of(self, index: int) -> Sequence[int]:
         return self.dataset.classes_of(self.sample(index))
 
+    def name_of(self, index: int) -> str:
+        return self.dataset.name_of(self.sample(index))
+
 
 def stage_tars(root: Path) -> dict[Stage, list[Path]]:
     """The tars of each stage that has any, in the order of their names.
@@ -262,7 +261,7 @@ def stage_tars(root: Path) -> dict[Stage, list[Path]]:
     others: list[Path] = []
     for path in sorted(root.iterdir()):
         stage = _stage_of(path.name)
-        if path.is_dir() and stage and path.name.lower() in STAGE_FOLDERS[stage]:
+        if path.is_dir() and stage and path.name.lower() in STAGE_WORDS[stage]:
             found.setdefault(stage, []).extend(tar for tar in sorted(path.iterdir()) if _is_tar(tar))
         elif _is_tar(path):
             (found.setdefault(stage, []) if stage else others).append(path)
@@ -281,7 +280,7 @@ def _is_tar(path: Path) -> bool:
 def _stage_of(name: str) -> Stage | None:
     """The stage that a name begins with: `train-0.tar`, `train_0.tar` and `train`, but not `trainval-0.tar`."""
     word = re.match("[a-z]*", name.lower())
-    for stage, spellings in STAGE_FOLDERS.items():
+    for stage, spellings in STAGE_WORDS.items():
         if word and word[0] in spellings:
             return stage
     return None

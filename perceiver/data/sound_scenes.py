@@ -108,8 +108,11 @@ class Scenes:
         count = int(random.integers(1, self.dataset.max_events + 1))
         return sorted(random.choice(self.dataset.num_classes, count, replace=False).tolist())
 
+    def name_of(self, index: int) -> str:
+        return f"sound_scenes/{self.stage}/{index}"
+
     def __getitem__(self, index: int) -> Sample:
-        labels, id = self.classes_of(index), f"sound_scenes/{self.stage}/{index}"
+        labels, id = self.classes_of(index), self.name_of(index)
         tags = multi_hot(labels, self.dataset.num_classes)
         if self.stage == "train":  # torch's generator is seeded by (seed, epoch, index); nothing is trained on boxes
             wave, _ = self._scene(self._random(index, 1, int(torch.randint(2**62, ()))), labels)

@@ -18,8 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from perceiver.data.base import Dataset, Split, UnreadableError
-from perceiver.data.captions import split_off, tidy
+from perceiver.data.base import Dataset, Split, UnreadableError, split_by_name
+from perceiver.data.captions import tidy
 from perceiver.data.characters import fault_in
 from perceiver.data.folders import first_few
 from perceiver.data.text_file import read_lines, read_text
@@ -117,9 +117,9 @@ class TextPairs(Dataset):
             raise FileNotFoundError(problem + there)
         test, val = self._read("test"), self._read("val")
         if test is None:
-            train, test = _sources_split_off(train, self.test_fraction)
+            train, test = _split_by_source(train, self.test_fraction, "test")
         if val is None:
-            train, val = _sources_split_off(train, self.val_fraction)
+            train, val = _split_by_source(train, self.val_fraction, "val")
         return {"train": train, "val": val, "test": test}
 
     def _read(self, stage: Stage) -> list[Pair] | None:
@@ -163,10 +163,14 @@ class _Pairs:
     def classes_of(self, index: int) -> Sequence[int]:
         return ()
 
+    def name_of(self, index: int) -> str:
+        return self.pairs[index].source  # lines move
 
-def _sources_split_off(pairs: Sequence[Pair], fraction: float) -> tuple[list[Pair], list[Pair]]:
+
+def _split_by_source(pairs: Sequence[Pair], fraction: float, purpose: str) -> tuple[list[Pair], list[Pair]]:
     """The pairs without those of some of the sources, and those; or a source trained on might be tested on as well."""
-    part = set(split_off(list({pair.source: None for pair in pairs}), fraction)[1])
+    sources = list({pair.source: None for pair in pairs})
+    part = {sources[index] for index in split_by_name(sources, fraction, purpose)[1]}
     return [pair for pair in pairs if pair.source not in part], [pair for pair in pairs if pair.source in part]
 
 

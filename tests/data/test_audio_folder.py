@@ -25,7 +25,15 @@ def root(tmp_path):
 
 def dataset(root, augment: AudioAugment | None = None, **options) -> AudioFolder:
     clips = Clips(sample_rate=RATE, seconds=1.0, hop_seconds=0.5, augment=augment, log_mel=None)
-    defaults = {"num_classes": 2, "on_error": "raise", "val_fraction": 0.2, "test_fraction": 0.1, "clips": clips}
+    defaults = {
+        "num_classes": 2,
+        "on_error": "raise",
+        "val_fraction": 0.2,
+        "test_fraction": 0.1,
+        "fold": None,
+        "num_folds": 5,
+        "clips": clips,
+    }
     return AudioFolder(root=str(root), **(defaults | options))
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from perceiver.data.base import UnreadableError
-from perceiver.data.captions import Captions, ImageCaptions, references_in, split_off, tidy
+from perceiver.data.captions import Captions, ImageCaptions, references_in, tidy
 from perceiver.data.collate import collate
 from perceiver.data.images import ImageAugment
 from perceiver.training.data_module import DataModule
@@ -229,14 +229,3 @@ class TestReferences:
     @pytest.mark.parametrize("text", ["é 😀 हिन्दी", "👩‍👩‍👧", "a\u200bb", "<pad> <eos> [BOS]", "\ufffd"])
     def test_any_characters_else_are_kept(self, text):
         assert references_in(Path("t.csv"), {"x": [text]}) == {"x": [text]}
-
-
-def test_a_part_that_is_split_off_is_always_the_same_and_in_order():
-    items = [f"{number:02d}" for number in range(97)]
-    rest, part = split_off(items, 0.25)
-    assert (rest, part) == split_off(items, 0.25)
-    assert len(part) == 24
-    assert sorted(rest + part) == items
-    assert rest == sorted(rest)
-    assert part == sorted(part) != items[-24:]
-    assert split_off([], 0.5) == ([], [])

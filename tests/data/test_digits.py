@@ -1,10 +1,11 @@
 from collections import Counter
+from itertools import chain
 
 import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from perceiver.data.base import stratified_split
+from perceiver.data.base import HeldOut, split_by_name
 from perceiver.data.digits import Digits
 
 STAGES = ("train", "val", "test")
@@ -12,7 +13,8 @@ STAGES = ("train", "val", "test")
 
 def digits(**options) -> Digits:
     defaults = {"num_classes": 10, "on_error": "raise", "image_size": 8, "channels": 1, "augment": None}
-    return Digits(**(defaults | options))
+    split = {"val_fraction": 0.125, "test_fraction": 0.2, "fold": None, "num_folds": 5}
+    return Digits(**(defaults | split | options))
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +39,10 @@ def test_images_and_labels_are_those_of_sklearn(samples):
 
 
 @pytest.mark.parametrize(("stage", "share"), [("train", 0.7), ("val", 0.1), ("test", 0.2)])
-def test_every_split_holds_its_share_of_every_class(samples, stage, share):
+def test_every_split_holds_its_share_and_every_class(samples, stage, share):
     counts = Counter(sample.targets["label"] for sample in samples[stage])
-    everything = Counter(load_digits().target.tolist())
-    assert all(counts[label] == pytest.approx(share * everything[label], abs=1) for label in range(10))
+    assert counts.total() == pytest.approx(share * 1797, rel=0.15)
+    assert counts.keys() == set(range(10))
 
 
 def test_splits_are_the_same_every_time_whatever_the_seed(samples):
@@ -67,20 +69,53 @@ def test_what_happens_on_error_is_one_of_two_words():
         digits(on_error="ignore")
 
 
-@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.5, 0.9])
-def test_a_stratified_split_takes_its_share_of_every_class_and_loses_nothing(fraction):
-    labels = torch.tensor([0] * 23 + [1] * 101 + [5] * 2 + [7])[torch.randperm(127)]
-    rest, part = stratified_split(labels, fraction, seed=0)
-    assert sorted([*rest.tolist(), *part.tolist()]) == list(range(127))
-    assert rest.tolist() == sorted(rest.tolist())
-    assert part.tolist() == sorted(part.tolist())
-    for label in (0, 1, 5, 7):
-        assert (labels[part] == label).sum() == pytest.approx(fraction * int((labels == label).sum()), abs=0.5)
-    if fraction:
-        assert not torch.equal(stratified_split(labels, fraction, seed=1)[1], part)
+NAMES = [f"{number}.leaf" for number in range(1009)]
 
 
-@pytest.mark.parametrize("fraction", [-0.1, 1.0, 2.0])
-def test_a_fraction_that_leaves_nothing_is_refused(fraction):
-    with pytest.raises(ValueError, match=str(fraction)):
-        stratified_split(torch.zeros(7, dtype=torch.long), fraction, seed=0)
+class TestSplitByName:
+    @pytest.mark.parametrize("fraction", [0.0, 0.1, 0.5, 0.9])
+    def test_it_takes_its_share_and_loses_nothing(self, fraction):
+        rest, part = split_by_name(NAMES, fraction, "test")
+        assert sorted([*rest, *part]) == list(range(1009))
+        assert (rest, part) == (sorted(rest), sorted(part))
+        assert len(part) / 1009 == pytest.approx(fraction, abs=0.05)
+
+    def test_where_a_sample_belongs_depends_on_its_own_name_alone(self):
+        part = {NAMES[index] for index in split_by_name(NAMES, 0.3, "test")[1]}
+        for others in (NAMES[::-1], NAMES[:503], [*NAMES, *(f"new/{name}" for name in NAMES)]):
+            again = {others[index] for index in split_by_name(others, 0.3, "test")[1]}
+            assert again & set(NAMES) == part & set(others)
+        assert {NAMES[index] for index in split_by_name(NAMES, 0.3, "val")[1]} != part
+
+    @pytest.mark.parametrize("count", [2, 3, 5])
+    def test_of_few_samples_one_is_held_out_and_one_is_left(self, count):
+        for seed in range(23):
+            names = [f"{seed}/{number}" for number in range(count)]
+            for fraction in (0.01, 0.99):
+                rest, part = split_by_name(names, fraction, "test")
+                assert rest
+                assert part
+        assert split_by_name(["one"], 0.5, "test") == ([0], [])
+        assert split_by_name([], 0.5, "test") == ([], [])
+
+    @pytest.mark.parametrize("fraction", [-0.1, 1.0, 2.0])
+    def test_a_fraction_that_leaves_nothing_is_refused(self, fraction):
+        with pytest.raises(ValueError, match=str(fraction)):
+            split_by_name(NAMES, fraction, "test")
+
+
+class TestFolds:
+    def test_each_sample_is_tested_in_one_of_them(self):
+        tested = []
+        for fold in range(1, 6):
+            parts = HeldOut(val_fraction=0.2, test_fraction=0.1, fold=fold, num_folds=5).parts(NAMES)
+            assert sorted(chain(*parts.values())) == list(range(1009))
+            assert len(parts["test"]) == pytest.approx(1009 / 5, rel=0.2)
+            tested += parts["test"]
+        assert sorted(tested) == list(range(1009))
+
+    @pytest.mark.parametrize("wrong", [{"fold": 0}, {"fold": 6}, {"num_folds": 1}, {"val_fraction": 1.0}])
+    def test_what_is_out_of_range_is_refused_by_name(self, wrong):
+        ((name, value),) = wrong.items()
+        with pytest.raises(ValueError, match=f"^{name}={value}"):
+            HeldOut(**{"val_fraction": 0.1, "test_fraction": 0.1, "fold": None, "num_folds": 5} | wrong)

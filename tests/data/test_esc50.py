@@ -34,7 +34,7 @@ def write_table(root: Path, *lines: str, encoding: str = "utf-8") -> None:
 
 def dataset(root: Path | str, **options) -> ESC50:
     clips = Clips(sample_rate=RATE, seconds=1.0, hop_seconds=0.5, augment=None, log_mel=None)
-    defaults = {"num_classes": 5, "on_error": "raise", "fold": 2, "esc10": False, "clips": clips}
+    defaults = {"num_classes": 5, "on_error": "raise", "fold": 2, "val_fraction": 0.0, "esc10": False, "clips": clips}
     return ESC50(root=str(root), **(defaults | options))
 
 

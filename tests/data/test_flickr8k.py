@@ -17,7 +17,15 @@ def root(tmp_path) -> Path:
 
 
 def data(root: Path) -> Flickr8k:
-    return Flickr8k(root=str(root), on_error="raise", image_size=11, channels=3, augment=None)
+    return Flickr8k(
+        root=str(root),
+        on_error="raise",
+        image_size=11,
+        channels=3,
+        augment=None,
+        val_fraction=0.14,
+        test_fraction=0.125,
+    )
 
 
 def splits(root: Path) -> dict[str, dict[str, list[str]]]:

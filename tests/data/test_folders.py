@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from perceiver.data.base import HeldOut
 from perceiver.data.folders import ClassFolders, class_folders, stage_folders
 
 STAGES = ("train", "val", "test")
@@ -31,8 +32,11 @@ def plant(tmp_path):
 
 
 def leaves(root: Path | str, **options) -> ClassFolders:
-    defaults = {"num_classes": 2, "val_fraction": 0.2, "test_fraction": 0.1}
-    return ClassFolders(root=str(root), extensions={".leaf", ".lf"}, kind="leaf", **(defaults | options))
+    num_classes = options.pop("num_classes", 2)
+    held_out = HeldOut(**{"val_fraction": 0.2, "test_fraction": 0.1, "fold": None, "num_folds": 5} | options)
+    return ClassFolders(
+        root=str(root), num_classes=num_classes, held_out=held_out, extensions={".leaf", ".lf"}, kind="leaf"
+    )
 
 
 def found(folders: ClassFolders) -> dict[str, list[str]]:
@@ -62,7 +66,7 @@ def test_without_a_test_folder_the_validation_folder_is_it(plant):
 def test_without_a_validation_folder_a_part_of_every_class_is_kept(plant, tested):
     files = found(leaves(plant(*TRAIN, *(TEST if tested else ()))))
     assert sorted(files["train"] + files["val"]) == sorted(TRAIN)
-    assert Counter(Path(name).parts[1] for name in files["val"]) == {"ash": 5, "elm": 5}
+    assert Counter(Path(name).parts[1] for name in files["val"]).keys() == {"ash", "elm"}
     assert ("test" in files) == tested
     assert set(files.get("test", TEST)) == TEST
 
@@ -70,11 +74,19 @@ def test_without_a_validation_folder_a_part_of_every_class_is_kept(plant, tested
 def test_class_folders_alone_are_split_in_three(plant):
     files = found(leaves(plant(*FLAT)))
     assert sorted(files["train"] + files["val"] + files["test"]) == sorted(FLAT)
-    assert {stage: Counter(Path(name).parts[0] for name in names) for stage, names in files.items()} == {
-        "train": {"ash": 17, "elm": 17},
-        "val": {"ash": 4, "elm": 4},
-        "test": {"ash": 2, "elm": 2},
-    }
+    assert len(files["train"]) > len(files["val"]) > 0 < len(files["test"])
+
+
+@pytest.mark.parametrize("names", [FLAT, TRAIN])
+def test_files_that_are_added_or_removed_and_another_root_move_no_other(plant, tmp_path, names):
+    root = plant(*names)
+    before = found(leaves(root))
+    plant(*(name.replace(".leaf", "_new.leaf") for name in names))
+    (root / sorted(names)[3]).unlink()
+    after = found(leaves(root.rename(tmp_path / "moved")))
+    for stage, files in before.items():
+        assert set(after[stage]) & names == set(files) - {sorted(names)[3]}
+    assert sum(map(len, after.values())) == 2 * len(names) - 1
 
 
 @pytest.mark.parametrize("names", [FLAT, TRAIN])
@@ -89,9 +101,16 @@ def test_fractions_of_zero_leave_no_split(plant):
     assert found(leaves(plant(*FLAT), val_fraction=0.0, test_fraction=0.0)).keys() == {"train"}
 
 
-@pytest.mark.parametrize("train", ["train", "Train", "training"])
-@pytest.mark.parametrize("val", ["val", "valid", "VALID", "validation"])
-@pytest.mark.parametrize("test", ["test", "Testing"])
+@pytest.mark.parametrize(
+    ("train", "val", "test"),
+    [
+        ("train", "val", "test"),
+        ("Training", "VALID", "Testing"),
+        ("seg_train", "seg_val", "seg_test"),
+        ("train_images", "dev", "eval"),
+        ("training-set", "eval", "test-set"),
+    ],
+)
 def test_stage_folders_are_found_in_every_usual_spelling(plant, train, val, test):
     root = plant(*(f"{stage}/ash/0.leaf" for stage in (train, val, test)), "notes/")
     assert {stage: path.name for stage, path in stage_folders(root).items()} == {
@@ -152,7 +171,7 @@ def test_a_class_without_files_is_warned_of(plant, caplog):
 def test_one_class_is_enough(plant):
     folders = leaves(plant(*(f"only/{number}.leaf" for number in range(23))), num_classes=1)
     assert folders.class_names == ["only"]
-    assert {stage: len(names) for stage, names in found(folders).items()} == {"train": 17, "val": 4, "test": 2}
+    assert found(folders).keys() == set(STAGES)
 
 
 def test_a_wrong_number_of_classes_is_refused_with_both_numbers(plant):
@@ -214,6 +233,41 @@ def test_a_link_back_is_refused_instead_of_being_followed_for_ever(plant, target
     (root / "ash" / "back").symlink_to(target)
     with pytest.raises(ValueError, match=rf"^{root}/ash/back: a link to a folder that it is in itself$"):
         leaves(root).files("train")
+
+
+def test_folders_that_systems_and_archives_leave_are_no_classes_and_no_layers(plant, caplog):
+    names = [f"photos/seg_train/seg_train/{name}" for name in ("ash/0.leaf", "elm/1.leaf")]
+    root = plant(*names, "photos/seg_test/seg_test/ash/2.leaf", "__MACOSX/photos/ash/0.leaf", "photos/ash/Thumbs.db")
+    (root / "photos/ash/Thumbs.db").unlink(), (root / "photos/ash").rmdir()
+    plant(
+        "photos/seg_train/seg_train/ash/Thumbs.db", "photos/seg_train/seg_train/@eaDir/3.leaf", "photos/seg_pred/4.leaf"
+    )
+    with caplog.at_level(logging.WARNING):
+        files = found(leaves(root, val_fraction=0.0))
+    assert set(files["train"]) == set(names)
+    assert files["test"] == ["photos/seg_test/seg_test/ash/2.leaf"]
+    messages = " ".join(record.getMessage() for record in caplog.records)
+    assert "seg_pred" in messages  # beside the folders of stages
+    assert "elm" in messages  # of which there is none to test
+    assert "Thumbs" not in messages
+
+
+def test_a_class_may_be_called_like_a_stage(plant):
+    root = plant("train/0.leaf", "train/1.leaf", "car/0.leaf", "test tube/0.leaf")
+    assert class_folders(root) == ["car", "test tube", "train"]
+
+
+def test_a_class_that_a_split_lacks_and_test_files_without_classes_are_warned_of(plant, caplog):
+    root = plant(*TRAIN, "test/ash/0.leaf")
+    with caplog.at_level(logging.WARNING):
+        assert found(leaves(root))["test"] == ["test/ash/0.leaf"]
+    assert [record.getMessage() for record in caplog.records] == [f"{root}/test: no leaf of elm"]
+    caplog.clear()
+    (root / "test/ash/0.leaf").rename(root / "test/0.leaf")
+    (root / "test/ash").rmdir()
+    with caplog.at_level(logging.WARNING):
+        assert "test" not in found(leaves(root))
+    assert str(root / "test") in caplog.text
 
 
 def test_two_folders_for_one_stage_are_refused(plant):

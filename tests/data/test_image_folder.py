@@ -24,7 +24,10 @@ def root(tmp_path):
 
 def dataset(root, **options) -> ImageFolder:
     defaults = {"num_classes": 2, "on_error": "raise", "image_size": 7, "channels": 3, "augment": None}
-    return ImageFolder(root=str(root), **(defaults | {"val_fraction": 0.2, "test_fraction": 0.1} | options))
+    return ImageFolder(
+        root=str(root),
+        **(defaults | {"val_fraction": 0.2, "test_fraction": 0.1, "fold": None, "num_folds": 5} | options),
+    )
 
 
 def test_images_come_with_the_label_of_their_folder_and_its_name_in_their_id(root):

@@ -18,6 +18,7 @@ from perceiver.tokenizer import ByteTokenizer, WordTokenizer
 from tests.data.caption_trees import samples
 
 STAGES = ("train", "val", "test")
+FRACTIONS = {"val_fraction": 0.14, "test_fraction": 0.125}
 IMAGES = {"on_error": "raise", "image_size": 31, "channels": 3, "augment": None}
 
 pytestmark = [
@@ -36,7 +37,7 @@ def of_three_forms(root) -> dict[str, CaptionDataset]:
     """The same 500 images, as three forms of tables list them."""
     folder = str(root / "captions" / "flickr8k")
     return {
-        "Kaggle": Flickr8k(root=folder, **IMAGES),
+        "Kaggle": Flickr8k(root=folder, **FRACTIONS, **IMAGES),
         "COCO": CocoCaptions(root=folder, year=None, **IMAGES),
         "Karpathy": Karpathy(root=folder, table=None, restval=True, **IMAGES),
     }
@@ -73,7 +74,7 @@ def test_three_forms_of_flickr8k_show_the_same_images(of_three_forms):
 def test_without_lists_the_500_images_are_split_in_proportion(root, tmp_path):
     for name in ("captions.txt", "Images"):
         (tmp_path / name).symlink_to(root / "captions" / "flickr8k" / name)
-    data = Flickr8k(root=str(tmp_path), **IMAGES)
+    data = Flickr8k(root=str(tmp_path), **FRACTIONS, **IMAGES)
     assert {stage: len(data.split(stage)) for stage in STAGES} == {"train": 375, "val": 63, "test": 62}
 
 

@@ -48,7 +48,15 @@ def labels(split) -> Counter[int]:
 
 
 def test_cifar10_as_folders(images):
-    data = ImageFolder(root=str(images / "cifar10_folders"), num_classes=10, image_size=32, test_fraction=0.1, **IMAGES)
+    data = ImageFolder(
+        root=str(images / "cifar10_folders"),
+        num_classes=10,
+        image_size=32,
+        test_fraction=0.1,
+        fold=None,
+        num_folds=5,
+        **IMAGES,
+    )
     assert data.class_names == CLASSES
     splits = {stage: data.split(stage) for stage in STAGES}
     assert {stage: labels(split) for stage, split in splits.items()} == {
@@ -76,7 +84,9 @@ def test_cifar10_in_the_release_format(images):
 
 def test_photographs_of_all_sizes(images):
     root = images / "hymenoptera_data"
-    data = ImageFolder(root=str(root), num_classes=2, image_size=(53, 61), test_fraction=0.1, **IMAGES)
+    data = ImageFolder(
+        root=str(root), num_classes=2, image_size=(53, 61), test_fraction=0.1, fold=None, num_folds=5, **IMAGES
+    )
     assert data.class_names == ["ants", "bees"]
     splits = {stage: data.split(stage) for stage in STAGES}
     assert {stage: labels(split) for stage, split in splits.items()} == {
@@ -94,7 +104,14 @@ def test_photographs_of_all_sizes(images):
 
 
 def esc50(root: Path, **options) -> ESC50:
-    defaults = {"num_classes": 10, "on_error": "raise", "fold": 1, "esc10": True, "clips": clips(5.0)}
+    defaults = {
+        "num_classes": 10,
+        "on_error": "raise",
+        "fold": 1,
+        "val_fraction": 0.0,
+        "esc10": True,
+        "clips": clips(5.0),
+    }
     return ESC50(root=str(root), **(defaults | options))
 
 
@@ -158,7 +175,14 @@ def test_spoken_digits_as_folders(root, tmp_path):
         folder = tmp_path / path.name[0]
         folder.mkdir(exist_ok=True)
         (folder / path.name).symlink_to(path)
-    options = {"num_classes": 10, "on_error": "raise", "val_fraction": 0.25, "test_fraction": 0.25}
+    options = {
+        "num_classes": 10,
+        "on_error": "raise",
+        "val_fraction": 0.25,
+        "test_fraction": 0.25,
+        "fold": None,
+        "num_folds": 5,
+    }
     data = AudioFolder(root=str(tmp_path), clips=clips(0.5), **options)
     assert data.class_names == [str(digit) for digit in range(10)]
     counts = {stage: Counter(labels(data.split(stage)).values()) for stage in STAGES}

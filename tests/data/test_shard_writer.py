@@ -29,6 +29,7 @@ from tests.training.runs import image_tree
 STAGES = ("train", "val", "test")
 COUNTS = {"train": 5, "val": 2, "test": 3}
 IMAGES = {"on_error": "raise", "image_size": 8, "channels": 3, "augment": None}
+OWN_SPLIT = {"val_fraction": 0.2, "test_fraction": 0.2, "fold": None, "num_folds": 5}
 NONE_SPLIT_OFF = {"val_fraction": 0.0, "test_fraction": 0.0}
 PLAIN = {"augment": None, "log_mel": None}
 CLIPS = {"on_error": "raise", "clips": Clips(sample_rate=RATE, seconds=SECONDS, hop_seconds=SECONDS, **PLAIN)}
@@ -60,11 +61,11 @@ def sound_scenes(root: Path) -> SoundScenes:
 def audio_folder(root: Path) -> AudioFolder:
     for number in range(23):
         noise(root / ("bark", "chirp")[number % 2] / f"{number}.{('wav', 'flac')[number % 3 == 0]}")
-    return AudioFolder(root=str(root), num_classes=2, val_fraction=0.2, test_fraction=0.2, **CLIPS)
+    return AudioFolder(root=str(root), num_classes=2, **OWN_SPLIT, **CLIPS)
 
 
 def image_folder(root: Path) -> ImageFolder:
-    options = IMAGES | {"val_fraction": 0.2, "test_fraction": 0.2}
+    options = IMAGES | OWN_SPLIT
     return ImageFolder(root=str(image_tree(root)), num_classes=3, **options)
 
 
@@ -83,7 +84,7 @@ def caption_shards(root: Path, image_size: int = 8) -> CaptionShards:
 
 CASES: dict[str, tuple[Callable[[Path], Dataset], Callable[[Path], Dataset], int]] = {
     "image_folder": (image_folder, image_shards, 0),
-    "digits": (lambda root: Digits(num_classes=10, **IMAGES), lambda root: image_shards(root, 10), 0),
+    "digits": (lambda root: Digits(num_classes=10, **OWN_SPLIT, **IMAGES), lambda root: image_shards(root, 10), 0),
     "image_shards": (lambda root: image_shards(shard_tree(root, "image", "cls")), image_shards, 0),
     "audio_folder": (audio_folder, lambda root: sound_shards(root, 2, multi_label=False), 0),
     "fsd50k": (
@@ -92,7 +93,11 @@ CASES: dict[str, tuple[Callable[[Path], Dataset], Callable[[Path], Dataset], int
         0,
     ),
     "sound_scenes": (sound_scenes, lambda root: sound_shards(root, 5, multi_label=True, **LONG_CLIPS), 13007),
-    "flickr8k": (lambda root: Flickr8k(root=str(flickr8k_tree(root)), **IMAGES), caption_shards, 0),
+    "flickr8k": (
+        lambda root: Flickr8k(root=str(flickr8k_tree(root)), val_fraction=0.2, test_fraction=0.2, **IMAGES),
+        caption_shards,
+        0,
+    ),
     "shape_scenes": (scenes, lambda root: caption_shards(root, 31), 0),
     "clotho": (
         lambda root: Clotho(root=str(clotho_tree(root)), **CLIPS),
@@ -214,7 +219,7 @@ class TestUnreadable:
         assert isinstance(packing[2], Packed)
 
     def test_an_ending_that_shards_do_not_have_is_told(self, tmp_path):
-        data = Flickr8k(root=str(flickr8k_tree(tmp_path)), **IMAGES)
+        data = Flickr8k(root=str(flickr8k_tree(tmp_path)), val_fraction=0.2, test_fraction=0.2, **IMAGES)
         split = data.split("train")
         split.paths[0] = split.paths[0].replace(".jpg", ".xyz")
         message = "its ending is neither that of an image nor that of a sound"
