@@ -171,9 +171,9 @@ def split_by_name(names: Sequence[str], fraction: float, purpose: str) -> tuple[
         raise ValueError(f"a fraction of {fraction} of the data cannot be split off; it must be in [0, 1)")
     positions = [position_of(name, purpose) for name in names]
     part = [index for index, position in enumerate(positions) if position < fraction]
-    if fraction and len(names) > 1 and len(part) in (0, len(names)):
-        first, *_, last = sorted(range(len(names)), key=positions.__getitem__)
-        part = sorted({*part, first} - {last})
+    if names and fraction and len(part) in (0, len(names)):
+        by_position = sorted(range(len(names)), key=positions.__getitem__)
+        part = sorted({*part, by_position[0]} - {by_position[-1]})
     inside = set(part)
     return [index for index in range(len(names)) if index not in inside], part
 

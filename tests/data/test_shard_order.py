@@ -81,9 +81,8 @@ def test_ranks_share_out_each_epoch(root, world_size, num_workers):
             for rank in range(world_size)
         ]
         flat = [id for rank in ranks for id in rank]
-        assert len({len(rank) for rank in ranks}) == 1
-        assert set(flat) == expected
-        assert len(flat) - 23 == -23 % world_size, "as many come twice as make the ranks alike"
+        assert max(map(len, ranks)) - min(map(len, ranks)) <= 1
+        assert sorted(flat) == sorted(expected)
         orders.append(ranks)
     assert orders[0] != orders[1]
 

@@ -105,7 +105,7 @@ class TestFractions:
         options = {"val_fraction": 0.25, "test_fraction": 0.5}
         made = data(path if name == "eng-fra.txt" else tmp_path, **options)
         parts = {stage: sources(made.split(stage)) for stage in STAGES}
-        assert {stage: len(part) for stage, part in parts.items()} == {"train": 34, "val": 11, "test": 44}
+        assert len(parts["test"]) > len(parts["train"]) > len(parts["val"]) > 3
         assert len(set.union(*parts.values())) == 89
         for stage in STAGES:
             for sample in samples(made.split(stage)):
