@@ -33,7 +33,7 @@ from omegaconf.errors import (
 from perceiver.data.base import UnreadableError
 from perceiver.training.data_module import PositionError
 from perceiver.training.signals import INTERRUPTED
-from perceiver.training.synonyms import OURS
+from perceiver.training.synonyms import OURS, SYNONYMS
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -126,7 +126,7 @@ def _explain_unknown_key(error: OmegaConfBaseException, asked: str | None) -> st
     close = [found_up_to.removesuffix(key) + name for name in difflib.get_close_matches(key, _names(parent), n=1)]
     hint = _about_unknown(root, full_key, close)
     if hint is None and (found_up_to == key or parent is root):
-        hint = "--cfg job shows all there are"
+        hint = "train.py --cfg job shows all there are"
     elif hint is None:
         there = f"there are: {', '.join(_names(parent))}"
         hint = there if _names(parent) else f"{found_up_to.removesuffix(f'.{key}')} is not set"
@@ -136,7 +136,7 @@ def _explain_unknown_key(error: OmegaConfBaseException, asked: str | None) -> st
 def about_unknown_root(root: DictConfig, name: str) -> str:
     """What to say of a key at the root of a config that was added, and does not belong there."""
     close = difflib.get_close_matches(name, [other for other in _names(root) if other != name], n=1)
-    return f"{name}: no such key; {_about_unknown(root, name, close) or '--cfg job shows all there are'}"
+    return f"{name}: no such key; {_about_unknown(root, name, close) or 'train.py --cfg job shows all there are'}"
 
 
 def _about_unknown(root: DictConfig, full_key: str, close: Sequence[str]) -> str | None:
@@ -150,9 +150,10 @@ def _about_unknown(root: DictConfig, full_key: str, close: Sequence[str]) -> str
     leaf = full_key.rpartition(".")[2]
     ours = OURS.get(leaf.lower().replace("-", "_"))
     if "overrides" in root:  # of a command for finished runs
+        ours = ours or next((key for key in SYNONYMS if key.rpartition(".")[2] == full_key), None)
         setting = ours if ours and re.fullmatch(r"\w+\.[\w.]+", ours) else full_key
-        named = f"did you mean {close[0]}? " if close else ""
-        return f"{named}There are: {', '.join(_names(root))}; a setting of the run: overrides='[\"{setting}=…\"]'"
+        named = f"did you mean {close[0]}?" if close else f"there are: {', '.join(_names(root))}"
+        return f"{named}; a setting of the run goes into overrides='[\"{setting}=…\"]'"
     group, _, below = full_key.partition(".")
     if group == "callbacks" and below and below.partition(".")[0] not in (root.get("callbacks") or {}):
         return f"choose it first: callbacks=[default,{below.partition('.')[0]}]"

@@ -113,6 +113,10 @@ def command_line(main: Callable[P, T]) -> Callable[P, T]:
         def config() -> dict[str, Any]:
             return as_composed(script.parents[1] / "conf", script.stem, options, overrides)
 
+        conf_file = script.parents[1] / "conf" / f"{script.stem}.yaml"
+        of_finished = conf_file.is_file() and "overrides" in OmegaConf.load(conf_file)
+        for added in (override for override in overrides if of_finished and re.match(r"\+(?!\+?hydra)", override)):
+            raise ConfigError(f"{added}: no such key; a setting of the run goes into overrides='[\"{added}\"]'")
         sys.argv[1:] = [*options, *(readable(override, config) for override in overrides)]
         return main(*args, **kwargs)
 

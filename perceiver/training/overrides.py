@@ -15,13 +15,13 @@ from hydra.grammar.gen.OverrideLexer import InputStream, OverrideLexer  # type: 
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from perceiver.training.config import fits, hint_of
-from perceiver.training.errors import ConfigError, explain, leaves
+from perceiver.training.config import KNOWN, fits, hint_of
+from perceiver.training.errors import ConfigError, about_unknown_root, explain, leaves
 
 TEXTS: dict[str, Any] = {
     **dict.fromkeys(("run", "checkpoint", "compare_checkpoint", "out"), str),
     **dict.fromkeys(("ckpt_path", "compare", "output"), str | None),
-    **dict.fromkeys(("inputs", "trusted"), str | list[str]),
+    **dict.fromkeys(("inputs", "trusted", "overrides"), str | list[str]),
     **dict.fromkeys(("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"), str),
 }
 """Keys of the commands that are or hold texts, and their types; those of a run's parts are found by what they build."""
@@ -163,6 +163,8 @@ def overridden(config: dict[str, Any], overrides: Sequence[str], made_of: Mappin
     parsed = [_parsed(config, str(text)) for text in overrides]
     touched = [key for override in parsed for key in _touched(override)]
     for override in parsed:
+        if (root := str(override.key_or_group).partition(".")[0]) not in KNOWN:
+            raise ConfigError(f"overrides: {about_unknown_root(OmegaConf.create(config), root)}")
         of_model = str(override.key_or_group).partition(".")[0] in LEARNED
         follow = {} if of_model else _followers(config, _replaced(config, [override]), touched, made_of)
         if changed := [key for key in follow if key.partition(".")[0] in LEARNED]:

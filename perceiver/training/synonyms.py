@@ -1,7 +1,7 @@
 """What other code bases call the keys of a run."""
 
 SYNONYMS = {
-    "trainer.max_epochs": "epochs num_epochs n_epochs max_epoch num_train_epochs",
+    "trainer.max_epochs": "epoch epochs num_epochs n_epochs max_epoch num_train_epochs",
     "trainer.max_steps": "steps num_steps max_step max_iters iterations num_iterations train_steps num_train_steps",
     "optimizer.lr": "learning_rate base_lr max_lr peak_lr lr_rate",
     "optimizer.weight_decay": "wd decay l2",

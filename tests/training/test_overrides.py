@@ -113,6 +113,8 @@ class TestGrammar:
             ("seed=1,2", ["seed=1,2", "one value"]),
             ("~data.augmend", ["~data.augmend", "no such key"]),
             ("~data", ["~data", "chosen"]),
+            ("+nosuch=1", ["nosuch", "no such key"]),
+            ("batch_size=1", ["did you mean loader.batch_size?"]),
             ("seed=[", ["seed=[", "quotes"]),
         ],
     )
@@ -164,6 +166,15 @@ class TestWhatFollows:
     def test_a_foreign_file_cannot_make_more_of_it(self, digits):
         evil = {"model.decoder.dim": "${oc.env:HOME}", "data._target_": "${seed}", "model.x": "${oc.create:{a: 1}}"}
         assert overridden(digits[0], ["seed=7"], evil) == {**digits[0], "seed": 7}
+
+
+@pytest.mark.parametrize("typed", ["batch_size=7", "+loader.drop_last=true", "overrides=loader.batch_size=7"])
+def test_a_setting_of_the_run_in_the_wrong_place_is_told_the_right_one(run, typed):
+    ended = script("experiments/evaluate.py", f"run={run}", typed)
+    assert (ended.code, ended.err.count("\n")) == (1, 1)
+    assert "overrides='[\"" in ended.err
+    assert "loader." in ended.err
+    assert script("experiments/evaluate.py", f"run={run}", "overrides=[loader.batch_size=7]").ok
 
 
 @pytest.mark.parametrize("override", ["model.dim=26", "data.channels=3", "data=cifar10", "data.root=x"])
