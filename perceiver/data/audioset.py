@@ -141,7 +141,7 @@ class AudioSet(AudioDataset):
         seen = set()
         for name in lists:
             path = self.root / name
-            for row in read_rows(path, SEGMENT_COLUMNS, header=False, skip_initial_space=True, comment="#"):
+            for row in read_rows(path, SEGMENT_COLUMNS, header=False, comment="#"):
                 start, end = row.seconds("start_seconds"), row.seconds("end_seconds")
                 if end <= start:
                     raise row.error(f"end_seconds={end:g} is not behind start_seconds={start:g}")

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from math import inf, nan
 from pathlib import Path, PurePath
 
@@ -12,6 +13,8 @@ from perceiver.data.base import UnreadableError, refuse_special
 from perceiver.data.characters import STRAY
 
 WHOLE_NUMBER = re.compile(r"\s*[+-]?[0-9]{1,18}\s*")
+SEPARATOR = re.compile(r"sep=(.)\s*", re.IGNORECASE)
+"""The line that Excel writes above a header, and looks for."""
 MAX_NAME, MAX_PATH = 255, 4095
 """Bytes that a file system allows in a name and in a path; asking for more raises."""
 
@@ -63,17 +66,18 @@ def is_file_name(name: str) -> bool:
     return len(name.encode()) <= MAX_PATH and all(len(part.encode()) <= MAX_NAME for part in path.parts)
 
 
-def read_rows(
-    path: Path, columns: Sequence[str], *, header: bool, skip_initial_space: bool = False, comment: str | None = None
-) -> Iterator[Row]:
+def read_rows(path: Path, columns: Sequence[str], *, header: bool, comment: str | None = None) -> Iterator[Row]:
     """The rows of a table in UTF-8, with or without a byte order mark; empty lines are left out.
+
+    Cells may be quoted, also after blanks, with quotes doubled. A table with a header may be separated by semicolons or
+    tabs as well, by what its first line says (`sep=;`, as Excel has it) or the header shows; empty columns after the
+    last are left out, and columns are found in small letters and capitals alike.
 
     Args:
         path: the file.
         columns: those that are wanted.
         header: whether the first row names the columns, in any order and among others. Otherwise `columns` are all
             there are, in order.
-        skip_initial_space: whether blanks may stand between a comma and a quote.
         comment: what lines begin with that are none of the table.
 
     Raises:
@@ -84,16 +88,19 @@ def read_rows(
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = ("\n" if comment and line.startswith(comment) else line for line in file)
-            reader = csv.reader(lines, strict=True, skipinitialspace=skip_initial_space)
+            start, separator = _start(lines, columns) if header else ([], ",")
+            reader = csv.reader(chain(start, lines), delimiter=separator, strict=True, skipinitialspace=True)
             try:
                 rows = (cells for cells in reader if cells)
-                names = [name.strip() for name in next(rows, [])] if header else columns
+                names = _named_alike([name.strip() for name in next(rows, [])], columns) if header else columns
                 if missing := [name for name in columns if name not in names]:
                     there = ", ".join(names) or "none"
                     raise UnreadableError(f"{path}: there is no column {missing[0]!r}; there are: {there}")
                 if twice := [name for name, count in Counter(names).items() if count > 1 and name in columns]:
                     raise UnreadableError(f"{path}: there are two columns {twice[0]!r}")
                 for cells in rows:
+                    while len(cells) > len(names) and not cells[-1].strip():
+                        cells.pop()
                     if len(cells) != len(names):
                         count = f"{len(cells)} cell{'s'[: len(cells) != 1]}"
                         raise UnreadableError(f"{path}: line {reader.line_num}: {count} for {len(names)} columns")
@@ -106,3 +113,32 @@ def read_rows(
         raise UnreadableError(f"{path}: not text in UTF-8") from error
     except OSError as error:
         raise UnreadableError(f"{path}: {error.strerror}") from error
+
+
+def _start(lines: Iterator[str], columns: Sequence[str]) -> tuple[list[str], str]:
+    """The lines of a table up to its header, and what stands between its cells."""
+    start: list[str] = []
+    for line in lines:
+        if stated := SEPARATOR.fullmatch(line):
+            return [*start, "\n"], stated[1]
+        start.append(line)
+        if line.strip():
+            break
+    header = start[-1] if start else ""
+    wanted = {name.lower() for name in columns}
+    for separator in ",;\t":
+        if wanted <= {cell.strip(' "\r\n').lower() for cell in header.split(separator)}:
+            return start, separator
+    return start, ","
+
+
+def _named_alike(names: list[str], columns: Sequence[str]) -> list[str]:
+    """The names in a header as they are wanted, where only small letters and capitals differ; no empty ones at the end.
+
+    Where two would be the same then, both stay as they are.
+    """
+    while names and not names[-1]:
+        names.pop()
+    lower = Counter(name.lower() for name in names)
+    wanted = {name.lower(): name for name in columns if name not in names and lower[name.lower()] == 1}
+    return [wanted.get(name.lower(), name) for name in names]

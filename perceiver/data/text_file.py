@@ -1,6 +1,8 @@
 """Files of text: as a whole, as lines with tabs in them, as JSON; what is wrong is told with the file and the place."""
 
 import json
+import logging
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import TextIOWrapper
@@ -10,8 +12,12 @@ from typing import Any, TypeVar
 from perceiver.data.base import Source, UnreadableError, refuse_special
 from perceiver.data.tables import Row, is_file_name
 
+CELL = re.compile(r'(?: *"(?P<quoted>(?:[^"]|"")*)" *|(?P<plain>[^\t"]*))(?P<end>\t|$)')
+"""A cell and the tab after it, quoted or without any quote."""
 KINDS: dict[type, str] = {str: "a text", list: "a list", int: "a whole number"}
 Value = TypeVar("Value")
+
+log = logging.getLogger(__name__)
 
 
 def read_text(path: Source) -> str:
@@ -36,15 +42,55 @@ def read_text(path: Source) -> str:
 def read_lines(path: Path, columns: Sequence[str]) -> Iterator[Row]:
     """The lines of a text as rows, with tabs between cells; empty lines and further cells are left out.
 
+    Quotes are part of the text, unless the whole file shows that a program has put them around cells (`_unquoted`).
+
     Raises:
         UnreadableError: a line has too few cells; names it.
     """
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if line.strip():
-            row = Row(path, number, dict(zip(columns, (cell.strip() for cell in line.split("\t")), strict=False)))
-            if len(row.cells) < len(columns):
-                raise row.error(f"no tab between {' and '.join(columns)}")
-            yield row
+    lines = {number: line for number, line in enumerate(read_text(path).split("\n"), start=1) if line.strip()}
+    unquoted = _unquoted(list(lines.values()), len(columns))
+    if unquoted is not None:
+        log.info("%s: its cells are quoted; the quotes around them are no part of the texts", path)
+    for place, (number, line) in enumerate(lines.items()):
+        cells = line.split("\t") if unquoted is None else unquoted[place]
+        row = Row(path, number, dict(zip(columns, (cell.strip() for cell in cells), strict=False)))
+        if len(row.cells) < len(columns):
+            raise row.error(f"no tab between {' and '.join(columns)}")
+        yield row
+
+
+def _unquoted(lines: Sequence[str], num_columns: int) -> list[list[str]] | None:
+    """The cells of lines without the quotes that a program has put around them; None where these are of the texts.
+
+    It was a program if no quote stands elsewhere than around a whole cell or doubled in such a one, all lines have as
+    many cells then, and it can be seen when cells are quoted: always, or where there is a quote or a comma in them, of
+    which then none stands in a cell without.
+    """
+    if not any('"' in line for line in lines):
+        return None
+    rows: list[list[str]] = []
+    are_all_quoted, has_doubled, has_quoted_comma, has_plain_comma = True, False, False, False
+    for line in lines:
+        cells, place = [], 0
+        while True:
+            cell = CELL.match(line, place)
+            if cell is None:
+                return None
+            quoted, plain = cell["quoted"], cell["plain"]
+            if quoted is None:
+                are_all_quoted &= not plain.strip()
+                has_plain_comma |= "," in plain
+            else:
+                has_doubled |= '""' in quoted
+                has_quoted_comma |= "," in quoted
+            cells.append(plain if quoted is None else quoted.replace('""', '"'))
+            place = cell.end()
+            if not cell["end"]:
+                break
+        rows.append(cells)
+    is_regular = len({len(cells) for cells in rows}) == 1 and len(rows[0]) >= num_columns
+    shows_when = are_all_quoted or has_doubled or (has_quoted_comma and not has_plain_comma)
+    return rows if is_regular and shows_when else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,8 +45,35 @@ def test_marks_line_ends_and_empty_lines_change_nothing(table, mark, end):
 
 def test_quotes_may_stand_behind_blanks_and_comments_between_lines(table):
     path = table('# made by "hand\na, "x,y"\n# more\nb,  z\n')
-    options = {"header": False, "skip_initial_space": True, "comment": "#"}
+    options = {"header": False, "comment": "#"}
     assert rows(path, **options) == [(2, {"name": "a", "fold": "x,y"}), (4, {"name": "b", "fold": "z"})]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'name;fold\n"a; b";1\n"say ""x""";2',
+        '\ufeffsep=;\r\nfold;name\r\n1;"a; b"\r\n2;"say ""x"""\r\n',
+        'Sep=|\nname|fold\na; b|1\n"say ""x"""|2\n',
+        'name\tfold\n"a; b"\t1\n"say ""x"""\t2\n',
+        'Name,FOLD\na; b,1\n"say ""x""",2\n',
+        'name,fold,,\na; b,1,,\n"say ""x""",2,,\n',
+        'name,fold\na; b,1,\n"say ""x""",2,\n',
+        'name, "fold"\na; b, 1\n"say ""x""", "2"\n',
+    ],
+    ids=["semicolons", "of Excel", "stated", "tabs", "capitals", "empty columns", "empty cells", "blanks"],
+)
+def test_tables_as_other_programs_write_them(table, text):
+    assert [cells for _, cells in rows(table(text))] == [
+        {"name": "a; b", "fold": "1"},
+        {"name": 'say "x"', "fold": "2"},
+    ]
+
+
+def test_columns_that_differ_in_capitals_only_are_told_apart(table):
+    assert rows(table("Name,name,fold\nx,a,1\n"), ["name"]) == [(2, {"Name": "x", "name": "a", "fold": "1"})]
+    with pytest.raises(UnreadableError, match=r"there is no column 'name'; there are: Name, NAME, fold$"):
+        rows(table("Name,NAME,fold\nx,a,1\n"))
 
 
 def test_a_table_is_read_row_by_row(table):
@@ -60,7 +87,6 @@ def test_a_table_is_read_row_by_row(table):
     ("text", "message"),
     [
         ("", "there is no column 'name'; there are: none$"),
-        ("name;fold\na;1\n", "there is no column 'name'; there are: name;fold$"),
         ("name,take\na,1\n", "there is no column 'fold'; there are: name, take$"),
         ("name,fold\na,1\nb\n", "line 3: 1 cell for 2 columns$"),
         ("name,fold\na,1,2\n", "line 2: 3 cells for 2 columns$"),

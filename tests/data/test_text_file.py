@@ -29,6 +29,28 @@ def test_a_cell_may_be_empty_but_not_missing(file):
         list(read_lines(path, ("x", "y")))
 
 
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        # quoted by a program: everything, what holds a quote, what holds a comma
+        ('"a"\t"b"\n"c"\t"d, e"\n', [("a", "b"), ("c", "d, e")]),
+        ('a\t"say ""b"""\nc, d\te\n', [("a", 'say "b"'), ("c, d", "e")]),
+        ('"a, b"\tc\nd\t"e, f"\n', [("a, b", "c"), ("d", "e, f")]),
+        ('"a"\t"b\tc"\n"d"\t"e"\n', [("a", "b\tc"), ("d", "e")]),
+        # of the text: a lone quote, speech, a quoted text among others, a quote that goes over the tab
+        ('"a\tb\n"c"\t"d"\n', [('"a', "b"), ('"c"', '"d"')]),
+        ('"a," b\tc\n"d, e"\tf\n', [('"a," b', "c"), ('"d, e"', "f")]),
+        ('"a" "b"\tc\n', [('"a" "b"', "c")]),
+        ('"a!"\tb\nc, d\te\n', [('"a!"', "b"), ("c, d", "e")]),
+        ('"a, b"\tc\nd, e\tf\n', [('"a, b"', "c"), ("d, e", "f")]),
+        ('"a,\tb"\nc\td\n', [('"a,', 'b"'), ("c", "d")]),
+        ('5" pipe\ta\n', [('5" pipe', "a")]),
+    ],
+)
+def test_quotes_are_taken_off_where_a_program_has_put_them_on_only(file, text, wanted):
+    assert [(row["x"], row["y"]) for row in read_lines(file(text), ("x", "y"))] == wanted
+
+
 @pytest.mark.parametrize("read", [read_text, Entry.read, lambda path: list(read_lines(path, ("x",)))])
 class TestAnyReader:
     def test_missing_files_and_folders_are_named(self, tmp_path, read):
