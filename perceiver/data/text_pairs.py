@@ -1,6 +1,6 @@
 """Pairs of texts, of which the second is to be told from the first: translations, questions and answers, summaries.
 
-    root/{train,val,test}.tsv          source<tab>target; further columns are ignored
+    root/{train,val,test}.tsv          source<tab>target; further columns are ignored; for quotes see `read_lines`
     root/{train,val,test}.<language>   two files, line by line (`source` and `target` are their endings)
     root                               one file with tabs, as eng-fra.txt
 
