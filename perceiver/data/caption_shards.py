@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from perceiver.data.audio import AudioDataset, Clips
 from perceiver.data.base import OnError
-from perceiver.data.images import EXTENSIONS, ImageAugment, ImageDataset
+from perceiver.data.image_augment import ImageAugment
+from perceiver.data.images import EXTENSIONS, ImageDataset
 from perceiver.data.shard_dataset import ShardCaptions
 from perceiver.data.sound_file import SOUND_EXTENSIONS
 

@@ -13,7 +13,8 @@ import torch
 from perceiver.data.base import FileDataset, FileSplit, OnError, Split, UnreadableError
 from perceiver.data.characters import fault_in
 from perceiver.data.folders import first_few
-from perceiver.data.images import ImageAugment, ImageDataset
+from perceiver.data.image_augment import ImageAugment
+from perceiver.data.images import ImageDataset
 from perceiver.types import Sample, Stage
 
 log = logging.getLogger(__name__)

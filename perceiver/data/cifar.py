@@ -24,7 +24,8 @@ from torchvision.transforms.v2 import functional as F
 
 from perceiver.data.array_pickle import read_pickle
 from perceiver.data.base import OnError, Split, UnreadableError, split_by_name
-from perceiver.data.images import ImageArray, ImageAugment, ImageDataset
+from perceiver.data.image_augment import ImageAugment
+from perceiver.data.images import ImageArray, ImageDataset
 from perceiver.types import Stage
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from perceiver.data.base import OnError, split_by_name
 from perceiver.data.captions import Captions, ImageCaptions, references_in
-from perceiver.data.images import ImageAugment
+from perceiver.data.image_augment import ImageAugment
 from perceiver.data.text_file import Entry
 from perceiver.types import Stage
 

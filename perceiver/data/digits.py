@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 
 from perceiver.data.base import HeldOut, OnError, Split
-from perceiver.data.images import ImageArray, ImageAugment, ImageDataset
+from perceiver.data.image_augment import ImageAugment
+from perceiver.data.images import ImageArray, ImageDataset
 from perceiver.types import Stage
 
 

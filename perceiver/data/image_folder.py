@@ -6,7 +6,8 @@ from typing import Any
 
 from perceiver.data.base import FileSplit, HeldOut, OnError, Split
 from perceiver.data.folders import ClassFolders, LabelledFiles
-from perceiver.data.images import EXTENSIONS, ImageAugment, ImageDataset
+from perceiver.data.image_augment import ImageAugment
+from perceiver.data.images import EXTENSIONS, ImageDataset
 from perceiver.types import Sample, Stage
 
 

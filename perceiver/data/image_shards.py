@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from perceiver.data.base import OnError
-from perceiver.data.images import EXTENSIONS, ImageAugment, ImageDataset
+from perceiver.data.image_augment import ImageAugment
+from perceiver.data.images import EXTENSIONS, ImageDataset
 from perceiver.data.shard_dataset import ShardDataset
 from perceiver.data.shards import ShardSample
 

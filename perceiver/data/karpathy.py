@@ -14,7 +14,7 @@ from pathlib import Path
 from perceiver.data.base import OnError
 from perceiver.data.captions import Captions, ImageCaptions, references_in
 from perceiver.data.flickr8k import IMAGE_FOLDERS
-from perceiver.data.images import ImageAugment
+from perceiver.data.image_augment import ImageAugment
 from perceiver.data.text_file import Entry
 from perceiver.types import Stage
 

@@ -10,7 +10,7 @@ import torch
 from perceiver.data.base import UnreadableError
 from perceiver.data.captions import Captions, ImageCaptions, references_in, tidy
 from perceiver.data.collate import collate
-from perceiver.data.images import ImageAugment
+from perceiver.data.image_augment import ImageAugment
 from perceiver.training.data_module import DataModule
 from tests.data.caption_trees import photo, samples
 

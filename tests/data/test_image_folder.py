@@ -3,8 +3,8 @@ import torch
 from PIL import Image
 
 from perceiver.data.base import UnreadableError
+from perceiver.data.image_augment import ImageAugment
 from perceiver.data.image_folder import ImageFolder
-from perceiver.data.images import ImageAugment
 
 STAGES = ("train", "val", "test")
 COLOURS = {"ants": "red", "bees": "blue"}

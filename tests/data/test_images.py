@@ -10,7 +10,8 @@ from PIL import Image
 
 from perceiver.data import base
 from perceiver.data.base import UnreadableError
-from perceiver.data.images import MAX_PIXELS, ImageAugment, ImageDataset, read_image
+from perceiver.data.image_augment import ImageAugment
+from perceiver.data.images import MAX_PIXELS, ImageDataset, read_image
 
 WIDTH, HEIGHT = 13, 11
 WHITE = 255.0

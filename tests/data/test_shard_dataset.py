@@ -9,8 +9,8 @@ import torch
 from perceiver.data.audio import AudioAugment, Clips
 from perceiver.data.base import UnreadableError
 from perceiver.data.caption_shards import CaptionShards, SoundCaptionShards
+from perceiver.data.image_augment import ImageAugment
 from perceiver.data.image_shards import ImageShards
-from perceiver.data.images import ImageAugment
 from perceiver.data.shard_dataset import stage_tars
 from perceiver.data.sound_shards import SoundShards
 from tests.data.caption_trees import COUNTS, captions_of, lines, numbers, samples

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from perceiver.data.base import UnreadableError
+from perceiver.data.image_augment import ImageAugment
 from perceiver.data.image_shards import ImageShards
-from perceiver.data.images import ImageAugment
 from perceiver.training.data_module import DataModule
 from perceiver.types import Batch
 from tests.data.shard_trees import png, tar
