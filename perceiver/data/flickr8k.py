@@ -18,7 +18,7 @@ from pathlib import Path
 from perceiver.data.base import HeldOut, OnError
 from perceiver.data.captions import Captions, ImageCaptions, references_in
 from perceiver.data.characters import fault_in
-from perceiver.data.images import ImageAugment
+from perceiver.data.image_augment import ImageAugment
 from perceiver.data.tables import Row, read_rows
 from perceiver.data.text_file import read_lines
 from perceiver.types import Stage
