@@ -77,6 +77,8 @@ class DataModule(LightningDataModule):
         self.class_balanced = class_balanced
         self.pin_memory = pin_memory
         self.seed = seed
+        self.tested: Stage = "test"
+        """The split that is tested: whichever it is, each of its samples once."""
         self.unreadable: dict[str, None] = {}
         """What was left out so far because it could not be read, in the order it was met."""
 
@@ -212,7 +214,7 @@ class DataModule(LightningDataModule):
         return self._loader("val") if self.splits["val"] is not None else []
 
     def test_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
-        return self._loader("test") if self.splits["test"] is not None else []
+        return self._loader(self.tested, trains=False) if self.splits[self.tested] is not None else []
 
     def probe(self, chosen: int | Sequence[int]) -> Batch:
         """A fixed batch of samples of the validation split, or the next best one.
@@ -236,11 +238,11 @@ class DataModule(LightningDataModule):
         batch = _collate_readable([item.split()[0] if isinstance(item, Sample) else item for item in items])
         return self._without_unreadable(batch)
 
-    def _loader(self, stage: Stage) -> DataLoader[Any]:
+    def _loader(self, stage: Stage, *, trains: bool | None = None) -> DataLoader[Any]:
         split = self.splits[stage]
         if split is None:
             raise ValueError(f"the data set has no {stage} samples")
-        train = stage == "train"
+        train = stage == "train" if trains is None else trains
         sampler = KeyedSampler(
             num_samples=len(split),
             seed=self.seed,

@@ -1,7 +1,6 @@
 """The attention explorer of finished runs, on their own samples or on a user's files."""
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -33,7 +32,7 @@ from perceiver.inspection.terminal import report
 from perceiver.inspection.truth import mean_scores
 from perceiver.training.build import blamed_on
 from perceiver.training.errors import ConfigError, nearest, one_line
-from perceiver.training.finished import Finished, load
+from perceiver.training.finished import Finished, check_writable, load, located
 from perceiver.training.prediction import files_among, named, to_accelerator
 from perceiver.training.run import prepare_torch
 from perceiver.training.summary import console
@@ -115,18 +114,19 @@ def subject(cfg: DictConfig, key: str, checkpoint_key: str, overrides: Sequence[
     Raises:
         ConfigError: there is no such run or checkpoint.
     """
-    folder, checkpoint = Path(str(cfg[key])), str(cfg[checkpoint_key])
-    if not folder.is_dir():
-        raise ConfigError(f"{key}={folder}: no such run directory")
-    there = sorted(path.stem for path in (folder / "checkpoints").glob("*.ckpt"))
-    if not there:
-        raise ConfigError(f"{key}={folder}: there are no checkpoints in it, so it is no run that can be looked at")
-    if checkpoint not in there:
-        raise ConfigError(f"{checkpoint_key}={checkpoint}: {folder} has no such checkpoint{nearest(checkpoint, there)}")
-    finished = load(str(folder), checkpoint, overrides, cfg.trusted)
+    path, folder = located(str(cfg[key]), cfg[checkpoint_key], key, checkpoint_key)
+    if Path(str(cfg[key])).is_dir():
+        there = sorted(path.stem for path in (folder / "checkpoints").glob("*.ckpt"))
+        if not there:
+            raise ConfigError(f"{key}={folder}: there are no checkpoints in it, so it is no run that can be looked at")
+        if path.stem not in there:
+            raise ConfigError(
+                f"{checkpoint_key}={path.stem}: {folder} has no such checkpoint{nearest(path.stem, there)}"
+            )
+    finished = load(str(cfg[key]), cfg[checkpoint_key], overrides, cfg.trusted)
     to_accelerator(finished.parts)
     observer = finished.parts.observer(finished.config["attention"]["rollout_alpha"])
-    return Subject(f"{'/'.join(folder.absolute().parts[-2:])} ({checkpoint})", folder, finished, observer)
+    return Subject(f"{'/'.join(folder.absolute().parts[-2:])} ({path.stem})", folder, finished, observer)
 
 
 def compared(cfg: DictConfig, first: Subject) -> Subject:
@@ -136,14 +136,15 @@ def compared(cfg: DictConfig, first: Subject) -> Subject:
         ConfigError: it is the same checkpoint, or one that reads other modalities.
     """
     second = subject(cfg, "compare", "compare_checkpoint", ())
-    if second.folder.resolve() == first.folder.resolve() and cfg.compare_checkpoint == cfg.checkpoint:
+    ours, theirs = first.finished.checkpoint, second.finished.checkpoint
+    if theirs.resolve() == ours.resolve():
         problem = "the same checkpoint of the same run; choose another compare_checkpoint"
-        raise ConfigError(f"compare={cfg.compare}, compare_checkpoint={cfg.compare_checkpoint}: {problem}")
+        raise ConfigError(f"compare={cfg.compare}, compare_checkpoint={theirs.stem}: {problem}")
     reads, wanted = (", ".join(sorted(one.observer.model.encoders)) for one in (second, first))
     if reads != wanted:
         raise ConfigError(f"compare={cfg.compare}: its model reads {reads}, that of run reads {wanted}")
     if second.name == first.name:
-        second = replace(second, name=f"{second.folder.absolute()} ({cfg.compare_checkpoint})")
+        second = replace(second, name=f"{second.folder.absolute()} ({theirs.stem})")
     return second
 
 
@@ -195,12 +196,11 @@ def page_path(cfg: DictConfig, run: Path) -> Path:
     output = run / "attention" / name if cfg.output is None else Path(str(cfg.output))
     if output.suffix not in (".html", ".htm") or output.is_dir():
         raise ConfigError(f"output={output}: must be a file whose name ends in .html")
+    check_writable(output.parent)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"output={output}: its folder cannot be made ({error.strerror})") from error
-    if not os.access(output.parent, os.W_OK):
-        raise ConfigError(f"output={output}: its folder cannot be written to; name another")
     return output
 
 

@@ -1,5 +1,6 @@
 """A finished run, rebuilt from its checkpoint, and measured again."""
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,35 +17,40 @@ from perceiver.training.results import class_rows, test, unreadable, write_metri
 from perceiver.training.run import prepare_torch
 from perceiver.training.summary import class_table, console, metrics_table
 
+STAGES = ("train", "val", "test")
+
 
 @dataclass(frozen=True)
 class Finished:
-    """A run as one of its checkpoints has it; `step` and `epoch` number the last that were trained."""
+    """A run as one of its checkpoints has it; `step` and `epoch` number the last that were trained.
+
+    What is made of it is kept in `home`: the run directory, or for a checkpoint that lies elsewhere, a folder beside it
+    that has its name without the ending.
+    """
 
     config: dict[str, Any]
     parts: Parts
     step: int
     epoch: int
+    checkpoint: Path
+    home: Path
 
 
 def load(
-    run: str, checkpoint: str = "best", overrides: Sequence[str] = (), trusted: str | Iterable[str] = ()
+    run: str, checkpoint: str | None = None, overrides: Sequence[str] = (), trusted: str | Iterable[str] = ()
 ) -> Finished:
     """Rebuild a run from one of its checkpoints, with the model in evaluation mode: also for use in a notebook.
 
     Args:
-        run: the run directory.
-        checkpoint: `best` or `last`.
+        run: the run directory, or the file of a checkpoint.
+        checkpoint: of the run directory, `best` (also if None) or `last`.
         overrides: changes to the run's config, as `key=value`.
         trusted: packages of the user's own, of which the run may build any class; one or several.
 
     Raises:
         ConfigError: the run or checkpoint is not there or not readable, or an override names an unknown key.
     """
-    run_dir = Path(run)
-    if not run_dir.is_dir():
-        raise ConfigError(f"run={run}: no such run directory")
-    path = run_dir / "checkpoints" / f"{checkpoint}.ckpt"
+    path, home = located(run, checkpoint)
     found = read_checkpoint(path)
     check_trust(found.config, [trusted] if isinstance(trusted, str) else [str(one) for one in trusted], path)
     config = overridden(found.config, overrides, found.interpolations)
@@ -55,24 +61,86 @@ def load(
     except ConfigError as error:
         raise ConfigError(f"overrides={list(overrides)}: {error}" if overrides else str(error)) from error
     parts.module.eval()
-    return Finished(config, parts, found.step, found.epoch)
+    return Finished(config, parts, found.step, found.epoch, path, home)
+
+
+def located(
+    run: str, checkpoint: str | None, key: str = "run", checkpoint_key: str = "checkpoint"
+) -> tuple[Path, Path]:
+    """The file of a checkpoint, and where what is made of it is kept.
+
+    Raises:
+        ConfigError: there is no such run, or the two contradict each other.
+    """
+    path = Path(run)
+    if path.is_dir():
+        return path / "checkpoints" / f"{checkpoint or 'best'}.ckpt", path
+    if not path.exists():
+        raise ConfigError(f"{key}={run}: no such run directory, nor a checkpoint")
+    if checkpoint not in (None, path.stem):
+        raise ConfigError(f"{checkpoint_key}={checkpoint}: {key}={run} is another checkpoint; leave one of them out")
+    of_run = path.absolute().parent.name == "checkpoints" and (path.absolute().parents[1] / ".hydra").is_dir()
+    if not (of_run or path.suffix):
+        raise ConfigError(f"{key}={run}: neither a run directory nor a checkpoint, whose name ends in .ckpt")
+    return path, path.absolute().parents[1] if of_run else path.with_suffix("")
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder in which nothing can be written, before there is anything to write.
+
+    Raises:
+        ConfigError: it, or the nearest one above it that exists, is none or may only be read.
+    """
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise ConfigError(f"output={folder}: nothing can be written there; name another place with output=…")
 
 
 def evaluate(cfg: DictConfig) -> dict[str, float]:
-    """Test metrics of a run's checkpoint: printed, and written to `evaluation.json` in the run directory."""
+    """Metrics of a run's checkpoint on a split: printed, and written to `evaluation.json` in the run directory.
+
+    Those of another split than that for tests have names and a file of their own. The training samples are measured
+    without augmentation, as far as the data set's `augment` makes it.
+    """
+    split = cfg.split
+    if split not in STAGES:
+        raise ConfigError(f"split={split}: must be one of {', '.join(STAGES)}")
     finished = load(str(cfg.run), cfg.checkpoint, cfg.overrides, cfg.trusted)
+    if split == "train" and (plain := [f"{key}=null" for key in augmentations(finished.config["data"], "data")]):
+        finished = load(str(cfg.run), cfg.checkpoint, [*cfg.overrides, *plain], cfg.trusted)
     config, parts = finished.config, finished.parts
     prepare_torch(config)
-    trainer: Trainer = construct(config, "trainer", logger=False, enable_checkpointing=False)
+    parts.data.tested = split
+    limit = None if split == "train" else config["trainer"].get(f"limit_{split}_batches")
+    limited = config | {"trainer": config["trainer"] | {"limit_test_batches": limit}}
+    trainer: Trainer = construct(limited, "trainer", logger=False, enable_checkpointing=False)
     metrics = test(trainer, parts, config)
     if not metrics:
-        raise ConfigError(f"run={cfg.run}: its data set has no test samples")
+        raise ConfigError(f"run={cfg.run}: its data set has no {split} samples")
     metrics |= unreadable(parts)
     if not trainer.is_global_zero:
         return metrics
-    path = Path(cfg.run) / "evaluation.json"
-    write_metrics(metrics, path)
     if rows := class_rows(parts):
         console.print(class_table(rows))
-    console.print(metrics_table(metrics, {"metrics": path}))
+    name = "evaluation.json" if split == "test" else f"evaluation_{split}.json"
+    path = finished.home / name if cfg.output is None else Path(cfg.output)
+    console.print(metrics_table(metrics, {"checkpoint": finished.checkpoint, "metrics": path}))
+    of = {
+        **{"checkpoint": str(finished.checkpoint.absolute()), "step": finished.step, "epoch": finished.epoch},
+        **{"split": split, "overrides": list(cfg.overrides), "data": config["data"]},
+    }
+    try:
+        write_metrics(metrics, path, of)
+    except OSError as error:
+        raise ConfigError(f"output={path}: could not be written ({error.strerror}); name another file") from error
     return metrics
+
+
+def augmentations(node: Any, key: str) -> list[str]:
+    """The keys of what changes samples in training, below the config of a data set."""
+    if not isinstance(node, dict):
+        return []
+    found = [f"{key}.augment"] if node.get("augment") is not None else []
+    return found + [
+        one for name, child in node.items() if name != "augment" for one in augmentations(child, f"{key}.{name}")
+    ]

@@ -188,6 +188,8 @@ def with_run(arguments: Sequence[str]) -> list[str]:
         return list(arguments)
     folder = Path(text_of(asked[-1])).absolute()
     saved = folder / ".hydra" / "overrides.yaml"
+    if folder.is_file():
+        raise ConfigError(f"{asked[-1]}: a checkpoint; a new run goes on from it by ckpt_path={folder}")
     if not saved.is_file():
         raise ConfigError(f"{asked[-1]}: no run directory, there is no .hydra/overrides.yaml in it")
     if any(argument in ("-m", "--multirun") for argument in arguments):

@@ -19,8 +19,8 @@ from perceiver.training.config import KNOWN, fits, hint_of
 from perceiver.training.errors import ConfigError, about_unknown_root, explain, leaves
 
 TEXTS: dict[str, Any] = {
-    **dict.fromkeys(("run", "checkpoint", "compare_checkpoint", "out"), str),
-    **dict.fromkeys(("ckpt_path", "compare", "output"), str | None),
+    **dict.fromkeys(("run", "out"), str),
+    **dict.fromkeys(("ckpt_path", "compare", "output", "checkpoint", "compare_checkpoint"), str | None),
     **dict.fromkeys(("inputs", "trusted", "overrides"), str | list[str]),
     **dict.fromkeys(("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"), str),
 }

@@ -21,7 +21,7 @@ from perceiver.inspection.timeline import timeline
 from perceiver.model import Perceiver
 from perceiver.training.build import Parts
 from perceiver.training.errors import ConfigError, one_line
-from perceiver.training.finished import load
+from perceiver.training.finished import check_writable, load
 from perceiver.training.run import prepare_torch
 from perceiver.training.summary import console
 from perceiver.types import Sample, writable
@@ -50,7 +50,8 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
     config, parts = finished.config, finished.parts
     prepare_torch(config)
     to_accelerator(parts)
-    output = Path(cfg.output)
+    output = finished.home / "predictions" if cfg.output is None else Path(cfg.output)
+    check_writable(output)
     top = parts.task.num_answers if cfg.top is None else cfg.top
     files = list(files_among(paths, parts.data.dataset.file_endings))
     answers: list[dict[str, Any]] = []

@@ -47,9 +47,12 @@ def final_metrics(trainer: Trainer) -> dict[str, float]:
 
 
 def test(trainer: Trainer, parts: Parts, config: dict[str, Any]) -> dict[str, float]:
-    """The test metrics of the module's present weights, also those of classes; none where there is no test set."""
+    """The metrics of the module's present weights on the split that is tested, also those of classes.
+
+    There are none where there is no such split.
+    """
     with blamed_on(config, "data"):
-        if parts.data.splits["test"] is None:
+        if parts.data.splits[parts.data.tested] is None:
             return {}
         parts.data.check_readable("test")
     try:
@@ -58,7 +61,8 @@ def test(trainer: Trainer, parts: Parts, config: dict[str, Any]) -> dict[str, fl
         raise SystemExit(TERMINATED) from end
     of_all = {name: float(value) for dataloader in metrics for name, value in dataloader.items()}
     of_classes = {f"test/{metric}/{row['class']}": value for row in class_rows(parts) for metric, value in row.items()}
-    return of_all | {name: value for name, value in of_classes.items() if not isinstance(value, str)}
+    all_ = of_all | {name: value for name, value in of_classes.items() if not isinstance(value, str)}
+    return {f"{parts.data.tested}/{name.removeprefix('test/')}": value for name, value in all_.items()}
 
 
 def unreadable(parts: Parts) -> dict[str, float]:
@@ -83,12 +87,18 @@ def log_classes(trainer: Trainer, parts: Parts) -> None:
             logger.log_table("test/classes", columns=list(rows[0]), data=[list(row.values()) for row in rows])
 
 
-def write_metrics(metrics: Mapping[str, float], path: Path) -> None:
-    """Write metrics as one flat JSON object, sorted by name; null stands for what is not defined."""
+def write_metrics(metrics: Mapping[str, float], path: Path, of: Mapping[str, Any] | None = None) -> None:
+    """Write metrics as one flat JSON object, sorted by name; null stands for what is not defined.
+
+    Args:
+        metrics: by name.
+        path: the file.
+        of: what they were measured of, under `of`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     finite = {name: value if math.isfinite(value) else None for name, value in sorted(metrics.items())}
     part = path.with_suffix(".part")  # a run that is killed while it writes loses nothing that was there
-    part.write_text(json.dumps(finite, indent=2) + "\n")
+    part.write_text(json.dumps(finite if of is None else {"of": of, **finite}, indent=2) + "\n")
     part.replace(path)
 
 

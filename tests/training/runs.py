@@ -94,7 +94,9 @@ def trained(run_dir: Path, *overrides: str) -> Path:
 
 
 def metrics(run_dir: Path, name: str = "metrics") -> dict[str, float]:
-    return json.loads((run_dir / f"{name}.json").read_text())
+    found = json.loads((run_dir / f"{name}.json").read_text())
+    found.pop("of", None)
+    return found
 
 
 def checkpoint(run_dir: Path, name: str = "last") -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,41 @@ class TestEvaluate:
         assert script("experiments/evaluate.py", f"run={run}", 'overrides=["loader.batch_size=7"]').ok
         evaluated = metrics(run, "evaluation")
         assert evaluated == {name: pytest.approx(metrics(run)[name], abs=1e-6) for name in evaluated}
+
+    def test_another_split_is_measured_as_it_was_in_training_and_beside_the_tests(self, run):
+        assert script("experiments/evaluate.py", f"run={run}").ok
+        before = (run / "evaluation.json").read_bytes()
+        assert script("experiments/evaluate.py", f"run={run}", "split=val", "checkpoint=last").ok
+        expected = {name: value for name, value in metrics(run).items() if name.startswith("val/")}
+        assert metrics(run, "evaluation_val").items() >= expected.items()
+        assert (run / "evaluation.json").read_bytes() == before
+
+    def test_the_training_samples_are_measured_whole_and_without_augmentation(self, run):
+        def evaluated(*overrides):
+            ended = script("experiments/evaluate.py", f"run={run}", "split=train", *overrides)
+            assert ended.ok, ended.err
+            found = metrics(run, "evaluation_train")
+            assert all(name.startswith("train/") for name in found)
+            return found
+
+        other_order = 'overrides=["loader.seed=7","loader.batch_size=59","loader.drop_last=true"]'
+        assert evaluated() == pytest.approx(evaluated(other_order), abs=1e-6)
+
+    def test_what_was_measured_is_written_beside_it(self, run, tmp_path):
+        path, override = tmp_path / "new" / "here.json", "loader.batch_size=59"
+        overrides = [f'overrides=["{override}"]', f"output={path}", "checkpoint=last"]
+        assert script("experiments/evaluate.py", f"run={run}", *overrides).ok
+        of = json.loads(path.read_text())["of"]
+        assert of["checkpoint"] == str(run / "checkpoints" / "last.ckpt")
+        assert (of["step"], of["split"], of["overrides"]) == (5, "test", [override])
+        assert of["data"]["_target_"] == "perceiver.data.digits.Digits"
+
+    def test_where_nothing_can_be_written_the_metrics_are_printed(self, run, tmp_path):
+        (tmp_path / "file").touch()
+        ended = script("experiments/evaluate.py", f"run={run}", f"output={tmp_path}/file/evaluation.json")
+        assert ended.code == 1
+        assert f"{metrics(run)['test/accuracy']:.4f}" in ended.out
+        assert ended.err.splitlines()[-1].startswith(f"error: output={tmp_path}/file/evaluation.json: ")
 
     def test_it_changes_no_file_of_the_run(self, run):
         before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.name != "evaluation.json"}
@@ -63,6 +99,43 @@ def pictures(tmp_path_factory):
 def predict(run, pictures, output, *overrides):
     inputs = ",".join(f'"{path}"' for path in pictures)
     return script("experiments/predict.py", f"run={run}", f"inputs=[{inputs}]", f"output={output}", *overrides)
+
+
+class TestALoneCheckpoint:
+    """The file of a checkpoint stands for its run, also where it lies by itself."""
+
+    @pytest.fixture
+    def lone(self, run, tmp_path):
+        return shutil.copy(run / "checkpoints" / "best.ckpt", tmp_path / "lone.ckpt")
+
+    def test_it_is_evaluated_asked_and_inspected_and_what_is_made_lies_in_a_folder_beside_it(
+        self, run, lone, pictures, tmp_path
+    ):
+        assert script("experiments/evaluate.py", f"run={lone}").ok
+        assert metrics(tmp_path / "lone", "evaluation").items() <= metrics(run).items()
+        assert script("experiments/predict.py", f"run={lone}", f"inputs={pictures[0]}").ok
+        ended = script("experiments/inspect_attention.py", f"run={lone}", "scored_samples=0", "samples=2")
+        assert ended.ok, ended.err
+        made = {"evaluation.json", "predictions", "attention"}
+        assert {path.name for path in (tmp_path / "lone").iterdir()} == made
+        assert {path.name for path in tmp_path.iterdir()} == {"lone", "lone.ckpt"}
+
+    def test_in_a_run_directory_it_is_one_of_that(self, run):
+        (run / "evaluation.json").unlink(missing_ok=True)
+        assert script("experiments/evaluate.py", f"run={run}/checkpoints/last.ckpt", "checkpoint=last").ok
+        assert json.loads((run / "evaluation.json").read_text())["of"]["checkpoint"].endswith("last.ckpt")
+
+    @pytest.mark.parametrize("name", ["evaluate", "inspect_attention", "predict"])
+    def test_another_name_contradicts_it(self, lone, name):
+        inputs = ["inputs=x.png"] if name == "predict" else []
+        ended = script(f"experiments/{name}.py", f"run={lone}", "checkpoint=best", *inputs)
+        assert (ended.code, ended.err.count("\n")) == (1, 1)
+        assert ended.err.startswith(f"error: checkpoint=best: run={lone} ")
+
+    def test_training_says_how_to_go_on_from_it(self, lone):
+        ended = script("experiments/train.py", f"run={lone}")
+        assert (ended.code, ended.err.count("\n")) == (1, 1)
+        assert f"ckpt_path={lone}" in ended.err
 
 
 class TestPredict:
