@@ -76,8 +76,7 @@ class DurableIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """From a file; to fsspec, `::` in its path would be a chain of URLs."""
-        content: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=weights_only)
-        return content
+        return dict(torch.load(path, map_location=map_location or "cpu", weights_only=weights_only))
 
 
 def sync_folder(folder: Path) -> None:
@@ -101,9 +100,7 @@ class BestCheckpoint(ModelCheckpoint):
     def __init__(self, *, dirpath: Path, **settings: Any) -> None:
         super().__init__(dirpath=dirpath, **settings)
         self.dirpath = os.path.realpath(dirpath)  # where it takes the path for a URL's, it keeps a Path, which is saved
-
-    _validated = False
-    """Whether there is a validation that the choice of the best has not heard of."""
+        self._validated = False  # whether there is a validation that the choice of the best has not heard of
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int

@@ -43,7 +43,7 @@ from perceiver.training.results import (
 )
 from perceiver.training.sharding import is_sharded
 from perceiver.training.signals import INTERRUPTED, TERMINATED, EndedBySignal
-from perceiver.training.starting import prepare
+from perceiver.training.starting import check_lengths, prepare
 from perceiver.training.summary import class_table, console, metrics_table, model_table
 from perceiver.training.timing import peak_bytes
 from perceiver.types import Batch
@@ -94,6 +94,7 @@ def train_in(run_dir: Path, cfg: DictConfig) -> float | None:
         with blamed_on(config, "model"):  # it may not take what the data holds
             table = model_table(parts.model, parts.task, example) if len(example) else None
         check_monitors(trainer, config, parts, example)
+        check_lengths(trainer, parts.data, begins=start is None)
     except USER_ERRORS:
         discard_if_unused(run_dir)
         raise
@@ -128,7 +129,7 @@ def train_in(run_dir: Path, cfg: DictConfig) -> float | None:
         if rows := class_rows(parts):
             console.print(class_table(rows))
         written = {
-            "best checkpoint": best,
+            "best checkpoint" if checkpoints.best_model_score is not None else "last checkpoint, not validated": best,
             "metrics": run_dir / METRICS,
             "attention": run_dir / "attention" / PAGE,
         }

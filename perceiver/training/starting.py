@@ -4,10 +4,12 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 from perceiver.training.build import Checkpoint, Parts, build, load_weights, read_checkpoint, trust_needed
 from perceiver.training.checkpoints import LAST, PREVIOUS
+from perceiver.training.data_module import DataModule
 from perceiver.training.errors import ConfigError, leaves
 from perceiver.training.launch import is_restarted
 
@@ -35,6 +37,27 @@ def prepare(config: dict[str, Any], run_dir: Path) -> tuple[Parts, Path | None]:
     if config["compile"]:
         parts.model.compile()
     return parts, start
+
+
+def check_lengths(trainer: Trainer, data: DataModule, *, begins: bool) -> None:
+    """Hold against each other what a trainer is told of the length of a run and of its epochs.
+
+    Raises:
+        ConfigError: it could not train, or not validate, as it is told to.
+    """
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return
+    for name in ("max_epochs", "max_steps"):
+        if getattr(trainer, name) == 0 and begins:
+            log.warning("trainer.%s=0: nothing is trained, and the untrained weights are tested", name)
+    batches = data.batches_in_epoch(data.train_dataloader())
+    if batches == 0 and 0 not in (trainer.max_epochs, trainer.max_steps):
+        limit = trainer.limit_train_batches
+        raise ConfigError(f"trainer.limit_train_batches={limit}: leaves no batch to train on; give at least 1, or null")
+    every = trainer.val_check_interval
+    if trainer.check_val_every_n_epoch is not None and type(every) is int and every > batches:
+        advice = "give at most that, or trainer.check_val_every_n_epoch=null to count batches over epochs"
+        raise ConfigError(f"trainer.val_check_interval={every}: an epoch has {batches} batches; {advice}")
 
 
 @rank_zero_only

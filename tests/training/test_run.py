@@ -147,10 +147,28 @@ class TestSettings:
     )
     def test_without_validation_the_newest_is_the_best_and_there_are_maps(self, tmp_path, images, overrides):
         root = [f"data.root={images}"] if "data=image_folder" in overrides else []
-        run = trained(tmp_path / "run", *overrides, *root, "attention.every_n_epochs=1")
+        run = tmp_path / "run"
+        ended = train(run, *overrides, *root, "attention.every_n_epochs=1")
+        assert "not validated" in ended.out
         assert weights_equal(checkpoint(run, "best")["state_dict"], checkpoint(run)["state_dict"])
         assert len(list((run / "attention").glob("*.npz"))) == 2
         assert not [name for name in metrics(run) if name.startswith("val/")]
+
+    @pytest.mark.parametrize(
+        ("override", "said"),
+        [("trainer.limit_train_batches=0", "at least 1"), ("+trainer.val_check_interval=5", "an epoch has 3 batches")],
+    )
+    def test_lengths_that_cannot_be_are_refused_before_training(self, tmp_path, override, said):
+        ended = train(tmp_path / "run", override)
+        assert (ended.code, ended.err.count("\n")) == (1, 1)
+        assert ended.err.startswith(f"error: {override.removeprefix('+')}: ")
+        assert said in ended.err
+        assert not (tmp_path / "run").exists()
+
+    def test_that_untrained_weights_are_tested_is_said(self, tmp_path):
+        ended = train(tmp_path / "run", "trainer.max_epochs=0")
+        assert ended.ok, ended.err
+        assert "trainer.max_epochs=0: nothing is trained" in (tmp_path / "run" / "train.log").read_text()
 
     def test_without_a_test_set_there_are_no_test_metrics(self, tmp_path, images):
         run = trained(tmp_path / "run", "data=image_folder", f"data.root={images}", "data.test_fraction=0")
