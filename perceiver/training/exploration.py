@@ -196,11 +196,11 @@ def page_path(cfg: DictConfig, run: Path) -> Path:
     output = run / "attention" / name if cfg.output is None else Path(str(cfg.output))
     if output.suffix not in (".html", ".htm") or output.is_dir():
         raise ConfigError(f"output={output}: must be a file whose name ends in .html")
-    check_writable(output.parent)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"output={output}: its folder cannot be made ({error.strerror})") from error
+    check_writable(output.parent)
     return output
 
 

@@ -25,7 +25,7 @@ from perceiver.training.launch import is_restarted, is_started_by_first
 
 log = logging.getLogger(__name__)
 
-NAME = ".lock"
+LOCK = ".lock"
 PATIENCE, PATIENCE_RESTARTED = 1.0, 60.0
 """Seconds for another process to let go; longer where a scheduler starts the run again while the old one still ends."""
 NOT_SUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -61,7 +61,7 @@ def lock(folder: Path) -> None:
     Raises:
         ConfigError: another run is being trained there.
     """
-    path = Path(os.path.realpath(folder)) / NAME
+    path = Path(os.path.realpath(folder)) / LOCK
     if path in _held or is_started_by_first():
         return
     until = time.monotonic() + (PATIENCE_RESTARTED if is_restarted() else PATIENCE)
@@ -103,7 +103,7 @@ def lock(folder: Path) -> None:
 
 def release(folder: Path | None = None) -> None:
     """Let go of a directory, or of all that this process has locked."""
-    for path in list(_held) if folder is None else [Path(os.path.realpath(folder)) / NAME]:
+    for path in list(_held) if folder is None else [Path(os.path.realpath(folder)) / LOCK]:
         if (file := _held.pop(path, None)) is not None:
             with suppress(OSError):
                 path.unlink()

@@ -4,10 +4,11 @@ import json
 import math
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -44,6 +45,22 @@ def final_metrics(trainer: Trainer) -> dict[str, float]:
         if isinstance(callback, AttentionCallback):
             measured |= callback.scores
     return measured
+
+
+class MetricsOfTraining(Callback):
+    """Has what training measured on disk before its last checkpoint takes its place, after which it is not done again.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            with suppress(OSError):  # where the disk is full, the end of the run says so
+                write_metrics(final_metrics(trainer), self.path)
 
 
 def test(trainer: Trainer, parts: Parts, config: dict[str, Any]) -> dict[str, float]:

@@ -24,13 +24,13 @@ from perceiver.training.checkpoints import BEST, LAST, NEXT, BestCheckpoint, Dur
 from perceiver.training.config import resolved
 from perceiver.training.errors import USER_ERRORS, ConfigError, nearest, one_line
 from perceiver.training.launch import environment_plugins, leave_last, needs_processes_of_its_own, run_apart
-from perceiver.training.lock import NAME as LOCK
-from perceiver.training.lock import lock, release
+from perceiver.training.lock import LOCK, lock, release
 from perceiver.training.loggers import Curves, WandbMirror
 from perceiver.training.module import DivergedError
 from perceiver.training.overrides import interpolations
 from perceiver.training.results import (
     METRICS,
+    MetricsOfTraining,
     best_checkpoint,
     best_score,
     class_rows,
@@ -153,6 +153,7 @@ def build_trainer(
     ]
     chosen = config.get("callbacks") or {}
     callbacks += [construct(config, f"callbacks.{name}") for name, node in chosen.items() if node is not None]
+    callbacks.append(MetricsOfTraining(run_dir / METRICS))
     if is_sharded(config["trainer"]) and any(isinstance(callback, WeightAveraging) for callback in callbacks):
         raise ConfigError("callbacks: a moving average of divided weights is not kept; leave out ema, or trainer=ddp")
     for path in (*folder.glob("*.part"), folder / NEXT):  # of a process that was killed

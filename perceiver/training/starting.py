@@ -50,6 +50,7 @@ def check_lengths(trainer: Trainer, data: DataModule, *, begins: bool) -> None:
     for name in ("max_epochs", "max_steps"):
         if getattr(trainer, name) == 0 and begins:
             log.warning("trainer.%s=0: nothing is trained, and the untrained weights are tested", name)
+    data.trainer = trainer  # as when it trains: there may be limits, and other processes
     batches = data.batches_in_epoch(data.train_dataloader())
     if batches == 0 and 0 not in (trainer.max_epochs, trainer.max_steps):
         limit = trainer.limit_train_batches

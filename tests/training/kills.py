@@ -73,16 +73,16 @@ def _said(ended: Ended) -> int:
     return ended.code or 0
 
 
-def before_call(count: int, method: str, act: Callable[[], Any], owner: type = TrainingModule) -> Callable[[], None]:
+def before_call(count: int, method: str, act: Callable[[], Any], owner: Any = TrainingModule) -> Callable[[], None]:
     """Has this process do something before the call number `count`, from 0 on, of a method."""
 
     def prepare() -> None:
         original, calls = getattr(owner, method), iter(range(count + 1))
 
-        def call(self, *args, **kwargs):
+        def call(*args, **kwargs):
             if next(calls, None) == count:
                 act()
-            return original(self, *args, **kwargs)
+            return original(*args, **kwargs)
 
         setattr(owner, method, call)
 

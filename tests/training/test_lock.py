@@ -10,7 +10,7 @@ import pytest
 
 from perceiver.training import lock as locking
 from perceiver.training.errors import ConfigError
-from perceiver.training.lock import NAME, lock, release
+from perceiver.training.lock import LOCK, lock, release
 from tests.training.processes import TWO, slurm, train_on
 from tests.training.runs import SMALL, script, train
 
@@ -81,10 +81,10 @@ def test_a_second_one_is_refused_before_anything_is_written_and_told_which_it_is
 def test_one_that_was_killed_has_let_go_though_its_readers_live_on(tmp_path, readers):
     with training_in(tmp_path / "run", readers):
         pass
-    assert (tmp_path / "run" / NAME).exists()
+    assert (tmp_path / "run" / LOCK).exists()
     ended = train(tmp_path / "run")
     assert ended.ok, ended.err
-    assert not (tmp_path / "run" / NAME).exists()
+    assert not (tmp_path / "run" / LOCK).exists()
 
 
 def test_one_that_is_started_again_waits_for_the_one_before(tmp_path, monkeypatch):
