@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.training.runs import ROOT, metrics, script, trained
+from perceiver.training.config import register_resolvers, resolved
+from tests.training.runs import ROOT, composed, image_tree, metrics, script, trained
 
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / "README.md").read_text(), flags=re.DOTALL | re.MULTILINE)
 NAME = re.compile(r"(?:# @package _global_\n)?# (\S+\.(?:py|yaml))\n")
@@ -58,3 +59,14 @@ def test_the_blocks_of_python_run(tmp_path):
         }.items():
             block = block.replace(f'"{shown}"', repr(str(real)))
         exec(block, names)
+
+
+@pytest.mark.slow
+def test_every_line_of_overrides_fits_what_it_builds(tmp_path):
+    (block,) = (block for _, block in BLOCKS if block.startswith("# data and loader"))
+    lines = [line.partition(" #")[0] for line in block.splitlines()]
+    register_resolvers()
+    image_tree(tmp_path)
+    for line in (line for line in lines if line.strip() and not line.startswith(("#", "-m"))):
+        with composed(*shlex.split(line.replace("PATH", str(tmp_path)))) as cfg:
+            assert resolved(cfg), line
