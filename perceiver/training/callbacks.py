@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from torch import Tensor
 
 from perceiver.data.sampler import mix
 from perceiver.training.loggers import log_now
 from perceiver.training.module import TrainingModule
+from perceiver.training.summary import note
 from perceiver.types import Batch
 
 
@@ -132,3 +133,55 @@ class TrainingClock(Callback):
     @property
     def metrics(self) -> dict[str, float]:
         return {"train/seconds": self.seconds, "samples_per_second": self.samples / max(self.seconds, 1e-9)}
+
+
+class RunLog(Callback):
+    """Writes to the run's log file what is trained on what, each validation, and each checkpoint that is the best."""
+
+    def __init__(self) -> None:
+        self._best: str | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        sizes = {split: len(samples) for split, samples in trainer.datamodule.splits.items() if samples is not None}  # type: ignore[attr-defined]
+        device = trainer.strategy.root_device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+        note(
+            f"trains in {trainer.world_size} process(es) on {device.type} ({name}), precision {trainer.precision}; "
+            f"samples: {', '.join(f'{split} {size:,}' for split, size in sizes.items())}"
+        )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._best = self._score(trainer)
+        ends = {"max_epochs": trainer.max_epochs, "max_steps": trainer.max_steps}
+        until = ", ".join(f"{key} {value}" for key, value in ends.items() if value not in (None, -1))
+        note(f"begins at step {trainer.global_step}, epoch {trainer.current_epoch}; until {until}")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._note_metrics(trainer, "val/")
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._note_best(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._note_metrics(trainer, "train/")
+        self._note_best(trainer)
+
+    def _note_metrics(self, trainer: Trainer, stage: str) -> None:
+        assert isinstance(trainer.lightning_module, TrainingModule)
+        values = {name: value for name, value in trainer.lightning_module.measured.items() if name.startswith(stage)}
+        text = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        when = f"epoch {trainer.current_epoch}" if stage == "val/" else "trained"
+        note(f"{when}, step {trainer.global_step}: {text}")
+
+    def _note_best(self, trainer: Trainer) -> None:
+        """Checkpoints are written after all callbacks of an epoch; the next event tells of them."""
+        if (score := self._score(trainer)) != self._best:
+            self._best = score
+            checkpoints = trainer.checkpoint_callback
+            assert isinstance(checkpoints, ModelCheckpoint)
+            note(f"best checkpoint so far: {checkpoints.monitor} {score}, {checkpoints.best_model_path}")
+
+    def _score(self, trainer: Trainer) -> str | None:
+        score = getattr(trainer.checkpoint_callback, "best_model_score", None)
+        return None if score is None else f"{float(score):.4g}"

@@ -3,6 +3,7 @@
 import difflib
 import functools
 import inspect
+import logging
 import os
 import re
 import sys
@@ -33,6 +34,7 @@ from omegaconf.errors import (
 from perceiver.data.base import UnreadableError
 from perceiver.training.data_module import PositionError
 from perceiver.training.signals import INTERRUPTED
+from perceiver.training.summary import note
 from perceiver.training.synonyms import OURS, SYNONYMS
 
 P = ParamSpec("P")
@@ -234,6 +236,7 @@ def explained(function: Callable[P, T]) -> Callable[P, T | None]:
             sentence = "launcher=slurm: there is no srun on this machine; submit from one of the cluster's"
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
+        note(f"error: {sentence}", logging.ERROR)
         if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
             print(f"error: {sentence}", file=sys.stderr)  # noqa: T201  (the other runs of the sweep go on)
             return None

@@ -11,11 +11,14 @@ from typing import Any, Literal
 
 import wandb
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from wandb.sdk.lib.runid import generate_id
+
+from perceiver.tasks.base import LOWER_IS_BETTER
 
 log = logging.getLogger(__name__)
 
@@ -125,8 +128,12 @@ class Curves(Logger):
 class WandbMirror(WandbLogger):
     """A W&B logger that never asks, and never stops a run.
 
+    The summary of a validation metric is its best value, and `summarize` adds what the run came to.
+
     Args:
-        project, name, group, tags: as in `wandb.init`.
+        project, entity, name, group, job_type, tags, notes: as in `wandb.init`.
+        log_model: checkpoints to keep as versions of the artifact `model-<run id>`: `best`, the best when the run ends;
+            `all`, each best when it is found, and the last; false, none.
         mode: `auto` is what `WANDB_MODE` says where it is set, otherwise online where the user is logged in and offline
             elsewhere.
         run_dir: everything W&B writes stays below it, in `wandb/`.
@@ -138,14 +145,20 @@ class WandbMirror(WandbLogger):
         self,
         *,
         project: str,
-        name: str | None,
-        group: str | None,
+        entity: str | None = None,
+        name: str | None = None,
+        group: str | None = None,
+        job_type: str | None = None,
         tags: list[str],
+        notes: str | None = None,
+        log_model: Literal[False, "best", "all"] = False,
         mode: Literal["auto", "online", "offline", "disabled"],
         run_dir: str,
         continued: bool,
         run_config: Mapping[str, Any],
     ) -> None:
+        if log_model not in (False, "best", "all"):
+            raise ValueError(f"log_model={log_model} must be false, best or all")
         folder = str(Path(run_dir).absolute())
         self._id_file = Path(folder) / "wandb" / "run_id"
         # Staged media and logs would otherwise go to the home folder, and be lost with it.
@@ -153,20 +166,26 @@ class WandbMirror(WandbLogger):
         os.environ.setdefault("WANDB_CACHE_DIR", folder)
         super().__init__(
             project=project,
+            entity=entity,
             name=name,
             group=group,
+            job_type=job_type,
             tags=tags,
+            notes=notes,
             mode=_possible_mode(mode),
             save_dir=folder,
-            id=(_id_in(self._id_file) if continued else None) or generate_id(),
+            id=(_id_in(self._id_file) if continued else None) or _id_in_sweep() or generate_id(),
             config=dict(run_config),
             settings=wandb.Settings(
                 init_timeout=INIT_TIMEOUT_SECONDS, finish_timeout=FINISH_TIMEOUT_SECONDS, silent=True
             ),
         )
         del self._wandb_init["anonymous"]  # Lightning's default; W&B warns that it has no effect
+        self.keeps = log_model
         self.failures = 0
         self._begins = True
+        self._best: str | None = None
+        self._summarized: set[str] = set()
         self._known_step = -1
 
     @rank_zero_only
@@ -183,7 +202,62 @@ class WandbMirror(WandbLogger):
             if run.resumed:  # it has what was logged behind the checkpoint from which the run goes on
                 self._known_step = run.summary.get("trainer/global_step", -1)
         if step is None or step >= self._known_step:
+            for name in sorted(metrics.keys() - self._summarized):
+                if name.startswith("val/"):
+                    best = "min" if name.rpartition("/")[2] in LOWER_IS_BETTER else "max"
+                    run.define_metric(name, step_metric="trainer/global_step", step_sync=True, summary=best)
+            self._summarized.update(metrics)
             super().log_metrics(metrics, step)
+
+    @property
+    def version(self) -> str:
+        """Nothing that a progress bar would show; the run's id is in `wandb/run_id`."""
+        return ""
+
+    @property
+    def is_recording(self) -> bool:
+        """Whether what is logged arrives anywhere."""
+        return self._wandb_init["mode"] != "disabled" and self.failures < MAX_FAILURES
+
+    @rank_zero_only
+    def summarize(self, values: Mapping[str, float]) -> None:
+        """What a run came to, into the columns of W&B's table of runs; validation's best are there already."""
+        chosen = {name: value for name, value in values.items() if not name.startswith("val/")}
+        self._attempt(lambda: self.experiment.summary.update(chosen))
+
+    @rank_zero_only
+    def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
+        """Keep a new best checkpoint, where each is kept."""
+        score, path = checkpoint_callback.best_model_score, Path(checkpoint_callback.best_model_path)
+        found = f"{score}"
+        if self.keeps == "all" and score is not None and found != self._best and path.is_file():
+            self._best = found
+            about = {
+                str(checkpoint_callback.monitor): float(score),
+                "step": checkpoint_callback._last_global_step_saved,
+            }
+            self.keep(path, "best", about)
+
+    @rank_zero_only
+    def keep_final(self, best: Path | None, about_best: Mapping[str, float], last: Path, step: int) -> None:
+        """Keep the checkpoints with which a run ends."""
+        if self.keeps and best is not None:
+            self.keep(best, "best", about_best)
+        if self.keeps == "all" and last.is_file():
+            self.keep(last, "last", {"step": step})
+
+    def keep(self, path: Path, alias: str, about: Mapping[str, float]) -> None:
+        """A checkpoint as a version of the run's artifact; one that is there already only gets its alias."""
+        if not self.is_recording:
+            return
+
+        def upload() -> None:
+            run = self.experiment
+            artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata=dict(about))
+            artifact.add_file(str(path), name=path.name)
+            run.log_artifact(artifact, aliases=[alias])
+
+        self._attempt(upload)
 
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
@@ -228,6 +302,11 @@ def _id_in(path: Path) -> str | None:
         found = re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", path.read_text().strip())
         return found and found[0]
     return None
+
+
+def _id_in_sweep() -> str | None:
+    """The id that an agent of W&B's sweeps has given the run it started."""
+    return os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
 
 
 def _possible_mode(mode: str) -> str:

@@ -205,7 +205,7 @@ class TrainingModule(LightningModule):
             raise ConfigError(f"task.monitor={monitor}: validation has no such metric{nearest(monitor, list(values))}")
         shown = (monitor, "loss")
         for name, value in values.items():
-            prog_bar = stage != "test" and name in shown
+            prog_bar = stage == "val" and name in shown  # of the epoch so far; training's would be the epoch's before
             self.log(f"{stage}/{name}", value, prog_bar=prog_bar, logger=stage != "train")
         if stage != "test":
             self.measured |= {f"{stage}/{name}": float(value) for name, value in values.items()}

@@ -125,6 +125,11 @@ def written_metrics(path: Path) -> dict[str, float]:
     return {name: math.nan if value is None else value for name, value in written.items()}
 
 
+def of_best(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Of the final metrics, those of the best checkpoint."""
+    return {name: value for name, value in metrics.items() if name.startswith(("best/", "test/"))}
+
+
 def best_score(run_dir: Path) -> float | None:
     """What a run that was done by other processes has come to; see `train`."""
     metrics = json.loads((run_dir / METRICS).read_text())

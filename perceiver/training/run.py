@@ -4,7 +4,8 @@ import copy
 import logging
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from omegaconf import DictConfig
 
 from perceiver.inspection.explorer import PAGE
 from perceiver.training.build import Parts, blamed_on, construct, load_weights, read_checkpoint
-from perceiver.training.callbacks import StepLog, StepSeeds, TrainingClock
+from perceiver.training.callbacks import RunLog, StepLog, StepSeeds, TrainingClock
 from perceiver.training.checkpoints import BEST, LAST, NEXT, BestCheckpoint, DurableIO
 from perceiver.training.config import resolved
 from perceiver.training.errors import USER_ERRORS, ConfigError, nearest, one_line
@@ -36,6 +37,7 @@ from perceiver.training.results import (
     class_rows,
     final_metrics,
     log_classes,
+    of_best,
     test,
     unreadable,
     write_metrics,
@@ -44,7 +46,17 @@ from perceiver.training.results import (
 from perceiver.training.sharding import is_sharded
 from perceiver.training.signals import INTERRUPTED, TERMINATED, EndedBySignal
 from perceiver.training.starting import check_lengths, prepare
-from perceiver.training.summary import class_table, console, metrics_table, model_table
+from perceiver.training.summary import (
+    class_table,
+    console,
+    cost_of,
+    metrics_table,
+    model_table,
+    note,
+    of_whole_sets,
+    show,
+)
+from perceiver.training.sweep import display_name, group_of
 from perceiver.training.timing import peak_bytes
 from perceiver.types import Batch
 
@@ -58,6 +70,7 @@ UNHELPFUL_WARNINGS = (
     ".*Total length of `list` across ranks is zero.*",  # there is no validation set
     "(?s).*exists and is not empty.*",  # Hydra made the run directory
     ".*treespec.*is deprecated.*",
+    ".*but have no logger configured.*",  # what is measured again is printed and written
     ".*sync_dist=True.*",  # the metrics that are logged are those of all processes already
     ".*resuming from a checkpoint that ended before the epoch ended.*",  # the data module goes on where it stopped
 )
@@ -92,21 +105,23 @@ def train_in(run_dir: Path, cfg: DictConfig) -> float | None:
         trainer, clock = build_trainer(config, parts, run_dir, continued=start is not None)
         example = parts.data.probe(EXAMPLES)
         with blamed_on(config, "model"):  # it may not take what the data holds
-            table = model_table(parts.model, parts.task, example) if len(example) else None
+            cost = cost_of(parts.model, parts.task, example) if len(example) else {}
+            table = model_table(parts.model, cost, example) if cost else None
         check_monitors(trainer, config, parts, example)
         check_lengths(trainer, parts.data, begins=start is None)
     except USER_ERRORS:
         discard_if_unused(run_dir)
         raise
     if trainer.is_global_zero and table is not None:
-        console.print(table)
+        show(table)
     if trainer.is_global_zero and parts.tokenizer is not None and parts.tokenizer.vocabulary is not None:
         (run_dir / "tokenizer.json").write_text(parts.tokenizer.vocabulary)
     exit_code = 1
     try:
-        fit(trainer, parts, config, start)
+        with warnings_in_log():
+            fit(trainer, parts, config, start)
         before = {} if start is None else written_metrics(run_dir / METRICS)  # of a run that was at its end already
-        metrics = before | final_metrics(trainer) | clock.metrics
+        metrics = before | final_metrics(trainer) | clock.metrics | cost
         checkpoints = trainer.checkpoint_callback
         assert isinstance(checkpoints, ModelCheckpoint)
         if checkpoints.best_model_score is not None:
@@ -119,6 +134,10 @@ def train_in(run_dir: Path, cfg: DictConfig) -> float | None:
         metrics |= test(trainer, parts, config)
         log_classes(trainer, parts)
         metrics |= unreadable(parts)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbMirror):
+                logger.summarize(of_whole_sets(metrics))
+                logger.keep_final(best, of_best(metrics), run_dir / "checkpoints" / LAST, trainer.global_step)
         exit_code = 0
     finally:
         for logger in trainer.loggers:
@@ -127,13 +146,14 @@ def train_in(run_dir: Path, cfg: DictConfig) -> float | None:
     if trainer.is_global_zero:
         write_metrics(metrics, run_dir / METRICS)
         if rows := class_rows(parts):
-            console.print(class_table(rows))
+            show(class_table(rows))
         written = {
             "best checkpoint" if checkpoints.best_model_score is not None else "last checkpoint, not validated": best,
             "metrics": run_dir / METRICS,
             "attention": run_dir / "attention" / PAGE,
         }
-        console.print(metrics_table(metrics, {name: path for name, path in written.items() if path and path.exists()}))
+        show(metrics_table(metrics, {name: path for name, path in written.items() if path and path.exists()}))
+        note("done")
     return metrics.get(f"best/{checkpoints.monitor}")
 
 
@@ -149,6 +169,7 @@ def build_trainer(
         clock,
         StepSeeds(seed=config["seed"]),
         StepLog(),
+        RunLog(),
         construct(config, "attention"),
     ]
     chosen = config.get("callbacks") or {}
@@ -158,8 +179,17 @@ def build_trainer(
         raise ConfigError("callbacks: a moving average of divided weights is not kept; leave out ema, or trainer=ddp")
     for path in (*folder.glob("*.part"), folder / NEXT):  # of a process that was killed
         path.unlink(missing_ok=True)
+    hydra, chosen = HydraConfig.get(), config["logger"]
+    experiment = hydra.runtime.choices.get("experiment")
     mirror = construct(
-        config, "logger", run_dir=str(run_dir), continued=continued, run_config=config, _recursive_=False
+        config,
+        "logger",
+        run_dir=str(run_dir),
+        continued=continued,
+        run_config=config,
+        name=chosen.get("name") or display_name(run_dir, experiment, hydra.overrides.task),
+        group=chosen.get("group") or group_of(run_dir, experiment),
+        _recursive_=False,
     )
     trainer: Trainer = construct(
         config,
@@ -267,11 +297,23 @@ def fit(trainer: Trainer, parts: Parts, config: Mapping[str, Any], start: Path |
         raise
 
 
+@contextmanager
+def warnings_in_log() -> Iterator[None]:
+    """Python's warnings go where the program's own go: to the terminal and to the run's log file."""
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+
+
 def tell_how_to_go_on(trainer: Trainer) -> None:
     """The command that continues the run, if there is a checkpoint to continue from."""
     run_dir = Path(trainer.default_root_dir)
     if trainer.is_global_zero and (run_dir / "checkpoints" / LAST).exists():
-        console.print(f"ended at step {trainer.global_step}; continue with run={run_dir}", soft_wrap=True)
+        how = f"ended at step {trainer.global_step}; continue with run={run_dir}"
+        console.print(how, soft_wrap=True)
+        note(how, logging.WARNING)
 
 
 def advice_on(error: BaseException, config: Mapping[str, Any], trainer: Trainer) -> str | None:

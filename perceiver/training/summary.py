@@ -1,12 +1,15 @@
 """What a model costs, and the tables around a run."""
 
 import copy
+import io
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -19,6 +22,27 @@ from perceiver.types import Batch
 MOST_ROWS = 50
 
 console = Console(markup=False, emoji=False)  # names of files and classes are no markup
+
+
+LOG_WIDTH = 120
+"""Characters in a line of a table in the run's log file."""
+
+
+@rank_zero_only
+def note(message: str, level: int = logging.INFO) -> None:
+    """Write to the run's log file (`train.log`) alone, what the terminal shows in its own way or not at all."""
+    record = logging.LogRecord("perceiver", level, "", 0, message, (), None)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
+
+
+def show(table: Table) -> None:
+    """Print a table, and write it to the run's log file."""
+    console.print(table)
+    text = io.StringIO()
+    Console(file=text, width=LOG_WIDTH, markup=False, emoji=False).print(table)
+    note("\n".join(line.rstrip() for line in text.getvalue().splitlines()))
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -38,7 +62,15 @@ def flops_per_sample(model: nn.Module, task: Task, batch: Batch) -> int:
     return counter.get_total_flops() // len(batch)
 
 
-def model_table(model: nn.Module, task: Task, batch: Batch) -> Table:
+def cost_of(model: nn.Module, task: Task, batch: Batch) -> dict[str, float]:
+    """What a model costs, as metrics of its run."""
+    return {
+        "parameters": float(count_parameters(model)),
+        "flops_per_sample": float(flops_per_sample(model, task, batch)),
+    }
+
+
+def model_table(model: nn.Module, cost: Mapping[str, float], batch: Batch) -> Table:
     """Parameters of each part, and the cost of one sample."""
     table = Table(title="model", title_justify="left")
     for column in ("part", "what", "parameters"):
@@ -49,7 +81,7 @@ def model_table(model: nn.Module, task: Task, batch: Batch) -> Table:
             table.add_row(f"{name}.{child_name}".rstrip("."), type(child).__name__, f"{count_parameters(child):,}")
     table.add_section()
     table.add_row("all", type(model).__name__, f"{count_parameters(model):,}")
-    table.add_row("one sample", " + ".join(_shape(batch)), f"{flops_per_sample(model, task, batch) / 1e9:,.4g} GFLOPs")
+    table.add_row("one sample", " + ".join(_shape(batch)), f"{cost['flops_per_sample'] / 1e9:,.4g} GFLOPs")
     return table
 
 
@@ -57,14 +89,18 @@ def _shape(batch: Batch) -> list[str]:
     return [f"{name} {'×'.join(map(str, value.shape[1:]))}" for name, value in batch.inputs.items()]
 
 
+def of_whole_sets(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Metrics without those of single classes."""
+    return {name: value for name, value in metrics.items() if not (name.startswith("test/") and name.count("/") > 1)}
+
+
 def metrics_table(metrics: Mapping[str, float], written: Mapping[str, Path]) -> Table:
     """The final metrics, those of single classes left out, and where everything lies."""
     table = Table(title="result", title_justify="left", show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
-    for name, value in metrics.items():
-        if not (name.startswith("test/") and name.count("/") > 1):
-            table.add_row(name, _number(value))
+    for name, value in of_whole_sets(metrics).items():
+        table.add_row(name, _number(value))
     table.add_section()
     for name, path in written.items():
         table.add_row(name, os.path.relpath(path))

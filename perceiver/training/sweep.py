@@ -15,8 +15,42 @@ from rich.table import Table
 
 from perceiver.training.summary import console
 
+MULTIRUN = "multirun.yaml"
+"""Hydra's file with a sweep's own command line, in the sweep's directory."""
+MOST_CHARACTERS = 100
+"""Of a display name; W&B takes 128."""
 SHOWN = ("test/", "val/", "")
 """The metrics that a table shows: those that begin with the first of these that any begins with."""
+
+
+def sweep_of(run_dir: Path) -> Path | None:
+    """The directory of the sweep that a run belongs to, if it does."""
+    folder = run_dir.absolute().parent
+    return folder if (folder / MULTIRUN).is_file() else None
+
+
+def group_of(run_dir: Path, experiment: str | None) -> str | None:
+    """What a run is grouped by: its sweep, or its experiment."""
+    sweep = sweep_of(run_dir)
+    return experiment if sweep is None else sweep.name
+
+
+def display_name(run_dir: Path, experiment: str | None, overrides: Sequence[str]) -> str | None:
+    """A run's name by what sets it apart: the experiment and its overrides, in a sweep those that it varies.
+
+    Keys are shortened to their last part, unless that is the same for two of them.
+    """
+    if (sweep := sweep_of(run_dir)) is not None:
+        common = [str(one) for one in OmegaConf.load(sweep / MULTIRUN).hydra.overrides.task]
+        overrides = [one for one in overrides if one not in common] or overrides
+    pairs = [(key.lstrip("+~"), value) for key, _, value in (one.partition("=") for one in overrides)]
+    shown = [
+        pair for pair in pairs if pair[0].partition(".")[0] not in ("experiment", "logger", "ckpt_path", "hydra", "run")
+    ]
+    ends = [key.rpartition(".")[2] for key, _ in shown]
+    texts = [f"{end if ends.count(end) == 1 else key}={value}" for end, (key, value) in zip(ends, shown, strict=True)]
+    name = " ".join(filter(None, [experiment, *texts]))
+    return (name if len(name) <= MOST_CHARACTERS else f"{name[: MOST_CHARACTERS - 1]}…") or None
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 import csv
 import io
+import json
 import logging
 import os
 import resource
@@ -15,7 +16,7 @@ from PIL import Image
 from perceiver.training import loggers
 from perceiver.training.loggers import Curves, WandbMirror
 from tests.training.kills import in_fork
-from tests.training.wandb_file import exit_codes, rows, run_folders
+from tests.training.wandb_file import exit_codes, records, rows, run_folders
 
 WANDB_SETTINGS = [
     f"WANDB_{name}" for name in ("MODE", "API_KEY", "SILENT", "DIR", "DATA_DIR", "CACHE_DIR", "CONFIG_DIR")
@@ -297,3 +298,36 @@ def test_online_without_a_server_is_recorded_offline_before_long(tmp_path, monke
     assert len(warnings_of(caplog)) == 1
     offline = [folder for folder in run_folders(tmp_path / "run") if folder.name.startswith("offline")]
     assert [row["loss"] for row in rows(offline[0])] == [2.0, 1.0]
+
+
+def test_the_summary_has_the_best_of_validation_and_what_the_run_came_to_and_checkpoints_are_kept(tmp_path):
+    logger = WandbMirror(
+        project="p",
+        tags=[],
+        mode="offline",
+        log_model="all",
+        run_dir=str(tmp_path / "run"),
+        continued=False,
+        run_config={},
+    )
+    for step, (loss, accuracy) in enumerate([(0.5, 0.2), (0.3, 0.7), (0.4, 0.6)]):
+        logger.log_metrics({"val/loss": loss, "val/accuracy": accuracy}, step=step)
+    logger.summarize({"best/val/accuracy": 0.7, "parameters": 11.0, "val/accuracy": 0.6})
+    best, last = tmp_path / "best.ckpt", tmp_path / "last.ckpt"
+    best.write_bytes(b"best")
+    last.write_bytes(b"last")
+    logger.keep_final(best, {"test/accuracy": 0.5}, last, 13)
+    logger.close(0)
+    (folder,) = run_folders(tmp_path / "run")
+    (path,) = folder.glob("*.wandb")
+    summary, kept = {}, {}
+    for record in records(path):
+        for item in record.summary.update:
+            summary["/".join(item.nested_key) or item.key] = json.loads(item.value_json)
+        if record.WhichOneof("record_type") == "artifact":
+            (content,) = record.artifact.manifest.contents
+            (alias,) = set(record.artifact.aliases) - {"latest"}
+            kept[alias] = content.path, json.loads(record.artifact.metadata)
+    assert (summary["val/loss"], summary["val/accuracy"]) == ({"min": 0.3}, {"max": 0.7})
+    assert (summary["best/val/accuracy"], summary["parameters"]) == (0.7, 11.0)
+    assert kept == {"best": ("best.ckpt", {"test/accuracy": 0.5}), "last": ("last.ckpt", {"step": 13})}

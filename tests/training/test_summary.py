@@ -16,7 +16,7 @@ from perceiver.tasks.captioning import Captioning
 from perceiver.tasks.classification import Classification
 from perceiver.tasks.generation import BeamSearch
 from perceiver.tokenizer import ByteTokenizer
-from perceiver.training.summary import console, count_parameters, flops_per_sample, metrics_table, model_table
+from perceiver.training.summary import console, cost_of, count_parameters, flops_per_sample, metrics_table, model_table
 from perceiver.types import Batch, Sample
 from tests.models import image_encoder, small_inputs, small_perceiver
 from tests.training.runs import weights_equal
@@ -127,7 +127,7 @@ class TestTables:
     def test_the_model_table_names_every_part_with_its_parameters_and_their_sum(self):
         model = perceiver()
         with console.capture() as printed:
-            console.print(model_table(model, TASK, images(1)), width=120)
+            console.print(model_table(model, cost_of(model, TASK, images(1)), images(1)), width=120)
         text = printed.get()
         for part in (model.encoders["image"], model.latents, model.decoder, model):
             assert f"{count_parameters(part):,}" in text

@@ -10,8 +10,12 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from perceiver.training import sweep
+from perceiver.training.build import construct
+from perceiver.training.config import resolved
 from perceiver.training.sweep import SweepSummary
-from tests.training.runs import SMALL, Ended, metrics, script
+from tests.training.runs import CONF, SMALL, Ended, composed, metrics, script
+
+RECIPE = CONF.parent / "experiments" / "wandb_sweep.yaml"
 
 
 @pytest.fixture
@@ -198,3 +202,26 @@ class TestRuns:
         ended = swept(tmp_path, "seed=1")
         assert ended.ok, ended.err
         assert metrics(tmp_path / "0")
+
+
+def test_a_run_is_named_by_what_is_overridden_and_in_a_sweep_by_what_that_varies(tmp_path):
+    alone, swept = tmp_path / "alone", tmp_path / "sweep" / "3"
+    given = ["experiment=digits", "optimizer.lr=0.003", "data.size=7", "model.size=5", "ckpt_path=last", "seed=2"]
+    assert sweep.display_name(alone, "digits", given) == "digits lr=0.003 data.size=7 model.size=5 seed=2"
+    assert sweep.group_of(alone, "digits") == "digits"
+    swept.mkdir(parents=True)
+    common = [one for one in given if not one.startswith("seed")]
+    OmegaConf.save({"hydra": {"overrides": {"task": [*common, "seed=1,2"]}}}, swept.parent / sweep.MULTIRUN)
+    assert sweep.display_name(swept, "digits", given) == "digits seed=2"
+    assert sweep.group_of(swept, "digits") == "sweep"
+    assert len(sweep.display_name(alone, None, [f"key{n}=13" for n in range(37)]) or "") == sweep.MOST_CHARACTERS
+
+
+def test_the_recipe_of_a_wandb_sweep_makes_command_lines_that_compose():
+    recipe = OmegaConf.to_container(OmegaConf.load(RECIPE), resolve=False)
+    values = {key: str(one.get("min", (one.get("values") or [None])[0])) for key, one in recipe["parameters"].items()}
+    fixed = [one for one in recipe["command"] if not one.startswith("$")]
+    with composed(*fixed, *(f"{key}={value}" for key, value in values.items())) as cfg:
+        assert {key: str(OmegaConf.select(cfg, key)) for key in values} == values
+        assert recipe["metric"]["name"] == f"best/val/{construct(resolved(cfg), 'task').monitor}"
+    assert recipe["command"][-1] == "${args_no_hyphens}"
