@@ -3,7 +3,7 @@
 Shape vocabulary of the whole code base: batch, tokens, latents, queries, keys, heads, dim, channels, classes, length.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from math import log, log10, prod
 from typing import Any, Literal, Protocol, Self, TypeAlias
@@ -216,6 +216,17 @@ class Sample:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "id", writable(self.id))
+
+    def relabelled(self, labels: Sequence[int]) -> "Sample":
+        """The sample with each class replaced by that of the given number: `label`, `tags` and those of `boxes`."""
+        targets = dict(self.targets)
+        if "label" in targets:
+            targets["label"] = labels[targets["label"]]
+        if "tags" in targets:
+            targets["tags"] = torch.zeros_like(targets["tags"]).index_copy(0, torch.tensor(labels), targets["tags"])
+        if "boxes" in targets:
+            targets["boxes"] = [replace(box, label=labels[box.label]) for box in targets["boxes"]]
+        return replace(self, targets=targets)
 
     def split(self) -> list["Sample"]:
         """Each view as a sample of its own.

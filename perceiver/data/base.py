@@ -158,6 +158,11 @@ def position_of(name: str, purpose: str) -> float:
     return int.from_bytes(drawn, "big") / 2**64
 
 
+def fingerprint_of(name: str) -> int:
+    """A number of 63 bits by which a name is told from others."""
+    return int(position_of(name, "fingerprint") * 2**63)
+
+
 def split_by_name(names: Sequence[str], fraction: float, purpose: str) -> tuple[list[int], list[int]]:
     """Indices of about `fraction` of the samples, and of the others before them, both in ascending order.
 

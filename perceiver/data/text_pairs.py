@@ -164,7 +164,8 @@ class _Pairs:
         return ()
 
     def name_of(self, index: int) -> str:
-        return self.pairs[index].source  # lines move
+        pair = self.pairs[index]
+        return f"{pair.id.rpartition(':')[0]}:{pair.source}"  # lines move
 
 
 def _split_by_source(pairs: Sequence[Pair], fraction: float, purpose: str) -> tuple[list[Pair], list[Pair]]:

@@ -272,6 +272,7 @@ class Checkpoint:
         state: the weights.
         step, epoch: the last that were trained.
         interpolations: which values of the config are made of others, and how, by key.
+        trained_on: fingerprints of the training samples, in their order, if they are known.
     """
 
     config: dict[str, Any]
@@ -280,6 +281,7 @@ class Checkpoint:
     step: int
     epoch: int
     interpolations: dict[str, str]
+    trained_on: torch.Tensor | None
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -301,7 +303,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
         learned = Learned(description["class_names"], description.get("vocabulary"))
         step, epoch = int(content["global_step"]) - 1, int(content["epoch"])
         interpolations = description.get("interpolations", {})
-        checkpoint = Checkpoint(description["config"], learned, content["state_dict"], step, epoch, interpolations)
+        checkpoint = Checkpoint(
+            description["config"],
+            learned,
+            content["state_dict"],
+            step,
+            epoch,
+            interpolations,
+            description.get("trained_on"),
+        )
         check_kinds(checkpoint)
     except Exception as error:  # damaged files raise anything; the message of a refused one is pages long
         problem = str(error).strip().partition("\n")[0] or type(error).__name__
@@ -324,6 +334,8 @@ def check_kinds(checkpoint: Checkpoint) -> None:
         and all(isinstance(value, torch.Tensor) for value in checkpoint.state.values()),
         "interpolations": isinstance(checkpoint.interpolations, dict)
         and all(isinstance(one, str) for pair in checkpoint.interpolations.items() for one in pair),
+        "trained_on": checkpoint.trained_on is None
+        or (isinstance(checkpoint.trained_on, torch.Tensor) and checkpoint.trained_on.dtype == torch.int64),
         "global_step and epoch": min(checkpoint.step, checkpoint.epoch) >= 0,
     }.items():
         if not fits:

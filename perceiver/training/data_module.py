@@ -18,13 +18,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from perceiver.data.base import Dataset, Split, UnreadableError
+from perceiver.data.base import Dataset, Split, UnreadableError, fingerprint_of
 from perceiver.data.collate import collate
 from perceiver.data.sampler import NO_SAMPLE, Key, KeyedSampler, class_balancing_weights, mix
 from perceiver.processes import end_with_parent, gathered
 from perceiver.types import Batch, Sample, Stage
 
 log = logging.getLogger(__name__)
+
+
+MOST_NAMES = 20
+"""Of classes in a message."""
 
 
 class PositionError(Exception):
@@ -79,6 +83,7 @@ class DataModule(LightningDataModule):
         self.seed = seed
         self.tested: Stage = "test"
         """The split that is tested: whichever it is, each of its samples once."""
+        self._labels: list[int] | None = None
         self.unreadable: dict[str, None] = {}
         """What was left out so far because it could not be read, in the order it was met."""
 
@@ -119,7 +124,7 @@ class DataModule(LightningDataModule):
     def _first_readable(self, stage: Stage) -> Sample:
         split = self.splits[stage]
         assert split is not None
-        samples, problems = _KeyedSplit(split, self.seed), []
+        samples, problems = _KeyedSplit(split, self.seed, self._labels), []
         for index in range(len(split)):
             item = samples[0, index]
             if isinstance(item, Sample):
@@ -153,6 +158,30 @@ class DataModule(LightningDataModule):
         if not any(classes):
             raise ValueError(f"{asked}: the training samples have no classes to balance")
         return classes
+
+    def match_classes(self, class_names: Sequence[str]) -> None:
+        """Number the classes as a run does that has them in this order, whatever their order in the data set.
+
+        Raises:
+            ValueError: the data set has other classes.
+        """
+        own = self.dataset.class_names
+        if sorted(own) != sorted(class_names):
+            mine, theirs = (
+                ", ".join(names[:MOST_NAMES]) + ", …"[: 3 * (len(names) > MOST_NAMES)] for names in (own, class_names)
+            )
+            raise ValueError(f"its classes are {mine}, but those that the run has learned are {theirs}")
+        order = [list(class_names).index(name) for name in own]
+        self._labels = None if order == list(range(len(own))) else order
+
+    def fingerprints(self, stage: Stage) -> Int64[Tensor, " samples"] | None:
+        """What a stage's samples are recognised by, in their order; None where the data set gives them no names."""
+        split = self.splits[stage]
+        if split is None:
+            return torch.zeros(0, dtype=torch.int64)
+        if not hasattr(split, "name_of"):
+            return None
+        return torch.tensor([fingerprint_of(split.name_of(index)) for index in range(len(split))], dtype=torch.int64)
 
     def train_dataloader(self) -> DataLoader[Any]:
         loader = self._loader("train")
@@ -233,7 +262,7 @@ class DataModule(LightningDataModule):
             chosen = [index * len(split) // count for index in range(count)]
         if wrong := [index for index in chosen if not 0 <= index < len(split)]:
             raise ValueError(f"there is no sample {wrong[0]}; the split has 0 to {len(split) - 1}")
-        samples = _KeyedSplit(split, self.seed)
+        samples = _KeyedSplit(split, self.seed, self._labels)
         items = [samples[0, index] for index in chosen]
         batch = _collate_readable([item.split()[0] if isinstance(item, Sample) else item for item in items])
         return self._without_unreadable(batch)
@@ -260,7 +289,7 @@ class DataModule(LightningDataModule):
         elif train:
             batches["drop_last"] = self.drop_last
         return DataLoader(
-            _KeyedSplit(split, self.seed),
+            _KeyedSplit(split, self.seed, self._labels),
             **batches,
             num_workers=self.num_workers,
             collate_fn=_collate_readable,
@@ -292,12 +321,15 @@ class DataModule(LightningDataModule):
 class _KeyedSplit(TorchDataset[Sample | UnreadableError | None]):
     """A split asked by a sampler's key, with torch's generator seeded from it for the time of the answer.
 
+    Labels of the data set are translated into those of the run, where these are others.
+
     Asked by index alone, as by the sampler that Lightning puts in for `overfit_batches`, it answers as in epoch 0.
     """
 
-    def __init__(self, split: Split, seed: int) -> None:
+    def __init__(self, split: Split, seed: int, labels: Sequence[int] | None) -> None:
         self.split = split
         self.seed = seed
+        self.labels = labels
 
     def __len__(self) -> int:
         return len(self.split)
@@ -309,9 +341,10 @@ class _KeyedSplit(TorchDataset[Sample | UnreadableError | None]):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(mix(self.seed, *key))
             try:
-                return self.split[key[1]]
+                sample = self.split[key[1]]
             except UnreadableError as error:
                 return error
+        return sample if self.labels is None else sample.relabelled(self.labels)
 
 
 def _begin_worker(number: int) -> None:

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -23,12 +24,14 @@ def prepare(config: dict[str, Any], run_dir: Path) -> tuple[Parts, Path | None]:
         The parts; and the checkpoint from which the run goes on, if it does.
     """
     parts = build(config)
+    parts.module.description["trained_on"] = parts.data.fingerprints("train")
     start, found = starting_point(config["ckpt_path"], run_dir)
     if start is not None and found is not None:
         try:
             if found.learned.vocabulary != parts.module.description["vocabulary"]:
                 raise ConfigError(f"{start}: its tokenizer has learned other words than those of this data")
             check_states(found.config, config, start)
+            check_same_data(parts, found, start)
             load_weights(parts.module, found, start)
         except ConfigError as error:
             raise ConfigError(f"ckpt_path={error}") from error
@@ -37,6 +40,26 @@ def prepare(config: dict[str, Any], run_dir: Path) -> tuple[Parts, Path | None]:
     if config["compile"]:
         parts.model.compile()
     return parts, start
+
+
+def check_same_data(parts: Parts, found: Checkpoint, path: Path) -> None:
+    """Refuse to go on with other classes or training samples; classes in another order are translated.
+
+    Raises:
+        ConfigError: they are others.
+    """
+    try:
+        parts.data.match_classes(found.learned.class_names)
+    except ValueError as error:
+        raise ConfigError(f"{path}: another data set: {error}") from error
+    parts.module.description["class_names"] = found.learned.class_names
+    before, now = found.trained_on, parts.module.description["trained_on"]
+    if before is None or now is None or torch.equal(before, now):
+        return
+    gone, new = (int((~torch.isin(one, other)).sum()) for one, other in ((before, now), (now, before)))
+    change = f"{gone} are gone and {new} are new" if gone or new else "they are in another order"
+    hint = "bring back the data as it was, or begin a new run without ckpt_path"
+    raise ConfigError(f"{path}: the training samples are not those of before, {change}; {hint}")
 
 
 def check_lengths(trainer: Trainer, data: DataModule, *, begins: bool) -> None:
