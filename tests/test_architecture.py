@@ -10,7 +10,6 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ("perceiver", "experiments", "scripts")
-MAX_LINES = 300
 NAMES_THAT_SAY_NOTHING = {"utils", "common", "helpers", "misc"}
 MODALITIES = {path.stem.partition("_")[0] for path in (ROOT / "conf" / "encoder").glob("*.yaml")}
 FOR_ALL_MODALITIES = (
@@ -74,8 +73,6 @@ def violations(root: Path) -> list[str]:
         if any(lies_in(module, part) for part in FOR_ALL_MODALITIES):
             found += [f"{where} names {name!r}" for name in strings(text) if name in MODALITIES]
         found += [f"{where} is named {name}" for name in NAMES_THAT_SAY_NOTHING & set(module.split("."))]
-        if where.parts[0] == "perceiver" and (lines := len(text.splitlines())) > MAX_LINES:
-            found.append(f"{where} has {lines} lines")
     return found
 
 
@@ -155,7 +152,6 @@ def test_the_source_keeps_the_rules():
         ("perceiver/model.py", "def f(x):\n    match x:\n        case 'image':\n            pass", "names 'image'"),
         ("perceiver/data/utils.py", "", "is named utils"),
         ("perceiver/helpers/text.py", "", "is named helpers"),
-        ("perceiver/model.py", "x = 1\n" * (MAX_LINES + 1), "has 301 lines"),
     ],
 )
 def test_a_planted_violation_is_found(tmp_path, path, source, violation):
@@ -179,7 +175,6 @@ def test_a_planted_violation_is_found(tmp_path, path, source, violation):
         ("perceiver/training/run.py", "import hydra, omegaconf, lightning\nfrom perceiver import Perceiver"),
         ("perceiver/pretrained/names.py", "from perceiver.model import Perceiver"),
         ("experiments/train.py", "import hydra\nfrom perceiver.training.run import run"),
-        ("perceiver/model.py", "x = 1\n" * MAX_LINES),
         ("perceiver/model.py", '"""What reads an image."""\nx = "no image"  # image'),
         ("perceiver/data/digits.py", "x = {'image': 1}"),
     ],
