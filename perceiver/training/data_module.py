@@ -245,6 +245,11 @@ class DataModule(LightningDataModule):
     def test_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
         return self._loader(self.tested, trains=False) if self.splits[self.tested] is not None else []
 
+    @property
+    def probed(self) -> Stage:
+        """The split that is looked at: the one for validation, or the next best."""
+        return next((stage for stage in ("val", "test") if self.splits[stage] is not None), "train")
+
     def probe(self, chosen: int | Sequence[int]) -> Batch:
         """A fixed batch of samples of the validation split, or the next best one.
 
@@ -256,7 +261,7 @@ class DataModule(LightningDataModule):
         Raises:
             ValueError: there is no sample of such a number.
         """
-        split = self.splits["val"] or self.splits["test"] or self.train_samples
+        split = self.splits[self.probed] or self.train_samples
         if isinstance(chosen, int):
             count = min(chosen, len(split))
             chosen = [index * len(split) // count for index in range(count)]

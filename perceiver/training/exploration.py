@@ -32,7 +32,7 @@ from perceiver.inspection.terminal import report
 from perceiver.inspection.truth import mean_scores
 from perceiver.training.build import blamed_on
 from perceiver.training.errors import ConfigError, nearest, one_line
-from perceiver.training.finished import Finished, check_writable, load, located
+from perceiver.training.finished import Finished, check_data, check_writable, load, located
 from perceiver.training.prediction import files_among, named, to_accelerator
 from perceiver.training.run import prepare_torch
 from perceiver.training.summary import console
@@ -225,7 +225,7 @@ def probe(of: Subject, samples: Any, key: str) -> Batch:
         return collate([])
     with blamed_on(config, "data"):
         data.prepare_data()
-        data.splits  # noqa: B018  (what is wrong on disk is found now)
+        check_data(of.finished.parts, data.probed, allow_trained=True)
     try:
         found = data.probe(chosen)
     except ValueError as error:

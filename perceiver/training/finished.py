@@ -1,21 +1,26 @@
 """A finished run, rebuilt from its checkpoint, and measured again."""
 
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 
-from perceiver.training.build import Parts, build, check_trust, construct, load_weights, read_checkpoint
+from perceiver.training.build import Parts, blamed_on, build, check_trust, construct, load_weights, read_checkpoint
 from perceiver.training.config import check_parts
 from perceiver.training.errors import ConfigError
 from perceiver.training.overrides import overridden
 from perceiver.training.results import class_rows, test, unreadable, write_metrics
 from perceiver.training.run import prepare_torch
 from perceiver.training.summary import class_table, console, metrics_table
+from perceiver.types import Stage
+
+log = logging.getLogger(__name__)
 
 STAGES = ("train", "val", "test")
 
@@ -60,6 +65,7 @@ def load(
         load_weights(parts.module, found, path)
     except ConfigError as error:
         raise ConfigError(f"overrides={list(overrides)}: {error}" if overrides else str(error)) from error
+    parts.module.description["trained_on"] = found.trained_on
     parts.module.eval()
     return Finished(config, parts, found.step, found.epoch, path, home)
 
@@ -111,6 +117,8 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     config, parts = finished.config, finished.parts
     prepare_torch(config)
     parts.data.tested = split
+    with blamed_on(config, "data"):
+        check_data(parts, split, allow_trained=cfg.allow_trained)
     limit = None if split == "train" else config["trainer"].get(f"limit_{split}_batches")
     limited = config | {"trainer": config["trainer"] | {"limit_test_batches": limit}}
     trainer: Trainer = construct(limited, "trainer", logger=False, enable_checkpointing=False)
@@ -134,6 +142,38 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     except OSError as error:
         raise ConfigError(f"output={path}: could not be written ({error.strerror}); name another file") from error
     return metrics
+
+
+def check_data(parts: Parts, stage: Stage, *, allow_trained: bool) -> None:
+    """Compare the data of a stage with that of the run: what its labels mean, and what the run was trained on.
+
+    Raises:
+        ValueError: the classes are others, or samples outside of the training set were trained on; with `allow_trained`
+            these are warned of.
+    """
+    parts.data.prepare_data()
+    parts.data.match_classes(parts.module.description["class_names"])
+    before = parts.module.description["trained_on"]
+    train, tested = parts.data.fingerprints("train"), parts.data.fingerprints(stage)
+    if before is None or train is None or tested is None:
+        log.warning("the data set does not name its samples: none can be recognised that the run was trained on")
+        return
+    if gone := int((~torch.isin(before, train)).sum()):
+        renamed = "if they were only renamed or moved, others may be tested that the run was trained on"
+        log.warning("of %d training samples of the run %d are no longer there; %s", len(before), gone, renamed)
+    if stage == "train":
+        return
+    known = torch.isin(tested, before)
+    if not known.any():
+        return
+    split = parts.data.splits[stage]
+    assert split is not None
+    first = split.name_of(int(known.nonzero()[0]))
+    problem = f"{int(known.sum())} of its {len(known)} {stage} samples were trained on, such as {first}"
+    if not allow_trained:
+        hint = "use the data and the split of the run, or measure all the same with allow_trained=true"
+        raise ValueError(f"{problem}; {hint}")
+    log.warning("%s", problem)
 
 
 def augmentations(node: Any, key: str) -> list[str]:
