@@ -172,7 +172,7 @@ class LearnedPositions(Positions):
     ) -> Float[Tensor, "tokens dim"] | Float[Tensor, "batch tokens dim"]:
         if len(shape) != len(self.shape):
             raise ValueError(f"shape={list(self.shape)} does not fit an input grid of shape {list(shape)}")
-        if extents is None:
+        if extents is None or extents.is_meta:  # of the latter only operations are counted
             return self.projection((self._first if self.anchored else self._resized)(shape).flatten(0, -2))
         rows = extents.tolist()
         grids = {extent: self._padded(extent, shape) for extent in {tuple(row) for row in rows}}

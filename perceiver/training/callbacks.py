@@ -100,11 +100,15 @@ class TrainingClock(Callback):
     """Measures `samples_per_second` of the training steps, their data included and validation left out.
 
     A run that is continued goes on counting.
+
+    Attributes:
+        has_trained: whether there was a step in this process.
     """
 
     def __init__(self) -> None:
         self.samples = 0
         self.seconds = 0.0
+        self.has_trained = False
         self._since = 0.0
 
     def state_dict(self) -> dict[str, Any]:
@@ -123,6 +127,7 @@ class TrainingClock(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         now = time.perf_counter()
+        self.has_trained = True
         self.samples += len(batch) * trainer.world_size
         self.seconds += now - self._since
         self._since = now

@@ -173,14 +173,14 @@ class LastCheckpoint(Checkpoint):
         self._within_step = self._held = False
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.curves.rows}
+        return {"rows": self.curves.rows, "ends": self._held}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.curves.keep(state_dict.get("rows", 0))
+        self.curves.keep(state_dict.get("rows", 0), and_of_the_end=state_dict.get("ends", False))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.ending.listen()
-        self._step, self._saved_at = trainer.global_step, time.monotonic()
+        self._step, self._saved_step, self._saved_at = trainer.global_step, trainer.global_step or -1, time.monotonic()
         for stopping in trainer.early_stopping_callbacks:
             trainer.should_stop |= stopping.stopped_epoch > 0  # it had stopped before
 
@@ -231,6 +231,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._held:
+            self.curves.save()
             self._put_in_place(trainer)
         self._end_if_asked(trainer)
         self.ending.rest()
@@ -261,8 +262,8 @@ class LastCheckpoint(Checkpoint):
             return
         for logger in trainer.loggers:
             logger.save()
-        trainer.save_checkpoint(self.folder / NEXT, weights_only=False)
         self._held = _is_over(trainer) and self._saved_step >= trainer.global_step - 1
+        trainer.save_checkpoint(self.folder / NEXT, weights_only=False)
         if not self._held:
             self._put_in_place(trainer)
 
@@ -274,8 +275,7 @@ class LastCheckpoint(Checkpoint):
                 (self.folder / LAST).replace(self.folder / PREVIOUS)
             new.replace(self.folder / LAST)
             sync_folder(self.folder)
-        self._held = False
-        self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
+        self._saved_at, self._saved_step, self._held = time.monotonic(), trainer.global_step, False
 
 
 def _is_last_batch(trainer: Trainer) -> bool:

@@ -38,7 +38,8 @@ class RunLock(Callback):
     """Locks a run's directory, or a sweep's, before Hydra writes into it."""
 
     def on_run_start(self, config: DictConfig, **kwargs: object) -> None:
-        self._lock(str(config.hydra.run.dir))
+        if config.hydra.output_subdir is not None:  # else nothing is written: it is no run
+            self._lock(str(config.hydra.run.dir))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: object) -> None:
         self._lock(str(config.hydra.sweep.dir))

@@ -74,15 +74,25 @@ class Curves(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        self._waiting.append({**{name: float(value) for name, value in metrics.items()}, "step": step})
+        row = {**{name: float(value) for name, value in metrics.items()}, "step": step}
+        if any(name.startswith("test/") for name in row):
+            row.pop("epoch", None)  # Lightning's count, which is another where this process did not train
+        self._waiting.append(row)
         self.rows += 1
         if len(self._waiting) >= ROWS_IN_MEMORY:
             self.save()
 
     @rank_zero_only
-    def keep(self, rows: int) -> None:
-        """Go on behind so many rows of the file; those that follow are forgotten."""
-        self._columns, self._waiting = [], self._read()[:rows]
+    def keep(self, rows: int, *, and_of_the_end: bool = False) -> None:
+        """Go on after so many rows of the file; those that follow are forgotten, but for those of the end of training.
+
+        These are what was measured after the last checkpoint was saved and before it took its place; then comes the
+        test, which is done again.
+        """
+        found = self._read()
+        of_test = (place for place, row in enumerate(found) if any(row[name] for name in row if "test/" in name))
+        end = max(rows, next(of_test, len(found))) if and_of_the_end else rows
+        self._columns, self._waiting = [], found[:end]
         self.rows = len(self._waiting)
 
     @rank_zero_only

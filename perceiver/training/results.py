@@ -72,6 +72,8 @@ def test(trainer: Trainer, parts: Parts, config: dict[str, Any]) -> dict[str, fl
         if parts.data.splits[parts.data.tested] is None:
             return {}
         parts.data.check_readable("test")
+    # What the test is logged with; a checkpoint from within an epoch has it one short.
+    trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
     try:
         metrics = trainer.test(parts.module, datamodule=parts.data, verbose=False)
     except SIGTERMException as end:  # its status is that of success

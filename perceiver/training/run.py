@@ -120,8 +120,11 @@ def train_in(run_dir: Path, cfg: DictConfig) -> float | None:
     try:
         with warnings_in_log():
             fit(trainer, parts, config, start)
-        before = {} if start is None else written_metrics(run_dir / METRICS)  # of a run that was at its end already
-        metrics = before | final_metrics(trainer) | clock.metrics | cost
+        metrics = final_metrics(trainer) | clock.metrics | cost
+        if start is not None:
+            before = written_metrics(run_dir / METRICS)
+            # What a run wrote at its end is more than its last checkpoint knows, which was saved before.
+            metrics = before | metrics if clock.has_trained else metrics | before
         checkpoints = trainer.checkpoint_callback
         assert isinstance(checkpoints, ModelCheckpoint)
         if checkpoints.best_model_score is not None:

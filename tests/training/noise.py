@@ -103,6 +103,7 @@ def fit(
         optimizer=partial(torch.optim.AdamW, lr=0.03),
         schedule=constant,
         description={"class_names": dataset.class_names},
+        decay_embeddings=False,
         on_nonfinite="stop",
     )
     options_of_data = {"num_workers": 0, "timeout_seconds": 0, "drop_last": False, "pin_memory": False}

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from perceiver.training import loggers
+from perceiver.training import run as run_module
 from perceiver.training.attention_callback import AttentionCallback
 from perceiver.training.module import TrainingModule
 from tests.training.kills import assert_same_run, before_call, continued, killed_at, rows, run_in_fork
@@ -121,6 +122,10 @@ def test_so_does_one_that_is_killed_every_few_steps(tmp_path, whole, name):
         pytest.param(0, "_log_metrics", TrainingModule, marks=slow),
         pytest.param(1, "_look", AttentionCallback, marks=slow),
         (0, "_test", AttentionCallback),
+        pytest.param(2, "_write_page", AttentionCallback, marks=slow),
+        (0, "test_step", TrainingModule),
+        pytest.param(0, "best_checkpoint", run_module, marks=slow),
+        pytest.param(0, "class_rows", run_module, marks=slow),
     ],
 )
 def test_so_does_one_that_is_killed_while_it_does_what_its_end_within_an_epoch_asks_for(
