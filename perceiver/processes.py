@@ -1,8 +1,16 @@
 """What the processes of one run tell each other; of a single process, what it tells itself."""
 
 import ctypes
+import fcntl
+import hashlib
+import json
+import os
 import sys
-from typing import TypeVar
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed
@@ -65,3 +73,12 @@ def _group(purpose: str, backend: str | None) -> distributed.ProcessGroup:
         assert isinstance(group, distributed.ProcessGroup)
         _groups[key] = group
     return _groups[key]
+
+
+@contextmanager
+def once_per_machine(node: dict[str, Any]) -> Iterator[None]:
+    """One process of the machine after the other, so that what the first has prepared is there for those behind it."""
+    name = hashlib.sha256(json.dumps(node, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    with (Path(tempfile.gettempdir()) / f"perceiver-{os.getuid()}-{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

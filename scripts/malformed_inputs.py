@@ -34,11 +34,12 @@ from omegaconf import DictConfig, OmegaConf
 from rich.table import Table as RichTable
 
 from perceiver.data.base import UnreadableError
-from perceiver.training.build import Parts, build, check_trust, read_checkpoint
+from perceiver.training.build import Parts, build, read_checkpoint
 from perceiver.training.config import resolved
 from perceiver.training.errors import USER_ERRORS, ConfigError, explain, explained
 from perceiver.training.launch import command_line
 from perceiver.training.summary import console
+from perceiver.training.trust import check_trust
 from scripts.malformed_archives import CHECKPOINT, FOLDER, TAR_SAMPLE, TAR_WHOLE
 from scripts.malformed_faults import IMAGE, JSON, PICKLE, SOUND, TABLE, TEXT, WHOLE_FILE
 from scripts.malformed_trees import WRITERS, Tree

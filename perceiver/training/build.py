@@ -1,14 +1,8 @@
 """A checked config -> the objects of a run; a checkpoint -> the same objects with its weights."""
 
-import fcntl
-import hashlib
-import json
 import logging
-import os
 import re
-import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,36 +10,24 @@ from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.strategies import Strategy
+from hydra.utils import instantiate
 from lightning.pytorch.utilities import rank_zero_only
-from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from perceiver.data.base import Dataset, refuse_special
 from perceiver.decoders.base import Decoder
 from perceiver.inspection.look import Observer
 from perceiver.inspection.rollout import Alpha
 from perceiver.model import Perceiver
+from perceiver.processes import once_per_machine
 from perceiver.tasks.base import Task
 from perceiver.tokenizer import Tokenizer
 from perceiver.training.checkpoints import damage
-from perceiver.training.config import WHERE_CODE_IS_FOUND, targets
+from perceiver.training.config import targets
 from perceiver.training.data_module import DataModule
 from perceiver.training.errors import ConfigError, about, one_line
 from perceiver.training.module import TrainingModule
-from perceiver.training.optimization import OptimizerFactory, Schedule, scheduler_of
+from perceiver.training.optimization import OptimizerFactory, scheduler_of, try_optimizer
 from perceiver.training.sharding import ShardedModule, is_sharded
-
-TRUSTED_PACKAGES = ("perceiver", "torch", "torchaudio", "lightning", "timm")
-TRUSTED_KINDS = (nn.Module, Optimizer, LRScheduler, Trainer, Callback, Strategy)
-"""What a config that comes out of a checkpoint may name: classes of these packages that are of one of these kinds, and
-any class or schedule of our own. `torch.hub.load`, say, is neither. A user adds packages with `trusted`."""
-NEVER_TRUSTED = (*sys.stdlib_module_names, *sys.builtin_module_names, *TRUSTED_PACKAGES, "hydra", "omegaconf")
-"""Packages of which no more can be trusted: some of their functions run whatever they are given."""
-
 
 MOST_ENCODED = 20_000
 """Training texts on which is measured what the tokenizer loses."""
@@ -133,15 +115,6 @@ def build(config: dict[str, Any], learned: Learned | None = None) -> Parts:
         on_nonfinite=config.get("on_nonfinite", "stop"),
     )
     return Parts(data=data, tokenizer=tokenizer, model=model, task=task, module=module)
-
-
-@contextmanager
-def once_per_machine(node: dict[str, Any]) -> Iterator[None]:
-    """One process of the machine after the other, so that what the first has prepared is there for those behind it."""
-    name = hashlib.sha256(json.dumps(node, sort_keys=True, default=str).encode()).hexdigest()[:16]
-    with (Path(tempfile.gettempdir()) / f"perceiver-{os.getuid()}-{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def learn(dataset: Dataset, tokenizer: Tokenizer | None) -> Learned:
@@ -250,18 +223,6 @@ def blamed_on(config: dict[str, Any], key: str) -> Iterator[None]:
         raise ConfigError(about(key, config[key], str(error))) from error
 
 
-def try_optimizer(factory: OptimizerFactory) -> None:
-    """Let an optimizer refuse its settings before training; not all of them look at theirs.
-
-    Raises:
-        ValueError: a setting is out of range.
-    """
-    settings = factory([{"params": [nn.Parameter(torch.zeros(1))]}]).defaults
-    for name in ("lr", "weight_decay"):
-        if settings.get(name, 0.0) < 0.0:
-            raise ValueError(f"{name}={settings[name]} must be at least 0")
-
-
 @dataclass(frozen=True)
 class Checkpoint:
     """What a checkpoint of a run says about it.
@@ -342,78 +303,6 @@ def check_kinds(checkpoint: Checkpoint) -> None:
             raise ValueError(f"its {name} is none")
     if "${" in repr(checkpoint.config):  # a resolver could make a node of which the check of targets knows nothing
         raise ValueError("its config holds an interpolation")
-
-
-def check_trust(config: Mapping[str, Any], trusted: Sequence[str], path: Path) -> None:
-    """Refuse a config from a file that would call what is not trusted.
-
-    Args:
-        config: from a checkpoint.
-        trusted: packages of the user's own, or modules of these, of which it may name any class or function.
-        path: of the checkpoint.
-
-    Raises:
-        ConfigError: it would, or `trusted` names what cannot be.
-    """
-    for package in trusted:
-        if package.partition(".")[0] in NEVER_TRUSTED:
-            problem = "only packages of your own, or ones that you know, can be trusted beside those that are"
-            raise ConfigError(f"trusted=[{package}]: {problem}")
-    for key, node in targets(config):
-        target = str(node["_target_"])
-        if is_trusted(target, trusted):
-            continue
-        problem = f"{path}: its config builds {target!r} as {key}"
-        imported = any(is_below(target, package) for package in trusted)
-        home = home_of(target) if imported else target
-        if not home:
-            raise ConfigError(f"{problem}, which cannot be imported; {WHERE_CODE_IS_FOUND}")
-        wanted = home.partition(".")[0]
-        if wanted in NEVER_TRUSTED or not wanted.isidentifier():
-            raise ConfigError(f"{problem}, which is no class of {', '.join(TRUSTED_PACKAGES)}")
-        raise ConfigError(f"{problem}; if that code is yours, give trusted=[{','.join([*trusted, wanted])}]")
-
-
-def trust_needed(config: Mapping[str, Any]) -> dict[str, list[str]]:
-    """What a config names that would not be trusted in a checkpoint, and the packages that must be trusted for it.
-
-    For what no package can be trusted for there are none. The config must be one that was built in this process.
-    """
-    needed = {}
-    for target in (str(node["_target_"]) for _, node in targets(config)):
-        if not is_trusted(target):
-            packages = {name.partition(".")[0] for name in (target, home_of(target))}.difference(NEVER_TRUSTED)
-            needed[target] = sorted(packages) if is_trusted(target, [*packages]) else []
-    return needed
-
-
-def is_below(name: str, package: str) -> bool:
-    """Whether something is a package or module, or in it."""
-    return name == package or name.startswith(f"{package}.")
-
-
-def home_of(target: str) -> str:
-    """The module in which what has this name was defined; empty where it cannot be imported."""
-    try:
-        return str(getattr(get_object(target), "__module__", None) or "")
-    except Exception:  # whatever an import raises
-        return ""
-
-
-def is_trusted(target: str, trusted: Sequence[str] = ()) -> bool:
-    """Whether a name from a file may be called; `trusted` are packages or modules of the user's own."""
-    own = any(is_below(target, package) for package in trusted)
-    if not own and target.partition(".")[0] not in TRUSTED_PACKAGES:
-        return False
-    home = home_of(target)
-    if not home:
-        return False
-    if any(is_below(home, package) for package in trusted):
-        return True
-    found, package = get_object(target), home.partition(".")[0]
-    if package == "perceiver":
-        return isinstance(found, type) or home == Schedule.__module__
-    return isinstance(found, type) and package in TRUSTED_PACKAGES and issubclass(found, TRUSTED_KINDS)
 
 
 def load_weights(module: TrainingModule, checkpoint: Checkpoint, path: Path) -> None:

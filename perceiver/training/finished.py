@@ -11,13 +11,14 @@ import torch
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 
-from perceiver.training.build import Parts, blamed_on, build, check_trust, construct, load_weights, read_checkpoint
+from perceiver.training.build import Parts, blamed_on, build, construct, load_weights, read_checkpoint
 from perceiver.training.config import check_parts
 from perceiver.training.errors import ConfigError
 from perceiver.training.overrides import overridden
 from perceiver.training.results import class_rows, test, unreadable, write_metrics
 from perceiver.training.run import prepare_torch
 from perceiver.training.summary import class_table, console, metrics_table
+from perceiver.training.trust import check_trust
 from perceiver.types import Stage
 
 log = logging.getLogger(__name__)

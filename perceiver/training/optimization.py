@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Protocol, cast
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
@@ -262,3 +263,15 @@ def scheduler_of(
     if own < total_steps:
         raise ValueError(f"total_steps={own} are fewer than the {total_steps} optimizer steps of the run")
     return scheduler
+
+
+def try_optimizer(factory: OptimizerFactory) -> None:
+    """Let an optimizer refuse its settings before training; not all of them look at theirs.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+    settings = factory([{"params": [nn.Parameter(torch.zeros(1))]}]).defaults
+    for name in ("lr", "weight_decay"):
+        if settings.get(name, 0.0) < 0.0:
+            raise ValueError(f"{name}={settings[name]} must be at least 0")

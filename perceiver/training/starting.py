@@ -8,11 +8,12 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
-from perceiver.training.build import Checkpoint, Parts, build, load_weights, read_checkpoint, trust_needed
+from perceiver.training.build import Checkpoint, Parts, build, load_weights, read_checkpoint
 from perceiver.training.checkpoints import LAST, PREVIOUS
 from perceiver.training.data_module import DataModule
 from perceiver.training.errors import ConfigError, leaves
 from perceiver.training.launch import is_restarted
+from perceiver.training.trust import trust_needed
 
 log = logging.getLogger(__name__)
 

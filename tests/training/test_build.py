@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from perceiver.tokenizer import WordTokenizer
-from perceiver.training.build import Learned, build, construct, is_trusted, read_checkpoint, tell_loss
+from perceiver.training.build import Learned, build, construct, read_checkpoint, tell_loss
 from perceiver.training.config import resolved
 from perceiver.training.errors import ConfigError
+from perceiver.training.trust import is_trusted
 from tests.training.runs import SMALL, composed, script
 
 

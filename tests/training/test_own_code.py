@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from perceiver.training.build import check_trust, is_trusted, read_checkpoint, trust_needed
+from perceiver.training.build import read_checkpoint
 from perceiver.training.errors import ConfigError
+from perceiver.training.trust import check_trust, is_trusted, trust_needed
 from tests.training.kills import assert_same_run, continued, killed_at, run_in_fork
 from tests.training.own_code import CHOICES, write_package
 from tests.training.processes import TWO
