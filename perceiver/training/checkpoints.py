@@ -37,8 +37,12 @@ def damage(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             record = archive.testzip()
+            # torch writes none, and would take a record for a folder by them, which it does not read.
+            marked = next((one.filename for one in archive.infolist() if one.external_attr), None)
     except Exception as error:  # a flipped bit has zipfile raise anything
         return str(error) or type(error).__name__
+    if marked:
+        return f"{marked} has attributes"
     return f"the checksum of {record} does not fit" if record else None
 
 

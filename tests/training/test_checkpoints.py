@@ -212,14 +212,13 @@ class TestReading:
         assert ended.err.endswith("; to begin anew, give ckpt_path=null\n")
 
     @pytest.mark.parametrize("target", ["os.system", "torch.hub.load"])
-    def test_one_that_would_call_what_is_not_trusted_is_not_continued(self, run, tmp_path, target):
+    def test_what_one_would_call_is_not_called_where_a_run_goes_on(self, run, tmp_path, target):
         path = run / "checkpoints" / "last.ckpt"
         content = torch.load(path)
         content["description"]["config"]["model"] = {"_target_": target, "command": f"touch {tmp_path}/marker"}
         torch.save(content, path)
         ended = script("experiments/train.py", f"run={run}", f"ckpt_path={path}")
-        assert (ended.code, ended.err.count("\n")) == (1, 1)
-        assert f"its config builds {target!r}" in ended.err
+        assert ended.ok, ended.err  # by the config of its own command line
         assert not (tmp_path / "marker").exists()
 
     @slow

@@ -198,8 +198,8 @@ def assert_one_sentence(folder, overrides, said):
     ("overrides", "said"),
     [
         (["data.num_classes=5"], ["data.num_classes=5", "3 class folders: cat, dog, eel"]),
-        (["data.val_fraction=1.5"], ["data: ", "fraction of 1.5"]),
-        (["data.test_fraction=1.0"], ["data: ", "fraction of 1.0"]),
+        (["data.val_fraction=1.5"], ["data.val_fraction=1.5"]),
+        (["data.test_fraction=1.0"], ["data.test_fraction=1.0"]),
     ],
 )
 def test_what_does_not_fit_an_image_folder_ends_in_one_sentence(tmp_path, overrides, said):

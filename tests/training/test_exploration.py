@@ -216,12 +216,12 @@ class TestOneRun:
         check_same(arrays_in(tmp_path / "page.npz"), by_hand(digits, "last", 3)[1])
 
     @pytest.mark.parametrize(
-        ("samples", "chosen"), [("2", [0, 89]), ("[4,1]", [4, 1]), ("null", [0, 59, 119])], ids=["count", "list", "all"]
+        ("samples", "chosen"), [("2", [0, 88]), ("[4,1]", [4, 1]), ("null", [0, 59, 118])], ids=["count", "list", "all"]
     )
     def test_it_holds_the_samples_that_were_asked_for(self, digits, tmp_path, samples, chosen):
         ended, page, maps = explored(digits, tmp_path / "page.html", f"samples={samples}", "scored_samples=0")
         data = load(str(digits), "best", []).parts.data
-        assert len(data.splits["val"]) == 179
+        assert len(data.splits["val"]) == 177
         expected = data.probe(chosen).ids
         assert [sample["id"] for sample in page["samples"]] == expected
         assert arrays_in(tmp_path / "page.npz")["ids"].tolist() == expected
@@ -434,9 +434,9 @@ class TestInputs:
 
 class TestTasks:
     def test_of_sounds_places_are_told_in_hertz_and_seconds_and_scores_beside_chance(self, sounds, tmp_path):
-        ended, page, maps = explored(sounds, tmp_path / "page.html", "samples=2", "scored_samples=11")
+        ended, page, maps = explored(sounds, tmp_path / "page.html", "samples=7", "scored_samples=11")
         found = arrays_in(tmp_path / "page.npz")
-        check_same(found, by_hand(sounds, "best", 2)[1])
+        check_same(found, by_hand(sounds, "best", 7)[1])
         assert " Hz,\n" in ended.out or " Hz, " in ended.out
         score, chance = (float(found[f"score/energy_in_box{end}"]) for end in ("", "_chance"))
         assert f"energy in box: {score:.2f}, by chance {chance:.2f}" in ended.out
@@ -476,8 +476,8 @@ class TestMistakes:
             ({"samples": True}, "samples=True: must be how many samples, from 1 on"),
             ({"samples": [1, "x"]}, "samples=[1, 'x']: must be how many samples, from 1 on"),
             ({"scored_samples": -1}, "scored_samples=-1: must be how many samples, from 0 on"),
-            ({"samples": [3, 999]}, "samples=[3, 999]: there is no sample 999; the split has 0 to 178"),
-            ({"scored_samples": [-1]}, "scored_samples=[-1]: there is no sample -1; the split has 0 to 178"),
+            ({"samples": [3, 999]}, "samples=[3, 999]: there is no sample 999; the split has 0 to 176"),
+            ({"scored_samples": [-1]}, "scored_samples=[-1]: there is no sample -1; the split has 0 to 176"),
         ],
         ids=str,
     )
@@ -524,9 +524,9 @@ class TestMistakes:
         assert list(names["empty"].iterdir()) == []
 
     def test_a_folder_that_cannot_be_written_to(self, digits, tmp_path, monkeypatch):
-        monkeypatch.setattr("perceiver.training.exploration.os.access", lambda *args: False)
+        monkeypatch.setattr("perceiver.training.finished.os.access", lambda *args: False)
         message = refused(run=str(digits), output=f"{tmp_path}/page.html")
-        assert f"output={tmp_path}/page.html: its folder cannot be written to" in message
+        assert f"output={tmp_path}: nothing can be written there" in message
 
     @pytest.mark.parametrize(
         ("override", "expected"),

@@ -15,8 +15,8 @@ from perceiver.training.module import TrainingModule
 from tests.training.runs import CAPTIONING, ROOT, SMALL, checkpoint, train, trained
 
 slow = pytest.mark.slow
-STEPS_PER_EPOCH = 6  # 1258 samples in batches of 211
-WHOLE = ["loader.batch_size=211", "trainer.limit_train_batches=null", "trainer.max_epochs=3"]
+STEPS_PER_EPOCH = 6  # 1274 samples in batches of 213
+WHOLE = ["loader.batch_size=213", "trainer.limit_train_batches=null", "trainer.max_epochs=3"]
 
 
 @pytest.fixture(scope="module")
