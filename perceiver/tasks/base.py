@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float, Int, Shaped
@@ -16,6 +16,19 @@ SHOWN_CLASSES = 3
 LOWER_IS_BETTER = ("loss", "perplexity", "calibration_error")
 
 
+@dataclass(frozen=True)
+class TableRow:
+    """What a table of the tested samples shows of one of them.
+
+    Attributes:
+        values: column -> plain value.
+        rank: rows are sorted by it, the lowest first; those with the same rank are in the order of the data set.
+    """
+
+    values: dict[str, Any]
+    rank: float = 0.0
+
+
 class Task(nn.Module, ABC):
     """Knows the meaning of outputs and targets; knows neither modalities nor the training loop.
 
@@ -23,6 +36,7 @@ class Task(nn.Module, ABC):
         monitor, monitor_mode: the validation metric that says which checkpoint is best, and its better direction.
         num_answers: answers about a user's own file, unless more or fewer are asked for.
         asks: whether it hands queries to the decoder, which then must be one that is asked.
+        table: the name of the table that `rows` fills; empty if the task has none.
         needs_class_counts: whether `set_class_counts` must be called before training. What
             follows from them is saved with the weights.
     """
@@ -31,6 +45,7 @@ class Task(nn.Module, ABC):
     monitor_mode: Literal["min", "max"]
     num_answers: ClassVar[int] = 5
     asks: ClassVar[bool] = False
+    table: ClassVar[str] = ""
     needs_class_counts: bool = False
 
     def set_class_counts(self, counts: Int[Tensor, " classes"], num_samples: int) -> None:
@@ -88,8 +103,24 @@ class Task(nn.Module, ABC):
     def update(self, stage: Stage, outputs: Tensor, loss: Float[Tensor, ""], batch: Batch) -> None:
         """Count a batch into the stage's metrics."""
 
-    def examine(self, stage: Stage, model: nn.Module, batch: Batch) -> None:
-        """Count into the metrics of an evaluation what follows not from the outputs, but from asking the model more."""
+    def examine(self, stage: Stage, model: nn.Module, batch: Batch) -> list[str]:
+        """Count into the metrics of an evaluation what follows not from the outputs, but from asking the model more.
+
+        Returns:
+            The text that the model wrote about each sample, for a task in which it writes.
+        """
+        return []
+
+    def rows(self, outputs: Tensor, batch: Batch, texts: Sequence[str], class_names: Sequence[str]) -> list[TableRow]:
+        """A row of the task's table for each sample of a batch.
+
+        Args:
+            outputs: of samples (`merged`).
+            batch: the samples.
+            texts: what `examine` returned for them.
+            class_names: by label.
+        """
+        return []
 
     def class_metrics(self, stage: Stage) -> dict[str, Shaped[Tensor, " classes"]]:
         """Metrics of each class, from when the stage's metrics were last computed; NaN where one is not defined."""
@@ -119,3 +150,23 @@ class Task(nn.Module, ABC):
         return [
             [Answer(one["class"], (labels[one["class"]],), label=labels[one["class"]]) for one in row] for row in rows
         ]
+
+
+def prediction_rows(
+    ids: Sequence[str],
+    true: Sequence[Sequence[str]],
+    probabilities: Float[Tensor, "batch classes"],
+    predicted: Int[Tensor, " batch"],
+    class_names: Sequence[str],
+) -> list[TableRow]:
+    """A row for each sample that compares its class, or classes, with the one that the model prefers.
+
+    Wrong predictions come first, the most confident at the top; right ones follow, the least confident at the top.
+    """
+    chosen = probabilities.gather(1, predicted[:, None])[:, 0].tolist()
+    rows = []
+    for id, names, label, probability in zip(ids, true, predicted.tolist(), chosen, strict=True):
+        name = class_names[label]
+        values = {"id": id, "true": "; ".join(names), "predicted": name, "probability": probability}
+        rows.append(TableRow(values, probability if name in names else -probability))
+    return rows

@@ -16,9 +16,9 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.text import Perplexity
 
-from perceiver.tasks.base import LOWER_IS_BETTER, Task
+from perceiver.tasks.base import LOWER_IS_BETTER, TableRow, Task
 from perceiver.tasks.generation import Generation, Texts, Writer
-from perceiver.tasks.text_metrics import Record, TextMetrics
+from perceiver.tasks.text_metrics import Record, TextMetrics, rouge_l, words_of
 from perceiver.tokenizer import PAD, Tokenizer
 from perceiver.types import Answer, Batch, Facts, Stage
 
@@ -41,6 +41,7 @@ class Captioning(Task):
 
     num_answers: ClassVar[int] = 1
     asks: ClassVar[bool] = True
+    table: ClassVar[str] = "captions"
 
     def __init__(
         self,
@@ -143,11 +144,24 @@ class Captioning(Task):
             elif name == "token_accuracy":
                 metric.update(logits.argmax(dim=-1), words)
 
-    def examine(self, stage: Stage, model: nn.Module, batch: Batch) -> None:
+    def examine(self, stage: Stage, model: nn.Module, batch: Batch) -> list[str]:
         texts = [self.tokenizer.decode(words) for words in self.write(model, batch, 1).words[:, 0].tolist()]
         references, groups = batch.targets["references"], batch.targets.get("group", [""] * len(batch))
-        judged = [{} if facts is None else facts.judged(text) for text, facts in zip(texts, _facts(batch), strict=True)]
-        self.metrics(stage)["written"].update([*map(Record, texts, references, judged, groups)])
+        self.metrics(stage)["written"].update([*map(Record, texts, references, _judged(texts, batch), groups)])
+        return texts
+
+    def rows(self, outputs: Tensor, batch: Batch, texts: Sequence[str], class_names: Sequence[str]) -> list[TableRow]:
+        references, judged = batch.targets["references"], _judged(texts, batch)
+        groups = batch.targets.get("group")
+        return [
+            TableRow(
+                {"id": id, "caption": text, "references": " | ".join(references[number])}
+                | ({} if groups is None else {"group": groups[number]})
+                | {"ROUGE-L": rouge_l([words_of(text)], [[words_of(one) for one in references[number]]])}
+                | judged[number]
+            )
+            for number, (id, text) in enumerate(zip(batch.ids, texts, strict=True))
+        ]
 
     def write(self, model: nn.Module, batch: Batch, num_texts: int) -> Texts:
         """Texts about each sample, by what the model says of its views together."""
@@ -204,6 +218,11 @@ class Captioning(Task):
 
 def _facts(batch: Batch) -> list[Facts | None]:
     return batch.targets.get("facts", [None] * len(batch))
+
+
+def _judged(texts: Sequence[str], batch: Batch) -> list[dict[str, float]]:
+    """The scores that each sample's facts give to the text about it; none without facts."""
+    return [{} if facts is None else facts.judged(text) for text, facts in zip(texts, _facts(batch), strict=True)]
 
 
 def _sample_of_row(batch: Batch, device: torch.device) -> Int[Tensor, " rows"]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
-from perceiver.tasks.base import Task
+from perceiver.tasks.base import TableRow, Task, prediction_rows
 from perceiver.tasks.losses import (
     ClassWeights,
     check_focal_gamma,
@@ -40,6 +40,7 @@ class Classification(Task):
         monitor: the metric of validation that says which checkpoint is best.
     """
 
+    table: ClassVar[str] = "predictions"
     class_weights: Float[Tensor, " classes"] | None
 
     def __init__(
@@ -124,6 +125,11 @@ class Classification(Task):
                 metric.update(loss.detach(), weight=self.num_terms(batch))
             else:
                 metric.update(self.probabilities(outputs) if name == "calibration_error" else outputs, labels)
+
+    def rows(self, outputs: Tensor, batch: Batch, texts: Sequence[str], class_names: Sequence[str]) -> list[TableRow]:
+        true = [[class_names[label]] for label in batch.targets["label"].tolist()]
+        outputs = outputs.float()
+        return prediction_rows(batch.ids, true, self.probabilities(outputs), outputs.argmax(dim=1), class_names)
 
     def predictions(
         self, model: nn.Module, batch: Batch, class_names: Sequence[str], top: int

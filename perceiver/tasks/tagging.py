@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
-from perceiver.tasks.base import Task
+from perceiver.tasks.base import TableRow, Task, prediction_rows
 from perceiver.tasks.losses import (
     ClassWeights,
     check_focal_gamma,
@@ -43,6 +43,7 @@ class Tagging(Task):
         monitor: the metric of validation that says which checkpoint is best.
     """
 
+    table: ClassVar[str] = "predictions"
     class_weights: Float[Tensor, " classes"] | None
     positive_weight: Float[Tensor, " classes"]
 
@@ -160,6 +161,12 @@ class Tagging(Task):
     def class_metrics(self, stage: Stage) -> dict[str, Shaped[Tensor, " classes"]]:
         rankings = [metric for metric in self.metrics(stage).values() if isinstance(metric, Ranking)]
         return {name: values for ranking in rankings for name, values in ranking.by_class.items()}
+
+    def rows(self, outputs: Tensor, batch: Batch, texts: Sequence[str], class_names: Sequence[str]) -> list[TableRow]:
+        applies = (self._tags(batch) > 0.5).tolist()
+        true = [[name for name, tag in zip(class_names, of_sample, strict=True) if tag] for of_sample in applies]
+        outputs = outputs.float()
+        return prediction_rows(batch.ids, true, self.probabilities(outputs), outputs.argmax(dim=1), class_names)
 
     def predictions(
         self, model: nn.Module, batch: Batch, class_names: Sequence[str], top: int

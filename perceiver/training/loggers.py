@@ -203,6 +203,12 @@ class WandbMirror(WandbLogger):
         """Log scalars, or all scalars and media of one event, in one row."""
         self._attempt(lambda: self._log(dict(metrics), step))
 
+    @rank_zero_only
+    def log_made(self, make: Callable[[], Mapping[str, Any]]) -> None:
+        """Log tables and charts, which are made only if they arrive anywhere."""
+        if self.is_recording:
+            self._attempt(lambda: self._log(dict(make()), None))
+
     def _log(self, metrics: dict[str, Any], step: int | None) -> None:
         run = self.experiment
         if self._begins:

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from perceiver.model import Perceiver
 from perceiver.processes import gathered
-from perceiver.tasks.base import Task
+from perceiver.tasks.base import TableRow, Task
 from perceiver.training.accumulation import Accumulation
 from perceiver.training.errors import ConfigError, nearest
 from perceiver.training.loggers import log_now
@@ -175,16 +175,22 @@ class TrainingModule(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate("val", batch)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate("test", batch)
+    def test_step(self, batch: Batch, batch_idx: int) -> list[TableRow]:  # type: ignore[override]
+        """A row of the task's table for each sample, which callbacks are given."""
+        evaluated = self._evaluate("test", batch)
+        return [] if evaluated is None else self.task.rows(*evaluated, self.description["class_names"])
 
-    def _evaluate(self, stage: Stage, batch: Batch) -> None:
-        """Count a batch into the metrics, unless no sample of it could be read."""
+    def _evaluate(self, stage: Stage, batch: Batch) -> tuple[Tensor, Batch, list[str]] | None:
+        """Count a batch into the metrics, unless no sample of it could be read.
+
+        Returns:
+            The outputs of samples, the batch, and the texts that the model wrote.
+        """
         if len(batch) == 0:
-            return
+            return None
         outputs = self.task.merged(self.task.outputs(self.model, batch), batch)
         self.task.update(stage, outputs, self.task.loss(outputs, batch), batch)
-        self.task.examine(stage, self.model, batch)
+        return outputs, batch, self.task.examine(stage, self.model, batch)
 
     def on_train_epoch_end(self) -> None:
         self._log_metrics("train")

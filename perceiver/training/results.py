@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import wandb
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -101,9 +102,13 @@ def class_rows(parts: Parts) -> list[dict[str, Any]]:
 def log_classes(trainer: Trainer, parts: Parts) -> None:
     """The metrics of each class as one table."""
     rows = class_rows(parts)
+
+    def made() -> dict[str, Any]:
+        return {"test/classes": wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])}
+
     for logger in trainer.loggers:
         if rows and isinstance(logger, WandbMirror):
-            logger.log_table("test/classes", columns=list(rows[0]), data=[list(row.values()) for row in rows])
+            logger.log_made(made)
 
 
 def write_metrics(metrics: Mapping[str, float], path: Path, of: Mapping[str, Any] | None = None) -> None:

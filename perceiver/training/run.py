@@ -57,6 +57,7 @@ from perceiver.training.summary import (
     show,
 )
 from perceiver.training.sweep import display_name, group_of
+from perceiver.training.tables import TestedSamples
 from perceiver.training.timing import peak_bytes
 from perceiver.types import Batch
 
@@ -102,7 +103,7 @@ def train_in(run_dir: Path, cfg: DictConfig) -> float | None:
         lock(run_dir)
         parts, start = prepare(config, run_dir)
         parts.module.description["interpolations"] = interpolations(cfg)
-        trainer, clock = build_trainer(config, parts, run_dir, continued=start is not None)
+        trainer, clock, tested = build_trainer(config, parts, run_dir, continued=start is not None)
         example = parts.data.probe(EXAMPLES)
         with blamed_on(config, "model"):  # it may not take what the data holds
             cost = cost_of(parts.model, parts.task, example) if len(example) else {}
@@ -136,6 +137,7 @@ def train_in(run_dir: Path, cfg: DictConfig) -> float | None:
             load_weights(parts.module, read_checkpoint(best), best)
         metrics |= test(trainer, parts, config)
         log_classes(trainer, parts)
+        tested.send(trainer.loggers)
         metrics |= unreadable(parts)
         for logger in trainer.loggers:
             if isinstance(logger, WandbMirror):
@@ -148,11 +150,13 @@ def train_in(run_dir: Path, cfg: DictConfig) -> float | None:
                 logger.close(exit_code)
     if trainer.is_global_zero:
         write_metrics(metrics, run_dir / METRICS)
+        tables = tested.write(run_dir)
         if rows := class_rows(parts):
             show(class_table(rows))
         written = {
             "best checkpoint" if checkpoints.best_model_score is not None else "last checkpoint, not validated": best,
             "metrics": run_dir / METRICS,
+            **tables,
             "attention": run_dir / "attention" / PAGE,
         }
         show(metrics_table(metrics, {name: path for name, path in written.items() if path and path.exists()}))
@@ -162,9 +166,9 @@ def train_in(run_dir: Path, cfg: DictConfig) -> float | None:
 
 def build_trainer(
     config: dict[str, Any], parts: Parts, run_dir: Path, *, continued: bool
-) -> tuple[Trainer, TrainingClock]:
-    """The trainer with its loggers and callbacks, of which the clock is wanted afterwards."""
-    clock, curves = TrainingClock(), Curves(run_dir / "metrics.csv")
+) -> tuple[Trainer, TrainingClock, TestedSamples]:
+    """The trainer with its loggers and callbacks, two of which are wanted afterwards."""
+    clock, tested, curves = TrainingClock(), TestedSamples(), Curves(run_dir / "metrics.csv")
     folder = run_dir / "checkpoints"
     callbacks: list[Callback] = [
         checkpoint_callback(parts, config, folder),
@@ -177,7 +181,7 @@ def build_trainer(
     ]
     chosen = config.get("callbacks") or {}
     callbacks += [construct(config, f"callbacks.{name}") for name, node in chosen.items() if node is not None]
-    callbacks.append(MetricsOfTraining(run_dir / METRICS))
+    callbacks += [MetricsOfTraining(run_dir / METRICS), tested]
     if is_sharded(config["trainer"]) and any(isinstance(callback, WeightAveraging) for callback in callbacks):
         raise ConfigError("callbacks: a moving average of divided weights is not kept; leave out ema, or trainer=ddp")
     for path in (*folder.glob("*.part"), folder / NEXT):  # of a process that was killed
@@ -204,7 +208,7 @@ def build_trainer(
     )
     if trainer.max_epochs == trainer.max_steps == -1:
         raise ConfigError("trainer.max_epochs=-1: the schedule needs an end; give trainer.max_epochs or max_steps")
-    return trainer, clock
+    return trainer, clock, tested
 
 
 def check_monitors(trainer: Trainer, config: Mapping[str, Any], parts: Parts, example: Batch) -> None:

@@ -1,5 +1,6 @@
 """Configs and whole runs for tests, in this process: another would import torch and lightning for ten seconds."""
 
+import csv
 import io
 import json
 import os
@@ -97,6 +98,12 @@ def metrics(run_dir: Path, name: str = "metrics") -> dict[str, float]:
     found = json.loads((run_dir / f"{name}.json").read_text())
     found.pop("of", None)
     return found
+
+
+def table(path: Path) -> list[list[str]]:
+    """The rows of a CSV file, its header first."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))
 
 
 def checkpoint(run_dir: Path, name: str = "last") -> dict[str, Any]:

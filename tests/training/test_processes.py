@@ -4,7 +4,7 @@ import pytest
 
 from tests.training.kills import rows
 from tests.training.processes import SHARDED, TWO, difference, script_on, train_on, trained_on
-from tests.training.runs import CAPTIONING, metrics, trained
+from tests.training.runs import CAPTIONING, metrics, table, trained
 
 slow = pytest.mark.slow
 SIZES = "data.num_samples={train: 253, val: 11, test: 13}"
@@ -43,6 +43,8 @@ def test_two_processes_write_one_run_which_is_that_of_one_process(tmp_path):
     assert names[0] == names[1]
     assert len(list((tmp_path / "two" / "wandb").glob("offline-run-*"))) == 1
     assert difference(tmp_path / "two", one) < 1e-5
+    said = [sorted(row[:3] for row in table(run / "predictions.csv")) for run in (one, tmp_path / "two")]
+    assert said[0] == said[1]  # each sample once
 
 
 @slow

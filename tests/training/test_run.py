@@ -47,7 +47,10 @@ def written(tmp_path_factory):
 class TestRunDirectory:
     def test_it_holds_the_names_that_never_change_and_no_others(self, run):
         names = {path.name for path in run.iterdir() if not path.name.startswith("evaluation")}  # which others add
-        assert names == {*(".hydra", "checkpoints", "metrics.csv", "metrics.json", "attention", "wandb", "train.log")}
+        assert names == {
+            *(".hydra", "checkpoints", "metrics.csv", "metrics.json", "attention", "wandb", "train.log"),
+            *("predictions.csv", "confusion_matrix.csv"),
+        }
         assert {path.name for path in (run / ".hydra").iterdir()} >= {"config.yaml", "overrides.yaml"}
         assert {path.name for path in (run / "checkpoints").iterdir()} == CHECKPOINTS
         assert [path.suffix for path in (run / "attention").iterdir() if path.name != "index.html"] == [".npz"] * 2

@@ -69,6 +69,18 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
+def files_of_artifact(folder: Path, path: str) -> dict[str, Path]:
+    """The files of the artifact that a run logged with a file at `path` in it, by their paths in it."""
+    (log,) = folder.glob("*.wandb")
+    contents = [
+        {content.path: Path(content.local_path) for content in record.artifact.manifest.contents}
+        for record in records(log)
+        if record.WhichOneof("record_type") == "artifact"
+    ]
+    (found,) = [files for files in contents if path in files]
+    return found
+
+
 def exit_codes(folder: Path) -> list[int]:
     """How a run ended: one number, or nothing if nobody ended it."""
     (path,) = folder.glob("*.wandb")
