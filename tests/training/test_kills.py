@@ -87,6 +87,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(tmp_pat
     assert continued(run) == 0
     assert_same_run(run, expected)
     assert_same_maps(run, expected)
+    assert (run / "predictions.csv").read_bytes() == (expected / "predictions.csv").read_bytes()
 
 
 @slow
