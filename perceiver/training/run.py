@@ -212,23 +212,35 @@ def build_trainer(
 
 
 def check_monitors(trainer: Trainer, config: Mapping[str, Any], parts: Parts, example: Batch) -> None:
-    """Refuse early stopping by what is not measured.
+    """Refuse early stopping, or a choice of checkpoints, by what is not measured.
 
     Raises:
         ConfigError: it is; with what there is.
     """
+    validates = parts.data.splits["val"] is not None and trainer.limit_val_batches != 0
+    chosen = (config.get("callbacks") or {}).items()
+    monitors = [("task.monitor", f"val/{parts.task.monitor}")] if validates else []
     for stopping in trainer.early_stopping_callbacks:
         asked = str(stopping.monitor)
-        chosen = config["callbacks"].items()
         key = next((f"callbacks.{name}.monitor" for name, node in chosen if (node or {}).get("monitor") == asked), "")
-        if asked.startswith("val/") and (parts.data.splits["val"] is None or trainer.limit_val_batches == 0):
+        monitors.append((key, asked))
+    for key, asked in monitors:
+        if asked.startswith("val/") and not validates:
             raise ConfigError(f"{key}={asked}: nothing is validated; leave out early_stopping")
         names = [f"train/{name}" for name in parts.task.metrics("train")]
         names += [f"val/{name}" for name in parts.task.metrics("val")]
         if asked not in names and len(example):  # some are known only when something was measured
             names = sorted({*names, *(f"val/{name}" for name in measured_names(parts, example))})
-        if not any(asked.startswith(name) for name in names):  # one may be of a part of the samples
-            raise ConfigError(f"{key}={asked}: no such metric{nearest(asked, names)}")
+        if len(example) and not any(_may_be(asked, name) for name in names):
+            close = nearest(asked, names)
+            if key == "task.monitor":  # which is told without its stage
+                asked, close = asked.removeprefix("val/"), close.replace("val/", "")
+            raise ConfigError(f"{key}={asked}: no such metric{close}")
+
+
+def _may_be(asked: str, name: str) -> bool:
+    """Whether a metric is the named one, or that of a part of the samples or of a kind, which a few need not have."""
+    return asked == name or asked.startswith(f"{name}/") or asked.endswith(f"_{name.removeprefix('val/')}")
 
 
 @torch.no_grad()

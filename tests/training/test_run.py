@@ -266,7 +266,8 @@ class TestCaptions:
     def test_a_metric_that_there_is_not_ends_the_run_in_one_sentence(self, tmp_path):
         ended = train(tmp_path / "run", *CAPTIONING, "task.monitor=CIDEr")
         assert (ended.code, ended.err.count("\n")) == (1, 1)
-        assert ended.err.startswith("error: task.monitor=CIDEr: validation has no such metric; did you mean 'CIDEr-D'?")
+        assert ended.err.startswith("error: task.monitor=CIDEr: no such metric; did you mean 'CIDEr-D'?")
+        assert not (tmp_path / "run").exists()  # nothing was trained
 
     def test_what_was_learned_from_other_words_is_not_continued(self, written, tmp_path):
         last = written / "checkpoints" / "last.ckpt"
