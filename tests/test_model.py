@@ -19,6 +19,7 @@ from tests.models import (
     small_perceiver,
     waveform_encoder,
 )
+from tests.training.kills import in_fork
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
@@ -286,6 +287,11 @@ class TestSound:
 
 @pytest.mark.slow
 def test_compiling_a_model_of_sound_changes_no_output():
+    # In a process of its own: the compiler starts threads with which later tests could not be forked.
+    assert in_fork(_compile_a_model_of_sound) == 0
+
+
+def _compile_a_model_of_sound() -> None:
     model = small_perceiver(
         encoders={"audio": audio_encoder(), "wave": waveform_encoder()},
         schedule=Schedule(num_self_attends=0, **PERCEIVER_IO),

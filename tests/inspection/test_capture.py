@@ -29,6 +29,7 @@ from tests.inspection.models import (
     some_scores,
 )
 from tests.models import NUM_CLASSES, small_inputs
+from tests.training.kills import in_fork
 
 RUN_AGAIN = pytest.mark.parametrize("kinds", [(CrossBlock, SelfBlock), (LatentArray, Decoder)], ids=["blocks", "parts"])
 MODELS = pytest.mark.parametrize("make", [perceiver, perceiver_io, perceiver_text], ids=lambda make: make.__name__)
@@ -312,8 +313,14 @@ def test_training_goes_on_bit_for_bit_as_without_a_look(looks, precision):
 
 @pytest.mark.slow
 def test_compiled_models_give_the_same_maps_and_are_not_compiled_again():
+    # In a process of its own: the compiler starts threads with which later tests could not be forked.
+    assert in_fork(_look_at_a_compiled_model) == 0
+
+
+def _look_at_a_compiled_model() -> None:
     model = perceiver_io(schedule=Schedule(num_cross_attends=1, num_blocks=1, num_self_attends=1)).train()
     inputs, eager = small_inputs(), deepcopy(model)
+    eager(inputs)  # what einops learns of tensors at its first call would have the model compiled again
     model.compile(backend="aot_eager")
     torch._dynamo.reset()
     model(inputs).mean().backward()
