@@ -52,7 +52,7 @@ MAY_IMPORT = {
 # package -> the only modules and packages of the sources that may import it
 IMPORTED_ONLY_BY = {
     "lightning": ("perceiver.training", "scripts"),
-    "wandb": ("perceiver.training.panels", "perceiver.training.loggers"),
+    "wandb": ("perceiver.training.panels", "perceiver.training.loggers", "perceiver.training.tables"),
     "hydra": ("perceiver.training", "experiments", "scripts"),
     "omegaconf": ("perceiver.training", "experiments", "scripts"),
     "transformers": ("experiments", "scripts"),

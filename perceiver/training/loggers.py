@@ -4,7 +4,7 @@ import csv
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +39,11 @@ def log_now(trainer: Trainer, values: Mapping[str, Tensor | float]) -> None:
     numbers = {name: float(value) for name, value in values.items()}
     for logger in trainer.loggers:
         logger.log_metrics({**numbers, "epoch": trainer.current_epoch}, trainer.global_step - 1)
+
+
+def table_of(rows: Sequence[Mapping[str, Any]]) -> wandb.Table:
+    """Rows with the same columns as W&B shows them."""
+    return wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
 
 
 class Curves(Logger):

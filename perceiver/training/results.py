@@ -8,7 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import wandb
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -17,7 +16,7 @@ from perceiver.processes import gathered
 from perceiver.training.attention_callback import AttentionCallback
 from perceiver.training.build import Parts, blamed_on
 from perceiver.training.checkpoints import BEST, LAST
-from perceiver.training.loggers import WandbMirror
+from perceiver.training.loggers import WandbMirror, table_of
 from perceiver.training.module import TrainingModule
 from perceiver.training.signals import TERMINATED
 
@@ -104,7 +103,7 @@ def log_classes(trainer: Trainer, parts: Parts) -> None:
     rows = class_rows(parts)
 
     def made() -> dict[str, Any]:
-        return {"test/classes": wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])}
+        return {"test/classes": table_of(rows)}
 
     for logger in trainer.loggers:
         if rows and isinstance(logger, WandbMirror):
