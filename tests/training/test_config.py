@@ -307,7 +307,10 @@ def test_a_grid_of_impossible_sizes_is_refused(image_size, stride):
             "error: optimizer.lrr: no such key; did you mean optimizer.lr?\n",
         ),
         (["experiments/train.py", "model.num_latents=0"], "error: model.num_latents=0 must be at least 1\n"),
-        (["experiments/predict.py", "run=/no/such", "inputs=[a.png]"], "error: run=/no/such: no such run directory\n"),
+        (
+            ["experiments/predict.py", "run=/no/such", "inputs=[a.png]"],
+            "error: run=/no/such: no such run directory, nor a checkpoint\n",
+        ),
     ],
 )
 def test_a_real_process_prints_the_sentence_alone_and_ends_with_status_1(tmp_path, arguments, said):

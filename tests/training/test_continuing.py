@@ -142,7 +142,8 @@ def test_so_it_is_where_samples_came_or_went(tmp_path):
         path.with_stem(f"more_{path.stem}").write_bytes(path.read_bytes())
     ended = go_on(tmp_path / "run", "trainer.max_epochs=3")
     assert ended.code == 1
-    assert "error: the run cannot be continued at its place in the data: training samples " in ended.err
+    assert ended.err.startswith("error: ckpt_path=")
+    assert "the training samples are not those of before, 0 are gone" in ended.err
 
 
 STANDING = ["optimizer.lr=0", "callbacks=[early_stopping]", "callbacks.early_stopping.patience=1"]
