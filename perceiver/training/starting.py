@@ -79,7 +79,7 @@ def check_lengths(trainer: Trainer, data: DataModule, *, begins: bool) -> None:
     if batches == 0 and 0 not in (trainer.max_epochs, trainer.max_steps):
         limit = trainer.limit_train_batches
         raise ConfigError(f"trainer.limit_train_batches={limit}: leaves no batch to train on; give at least 1, or null")
-    every = trainer.val_check_interval
+    every = getattr(trainer, "val_check_interval", None)  # the trainer has none where it is a time
     if trainer.check_val_every_n_epoch is not None and type(every) is int and every > batches:
         advice = "give at most that, or trainer.check_val_every_n_epoch=null to count batches over epochs"
         raise ConfigError(f"trainer.val_check_interval={every}: an epoch has {batches} batches; {advice}")
