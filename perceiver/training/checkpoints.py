@@ -32,17 +32,21 @@ MAX_FAILURES = 3
 """So many checkpoints in a row may fail to be written before the run ends."""
 
 
+DOS_FOLDER = 0x10
+"""The bit of a record's attributes in a zip that says that it is a folder."""
+
+
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint's file, if anything is."""
     try:
         with zipfile.ZipFile(path) as archive:
             record = archive.testzip()
-            # torch writes none, and would take a record for a folder by them, which it does not read.
-            marked = next((one.filename for one in archive.infolist() if one.external_attr), None)
+            # torch does not read a record that is marked as a folder, and leaves its tensor as it is in memory.
+            marked = next((one.filename for one in archive.infolist() if one.external_attr & DOS_FOLDER), None)
     except Exception as error:  # a flipped bit has zipfile raise anything
         return str(error) or type(error).__name__
     if marked:
-        return f"{marked} has attributes"
+        return f"{marked} is marked as a folder"
     return f"the checksum of {record} does not fit" if record else None
 
 
