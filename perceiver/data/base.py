@@ -152,15 +152,20 @@ class FileSplit(ABC):
         """
 
 
+def _hashed(name: str, purpose: str) -> int:
+    """A number of 64 bits that depends on a name and on what it is for, and on nothing else."""
+    digest = hashlib.blake2b(f"{purpose}/{name}".encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
+
+
 def position_of(name: str, purpose: str) -> float:
     """A number in [0, 1) that depends on a name and on what it is drawn for, and on nothing else."""
-    drawn = hashlib.blake2b(f"{purpose}/{name}".encode("utf-8", "surrogateescape"), digest_size=8).digest()
-    return int.from_bytes(drawn, "big") / 2**64
+    return (_hashed(name, purpose) >> 11) / 2**53  # as many bits as a float has
 
 
 def fingerprint_of(name: str) -> int:
     """A number of 63 bits by which a name is told from others."""
-    return int(position_of(name, "fingerprint") * 2**63)
+    return _hashed(name, "fingerprint") >> 1
 
 
 def split_by_name(names: Sequence[str], fraction: float, purpose: str) -> tuple[list[int], list[int]]:

@@ -101,8 +101,7 @@ class ClassFolders:
         """
         folders = stage_folders(self.root)
         if not folders:
-            everything = self._scan(class_root(self.root))
-            return self._subset(everything, self.held_out.parts(self._names(everything))[stage])
+            return self._subset(self._scan(class_root(self.root)), self._parts[stage])
         if stage == "test":
             folder = folders.get("test", folders.get("val"))
             return None if folder is None else self._scan_labelled(folder)
@@ -111,6 +110,11 @@ class ClassFolders:
         files = self._scan(folders["train"])
         train, val = self.held_out.without_test(self._names(files))
         return self._subset(files, train if stage == "train" else val)
+
+    @cached_property
+    def _parts(self) -> dict[Stage, list[int]]:
+        """The files of each stage, where there are no folders for stages."""
+        return self.held_out.parts(self._names(self._scan(class_root(self.root))))
 
     def _names(self, files: LabelledFiles) -> list[str]:
         return [os.path.relpath(path, self.root) for path in files.paths]

@@ -244,7 +244,8 @@ class ShapeFacts:
             pair: sum(true[slot, n] for slot, n in enumerate(pair) if n >= 0) + holds(relation, *map(things.get, pair))
             for pair in permutations(numbers, 2)
         }
-        best = [pair for pair, total in totals.items() if total == max(totals.values())]
+        most = max(totals.values())
+        best = [pair for pair, total in totals.items() if total == most]
         shares = np.mean([np.array(pair)[:, None] == np.arange(len(self.things)) for pair in best], axis=0)
         related = [pair for pair in best if holds(relation, *map(things.get, pair))]
         return Matching(shares, related, len(related) / len(best))

@@ -123,9 +123,9 @@ class ShardDataset(FileDataset):
         fractions: dict[Stage, float] = {"test": self.test_fraction, "val": self.val_fraction}
         if missing := {stage: share for stage, share in fractions.items() if stage not in parts and share}:
             shards = self._shards["train"]
+            names = [self.name_of(shards[index]) for index in range(len(shards))]
             for stage, share in missing.items():
-                names = [self.name_of(shards[int(index)]) for index in parts["train"]]
-                rest, part = split_by_name(names, share, stage)
+                rest, part = split_by_name([names[index] for index in parts["train"]], share, stage)
                 parts[stage], parts["train"] = parts["train"][part], parts["train"][rest]
         return parts
 

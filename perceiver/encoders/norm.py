@@ -25,7 +25,7 @@ class BatchNorm(nn.BatchNorm2d):
             return super().forward(features)
         values, dims, shape = features.float(), (0, 2, 3), (-1, 1, 1)
         if mask is None:
-            num_local = values.new_tensor([values.numel() // self.num_features])
+            num_local = values.new_full((1,), values.numel() // self.num_features)
         else:
             num_local = mask.sum(dtype=values.dtype)[None]
             values = _real(values, mask)

@@ -171,7 +171,8 @@ class DataModule(LightningDataModule):
                 ", ".join(names[:MOST_NAMES]) + ", …"[: 3 * (len(names) > MOST_NAMES)] for names in (own, class_names)
             )
             raise ValueError(f"its classes are {mine}, but those that the run has learned are {theirs}")
-        order = [list(class_names).index(name) for name in own]
+        labels = {name: label for label, name in enumerate(class_names)}
+        order = [labels[name] for name in own]
         self._labels = None if order == list(range(len(own))) else order
 
     def fingerprints(self, stage: Stage) -> Int64[Tensor, " samples"] | None:
