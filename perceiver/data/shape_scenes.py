@@ -15,7 +15,8 @@ import torch
 
 from perceiver.data.base import OnError, Split
 from perceiver.data.images import ImageDataset
-from perceiver.data.shape_grammar import COUNTS, PLURALS, WORDS, ShapeFacts, captions, constant_caption
+from perceiver.data.scene_graph import ShapeFacts, constant_caption
+from perceiver.data.shape_grammar import COUNTS, PLURALS, WORDS, captions
 from perceiver.data.shape_scene import COLOURS, GAP, SHAPES, Random, Thing, cells, drawn, things_of
 from perceiver.types import Sample, Stage
 

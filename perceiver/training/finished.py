@@ -96,7 +96,7 @@ def check_writable(folder: Path) -> None:
     """Refuse a folder in which nothing can be written, before there is anything to write.
 
     Raises:
-        ConfigError: it, or the nearest one above it that exists, is none or may only be read.
+        ConfigError: it, or the nearest one above it that exists, is not a folder or may only be read.
     """
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -89,8 +90,8 @@ class Schedule(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WarmupCosine:
-    """Linear rise over `warmup_steps`, then half a cosine down to `final_factor`.
+class Warmup(ABC):
+    """Linear rise over `warmup_steps`, then whatever follows, down to `final_factor`.
 
     A run of fewer steps than four times `warmup_steps` warms up over a quarter of its steps.
 
@@ -102,65 +103,55 @@ class WarmupCosine:
     final_factor: float
 
     def __post_init__(self) -> None:
-        _check_warmup(self.warmup_steps)
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps={self.warmup_steps} must be at least 0")
 
     def __call__(self, step: int, total_steps: int) -> float:
         warmup = min(self.warmup_steps, total_steps // 4)
-        if step < warmup:
-            return (step + 1) / warmup
-        return _cosine(step - warmup, total_steps - warmup, self.final_factor)
+        return (step + 1) / warmup if step < warmup else self.after(step - warmup, total_steps - warmup, total_steps)
+
+    @abstractmethod
+    def after(self, step: int, num_steps: int, total_steps: int) -> float:
+        """The factor at one of the `num_steps` steps after the rise, in a run of `total_steps`."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class WarmupLinear:
-    """Linear rise over `warmup_steps`, then linear fall to `final_factor`, as of BERT (Devlin et al. 2019).
+class WarmupCosine(Warmup):
+    """After the rise (see `Warmup`) half a cosine."""
 
-    A run of fewer steps than four times `warmup_steps` warms up over a quarter of its steps.
-
-    Raises:
-        ValueError: `warmup_steps` is negative.
-    """
-
-    warmup_steps: int
-    final_factor: float
-
-    def __post_init__(self) -> None:
-        _check_warmup(self.warmup_steps)
-
-    def __call__(self, step: int, total_steps: int) -> float:
-        warmup = min(self.warmup_steps, total_steps // 4)
-        if step < warmup:
-            return (step + 1) / warmup
-        return 1.0 - (1.0 - self.final_factor) * _progress(step - warmup, total_steps - warmup)
+    def after(self, step: int, num_steps: int, total_steps: int) -> float:
+        return _cosine(step, num_steps, self.final_factor)
 
 
 @dataclass(frozen=True, kw_only=True)
-class WarmupStableDecay:
-    """Linear rise over `warmup_steps`, then constant, and a decay to `final_factor` over the last `decay_fraction`.
+class WarmupLinear(Warmup):
+    """After the rise (see `Warmup`) a linear fall, as of BERT (Devlin et al. 2019)."""
+
+    def after(self, step: int, num_steps: int, total_steps: int) -> float:
+        return 1.0 - (1.0 - self.final_factor) * _progress(step, num_steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmupStableDecay(Warmup):
+    """After the rise (see `Warmup`) constant, and a decay over the last `decay_fraction` of the run.
 
     WSD of MiniCPM (Hu et al. 2024, arXiv:2404.06395). Its decay is 1 - √progress, which Hägele et al. 2024
-    (arXiv:2405.18392) found best. A checkpoint from before the decay can be continued to any later end. A run of fewer
-    steps than four times `warmup_steps` warms up over a quarter of its steps.
+    (arXiv:2405.18392) found best. A checkpoint from before the decay can be continued to any later end.
 
     Raises:
         ValueError: `warmup_steps` is negative, or `decay_fraction` is not a fraction.
     """
 
-    warmup_steps: int
     decay_fraction: float
-    final_factor: float
 
     def __post_init__(self) -> None:
-        _check_warmup(self.warmup_steps)
+        super().__post_init__()
         if not 0.0 <= self.decay_fraction <= 1.0:
             raise ValueError(f"decay_fraction={self.decay_fraction} must be in [0, 1]")
 
-    def __call__(self, step: int, total_steps: int) -> float:
-        warmup = min(self.warmup_steps, total_steps // 4)
-        if step < warmup:
-            return (step + 1) / warmup
-        decay = min(round(self.decay_fraction * total_steps), total_steps - warmup)
-        progress = _progress(max(step - (total_steps - decay), 0), decay)
+    def after(self, step: int, num_steps: int, total_steps: int) -> float:
+        decay = min(round(self.decay_fraction * total_steps), num_steps)
+        progress = _progress(max(step - (num_steps - decay), 0), decay)
         return 1.0 - (1.0 - self.final_factor) * math.sqrt(progress)
 
 
@@ -210,11 +201,6 @@ class Steps:
 def constant(step: int, total_steps: int) -> float:
     """The optimizer's `lr` throughout."""
     return 1.0
-
-
-def _check_warmup(steps: int) -> None:
-    if steps < 0:
-        raise ValueError(f"warmup_steps={steps} must be at least 0")
 
 
 def _progress(step: int, num_steps: int) -> float:

@@ -10,16 +10,8 @@ from itertools import pairwise, permutations
 import numpy as np
 import pytest
 
-from perceiver.data.shape_grammar import (
-    COUNTS,
-    KINDS,
-    PLURALS,
-    WORDS,
-    ShapeFacts,
-    captions,
-    constant_caption,
-    parsed,
-)
+from perceiver.data.scene_graph import KINDS, ShapeFacts, constant_caption
+from perceiver.data.shape_grammar import COUNTS, PLURALS, WORDS, captions, parsed
 from perceiver.data.shape_scene import COLOURS, RELATIONS, SHAPES, Thing, things_of
 from perceiver.tokenizer import WordTokenizer, words_in
 from perceiver.types import Box
