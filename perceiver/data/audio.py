@@ -16,12 +16,13 @@ from perceiver.spectrogram import LogMel
 from perceiver.types import Sample
 
 SILENCE = 1e-5
-"""A sound that never gets louder than this (-100 dB of full scale) has nothing in it."""
+"""A sound that never gets further from its mean than this (-100 dB of full scale) has nothing in it."""
 
 
 def is_silent(wave: Float[Tensor, "1 length"]) -> bool:
-    """Whether there is nothing to hear."""
-    return bool(wave.abs().max() < SILENCE)
+    """Whether there is nothing to hear, which a constant offset is not."""
+    # Its mean in single precision would be off by more than that where whole numbers stand in a float wav.
+    return bool((wave - wave.mean(dtype=torch.float64)).abs().max() < SILENCE)
 
 
 class AudioAugment:
@@ -93,7 +94,7 @@ class Clips:
         """A random crop of a file.
 
         Raises:
-            UnreadableError: it cannot be read, or is silent from end to end.
+            UnreadableError: it cannot be read, or is silent from end to end (a constant is).
         """
         return self.augmented(self._crop(path), targets, id)
 
@@ -125,11 +126,13 @@ class Clips:
     def _whole(self, path: Source) -> Float[Tensor, "1 length"]:
         wave = SoundFile(path, self.sample_rate).read()
         if is_silent(wave):
-            raise UnreadableError(f"{path}: silent from end to end")
+            offset = float(wave.mean())
+            but = f", but for a constant offset of {offset:.2g}" if abs(offset) > SILENCE else ""
+            raise UnreadableError(f"{path}: silent from end to end{but}")
         return wave
 
     def _crop(self, path: Source) -> Float[Tensor, "1 length"]:
-        """A random part, or the loudest where that one is silent."""
+        """A random part, or the one in which most happens where that one is silent."""
         file = SoundFile(path, self.sample_rate)
         seconds = self.length / self.sample_rate
         place = float(torch.rand(()))
@@ -142,7 +145,8 @@ class Clips:
         spare = max(wave.shape[-1] - self.length, 0)
         first = round(place * spare)
         if is_silent(wave[:, first : first + self.length]):
-            first = min(max(int(wave.abs().argmax()) - self.length // 2, 0), spare)
+            # Where it changes most: with an offset, the loudest place may be in a part that stays the same.
+            first = min(max(int(wave.diff().abs().argmax()) - self.length // 2, 0), spare)
         return wave[:, first : first + self.length]
 
 

@@ -120,6 +120,7 @@ class SoundFile:
                     sums += block.sum(axis=0, dtype=np.float64)
                     squares += np.square(block, dtype=np.float64).sum(axis=0)
             powers = (squares - sums**2 / max(length, 1)) / max(length, 1)
+            powers[powers < 1e-12 * squares / max(length, 1)] = 0.0  # no power, but rounding
         return np.concatenate(waves), powers
 
     @contextmanager
@@ -176,4 +177,5 @@ def _reason(error: soundfile.LibsndfileError) -> str:
 def resampled(wave: Float[np.ndarray, " length"], rate: int, wanted: int) -> Float[np.ndarray, " resampled"]:
     """A wave at another sample rate; also between rates without a common factor."""
     common = gcd(rate, wanted)
-    return wave if rate == wanted else resample_poly(wave, wanted // common, rate // common)
+    # Beyond both ends stands the mean: with zeros, a constant offset would click there.
+    return wave if rate == wanted else resample_poly(wave, wanted // common, rate // common, padtype="mean")

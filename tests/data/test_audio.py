@@ -55,7 +55,7 @@ class TestTraining:
         steps = clips().training(path, {}, "x").inputs["audio"].diff()
         torch.testing.assert_close(steps, torch.full_like(steps, 1 / (5 * RATE + 1)), atol=1e-6, rtol=0)
 
-    @pytest.mark.parametrize("length", [1, 503, RATE - 1, RATE])
+    @pytest.mark.parametrize("length", [2, 503, RATE - 1, RATE])
     def test_a_sound_that_is_no_longer_than_a_crop_stays_as_it_is(self, tmp_path, length):
         wave = clips().training(write(tmp_path / "x.wav", ramp(length)), {}, "x").inputs["audio"]
         torch.testing.assert_close(wave[0], torch.from_numpy(ramp(length)).float())
@@ -65,14 +65,20 @@ class TestTraining:
         assert {clips().training(path, {}, "x").inputs["audio"].shape[-1] for _ in range(23)} == {RATE}
 
     @pytest.mark.parametrize("place", [0, 1, 5003, 7 * RATE - 1])
-    def test_a_sound_that_is_silent_but_for_one_place_is_cropped_there(self, tmp_path, place):
-        wave = np.zeros(7 * RATE)
-        wave[place] = 0.5
+    @pytest.mark.parametrize(("offset", "event"), [(0.0, 0.5), (0.5, 0.25), (-0.5, -0.625)])
+    def test_a_sound_that_is_silent_but_for_one_place_is_cropped_there(self, tmp_path, place, offset, event):
+        wave = np.full(7 * RATE, offset)
+        wave[place] = event
         path = write(tmp_path / "x.wav", wave)
         for _ in range(11):
             crop = clips().training(path, {}, "x").inputs["audio"]
             assert crop.shape == (1, RATE)
-            assert crop.max() == 0.5
+            assert event in crop
+
+    def test_no_crop_is_a_constant_where_a_part_of_the_sound_is_one(self, tmp_path):
+        wave = np.repeat([0.0, 0.5], [2 * RATE, 5 * RATE])
+        path = write(tmp_path / "x.wav", wave)
+        assert all(clips().training(path, {}, "x").inputs["audio"].std() > 0.1 for _ in range(11))
 
     def test_a_file_that_is_silent_from_end_to_end_is_refused(self, tmp_path):
         for length in (RATE // 2, 7 * RATE):
@@ -84,6 +90,16 @@ class TestTraining:
                     clips().training(path, {}, "x")
                 with refused:
                     clips().evaluation(path, {}, "x")
+
+    @pytest.mark.parametrize("rate", [RATE, 1301])
+    @pytest.mark.parametrize("offsets", [[0.3], [-0.3, 0.1], [600.1]])
+    def test_a_constant_offset_is_silent(self, tmp_path, rate, offsets):
+        path = write(tmp_path / "x.wav", np.tile(offsets, (3 * rate, 1)), rate)
+        for read in (clips().training, clips().evaluation):
+            with pytest.raises(
+                UnreadableError, match=rf"^{path}: silent .* offset of {np.mean(offsets):.2g}".replace("+", r"\+")
+            ):
+                read(path, {}, "x")
 
     def test_crops_and_windows_hear_what_cancels_itself_in_two_channels(self, tmp_path):
         wave = np.random.default_rng(0).uniform(-0.5, 0.5, 3 * RATE)
@@ -122,7 +138,7 @@ class TestTraining:
         assert set(outcomes) == {(1, RATE), f"{path}: flac decoder lost sync"}
 
     def test_of_a_long_file_only_the_crop_is_decoded(self, tmp_path, monkeypatch):
-        path = write(tmp_path / "x.wav", np.full(600 * RATE, 0.1), subtype="PCM_16")
+        path = write(tmp_path / "x.wav", 0.1 * ramp(600 * RATE), subtype="PCM_16")
         counts = []
         read = soundfile.SoundFile.read
 

@@ -11,6 +11,11 @@ RATE = 1009
 STAGES = ("train", "val", "test")
 
 
+def beeps(level: float, length: int) -> np.ndarray:
+    """A wave that is at `level` but for one place in eleven, where it is twice that: what it is at least tells it."""
+    return level * (1 + (np.arange(length) % 11 == 0))
+
+
 @pytest.fixture
 def root(tmp_path):
     """Folders of sounds, each at the level of its class."""
@@ -19,7 +24,7 @@ def root(tmp_path):
             folder = tmp_path / "root" / stage / name
             folder.mkdir(parents=True)
             for number in range(count):
-                soundfile.write(folder / f"{number}.wav", np.full(2503, level), RATE)
+                soundfile.write(folder / f"{number}.wav", beeps(level, 2503), RATE)
     return tmp_path / "root"
 
 
@@ -50,7 +55,7 @@ def test_sounds_come_with_the_label_of_their_folder_and_its_name_in_their_id(roo
             label = sample.targets["label"]
             assert tuple(split.classes_of(index)) == (label,)
             assert data.class_names[label] in sample.id
-            assert sample.inputs["audio"].unique().tolist() == [(0.5, 0.125)[label]]
+            assert sample.inputs["audio"].min() == (0.5, 0.125)[label]
 
 
 def test_training_sounds_are_crops_and_others_windows(root):
@@ -60,7 +65,7 @@ def test_training_sounds_are_crops_and_others_windows(root):
 
 def test_only_training_sounds_are_augmented(root):
     data = dataset(root, augment=AudioAugment(gain=0.0, time_shift=0.0, polarity=1.0))
-    assert {stage: float(data.split(stage)[0].inputs["audio"].min()) for stage in STAGES} == {
+    assert {stage: float(data.split(stage)[0].inputs["audio"].median()) for stage in STAGES} == {
         "train": -0.5,
         "val": 0.5,
         "test": 0.5,
@@ -69,7 +74,7 @@ def test_only_training_sounds_are_augmented(root):
 
 def test_every_ending_counts_whatever_the_content(root):
     for ending in SOUND_EXTENSIONS:
-        soundfile.write(root / "train/loud" / f"x{ending.upper()}", np.full(RATE, 0.5), 8000, format="OGG")
+        soundfile.write(root / "train/loud" / f"x{ending.upper()}", beeps(0.5, RATE), 8000, format="OGG")
     split = dataset(root).split("train")
     ids = {split[index].id for index in range(len(split))}
     assert {f"train/loud/x{ending.upper()}" for ending in SOUND_EXTENSIONS} < ids
