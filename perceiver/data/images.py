@@ -104,10 +104,15 @@ def _eight_bit(path: Source, image: Image.Image, file: Image.Image, max_value: f
         raise ValueError(f"{problem}; data.max_value says what stands for white")
     if declared is None and largest > 0:
         problem = f"declares no range; it is taken to be from 0 to {white:g}, as the largest value is {largest:g}"
-        warn_once(f"{file.mode} {white:g}", f"{path}: {problem}; {WHAT_IS_WHITE}")
+        warn_once(f"{file.format} {file.mode} {white:g}", f"{path}: {problem}; {WHAT_IS_WHITE}")
     elif max_value is None and 0 < largest < white / 4 and white > 16383:
+        # Files of other depths ask for another value, and so for a word of their own.
+        likely = next(value for value in WHITES[1:] if largest <= value)
         problem = f"nearly black: its values go to {largest:g}, where white is {white:g}"
-        warn_once(f"{file.mode} dark", f"{path}: {problem}; {WHAT_IS_WHITE}")
+        warn_once(
+            f"{file.format} {file.mode} dark {likely:g}",
+            f"{path}: {problem}; data.max_value={likely:g} says that this is white",
+        )
     scaled = np.multiply(values, 255.0 / white, dtype=np.float32)
     if _tag(file, PHOTOMETRIC) == WHITE_IS_ZERO:  # PIL turns 8 bits round, and no others
         scaled = 255.0 - scaled

@@ -243,6 +243,16 @@ def test_the_range_of_values_is_what_is_declared_and_a_doubtful_one_is_told(tmp_
     assert len(caplog.messages) == (warning is not None), "it is told once"
 
 
+def test_each_depth_that_a_dark_file_may_have_is_told_with_the_value_that_helps(tmp_path, caplog, nothing_told):
+    for largest, white in ((211, 255), (1013, 1023), (4093, 4095), (239, 255)):
+        for ending in ("png", "tif"):
+            path = tmp_path / f"{largest}.{ending}"
+            Image.fromarray(np.full((5, 7), largest, np.uint16)).save(path)
+            read_image(path, 1)
+            told = [f"data.max_value={white} " in text for text in caplog.messages if str(path) in text]
+            assert told == [True] * (largest != 239)
+
+
 def png16(path: Path, *, colours: int, values: np.ndarray) -> Path:
     """A PNG of 16 bits written by hand; `colours` as in its header."""
     height, width, _ = values.shape
