@@ -24,7 +24,7 @@ from pathlib import Path
 
 from perceiver.data.base import HeldOut
 from perceiver.data.characters import STRAY
-from perceiver.types import Stage
+from perceiver.types import Stage, writable
 
 STAGE_WORDS: dict[Stage, tuple[str, ...]] = {
     "train": ("train", "training"),
@@ -90,7 +90,23 @@ class ClassFolders:
             raise ValueError(
                 f"num_classes={self.num_classes}, but {self.root} has {len(names)} class folders: {first_few(names)}"
             )
+        top = class_root(self.root)
+        if self._stages:
+            self._tell_of_loose(top)
+        else:
+            _tell_of_doubtful_classes([top / name for name in names])
         return names
+
+    @cached_property
+    def _stages(self) -> dict[Stage, Path]:
+        return stage_folders(self.root)
+
+    def _tell_of_loose(self, folder: Path) -> None:
+        """Warn of files that are beside the folders in which they would count."""
+        there = (path.name for path in folder.iterdir() if path.suffix.lower() in self.extensions and path.is_file())
+        if loose := sorted(name for name in there if not _is_left_alone(name)):
+            message = "%s: %d %s%s in no class folder, so without a label, left out: %s"
+            log.warning(message, folder, len(loose), self.kind, "s"[: len(loose) != 1], writable(first_few(loose)))
 
     def files(self, stage: Stage) -> LabelledFiles | None:
         """The files of a stage, or None if it has none.
@@ -99,7 +115,7 @@ class ClassFolders:
             FileNotFoundError: a folder is missing, or holds no file of the kind.
             ValueError: the folders are not those of the classes, or a fraction is none.
         """
-        folders = stage_folders(self.root)
+        folders = self._stages
         if not folders:
             return self._subset(self._scan(class_root(self.root)), self._parts[stage])
         if stage == "test":
@@ -139,6 +155,7 @@ class ClassFolders:
         unknown = [path.name for path in _subfolders(folder) if path.name not in self.class_names]
         if unknown:
             raise ValueError(f"{folder}: class folder {unknown[0]!r} is not among the training classes")
+        self._tell_of_loose(folder)
         files, ignored = LabelledFiles([], []), Counter[str]()
         for label, name in enumerate(self.class_names):
             for path in files_below(folder / name) if (folder / name).is_dir() else ():
@@ -255,6 +272,20 @@ def stage_folders(root: Path) -> dict[Stage, Path]:
     return found
 
 
+def _tell_of_doubtful_classes(folders: Sequence[Path]) -> None:
+    """Warn where what is taken for classes may be stages, of which none is recognised as that to train on."""
+    words = {*EITHER, *chain(*STAGE_WORDS.values())}
+    if like_stages := [path.name for path in folders if path.name.lower() in words]:
+        message = "%s: taken for classes: %s; they are stages only where one called train has class folders in it"
+        log.warning(message, folders[0].parent, first_few(like_stages))
+        return
+    inner = [{path.name for path in _subfolders(folder)} for folder in folders]
+    if len(inner) > 1 and inner[0] and all(names == inner[0] for names in inner):
+        message = "%s: taken for classes: %s; each has the folders %s: if these are the classes, call the others %s"
+        both = first_few([path.name for path in folders]), first_few(sorted(inner[0]))
+        log.warning(message, folders[0].parent, *both, "train, val and test")
+
+
 def _named(folders: Sequence[Path], words: Collection[str]) -> list[Path]:
     """The folders whose names are one of the words or, if there are none, have one of them in it."""
     exact = [path for path in folders if path.name.lower() in words]
@@ -269,9 +300,11 @@ def class_folders(root: Path) -> list[str]:
         ValueError: the name of one cannot be written down.
     """
     root = root.expanduser()
-    names = [path.name for path in _subfolders(stage_folders(root).get("train") or class_root(root))]
+    top = stage_folders(root).get("train") or class_root(root)
+    names = [path.name for path in _subfolders(top)]
     if strange := [name for name in names if STRAY.search(name)]:
         raise ValueError(f"root={root}: the name of the class folder {strange[0]!r} is no text in UTF-8")
     if not names:
-        raise FileNotFoundError(f"root={root}: no class folders in it; each class needs a folder of its own")
+        inside = "" if top == root else f" (in its folder {top.relative_to(root)})"
+        raise FileNotFoundError(f"root={root}: no class folders in it{inside}; each class needs a folder of its own")
     return names

@@ -160,6 +160,38 @@ def test_files_of_other_kinds_are_left_out_counted_and_named_once(plant, caplog)
         assert part in record.getMessage()
 
 
+@pytest.mark.parametrize("names", [FLAT, TRAIN | TEST])
+def test_files_beside_the_class_folders_are_left_out_counted_and_named(plant, caplog, names):
+    beside = sorted({str(Path(name).parents[1]) for name in names})
+    root = plant(*names, "x.leaf", "y.LF", *(f"{folder}/z.leaf" for folder in beside if folder != "."))
+    with caplog.at_level(logging.WARNING):
+        assert set().union(*found(leaves(root)).values()) == names
+    told = {str(root): "2 leafs", **{f"{root}/{folder}": "1 leaf " for folder in beside if folder != "."}}
+    assert {text.partition(": ")[0]: text.partition(": ")[2][:7] for text in caplog.messages} == told
+    assert all(text.endswith(": x.leaf, y.LF") or text.endswith(": z.leaf") for text in caplog.messages)
+
+
+@pytest.mark.parametrize(
+    ("classes", "told"),
+    [
+        (("train", "test", "car"), ["train", "test"]),
+        (("dev", "ops"), ["dev"]),
+        (("trn/a", "trn/b", "val/a", "val/b"), ["val"]),
+        (("one/a", "one/b", "two/a", "two/b"), ["one, two", "a, b"]),
+        (("one/a", "two/b"), []),
+        (("one/a", "two"), []),
+    ],
+)
+def test_class_folders_that_may_be_stages_are_warned_of(plant, caplog, classes, told):
+    root = plant(*(f"{name}/{number}.leaf" for name in classes for number in range(5)))
+    num_classes = len({name.partition("/")[0] for name in classes})
+    with caplog.at_level(logging.WARNING):
+        assert sum(map(len, found(leaves(root, num_classes=num_classes)).values())) == 5 * len(classes)
+    assert len(caplog.messages) == bool(told)
+    assert all(text.startswith(f"{root}: taken for classes: ") for text in caplog.messages)
+    assert all(name in text for name in told for text in caplog.messages)
+
+
 def test_a_class_without_files_is_warned_of(plant, caplog):
     root = plant(*FLAT, "yew/")
     with caplog.at_level(logging.WARNING):
@@ -192,7 +224,7 @@ def test_a_test_class_that_training_does_not_know_is_refused_by_name(plant):
     [
         ([], "root=.*no such folder"),
         (["x.leaf"], "no class folders"),
-        (["train/x.leaf"], "no class folders"),
+        (["train/x.leaf"], "no class folders.* folder train"),
         (["val/a/0.leaf", "test/a/0.leaf"], "none called train"),
     ],
     ids=["missing", "files without folders", "train without folders", "nothing to train on"],
