@@ -31,6 +31,8 @@ Pictures = dict[str, Image.Image]
 CONFUSION_MATRIX = "confusion_matrix"
 MAX_ROWS_IN_WANDB = 200
 """Rows, with their pictures, of the table that W&B is sent; the file has all."""
+MIN_PICTURE_SIDE = 64
+"""In pixels, of the longer side of a picture in W&B's table: the 8 of a digit are too few to see."""
 MAX_CLASSES_IN_WANDB = 100
 """Of a confusion matrix: a W&B table takes 10,000 rows, which are the cells of so many classes."""
 
@@ -134,7 +136,7 @@ class TestedSamples(Callback):
         columns, modalities = _columns(shown), _columns(self.pictures)
         data = [
             [
-                *(wandb.Image(pictures[name]) if name in pictures else None for name in modalities),
+                *(wandb.Image(_enlarged(pictures[name])) if name in pictures else None for name in modalities),
                 *(row.get(column) for column in columns),
             ]
             for row, pictures in zip(shown, self.pictures, strict=True)
@@ -166,6 +168,12 @@ def _drawn(model: Perceiver, batch: Batch, numbers: Sequence[int]) -> list[Pictu
             if shown is not None and _is_there(batch.masks.get(name), row):
                 drawn[number][name] = Image.fromarray(shown.pixels)
     return drawn
+
+
+def _enlarged(picture: Image.Image) -> Image.Image:
+    """A picture, each of whose pixels is a square of them where it is too small to be seen in a table."""
+    times = max(1, -(-MIN_PICTURE_SIDE // max(picture.size)))
+    return picture.resize((times * picture.width, times * picture.height), Image.Resampling.NEAREST)
 
 
 def _is_there(mask: Tensor | None, row: int) -> bool:
