@@ -201,6 +201,7 @@ def test_samples_and_answers_are_chosen_by_their_buttons(explorer):
     before = explorer.picture()
     explorer.after(lambda: explorer.page.click("#samples [data-sample='1']"))
     assert "barks" in explorer.picture()["said"]
+    assert not explorer.page.is_visible("#facts-heading")  # nothing is known of it
     assert explorer.picture()["text"]
     explorer.after(lambda: explorer.page.click("#samples [data-sample='0']"))
     assert explorer.picture() == before
@@ -579,6 +580,7 @@ def test_a_page_of_numbers_alone_says_so(browser, tmp_path):
     file.write_text(page_html(content | {"samples": []}, []), encoding="utf-8")
     page = browser.new_page()
     explorer = Explorer(page, file.as_uri())
+    assert len(explorer.text("#runs").splitlines()) == 2
     assert "No maps are kept" in explorer.text("#panes")
     assert explorer.page.locator("#curve path").count() == 4
     assert "was not measured" in explorer.text("#unmeasured")

@@ -39,7 +39,7 @@ function renderSamples() {
           "button",
           { type: "button", "data-sample": number, title: id },
           image,
-          element("span", {}, id),
+          element("span", {}, element("bdi", {}, id)),
         );
         button.addEventListener("click", () => choose({ sample: number }));
         return button;
@@ -54,6 +54,7 @@ function renderSamples() {
     }
     const { id, facts } = page.samples[state.sample];
     byId("sample-id").textContent = id;
+    byId("facts-heading").hidden = !facts.length;
     byId("facts").replaceChildren(...facts.map((fact) => element("li", {}, fact)));
   });
 }

@@ -91,6 +91,7 @@ function start() {
   byId("title").textContent = page.title;
   const runs = page.runs.map(({ name }, run) => (page.runs.length > 1 ? `run ${run + 1}: ${name}` : name));
   byId("runs").replaceChildren(...runs.map((name) => element("li", {}, name)));
+  byId("runs").hidden = runs.length === 1 && runs[0] === page.title;
   for (const node of byId("figure").querySelectorAll(".controls")) node.hidden = !looked.length;
   readHash();
   listenToControls();
