@@ -29,6 +29,7 @@ from omegaconf.errors import (
     InterpolationResolutionError,
     MissingMandatoryValue,
     OmegaConfBaseException,
+    UnsupportedValueType,
 )
 
 from perceiver.data.base import UnreadableError
@@ -111,6 +112,8 @@ def explain(error: BaseException) -> str:
         return _with_whole_key(key, node, problem) or f"{key}: {about('', root, problem)}"
     if isinstance(error, ConfigAttributeError | ConfigKeyError):
         return _explain_unknown_key(error, None)
+    if isinstance(error, UnsupportedValueType) and "--resolve" in sys.argv:
+        return "--resolve: OmegaConf cannot print lists that are computed; leave --resolve out"
     return text
 
 
@@ -200,8 +203,13 @@ def one_line(error: BaseException) -> str:
     return " ".join(lines) or type(error).__name__
 
 
-def _misused_group(error: ValueError) -> str | None:
-    """What to say where a config group is set to a number or null; Hydra's own message does not name the group."""
+def _about_value_error(error: ValueError) -> str | None:
+    """What to say of the errors of Hydra itself that are plain ones; None of any other.
+
+    Its message about a group that is set to a number or null does not name that.
+    """
+    if str(error).startswith(("Only one of --", "The --resolve flag")):
+        return one_line(error)
     if not str(error).startswith("Config group override must be"):
         return None
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
@@ -227,7 +235,7 @@ def explained(function: Callable[P, T]) -> Callable[P, T | None]:
             if os.environ.get("PERCEIVER_TRACEBACK") == "1":
                 raise
         except ValueError as error:
-            sentence = _misused_group(error)
+            sentence = _about_value_error(error)
             if sentence is None:
                 raise
         except RuntimeError as error:

@@ -92,8 +92,13 @@ def meet_anew() -> None:
     os.environ |= {"MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": "False"}
 
 
-OPTIONS_WITH_VALUES = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--info", "-i")
+OPTIONS_WITH_VALUES = (
+    *("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp"),
+    *("--cfg", "-c", "--package", "-p", "--experimental-rerun", "--info", "-i"),
+)
 """Hydra's options that take a value."""
+INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+"""The values of its `--info`; alone, which is the same as `all`, it would take the first override for its value."""
 
 
 def command_line(main: Callable[P, T]) -> Callable[P, T]:
@@ -157,9 +162,16 @@ def options_and_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str
     """A command line in two parts, since Hydra takes its options on one side of the overrides only."""
     options: list[str] = []
     overrides: list[str] = []
-    for argument in arguments:
-        is_value = bool(options) and options[-1] in OPTIONS_WITH_VALUES
-        (options if argument.startswith("-") or is_value else overrides).append(argument)
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = argument.partition("=")
+        if options and options[-1] in OPTIONS_WITH_VALUES:
+            options.append(argument)
+        elif name.startswith("--") and equals:
+            options += [name, value]
+        elif argument in ("--info", "-i") and following not in INFO:
+            options += [argument, "all"]
+        else:
+            (options if argument.startswith("-") else overrides).append(argument)
     return options, overrides
 
 

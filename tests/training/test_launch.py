@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from perceiver.training import launch
 from perceiver.training.errors import ConfigError
-from perceiver.training.launch import is_restarted, run_name, with_run
+from perceiver.training.launch import is_restarted, options_and_overrides, run_name, with_run
 from perceiver.training.module import TrainingModule
 from perceiver.training.overrides import quoted
 from tests.training.kills import assert_same_run, killed_at
@@ -22,6 +22,22 @@ from tests.training.runs import SMALL, checkpoint, metrics, script
 
 slow = pytest.mark.slow
 SHORT = ["trainer.max_epochs=1", "trainer.limit_val_batches=1", "trainer.limit_test_batches=1"]
+
+
+class TestOptions:
+    @pytest.mark.parametrize(
+        ("arguments", "options"),
+        [
+            ("seed=3 --cfg job", "--cfg job"),
+            ("-c job seed=3 --package trainer", "-c job --package trainer"),
+            ("--config-dir=mine seed=3 -m", "--config-dir mine -m"),
+            ("seed=3 --info", "--info all"),
+            ("--info config seed=3", "--info config"),
+            ("-i seed=3", "-i all"),
+        ],
+    )
+    def test_they_may_stand_on_either_side_of_the_overrides(self, arguments, options):
+        assert options_and_overrides(arguments.split()) == (options.split(), ["seed=3"])
 
 
 class TestRunName:
