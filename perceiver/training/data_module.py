@@ -1,6 +1,7 @@
 """The one DataModule: any data set -> batches, in an order and with an augmentation that a resumed run repeats."""
 
 import logging
+import math
 import os
 import signal
 import sys
@@ -198,6 +199,20 @@ class DataModule(LightningDataModule):
         """How many of a loader's batches a training epoch has."""
         limit = 1.0 if self.trainer is None else self.trainer.limit_train_batches
         return min(limit, len(loader)) if isinstance(limit, int) else int(limit * len(loader))
+
+    def total_steps(self) -> int:
+        """Optimizer steps of the trainer's whole run.
+
+        Lightning's `estimated_stepping_batches` would be the same number, but asking for it makes the training loader
+        start to read, before a run that is resumed knows from where on.
+        """
+        assert self.trainer is not None
+        batches = self.batches_in_epoch(self.train_dataloader())
+        ends = (
+            math.ceil(batches / self.trainer.accumulate_grad_batches) * self.trainer.max_epochs,
+            self.trainer.max_steps,
+        )
+        return min(end for end in ends if end >= 0)
 
     def _place(self) -> dict[str, int]:
         """What the number of batches done counts from and in."""

@@ -1,7 +1,6 @@
 """The one LightningModule: any task, any model, one step."""
 
 import json
-import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
@@ -226,8 +225,9 @@ class TrainingModule(LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
         optimizer, mode = self.new_optimizer(), self.task.monitor_mode
         self._settings = [{name: group[name] for name in group if name != "params"} for group in optimizer.param_groups]
+        total_steps = self.trainer.datamodule.total_steps()  # type: ignore[attr-defined]
         try:
-            scheduler = scheduler_of(self.schedule, optimizer, total_steps=self._total_steps(), monitor_mode=mode)
+            scheduler = scheduler_of(self.schedule, optimizer, total_steps=total_steps, monitor_mode=mode)
         except ValueError as error:
             raise ConfigError(f"schedule: {error}") from error
         if isinstance(scheduler, ReduceLROnPlateau) and not self._validates():
@@ -252,18 +252,6 @@ class TrainingModule(LightningModule):
 
     def _validates(self) -> bool:
         return self.trainer.datamodule.splits["val"] is not None and self.trainer.limit_val_batches != 0  # type: ignore[attr-defined]
-
-    def _total_steps(self) -> int:
-        """Optimizer steps of the whole run.
-
-        Lightning's `estimated_stepping_batches` would be the same number, but asking for it makes the training loader
-        start to read, before a run that is resumed knows from where on.
-        """
-        trainer = self.trainer
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        batches = data.batches_in_epoch(data.train_dataloader())
-        ends = (math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs, trainer.max_steps)
-        return min(end for end in ends if end >= 0)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         counted = {

@@ -109,7 +109,7 @@ def train_in(run_dir: Path, cfg: DictConfig) -> float | None:
             cost = cost_of(parts.model, parts.task, example) if len(example) else {}
             table = model_table(parts.model, cost, example) if cost else None
         check_monitors(trainer, config, parts, example)
-        check_lengths(trainer, parts.data, begins=start is None)
+        check_lengths(trainer, parts.data, config, begins=start is None)
     except USER_ERRORS:
         discard_if_unused(run_dir)
         raise

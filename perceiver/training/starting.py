@@ -1,11 +1,14 @@
 """Where a run begins: anew, or at a checkpoint."""
 
 import logging
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_only
 
 from perceiver.training.build import Checkpoint, Parts, build, load_weights, read_checkpoint
@@ -63,11 +66,11 @@ def check_same_data(parts: Parts, found: Checkpoint, path: Path) -> None:
     raise ConfigError(f"{path}: the training samples are not those of before, {change}; {hint}")
 
 
-def check_lengths(trainer: Trainer, data: DataModule, *, begins: bool) -> None:
-    """Hold against each other what a trainer is told of the length of a run and of its epochs.
+def check_lengths(trainer: Trainer, data: DataModule, config: Mapping[str, Any], *, begins: bool) -> None:
+    """Compare the settings that count epochs, steps or batches with the length of the run and of its epochs.
 
     Raises:
-        ConfigError: it could not train, or not validate, as it is told to.
+        ConfigError: it could not train, validate or average its weights as it is told to.
     """
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return
@@ -83,6 +86,31 @@ def check_lengths(trainer: Trainer, data: DataModule, *, begins: bool) -> None:
     if trainer.check_val_every_n_epoch is not None and type(every) is int and every > batches:
         advice = "give at most that, or trainer.check_val_every_n_epoch=null to count batches over epochs"
         raise ConfigError(f"trainer.val_check_interval={every}: an epoch has {batches} batches; {advice}")
+    if (accumulated := trainer.accumulate_grad_batches) > batches > 0:
+        problem = f"an epoch has {batches} batches, and a step accumulates no more than these"
+        log.warning("trainer.accumulate_grad_batches=%d: %s", accumulated, problem)
+    check_averages(trainer, config, total_steps=data.total_steps(), batches=batches)
+
+
+def check_averages(trainer: Trainer, config: Mapping[str, Any], *, total_steps: int, batches: int) -> None:
+    """Refuse an average of the weights that is not updated between the first step and the end of the run.
+
+    What is tested would be the weights with which the run began.
+    """
+    epochs = math.ceil(total_steps * trainer.accumulate_grad_batches / max(batches, 1))
+    for average in (callback for callback in trainer.callbacks if isinstance(callback, WeightAveraging)):  # type: ignore[attr-defined]
+        steps = range(min(1, total_steps - 1), total_steps)
+        if total_steps == 0 or any(average.should_update(step_idx=step) for step in steps):
+            continue
+        if any(average.should_update(epoch_idx=epoch) for epoch in range(epochs)):
+            continue
+        nodes = {name: node for name, node in (config.get("callbacks") or {}).items() if node is not None}
+        name = next(name for name in nodes if nodes[name]["_target_"].endswith(f".{type(average).__name__}"))
+        settings = [f"callbacks.{name}.{key}={value}" for key, value in nodes[name].items() if "update" in key]
+        problem = f"the run has {total_steps} steps, so that the average would be that of its first weights"
+        raise ConfigError(
+            f"{', '.join(settings) or f'callbacks.{name}'}: {problem}; update it earlier, or leave out {name}"
+        )
 
 
 @rank_zero_only

@@ -159,19 +159,30 @@ class TestSettings:
 
     @pytest.mark.parametrize(
         ("override", "said"),
-        [("trainer.limit_train_batches=0", "at least 1"), ("+trainer.val_check_interval=5", "an epoch has 3 batches")],
+        [
+            ("trainer.limit_train_batches=0", "at least 1"),
+            ("+trainer.val_check_interval=5", "an epoch has 3 batches"),
+            ("callbacks.ema.update_every_n_steps=7", "the run has 6 steps"),
+        ],
     )
     def test_lengths_that_cannot_be_are_refused_before_training(self, tmp_path, override, said):
-        ended = train(tmp_path / "run", override)
+        ended = train(tmp_path / "run", override, *(["callbacks=[ema]"] if "ema" in override else []))
         assert (ended.code, ended.err.count("\n")) == (1, 1)
         assert ended.err.startswith(f"error: {override.removeprefix('+')}: ")
         assert said in ended.err
         assert not (tmp_path / "run").exists()
 
-    def test_that_untrained_weights_are_tested_is_said(self, tmp_path):
-        ended = train(tmp_path / "run", "trainer.max_epochs=0")
+    @pytest.mark.parametrize(
+        ("override", "said"),
+        [
+            ("trainer.max_epochs=0", "nothing is trained"),
+            ("trainer.accumulate_grad_batches=5", "an epoch has 3 batches"),
+        ],
+    )
+    def test_lengths_that_are_not_what_they_seem_are_warned_of(self, tmp_path, override, said):
+        ended = train(tmp_path / "run", override)
         assert ended.ok, ended.err
-        assert "trainer.max_epochs=0: nothing is trained" in (tmp_path / "run" / "train.log").read_text()
+        assert f"{override}: {said}" in (tmp_path / "run" / "train.log").read_text()
 
     def test_without_a_test_set_there_are_no_test_metrics(self, tmp_path, images):
         run = trained(tmp_path / "run", "data=image_folder", f"data.root={images}", "data.test_fraction=0")
