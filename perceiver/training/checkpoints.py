@@ -102,7 +102,8 @@ class BestCheckpoint(ModelCheckpoint):
 
     Without this, where `max_steps` or `max_time` end a run within an epoch, or an epoch without a validation is the
     last, Lightning would not validate at all. Of a run whose directory was moved it goes on with the best that moved
-    along; Lightning would take the next one for the best, whatever came before the move.
+    along; Lightning would take the next one for the best, whatever came before the move. A run that begins with the
+    checkpoint of another has no best yet; Lightning would test that of the other where nothing is validated.
     """
 
     def __init__(self, *, dirpath: Path, **settings: Any) -> None:
@@ -135,7 +136,9 @@ class BestCheckpoint(ModelCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         assert self.dirpath is not None
         before, here = state_dict.get("dirpath"), str(Path(self.dirpath) / BEST)
-        if before not in (None, self.dirpath) and Path(here).exists():
+        if before not in (None, self.dirpath):
+            if not Path(here).exists():
+                return  # another run began there, whose best is not this one's
             score = state_dict["best_model_score"]
             known = {} if self.monitor is None or score is None else {here: score}
             state_dict = state_dict | {"dirpath": self.dirpath, "best_model_path": here, "best_k_models": known}

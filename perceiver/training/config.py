@@ -191,7 +191,10 @@ def _target(key: str, node: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     except Exception as error:  # whatever the import of the module raises
         problem = f"{key}._target_={node['_target_']}: cannot be imported ({one_line(error.__cause__ or error)})"
         raise ConfigError(f"{problem}; {WHERE_CODE_IS_FOUND}") from error
-    return target, get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    try:
+        return target, get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except NameError:  # some of torch's are annotated with what only type checkers import
+        return target, {}
 
 
 def _is_added(key: str) -> bool:

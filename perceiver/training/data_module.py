@@ -206,12 +206,11 @@ class DataModule(LightningDataModule):
         Lightning's `estimated_stepping_batches` would be the same number, but asking for it makes the training loader
         start to read, before a run that is resumed knows from where on.
         """
-        assert self.trainer is not None
+        trainer = self.trainer
+        assert trainer is not None
+        epochs = -1 if trainer.max_epochs is None else trainer.max_epochs  # as Lightning reads it when it trains
         batches = self.batches_in_epoch(self.train_dataloader())
-        ends = (
-            math.ceil(batches / self.trainer.accumulate_grad_batches) * self.trainer.max_epochs,
-            self.trainer.max_steps,
-        )
+        ends = (math.ceil(batches / trainer.accumulate_grad_batches) * epochs, trainer.max_steps)
         return min(end for end in ends if end >= 0)
 
     def _place(self) -> dict[str, int]:

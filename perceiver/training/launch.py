@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -162,7 +162,7 @@ def options_and_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str
     """A command line in two parts, since Hydra takes its options on one side of the overrides only."""
     options: list[str] = []
     overrides: list[str] = []
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip_longest(arguments, arguments[1:]):
         name, equals, value = argument.partition("=")
         if options and options[-1] in OPTIONS_WITH_VALUES:
             options.append(argument)

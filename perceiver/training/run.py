@@ -121,6 +121,9 @@ def train_in(run_dir: Path, cfg: DictConfig) -> float | None:
     try:
         with warnings_in_log():
             fit(trainer, parts, config, start)
+        if start is not None and not clock.has_trained:
+            ends = f"trainer.max_epochs={trainer.max_epochs}, trainer.max_steps={trainer.max_steps}"
+            log.warning("%s: nothing more is trained, the run was at its end there (%s, or stopped early)", start, ends)
         metrics = final_metrics(trainer) | clock.metrics | cost
         if start is not None:
             before = written_metrics(run_dir / METRICS)
@@ -132,7 +135,7 @@ def train_in(run_dir: Path, cfg: DictConfig) -> float | None:
             metrics[f"best/{checkpoints.monitor}"] = float(checkpoints.best_model_score)
         if trainer.is_global_zero:
             write_metrics(metrics, run_dir / METRICS)  # of a run that is killed while it is tested
-        best = best_checkpoint(trainer, run_dir / "checkpoints")
+        best = best_checkpoint(trainer, run_dir / "checkpoints") or (None if clock.has_trained else start)
         if best is not None:
             load_weights(parts.module, read_checkpoint(best), best)
         metrics |= test(trainer, parts, config)
@@ -153,8 +156,9 @@ def train_in(run_dir: Path, cfg: DictConfig) -> float | None:
         tables = tested.write(run_dir)
         if rows := class_rows(parts):
             show(class_table(rows))
+        kind = "checkpoint" if best == start else "last checkpoint, not validated"
         written = {
-            "best checkpoint" if checkpoints.best_model_score is not None else "last checkpoint, not validated": best,
+            "best checkpoint" if checkpoints.best_model_score is not None else kind: best,
             "metrics": run_dir / METRICS,
             **tables,
             "attention": run_dir / "attention" / PAGE,
@@ -206,8 +210,11 @@ def build_trainer(
         plugins=[DurableIO(), *environment_plugins()],
         default_root_dir=run_dir,
     )
-    if trainer.max_epochs == trainer.max_steps == -1:
-        raise ConfigError("trainer.max_epochs=-1: the schedule needs an end; give trainer.max_epochs or max_steps")
+    if trainer.max_steps == -1 and trainer.max_epochs in (None, -1):
+        given = "null" if trainer.max_epochs is None else -1
+        raise ConfigError(
+            f"trainer.max_epochs={given}: the schedule needs an end; give trainer.max_epochs or max_steps"
+        )
     return trainer, clock, tested
 
 

@@ -37,6 +37,15 @@ def test_a_finished_run_only_is_tested_again_and_loses_nothing(finished, run):
     assert ended.ok, ended.err
     assert_same_run(run, finished)
     assert metrics(run)["train/seconds"] == metrics(finished)["train/seconds"]
+    assert "nothing more is trained" in (run / "train.log").read_text()
+
+
+def test_a_run_that_begins_at_its_end_tests_the_checkpoint_that_it_was_given(finished, tmp_path):
+    start = finished / "checkpoints" / "last.ckpt"
+    ended = train(tmp_path / "new", *CONSTANT, f"ckpt_path={start}")
+    assert ended.ok, ended.err
+    assert "last.ckpt" in ended.out
+    assert "best.ckpt" not in ended.out
 
 
 def test_a_run_that_ended_before_its_results_were_written_has_them_all(finished, run):

@@ -39,6 +39,9 @@ class TestOptions:
     def test_they_may_stand_on_either_side_of_the_overrides(self, arguments, options):
         assert options_and_overrides(arguments.split()) == (options.split(), ["seed=3"])
 
+    def test_there_may_be_no_arguments(self):
+        assert options_and_overrides([]) == ([], [])
+
 
 class TestRunName:
     @pytest.mark.parametrize("environment", [slurm, torchrun])
