@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -181,9 +181,13 @@ class DataModule(LightningDataModule):
         split = self.splits[stage]
         if split is None:
             return torch.zeros(0, dtype=torch.int64)
-        if not hasattr(split, "name_of"):
+        if isinstance(split, list | tuple):  # samples that are at hand need no one to name them
+            names: Iterable[str] = (sample.id for sample in split)
+        elif hasattr(split, "name_of"):
+            names = (split.name_of(index) for index in range(len(split)))
+        else:
             return None
-        return torch.tensor([fingerprint_of(split.name_of(index)) for index in range(len(split))], dtype=torch.int64)
+        return torch.tensor([fingerprint_of(name) for name in names], dtype=torch.int64)
 
     def train_dataloader(self) -> DataLoader[Any]:
         loader = self._loader("train")
