@@ -47,7 +47,7 @@ from scripts.malformed_trees import WRITERS, Tree
 MOST_MEMORY, MOST_SECONDS = 2 * 2**30, 20.0
 MARKER = "MARKER"
 """What a payload makes in the working directory."""
-QUIET = ("logger.mode=disabled", "logger.group=none", "loader.batch_size=7", "loader.num_workers=0")
+QUIET = ("logger=none", "loader.batch_size=7", "loader.num_workers=0")
 OF_FOLDERS = ("image_folder", "audio_folder")
 
 

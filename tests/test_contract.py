@@ -30,6 +30,7 @@ from perceiver.tasks.classification import Classification
 from perceiver.training.build import build, check_room, construct, learn
 from perceiver.training.config import register_resolvers, resolved
 from perceiver.training.errors import ConfigError
+from perceiver.training.loggers.base import RunLogger
 from perceiver.training.optimization import parameter_groups
 from perceiver.training.summary import count_parameters, flops_per_sample
 from perceiver.types import Batch
@@ -62,7 +63,6 @@ DEFAULT_EXPERIMENT = next(item["experiment"] for item in DEFAULTS if isinstance(
 CHOICES = [(path.parent.name, path.stem) for path in FILES if path.parent.name in GROUPS.keys() - {"experiment"}]
 GIVEN_AT_RUN_TIME = {
     "loader": {"dataset"},
-    "logger": {"run_dir", "run_config", "continued"},
     "checkpointing": {"folder", "curves"},
 }
 """Keywords that a run passes by itself."""
@@ -134,7 +134,7 @@ def config_of(roots) -> Callable[..., dict[str, Any]]:
 
     @cache
     def make(*overrides: str) -> dict[str, Any]:
-        with composed(*overrides, "logger.mode=disabled", "trainer.accelerator=cpu") as cfg:
+        with composed(*overrides, "trainer.accelerator=cpu") as cfg:
             if root := roots.get(cfg.data._target_.rpartition(".")[2]):
                 cfg.data.root = str(root)
             return resolved(cfg)
@@ -166,7 +166,8 @@ def built(config: dict[str, Any], tmp_path: Path) -> None:
     callbacks = [construct(config["callbacks"], name) for name in config.get("callbacks") or {}]
     callbacks.append(construct(config, "attention"))
     assert all(isinstance(callback, Callback) for callback in callbacks)
-    logger = construct(config, "logger", run_dir=str(tmp_path), run_config=config, continued=False, _recursive_=False)
+    logger = construct(config, "logger")
+    assert isinstance(logger, RunLogger)
     trainer = construct(config, "trainer", callbacks=callbacks, logger=[logger], default_root_dir=tmp_path)
     assert isinstance(trainer, Trainer)
 

@@ -25,7 +25,7 @@ from perceiver.inspection.statistics import drift
 from perceiver.inspection.truth import mean_scores
 from perceiver.model import Perceiver
 from perceiver.tasks.base import Task
-from perceiver.training.panels import log_look, log_page
+from perceiver.training.loggers.base import log_look, log_page
 from perceiver.types import Batch
 
 log = logging.getLogger(__name__)

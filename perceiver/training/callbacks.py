@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from torch import Tensor
 
 from perceiver.data.sampler import mix
-from perceiver.training.loggers import log_now
+from perceiver.training.loggers.base import log_now
 from perceiver.training.module import TrainingModule
 from perceiver.training.summary import note
 from perceiver.types import Batch

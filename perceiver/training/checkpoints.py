@@ -21,7 +21,7 @@ from torch import Tensor
 
 from perceiver.processes import greatest
 from perceiver.training.errors import ConfigError
-from perceiver.training.loggers import Curves
+from perceiver.training.loggers.curves import Curves
 from perceiver.training.signals import EndedBySignal, Ending
 from perceiver.types import Batch
 

@@ -50,7 +50,7 @@ PLUGINS = {"submitit_slurm": "slurm", "optuna": "optuna"}
 """Choices of Hydra's own groups, and which of our extras brings them."""
 OFF = {
     "attention": "attention.every_n_epochs=0 switches it off",
-    "logger": "logger.mode=disabled switches it off",
+    "logger": "logger=none switches it off",
     "schedule": "schedule=constant leaves the learning rate as it is",
     "callbacks": "callbacks=[] leaves out all",
 }
@@ -134,7 +134,8 @@ def _explain_unknown_key(error: OmegaConfBaseException, asked: str | None) -> st
         hint = "train.py --cfg job shows all there are"
     elif hint is None:
         there = f"there are: {', '.join(_names(parent))}"
-        hint = there if _names(parent) else f"{found_up_to.removesuffix(f'.{key}')} is not set"
+        bare = "takes no keys" if "_target_" in parent else "is not set"
+        hint = there if _names(parent) else f"{found_up_to.removesuffix(f'.{key}')} {bare}"
     return f"{full_key}: no such key; {hint}"
 
 
@@ -214,7 +215,10 @@ def _about_value_error(error: ValueError) -> str | None:
         return None
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     override = frame.f_locals["override"]
-    return f"{override.input_line}: must name one of the choices in conf/{override.key_or_group}"
+    group = override.key_or_group
+    return f"{override.input_line}: must name one of the choices in conf/{group}" + (
+        f"; {OFF[group]}" if group in OFF else ""
+    )
 
 
 def explained(function: Callable[P, T]) -> Callable[P, T | None]:

@@ -19,7 +19,7 @@ from perceiver.processes import gathered
 from perceiver.tasks.base import TableRow, Task
 from perceiver.training.accumulation import Accumulation
 from perceiver.training.errors import ConfigError, nearest
-from perceiver.training.loggers import log_now
+from perceiver.training.loggers.base import log_now
 from perceiver.training.optimization import (
     OptimizerFactory,
     Schedule,

@@ -16,7 +16,7 @@ from perceiver.processes import gathered
 from perceiver.training.attention_callback import AttentionCallback
 from perceiver.training.build import Parts, blamed_on
 from perceiver.training.checkpoints import BEST, LAST
-from perceiver.training.loggers import WandbMirror, table_of
+from perceiver.training.loggers.base import run_loggers
 from perceiver.training.module import TrainingModule
 from perceiver.training.signals import TERMINATED
 
@@ -100,14 +100,10 @@ def class_rows(parts: Parts) -> list[dict[str, Any]]:
 
 def log_classes(trainer: Trainer, parts: Parts) -> None:
     """The metrics of each class as one table."""
-    rows = class_rows(parts)
-
-    def made() -> dict[str, Any]:
-        return {"test/classes": table_of(rows)}
-
-    for logger in trainer.loggers:
-        if rows and isinstance(logger, WandbMirror):
-            logger.log_made(made)
+    if rows := class_rows(parts):
+        cells = [list(row.values()) for row in rows]
+        for logger in run_loggers(trainer):
+            logger.attempt(logger.table, "test/classes", list(rows[0]), cells, trainer.global_step)
 
 
 def write_metrics(metrics: Mapping[str, float], path: Path, of: Mapping[str, Any] | None = None) -> None:

@@ -26,7 +26,8 @@ from perceiver.training.config import resolved
 from perceiver.training.errors import USER_ERRORS, ConfigError, nearest, one_line
 from perceiver.training.launch import environment_plugins, leave_last, needs_processes_of_its_own, run_apart
 from perceiver.training.lock import LOCK, lock, release
-from perceiver.training.loggers import Curves, WandbMirror
+from perceiver.training.loggers.base import RunInfo, RunLogger, run_loggers
+from perceiver.training.loggers.curves import Curves
 from perceiver.training.module import DivergedError
 from perceiver.training.overrides import interpolations
 from perceiver.training.results import (
@@ -101,9 +102,9 @@ def train_in(run_dir: Path, cfg: DictConfig) -> float | None:
             run_apart(run_dir)
             return best_score(run_dir)
         lock(run_dir)
-        parts, start = prepare(config, run_dir)
+        parts, start, step = prepare(config, run_dir)
         parts.module.description["interpolations"] = interpolations(cfg)
-        trainer, clock, tested = build_trainer(config, parts, run_dir, continued=start is not None)
+        trainer, clock, tested = build_trainer(config, parts, run_dir, step)
         example = parts.data.probe(EXAMPLES)
         with blamed_on(config, "model"):  # it may not take what the data holds
             cost = cost_of(parts.model, parts.task, example) if len(example) else {}
@@ -140,17 +141,16 @@ def train_in(run_dir: Path, cfg: DictConfig) -> float | None:
             load_weights(parts.module, read_checkpoint(best), best)
         metrics |= test(trainer, parts, config)
         log_classes(trainer, parts)
-        tested.send(trainer.loggers)
+        tested.send(trainer)
         metrics |= unreadable(parts)
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbMirror):
-                logger.summarize(of_whole_sets(metrics))
-                logger.keep_final(best, of_best(metrics), run_dir / "checkpoints" / LAST, trainer.global_step)
+        last = run_dir / "checkpoints" / LAST
+        for logger in run_loggers(trainer):
+            logger.attempt(logger.summary, of_whole_sets(metrics))
+            logger.attempt(logger.checkpoints, best, of_best(metrics), last, trainer.global_step)
         exit_code = 0
     finally:
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbMirror):
-                logger.close(exit_code)
+        for logger in run_loggers(trainer):
+            logger.end(exit_code)
     if trainer.is_global_zero:
         write_metrics(metrics, run_dir / METRICS)
         tables = tested.write(run_dir)
@@ -169,9 +169,9 @@ def train_in(run_dir: Path, cfg: DictConfig) -> float | None:
 
 
 def build_trainer(
-    config: dict[str, Any], parts: Parts, run_dir: Path, *, continued: bool
+    config: dict[str, Any], parts: Parts, run_dir: Path, step: int
 ) -> tuple[Trainer, TrainingClock, TestedSamples]:
-    """The trainer with its loggers and callbacks, two of which are wanted afterwards."""
+    """The trainer with its loggers and callbacks, two of which are wanted afterwards; `step` as in `RunInfo`."""
     clock, tested, curves = TrainingClock(), TestedSamples(), Curves(run_dir / "metrics.csv")
     folder = run_dir / "checkpoints"
     callbacks: list[Callback] = [
@@ -190,23 +190,16 @@ def build_trainer(
         raise ConfigError("callbacks: a moving average of divided weights is not kept; leave out ema, or trainer=ddp")
     for path in (*folder.glob("*.part"), folder / NEXT):  # of a process that was killed
         path.unlink(missing_ok=True)
-    hydra, chosen = HydraConfig.get(), config["logger"]
+    hydra = HydraConfig.get()
     experiment = hydra.runtime.choices.get("experiment")
-    mirror = construct(
-        config,
-        "logger",
-        run_dir=str(run_dir),
-        continued=continued,
-        run_config=config,
-        name=chosen.get("name") or display_name(run_dir, experiment, hydra.overrides.task),
-        group=chosen.get("group") or group_of(run_dir, experiment),
-        _recursive_=False,
-    )
+    name, group = display_name(run_dir, experiment, hydra.overrides.task), group_of(run_dir, experiment)
+    logger: RunLogger = construct(config, "logger")
+    logger.begin(RunInfo(folder=run_dir, config=config, name=name, group=group, step=step))
     trainer: Trainer = construct(
         config,
         "trainer",
         callbacks=callbacks,
-        logger=[curves, mirror],
+        logger=[curves, logger],
         plugins=[DurableIO(), *environment_plugins()],
         default_root_dir=run_dir,
     )

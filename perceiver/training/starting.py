@@ -21,11 +21,11 @@ from perceiver.training.trust import trust_needed
 log = logging.getLogger(__name__)
 
 
-def prepare(config: dict[str, Any], run_dir: Path) -> tuple[Parts, Path | None]:
+def prepare(config: dict[str, Any], run_dir: Path) -> tuple[Parts, Path | None, int]:
     """Build what a config names, so that whatever is wrong with it is said before anything is done.
 
     Returns:
-        The parts; and the checkpoint from which the run goes on, if it does.
+        The parts; the checkpoint from which the run goes on, if it does; and the optimizer steps done by then.
     """
     parts = build(config)
     parts.module.description["trained_on"] = parts.data.fingerprints("train")
@@ -43,7 +43,7 @@ def prepare(config: dict[str, Any], run_dir: Path) -> tuple[Parts, Path | None]:
     tell_trust_needed(config)
     if config["compile"]:
         parts.model.compile()
-    return parts, start
+    return parts, start, 0 if found is None else found.step + 1
 
 
 def check_same_data(parts: Parts, found: Checkpoint, path: Path) -> None:
@@ -154,7 +154,7 @@ def tell_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
     """Say in what the config of a run that goes on differs from the one it was begun with."""
     was, flat = (dict(leaves(config, "")) for config in (before, now))
     for key in sorted(was.keys() | flat.keys()):
-        if was.get(key) != flat.get(key) and key != "ckpt_path" and not key.startswith("logger.run_dir"):
+        if was.get(key) != flat.get(key) and key != "ckpt_path":
             log.warning("goes on with %s=%s, which was %s", key, flat.get(key), was.get(key))
 
 

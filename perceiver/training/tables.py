@@ -1,4 +1,4 @@
-"""Tables of what a run says of each tested sample: files in the run directory, shown by W&B with pictures."""
+"""Tables of what a run says of each tested sample: files in the run directory, shown by loggers with pictures."""
 
 import csv
 import logging
@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import wandb
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import Logger
 from PIL import Image
 from torch import Tensor
 
@@ -20,7 +18,7 @@ from perceiver.inspection.frames import Frame
 from perceiver.model import Perceiver
 from perceiver.processes import gathered
 from perceiver.tasks.base import TableRow, Task
-from perceiver.training.loggers import WandbMirror
+from perceiver.training.loggers.base import run_loggers
 from perceiver.types import Batch
 
 log = logging.getLogger(__name__)
@@ -29,23 +27,21 @@ Pictures = dict[str, Image.Image]
 """Modality -> what there is to see of a sample."""
 
 CONFUSION_MATRIX = "confusion_matrix"
-MAX_ROWS_IN_WANDB = 200
-"""Rows, with their pictures, of the table that W&B is sent; the file has all."""
-MIN_PICTURE_SIDE = 64
-"""In pixels, of the longer side of a picture in W&B's table: the 8 of a digit are too few to see."""
-MAX_CLASSES_IN_WANDB = 100
+MAX_ROWS_SHOWN = 200
+"""Rows, with their pictures, of the table that loggers are sent; the file has all."""
+MAX_CLASSES_SHOWN = 100
 """Of a confusion matrix: a W&B table takes 10,000 rows, which are the cells of so many classes."""
 
 
 class TestedSamples(Callback):
-    """Collects the rows of the task's table from a test, and pictures of the inputs if W&B records.
+    """Collects the rows of the task's table from a test, and pictures of the inputs if a logger records.
 
     After the test every process has the rows of all.
 
     Attributes:
         name: of the table.
         rows: the values of all tested samples, the first to be shown first.
-        pictures: those of the first `MAX_ROWS_IN_WANDB` rows.
+        pictures: those of the first `MAX_ROWS_SHOWN` rows.
     """
 
     def __init__(self) -> None:
@@ -62,7 +58,7 @@ class TestedSamples(Callback):
         description: Mapping[str, Any] = pl_module.description  # type: ignore[assignment]
         self.name, self._class_names = pl_module.task.table, description["class_names"]
         self._own, self._drawn = [], {}
-        self._draws = any(isinstance(logger, WandbMirror) and logger.is_recording for logger in trainer.loggers)
+        self._draws = any(logger.is_recording for logger in run_loggers(trainer))
 
     def on_test_batch_end(  # type: ignore[override]
         self,
@@ -95,7 +91,7 @@ class TestedSamples(Callback):
             (row.rank, place, process) for process, (rows, _) in enumerate(parts) for place, row in enumerate(rows)
         )
         self.rows = [parts[process][0][place].values for _, place, process in order]
-        self.pictures = [parts[process][1].get(place, {}) for _, place, process in order[:MAX_ROWS_IN_WANDB]]
+        self.pictures = [parts[process][1].get(place, {}) for _, place, process in order[:MAX_ROWS_SHOWN]]
         self._own, self._drawn = [], {}
 
     def write(self, folder: Path) -> dict[str, Path]:
@@ -111,37 +107,21 @@ class TestedSamples(Callback):
             _write(written["confusion matrix"], ["true", *names], matrix)
         return written
 
-    def send(self, loggers: Iterable[Logger]) -> None:
-        """Send W&B the first rows with pictures, and the chart of the confusion matrix of not too many classes."""
-        for logger in loggers:
-            if self.rows and isinstance(logger, WandbMirror):
-                logger.log_made(self._media)
-
-    def _media(self) -> dict[str, Any]:
-        media: dict[str, Any] = {f"test/{self.name}": self._table()}
-        counts, names = self._confusions(), self._class_names
-        if counts is not None and len(names) <= MAX_CLASSES_IN_WANDB:
-            cells = [[true, predicted, counts[true, predicted]] for true in names for predicted in names]
-            columns: list[str | int] = ["Actual", "Predicted", "nPredictions"]
-            media[f"test/{CONFUSION_MATRIX}"] = wandb.plot_table(
-                "wandb/confusion_matrix/v1",  # what `wandb.plot.confusion_matrix` makes of labels
-                wandb.Table(columns=columns, data=cells),
-                {str(column): column for column in columns},
-                {"title": "test samples"},
-            )
-        return media
-
-    def _table(self) -> wandb.Table:
+    def send(self, trainer: Trainer) -> None:
+        """Show the first rows with pictures, and the confusion matrix of not too many classes."""
+        if not self.rows:
+            return
         shown = self.rows[: len(self.pictures)]
         columns, modalities = _columns(shown), _columns(self.pictures)
-        data = [
-            [
-                *(wandb.Image(_enlarged(pictures[name])) if name in pictures else None for name in modalities),
-                *(row.get(column) for column in columns),
-            ]
+        cells = [
+            [*map(pictures.get, modalities), *map(row.get, columns)]
             for row, pictures in zip(shown, self.pictures, strict=True)
         ]
-        return wandb.Table(columns=[*modalities, *columns], data=data)
+        counts, names, step = self._confusions(), self._class_names, trainer.global_step
+        for logger in run_loggers(trainer):
+            logger.attempt(logger.table, f"test/{self.name}", [*modalities, *columns], cells, step)
+            if counts is not None and len(names) <= MAX_CLASSES_SHOWN:
+                logger.attempt(logger.confusion_matrix, f"test/{CONFUSION_MATRIX}", names, counts, step)
 
     def _confusions(self) -> Counter[tuple[str, str]] | None:
         """(true class, predicted class) -> number of samples; None where a sample has no class, or several."""
@@ -151,7 +131,7 @@ class TestedSamples(Callback):
 
     def _first(self, places: Sequence[int]) -> list[int]:
         """Those of this process's rows which may be among the first of all."""
-        return nsmallest(MAX_ROWS_IN_WANDB, places, key=lambda place: (self._own[place].rank, place))
+        return nsmallest(MAX_ROWS_SHOWN, places, key=lambda place: (self._own[place].rank, place))
 
 
 @torch.no_grad()
@@ -168,12 +148,6 @@ def _drawn(model: Perceiver, batch: Batch, numbers: Sequence[int]) -> list[Pictu
             if shown is not None and _is_there(batch.masks.get(name), row):
                 drawn[number][name] = Image.fromarray(shown.pixels)
     return drawn
-
-
-def _enlarged(picture: Image.Image) -> Image.Image:
-    """A picture, each of whose pixels is a square of them where it is too small to be seen in a table."""
-    times = max(1, -(-MIN_PICTURE_SIDE // max(picture.size)))
-    return picture.resize((times * picture.width, times * picture.height), Image.Resampling.NEAREST)
 
 
 def _is_there(mask: Tensor | None, row: int) -> bool:

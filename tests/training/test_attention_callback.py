@@ -223,7 +223,7 @@ def test_panels_reach_wandb_as_pictures_at_the_step_of_the_validation(tmp_path, 
     logger = offline_mirror(tmp_path, monkeypatch)
     options = {"max_epochs": 4, "accumulate_grad_batches": accumulate, "num_sanity_val_steps": 2}
     fit(tmp_path, attention(2), logger=logger, **options)
-    logger.close(0)
+    logger.end(0)
     (folder,) = run_folders(tmp_path)
     logged = rows(folder)
     panels = [row for row in logged if any(key.startswith("attention/image") for key in row)]

@@ -16,8 +16,8 @@ from perceiver.inspection import deletion as deletion_module
 from perceiver.inspection.capture import Capture
 from perceiver.inspection.statistics import drift, statistics
 from perceiver.training import attention_callback as callback_module
-from perceiver.training import panels as panels_module
-from perceiver.training.loggers import Curves
+from perceiver.training.loggers import wandb as wandb_module
+from perceiver.training.loggers.curves import Curves
 from perceiver.training.results import final_metrics
 from tests.inspection.looks import contents_of
 from tests.inspection.models import look
@@ -61,7 +61,7 @@ def of_wandb(folder: Path, key: str) -> dict[int, dict[str, Any]]:
 def test_numbers_and_tests_reach_files_and_loggers_at_the_steps_of_the_validation(tmp_path, loggers, hides):
     callback = attention(2)
     trainer, _ = fit(tmp_path, callback, boxes=True, max_epochs=5, logger=loggers)
-    loggers[1].close(0)
+    loggers[1].end(0)
     found = events(tmp_path)
     steps = [int(event["step"]) for event in found]
     validated = sorted(of_wandb(tmp_path, "val/loss"))
@@ -192,7 +192,7 @@ def test_looks_that_are_made_again_replace_those_of_the_training_before(tmp_path
 
 def test_the_page_reaches_wandb_once_and_is_the_one_of_the_run_directory(tmp_path, loggers):
     fit(tmp_path, attention(2), max_epochs=3, logger=loggers)
-    loggers[1].close(0)
+    loggers[1].end(0)
     (folder,) = run_folders(tmp_path)
     ((step, row),) = of_wandb(tmp_path, "attention/explorer").items()
     assert step == 8
@@ -204,9 +204,9 @@ def test_the_page_reaches_wandb_once_and_is_the_one_of_the_run_directory(tmp_pat
 
 
 def test_pages_that_are_too_large_for_wandb_stay_in_the_run_directory(tmp_path, loggers, hides, monkeypatch):
-    monkeypatch.setattr(panels_module, "MOST_PAGE_BYTES", 1000)
+    monkeypatch.setattr(wandb_module, "MOST_PAGE_BYTES", 1000)
     fit(tmp_path, attention(2), max_epochs=2, logger=loggers)
-    loggers[1].close(0)
+    loggers[1].end(0)
     assert of_wandb(tmp_path, "attention/explorer") == {}
     assert list(of_wandb(tmp_path, DELETION[0])) == [5]
     assert (tmp_path / "attention" / "index.html").stat().st_size > 1000

@@ -15,7 +15,7 @@ from perceiver.tasks.captioning import Captioning
 from perceiver.training import attention_callback as callback_module
 from perceiver.training.attention_callback import AttentionCallback
 from perceiver.training.data_module import DataModule
-from perceiver.training.loggers import Curves
+from perceiver.training.loggers.curves import Curves
 from perceiver.training.module import TrainingModule
 from tests.inspection.looks import observer
 from tests.inspection.models import look
@@ -121,7 +121,7 @@ def test_scores_reach_csv_and_wandb_with_the_panels_in_one_row(tmp_path, monkeyp
     table = Curves(tmp_path / "metrics.csv")
     callback = attention(2)
     fit(tmp_path, callback, boxes=True, max_epochs=4, logger=[table, mirror])
-    mirror.close(0)
+    mirror.end(0)
     (folder,) = run_folders(tmp_path)
     logged = [row for row in rows(folder) if "attention/image/cross0" in row]
     truths_of = [{key: row[key] for key in row if key in truths(callback)} for row in logged]
@@ -190,7 +190,7 @@ def test_words_and_strips_reach_the_event_csv_and_wandb(tmp_path, monkeypatch):
     table = Curves(tmp_path / "metrics.csv")
     callback = attention(2)
     fit(tmp_path, callback, texts=True, boxes=True, max_epochs=2, logger=[table, mirror])
-    mirror.close(0)
+    mirror.end(0)
     (event,) = events(tmp_path)
     answers = json.loads(str(event["answers"]))
     assert len(answers) == 3

@@ -7,9 +7,9 @@ from random import Random
 import numpy as np
 import pytest
 
-from perceiver.training import loggers
 from perceiver.training import run as run_module
 from perceiver.training.attention_callback import AttentionCallback
+from perceiver.training.loggers import curves
 from perceiver.training.module import TrainingModule
 from tests.training.kills import assert_same_run, before_call, continued, killed_at, rows, run_in_fork
 from tests.training.runs import CAPTIONING, SMALL, metrics, script
@@ -80,7 +80,7 @@ def assert_same_maps(one, other):
 
 def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path, whole, monkeypatch):
     expected, run = whole("images"), tmp_path / "run"
-    monkeypatch.setattr(loggers, "ROWS_IN_MEMORY", 1)  # so that some are written behind the checkpoint
+    monkeypatch.setattr(curves, "ROWS_IN_MEMORY", 1)  # so that some are written behind the checkpoint
     assert run_in_fork(run, setup=IMAGES, before=killed_at(0)) == -signal.SIGKILL  # before there is a checkpoint
     for count, method in ((2, "training_step"), (1, "validation_step"), (1, "training_step"), (0, "test_step")):
         assert continued(run, before=killed_at(count, method)) == -signal.SIGKILL

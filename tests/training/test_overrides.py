@@ -25,7 +25,7 @@ def test_a_text_arrives_as_it_was_typed(text):
     assert overridden({"seed": 1, "data": NODE}, [f"data.project={text}"], {})["data"]["project"] == text
 
 
-NODE = {"_target_": "perceiver.training.loggers.WandbMirror", "project": "x", "name": None, "tags": ["x"]}
+NODE = {"_target_": "perceiver.training.loggers.wandb.WandB", "project": "x", "name": None, "tags": ["x"]}
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 
 from perceiver.tasks.base import prediction_rows
 from perceiver.training import tables
-from perceiver.training.tables import MAX_ROWS_IN_WANDB, _drawn
+from perceiver.training.tables import MAX_ROWS_SHOWN, _drawn
 from perceiver.types import Batch
 from tests.inspection.models import perceiver
 from tests.training.runs import CAPTIONING, metrics, table, trained
@@ -32,7 +32,7 @@ def logged(run_dir, name):
 def test_predictions_and_confusion_matrix_are_those_of_the_metrics(run):
     header, *lines = table(run / "predictions.csv")
     assert header == ["id", "true", "predicted", "probability"]
-    assert len({line[0] for line in lines}) == len(lines) > MAX_ROWS_IN_WANDB
+    assert len({line[0] for line in lines}) == len(lines) > MAX_ROWS_SHOWN
     right = [true == predicted for _, true, predicted, _ in lines]
     assert right == sorted(right)  # wrong ones first
     assert sum(right) / len(lines) == pytest.approx(metrics(run)["test/accuracy"], abs=1e-6)
@@ -51,7 +51,7 @@ def test_wandb_has_the_first_predictions_with_their_pictures_and_the_chart_of_th
     _, *lines = table(run / "predictions.csv")
     shown, pictures = logged(run, "predictions")
     assert shown["columns"] == ["image", "id", "true", "predicted", "probability"]
-    assert [[*row[1:4], str(row[4])] for row in shown["data"]] == lines[:MAX_ROWS_IN_WANDB]
+    assert [[*row[1:4], str(row[4])] for row in shown["data"]] == lines[:MAX_ROWS_SHOWN]
     images = load_digits().images / 16
     for row in (shown["data"][0], shown["data"][-1]):
         drawn = np.asarray(Image.open(pictures[row[0]["path"]]))[..., 0] / 255

@@ -9,26 +9,20 @@ from typing import Any
 import wandb
 from wandb.proto.wandb_internal_pb2 import Record
 
-from perceiver.training.loggers import WandbMirror
+from perceiver.training.loggers.base import RunInfo
+from perceiver.training.loggers.wandb import WandB
 
 BLOCK, HEADER = 32768, 7
 FULL, FIRST, _MIDDLE, LAST = 1, 2, 3, 4
 
 
-def offline_mirror(folder: Path, monkeypatch) -> WandbMirror:
-    """A mirror whose W&B run lies in a folder."""
+def offline_mirror(folder: Path, monkeypatch) -> WandB:
+    """A logger whose W&B run lies in a folder."""
     for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):  # set by the logger, and to be undone
         monkeypatch.setenv(name, str(folder))
-    return WandbMirror(
-        project="p",
-        name=None,
-        group=None,
-        tags=[],
-        mode="offline",
-        run_dir=str(folder),
-        run_config={},
-        continued=False,
-    )
+    logger = WandB(project="p", tags=[], mode="offline")
+    logger.begin(RunInfo(folder=folder, config={}))
+    return logger
 
 
 def records(path: Path) -> Iterator[Record]:
