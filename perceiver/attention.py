@@ -1,123 +1,28 @@
-"""Multi-head scaled dot-product attention and the two blocks a Perceiver is made of.
+"""Multi-head attention and the two blocks of a Perceiver.
 
-Attention (Vaswani et al. 2017, eq. 1): softmax(q kᵀ / √d) v, with d the width of q and k per head. The layer order is
-the pre-norm one of Perceiver (Jaegle et al. 2021, section 3.2) and Perceiver IO (Jaegle et al. 2022, appendix E):
+The layer order is the pre-norm one of Perceiver (Jaegle et al. 2021, section 3.2) and Perceiver IO (Jaegle et al. 2022,
+appendix E):
 
     x = queries + attention(norm(queries), norm(inputs))        CrossBlock; SelfBlock has one norm and inputs = queries
     x = x + mlp(norm(x))
-
-Deviation from both papers' code: a query none of whose keys is real gets zeros from the attention, on every backend.
 """
 
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
 from math import inf
-from typing import TypeAlias
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-KeyMask: TypeAlias = Bool[Tensor, "batch keys"]
-
-KERNEL_ALIGNMENT = 8
-"""Head widths are padded to a multiple of this: fused kernels refuse others, and the fallback holds the whole map."""
+from perceiver.mechanisms.base import KeyMask, Residual, Role
+from perceiver.mechanisms.scaled_dot_product import ScaledDotProduct
 
 DEVIATION_OF_CUT = 0.87962566103423978
 """What is left of a normal distribution's deviation of 1 when it is cut at ±2; DeepMind's code makes up for it, too."""
-
-
-def attend(
-    q: Float[Tensor, "batch heads queries qk_dim"],
-    k: Float[Tensor, "batch heads keys qk_dim"],
-    v: Float[Tensor, "batch heads keys v_dim"],
-    *,
-    mask: KeyMask | None = None,
-    causal: bool = False,
-    dropout: float = 0.0,
-) -> Float[Tensor, "batch heads queries v_dim"]:
-    """Attention through PyTorch's fused kernel; never holds the weights.
-
-    Args:
-        mask: True where a key is real.
-        causal: query i sees keys up to its own place, counted from the end: the last query sees every key.
-        dropout: probability with which a weight is dropped.
-    """
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
-        # The kernel's backward pass in bfloat16 takes up to twenty times as long as in float32.
-        with torch.autocast("cpu", enabled=False):
-            wide = (x.float() for x in (q, k, v))
-            return attend(*wide, mask=mask, causal=causal, dropout=dropout).to(v.dtype)
-    allowed = _allowed_pairs(q.shape[2], k.shape[2], mask, causal, q.device)
-    scale = q.shape[-1] ** -0.5
-    v_dim = v.shape[-1]
-    width = -(-max(q.shape[-1], v_dim) // KERNEL_ALIGNMENT) * KERNEL_ALIGNMENT
-    # Zero channels change neither q·k nor the real channels of the output.
-    q, k, v = (x if x.shape[-1] == width else F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v))
-    if allowed is None:
-        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal, scale=scale)
-    else:
-        sees_any = allowed.any(dim=-1, keepdim=True)
-        # A row without keys would be 0/0; it reads everything instead, and what it read is thrown away.
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed | ~sees_any, dropout_p=dropout, scale=scale)
-        out = out.masked_fill(~sees_any, 0.0)
-    return out[..., :v_dim]
-
-
-def attention_weights(
-    q: Float[Tensor, "batch heads queries qk_dim"],
-    k: Float[Tensor, "batch heads keys qk_dim"],
-    *,
-    mask: KeyMask | None = None,
-    causal: bool = False,
-) -> Float[Tensor, "batch heads queries keys"]:
-    """The weights that `attend` used, recomputed in float32: `attention_weights(q, k) @ v == attend(q, k, v)`.
-
-    Rows sum to one; masked keys are exactly zero; a row without a real key is all zeros.
-    """
-    allowed = _allowed_pairs(q.shape[2], k.shape[2], mask, causal, q.device, explicit=True)
-    with torch.autocast(q.device.type, enabled=False):
-        logits = q.float() @ k.float().mT * q.shape[-1] ** -0.5
-        if allowed is None:
-            return logits.softmax(dim=-1)
-        # The lowest number, not -inf, keeps rows without keys finite; the second fill makes masked keys exact zeros.
-        weights = logits.masked_fill(~allowed, torch.finfo(torch.float32).min).softmax(dim=-1)
-        return weights.masked_fill(~allowed, 0.0)
-
-
-def _allowed_pairs(
-    num_queries: int, num_keys: int, mask: KeyMask | None, causal: bool, device: torch.device, explicit: bool = False
-) -> Bool[Tensor, "_ 1 _ keys"] | None:
-    """Which query may read which key, or None where the kernel knows by itself (everything, or square causal)."""
-    allowed = None if mask is None else rearrange(mask, "batch keys -> batch 1 1 keys")
-    if causal and (explicit or allowed is not None or num_queries != num_keys):
-        pairs = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device).tril(num_keys - num_queries)
-        allowed = pairs[None, None] if allowed is None else allowed & pairs
-    return allowed
-
-
-class ScaledDotProduct(nn.Module):
-    """`attend` as a module: the one place where attention happens, and so the place where a capture looks.
-
-    Its inputs are the projected queries, keys and values; `perceiver.inspection.capture` hooks it.
-    """
-
-    def __init__(self, *, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.dropout = dropout
-
-    def forward(
-        self,
-        q: Float[Tensor, "batch heads queries qk_dim"],
-        k: Float[Tensor, "batch heads keys qk_dim"],
-        v: Float[Tensor, "batch heads keys v_dim"],
-        mask: KeyMask | None = None,
-        causal: bool = False,
-    ) -> Float[Tensor, "batch heads queries v_dim"]:
-        return attend(q, k, v, mask=mask, causal=causal, dropout=self.dropout if self.training else 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +88,7 @@ class Attention(nn.Module):
         ValueError: `num_heads` does not divide `qk_dim` or `v_dim`.
     """
 
-    def __init__(self, *, query_dim: int, input_dim: int, spec: BlockSpec) -> None:
+    def __init__(self, *, query_dim: int, input_dim: int, spec: BlockSpec, role: Role | None = None) -> None:
         super().__init__()
         qk_dim = input_dim if spec.qk_dim is None else spec.qk_dim
         v_dim = qk_dim if spec.v_dim is None else spec.v_dim
@@ -194,7 +99,7 @@ class Attention(nn.Module):
         self.query = nn.Linear(query_dim, qk_dim)
         self.key = nn.Linear(input_dim, qk_dim)
         self.value = nn.Linear(input_dim, v_dim)
-        self.dot_product = ScaledDotProduct(dropout=spec.attention_dropout)
+        self.mechanism = ScaledDotProduct(dropout=spec.attention_dropout, role=role)
         self.out = nn.Linear(v_dim, query_dim)
         initialize(self, spec.init_scale)
 
@@ -210,7 +115,7 @@ class Attention(nn.Module):
             return self._by_head(self.key(inputs)), self._by_head(self.value(inputs))
 
         k, v = project() if cache is None else cache.update(project)
-        out = self.dot_product(self._by_head(self.query(queries)), k, v, mask=mask, causal=causal)
+        out = self.mechanism(self._by_head(self.query(queries)), k, v, mask=mask, causal=causal)
         return self.out(rearrange(out, "batch heads queries dim -> batch queries (heads dim)"))
 
     def _by_head(self, x: Float[Tensor, "batch length _"]) -> Float[Tensor, "batch heads length dim"]:
@@ -245,14 +150,14 @@ def initialize(module: nn.Module, scale: float | None) -> None:
 
 
 class CrossBlock(nn.Module):
-    """Queries read inputs, then think for themselves: the cross-attend of encoder and decoder."""
+    """Queries read inputs, then pass through an MLP: the cross-attend of encoder and decoder."""
 
-    def __init__(self, *, query_dim: int, input_dim: int, spec: BlockSpec) -> None:
+    def __init__(self, *, query_dim: int, input_dim: int, spec: BlockSpec, role: Role | None = None) -> None:
         super().__init__()
-        self.query_residual = spec.query_residual
         self.query_norm = nn.LayerNorm(query_dim)
         self.input_norm = nn.LayerNorm(input_dim)
-        self.attention = Attention(query_dim=query_dim, input_dim=input_dim, spec=spec)
+        self.attention = Attention(query_dim=query_dim, input_dim=input_dim, spec=spec, role=role)
+        self.residual = Residual() if spec.query_residual else None
         self.mlp_norm = nn.LayerNorm(query_dim)
         self.mlp = MLP(dim=query_dim, spec=spec)
         self.dropout = nn.Dropout(spec.residual_dropout)
@@ -266,18 +171,19 @@ class CrossBlock(nn.Module):
     ) -> Float[Tensor, "batch queries query_dim"]:
         read = self.attention(self.query_norm(queries), self.input_norm(inputs), mask=mask, cache=cache)
         x = self.dropout(read)
-        if self.query_residual:
-            x = queries + x
+        if self.residual is not None:
+            x = self.residual(queries, x)
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 
 class SelfBlock(nn.Module):
     """A transformer layer. `spec.query_residual` has no meaning here: the residual is always there."""
 
-    def __init__(self, *, dim: int, spec: BlockSpec) -> None:
+    def __init__(self, *, dim: int, spec: BlockSpec, role: Role | None = None) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim)
-        self.attention = Attention(query_dim=dim, input_dim=dim, spec=spec)
+        self.attention = Attention(query_dim=dim, input_dim=dim, spec=spec, role=role)
+        self.residual = Residual()
         self.mlp_norm = nn.LayerNorm(dim)
         self.mlp = MLP(dim=dim, spec=spec)
         self.dropout = nn.Dropout(spec.residual_dropout)
@@ -290,5 +196,18 @@ class SelfBlock(nn.Module):
         cache: KeyValueCache | None = None,
     ) -> Float[Tensor, "batch length dim"]:
         normed = self.norm(x)
-        x = x + self.dropout(self.attention(normed, normed, mask=mask, causal=causal, cache=cache))
+        x = self.residual(x, self.dropout(self.attention(normed, normed, mask=mask, causal=causal, cache=cache)))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
+
+
+def run_block(block: nn.Module, *inputs: Tensor, checkpointing: bool = False, mask: KeyMask | None = None) -> Tensor:
+    """Run a block of a stack.
+
+    Args:
+        checkpointing: in training, keep only what goes into the block, and run it again for the backward pass (Chen et
+            al. 2016, arXiv:1604.06174): less memory, a third more time.
+        mask: True where a key is real.
+    """
+    if checkpointing and block.training:
+        return checkpoint(block, *inputs, mask=mask, use_reentrant=False)
+    return block(*inputs, mask=mask)

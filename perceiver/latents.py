@@ -9,15 +9,15 @@ front of each of the first `num_cross_attends` blocks the latents read the token
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from einops import repeat
-from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from perceiver.attention import BlockSpec, CrossBlock, SelfBlock
+from perceiver.attention import BlockSpec, CrossBlock, SelfBlock, run_block
+from perceiver.mechanisms.base import CROSS, SELF
+from perceiver.types import JoinedTokens, Memory
 
 Sharing: TypeAlias = Literal["none", "all", "all_but_first"]
 """Which of the repetitions have the same weights."""
@@ -25,7 +25,7 @@ Sharing: TypeAlias = Literal["none", "all", "all_but_first"]
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How often the latents read and think, and which repetitions share weights.
+    """How often the latents read the tokens and process what they read, and which repetitions share weights.
 
     Raises:
         ValueError: a count is out of range.
@@ -51,14 +51,13 @@ def shared_index(repetition: int, sharing: Sharing) -> int:
 
 
 class LatentArray(nn.Module):
-    """The learned latents and the blocks they run through.
+    """Tokens -> memory through the bottleneck: learned latents, and the blocks that they run through.
 
     Args:
         num_latents, dim: shape of the array. Initialised from a normal of deviation 0.02 cut at ±2 (paper, appendix C).
         input_dim: width of the tokens.
         cross_attention, self_attention: sizes of the two kinds of block.
-        activation_checkpointing: in training, keep what goes into each block only, and run it again for the backward
-            pass (Chen et al. 2016, arXiv:1604.06174): less memory, a third more time.
+        activation_checkpointing: see `run_block`.
     """
 
     def __init__(
@@ -81,28 +80,24 @@ class LatentArray(nn.Module):
         nn.init.trunc_normal_(self.array, std=0.02, a=-2.0, b=2.0)
         num_cross = shared_index(schedule.num_cross_attends - 1, schedule.cross_sharing) + 1
         self.cross_blocks = nn.ModuleList(
-            CrossBlock(query_dim=dim, input_dim=input_dim, spec=cross_attention) for _ in range(num_cross)
+            CrossBlock(query_dim=dim, input_dim=input_dim, spec=cross_attention, role=CROSS) for _ in range(num_cross)
         )
         num_blocks = shared_index(schedule.num_blocks - 1, schedule.block_sharing) + 1
         self.self_blocks = nn.ModuleList(
-            nn.Sequential(*(SelfBlock(dim=dim, spec=self_attention) for _ in range(schedule.num_self_attends)))
+            nn.Sequential(
+                *(SelfBlock(dim=dim, spec=self_attention, role=SELF) for _ in range(schedule.num_self_attends))
+            )
             for _ in range(num_blocks)
         )
 
-    def forward(
-        self, tokens: Float[Tensor, "batch tokens input_dim"], mask: Bool[Tensor, "batch tokens"] | None = None
-    ) -> Float[Tensor, "batch latents dim"]:
-        latents: Tensor = repeat(self.array, "latents dim -> batch latents dim", batch=tokens.shape[0])
+    def forward(self, tokens: JoinedTokens) -> Memory:
+        latents: Tensor = repeat(self.array, "latents dim -> batch latents dim", batch=len(tokens.values))
+        checkpointing = self.activation_checkpointing
         for repetition in range(self.schedule.num_blocks):
             if repetition < self.schedule.num_cross_attends:
                 cross_block = self.cross_blocks[shared_index(repetition, self.schedule.cross_sharing)]
-                latents = self._run(cross_block, latents, tokens, mask=mask)
+                latents = run_block(cross_block, latents, tokens.values, mask=tokens.mask, checkpointing=checkpointing)
             blocks = self.self_blocks[shared_index(repetition, self.schedule.block_sharing)]
             for block in blocks.children():
-                latents = self._run(block, latents)
-        return latents
-
-    def _run(self, block: nn.Module, *inputs: Tensor, **masks: Any) -> Float[Tensor, "batch latents dim"]:
-        if self.activation_checkpointing and self.training:
-            return checkpoint(block, *inputs, use_reentrant=False, **masks)
-        return block(*inputs, **masks)
+                latents = run_block(block, latents, checkpointing=checkpointing)
+        return Memory(latents)

@@ -1,22 +1,23 @@
-"""Perceiver = encoders -> join -> latent array -> decoder.
+"""Perceiver = encoders -> join -> memory -> decoder.
 
 One class for Perceiver (Jaegle et al. 2021, arXiv:2103.03206) and Perceiver IO (Jaegle et al. 2022, arXiv:2107.14795):
-they differ in the schedule (`perceiver.latents`) and in the decoder.
+they differ in the schedule (`perceiver.latents`) and in the decoder. With `Direct` instead of a latent array it is an
+encoder–decoder without bottleneck.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Protocol
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from perceiver.attention import BlockSpec
 from perceiver.decoders.base import Decoder
 from perceiver.encoders.base import Encoder
 from perceiver.encoders.norm import BatchNorm
-from perceiver.latents import LatentArray, Schedule
 from perceiver.processes import are_several
-from perceiver.types import JoinedTokens, Span, Tokens
+from perceiver.types import IncrementalDecoder, JoinedTokens, Memory, Span, Tokens
 
 MODALITY_DIM = 4
 """Least width of a modality embedding (Perceiver, section 4.2; DeepMind's `min_padding_size`)."""
@@ -65,16 +66,19 @@ def _explicit_mask(tokens: Tokens) -> Bool[Tensor, "batch tokens"]:
     return torch.ones(tokens.values.shape[:2], dtype=torch.bool, device=tokens.values.device)
 
 
+class MemoryFactory(Protocol):
+    """Builds what makes memory of tokens, as soon as their width is known: a `LatentArray`, or `Direct`."""
+
+    def __call__(self, *, input_dim: int) -> nn.Module: ...
+
+
 class Perceiver(nn.Module):
-    """The model, composed from parts.
+    """The model, composed from parts; a perceiver.types.Model.
 
     Args:
         encoders: modality name -> encoder. The names are the keys of `inputs`.
-        num_latents, dim: shape of the latent array.
-        cross_attention, self_attention: sizes of the latents' two kinds of block.
-        schedule: how often they read and think, and which weights are shared.
-        decoder: reads the answer off the latents.
-        activation_checkpointing: see `LatentArray`.
+        memory: builds the part that makes of the joined tokens what the decoder reads.
+        decoder: reads the outputs off the memory.
         modality_dropout: in training, probability with which a modality of a sample is drawn to be hidden; the last one
             is spared (Perceiver, section 4.2: dropping video made audio + video better).
     """
@@ -83,14 +87,9 @@ class Perceiver(nn.Module):
         self,
         *,
         encoders: Mapping[str, Encoder],
-        num_latents: int,
-        dim: int,
-        cross_attention: BlockSpec,
-        self_attention: BlockSpec,
-        schedule: Schedule,
+        memory: MemoryFactory,
         decoder: Decoder,
         modality_dropout: float = 0.0,
-        activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if not encoders:
@@ -99,38 +98,43 @@ class Perceiver(nn.Module):
             raise ValueError(f"modality_dropout={modality_dropout} must be in [0, 1)")
         self.encoders = nn.ModuleDict(encoders)
         self.join = Join({name: encoder.dim for name, encoder in encoders.items()})
-        self.latents = LatentArray(
-            num_latents=num_latents,
-            dim=dim,
-            input_dim=self.join.dim,
-            cross_attention=cross_attention,
-            self_attention=self_attention,
-            schedule=schedule,
-            activation_checkpointing=activation_checkpointing,
-        )
+        self.memory = memory(input_dim=self.join.dim)
         self.decoder = decoder
         self.modality_dropout = modality_dropout
 
     def forward(
-        self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None, *queries: Tensor
-    ) -> Tensor:
-        """Raw inputs -> the decoder's outputs.
+        self,
+        inputs: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor] | None = None,
+        queries: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Raw inputs -> the decoder's outputs by name.
 
         Args:
             inputs: modality name -> raw input, batch first; any subset of the encoders' modalities.
             masks: modality name -> True where the input is real: [batch] where samples lack the modality, or
                 [batch, *sizes without channels] where the input is padded.
-            queries: what the decoder is asked with, where it does not ask by itself: the words of a text so far.
+            queries: output -> token ids, for outputs in the decoder's `needs_target_tokens`.
 
         Raises:
             ValueError: an input has no encoder, or there is none.
         """
-        return self.decoder(self.encode(inputs, masks), *queries)
+        return self.forward_tokens(self.tokens(inputs, masks), queries)
 
-    def encode(
-        self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None
-    ) -> Float[Tensor, "batch latents dim"]:
-        """Raw inputs -> latents; arguments as in `forward`."""
+    def forward_tokens(self, tokens: JoinedTokens, queries: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """What `forward` does after the encoders."""
+        return self.decoder(self.memory(tokens), queries)
+
+    def encode(self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None) -> Memory:
+        """Raw inputs -> what the decoder reads; arguments as in `forward`."""
+        return self.memory(self.tokens(inputs, masks))
+
+    def begin(self, memory: Memory, output: str) -> IncrementalDecoder:
+        """Begin to generate an output token by token; see `Decoder.begin`."""
+        return self.decoder.begin(memory, output)
+
+    def tokens(self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None) -> JoinedTokens:
+        """Raw inputs -> the tokens of all modalities; arguments as in `forward`."""
         masks = {} if masks is None else masks
         known = list(self.encoders)
         for name in (*inputs, *masks):
@@ -147,8 +151,9 @@ class Perceiver(nn.Module):
         if self.training and self.modality_dropout and len(tokens) > 1:
             tokens = drop_modalities(tokens, self.modality_dropout)
         joined = self.join(tokens)
-        values = joined.values if len(tokens) == len(known) else joined.values + nothing.to(joined.values)
-        return self.latents(values, joined.mask)
+        return (
+            joined if len(tokens) == len(known) else replace(joined, values=joined.values + nothing.to(joined.values))
+        )
 
     def _tokens(self, name: str, raw: Tensor, mask: Tensor | None) -> Tokens:
         """Encode one modality; of a sample that lacks it, no part is real."""

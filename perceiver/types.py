@@ -3,13 +3,13 @@
 Shape vocabulary of the whole code base: batch, tokens, latents, queries, keys, heads, dim, channels, classes, length.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import log, log10, prod
-from typing import Any, Literal, Protocol, Self, TypeAlias
+from typing import Any, Literal, Protocol, Self, TypeAlias, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Stage: TypeAlias = Literal["train", "val", "test"]
@@ -88,6 +88,70 @@ class JoinedTokens:
     values: Float[Tensor, "batch tokens dim"]
     mask: Bool[Tensor, "batch tokens"] | None
     spans: dict[str, Span]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a decoder reads: the latents, or the tokens themselves.
+
+    Attributes:
+        mask: True where an element is real; None means all are.
+        spans: modality name -> its place, where the elements are tokens.
+    """
+
+    values: Float[Tensor, "batch length dim"]
+    mask: Bool[Tensor, "batch length"] | None = None
+    spans: dict[str, Span] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def rows(self, rows: Int[Tensor, " chosen"]) -> "Memory":
+        """Some rows of the batch, in a new order; any may be there several times."""
+        return replace(self, values=self.values[rows], mask=None if self.mask is None else self.mask[rows])
+
+    def repeated(self, times: int) -> "Memory":
+        """Each row of the batch so many times, one after the other."""
+        mask = None if self.mask is None else self.mask.repeat_interleave(times, dim=0)
+        return replace(self, values=self.values.repeat_interleave(times, dim=0), mask=mask)
+
+
+class IncrementalDecoder(Protocol):
+    """Token sequences that are being generated, one a row."""
+
+    def next(self, ids: Int[Tensor, " rows"]) -> Float[Tensor, "rows vocab"]:
+        """The newest token of each row -> logits, or log-probabilities, of the next one."""
+        ...
+
+    def select(self, rows: Int[Tensor, " rows"]) -> None:
+        """Continue with some of the rows, in a new order; any may be there several times."""
+        ...
+
+
+class Model(Protocol):
+    """What a task knows of a model; `perceiver.model.Perceiver` is one."""
+
+    def __call__(
+        self,
+        inputs: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor] | None = None,
+        queries: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Raw inputs, and token ids for those outputs that need them -> outputs by name."""
+        ...
+
+
+@runtime_checkable
+class GenerativeModel(Model, Protocol):
+    """A model that can generate an output token by token."""
+
+    def encode(self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None) -> Memory:
+        """Raw inputs -> what the decoder reads."""
+        ...
+
+    def begin(self, memory: Memory, output: str) -> IncrementalDecoder:
+        """Begin to generate an output, a sequence for each row of the memory."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -170,6 +234,7 @@ class Answer:
     Attributes:
         name: as it is shown.
         queries: the decoder's queries that gave it.
+        output: the model's output that it is read from.
         label: of a class. Its query is its own only where the decoder has one a class.
         ids: of a word, what each of its queries said.
         kind: of word, where `boxes` say where it truly is.
@@ -178,6 +243,7 @@ class Answer:
 
     name: str
     queries: tuple[int, ...]
+    output: str
     label: int | None = None
     ids: tuple[int, ...] = ()
     kind: str = ""

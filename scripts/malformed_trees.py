@@ -266,8 +266,8 @@ def captions_of(number: int) -> dict[str, bytes]:
     return {"json": json.dumps({"captions": said(number)}).encode()}
 
 
-SOUND = ("experiment=audio_tagging", "model.num_latents=5", "model.dim=16")
-CAPTION = ("experiment=flickr8k", "tokenizer.min_frequency=1", "model.num_latents=5", "model.dim=16")
+SOUND = ("experiment=audio_tagging", "model.memory.num_latents=5", "model.memory.dim=16")
+CAPTION = ("experiment=flickr8k", "tokenizer.min_frequency=1", "model.memory.num_latents=5", "model.memory.dim=16")
 SOUND_CAPTION = (
     *CAPTION,
     *("task.monitor=loss", "+encoder@model.encoders.audio=audio_log_mel_conv", "~encoder@model.encoders.image"),

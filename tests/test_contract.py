@@ -223,7 +223,7 @@ class TestKeys:
         assert [name for _, node in nodes(planted) for name in unknown_keys(node)] == ["num_latentz", "num_headz"]
         config = copy.deepcopy(config_of())
         del config["model"]["num_latents"], config["model"]["self_attention"]["num_heads"]
-        assert missing_keywords(config) == ["model.num_latents", "model.self_attention.num_heads"]
+        assert missing_keywords(config) == ["model.memory.num_latents", "model.memory.self_attention.num_heads"]
 
     def test_every_file_belongs_to_a_group_or_to_a_script(self):
         scripts = {path.stem for folder in ("experiments", "scripts") for path in (CONF.parent / folder).glob("*.py")}
@@ -288,7 +288,7 @@ CAPTIONING_CHOICES = [
     if group in ("tokenizer", "generation") or (group == "encoder" and choice.startswith("image_"))
 ]
 SMALL_CAPTIONS = [
-    *("experiment=image_captioning", "model.num_latents=5", "model.dim=16", "model.cross_attention.num_heads=1"),
+    *("experiment=image_captioning", "model.memory.num_latents=5", "model.memory.dim=16", "model.memory.cross_attention.num_heads=1"),
     *("data.image_size=24", "data.num_samples={train: 5, val: 2, test: 2}", "tokenizer.max_length=23"),
 ]
 
@@ -328,7 +328,7 @@ class TestPapers:
         ("overrides", "parameters", "giga_flops"),
         [
             pytest.param(PERCEIVER, 44_912_254, 707.2, id="Perceiver"),
-            pytest.param([*PERCEIVER, "model.schedule.num_cross_attends=1"], 42_135_859, 404.3, id="one cross-attend"),
+            pytest.param([*PERCEIVER, "model.memory.schedule.num_cross_attends=1"], 42_135_859, 404.3, id="one cross-attend"),
             pytest.param(PERCEIVER_IO, 48_440_627, 407, id="Perceiver IO"),
             pytest.param(
                 [*PERCEIVER_IO, "encoder@model.encoders.image=image_conv"], 48_646_522, 369, id="Perceiver IO, conv"
@@ -346,7 +346,7 @@ class TestPapers:
 
     def test_without_sharing_it_has_seven_times_the_parameters(self):
         """Jaegle et al. 2021, appendix: 326.2 M where nothing is shared, against 44.9 M."""
-        unshared = ["model.schedule.cross_sharing=none", "model.schedule.block_sharing=none"]
+        unshared = ["model.memory.schedule.cross_sharing=none", "model.memory.schedule.block_sharing=none"]
         assert round(count_parameters(paper_model(*PERCEIVER, *unshared)) / 1e6, 1) == 326.2
         assert round(count_parameters(paper_model(*PERCEIVER)) / 1e6, 1) == 44.9
 

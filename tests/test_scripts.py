@@ -46,7 +46,7 @@ def test_a_mistake_ends_the_benchmark_in_one_sentence(tmp_path, monkeypatch):
     ended = script("scripts/benchmark_step.py", "model.num_latentz=3")
     assert (ended.code, ended.err) == (
         1,
-        "error: model.num_latentz: no such key; did you mean model.num_latents?\n",
+        "error: model.num_latentz: no such key; did you mean model.memory.num_latents?\n",
     )
 
 
@@ -130,7 +130,7 @@ def test_the_benchmark_of_looks_measures_them_inside_of_a_run(tmp_path):
     )
 
 
-@pytest.mark.parametrize("mistake", ["model.num_latentz=3", "model.dim=15", "attention.num_samples=0"])
+@pytest.mark.parametrize("mistake", ["model.num_latentz=3", "model.memory.dim=15", "attention.num_samples=0"])
 def test_a_mistake_ends_the_benchmark_of_looks_in_one_sentence(tmp_path, mistake):
     ended = script("scripts/benchmark_looks.py", f"hydra.run.dir={tmp_path}/run", *SMALL, mistake)
     assert ended.code == 1

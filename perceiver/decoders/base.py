@@ -1,20 +1,34 @@
-"""What every decoder is: latents -> outputs."""
+"""The contract of a decoder: memory and queries -> outputs by name."""
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from collections.abc import Mapping
 
-from jaxtyping import Float
 from torch import Tensor, nn
+
+from perceiver.types import IncrementalDecoder, Memory
+
+LOGITS = "logits"
+"""The output of a decoder that has one."""
 
 
 class Decoder(nn.Module, ABC):
-    """Reads an answer off the latents; behind them come the queries, where it does not ask by itself.
+    """Reads outputs off the memory; its attention declares the role `DECODE` or `DECODE_SELF`."""
 
-    Attributes:
-        is_asked: whether queries must be handed to it, as by a task that `asks`.
-    """
-
-    is_asked: ClassVar[bool] = False
+    @property
+    def needs_target_tokens(self) -> tuple[str, ...]:
+        """The outputs that predict a sequence token by token, and so need the tokens before each as queries."""
+        return ()
 
     @abstractmethod
-    def forward(self, latents: Float[Tensor, "batch latents dim"], *args: Any, **kwargs: Any) -> Tensor: ...
+    def forward(self, memory: Memory, queries: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Outputs by name.
+
+        Args:
+            memory: a row a sample.
+            queries: output -> token ids [rows, length], for those in `needs_target_tokens`. There may be several
+                sequences for each sample, as many for each, one after the other.
+        """
+
+    def begin(self, memory: Memory, output: str) -> IncrementalDecoder:
+        """Begin to generate one of the outputs in `needs_target_tokens`, a sequence for each row of the memory."""
+        raise ValueError(f"{type(self).__name__} generates no output {output!r}")

@@ -1,16 +1,19 @@
 """The decoder of Perceiver (Jaegle et al. 2021, section 3.1): the mean over the latents, then one linear layer."""
 
+from collections.abc import Mapping
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from perceiver.decoders.base import Decoder
+from perceiver.decoders.base import LOGITS, Decoder
+from perceiver.types import Memory
 
 
 class PooledDecoder(Decoder):
-    """Latents -> one logit per class.
+    """Memory -> `logits`, one per class; the mean is over what is real.
 
     Args:
-        dim: width of the latents.
+        dim: width of the memory.
         num_classes: logits per sample.
     """
 
@@ -18,5 +21,13 @@ class PooledDecoder(Decoder):
         super().__init__()
         self.head = nn.Linear(dim, num_classes)
 
-    def forward(self, latents: Float[Tensor, "batch latents dim"]) -> Float[Tensor, "batch classes"]:
-        return self.head(latents.mean(dim=1))
+    def forward(self, memory: Memory, queries: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        return {LOGITS: self.head(mean_of(memory))}
+
+
+def mean_of(memory: Memory) -> Float[Tensor, "batch dim"]:
+    """The mean over the real elements of each row; zero where there is none."""
+    if memory.mask is None:
+        return memory.values.mean(dim=1)
+    total = memory.values.masked_fill(~memory.mask[..., None], 0.0).sum(dim=1)
+    return total / memory.mask.sum(dim=1, keepdim=True).clamp_min(1)

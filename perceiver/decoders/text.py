@@ -1,73 +1,69 @@
-"""A text, word by word: an autoregressive transformer decoder that reads the latents.
+"""A text, token by token: an autoregressive transformer decoder that reads the memory.
 
-Layers are those of Vaswani et al. (2017, section 3.1), pre-norm: causal self-attention over the words so far, then
-cross-attention to the latents. Deviation: an MLP follows each of the two, since they are the blocks of the Perceiver.
+Layers are those of Vaswani et al. (2017, section 3.1), pre-norm: causal self-attention over the tokens so far, then
+cross-attention to the memory. Deviation: an MLP follows each of the two, since they are the blocks of the Perceiver.
 """
 
-from typing import ClassVar
+from collections.abc import Mapping
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from perceiver.attention import BlockSpec, CrossBlock, KeyValueCache, SelfBlock
-from perceiver.decoders.base import Decoder
+from perceiver.decoders.base import LOGITS, Decoder
+from perceiver.mechanisms.base import DECODE, DECODE_SELF
+from perceiver.queries.text import Text
+from perceiver.types import IncrementalDecoder, Memory
 
-Words = Int[Tensor, "batch length"]
+Ids = Int[Tensor, "batch length"]
 Logits = Float[Tensor, "batch length vocab"]
 
 
 class LayerCache:
-    """What one layer keeps between two words."""
+    """What one layer keeps between two tokens."""
 
     def __init__(self) -> None:
-        self.words = KeyValueCache(grows=True)
-        self.latents = KeyValueCache(grows=False)
+        self.text = KeyValueCache(grows=True)
+        self.memory = KeyValueCache(grows=False)
 
 
 class TextLayer(nn.Module):
-    """Words read the words before them, then the latents."""
+    """The text reads itself, causally, then the memory."""
 
-    def __init__(self, *, dim: int, latent_dim: int, self_attention: BlockSpec, cross_attention: BlockSpec) -> None:
+    def __init__(self, *, dim: int, memory_dim: int, self_attention: BlockSpec, cross_attention: BlockSpec) -> None:
         super().__init__()
-        self.self_block = SelfBlock(dim=dim, spec=self_attention)
-        self.cross_block = CrossBlock(query_dim=dim, input_dim=latent_dim, spec=cross_attention)
+        self.self_block = SelfBlock(dim=dim, spec=self_attention, role=DECODE_SELF)
+        self.cross_block = CrossBlock(query_dim=dim, input_dim=memory_dim, spec=cross_attention, role=DECODE)
 
     def forward(
-        self,
-        words: Float[Tensor, "batch length dim"],
-        latents: Float[Tensor, "batch latents latent_dim"],
-        cache: LayerCache | None = None,
+        self, x: Float[Tensor, "batch length dim"], memory: Memory, cache: LayerCache | None = None
     ) -> Float[Tensor, "batch length dim"]:
         if cache is None:
-            return self.cross_block(self.self_block(words, causal=True), latents)
-        words = self.self_block(words, causal=True, cache=cache.words)
-        return self.cross_block(words, latents, cache=cache.latents)
+            return self.cross_block(self.self_block(x, causal=True), memory.values, mask=memory.mask)
+        x = self.self_block(x, causal=True, cache=cache.text)
+        return self.cross_block(x, memory.values, mask=memory.mask, cache=cache.memory)
 
 
 class TextDecoder(Decoder):
-    """Latents and words -> for each place the logits of the word behind it.
+    """Memory and token ids -> `logits`: for each place those of the next token.
 
     Args:
-        dim: width of the latents.
-        vocab_size: how many words there are.
-        max_length: most words in a text.
-        word_dim: width of the words' vectors.
+        dim: width of the memory.
+        queries: embeds the token ids; its width is that of the layers.
         num_layers: layers.
         self_attention, cross_attention: sizes of a layer's two blocks.
-        dropout: of the words' vectors.
+        dropout: of the embedded tokens.
         tied: whether the logits are products with the embeddings themselves (Press & Wolf 2017).
-    """
 
-    is_asked: ClassVar[bool] = True
+    Raises:
+        ValueError: `num_layers` is less than 1.
+    """
 
     def __init__(
         self,
         *,
         dim: int,
-        vocab_size: int,
-        max_length: int,
-        word_dim: int,
+        queries: Text,
         num_layers: int,
         self_attention: BlockSpec,
         cross_attention: BlockSpec,
@@ -75,73 +71,58 @@ class TextDecoder(Decoder):
         tied: bool,
     ) -> None:
         super().__init__()
-        for name, value in (("vocab_size", vocab_size), ("max_length", max_length), ("num_layers", num_layers)):
-            if value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
-        self.embedding = nn.Embedding(vocab_size, word_dim)
-        self.positions = nn.Parameter(torch.empty(max_length, word_dim))
-        for weights in (self.embedding.weight, self.positions):
-            nn.init.trunc_normal_(weights, std=0.02, a=-2.0, b=2.0)
+        if num_layers < 1:
+            raise ValueError(f"num_layers={num_layers} must be at least 1")
+        self.queries = queries
         self.dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList(
-            TextLayer(dim=word_dim, latent_dim=dim, self_attention=self_attention, cross_attention=cross_attention)
+            TextLayer(dim=queries.dim, memory_dim=dim, self_attention=self_attention, cross_attention=cross_attention)
             for _ in range(num_layers)
         )
-        self.norm = nn.LayerNorm(word_dim)
-        self.head = nn.Linear(word_dim, vocab_size)
+        self.norm = nn.LayerNorm(queries.dim)
+        self.head = nn.Linear(queries.dim, queries.embedding.num_embeddings)
         if tied:
-            self.head.weight = self.embedding.weight
+            self.head.weight = queries.embedding.weight
 
-    def forward(self, latents: Float[Tensor, "batch latents dim"], words: Words) -> Logits:
-        """All places at once, as for training: place i sees the words up to i.
+    @property
+    def needs_target_tokens(self) -> tuple[str, ...]:
+        return (LOGITS,)
 
-        There may be several texts for each sample, as many for each, one behind the other.
+    def forward(self, memory: Memory, queries: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        if queries is None or LOGITS not in queries:
+            raise ValueError(f"queries lack {LOGITS!r}: the token ids of the text")
+        ids = queries[LOGITS]
+        return {LOGITS: self.logits(memory.repeated(len(ids) // len(memory)), ids)}
 
-        Raises:
-            ValueError: the text is longer than `max_length`.
-        """
-        latents = latents.repeat_interleave(len(words) // len(latents), dim=0)
-        return self.logits(latents, words, start=0, caches=None)
+    def begin(self, memory: Memory, output: str) -> IncrementalDecoder:
+        return CachedText(self, memory) if output == LOGITS else super().begin(memory, output)
 
-    def begin(self, latents: Float[Tensor, "batch latents dim"]) -> "Writing":
-        """Begin to generate."""
-        return Writing(self, latents)
-
-    def logits(
-        self, latents: Float[Tensor, "batch latents dim"], words: Words, start: int, caches: list[LayerCache] | None
-    ) -> Logits:
-        stop = start + words.shape[1]
-        if stop > len(self.positions):
-            raise ValueError(f"max_length={len(self.positions)} is less than the {stop} words of a text")
-        x = self.dropout(self.embedding(words) + self.positions[start:stop])
+    def logits(self, memory: Memory, ids: Ids, start: int = 0, caches: list[LayerCache] | None = None) -> Logits:
+        """Logits of the next token at each place, of which the first is the place `start` of the text."""
+        x = self.dropout(self.queries(ids, start).values)
         for number, layer in enumerate(self.layers):
-            x = layer(x, latents, None if caches is None else caches[number])
+            x = layer(x, memory, None if caches is None else caches[number])
         return self.head(self.norm(x))
 
 
-class Writing:
-    """Texts that are being written, one row each; keys and values of what is done are kept.
+class CachedText:
+    """Texts that are being generated, one a row; keys and values of the tokens so far are kept."""
 
-    Args:
-        decoder: writes them.
-        latents: what about, a row a text.
-    """
-
-    def __init__(self, decoder: TextDecoder, latents: Float[Tensor, "rows latents dim"]) -> None:
+    def __init__(self, decoder: TextDecoder, memory: Memory) -> None:
         self.decoder = decoder
-        self.latents = latents
+        self.memory = memory
         self.caches = [LayerCache() for _ in decoder.layers]
         self.length = 0
 
-    def next(self, words: Int[Tensor, "rows more"]) -> Float[Tensor, "rows vocab"]:
-        """The words that come next in each text -> the logits of the one behind them."""
-        logits = self.decoder.logits(self.latents, words, self.length, self.caches)
-        self.length += words.shape[1]
+    def next(self, ids: Int[Tensor, " rows"]) -> Float[Tensor, "rows vocab"]:
+        """The newest token of each text -> logits of the next one."""
+        logits = self.decoder.logits(self.memory, ids[:, None], self.length, self.caches)
+        self.length += 1
         return logits[:, -1]
 
     def select(self, rows: Int[Tensor, " chosen"]) -> None:
-        """Go on with some of the texts, in a new order; any may be there several times."""
-        self.latents = self.latents[rows]
+        """Continue with some of the texts, in a new order; any may be there several times."""
+        self.memory = self.memory.rows(rows)
         for cache in self.caches:
-            cache.words.select(rows)
-            cache.latents.select(rows)
+            cache.text.select(rows)
+            cache.memory.select(rows)

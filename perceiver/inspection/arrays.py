@@ -11,8 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from perceiver.inspection.look import Look
-from perceiver.inspection.maps import latent_ranking
+from perceiver.inspection.maps import query_ranking
 from perceiver.inspection.record import Layer
+from perceiver.mechanisms.base import OUTPUTS
 
 SCORE = "score/"
 """In front of the name of everything that was measured."""
@@ -24,11 +25,11 @@ def event_arrays(look: Look, *, max_megabytes: float) -> dict[str, np.ndarray]:
     Keys: `ids`, `input/<modality>`, `target/<name>`, `grid/<modality>`, `span/<modality>` (its place among the keys),
     `axes/<modality>` (JSON: the fields of each `Axis` of the grid), `boxes` (JSON: for each sample the fields of each
     `Box`; absent where the data has none);
-    per cross-attend `cross<k>/weights` [batch, heads, latents, keys] with `cross<k>/latents` [batch, latents], the
-    latents' numbers: all of them, or as many as fit into `max_megabytes`, shared by the cross-attends, those that the
-    outputs read most; `cross<k>/reads` [batch, answers, all latents], what comes in there by each latent on the way to
-    an answer; `decode<k>/weights` [batch, heads, queries, latents] and `words<k>/weights` [batch, heads, queries,
-    queries], whole;
+    per layer that reads the tokens, such as a cross-attend, `cross<k>/weights` [batch, heads, latents, keys] with
+    `cross<k>/latents` [batch, latents], the latents' numbers: all of them, or as many as fit into `max_megabytes`, which
+    these layers share, those that the outputs read most; `cross<k>/reads` [batch, answers, all latents], what comes in
+    there by each latent on the way to an answer (without latents, read "query" for "latent"); `decode<k>/weights` [batch,
+    heads, queries, latents] and `decode_self<k>/weights` [batch, heads, queries, queries], whole;
     `answers` (JSON: for each sample the fields of each `Answer`, whose `queries` are places along `queries`) with
     `answers/probability` [batch, answers]; `rollout/inputs` [batch, answers, keys], `rollout/residual` [batch,
     answers], `rollout/alpha`; and `relevance/inputs` [batch, answers, keys], of which every row has a mass of 1, since
@@ -84,17 +85,17 @@ def _weights(look: Look, budget: float) -> dict[str, np.ndarray]:
     """The exact weights; those of cross-attends of as many latents as `budget`, a number of weights, allows."""
     arrays: dict[str, np.ndarray] = {}
     record = look.record
-    ranking = latent_ranking(record)
-    crosses = record.named("cross")
-    for name in crosses:
+    for name in record.readers:
         layer = record.layers[name]
-        fitting = max(int(budget / len(crosses) / (len(ranking) * layer.num_heads * layer.num_keys)), 1)
+        ranking = query_ranking(record, name)
+        fitting = max(int(budget / len(record.readers) / (len(ranking) * layer.num_heads * layer.num_keys)), 1)
         latents = ranking[:, :fitting].sort(dim=1).values
         arrays[f"{name}/latents"] = latents.cpu().numpy()
         arrays[f"{name}/weights"] = _exact_weights(layer, latents.tolist())
         arrays[f"{name}/reads"] = _half(look.rollout.latents[name])
-    for name in (*record.named("decode"), *record.named("words")):
-        arrays[f"{name}/weights"] = _half(record.layers[name].weights())
+    for name, layer in record.layers.items():
+        if layer.role.queries == OUTPUTS and name not in record.readers:
+            arrays[f"{name}/weights"] = _half(layer.weights())
     return arrays
 
 

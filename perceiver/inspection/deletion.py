@@ -1,6 +1,6 @@
 """How far a map may be believed: hide what it marks, and see whether the answer suffers (Petsiuk et al. 2018, RISE).
 
-Tokens are hidden from the most marked on, in growing shares, by masking them: no latent can read them any more. What is
+Tokens are hidden from the most marked on, in growing shares, by masking them: nothing can read them any more. What is
 left of an answer's probability is held against what is left when as many random tokens are hidden. The area between the
 two curves is the result: more than 0 where what the map marks matters more than chance, 0 for a map that says nothing.
 Deviations from the paper: tokens are masked instead of pixels blackened, so that the input stays one that the model
@@ -18,8 +18,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from perceiver.inspection.answers import Answers, said
+from perceiver.inspection.capture import Explainable
 from perceiver.inspection.record import Record
-from perceiver.model import Perceiver
+from perceiver.types import JoinedTokens
 
 FRACTIONS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
 """Shares of the real tokens that are hidden: close together where maps differ from chance."""
@@ -86,11 +87,11 @@ def together(parts: Sequence[Deletion]) -> Deletion:
 
 
 def deletion(
-    model: Perceiver,
+    model: Explainable,
     record: Record,
     maps: Mapping[str, Float[Tensor, "batch answers tokens"]],
     answers: Answers,
-    probabilities: Callable[[Tensor], Tensor],
+    probabilities: Callable[[dict[str, Tensor]], dict[str, Tensor]],
     *,
     seed: int = 0,
 ) -> Deletion:
@@ -101,7 +102,7 @@ def deletion(
         record: its forward pass.
         maps: kind of map -> how much it marks each token, for each answer.
         answers: what was said of each row.
-        probabilities: of the decoder's outputs.
+        probabilities: of the model's outputs.
         seed: of what is random.
     """
     trial = _Trial.of(model, record, answers, probabilities)
@@ -150,35 +151,41 @@ class _Trial:
         answers: whose probability is wanted.
     """
 
-    model: Perceiver
-    probabilities: Callable[[Tensor], Tensor]
-    tokens: Float[Tensor, "batch tokens dim"]
+    model: Explainable
+    probabilities: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+    tokens: JoinedTokens
     real: Bool[Tensor, "batch tokens"]
-    queries: tuple[Tensor, ...]
+    queries: Mapping[str, Tensor]
     answers: Answers
 
     @classmethod
     def of(
-        cls, model: Perceiver, record: Record, answers: Answers, probabilities: Callable[[Tensor], Tensor]
+        cls,
+        model: Explainable,
+        record: Record,
+        answers: Answers,
+        probabilities: Callable[[dict[str, Tensor]], dict[str, Tensor]],
     ) -> "_Trial":
         """The forward pass as it was."""
         assert record.tokens is not None
         values, mask = record.tokens.values, record.tokens.mask
         real = torch.ones(values.shape[:2], dtype=torch.bool, device=values.device) if mask is None else mask
-        return cls(model, probabilities, values, real, record.queries, answers)
+        return cls(model, probabilities, record.tokens, real, record.queries, answers)
 
     def cases(self, chosen: Sequence[tuple[int, int]]) -> "_Trial":
         """A row for each of some answers, given by row and place."""
         rows = [row for row, _ in chosen]
-        queries = tuple(asked[rows] for asked in self.queries)
+        queries = {name: ids[rows] for name, ids in self.queries.items()}
+        tokens = replace(self.tokens, values=self.tokens.values[rows])
         answers = [[self.answers[row][slot]] for row, slot in chosen]
-        return replace(self, tokens=self.tokens[rows], real=self.real[rows], queries=queries, answers=answers)
+        return replace(self, tokens=tokens, real=self.real[rows], queries=queries, answers=answers)
 
     def probable(self, shown: Bool[Tensor, "batch tokens"]) -> Float[Tensor, "batch answers"]:
         """How probable the answers are when only some tokens are shown."""
-        latents = self.model.latents(self.tokens.masked_fill(~shown[..., None], 0.0), shown)
-        outputs = self.model.decoder(latents, *self.queries)
-        return said(self.probabilities(outputs).log(), self.answers).exp()
+        values = self.tokens.values.masked_fill(~shown[..., None], 0.0)
+        outputs = self.model.forward_tokens(replace(self.tokens, values=values, mask=shown), self.queries)
+        logs = {name: values.log() for name, values in self.probabilities(outputs).items()}
+        return said(logs, self.answers).exp()
 
     def without(self, ranks: Int[Tensor, "cases tokens"]) -> Iterator[Float[Tensor, " cases"]]:
         """How probable the answer of each case is, by share of the tokens that are hidden, those of low rank first."""

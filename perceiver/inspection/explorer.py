@@ -139,11 +139,22 @@ def _boxes(arrays: Arrays, row: int, answer: Mapping[str, Any]) -> dict[str, lis
 
 
 def _layers(arrays: Arrays, row: int, num_answers: int, most_values: float) -> list[dict[str, Any]]:
-    """The cross-attends, with the latents that all answers together read most, in all of them the same."""
-    names = sorted(
-        (key.removesuffix("/weights") for key in arrays if key.startswith("cross") and key.endswith("/weights")),
-        key=_number,
-    )
+    """The layers that read the tokens, of each decoder by itself where the outputs read them."""
+    names = [key.removesuffix("/latents") for key in arrays if key.endswith("/latents")]
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(name.rpartition("/")[0], []).append(name)
+    return [
+        layer
+        for group in groups.values()
+        for layer in _group(arrays, group, row, num_answers, most_values * len(group) / len(names))
+    ]
+
+
+def _group(
+    arrays: Arrays, names: Sequence[str], row: int, num_answers: int, most_values: float
+) -> list[dict[str, Any]]:
+    """Layers with the same latents, or queries: those that all answers together read most, in all layers the same."""
     weights = {name: arrays[f"{name}/weights"][row].astype(np.float32) for name in names}
     planes = {name: _planes(arrays, of_layer) for name, of_layer in weights.items()}
     num_maps = sum(len(of_layer) for of_layer in weights.values())  # of each latent: one a head and layer
@@ -165,10 +176,6 @@ def _layers(arrays: Arrays, row: int, num_answers: int, most_values: float) -> l
         }
         for name in names
     ]
-
-
-def _number(name: str) -> int:
-    return int(name.removeprefix("cross"))
 
 
 def _entropies(weights: Float[np.ndarray, "heads latents keys"]) -> Float[np.ndarray, "maps latents"]:

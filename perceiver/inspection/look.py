@@ -7,18 +7,16 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perceiver.inspection.answers import answer_readers, own_answers, said
-from perceiver.inspection.capture import Capture, capture, undisturbed
+from perceiver.inspection.answers import Weighed, from_output, outputs_of, own_answers, rollout_of, said, shares_of
+from perceiver.inspection.capture import Capture, Explainable, capture, undisturbed
 from perceiver.inspection.deletion import Deletion, deletion
-from perceiver.inspection.maps import Weighed
-from perceiver.inspection.rollout import Alpha, Rollout, even_share, rollout
-from perceiver.inspection.truth import overlaps, relevance_scores, spoken_of, truth_scores
-from perceiver.model import Perceiver
+from perceiver.inspection.rollout import Alpha, Rollout, even_share
+from perceiver.inspection.truth import joined, overlaps, relevance_scores, spoken_of, truth_scores
 from perceiver.tasks.base import Task
-from perceiver.types import Answer, Batch
+from perceiver.types import Answer, Batch, Box
 
 TOKENS_AT_ONCE = 2**16
 """How many tokens take part at once where gradients are needed, for which all activations are kept."""
@@ -55,8 +53,7 @@ class Look:
     @property
     def relevance_shares(self) -> Float[Tensor, "batch answers tokens"]:
         """What of an answer's relevance each token has; 0 throughout where nothing has any."""
-        mass = self.relevance.sum(dim=-1, keepdim=True)
-        return self.relevance / mass.where(mass > 0, 1.0)
+        return shares_of(self.relevance)
 
     @property
     def relevant(self) -> list[list[Weighed]]:
@@ -67,7 +64,7 @@ class Look:
     @property
     def maps(self) -> dict[str, Float[Tensor, "batch answers tokens"]]:
         """Kind of map -> how much it marks each token for each answer; the mean map is the same for all."""
-        layers = [self.record.layers[name] for name in self.record.named("cross")]
+        layers = [self.record.layers[name] for name in self.record.readers]
         mean = torch.stack([layer.through(even_share(layer)) for layer in layers]).mean(dim=0)
         mean_map = mean.expand(-1, self.relevance.shape[1], -1)
         return {"relevance": self.relevance, "rollout": self.rollout.inputs, "mean_map": mean_map}
@@ -85,7 +82,7 @@ class Observer:
         forward_context: makes what the model runs in, such as the context of a precision.
     """
 
-    model: Perceiver
+    model: Explainable
     task: Task
     class_names: Sequence[str]
     alpha: Alpha
@@ -93,46 +90,54 @@ class Observer:
     forward_context: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def answered(
-        self, batch: Batch, said_before: Sequence[dict[str, Any]] | None = None
+        self, batch: Batch, predicted: Sequence[dict[str, Any]] | None = None
     ) -> tuple[Capture, list[list[Answer]]]:
         """The forward pass in which the model said something, and what that was.
 
         Args:
             batch: what it is asked about.
-            said_before: the best of each row's predictions where they are known, see `Task.answers`.
+            predicted: the best of each row's predictions where they are known, see `Task.answer_queries`.
         """
         batch = replace(batch, inputs=self.converted(batch.inputs))
-        with capture(self.model) as record, self.forward_context():
-            return record, self.task.answers(self.model, batch, self.class_names, said_before)
+        with capture(self.module) as record, self.forward_context():
+            queries = self.task.answer_queries(self.model, batch, predicted)
+            outputs = self.model(batch.inputs, batch.masks, queries)
+            return record, self.task.answers(outputs, queries, batch, self.class_names)
 
-    def look(self, batch: Batch, said_before: Sequence[dict[str, Any]] | None = None) -> Look:
+    def look(self, batch: Batch, predicted: Sequence[dict[str, Any]] | None = None) -> Look:
         """Everything there is to see of a batch; arguments as in `answered`."""
-        record, answers = self.answered(batch, said_before)
-        assert record.outputs is not None
-        num_classes = len(self.class_names)
+        record, answers = self.answered(batch, predicted)
+        probabilities = self.task.probabilities(record.outputs)
         return Look(
             batch=batch,
             record=record,
             answers=answers,
-            own=own_answers(record, answers, num_classes),
-            probability=said(self.task.probabilities(record.outputs).log(), answers).exp(),
+            own=own_answers(record, answers, len(self.class_names)),
+            probability=said({name: values.log() for name, values in probabilities.items()}, answers).exp(),
             alpha=self.alpha,
-            rollout=rollout(record, alpha=self.alpha, readers=answer_readers(record, answers, num_classes)),
+            rollout=rollout_of(record, answers, num_classes=len(self.class_names), alpha=self.alpha),
             relevance=self._relevance(batch, record, answers),
         )
+
+    @property
+    def module(self) -> nn.Module:
+        """The model as a module."""
+        assert isinstance(self.model, nn.Module)
+        return self.model
 
     def _relevance(
         self, batch: Batch, record: Capture, answers: Sequence[Sequence[Answer]]
     ) -> Float[Tensor, "batch answers tokens"]:
         """The relevance of each token for the logits of each answer, a few rows at a time."""
-        at_once = max(TOKENS_AT_ONCE // record.layers[record.named("cross")[0]].num_keys, 1)
+        assert record.tokens is not None
+        at_once = max(TOKENS_AT_ONCE // record.tokens.values.shape[1], 1)
         found = []
         for rows, part in in_parts(batch, at_once):
-            with capture(self.model, gradients=True) as again, self.forward_context():
-                inputs = self.converted(part.inputs)
-                self.model(inputs, part.masks, *(asked[rows] for asked in record.queries))
-                assert again.outputs is not None
-                found.append(again.relevance(said(again.outputs.float(), answers[rows])))
+            with capture(self.module, gradients=True) as again, self.forward_context():
+                queries = {name: ids[rows] for name, ids in record.queries.items()}
+                outputs = self.model(self.converted(part.inputs), part.masks, queries)
+                logits = {name: values.float() for name, values in outputs.items()}
+                found.append(again.relevance(said(logits, answers[rows])))
         most = max(part.shape[1] for part in found)
         return torch.cat([F.pad(part, (0, 0, 0, most - part.shape[1])) for part in found])
 
@@ -143,18 +148,25 @@ class Observer:
             The scores of rollouts, and as `relevance/…` those of relevance.
         """
         record, answers = self.answered(batch)
-        own = own_answers(record, answers, len(self.class_names))
         boxes = batch.targets.get("boxes", [None] * len(batch))
-        scores = truth_scores(record, boxes, own, num_classes=len(self.class_names), alpha=self.alpha)
-        scores |= overlaps(record, own, alpha=self.alpha)
-        spoken = spoken_of(boxes, answers, num_classes=len(self.class_names))
-        of_relevance = relevance_scores(record, self._relevance(batch, record, spoken), spoken) if any(spoken) else {}
+        return joined(self._truth(batch, record, from_output(answers, output), boxes) for output in outputs_of(answers))
+
+    def _truth(
+        self, batch: Batch, record: Capture, answers: list[list[Answer]], boxes: Sequence[Sequence[Box] | None]
+    ) -> dict[str, Float[Tensor, " cases"]]:
+        """The same for the answers of one output."""
+        num_classes, part = len(self.class_names), record.for_output(outputs_of(answers)[0])
+        own = own_answers(record, answers, num_classes)
+        scores = truth_scores(part, boxes, own, num_classes=num_classes, alpha=self.alpha)
+        scores |= overlaps(part, own, alpha=self.alpha)
+        spoken = spoken_of(boxes, answers, num_classes=num_classes)
+        of_relevance = relevance_scores(part, self._relevance(batch, record, spoken), spoken) if any(spoken) else {}
         return scores | {f"relevance/{name}": cases for name, cases in of_relevance.items()}
 
     def deletion(self, batch: Batch, *, seed: int) -> Deletion:
         """How much more than chance every kind of map marks what matters; see `deletion`."""
         look = self.look(batch)
-        with undisturbed(self.model), self.forward_context():
+        with undisturbed(self.module), self.forward_context():
             return deletion(self.model, look.record, look.maps, look.answers, self.task.probabilities, seed=seed)
 
 

@@ -4,23 +4,16 @@ Weights are recomputed in float32, only for what is asked for and in bounded chu
 read 50,176 tokens, would be 98 MiB a head, sample and cross-attend.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from perceiver.attention import KeyMask, attention_weights
+from perceiver.mechanisms.base import ALL, MEMORY, OUTPUTS, TOKENS, Indices, KeyMask, Mechanism, Role
 from perceiver.types import JoinedTokens, Span
 
-Role: TypeAlias = Literal["cross", "self", "decode", "words"]
-"""Latents read tokens or each other; outputs read latents, or the words before them."""
-
-Indices: TypeAlias = slice | Sequence[int]
-
-ALL = slice(None)
 HELD_WEIGHTS = 2**24
 """How many weights are held at once, where not all of them are asked for: 64 MiB."""
 
@@ -30,17 +23,19 @@ class Layer:
     """One attention of one forward pass: what it is, and what its weights follow from.
 
     Attributes:
-        role: who reads what.
+        role: which sequence it updates, and which it reads.
+        mechanism: computes its weights.
         q, k: queries and keys by head.
         mask: True where a key is real.
         causal: whether a query sees only the keys up to its own place.
         added: norm of what attention added to its queries, over the sum of that norm and that of the queries
-            themselves: 1 where there is no residual. None where no block of the Perceiver is around the attention.
+            themselves: 1 where there is no residual. None where that was not seen.
         has_residual: whether the queries go on beside what attention adds.
         v, out: values by head, and the weights times them; only where gradients are wanted.
     """
 
     role: Role
+    mechanism: Mechanism
     q: Float[Tensor, "batch heads queries qk_dim"]
     k: Float[Tensor, "batch heads keys qk_dim"]
     mask: KeyMask | None
@@ -68,10 +63,7 @@ class Layer:
 
     def weights(self, queries: Indices = ALL, heads: Indices = ALL) -> Float[Tensor, "batch _ chosen keys"]:
         """Exact weights of the chosen queries and heads, in float32."""
-        q, k = self.q[:, heads], self.k[:, heads]
-        if self.causal:  # what a query may see depends on its place among all
-            return attention_weights(q, k, mask=self.mask, causal=True)[:, :, queries]
-        return attention_weights(q[:, :, queries], k, mask=self.mask)
+        return self.mechanism.weights(self.q, self.k, self.mask, self.causal, queries)[:, heads]
 
     def sample(self, index: int) -> "Layer":
         """The same attention for one sample of the batch, without what gradients need."""
@@ -100,23 +92,43 @@ class Record:
     """The attention of the last forward pass.
 
     Attributes:
-        layers: name -> layer, in the order in which they ran; named by role and number: `cross0`, `self0`, … `words0`,
-            `decode0`.
-        tokens: what the `cross` layers read.
-        queries: what the decoder was asked with, where it does not ask by itself.
-        outputs: what it answered.
+        layers: name -> layer, in the order in which they ran; named by role and number: `cross0`, `self0`, … `decode0`;
+            of several decoders, with the name of theirs in front: `caption/decode0`.
+        tokens: the tokens of all modalities.
+        queries: the token ids that the decoder was given, by name of the output.
+        outputs: the model's outputs by name.
     """
 
     def __init__(self) -> None:
         self.layers: dict[str, Layer] = {}
         self.tokens: JoinedTokens | None = None
-        self.queries: tuple[Tensor, ...] = ()
-        self.outputs: Tensor | None = None
+        self.queries: Mapping[str, Tensor] = {}
+        self.outputs: dict[str, Tensor] = {}
+
+    def for_output(self, output: str) -> "Record":
+        """The same forward pass as far as one output depends on it: without the layers of other decoders."""
+        decoder, _, _ = output.rpartition("/")
+        part = Record()
+        part.layers = {
+            name: layer for name, layer in self.layers.items() if layer.role.decoder in (None, decoder or None)
+        }
+        part.tokens, part.queries, part.outputs = self.tokens, self.queries, self.outputs
+        return part
 
     @property
     def spans(self) -> dict[str, Span]:
-        """Modality name -> its place among the keys of the `cross` layers."""
+        """Modality name -> its place among the tokens."""
         return {} if self.tokens is None else self.tokens.spans
+
+    @property
+    def memory(self) -> str:
+        """The sequence that the decoder reads: the one that was updated last before it."""
+        before = [layer.role.queries for layer in self.layers.values() if layer.role.queries != OUTPUTS]
+        return before[-1] if before else TOKENS
+
+    def reads(self, layer: Layer) -> str:
+        """The sequence of a layer's keys."""
+        return self.memory if layer.role.keys == MEMORY else layer.role.keys
 
     def map(
         self, layer: str, head: int | None = None, queries: Sequence[int] | None = None
@@ -143,11 +155,26 @@ class Record:
         return torch.cat([found.weights(chunk, heads).mean(dim=1) for chunk in found.chunks(queries)], dim=1)
 
     @property
+    def num_rows(self) -> int:
+        return next(iter(self.layers.values())).num_rows
+
+    @property
     def num_outputs(self) -> int:
-        """Queries that read the latents; where the decoder pools, the one that stands for the mean."""
-        decoders = self.named("decode")
+        """Queries of the decoder; where it pools, the one that stands for the mean."""
+        decoders = self.decoders
         return self.layers[decoders[-1]].num_queries if decoders else 1
 
-    def named(self, role: Role) -> list[str]:
-        """Names of the layers of a role, in order."""
-        return [name for name, layer in self.layers.items() if layer.role == role]
+    @property
+    def decoders(self) -> list[str]:
+        """Names of the layers in which outputs read the memory."""
+        return [name for name, layer in self.layers.items() if layer.role.queries == OUTPUTS != layer.role.keys]
+
+    @property
+    def readers(self) -> list[str]:
+        """Names of the layers in which another sequence reads the tokens: latents, or the outputs themselves."""
+        return [name for name, layer in self.layers.items() if self.reads(layer) == TOKENS != layer.role.queries]
+
+    @property
+    def token_mask(self) -> KeyMask | None:
+        """True where a token is real."""
+        return None if self.tokens is None else self.tokens.mask

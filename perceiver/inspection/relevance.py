@@ -6,9 +6,9 @@ Where rollout takes weights as they are, here a weight counts as far as more of 
 
     every attention, from its queries to its keys:   g[keys] += g[queries] Ā
 
-Deviation: tokens, latents and words are taken for one sequence, in which all attention follows that one rule. The paper
-has rules of their own for attention between two modalities (eq. 8 to 11), which normalise what each modality has mixed
-in itself before; tokens of a Perceiver do not attend to each other at all.
+Deviation: tokens, latents and outputs are taken for one sequence, in which all attention follows that one rule. The
+paper has rules of their own for attention between two modalities (eq. 8 to 11), which normalise what each modality has
+mixed in itself before; tokens of a Perceiver do not attend to each other at all.
 
 The fused kernel gives neither A nor its gradient, but both follow from what it was given: with out = A v it is
 ∂score/∂A = ∂score/∂out vᵀ, which is exact, and is computed in bounded chunks like A itself.
@@ -19,6 +19,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from perceiver.inspection.record import Layer, Record
+from perceiver.inspection.rollout import even_memory
+from perceiver.mechanisms.base import OUTPUTS, TOKENS
 
 Gradients = dict[str, Float[Tensor, "batch heads queries v_dim"] | None]
 
@@ -36,9 +38,9 @@ def relevance(record: Record, scores: Float[Tensor, "batch readers"]) -> Float[T
         ValueError: the forward pass was captured without gradients, or the scores do not depend on it.
     """
     outs = {name: layer.out for name, layer in record.layers.items() if layer.out is not None}
-    first = record.layers[record.named("cross")[0]]
+    assert record.tokens is not None
     if scores.shape[1] == 0:
-        return first.q.new_zeros(first.num_rows, 0, first.num_keys, dtype=torch.float32)
+        return record.tokens.values.new_zeros(record.num_rows, 0, record.tokens.values.shape[1], dtype=torch.float32)
     if len(outs) < len(record.layers) or not scores.requires_grad:
         raise ValueError(NEEDS)
     found = []
@@ -48,7 +50,7 @@ def relevance(record: Record, scores: Float[Tensor, "batch readers"]) -> Float[T
                 scores[:, reader].sum(), list(outs.values()), retain_graph=True, allow_unused=True
             )
             by_name: Gradients = dict(zip(outs, gradients, strict=True))
-            if all(by_name[name] is None for name in record.named("cross")):
+            if all(gradient is None for gradient in gradients):
                 raise ValueError(NEEDS)
             found.append(_followed_back(record, by_name))
     return torch.stack(found, dim=1)
@@ -56,27 +58,18 @@ def relevance(record: Record, scores: Float[Tensor, "batch readers"]) -> Float[T
 
 def _followed_back(record: Record, gradients: Gradients) -> Float[Tensor, "batch tokens"]:
     """The row of one score for each sample, from its queries to the tokens."""
-    first = record.layers[record.named("cross")[0]]
-    latents = first.q.new_zeros(first.num_rows, first.num_queries, dtype=torch.float32)
-    tokens = latents.new_zeros(first.num_rows, first.num_keys)
-    decoders = record.named("decode")
-    if decoders:
-        words = _asked_by(gradients[decoders[-1]], record.layers[decoders[-1]])
+    shares: dict[str, Tensor] = {}
+    if decoders := record.decoders:
+        shares[OUTPUTS] = _asked_by(gradients[decoders[-1]], record.layers[decoders[-1]])
     else:
-        latents += 1 / first.num_queries  # the mean over them gives the scores
+        shares[record.memory] = even_memory(record)[:, 0]  # the mean over it gives the scores
     for name, layer in reversed(record.layers.items()):
-        gradient = gradients[name]
-        if gradient is None:  # the score does not depend on it
+        gradient, queries, keys = gradients[name], layer.role.queries, record.reads(layer)
+        if gradient is None or queries not in shares:  # the score does not depend on it
             continue
-        if layer.role == "decode":
-            latents = latents + _through(layer, gradient, words)
-        elif layer.role == "words":
-            words = words + _through(layer, gradient, words)
-        elif layer.role == "self":
-            latents = latents + _through(layer, gradient, latents)
-        else:
-            tokens = tokens + _through(layer, gradient, latents)
-    return tokens
+        read = _through(layer, gradient, shares[queries])
+        shares[keys] = shares[keys] + read if keys in shares else read
+    return shares[TOKENS]
 
 
 def _asked_by(gradient: Tensor | None, layer: Layer) -> Float[Tensor, "batch queries"]:

@@ -25,6 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from perceiver.inspection.record import Layer, Record
+from perceiver.mechanisms.base import OUTPUTS, TOKENS
 
 Alpha: TypeAlias = float | Literal["norm"]
 
@@ -35,8 +36,9 @@ class Rollout:
 
     Attributes:
         inputs: share of each input token.
-        residual: share of the initial latents, which know nothing of the input.
-        latents: for each cross-attend the share that came in by each latent in it.
+        residual: share of the initial latents, which know nothing of the input; zero without latents.
+        latents: for each layer that reads the tokens, the share that each of its queries reads there: in a Perceiver
+            for each cross-attend the share that came in by each latent.
     """
 
     inputs: Float[Tensor, "batch readers tokens"]
@@ -49,7 +51,7 @@ def rollout(
 ) -> Rollout:
     """Roll the attention of a forward pass back from the decoder's queries to the input tokens.
 
-    A decoder without attention pools: there is one query, which rests on all latents alike.
+    A decoder without attention pools: there is one query, which reads all of the memory alike.
 
     Args:
         record: the forward pass.
@@ -61,21 +63,26 @@ def rollout(
         ValueError: alpha is neither in [0, 1] nor `norm`.
     """
     check_alpha(alpha)
-    encoder = {name: layer for name, layer in record.layers.items() if layer.role in ("cross", "self")}
-    share = read_of_latents(record, readers)
-    parts: dict[str, Tensor] = {}
-    inputs = None
-    for name, layer in reversed(encoder.items()):
+    read_memory, parts = read_of_memory(record, readers)
+    shares = {record.memory: read_memory}
+    for name, layer in reversed(record.layers.items()):
+        queries, keys = layer.role.queries, record.reads(layer)
+        if queries == OUTPUTS or queries not in shares:
+            continue
         passed = _passed(layer, alpha)
-        read = layer.through(passed * share)
-        if layer.role == "self":
-            share = (1 - passed) * share + read
-        else:
-            inputs = read if inputs is None else inputs + read
-            parts[name] = passed * share
-            share = (1 - passed) * share
-    assert inputs is not None, "a Perceiver has at least one cross-attend"
-    return Rollout(inputs=inputs, residual=share.sum(dim=-1), latents=dict(reversed(parts.items())))
+        by_attention = passed * shares[queries]
+        shares[queries] = (1 - passed) * shares[queries]
+        read = layer.through(by_attention)
+        shares[keys] = shares[keys] + read if keys in shares else read
+        if name in record.readers:
+            parts[name] = by_attention
+    inputs = shares.pop(TOKENS)
+    residual = torch.stack([share.sum(dim=-1) for share in shares.values()]).sum(dim=0) if shares else None
+    return Rollout(
+        inputs=inputs,
+        residual=inputs.new_zeros(inputs.shape[:2]) if residual is None else residual,
+        latents={name: parts[name] for name in record.readers},
+    )
 
 
 def check_alpha(alpha: Alpha) -> None:
@@ -88,18 +95,34 @@ def check_alpha(alpha: Alpha) -> None:
         raise ValueError(f"rollout_alpha={alpha} must be norm, or a number from 0 to 1")
 
 
-def read_of_latents(
+def read_of_memory(
     record: Record, readers: Float[Tensor, "batch readers queries"] | None = None
-) -> Float[Tensor, "batch readers latents"]:
-    """What the decoder's queries, or mixtures of them, read of each latent; a decoder that pools reads all alike."""
-    decoders = [record.layers[name] for name in record.named("decode")]
+) -> tuple[Float[Tensor, "batch readers memory"], dict[str, Float[Tensor, "batch readers queries"]]]:
+    """What the decoder's queries, or mixtures of them, read of each element of the memory; pooling reads all alike.
+
+    Returns:
+        That, and by which queries of each layer it is read.
+    """
+    decoders = {name: record.layers[name] for name in record.decoders}
     if not decoders:
-        last = next(layer for layer in reversed(record.layers.values()) if layer.role in ("cross", "self"))
         num_readers = 1 if readers is None else readers.shape[1]
-        return even_share(last).expand(-1, num_readers, -1)
+        return even_memory(record).expand(-1, num_readers, -1), {}
+    last = next(reversed(decoders.values()))
     if readers is None:
-        return torch.stack([record.map(name) for name in record.named("decode")]).mean(dim=0)
-    return torch.stack([layer.through(readers.to(layer.q.device)) for layer in decoders]).mean(dim=0)
+        readers = torch.eye(last.num_queries, device=last.q.device).expand(last.num_rows, -1, -1)
+    readers = readers.to(last.q.device)
+    read = torch.stack([layer.through(readers) for layer in decoders.values()]).mean(dim=0)
+    return read, {name: readers / len(decoders) for name in decoders}
+
+
+def even_memory(record: Record) -> Float[Tensor, "batch 1 memory"]:
+    """The share that a mean over the memory gives to each of its elements."""
+    if record.memory != TOKENS:
+        return even_share(next(one for one in reversed(record.layers.values()) if one.role.queries == record.memory))
+    assert record.tokens is not None
+    real = record.tokens.values.new_ones(record.tokens.values.shape[:2], dtype=torch.float32)
+    real = real if record.tokens.mask is None else real * record.tokens.mask
+    return (real / real.sum(dim=1, keepdim=True).clamp_min(1))[:, None]
 
 
 def readers_of(
@@ -115,8 +138,7 @@ def readers_of(
 
 def mean_reader(record: Record) -> Float[Tensor, "batch 1 queries"]:
     """The mean over all queries of the decoder."""
-    num_rows = next(iter(record.layers.values())).num_rows
-    return torch.full((num_rows, 1, record.num_outputs), 1 / record.num_outputs)
+    return torch.full((record.num_rows, 1, record.num_outputs), 1 / record.num_outputs)
 
 
 def even_share(layer: Layer) -> Float[Tensor, "batch 1 queries"]:
@@ -129,6 +151,7 @@ def _passed(layer: Layer, alpha: Alpha) -> Float[Tensor, "batch 1 queries"] | Fl
     if alpha == "norm" and layer.added is not None:
         passed = layer.added[:, None]
     else:
-        assert alpha != "norm", "the latents' blocks are those of the Perceiver"
+        if alpha == "norm":
+            raise ValueError("rollout_alpha=norm needs a `Residual` around each attention; choose a number from 0 to 1")
         passed = layer.q.new_full((layer.num_rows, 1, 1), alpha if layer.has_residual else 1.0, dtype=torch.float32)
     return passed if layer.mask is None else passed * layer.mask.any(dim=1)[:, None, None].float()

@@ -9,7 +9,7 @@ are never held as a whole:
     head_redundancy    cosine between rows of two heads of the same query: 1 means that one would do. Of several heads.
     latent_redundancy  the same between rows (mean over heads) of two queries. Of several queries.
 
-and for cross-attends
+and for layers that read the tokens, the cross-attends of a Perceiver
 
     coverage           share of the input that is looked at: exp(entropy of the mean of all rows) / number of real keys.
     share_<modality>   share of the weights that falls on it, where there are several.
@@ -29,24 +29,25 @@ from torch import Tensor
 
 from perceiver.inspection.record import Layer, Record
 from perceiver.inspection.rollout import Alpha, mean_reader, rollout
+from perceiver.mechanisms.base import LATENTS, OUTPUTS
 
 DEAD = 0.1
 """Of the even part: a latent with less is called dead."""
 
 
 def statistics(record: Record, *, alpha: Alpha = 0.5) -> dict[str, float]:
-    """`<layer>/<name>` -> number, for every layer but those in which words read words.
+    """`<layer>/<name>` -> number, for every layer but those in which outputs read outputs.
 
     Samples without a real key are left out of a layer's means; a layer of which nothing is left has no numbers.
     """
     found: dict[str, float] = {}
-    incoming = rollout(record, alpha=alpha, readers=mean_reader(record)).latents
+    incoming = _incoming(record, alpha)
     for name, layer in record.layers.items():
         num_keys = layer.q.new_full((layer.num_rows,), layer.num_keys, dtype=torch.float32)
         if layer.mask is not None:
             num_keys = layer.mask.sum(dim=1).float()
         real = num_keys > 0
-        if layer.role == "words" or not real.any():
+        if layer.role.queries == layer.role.keys == OUTPUTS or not real.any():
             continue
         rows = _rows_of(layer)
         values = {
@@ -56,16 +57,25 @@ def statistics(record: Record, *, alpha: Alpha = 0.5) -> dict[str, float]:
             "head_redundancy": rows.between_heads,
             "latent_redundancy": rows.between_queries,
         }
-        if layer.role == "cross":
+        if name in record.readers:
             values["coverage"] = torch.special.entr(rows.mean).sum(dim=1).exp() / num_keys
             spans = record.spans if len(record.spans) > 1 else {}
             for modality, span in spans.items():
                 values[f"share_{modality}"] = rows.mean[:, span.start : span.stop].sum(dim=1)
-            parts = incoming[name][real, 0]
-            even = parts.sum(dim=1).mean() / layer.num_queries
-            found[f"{name}/dead_latents"] = float((parts.mean(dim=0) < DEAD * even).float().mean())
+            if layer.role.queries == LATENTS:
+                parts = incoming[name][real]
+                even = parts.sum(dim=1).mean() / layer.num_queries
+                found[f"{name}/dead_latents"] = float((parts.mean(dim=0) < DEAD * even).float().mean())
         found |= {f"{name}/{key}": float(value[real].mean()) for key, value in values.items() if value is not None}
     return found
+
+
+def _incoming(record: Record, alpha: Alpha) -> dict[str, Float[Tensor, "batch latents"]]:
+    """For each layer that reads the tokens, the share that comes in by each latent; the mean over all outputs."""
+    records = [record.for_output(output) for output in record.outputs] or [record]
+    rollouts = [rollout(part, alpha=alpha, readers=mean_reader(part)).latents for part in records]
+    names = [name for name in record.readers if record.layers[name].role.queries == LATENTS]
+    return {name: torch.stack([part[name][:, 0] for part in rollouts]).mean(dim=0) for name in names}
 
 
 @dataclass(frozen=True)
@@ -118,7 +128,7 @@ def _mean_cosine(total: Float[Tensor, "*rest keys"], count: int) -> Float[Tensor
 
 
 def drift(earlier: Mapping[str, np.ndarray], now: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """How far the maps of each cross-attend have moved between two looks at the same samples.
+    """How far the maps of each layer that reads the tokens have moved between two looks at the same samples.
 
     `<layer>/drift` is the mean total variation distance between a latent's map (mean over heads) then and now: 0 where
     nothing moved, 1 where it looks at wholly other tokens. Of looks that kept only some latents, those that both have
@@ -130,8 +140,8 @@ def drift(earlier: Mapping[str, np.ndarray], now: Mapping[str, np.ndarray]) -> d
     if list(earlier["ids"]) != list(now["ids"]):
         return {}
     found = {}
-    for key in (key for key in now if key.startswith("cross") and key.endswith("/weights")):
-        name = key.removesuffix("/weights")
+    for name in (key.removesuffix("/latents") for key in now if key.endswith("/latents")):
+        key = f"{name}/weights"
         if key not in earlier or earlier[key].shape[-1] != now[key].shape[-1]:
             continue
         maps = [_by_latent(look[key], look[f"{name}/latents"]) for look in (earlier, now)]

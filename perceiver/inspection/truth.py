@@ -67,7 +67,7 @@ def held_against_boxes(
     captured: Record, maps: Float[Tensor, "batch slots tokens"], cases: Sequence[Sequence[Case]]
 ) -> dict[str, Float[Tensor, " cases"]]:
     """The scores of maps, for each sample one a case; see `truth_scores`."""
-    mask = captured.layers[captured.named("cross")[0]].mask
+    mask = captured.token_mask
     parts = []
     for modality, span in captured.spans.items():
         here = [
@@ -102,11 +102,14 @@ def spoken_of(
     """
     if _are_words(answers, num_classes):
         return [[answer for answer in row if answer.boxes] for row in answers]
+    output = next(answer.output for row in answers for answer in row)
     found = []
     for row in boxes:
         labels = sorted({box.label for box in row or ()})
         of_label = {label: tuple(box for box in row or () if box.label == label) for label in labels}
-        found.append([Answer(str(label), (label,), label=label, boxes=there) for label, there in of_label.items()])
+        found.append(
+            [Answer(str(label), (label,), output, label=label, boxes=there) for label, there in of_label.items()]
+        )
     return found
 
 

@@ -14,6 +14,7 @@ it were square, and any other is refused.
 """
 
 import re
+from functools import partial
 from math import isqrt
 from typing import Any
 
@@ -23,9 +24,10 @@ from perceiver.attention import BlockSpec
 from perceiver.decoders.queries import QueryDecoder
 from perceiver.encoders.image import ImageEncoder
 from perceiver.encoders.stems import ConvStem, PixelStem
-from perceiver.latents import Schedule
+from perceiver.latents import LatentArray, Schedule
 from perceiver.model import Perceiver
 from perceiver.positions import FourierPositions, LearnedPositions
+from perceiver.queries.learned import Learned
 
 LEARNED_POSITIONS = "encoders.image.positions.embedding"
 
@@ -35,13 +37,13 @@ RENAMES = (
     (r"^perceiver\.input_preprocessor\.convnet\.batchnorm", "encoders.image.stem.norm"),
     (r"^perceiver\.input_preprocessor\.position_embeddings\.position_embeddings", LEARNED_POSITIONS),
     (r"^perceiver\.input_preprocessor\.positions_projection", "encoders.image.positions.projection"),
-    (r"^perceiver\.embeddings\.latents", "latents.array"),
-    (r"^perceiver\.decoder\.decoder\.output_position_encodings\.position_embeddings", "decoder.queries"),
+    (r"^perceiver\.embeddings\.latents", "memory.array"),
+    (r"^perceiver\.decoder\.decoder\.output_position_encodings\.position_embeddings", "decoder.queries.array"),
     (r"^perceiver\.decoder\.decoder\.final_layer", "decoder.head"),
     (r"^perceiver\.decoder\.decoder\.decoding_cross_attention", "decoder.cross_block"),
-    (r"^perceiver\.encoder\.cross_attention", "latents.cross_blocks.0"),
-    (r"^perceiver\.encoder\.self_attends\.(\d+)\.attention\.self\.layernorm1", r"latents.self_blocks.0.\1.norm"),
-    (r"^perceiver\.encoder\.self_attends", "latents.self_blocks.0"),
+    (r"^perceiver\.encoder\.cross_attention", "memory.cross_blocks.0"),
+    (r"^perceiver\.encoder\.self_attends\.(\d+)\.attention\.self\.layernorm1", r"memory.self_blocks.0.\1.norm"),
+    (r"^perceiver\.encoder\.self_attends", "memory.self_blocks.0"),
     (r"\.attention\.self\.layernorm1", ".query_norm"),
     (r"\.attention\.self\.layernorm2", ".input_norm"),
     (r"\.attention\.self\.(query|key|value)", r".attention.\1"),
@@ -57,8 +59,9 @@ RENAMES = (
 def from_transformers(hf_model: Any) -> Perceiver:
     """A Perceiver with the weights of a Hugging Face image classifier; its one modality is called `image`.
 
-    It takes the images that `hf_model` takes ([batch, channels, height, width], normalised alike) and returns its
-    logits [batch, classes]. Weights are copies, of the type and on the device of the originals; all are trainable.
+    It takes the images that `hf_model` takes ([batch, channels, height, width], normalised alike) and returns its logits
+    [batch, classes] as the output `logits`. Weights are copies, of the type and on the device of the originals; all are
+    trainable.
 
     Args:
         hf_model: a `PerceiverForImageClassificationFourier`, `…Learned` or `…ConvProcessing`.
@@ -79,21 +82,24 @@ def from_transformers(hf_model: Any) -> Perceiver:
     with torch.device(latents.device):
         model = Perceiver(
             encoders={"image": build_encoder(hf.input_preprocessor)},
-            num_latents=num_latents,
-            dim=dim,
-            cross_attention=_block_spec(cross_layer),
-            # Without self-attention layers there are no sizes to read, and any will do.
-            self_attention=_block_spec(next(iter(self_layers), cross_layer)),
-            schedule=Schedule(
-                num_cross_attends=1,
-                num_blocks=hf.encoder.config.num_blocks,
-                num_self_attends=len(self_layers),
-                block_sharing="all",
+            memory=partial(
+                LatentArray,
+                num_latents=num_latents,
+                dim=dim,
+                cross_attention=_block_spec(cross_layer),
+                # Without self-attention layers there are no sizes to read, and any will do.
+                self_attention=_block_spec(next(iter(self_layers), cross_layer)),
+                schedule=Schedule(
+                    num_cross_attends=1,
+                    num_blocks=hf.encoder.config.num_blocks,
+                    num_self_attends=len(self_layers),
+                    block_sharing="all",
+                ),
             ),
             decoder=QueryDecoder(
                 dim=dim,
                 num_classes=decoder.final_layer.out_features,
-                query_dim=decoder.final_layer.in_features,
+                queries=Learned(num_queries=1, dim=decoder.final_layer.in_features),
                 attention=_block_spec(decoder.decoding_cross_attention),
             ),
         ).to(latents.dtype)

@@ -1,18 +1,16 @@
 """What every task is: how to call the model, what it loses, how it is measured, and what it answers."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 
-from perceiver.types import Answer, Batch, Stage
+from perceiver.types import Answer, Batch, Model, Stage
 
-SHOWN_CLASSES = 3
-"""How many of a sample's classes are looked at for themselves."""
 LOWER_IS_BETTER = ("loss", "perplexity", "calibration_error")
 
 
@@ -30,22 +28,26 @@ class TableRow:
 
 
 class Task(nn.Module, ABC):
-    """Knows the meaning of outputs and targets; knows neither modalities nor the training loop.
+    """Knows the meaning of one output of the model and of targets; knows neither modalities nor the training loop.
+
+    Outputs are the model's, by name; a task reads and changes its own and leaves the others as they are.
 
     Attributes:
+        output: the name of its output.
+        mixes_samples: whether `training_batch` changes inputs.
         monitor, monitor_mode: the validation metric that says which checkpoint is best, and its better direction.
         num_answers: answers about a user's own file, unless more or fewer are asked for.
-        asks: whether it hands queries to the decoder, which then must be one that is asked.
-        table: the name of the table that `rows` fills; empty if the task has none.
+        needs_target_tokens: outputs for which it hands token ids to the decoder, see `Decoder.needs_target_tokens`.
         needs_class_counts: whether `set_class_counts` must be called before training. What
             follows from them is saved with the weights.
     """
 
+    output: str
     monitor: str
     monitor_mode: Literal["min", "max"]
-    num_answers: ClassVar[int] = 5
-    asks: ClassVar[bool] = False
-    table: ClassVar[str] = ""
+    num_answers: int = 5
+    needs_target_tokens: tuple[str, ...] = ()
+    mixes_samples: bool = False
     needs_class_counts: bool = False
 
     def set_class_counts(self, counts: Int[Tensor, " classes"], num_samples: int) -> None:
@@ -58,31 +60,44 @@ class Task(nn.Module, ABC):
         Raises:
             ValueError: validation has no such metric.
         """
-        metrics = self.metrics("val").items(keep_base=True)
-        known = [name for key, metric in metrics for name in getattr(metric, "names", (key,))]
+        known = self.metric_names("val")
         if monitor not in known:
             raise ValueError(f"monitor={monitor!r} must be one of the metrics of validation: {', '.join(known)}")
         self.monitor = monitor
-        self.monitor_mode = "min" if monitor in LOWER_IS_BETTER else "max"
+        self.monitor_mode = "min" if monitor.rpartition("/")[2] in LOWER_IS_BETTER else "max"
 
     def training_batch(self, batch: Batch) -> Batch:
         """What the model is trained on: the place for changes that mix samples."""
         return batch
 
-    def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
-        """What the model says of each view; a view a sample, unless `batch.views` says otherwise."""
-        return model(batch.inputs, batch.masks)
+    def queries(self, batch: Batch) -> dict[str, Tensor]:
+        """Token ids of the targets, for outputs in `needs_target_tokens`."""
+        return {}
+
+    def outputs(self, model: Model, batch: Batch) -> dict[str, Tensor]:
+        """The model's outputs for each view; a view a sample, unless `batch.views` says otherwise."""
+        return model(batch.inputs, batch.masks, self.queries(batch))
+
+    def own(self, outputs: Mapping[str, Tensor]) -> Tensor:
+        """The task's output.
+
+        Raises:
+            ValueError: the model has no such output.
+        """
+        if self.output not in outputs:
+            raise ValueError(f"output={self.output!r}: the outputs of the model are {', '.join(outputs)}")
+        return outputs[self.output]
 
     @abstractmethod
-    def merged(self, outputs: Tensor, batch: Batch) -> Tensor:
+    def merged(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """Outputs of views -> outputs of samples, as if the model had given their mean answers."""
 
     @abstractmethod
-    def probabilities(self, outputs: Float[Tensor, "*rest answers"]) -> Float[Tensor, "*rest answers"]:
-        """Outputs -> how probable each answer is, a class or the word at a place."""
+    def probabilities(self, outputs: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "*rest answers"]]:
+        """Outputs -> how probable each answer is, a class or the token at a place, by name of the output."""
 
     @abstractmethod
-    def loss(self, outputs: Tensor, batch: Batch) -> Float[Tensor, ""]: ...
+    def loss(self, outputs: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, ""]: ...
 
     def num_terms(self, batch: Batch) -> float | Tensor:
         """Of how many terms, or of what total weight, the loss is the mean: what it weighs beside other batches'."""
@@ -94,25 +109,46 @@ class Task(nn.Module, ABC):
         self.stage_metrics = nn.ModuleDict({f"{stage}_metrics": make(stage) for stage in stages})
 
     def metrics(self, stage: Stage) -> MetricCollection:
-        """The metrics of a stage, always the same object; its keys are the names that are logged behind `stage/`."""
+        """The metrics of a stage, always the same object; its keys are the names that are logged after `stage/`."""
         metrics = self.stage_metrics[f"{stage}_metrics"]
         assert isinstance(metrics, MetricCollection)
         return metrics
 
+    def metric_parts(self, stage: Stage) -> dict[str, Metric]:
+        """Every metric of a stage, by a name that no other has."""
+        return dict(self.metrics(stage).items(keep_base=True))
+
+    def metric_names(self, stage: Stage) -> list[str]:
+        """The keys of `compute`, as far as they are known before anything is counted."""
+        return [name for key, part in self.metric_parts(stage).items() for name in getattr(part, "names", (key,))]
+
+    def compute(self, stage: Stage) -> dict[str, Tensor]:
+        """What was counted since `reset`, by the names that are logged after `stage/`."""
+        return self.metrics(stage).compute()
+
+    def reset(self, stage: Stage) -> None:
+        self.metrics(stage).reset()
+
     @abstractmethod
-    def update(self, stage: Stage, outputs: Tensor, loss: Float[Tensor, ""], batch: Batch) -> None:
+    def update(self, stage: Stage, outputs: Mapping[str, Tensor], loss: Float[Tensor, ""], batch: Batch) -> None:
         """Count a batch into the stage's metrics."""
 
-    def examine(self, stage: Stage, model: nn.Module, batch: Batch) -> list[str]:
+    def examine(self, stage: Stage, model: Model, batch: Batch) -> dict[str, list[str]]:
         """Count into the metrics of an evaluation what follows not from the outputs, but from asking the model more.
 
         Returns:
-            The text that the model wrote about each sample, for a task in which it writes.
+            Output -> the text that the model wrote about each sample, for outputs that are texts.
         """
-        return []
+        return {}
 
-    def rows(self, outputs: Tensor, batch: Batch, texts: Sequence[str], class_names: Sequence[str]) -> list[TableRow]:
-        """A row of the task's table for each sample of a batch.
+    def rows(
+        self,
+        outputs: Mapping[str, Tensor],
+        batch: Batch,
+        texts: Mapping[str, Sequence[str]],
+        class_names: Sequence[str],
+    ) -> dict[str, list[TableRow]]:
+        """Name of a table -> a row for each sample of a batch.
 
         Args:
             outputs: of samples (`merged`).
@@ -120,7 +156,7 @@ class Task(nn.Module, ABC):
             texts: what `examine` returned for them.
             class_names: by label.
         """
-        return []
+        return {}
 
     def class_metrics(self, stage: Stage) -> dict[str, Shaped[Tensor, " classes"]]:
         """Metrics of each class, from when the stage's metrics were last computed; NaN where one is not defined."""
@@ -128,45 +164,35 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def predictions(
-        self, model: nn.Module, batch: Batch, class_names: Sequence[str], top: int
+        self, model: Model, batch: Batch, class_names: Sequence[str], top: int
     ) -> list[list[dict[str, Any]]]:
         """For each sample at most `top` answers, best first, as plain values with the same keys throughout."""
 
-    def answers(
-        self,
-        model: nn.Module,
-        batch: Batch,
-        class_names: Sequence[str],
-        said: Sequence[dict[str, Any]] | None = None,
-    ) -> list[list[Answer]]:
-        """For each row what the model says, with the queries that said it in the last forward pass in here.
+    def answer_queries(
+        self, model: Model, batch: Batch, predicted: Sequence[dict[str, Any]] | None = None
+    ) -> dict[str, Int[Tensor, "batch length"]]:
+        """The token ids with which the model is asked again to explain an answer, see `answers`.
 
         Args:
-            model, batch, class_names: as in `predictions`.
-            said: the best of each row's `predictions`, where they are known: a text might be another one the next time.
+            model, batch: as in `predictions`; without views.
+            predicted: the best of each row's `predictions`, where they are known: a sampled text might be another one
+                the next time.
         """
-        labels = {name: label for label, name in enumerate(class_names)}
-        rows = self.predictions(model, replace(batch, views=[]), class_names, SHOWN_CLASSES)
-        return [
-            [Answer(one["class"], (labels[one["class"]],), label=labels[one["class"]]) for one in row] for row in rows
-        ]
+        return {}
 
+    @abstractmethod
+    def answers(
+        self,
+        outputs: Mapping[str, Tensor],
+        queries: Mapping[str, Tensor],
+        batch: Batch,
+        class_names: Sequence[str],
+    ) -> list[list[Answer]]:
+        """For each row what the model says, with the decoder's queries that say it.
 
-def prediction_rows(
-    ids: Sequence[str],
-    true: Sequence[Sequence[str]],
-    probabilities: Float[Tensor, "batch classes"],
-    predicted: Int[Tensor, " batch"],
-    class_names: Sequence[str],
-) -> list[TableRow]:
-    """A row for each sample that compares its class, or classes, with the one that the model prefers.
-
-    Wrong predictions come first, the most confident at the top; right ones follow, the least confident at the top.
-    """
-    chosen = probabilities.gather(1, predicted[:, None])[:, 0].tolist()
-    rows = []
-    for id, names, label, probability in zip(ids, true, predicted.tolist(), chosen, strict=True):
-        name = class_names[label]
-        values = {"id": id, "true": "; ".join(names), "predicted": name, "probability": probability}
-        rows.append(TableRow(values, probability if name in names else -probability))
-    return rows
+        Args:
+            outputs: of the model, when asked with `queries`.
+            queries: see `answer_queries`.
+            batch: without views.
+            class_names: by label.
+        """

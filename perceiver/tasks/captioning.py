@@ -1,15 +1,15 @@
-"""A text about a sample, whatever that is: cross-entropy of each word behind those before it (teacher forcing)."""
+"""A text about a sample, whatever that is: cross-entropy of each token given those before it (teacher forcing)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import cycle, islice
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from torchmetrics import MeanMetric, Metric, MetricCollection
@@ -17,31 +17,30 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.text import Perplexity
 
 from perceiver.tasks.base import LOWER_IS_BETTER, TableRow, Task
-from perceiver.tasks.generation import Generation, Texts, Writer
+from perceiver.tasks.generation import Generation, Texts
 from perceiver.tasks.text_metrics import Record, TextMetrics, rouge_l, words_of
 from perceiver.tokenizer import PAD, Tokenizer
-from perceiver.types import Answer, Batch, Facts, Stage
+from perceiver.types import Answer, Batch, Facts, GenerativeModel, Memory, Model, Stage
 
 
 class Captioning(Task):
-    """Texts, from the target `caption`; the model's decoder must take words (`TextDecoder`).
+    """Texts, from the target `caption`; the model's output must be generated token by token (`TextDecoder`).
 
-    Metrics: `loss`; `perplexity` and `token_accuracy` of the captions, given the words before; and in evaluation those
-    of `TextMetrics` on texts that the model writes by itself, held against `references` and, where a sample has them,
-    its `facts`.
+    Metrics: `loss`; `perplexity` and `token_accuracy` of the captions, given the tokens before; and in evaluation those
+    of `TextMetrics` on texts that the model generates, compared with `references` and, where a sample has them, its
+    `facts`.
 
     Args:
-        tokenizer: text <-> words.
-        label_smoothing: share of the target that is spread over all words.
+        tokenizer: text <-> token ids.
+        label_smoothing: share of the target that is spread over all tokens.
         captions_per_sample: captions that are learned at once of each training sample: 1 is its `caption`, more are
             drawn from its `references`, again and again where there are fewer. The sample is read but once for all.
         monitor: the metric that says which checkpoint is best.
-        generation: how texts are written.
+        generation: how texts are generated.
+        output: the model's output that holds the logits.
     """
 
-    num_answers: ClassVar[int] = 1
-    asks: ClassVar[bool] = True
-    table: ClassVar[str] = "captions"
+    num_answers: int = 1
 
     def __init__(
         self,
@@ -51,6 +50,7 @@ class Captioning(Task):
         captions_per_sample: int,
         monitor: str,
         generation: Generation,
+        output: str = "logits",
     ) -> None:
         super().__init__()
         if captions_per_sample < 1:
@@ -58,6 +58,8 @@ class Captioning(Task):
         if not 0.0 <= label_smoothing < 1.0:
             raise ValueError(f"label_smoothing={label_smoothing} must be in [0, 1)")
         self.tokenizer = tokenizer
+        self.output = output
+        self.needs_target_tokens = (output,)
         self.label_smoothing = label_smoothing
         self.captions_per_sample = captions_per_sample
         self.monitor = monitor
@@ -74,7 +76,7 @@ class Captioning(Task):
             ),
         }
         if stage != "train":
-            metrics["written"] = TextMetrics()
+            metrics["texts"] = TextMetrics()
         return MetricCollection(metrics, compute_groups=False)
 
     def training_batch(self, batch: Batch) -> Batch:
@@ -85,45 +87,47 @@ class Captioning(Task):
         if self.captions_per_sample > 1 and references:
             captions = [list(islice(cycle(texts), self.captions_per_sample)) for texts in references]
             batch = replace(batch, targets={**batch.targets, "captions": captions})
-        return replace(batch, targets={**batch.targets, "words": self._encoded(batch)})
+        return replace(batch, targets={**batch.targets, "token_ids": self._encoded(batch)})
 
-    def outputs(self, model: nn.Module, batch: Batch) -> Float[Tensor, "rows length vocab"]:
-        words = self._captions(batch, model)[..., :-1]
-        of_rows = words[_sample_of_row(batch, words.device)]
-        return self._logits(model(batch.inputs, batch.masks, of_rows.flatten(0, 1)))
+    def queries(self, batch: Batch) -> dict[str, Tensor]:
+        ids = self._token_ids(batch, next(iter(batch.inputs.values())).device)[..., :-1]
+        return {self.output: ids[_sample_of_row(batch, ids.device)].flatten(0, 1)}
 
     def _logits(self, logits: Float[Tensor, "*rows vocab"]) -> Float[Tensor, "*rows ids"]:
-        """Those of words that there are: a vocabulary may turn out smaller than the model has room for."""
+        """Those of ids that there are: a vocabulary may turn out smaller than the model has room for."""
         return logits[..., : self.tokenizer.num_ids]
 
-    def _captions(self, batch: Batch, near: nn.Module | Tensor) -> Int[Tensor, "batch captions length"]:
-        device = near.device if isinstance(near, Tensor) else next(near.parameters()).device
+    def own(self, outputs: Mapping[str, Tensor]) -> Float[Tensor, "rows length ids"]:
+        return self._logits(super().own(outputs))
+
+    def _token_ids(self, batch: Batch, device: torch.device) -> Int[Tensor, "batch captions length"]:
         return self._encoded(batch).to(device)
 
     def _encoded(self, batch: Batch) -> Int[Tensor, "batch captions length"]:
-        if "words" in batch.targets:
-            return batch.targets["words"]
+        if "token_ids" in batch.targets:
+            return batch.targets["token_ids"]
         if "caption" not in batch.targets:
             raise ValueError("the samples have no captions; choose data that has them, or another task")
         captions = batch.targets.get("captions") or [[caption] for caption in batch.targets["caption"]]
-        words = self.tokenizer.encode_batch([caption for of_sample in captions for caption in of_sample])
-        return rearrange(words, "(batch captions) length -> batch captions length", batch=len(batch))
+        ids = self.tokenizer.encode_batch([caption for of_sample in captions for caption in of_sample])
+        return rearrange(ids, "(batch captions) length -> batch captions length", batch=len(batch))
 
-    def merged(self, outputs: Float[Tensor, "rows length vocab"], batch: Batch) -> Float[Tensor, "texts length vocab"]:
-        if not batch.views:
-            return outputs
-        views = sum(map(len, batch.views))
-        logs = self._logits(outputs).float().log_softmax(dim=-1)
-        by_view = rearrange(logs, "(views texts) ... -> views texts ...", views=views)
-        return batch.log_mean_over_views(by_view).flatten(0, 1)
+    def merged(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        logits = self.own(outputs)
+        if batch.views:
+            views = sum(map(len, batch.views))
+            logs = rearrange(logits.float().log_softmax(dim=-1), "(views texts) ... -> views texts ...", views=views)
+            logits = batch.log_mean_over_views(logs).flatten(0, 1)
+        return {**outputs, self.output: logits}
 
-    def probabilities(self, outputs: Float[Tensor, "*rest vocab"]) -> Float[Tensor, "*rest ids"]:
-        return self._logits(outputs).float().softmax(dim=-1)
+    def probabilities(self, outputs: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "*rest ids"]]:
+        return {self.output: self.own(outputs).float().softmax(dim=-1)}
 
-    def loss(self, outputs: Float[Tensor, "texts length vocab"], batch: Batch) -> Float[Tensor, ""]:
+    def loss(self, outputs: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, ""]:
+        logits = self.own(outputs)
         return F.cross_entropy(
-            outputs.flatten(0, 1).float(),
-            self._captions(batch, outputs)[..., 1:].flatten(),
+            logits.flatten(0, 1).float(),
+            self._token_ids(batch, logits.device)[..., 1:].flatten(),
             ignore_index=PAD,
             label_smoothing=self.label_smoothing,
         )
@@ -131,85 +135,99 @@ class Captioning(Task):
     def num_terms(self, batch: Batch) -> Tensor:
         return (self._encoded(batch)[..., 1:] != PAD).sum()
 
-    def update(
-        self, stage: Stage, outputs: Float[Tensor, "texts length vocab"], loss: Float[Tensor, ""], batch: Batch
-    ) -> None:
-        words = self._captions(batch, outputs)[..., 1:].flatten(0, 1)
-        logits = outputs.detach().float()
-        for name, metric in self.metrics(stage).items(keep_base=True):
+    def update(self, stage: Stage, outputs: Mapping[str, Tensor], loss: Float[Tensor, ""], batch: Batch) -> None:
+        logits = self.own(outputs).detach().float()
+        ids = self._token_ids(batch, logits.device)[..., 1:].flatten(0, 1)
+        for name, metric in self.metric_parts(stage).items():
             if name == "loss":
                 metric.update(loss.detach(), weight=self.num_terms(batch))
             elif name == "perplexity":
-                metric.update(logits, words)
+                metric.update(logits, ids)
             elif name == "token_accuracy":
-                metric.update(logits.argmax(dim=-1), words)
+                metric.update(logits.argmax(dim=-1), ids)
 
-    def examine(self, stage: Stage, model: nn.Module, batch: Batch) -> list[str]:
-        texts = [self.tokenizer.decode(words) for words in self.write(model, batch, 1).words[:, 0].tolist()]
+    def examine(self, stage: Stage, model: Model, batch: Batch) -> dict[str, list[str]]:
+        texts = [self.tokenizer.decode(ids) for ids in self.generate(model, batch, 1).ids[:, 0].tolist()]
         references, groups = batch.targets["references"], batch.targets.get("group", [""] * len(batch))
-        self.metrics(stage)["written"].update([*map(Record, texts, references, _judged(texts, batch), groups)])
-        return texts
+        self.metrics(stage)["texts"].update([*map(Record, texts, references, _judged(texts, batch), groups)])
+        return {self.output: texts}
 
-    def rows(self, outputs: Tensor, batch: Batch, texts: Sequence[str], class_names: Sequence[str]) -> list[TableRow]:
-        references, judged = batch.targets["references"], _judged(texts, batch)
-        groups = batch.targets.get("group")
-        return [
+    def rows(
+        self,
+        outputs: Mapping[str, Tensor],
+        batch: Batch,
+        texts: Mapping[str, Sequence[str]],
+        class_names: Sequence[str],
+    ) -> dict[str, list[TableRow]]:
+        captions, references = texts[self.output], batch.targets["references"]
+        judged, groups = _judged(captions, batch), batch.targets.get("group")
+        rows = [
             TableRow(
                 {"id": id, "caption": text, "references": " | ".join(references[number])}
                 | ({} if groups is None else {"group": groups[number]})
                 | {"ROUGE-L": rouge_l([words_of(text)], [[words_of(one) for one in references[number]]])}
                 | judged[number]
             )
-            for number, (id, text) in enumerate(zip(batch.ids, texts, strict=True))
+            for number, (id, text) in enumerate(zip(batch.ids, captions, strict=True))
         ]
+        return {"captions": rows}
 
-    def write(self, model: nn.Module, batch: Batch, num_texts: int) -> Texts:
-        """Texts about each sample, by what the model says of its views together."""
-        latents: Tensor = model.encode(batch.inputs, batch.masks)  # type: ignore[operator]
+    def generate(self, model: Model, batch: Batch, num_texts: int) -> Texts:
+        """Texts about each sample, by the mean probabilities over its views.
+
+        Raises:
+            TypeError: the model generates nothing.
+        """
+        if not isinstance(model, GenerativeModel):
+            raise TypeError(f"{type(model).__name__} generates no texts; it needs encode() and begin()")
+        memory = model.encode(batch.inputs, batch.masks)
         return self.generation(
-            lambda width: _Views(model, latents, batch, width, self.tokenizer.num_ids),
+            lambda width: _Views(model, memory, batch, self.output, width, self.tokenizer.num_ids),
             batch_size=len(batch),
             num_texts=num_texts,
             max_length=self.tokenizer.max_length,
-            device=latents.device,
+            device=memory.values.device,
         )
 
     def predictions(
-        self, model: nn.Module, batch: Batch, class_names: Sequence[str], top: int
+        self, model: Model, batch: Batch, class_names: Sequence[str], top: int
     ) -> list[list[dict[str, Any]]]:
-        texts = self.write(model, batch, top)
+        texts = self.generate(model, batch, top)
         return [
             [
-                {"caption": self.tokenizer.decode(words), "log_probability": log_probability}
-                for words, log_probability in zip(row, log_probabilities, strict=True)
+                {"caption": self.tokenizer.decode(ids), "log_probability": log_probability}
+                for ids, log_probability in zip(row, log_probabilities, strict=True)
                 if math.isfinite(log_probability)
             ]
-            for row, log_probabilities in zip(texts.words.tolist(), texts.log_probabilities.tolist(), strict=True)
+            for row, log_probabilities in zip(texts.ids.tolist(), texts.log_probabilities.tolist(), strict=True)
         ]
+
+    def answer_queries(
+        self, model: Model, batch: Batch, predicted: Sequence[dict[str, Any]] | None = None
+    ) -> dict[str, Int[Tensor, "batch length"]]:
+        if predicted is None:
+            return {self.output: self.generate(model, batch, 1).ids[:, 0]}
+        texts = [self.tokenizer.begin(one["caption"]) for one in predicted]  # what was cut off has no end
+        ids = pad_sequence(texts, batch_first=True, padding_value=PAD)
+        return {self.output: ids.to(next(iter(batch.inputs.values())).device)}
 
     def answers(
         self,
-        model: nn.Module,
+        outputs: Mapping[str, Tensor],
+        queries: Mapping[str, Tensor],
         batch: Batch,
         class_names: Sequence[str],
-        said: Sequence[dict[str, Any]] | None = None,
     ) -> list[list[Answer]]:
-        """The words that the model writes of each row, or those of what it said already."""
-        if said is None:
-            words = self.write(model, batch, 1).words[:, 0]
-        else:
-            device = next(iter(batch.inputs.values())).device
-            texts = [self.tokenizer.begin(one["caption"]) for one in said]  # what was cut off has no end
-            words = pad_sequence(texts, batch_first=True, padding_value=PAD).to(device)
-        model(batch.inputs, batch.masks, words)
-        return [self._words(row, facts) for row, facts in zip(words.tolist(), _facts(batch), strict=True)]
+        """The words of the text of each row."""
+        texts = queries[self.output].tolist()
+        return [self._words(row, facts) for row, facts in zip(texts, _facts(batch), strict=True)]
 
     def _words(self, ids: Sequence[int], facts: Facts | None) -> list[Answer]:
         mentions = {} if facts is None else {one.word: one for one in facts.mentions(self.tokenizer.decode(ids))}
         answers = []
         for number, word in enumerate(self.tokenizer.words(ids)):
-            queries = tuple(place - 1 for place in word.places)  # a word is said by the one before it
-            answer = Answer(word.text, queries, ids=tuple(ids[place] for place in word.places))
+            queries = tuple(place - 1 for place in word.places)  # each token is predicted at the place before it
+            answer = Answer(word.text, queries, self.output, ids=tuple(ids[place] for place in word.places))
             if known := mentions.get(number):
                 answer = replace(answer, kind=known.kind, boxes=tuple(known.boxes))
             answers.append(answer)
@@ -231,33 +249,34 @@ def _sample_of_row(batch: Batch, device: torch.device) -> Int[Tensor, " rows"]:
     return torch.tensor([number for number, names in enumerate(views) for _ in names], device=device)
 
 
-class _Views(Writer):
-    """Writes one text about all views of a sample: by the mean of the probabilities that they give to a word.
+class _Views:
+    """Generates texts about all views of a sample: by the mean of the probabilities that these give to a token.
 
     Args:
-        model: its decoder writes.
-        latents: of each view.
+        model: generates.
+        memory: of each view.
         batch: whose views they are.
+        output: the model's output that holds the logits.
         width: texts a sample.
-        num_ids: words that there are.
+        num_ids: ids that there are.
     """
 
     def __init__(
-        self, model: nn.Module, latents: Float[Tensor, "views latents dim"], batch: Batch, width: int, num_ids: int
+        self, model: GenerativeModel, memory: Memory, batch: Batch, output: str, width: int, num_ids: int
     ) -> None:
         self.batch = batch
         self.width = width
         self.num_ids = num_ids
-        self.sample = _sample_of_row(batch, latents.device)
-        self.writing = model.decoder.begin(latents.repeat_interleave(width, dim=0))  # type: ignore[operator, union-attr]
+        self.sample = _sample_of_row(batch, memory.values.device)
+        self.texts = model.begin(memory.repeated(width), output)
 
-    def next(self, words: Int[Tensor, " rows"]) -> Float[Tensor, "rows ids"]:
-        of_sample = rearrange(words, "(batch width) -> batch width", width=self.width)
-        logits = self.writing.next(of_sample[self.sample].reshape(-1, 1))[:, : self.num_ids].float()
+    def next(self, ids: Int[Tensor, " rows"]) -> Float[Tensor, "rows ids"]:
+        of_sample = rearrange(ids, "(batch width) -> batch width", width=self.width)
+        logits = self.texts.next(of_sample[self.sample].flatten())[:, : self.num_ids].float()
         by_view = rearrange(logits.log_softmax(dim=1), "(views width) ids -> views width ids", width=self.width)
         return self.batch.log_mean_over_views(by_view).flatten(0, 1)
 
     def select(self, rows: Int[Tensor, " rows"]) -> None:
         of_sample = rearrange(rows % self.width, "(batch width) -> batch width", width=self.width)
         first = torch.arange(len(self.sample), device=rows.device)[:, None] * self.width
-        self.writing.select((first + of_sample[self.sample]).flatten())
+        self.texts.select((first + of_sample[self.sample]).flatten())

@@ -1,13 +1,12 @@
-"""From a model of the next word to whole texts: greedy, by beam search, or by sampling.
+"""From a model of the next token to whole texts: greedy, by beam search, or by sampling.
 
 A text begins with BOS and ends with EOS, or where it reaches the greatest length. What a strategy goes by is the
-log-probability of the next word, as the model gives it; all texts of a batch are written together.
+log-probability of the next token, as the model gives it; all texts of a batch are generated together.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from einops import rearrange
@@ -15,43 +14,32 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from perceiver.tokenizer import BOS, EOS, PAD, UNKNOWN
+from perceiver.types import IncrementalDecoder
 
 NEVER = (PAD, BOS, UNKNOWN)
-"""What is never written."""
+"""Tokens that are never generated."""
 IMPOSSIBLE = float("-inf")
-
-
-class Writer(Protocol):
-    """Texts in the making: `width` rows for each sample, those of one sample behind each other."""
-
-    def next(self, words: Int[Tensor, " rows"]) -> Float[Tensor, "rows vocab"]:
-        """The word that is now written in each row -> log-probabilities of the one behind it."""
-        ...
-
-    def select(self, rows: Int[Tensor, " rows"]) -> None:
-        """Go on with other rows in the place of each, always of the same sample."""
-        ...
 
 
 @dataclass(frozen=True)
 class Texts:
-    """What was written for each sample, best first.
+    """The texts generated for each sample, best first.
 
     Attributes:
-        words: from BOS to EOS, behind it PAD.
+        ids: from BOS to EOS, followed by PAD.
         log_probabilities: of each text as a whole, its EOS with it, as long as nothing is penalised.
     """
 
-    words: Int[Tensor, "batch texts length"]
+    ids: Int[Tensor, "batch texts length"]
     log_probabilities: Float[Tensor, "batch texts"]
 
 
 class Generation(ABC):
-    """How texts are written.
+    """How texts are generated.
 
     Args:
-        presence_penalty: taken off the log-probability of each word that a text has already; 0 for none.
-        no_repeat_ngram_size: no sequence of so many words occurs twice in a text; 0 for no such rule.
+        presence_penalty: taken off the log-probability of each token that a text has already; 0 for none.
+        no_repeat_ngram_size: no sequence of so many tokens occurs twice in a text; 0 for no such rule.
     """
 
     def __init__(self, *, presence_penalty: float, no_repeat_ngram_size: int) -> None:
@@ -64,29 +52,35 @@ class Generation(ABC):
 
     @abstractmethod
     def __call__(
-        self, begin: Callable[[int], Writer], *, batch_size: int, num_texts: int, max_length: int, device: torch.device
+        self,
+        begin: Callable[[int], IncrementalDecoder],
+        *,
+        batch_size: int,
+        num_texts: int,
+        max_length: int,
+        device: torch.device,
     ) -> Texts:
-        """Write texts.
+        """Generate texts.
 
         Args:
-            begin: number of rows a sample -> a writer with so many.
+            begin: number of rows a sample -> a decoder with so many.
             batch_size: samples.
             num_texts: texts wanted of each sample.
-            max_length: most words of a text, BOS and EOS among them.
-            device: where the writer's numbers are.
+            max_length: most tokens of a text, BOS and EOS among them.
+            device: where the decoder's numbers are.
         """
 
     def allowed(
-        self, log_probabilities: Float[Tensor, "rows vocab"], words: Int[Tensor, "rows length"]
+        self, log_probabilities: Float[Tensor, "rows vocab"], ids: Int[Tensor, "rows length"]
     ) -> Float[Tensor, "rows vocab"]:
-        """Log-probabilities of the next word, by what may stand behind `words`."""
-        scores = log_probabilities.index_fill(1, torch.tensor(NEVER, device=words.device), IMPOSSIBLE)
+        """Log-probabilities of the next token, by what may follow `ids`."""
+        scores = log_probabilities.index_fill(1, torch.tensor(NEVER, device=ids.device), IMPOSSIBLE)
         if self.presence_penalty:
-            scores = scores.scatter(1, words, scores.gather(1, words) - self.presence_penalty)
+            scores = scores.scatter(1, ids, scores.gather(1, ids) - self.presence_penalty)
         size = self.no_repeat_ngram_size
-        if 0 < size <= words.shape[1]:
-            before = words.unfold(1, size, 1)
-            same = (before[..., :-1] == words[:, None, words.shape[1] - size + 1 :]).all(dim=-1)
+        if 0 < size <= ids.shape[1]:
+            before = ids.unfold(1, size, 1)
+            same = (before[..., :-1] == ids[:, None, ids.shape[1] - size + 1 :]).all(dim=-1)
             last = before[..., -1]
             # PAD, which is impossible already, where nothing is forbidden; EOS never is.
             scores = scores.scatter(1, last.where(same & (last != EOS), PAD), IMPOSSIBLE)
@@ -96,8 +90,8 @@ class Generation(ABC):
 class BeamSearch(Generation):
     """The texts of the highest score: log-probability / ((5 + length) / 6)^length_penalty (Wu et al. 2016, eq. 14).
 
-    The length counts the words behind BOS. The search ends when nothing that is still written can overtake what is
-    done, not earlier.
+    The length counts the tokens after BOS. The search ends when no unfinished text can overtake the finished ones, not
+    earlier.
 
     Args:
         num_beams: texts that are followed at once; 1 is greedy, where the length penalty has no meaning.
@@ -118,27 +112,33 @@ class BeamSearch(Generation):
 
     @torch.no_grad()
     def __call__(
-        self, begin: Callable[[int], Writer], *, batch_size: int, num_texts: int, max_length: int, device: torch.device
+        self,
+        begin: Callable[[int], IncrementalDecoder],
+        *,
+        batch_size: int,
+        num_texts: int,
+        max_length: int,
+        device: torch.device,
     ) -> Texts:
         width = max(self.num_beams, num_texts)
         penalty = self.length_penalty if width > 1 else 0.0
-        writer = begin(width)
-        words = torch.full((batch_size, width, 1), BOS, device=device)
+        decoder = begin(width)
+        ids = torch.full((batch_size, width, 1), BOS, device=device)
         live = torch.full((batch_size, width), IMPOSSIBLE, device=device)
         live[:, 0] = 0.0  # the beams of a sample begin as one
-        done_words = torch.full((batch_size, width, max_length), PAD, device=device)
+        done_ids = torch.full((batch_size, width, max_length), PAD, device=device)
         done_scores, done = live.new_full(live.shape, IMPOSSIBLE), live.new_full(live.shape, IMPOSSIBLE)
         first_row = torch.arange(batch_size, device=device)[:, None] * width
         for length in range(1, max_length):
-            flat = rearrange(words, "batch beams length -> (batch beams) length")
-            following = self.allowed(writer.next(flat[:, -1]).float(), flat)
+            flat = rearrange(ids, "batch beams length -> (batch beams) length")
+            following = self.allowed(decoder.next(flat[:, -1]).float(), flat)
             vocab = following.shape[1]
             totals = live[..., None] + rearrange(following, "(batch beams) vocab -> batch beams vocab", beams=width)
             # Each beam gives at most one end, so that twice as many hold enough that go on.
             best, places = totals.flatten(1).topk(min(2 * width, width * vocab), dim=1)
-            beams, next_words = places // vocab, places % vocab
-            grown = torch.cat([words.take_along_dim(beams[..., None], dim=1), next_words[..., None]], dim=2)
-            ends = next_words == EOS
+            beams, next_ids = places // vocab, places % vocab
+            grown = torch.cat([ids.take_along_dim(beams[..., None], dim=1), next_ids[..., None]], dim=2)
+            ends = next_ids == EOS
             if length == max_length - 1:  # whatever is left ends here
                 ends = torch.ones_like(ends)
             ended = best.where(ends, IMPOSSIBLE)
@@ -147,29 +147,29 @@ class BeamSearch(Generation):
             done_scores, kept = all_scores.topk(width, dim=1)
             done = torch.cat([done, ended], dim=1).take_along_dim(kept, dim=1)
             padded = torch.nn.functional.pad(grown, (0, max_length - length - 1), value=PAD)
-            done_words = torch.cat([done_words, padded], dim=1).take_along_dim(kept[..., None], dim=1)
+            done_ids = torch.cat([done_ids, padded], dim=1).take_along_dim(kept[..., None], dim=1)
             live, chosen = best.masked_fill(ends, IMPOSSIBLE).topk(width, dim=1)
             attainable = live[:, 0] / length_factor(max_length - 1, penalty)
             if bool((done_scores[:, num_texts - 1] >= attainable).all()):
                 break
-            words = grown.take_along_dim(chosen[..., None], dim=1)
-            writer.select((first_row + beams.take_along_dim(chosen, dim=1)).flatten())
-        used = int((done_words != PAD).sum(dim=2).max())
-        return Texts(done_words[:, :num_texts, :used], done[:, :num_texts])
+            ids = grown.take_along_dim(chosen[..., None], dim=1)
+            decoder.select((first_row + beams.take_along_dim(chosen, dim=1)).flatten())
+        used = int((done_ids != PAD).sum(dim=2).max())
+        return Texts(done_ids[:, :num_texts, :used], done[:, :num_texts])
 
 
 def length_factor(length: int, penalty: float) -> float:
-    """What a log-probability of a text of so many words is divided by."""
+    """What a log-probability of a text of so many tokens is divided by."""
     return ((5.0 + length) / 6.0) ** penalty
 
 
 class Sampling(Generation):
-    """Words drawn by their probabilities.
+    """Tokens drawn by their probabilities.
 
     Args:
-        temperature: of the softmax; below 1 likely words become likelier.
-        top_k: only the so many likeliest words are drawn from; 0 for all.
-        top_p: only the likeliest words that together have this probability (nucleus; Holtzman et al. 2020); 1 for all.
+        temperature: of the softmax; below 1 likely tokens become likelier.
+        top_k: only the so many likeliest tokens are drawn from; 0 for all.
+        top_p: only the likeliest tokens that together have this probability (nucleus; Holtzman et al. 2020); 1 for all.
         presence_penalty, no_repeat_ngram_size: see `Generation`.
     """
 
@@ -189,27 +189,33 @@ class Sampling(Generation):
 
     @torch.no_grad()
     def __call__(
-        self, begin: Callable[[int], Writer], *, batch_size: int, num_texts: int, max_length: int, device: torch.device
+        self,
+        begin: Callable[[int], IncrementalDecoder],
+        *,
+        batch_size: int,
+        num_texts: int,
+        max_length: int,
+        device: torch.device,
     ) -> Texts:
-        writer = begin(num_texts)
-        words = torch.full((batch_size * num_texts, 1), BOS, device=device)
-        totals = torch.zeros(len(words), device=device)
-        ended = torch.zeros(len(words), dtype=torch.bool, device=device)
+        decoder = begin(num_texts)
+        ids = torch.full((batch_size * num_texts, 1), BOS, device=device)
+        totals = torch.zeros(len(ids), device=device)
+        ended = torch.zeros(len(ids), dtype=torch.bool, device=device)
         for _ in range(1, max_length):
-            following = self.allowed(writer.next(words[:, -1]).float(), words)
+            following = self.allowed(decoder.next(ids[:, -1]).float(), ids)
             drawn = torch.multinomial(self.narrowed(following).softmax(dim=1), 1)
             totals += following.gather(1, drawn)[:, 0].masked_fill(ended, 0.0)
-            words = torch.cat([words, drawn.masked_fill(ended[:, None], PAD)], dim=1)
-            ended |= words[:, -1] == EOS
+            ids = torch.cat([ids, drawn.masked_fill(ended[:, None], PAD)], dim=1)
+            ended |= ids[:, -1] == EOS
             if bool(ended.all()):
                 break
         of_sample = rearrange(totals, "(batch texts) -> batch texts", texts=num_texts)
         order = of_sample.argsort(dim=1, descending=True, stable=True)
-        texts = rearrange(words, "(batch texts) length -> batch texts length", texts=num_texts)
+        texts = rearrange(ids, "(batch texts) length -> batch texts length", texts=num_texts)
         return Texts(texts.take_along_dim(order[..., None], dim=1), of_sample.take_along_dim(order, dim=1))
 
     def narrowed(self, scores: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows vocab"]:
-        """Log-probabilities with temperature, and without the words that are not drawn from."""
+        """Log-probabilities with temperature, and without the tokens that are not drawn from."""
         # Less the highest, so that dividing by next to nothing leaves a finite one.
         scores = (scores - scores.amax(dim=1, keepdim=True)) / self.temperature
         if 0 < self.top_k < scores.shape[1]:
@@ -218,7 +224,7 @@ class Sampling(Generation):
         if self.top_p < 1.0:
             ordered, order = scores.sort(dim=1, descending=True)
             probabilities = ordered.softmax(dim=1)
-            # A word stays while those before it have less than top_p: the likeliest always does.
+            # A token stays while those before it have less than top_p: the likeliest always does.
             beyond = probabilities.cumsum(dim=1) - probabilities >= self.top_p
             scores = scores.masked_fill(beyond.scatter(1, order, beyond), IMPOSSIBLE)
         return scores

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 from PIL import Image
 
 from perceiver.inspection.arrays import event_arrays, event_path, event_paths, scored, write_arrays
-from perceiver.inspection.capture import pictures_of, sounds_of
+from perceiver.inspection.capture import Explainable, pictures_of, sounds_of
 from perceiver.inspection.deletion import together
 from perceiver.inspection.explorer import PAGE, Event, events_in, page_of, write_page
 from perceiver.inspection.look import Observer, in_parts
@@ -23,7 +23,6 @@ from perceiver.inspection.media import Media, samples_of, texts_of
 from perceiver.inspection.rollout import Alpha, check_alpha
 from perceiver.inspection.statistics import drift
 from perceiver.inspection.truth import mean_scores
-from perceiver.model import Perceiver
 from perceiver.tasks.base import Task
 from perceiver.training.loggers.base import log_look, log_page
 from perceiver.types import Batch
@@ -153,15 +152,7 @@ class AttentionCallback(Callback):
         sheets: dict[str, list[Image.Image]] = {}
         in_time = time.monotonic() - started < self.max_seconds
         if draws and in_time:
-            sheets = panels(
-                look.record,
-                pictures,
-                look.own,
-                num_latents=self.num_latents,
-                alpha=self.rollout_alpha,
-                boxes=batch.targets.get("boxes", []),
-                relevant=look.relevant,
-            )
+            sheets = panels(look, pictures, num_latents=self.num_latents)
         elif not in_time and not self._late:
             self._late = True
             log.warning(
@@ -194,7 +185,7 @@ class AttentionCallback(Callback):
 
     def _observer(self, trainer: Trainer, module: LightningModule) -> Observer:
         """Looks at the model in the precision of the training."""
-        assert isinstance(module.model, Perceiver)
+        assert isinstance(module.model, Explainable)
         assert isinstance(module.task, Task)
         description: Mapping[str, Any] = module.description  # type: ignore[assignment]
         precision = trainer.precision_plugin

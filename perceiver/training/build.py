@@ -169,17 +169,19 @@ def check_room(config: dict[str, Any], tokenizer: Tokenizer) -> None:
 
 
 def check_queries(task: Task, decoder: Decoder) -> None:
-    """Refuse a task and a decoder of which one has words and the other wants none.
+    """Refuse a task and a decoder of which one has target tokens for an output and the other has no use for them.
 
     Raises:
         ConfigError: they are of that kind.
     """
-    asking, asked = type(task).__name__, type(decoder).__name__
-    if task.asks and not decoder.is_asked:
-        raise ConfigError(f"model.decoder: {asked} writes no texts for {asking}; choose decoder@model.decoder=text")
-    if decoder.is_asked and not task.asks:
-        choice = "choose another decoder@model.decoder, or task=captioning"
-        raise ConfigError(f"model.decoder: {asked} gets no words of {asking}; {choice}")
+    given, needed = set(task.needs_target_tokens), set(decoder.needs_target_tokens)
+    names = type(task).__name__, type(decoder).__name__
+    for output in sorted(given - needed):
+        problem = f"model.decoder: {names[1]} generates no texts {output!r} for {names[0]}"
+        raise ConfigError(f"{problem}; choose decoder@model.decoder=text")
+    for output in sorted(needed - given):
+        problem = f"model.decoder: {names[1]} needs the token ids of {output!r}, which {names[0]} does not give"
+        raise ConfigError(f"{problem}; choose another decoder@model.decoder, or task=captioning")
 
 
 def construct(config: dict[str, Any], key: str, **parts: Any) -> Any:

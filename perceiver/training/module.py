@@ -174,12 +174,12 @@ class TrainingModule(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate("val", batch)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> list[TableRow]:  # type: ignore[override]
-        """A row of the task's table for each sample, which callbacks are given."""
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, list[TableRow]]:
+        """The rows of the task's tables, which callbacks are given."""
         evaluated = self._evaluate("test", batch)
-        return [] if evaluated is None else self.task.rows(*evaluated, self.description["class_names"])
+        return {} if evaluated is None else self.task.rows(*evaluated, self.description["class_names"])
 
-    def _evaluate(self, stage: Stage, batch: Batch) -> tuple[Tensor, Batch, list[str]] | None:
+    def _evaluate(self, stage: Stage, batch: Batch) -> tuple[dict[str, Tensor], Batch, dict[str, list[str]]] | None:
         """Count a batch into the metrics, unless no sample of it could be read.
 
         Returns:
@@ -204,8 +204,7 @@ class TrainingModule(LightningModule):
         self._log_metrics("test")
 
     def _log_metrics(self, stage: Stage) -> None:
-        metrics = self.task.metrics(stage)
-        monitor, values = self.task.monitor, metrics.compute()
+        monitor, values = self.task.monitor, self.task.compute(stage)
         if stage == "val" and monitor not in values:
             raise ConfigError(f"task.monitor={monitor}: validation has no such metric{nearest(monitor, list(values))}")
         shown = (monitor, "loss")
@@ -216,7 +215,7 @@ class TrainingModule(LightningModule):
             self.measured |= {f"{stage}/{name}": float(value) for name, value in values.items()}
         if stage == "train":  # now, so that the checkpoint that follows has it behind it
             log_now(self.trainer, {f"{stage}/{name}": value for name, value in values.items()})
-        metrics.reset()
+        self.task.reset(stage)
 
     def new_optimizer(self) -> Optimizer:
         """An optimizer of all parameters that are trained."""
@@ -256,7 +255,7 @@ class TrainingModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         counted = {
             name: {state: value.cpu() for state, value in metric.metric_state.items() if isinstance(value, Tensor)}
-            for name, metric in self.task.metrics("train").items(keep_base=True)
+            for name, metric in self.task.metric_parts("train").items()
         }
         checkpoint["description"] = self.description
         checkpoint["counted"] = gathered(counted)
@@ -268,7 +267,7 @@ class TrainingModule(LightningModule):
         self.skipped = checkpoint.get("skipped", 0)
         self.measured, self.progress = (dict(checkpoint.get(name, {})) for name in ("measured", "progress"))
         # What each process had counted of the epoch; of one that is no more, another takes it over.
-        metrics = dict(self.task.metrics("train").items(keep_base=True))
+        metrics = self.task.metric_parts("train")
         for counted in checkpoint.get("counted", [])[self.trainer.global_rank :: self.trainer.world_size]:
             for name, state in counted.items():
                 metric = metrics[name]

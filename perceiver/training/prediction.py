@@ -4,13 +4,14 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
 from perceiver.data.base import UnreadableError
 from perceiver.data.collate import collate
@@ -24,7 +25,7 @@ from perceiver.training.errors import ConfigError, one_line
 from perceiver.training.finished import check_writable, load
 from perceiver.training.run import prepare_torch
 from perceiver.training.summary import console
-from perceiver.types import Sample, writable
+from perceiver.types import IncrementalDecoder, Memory, Sample, writable
 
 MAX_STEM = 100
 """Bytes of the name of a file that are kept in the names of its pictures."""
@@ -165,8 +166,8 @@ def predictions_of(parts: Parts, samples: Sequence[Sample], top: int) -> list[li
     return [of_sample for of_batch in found for of_sample in of_batch]
 
 
-class InParts(nn.Module):
-    """A model that is shown a few rows at once, as one sample may have thousands of views.
+class InParts:
+    """A model that is shown a few rows at once, as one sample may have thousands of views; a `GenerativeModel`.
 
     Args:
         model: the model.
@@ -174,18 +175,29 @@ class InParts(nn.Module):
     """
 
     def __init__(self, model: Perceiver, size: int) -> None:
-        super().__init__()
         self.model = model
-        self.decoder = model.decoder
         self.size = size
 
-    def forward(self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor], *queries: Tensor) -> Tensor:
-        return torch.cat(
-            [self.model(*part, *(rows[at] for rows in queries)) for at, part in self._parts(inputs, masks)]
-        )
+    def __call__(
+        self,
+        inputs: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor] | None = None,
+        queries: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        found = [
+            self.model(*part, {name: ids[at] for name, ids in (queries or {}).items()})
+            for at, part in self._parts(inputs, masks or {})
+        ]
+        return {name: torch.cat([outputs[name] for outputs in found]) for name in found[0]}
 
-    def encode(self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor:
-        return torch.cat([self.model.encode(*part) for _, part in self._parts(inputs, masks)])
+    def encode(self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None) -> Memory:
+        found = [self.model.encode(*part) for _, part in self._parts(inputs, masks or {})]
+        kept = [memory.mask for memory in found if memory.mask is not None]
+        mask = torch.cat(kept) if kept else None
+        return replace(found[0], values=torch.cat([memory.values for memory in found]), mask=mask)
+
+    def begin(self, memory: Memory, output: str) -> IncrementalDecoder:
+        return self.model.begin(memory, output)
 
     def _parts(
         self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor]
@@ -202,14 +214,7 @@ def draw_attention(
     """Sheets of one view, of which the model said something: what it shows -> file."""
     batch = collate([view]).to(parts.module.device)
     look = parts.observer(shown["rollout_alpha"]).look(batch, [said])
-    sheets = panels(
-        look.record,
-        pictures_of(parts.model, batch.inputs),
-        look.own,
-        num_latents=shown["num_latents"],
-        alpha=look.alpha,
-        relevant=look.relevant,
-    )
+    sheets = panels(look, pictures_of(parts.model, batch.inputs), num_latents=shown["num_latents"])
     files = {}
     for key, (sheet,) in sheets.items():
         files[key] = f"{stem}_{key.replace('/', '_')}.png"

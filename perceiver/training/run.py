@@ -227,8 +227,8 @@ def check_monitors(trainer: Trainer, config: Mapping[str, Any], parts: Parts, ex
     for key, asked in monitors:
         if asked.startswith("val/") and not validates:
             raise ConfigError(f"{key}={asked}: nothing is validated; leave out early_stopping")
-        names = [f"train/{name}" for name in parts.task.metrics("train")]
-        names += [f"val/{name}" for name in parts.task.metrics("val")]
+        names = [f"train/{name}" for name in parts.task.metric_parts("train")]
+        names += [f"val/{name}" for name in parts.task.metric_parts("val")]
         if asked not in names and len(example):  # some are known only when something was measured
             names = sorted({*names, *(f"val/{name}" for name in measured_names(parts, example))})
         if len(example) and not any(_may_be(asked, name) for name in names):
@@ -252,7 +252,7 @@ def measured_names(parts: Parts, example: Batch) -> set[str]:
         outputs = task.merged(task.outputs(model, example), example)
         task.update("val", outputs, task.loss(outputs, example), example)
         task.examine("val", model, example)
-        return set(task.metrics("val").compute())
+        return set(task.compute("val"))
 
 
 @rank_zero_only
@@ -346,7 +346,7 @@ def advice_on(error: BaseException, config: Mapping[str, Any], trainer: Trainer)
         return (
             f"out of memory in batches of loader.batch_size={size} on each of {trainer.world_size} processes "
             f"({peak:.1f} GiB at most so far). The same optimizer steps with less memory: {halves}; "
-            "further trainer.precision=bf16-mixed, model.activation_checkpointing=true, trainer=fsdp"
+            "further trainer.precision=bf16-mixed, model.memory.activation_checkpointing=true, trainer=fsdp"
         )
     if "DataLoader worker" in text and "timed out" not in text:
         return (

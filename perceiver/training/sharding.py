@@ -1,6 +1,6 @@
 """Training whose weights, gradients and optimizer states are divided over the processes (FSDP2, `trainer=fsdp`).
 
-Zhao et al. 2023, arXiv:2304.11277, as torch's `fully_shard` has it. Each block of latents and decoder is gathered when
+Zhao et al. 2023, arXiv:2304.11277, as torch's `fully_shard` has it. Each block of memory and decoder is gathered when
 it is run and let go of behind it. What else there is, encoders above all, is gathered for the whole step: a process
 whose batch lacks a modality runs no encoder for it, and would leave the others waiting.
 """
@@ -45,7 +45,7 @@ class ShardedModule(TrainingModule):
             return
         assert self.device_mesh is not None
         mesh = self.device_mesh["data_parallel"]
-        for part in (self.model.latents, self.model.decoder):
+        for part in (self.model.memory, self.model.decoder):
             for block in part.modules():
                 if isinstance(block, BLOCKS) and not isinstance(block, FSDPModule):
                     fully_shard(block, mesh=mesh)

@@ -16,7 +16,7 @@ MISTAKES = {
     "nosuch=1": ["nosuch", "--cfg job"],
     "optimizer.lrr=1": ["optimizer.lrr", "did you mean optimizer.lr?"],
     "optimizr=adamw": ["optimizr", "did you mean optimizer?"],
-    "model.num_latentz=3": ["model.num_latentz", "did you mean model.num_latents?"],
+    "model.num_latentz=3": ["model.num_latentz", "did you mean model.memory.num_latents?"],
     "model.encoders.image.stem.pach_size=3": ["model.encoders.image.stem.pach_size", "did you mean", "patch_size"],
     "schedule=flat_cosine schedule.warmup_steps=3": ["schedule.warmup_steps", "flat_fraction"],
     "+trainer.devics=3": ["trainer.devics", "did you mean 'devices'?"],
@@ -60,8 +60,8 @@ MISTAKES = {
     "model._target_=perceiver.model.Nope": ["model._target_=perceiver.model.Nope", "import"],
     # a wrong type
     "optimizer.lr=abc": ["optimizer.lr='abc'", "number"],
-    "model.num_latents=3.5": ["model.num_latents=3.5", "integer"],
-    'model.num_latents="3"': ["model.num_latents='3'", "int"],
+    "model.memory.num_latents=3.5": ["model.memory.num_latents=3.5", "integer"],
+    'model.memory.num_latents="3"': ["model.memory.num_latents='3'", "int"],
     "seed=abc": ["seed='abc'", "integer"],
     "seed=-1": ["seed=-1", "0"],
     "data.on_error=maybe": ["data.on_error='maybe'", "'raise' or 'skip'"],
@@ -69,7 +69,7 @@ MISTAKES = {
     "trainer.precision=foo": ["trainer.precision='foo'", "'bf16-mixed'"],
     # nothing where something must be given, or something that is not on disk
     "data=image_folder": ["data.root must be given: data.root=…"],
-    "~model.num_latents": ["model", "num_latents"],
+    "~model.memory.num_latents": ["model", "num_latents"],
     "data=image_folder data.root=/no/such/folder": ["data.root=/no/such/folder: no such folder"],
     "ckpt_path=/no/such.ckpt": ["ckpt_path=/no/such.ckpt: no such checkpoint"],
     # impossible values
@@ -77,13 +77,13 @@ MISTAKES = {
     "data.channels=2": ["data.channels=2"],
     "data.image_size=0": ["image_size=0"],
     "loader.batch_size=0": ["loader.batch_size=0"],
-    "model.num_latents=0": ["model.num_latents=0"],
-    "model.cross_attention.init_scale=0": ["init_scale=0", "more than 0"],
+    "model.memory.num_latents=0": ["model.memory.num_latents=0"],
+    "model.memory.cross_attention.init_scale=0": ["init_scale=0", "more than 0"],
     "encoder@model.encoders.image=image_conv_stack model.encoders.image.stem.convs_per_level=0": [
         "model.encoders.image.stem.convs_per_level=0 must be at least 1"
     ],
-    "model.self_attention.num_heads=5": ["model.self_attention.num_heads=5 does not divide"],
-    "model.schedule.num_cross_attends=99": ["model.schedule.num_cross_attends=99", "num_blocks="],
+    "model.memory.self_attention.num_heads=5": ["model.memory.self_attention.num_heads=5 does not divide"],
+    "model.memory.schedule.num_cross_attends=99": ["model.memory.schedule.num_cross_attends=99", "num_blocks="],
     "model.encoders.image.stem.patch_size=0": ["model.encoders.image", "0 pixels"],
     "optimizer.lr=nan": ["optimizer.lr=nan", "finite"],
     "optimizer.lr=-1": ["optimizer", "-1"],
@@ -95,7 +95,7 @@ MISTAKES = {
     "experiment=esc10 data.root=. task=classification": ["'~task.multi_label' leaves it"],
     # texts without what they need
     "experiment=image_captioning tokenizer=null": ["tokenizer=null", "conf/tokenizer"],
-    "decoder@model.decoder=text": ["model.decoder.vocab_size needs tokenizer.vocab_size", "conf/tokenizer"],
+    "decoder@model.decoder=text": ["model.decoder.queries.vocab_size needs tokenizer.vocab_size", "conf/tokenizer"],
     "task=captioning": ["task.tokenizer needs tokenizer", "choose one of conf/tokenizer"],
     "task=captioning tokenizer=bytes decoder@model.decoder=text": ["the samples have no captions; choose data that"],
     "task=captioning task.captions_per_sample=3 tokenizer=bytes decoder@model.decoder=text": [
@@ -104,8 +104,8 @@ MISTAKES = {
     "task=captioning tokenizer=words decoder@model.decoder=text": ["data: Digits has no texts", "tokenizer"],
     "experiment=image_captioning task.captions_per_sample=0": ["task.captions_per_sample=0 must be at least 1"],
     "experiment=image_captioning tokenizer.max_length=2": ["tokenizer.max_length=2 must be at least 3"],
-    "experiment=image_captioning model.decoder.vocab_size=7": [
-        "model.decoder.vocab_size=7 must be at least",
+    "experiment=image_captioning model.decoder.queries.vocab_size=7": [
+        "model.decoder.queries.vocab_size=7 must be at least",
         "tokenizer",
     ],
     "tokenizer=bytes decoder@model.decoder=text": ["TextDecoder gets no words of Classification", "task=captioning"],
@@ -126,14 +126,14 @@ RARER_MISTAKES = {
     "experiment=nosuch": ["experiment=nosuch", "there are: ", "image_classification"],
     "encoder@model.encoders.image=image_pixel": ["encoder=image_pixel", "did you mean 'image_pixels'?"],
     "~optimizer": ["optimizer", "conf/optimizer"],
-    "model.cross_attention.init_scale=abc": ["model.cross_attention.init_scale='abc'", "number"],
-    "model.self_attention.init_scale=-1": ["init_scale=-1", "more than 0"],
+    "model.memory.cross_attention.init_scale=abc": ["model.memory.cross_attention.init_scale='abc'", "number"],
+    "model.memory.self_attention.init_scale=-1": ["init_scale=-1", "more than 0"],
     "experiment=image_captioning task.captions_per_sample=2.5": ["task.captions_per_sample=2.5", "integer"],
     "model.encoders=3": ["model.encoders=3"],
     "model.encoders.image=3": ["model"],
     "data.augment=3": ["data.augment=3"],
     "optimizer.betas=[a,b]": ["optimizer.betas", "number"],
-    "model.num_latents=true": ["model.num_latents=True", "int"],
+    "model.memory.num_latents=true": ["model.memory.num_latents=True", "int"],
     "seed=null": ["seed=None", "integer"],
     "compile=maybe": ["compile='maybe'", "boolean"],
     "num_threads=0": ["num_threads=0", "1"],
@@ -141,7 +141,7 @@ RARER_MISTAKES = {
     "logger.mode=maybe": ["logger.mode='maybe'", "'offline'"],
     "trainer.devices=abc": ["trainer", "devices"],
     "loader.num_workers=-1": ["loader.num_workers=-1"],
-    "model.dim=0": ["dim=0"],
+    "model.memory.dim=0": ["dim=0"],
     "model.encoders.image.mean=[0.1,0.2]": ["model.encoders.image.mean=[0.1, 0.2]"],
     "optimizer.lr=inf": ["optimizer.lr=inf", "finite"],
     "optimizer=lamb optimizer.lr=-1": ["optimizer", "-1"],
@@ -162,8 +162,8 @@ RARER_MISTAKES = {
     "experiment=image_captioning decoder@model.decoder=pooled": ["model.decoder.num_classes needs data.num_classes"],
     "experiment=image_captioning tokenizer.vocab_size=4": ["tokenizer.vocab_size=4 must be more than 4"],
     "experiment=image_captioning tokenizer=bytes tokenizer.vocab_size=64": ["tokenizer.vocab_size=64: bytes take 262"],
-    "experiment=image_captioning model.decoder.max_length=5": [
-        "model.decoder.max_length=5 must be at least",
+    "experiment=image_captioning model.decoder.queries.max_length=5": [
+        "model.decoder.queries.max_length=5 must be at least",
         "tokenizer",
     ],
     "experiment=image_captioning task.label_smoothing=1": ["task.label_smoothing=1 must be in"],
@@ -273,10 +273,10 @@ def test_resolving_gives_plain_values_without_interpolations():
     ("overrides", "cross", "self_"),
     [
         ([], None, None),
-        (["model.cross_attention.init_scale=0.5"], 0.5, 0.5),
-        (["model.self_attention.init_scale=0.5"], None, 0.5),
+        (["model.memory.cross_attention.init_scale=0.5"], 0.5, 0.5),
+        (["model.memory.self_attention.init_scale=0.5"], None, 0.5),
         (["experiment=image_captioning"], 1.0, 1.0),
-        (["experiment=image_captioning", "model.self_attention.init_scale=null"], 1.0, None),
+        (["experiment=image_captioning", "model.memory.self_attention.init_scale=null"], 1.0, None),
     ],
 )
 def test_the_blocks_of_a_model_begin_at_one_scale_unless_told_otherwise(overrides, cross, self_):
@@ -306,7 +306,7 @@ def test_a_grid_of_impossible_sizes_is_refused(image_size, stride):
             ["experiments/train.py", "optimizer.lrr=1"],
             "error: optimizer.lrr: no such key; did you mean optimizer.lr?\n",
         ),
-        (["experiments/train.py", "model.num_latents=0"], "error: model.num_latents=0 must be at least 1\n"),
+        (["experiments/train.py", "model.memory.num_latents=0"], "error: model.memory.num_latents=0 must be at least 1\n"),
         (
             ["experiments/predict.py", "run=/no/such", "inputs=[a.png]"],
             "error: run=/no/such: no such run directory, nor a checkpoint\n",
@@ -322,7 +322,7 @@ def test_a_real_process_prints_the_sentence_alone_and_ends_with_status_1(tmp_pat
 @pytest.mark.slow
 def test_the_traceback_is_there_for_who_asks(tmp_path, monkeypatch):
     monkeypatch.setenv("PERCEIVER_TRACEBACK", "1")
-    command = [sys.executable, str(ROOT / "experiments/train.py"), "model.num_latents=0"]
+    command = [sys.executable, str(ROOT / "experiments/train.py"), "model.memory.num_latents=0"]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 1
     assert "Traceback" in ended.stderr

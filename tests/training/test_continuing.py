@@ -138,7 +138,7 @@ def test_other_settings_of_the_optimizer_are_those_that_it_goes_on_with(run):
 def test_a_mistake_on_going_on_leaves_what_is_there(tmp_path):
     run = tmp_path / "run"
     assert run_in_fork(run, before=killed_at(0)) == -signal.SIGKILL
-    ended = go_on(run, "model.dim=15")
+    ended = go_on(run, "model.memory.dim=15")
     assert (ended.code, ended.err.count("\n")) == (1, 1)
     assert (run / ".hydra" / "overrides.yaml").exists()
 

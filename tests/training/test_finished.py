@@ -74,7 +74,7 @@ class TestEvaluate:
         [
             ("loader.batch_sice=7", "loader.batch_sice: no such key; did you mean loader.batch_size?"),
             ("loader.batch_size=abc", "loader.batch_size='abc'"),
-            ("model.dim=26", "its weights are not those of this model"),
+            ("model.memory.dim=26", "its weights are not those of this model"),
             ("nosuch.key=1", "nosuch"),
         ],
     )

@@ -153,7 +153,7 @@ class TestWhatFollows:
         assert config["data"]["clips"]["sample_rate"] == 8000
 
     def test_what_the_user_changes_in_the_model_takes_along_what_is_made_of_it(self, digits):
-        config = overridden(digits[0], ["model.dim=26"], digits[1])
+        config = overridden(digits[0], ["model.memory.dim=26"], digits[1])
         assert config["model"]["decoder"]["dim"] == config["model"]["cross_attention"]["qk_dim"] == 26
 
     def test_only_what_depends_on_the_config_alone_is_made_anew(self, tmp_path):
@@ -177,7 +177,7 @@ def test_a_setting_of_the_run_in_the_wrong_place_is_told_the_right_one(run, type
     assert script("experiments/evaluate.py", f"run={run}", "overrides=[loader.batch_size=7]").ok
 
 
-@pytest.mark.parametrize("override", ["model.dim=26", "data.channels=3", "data=cifar10", "data.root=x"])
+@pytest.mark.parametrize("override", ["model.memory.dim=26", "data.channels=3", "data=cifar10", "data.root=x"])
 def test_an_evaluation_that_cannot_be_names_the_override_in_one_sentence(run, override):
     ended = script("experiments/evaluate.py", f"run={run}", f'overrides=["{override}"]')
     assert (ended.code, ended.err.count("\n")) == (1, 1)

@@ -13,7 +13,7 @@ slow = pytest.mark.slow
 RANDOM = [
     "encoder@model.encoders.image=image_conv",
     "task.mixup=0.4",
-    "model.cross_attention.residual_dropout=0.3",
+    "model.memory.cross_attention.residual_dropout=0.3",
     "trainer.log_every_n_steps=1",
 ]
 OF_TWO = [*RANDOM, "loader.batch_size=26", "trainer.limit_val_batches=2", "checkpointing.every_n_steps=2"]

@@ -103,7 +103,7 @@ def test_a_run_that_was_interrupted_continues_as_if_it_had_not_been(tmp_path, wh
     [
         ("trainer.max_epochs=2", []),
         pytest.param("trainer.max_steps=5", [], marks=slow),
-        ("trainer.max_steps=5", ["task.mixup=0.4", "model.cross_attention.residual_dropout=0.3"]),
+        ("trainer.max_steps=5", ["task.mixup=0.4", "model.memory.cross_attention.residual_dropout=0.3"]),
         pytest.param("trainer.max_steps=5", [*CAPTIONING, "model.decoder.dropout=0.3"], marks=slow),
         pytest.param("trainer.max_steps=5", [*CAPTIONING, "generation@task.generation=sampling"], marks=slow),
         pytest.param("trainer.max_epochs=2", [*CAPTIONING, "tokenizer=bytes", "callbacks=[ema]"], marks=slow),
@@ -136,7 +136,7 @@ def test_a_best_checkpoint_can_be_continued_with_early_stopping(tmp_path, seen):
 
 def test_a_run_of_another_model_is_not_continued(tmp_path):
     stopped = trained(tmp_path / "stopped", "trainer.max_epochs=1")
-    ended = train(tmp_path / "run", "model.dim=26", f"ckpt_path={stopped}/checkpoints/last.ckpt")
+    ended = train(tmp_path / "run", "model.memory.dim=26", f"ckpt_path={stopped}/checkpoints/last.ckpt")
     assert ended.code == 1
     assert ended.err.startswith("error: ckpt_path=")
     assert "not those of this model" in ended.err

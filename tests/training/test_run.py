@@ -95,7 +95,7 @@ class TestSettings:
     @pytest.mark.parametrize(
         "overrides",
         [
-            "model.num_latents=1",
+            "model.memory.num_latents=1",
             "data.channels=3",
             "data.image_size=13",
             "data.image_size=[11,7]",

@@ -11,7 +11,7 @@ slow = pytest.mark.slow
 CAPTIONS = [*CAPTIONING, "data.num_samples={train: 104, val: 11, test: 12}", "trainer.log_every_n_steps=1"]
 LOOKING = ["attention.every_n_epochs=2", "attention.num_samples=3", "attention.num_scored_samples=7"]
 BATCH_NORM = "encoder@model.encoders.image=image_conv_stack"
-RANDOM = [BATCH_NORM, "model.cross_attention.residual_dropout=0.3", "model.decoder.dropout=0.3"]
+RANDOM = [BATCH_NORM, "model.memory.cross_attention.residual_dropout=0.3", "model.decoder.dropout=0.3"]
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +54,8 @@ def test_it_goes_on_after_a_kill_as_if_there_had_been_none(tmp_path, whole, meth
 @pytest.mark.parametrize(
     "options",
     [
-        "trainer.gradient_clip_val=0.1 model.schedule.cross_sharing=all model.schedule.block_sharing=all",
-        "trainer.gradient_clip_val=0.001 +trainer.gradient_clip_algorithm=value model.activation_checkpointing=true",
+        "trainer.gradient_clip_val=0.1 model.memory.schedule.cross_sharing=all model.memory.schedule.block_sharing=all",
+        "trainer.gradient_clip_val=0.001 +trainer.gradient_clip_algorithm=value model.memory.activation_checkpointing=true",
     ],
 )
 def test_settings_do_what_they_do_in_one_process(tmp_path, options):
@@ -83,7 +83,7 @@ def test_blocks_that_are_run_again_draw_the_same_dropout(tmp_path):
     for number, strategy in ((1, []), (2, TWO), (2, SHARDED)):
         runs = [tmp_path / f"{len(strategy)} {again}" for again in ("false", "true")]
         for run, again in zip(runs, ("false", "true"), strict=True):
-            trained_on(number, run, *options, *strategy, f"model.activation_checkpointing={again}")
+            trained_on(number, run, *options, *strategy, f"model.memory.activation_checkpointing={again}")
         assert weights_equal(*(checkpoint(run)["state_dict"] for run in runs))
 
 

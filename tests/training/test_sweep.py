@@ -71,9 +71,9 @@ class TestSummary:
 
     def test_keys_to_average_over_are_a_setting(self, tmp_path):
         for width in (3, 5):
-            fake_run(tmp_path / str(width), f"model.dim={width} seed={width}", {"test/map": width})
+            fake_run(tmp_path / str(width), f"model.memory.dim={width} seed={width}", {"test/map": width})
         assert len(summarised(tmp_path)["groups"]) == 2
-        assert len(summarised(tmp_path, average_over=["seed", "model.dim"])["groups"]) == 1
+        assert len(summarised(tmp_path, average_over=["seed", "model.memory.dim"])["groups"]) == 1
 
     def test_a_key_that_some_runs_lack_makes_a_group(self, tmp_path):
         fake_run(tmp_path / "0", "seed=1", {"test/map": 1.0})
@@ -82,8 +82,8 @@ class TestSummary:
 
     def test_ten_runs_and_more_stand_in_the_order_in_which_they_were_started(self, tmp_path):
         for number in range(13):
-            fake_run(tmp_path / str(number), f"model.dim={number}", {"test/map": float(number)})
-        names = [group["overrides"]["model.dim"] for group in summarised(tmp_path)["groups"]]
+            fake_run(tmp_path / str(number), f"model.memory.dim={number}", {"test/map": float(number)})
+        names = [group["overrides"]["model.memory.dim"] for group in summarised(tmp_path)["groups"]]
         assert names == [str(number) for number in range(13)]
 
     def test_directories_of_runs_may_lie_deep_and_be_named_anyhow(self, tmp_path):

@@ -1,0 +1,53 @@
+"""Several decoders on one memory (Perceiver IO, section 3.2: any number of outputs is read off the same latents)."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from perceiver.decoders.base import Decoder
+from perceiver.mechanisms.base import Mechanism
+from perceiver.types import IncrementalDecoder, Memory
+
+
+class JointDecoder(Decoder):
+    """The outputs of all decoders; `x` of the decoder `name` is called `name/x`.
+
+    Args:
+        decoders: name -> decoder.
+
+    Raises:
+        ValueError: there is no decoder.
+    """
+
+    def __init__(self, *, decoders: Mapping[str, Decoder]) -> None:
+        super().__init__()
+        if not decoders:
+            raise ValueError("decoders={}: name at least one")
+        self.decoders = nn.ModuleDict(decoders)
+        for name, decoder in decoders.items():
+            for part in decoder.modules():
+                if isinstance(part, Mechanism) and part.role is not None:
+                    part.role = replace(part.role, decoder=name)
+
+    @property
+    def needs_target_tokens(self) -> tuple[str, ...]:
+        return tuple(f"{name}/{output}" for name, part in self._parts() for output in part.needs_target_tokens)
+
+    def forward(self, memory: Memory, queries: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        outputs: dict[str, Tensor] = {}
+        for name, decoder in self._parts():
+            own = {
+                key.removeprefix(f"{name}/"): ids for key, ids in (queries or {}).items() if key.startswith(f"{name}/")
+            }
+            outputs |= {f"{name}/{output}": values for output, values in decoder(memory, own).items()}
+        return outputs
+
+    def begin(self, memory: Memory, output: str) -> IncrementalDecoder:
+        name, _, own = output.partition("/")
+        if name not in self.decoders:
+            return super().begin(memory, output)
+        return dict(self._parts())[name].begin(memory, own)
+
+    def _parts(self) -> list[tuple[str, Decoder]]:
+        return [(name, part) for name, part in self.decoders.items() if isinstance(part, Decoder)]

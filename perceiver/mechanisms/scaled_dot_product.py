@@ -1,0 +1,105 @@
+"""Scaled dot-product attention (Vaswani et al. 2017, eq. 1): softmax(q kᵀ / √d) v, with d the width of q and k.
+
+`forward` runs PyTorch's fused kernel, which never holds the weights; `weights` computes them explicitly. Deviation: a
+query none of whose keys is real gets zeros, on every backend.
+"""
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from perceiver.mechanisms.base import ALL, Indices, KeyMask, Mechanism, Role
+
+KERNEL_ALIGNMENT = 8
+"""Head widths are padded to a multiple of this: fused kernels refuse others, and the fallback holds the whole map."""
+
+
+class ScaledDotProduct(Mechanism):
+    """The default mechanism, and the only one on the training path unless another is asked for.
+
+    Args:
+        dropout: probability with which a weight is dropped in training.
+        role: see `Mechanism`.
+    """
+
+    def __init__(self, *, dropout: float = 0.0, role: Role | None = None) -> None:
+        super().__init__(role=role)
+        self.dropout = dropout
+
+    def forward(
+        self,
+        q: Float[Tensor, "batch heads queries qk_dim"],
+        k: Float[Tensor, "batch heads keys qk_dim"],
+        v: Float[Tensor, "batch heads keys v_dim"],
+        mask: KeyMask | None = None,
+        causal: bool = False,
+    ) -> Float[Tensor, "batch heads queries v_dim"]:
+        return attend(q, k, v, mask=mask, causal=causal, dropout=self.dropout if self.training else 0.0)
+
+    def weights(
+        self,
+        q: Float[Tensor, "batch heads queries qk_dim"],
+        k: Float[Tensor, "batch heads keys qk_dim"],
+        mask: KeyMask | None = None,
+        causal: bool = False,
+        queries: Indices = ALL,
+    ) -> Float[Tensor, "batch heads chosen keys"]:
+        allowed = _allowed_pairs(q.shape[2], k.shape[2], mask, causal, q.device, explicit=True)
+        with torch.autocast(q.device.type, enabled=False):
+            logits = q[:, :, queries].float() @ k.float().mT * q.shape[-1] ** -0.5
+            if allowed is None:
+                return logits.softmax(dim=-1)
+            allowed = allowed if allowed.shape[2] == 1 else allowed[:, :, queries]
+            # The lowest number, not -inf, keeps rows without keys finite; the second fill makes masked keys zeros.
+            weights = logits.masked_fill(~allowed, torch.finfo(torch.float32).min).softmax(dim=-1)
+            return weights.masked_fill(~allowed, 0.0)
+
+
+def attend(
+    q: Float[Tensor, "batch heads queries qk_dim"],
+    k: Float[Tensor, "batch heads keys qk_dim"],
+    v: Float[Tensor, "batch heads keys v_dim"],
+    *,
+    mask: KeyMask | None = None,
+    causal: bool = False,
+    dropout: float = 0.0,
+) -> Float[Tensor, "batch heads queries v_dim"]:
+    """Attention through PyTorch's fused kernel; never holds the weights.
+
+    Args:
+        mask: True where a key is real.
+        causal: query i sees keys up to its own place, counted from the end: the last query sees every key.
+        dropout: probability with which a weight is dropped.
+    """
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        # The kernel's backward pass in bfloat16 takes up to twenty times as long as in float32.
+        with torch.autocast("cpu", enabled=False):
+            wide = (x.float() for x in (q, k, v))
+            return attend(*wide, mask=mask, causal=causal, dropout=dropout).to(v.dtype)
+    allowed = _allowed_pairs(q.shape[2], k.shape[2], mask, causal, q.device)
+    scale = q.shape[-1] ** -0.5
+    v_dim = v.shape[-1]
+    width = -(-max(q.shape[-1], v_dim) // KERNEL_ALIGNMENT) * KERNEL_ALIGNMENT
+    # Zero channels change neither q·k nor the real channels of the output.
+    q, k, v = (x if x.shape[-1] == width else F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v))
+    if allowed is None:
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal, scale=scale)
+    else:
+        sees_any = allowed.any(dim=-1, keepdim=True)
+        # A row without keys would be 0/0; it reads everything instead, and what it read is thrown away.
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed | ~sees_any, dropout_p=dropout, scale=scale)
+        out = out.masked_fill(~sees_any, 0.0)
+    return out[..., :v_dim]
+
+
+def _allowed_pairs(
+    num_queries: int, num_keys: int, mask: KeyMask | None, causal: bool, device: torch.device, explicit: bool = False
+) -> Bool[Tensor, "_ 1 _ keys"] | None:
+    """Which query may read which key, or None where the kernel knows by itself (everything, or square causal)."""
+    allowed = None if mask is None else rearrange(mask, "batch keys -> batch 1 1 keys")
+    if causal and (explicit or allowed is not None or num_queries != num_keys):
+        pairs = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device).tril(num_keys - num_queries)
+        allowed = pairs[None, None] if allowed is None else allowed & pairs
+    return allowed

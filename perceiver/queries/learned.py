@@ -1,0 +1,28 @@
+"""Learned queries (Perceiver IO, section 3.2): the same for every input."""
+
+import torch
+from einops import repeat
+from torch import nn
+
+from perceiver.encoders.base import check_sizes
+from perceiver.types import Axis, Grid, Tokens
+
+
+class Learned(nn.Module):
+    """Nothing -> `num_queries` tokens of width `dim`.
+
+    Raises:
+        ValueError: a size is less than 1.
+    """
+
+    def __init__(self, *, num_queries: int, dim: int) -> None:
+        super().__init__()
+        check_sizes(num_queries=num_queries, dim=dim)
+        self.dim = dim
+        self.array = nn.Parameter(torch.empty(num_queries, dim))
+        nn.init.trunc_normal_(self.array, std=0.02, a=-2.0, b=2.0)
+
+    def forward(self, batch_size: int) -> Tokens:
+        values = repeat(self.array, "queries dim -> batch queries dim", batch=batch_size)
+        length = len(self.array)
+        return Tokens(values, None, Grid((length,), (Axis("query", "", 0.0, float(length)),)))

@@ -1,0 +1,42 @@
+"""Queries made of the tokens of a text, for decoders that predict the next one at each place."""
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from perceiver.encoders.base import check_sizes
+from perceiver.types import Axis, Grid, Tokens
+
+
+class Text(nn.Module):
+    """Token ids -> embeddings with learned positions, added.
+
+    Args:
+        vocab_size: how many ids there are.
+        max_length: most tokens of a text.
+        dim: width of the embeddings.
+
+    Raises:
+        ValueError: a size is less than 1.
+    """
+
+    def __init__(self, *, vocab_size: int, max_length: int, dim: int) -> None:
+        super().__init__()
+        check_sizes(vocab_size=vocab_size, max_length=max_length, dim=dim)
+        self.dim = dim
+        self.embedding = nn.Embedding(vocab_size, dim)
+        self.positions = nn.Parameter(torch.empty(max_length, dim))
+        for weights in (self.embedding.weight, self.positions):
+            nn.init.trunc_normal_(weights, std=0.02, a=-2.0, b=2.0)
+
+    def forward(self, ids: Int[Tensor, "batch length"], start: int = 0) -> Tokens:
+        """Embed token ids whose first has the position `start`.
+
+        Raises:
+            ValueError: the text is longer than `max_length`.
+        """
+        stop = start + ids.shape[1]
+        if stop > len(self.positions):
+            raise ValueError(f"max_length={len(self.positions)} is less than the {stop} tokens of a text")
+        values = self.embedding(ids) + self.positions[start:stop]
+        return Tokens(values, None, Grid((ids.shape[1],), (Axis("place", "", float(start), float(stop)),)))

@@ -1,0 +1,166 @@
+"""Several tasks on one model, each on an output of its own: multi-task learning (Caruana 1997)."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+from torchmetrics import MeanMetric, Metric, MetricCollection
+
+from perceiver.tasks.base import TableRow, Task
+from perceiver.types import Answer, Batch, Model, Stage
+
+
+class JointTask(Task):
+    """The weighted sum of the losses of several tasks, and the metrics of all as `<task>/<metric>`.
+
+    The loss of a task is a mean over its terms: samples, or tokens of captions. Their sum weighs each by the number of
+    its terms per sample: `loss` is the mean over samples of the weighted sum of all terms of a sample, so that it does
+    not depend on how samples are divided among batches and processes.
+
+    Args:
+        tasks: name -> task. Each needs an output of its own or shares one with another.
+        weights: name -> factor of the task's loss; 1 for those that are left out.
+        monitor: the metric of validation that says which checkpoint is best.
+
+    Raises:
+        ValueError: there is no task, a weight is negative or belongs to no task, or a task mixes samples, which changes
+            the inputs of the others without their targets.
+    """
+
+    def __init__(self, *, tasks: Mapping[str, Task], weights: Mapping[str, float] | None = None, monitor: str) -> None:
+        super().__init__()
+        if not tasks:
+            raise ValueError("tasks={}: name at least one")
+        for name, weight in (weights or {}).items():
+            if name not in tasks:
+                raise ValueError(f"weights.{name}={weight}: the tasks are {', '.join(tasks)}")
+            if not 0.0 <= weight < math.inf:
+                raise ValueError(f"weights.{name}={weight} must be at least 0, and finite")
+        for name, task in tasks.items():
+            if task.mixes_samples:
+                raise ValueError(f"tasks.{name}: mixup and cutmix mix the inputs of all tasks, but its targets only")
+        self.tasks = torch.nn.ModuleDict(tasks)
+        self.weights = {name: (weights or {}).get(name, 1.0) for name in tasks}
+        self.output = ""
+        self.num_answers = max(task.num_answers for task in tasks.values())
+        self.needs_target_tokens = tuple(output for task in tasks.values() for output in task.needs_target_tokens)
+        self.needs_class_counts = any(task.needs_class_counts for task in tasks.values())
+        self.keep_metrics(lambda stage: MetricCollection({"loss": MeanMetric(nan_strategy=math.nan)}))
+        self.set_monitor(monitor)
+
+    @property
+    def named(self) -> dict[str, Task]:
+        return {name: cast(Task, task) for name, task in self.tasks.items()}
+
+    def set_class_counts(self, counts: Int[Tensor, " classes"], num_samples: int) -> None:
+        for task in self.named.values():
+            if task.needs_class_counts:
+                task.set_class_counts(counts, num_samples)
+
+    def training_batch(self, batch: Batch) -> Batch:
+        for task in self.named.values():
+            batch = task.training_batch(batch)
+        return batch
+
+    def queries(self, batch: Batch) -> dict[str, Tensor]:
+        return {output: ids for task in self.named.values() for output, ids in task.queries(batch).items()}
+
+    def merged(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        of_samples = dict(outputs)
+        for task in self.named.values():
+            of_samples[task.output] = task.merged(outputs, batch)[task.output]
+        return of_samples
+
+    def probabilities(self, outputs: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "*rest answers"]]:
+        return {name: found for task in self.named.values() for name, found in task.probabilities(outputs).items()}
+
+    def loss(self, outputs: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, ""]:
+        terms = [
+            self.weights[name] * task.loss(outputs, batch) * task.num_terms(batch) for name, task in self.named.items()
+        ]
+        return torch.stack(terms).sum() / max(len(batch), 1)
+
+    def metric_parts(self, stage: Stage) -> dict[str, Metric]:
+        parts = super().metric_parts(stage)
+        for name, task in self.named.items():
+            parts |= {f"{name}/{key}": part for key, part in task.metric_parts(stage).items()}
+        return parts
+
+    def metric_names(self, stage: Stage) -> list[str]:
+        of_tasks = [f"{name}/{key}" for name, task in self.named.items() for key in task.metric_names(stage)]
+        return ["loss", *of_tasks]
+
+    def compute(self, stage: Stage) -> dict[str, Tensor]:
+        values = super().compute(stage)
+        for name, task in self.named.items():
+            values |= {f"{name}/{key}": value for key, value in task.compute(stage).items()}
+        return values
+
+    def reset(self, stage: Stage) -> None:
+        super().reset(stage)
+        for task in self.named.values():
+            task.reset(stage)
+
+    def update(self, stage: Stage, outputs: Mapping[str, Tensor], loss: Float[Tensor, ""], batch: Batch) -> None:
+        self.metrics(stage)["loss"].update(loss.detach(), weight=len(batch))
+        with torch.no_grad():
+            for task in self.named.values():
+                task.update(stage, outputs, task.loss(outputs, batch), batch)
+
+    def examine(self, stage: Stage, model: Model, batch: Batch) -> dict[str, list[str]]:
+        return {
+            name: texts for task in self.named.values() for name, texts in task.examine(stage, model, batch).items()
+        }
+
+    def rows(
+        self,
+        outputs: Mapping[str, Tensor],
+        batch: Batch,
+        texts: Mapping[str, Sequence[str]],
+        class_names: Sequence[str],
+    ) -> dict[str, list[TableRow]]:
+        return {
+            f"{name}_{table}": rows
+            for name, task in self.named.items()
+            for table, rows in task.rows(outputs, batch, texts, class_names).items()
+        }
+
+    def class_metrics(self, stage: Stage) -> dict[str, Shaped[Tensor, " classes"]]:
+        return {
+            f"{name}/{key}": values
+            for name, task in self.named.items()
+            for key, values in task.class_metrics(stage).items()
+        }
+
+    def predictions(
+        self, model: Model, batch: Batch, class_names: Sequence[str], top: int
+    ) -> list[list[dict[str, Any]]]:
+        """At most `top` answers of each task: its name, the answer, and its score."""
+        rows: list[list[dict[str, Any]]] = [[] for _ in batch.ids]
+        for name, task in self.named.items():
+            for row, found in zip(rows, task.predictions(model, batch, class_names, top), strict=True):
+                pairs = [tuple(one.values()) for one in found]
+                row += [{"task": name, "answer": answer, "score": score} for answer, score in pairs]
+        return rows
+
+    def answer_queries(
+        self, model: Model, batch: Batch, predicted: Sequence[dict[str, Any]] | None = None
+    ) -> dict[str, Int[Tensor, "batch length"]]:
+        # What a row's best answer was is known of one task only.
+        return {name: ids for task in self.named.values() for name, ids in task.answer_queries(model, batch).items()}
+
+    def answers(
+        self,
+        outputs: Mapping[str, Tensor],
+        queries: Mapping[str, Tensor],
+        batch: Batch,
+        class_names: Sequence[str],
+    ) -> list[list[Answer]]:
+        rows: list[list[Answer]] = [[] for _ in batch.ids]
+        for task in self.named.values():
+            for row, found in zip(rows, task.answers(outputs, queries, batch, class_names), strict=True):
+                row += found
+        return rows
