@@ -1,14 +1,18 @@
 """Small parts for tests. Sizes are distinct primes wherever the model allows it, so that swapped axes fail."""
 
+from functools import partial
+
 import torch
 
 from perceiver import Perceiver
 from perceiver.attention import BlockSpec
+from perceiver.decoders.base import LOGITS
 from perceiver.decoders.pooled import PooledDecoder
 from perceiver.encoders.audio import LogMelEncoder, WaveformEncoder
 from perceiver.encoders.image import ImageEncoder
 from perceiver.encoders.stems import ConvStack, ConvStem, PatchStem, PixelStem, Stem
-from perceiver.latents import Schedule
+from perceiver.direct import Direct
+from perceiver.latents import LatentArray, Schedule
 from perceiver.positions import FourierPositions, LearnedPositions, Positions
 from perceiver.spectrogram import LogMel
 
@@ -75,16 +79,39 @@ def waveform_encoder(**options) -> WaveformEncoder:
 def small_perceiver(**overrides) -> Perceiver:
     """Reads `image` (patches, Fourier) and `depth` (pixels, learned positions); `overrides` replace parts."""
     depth = image_encoder(PixelStem(channels=1), LearnedPositions(shape=(5, 7), dim=2, init_std=1.0))
+    memory = latents(**{key: overrides.pop(key) for key in [*overrides] if key in LATENTS})
     defaults = {
         "encoders": {"image": image_encoder(), "depth": depth},
-        "num_latents": 11,
-        "dim": DIM,
-        "cross_attention": CROSS,
-        "self_attention": SELF,
-        "schedule": Schedule(num_self_attends=2, **PERCEIVER),
-        "decoder": PooledDecoder(dim=overrides.get("dim", DIM), num_classes=NUM_CLASSES),
+        "memory": memory,
+        "decoder": PooledDecoder(dim=memory.keywords["dim"], num_classes=NUM_CLASSES),
     }
     return Perceiver(**(defaults | overrides)).eval()
+
+
+LATENTS = {
+    "num_latents": 11,
+    "dim": DIM,
+    "cross_attention": CROSS,
+    "self_attention": SELF,
+    "schedule": Schedule(num_self_attends=2, **PERCEIVER),
+    "activation_checkpointing": False,
+}
+
+
+def latents(**overrides) -> partial[LatentArray]:
+    """Builds a latent array as soon as the width of the tokens is known."""
+    return partial(LatentArray, **(LATENTS | overrides))
+
+
+def direct(**overrides) -> partial[Direct]:
+    """Builds a memory without bottleneck."""
+    return partial(Direct, **({"dim": DIM, "num_layers": 2, "self_attention": SELF} | overrides))
+
+
+def logits(model, inputs, masks=None, ids=None) -> torch.Tensor:
+    """The one output of a model; `ids` are the token ids that its decoder is given."""
+    (output,) = model(inputs, masks, None if ids is None else {LOGITS: ids}).values()
+    return output
 
 
 def small_inputs(batch: int = 3) -> dict[str, torch.Tensor]:
