@@ -288,7 +288,12 @@ CAPTIONING_CHOICES = [
     if group in ("tokenizer", "generation") or (group == "encoder" and choice.startswith("image_"))
 ]
 SMALL_CAPTIONS = [
-    *("experiment=image_captioning", "model.memory.num_latents=5", "model.memory.dim=16", "model.memory.cross_attention.num_heads=1"),
+    *(
+        "experiment=image_captioning",
+        "model.memory.num_latents=5",
+        "model.memory.dim=16",
+        "model.memory.cross_attention.num_heads=1",
+    ),
     *("data.image_size=24", "data.num_samples={train: 5, val: 2, test: 2}", "tokenizer.max_length=23"),
 ]
 
@@ -328,7 +333,9 @@ class TestPapers:
         ("overrides", "parameters", "giga_flops"),
         [
             pytest.param(PERCEIVER, 44_912_254, 707.2, id="Perceiver"),
-            pytest.param([*PERCEIVER, "model.memory.schedule.num_cross_attends=1"], 42_135_859, 404.3, id="one cross-attend"),
+            pytest.param(
+                [*PERCEIVER, "model.memory.schedule.num_cross_attends=1"], 42_135_859, 404.3, id="one cross-attend"
+            ),
             pytest.param(PERCEIVER_IO, 48_440_627, 407, id="Perceiver IO"),
             pytest.param(
                 [*PERCEIVER_IO, "encoder@model.encoders.image=image_conv"], 48_646_522, 369, id="Perceiver IO, conv"

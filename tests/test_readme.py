@@ -46,7 +46,10 @@ def test_a_package_of_ones_own_is_trained_evaluated_used_inspected_and_resumed(t
 
 def test_the_blocks_of_python_run(tmp_path):
     run = trained(
-        tmp_path / "run", "attention.every_n_epochs=2", "model.memory.num_latents=7", "model.memory.cross_attention.num_heads=2"
+        tmp_path / "run",
+        "attention.every_n_epochs=2",
+        "model.memory.num_latents=7",
+        "model.memory.cross_attention.num_heads=2",
     )
     (event,) = run.glob("attention/*.npz")
     Image.new("L", (8, 8)).save(tmp_path / "cat.png")

@@ -26,10 +26,11 @@ def event_arrays(look: Look, *, max_megabytes: float) -> dict[str, np.ndarray]:
     `axes/<modality>` (JSON: the fields of each `Axis` of the grid), `boxes` (JSON: for each sample the fields of each
     `Box`; absent where the data has none);
     per layer that reads the tokens, such as a cross-attend, `cross<k>/weights` [batch, heads, latents, keys] with
-    `cross<k>/latents` [batch, latents], the latents' numbers: all of them, or as many as fit into `max_megabytes`, which
-    these layers share, those that the outputs read most; `cross<k>/reads` [batch, answers, all latents], what comes in
-    there by each latent on the way to an answer (without latents, read "query" for "latent"); `decode<k>/weights` [batch,
-    heads, queries, latents] and `decode_self<k>/weights` [batch, heads, queries, queries], whole;
+    `cross<k>/latents` [batch, latents], the latents' numbers: all of them, or as many as fit into `max_megabytes`,
+    which these layers share, those that the outputs read most; `cross<k>/reads` [batch, answers, all latents], what
+    comes in there by each latent on the way to an answer (without latents, read "query" for "latent");
+    `decode<k>/weights` [batch, heads, queries, latents] and `decode_self<k>/weights` [batch, heads, queries, queries],
+    whole;
     `answers` (JSON: for each sample the fields of each `Answer`, whose `queries` are places along `queries`) with
     `answers/probability` [batch, answers]; `rollout/inputs` [batch, answers, keys], `rollout/residual` [batch,
     answers], `rollout/alpha`; and `relevance/inputs` [batch, answers, keys], of which every row has a mass of 1, since

@@ -2,9 +2,10 @@
 
 import math
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from perceiver.types import Axis, Box, Grid
 
@@ -23,8 +24,37 @@ class Tick:
 
 
 def plane(grid: Grid) -> Grid:
-    """The grid as rows and columns: a single axis runs along the columns of a single row."""
-    return grid if len(grid.shape) > 1 else Grid((1, *grid.shape), (UNBROKEN, *grid.axes))
+    """The rows and columns on which a grid is drawn, whatever the number of its axes.
+
+    A single axis runs along the columns of a single row. Of three axes and more the last two make a frame, and frames
+    lie side by side, those of the second axis within those of the first: a video is a film strip.
+    """
+    if len(grid.shape) == 1:
+        return Grid((1, *grid.shape), (UNBROKEN, *grid.axes))
+    if len(grid.shape) == 2:
+        return grid
+    *leading, columns = (axis.name for axis in (*grid.axes[:-2], grid.axes[-1]))
+    count = grid.num_tokens // grid.shape[-2]
+    strip = Axis(" × ".join((*leading, columns)), "", 0.0, float(count))
+    return Grid((grid.shape[-2], count), (grid.axes[-2], strip))
+
+
+def strip(grid: Grid) -> list[tuple[Axis, int]]:
+    """The axes that lie along the columns of a plane, the outermost first, with their numbers of cells."""
+    axes = list(zip(grid.axes, grid.shape, strict=True))
+    return axes if len(axes) == 1 else [*axes[:-2], axes[-1]]
+
+
+def num_frames(grid: Grid) -> int:
+    """How many frames lie side by side on the plane of a grid."""
+    return prod(grid.shape[:-2])
+
+
+def on_plane(values: Float[np.ndarray, "*rest tokens"], grid: Grid) -> Float[np.ndarray, "*rest rows columns"]:
+    """Values of the tokens of a grid, as they lie on its plane: high frequencies on top."""
+    cells = values.reshape(*values.shape[:-1], num_frames(grid), *(grid.shape[-2:] if len(grid.shape) > 1 else (1, -1)))
+    placed = np.moveaxis(cells, -3, -2).reshape(*values.shape[:-1], *plane(grid).shape)
+    return placed[..., ::-1, :] if runs_upwards(plane(grid).axes[0]) else placed
 
 
 def runs_upwards(axis: Axis) -> bool:
@@ -67,6 +97,17 @@ def ticks(axis: Axis, *, apart: float) -> list[Tick]:
         if not chosen or place - chosen[-1].place >= apart:
             chosen.append(Tick(place, _label(value, axis.unit)))
     return chosen
+
+
+def frame_ticks(grid: Grid, *, apart: float) -> list[Tick]:
+    """Where the frames of a film strip begin along the innermost of the other axes, no two closer than `apart`."""
+    axis, count = grid.axes[-3], grid.shape[-3]
+    frames = num_frames(grid)
+    step = max(math.ceil(apart * frames), 1)
+    return [
+        Tick(number / frames, f"{_label(axis.value(number % count / count), axis.unit)} {axis.unit}".rstrip())
+        for number in range(0, frames, step)
+    ]
 
 
 def _round_values(start: float, stop: float, *, most: int) -> list[float]:

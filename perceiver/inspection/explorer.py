@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Float
 
 from perceiver.inspection.arrays import SCORE, event_paths
-from perceiver.inspection.axes import plane, runs_upwards
-from perceiver.inspection.frames import outline_on
+from perceiver.inspection.axes import on_plane
+from perceiver.inspection.frames import outlines_on
 from perceiver.inspection.packing import packed, pooling
 from perceiver.inspection.page import page_html
 from perceiver.types import Axis, Box, Grid
@@ -131,9 +131,8 @@ def _boxes(arrays: Arrays, row: int, answer: Mapping[str, Any]) -> dict[str, lis
         boxes = [box for box in there if box.label == answer["label"]]
     found: dict[str, list[dict[str, float]]] = {}
     for modality, grid in _grids(arrays).items():
-        rows, columns = plane(grid).axes
-        outlines = [outline_on(box, (rows, columns)) for box in boxes if box.modality == modality]
-        if places := [asdict(outline) for outline in outlines if outline is not None]:
+        here = [box for box in boxes if box.modality == modality]
+        if places := [asdict(outline) for box in here for outline in outlines_on(box, grid)]:
             found[modality] = places
     return found
 
@@ -189,22 +188,20 @@ def _rounded(values: Float[np.ndarray, "..."]) -> Any:
 
 
 def _grids(arrays: Arrays) -> dict[str, Grid]:
-    """Modality -> its grid, of those that can be seen on a plane."""
+    """Modality -> its grid."""
     grids = {}
     for modality in (key.removeprefix("grid/") for key in arrays if key.startswith("grid/")):
         axes = tuple(Axis(**fields) for fields in json.loads(str(arrays[f"axes/{modality}"])))
         grids[modality] = Grid(tuple(arrays[f"grid/{modality}"].tolist()), axes)
-    return {modality: grid for modality, grid in grids.items() if len(grid.shape) < 3}
+    return grids
 
 
 def _planes(arrays: Arrays, weights: Float[np.ndarray, "*rest keys"]) -> Planes:
-    """Weights over all keys -> by modality in rows and columns, as they are seen: high frequencies on top."""
-    planes = {}
-    for modality, grid in _grids(arrays).items():
-        start, stop = arrays[f"span/{modality}"].tolist()
-        maps = weights[..., start:stop].reshape(*weights.shape[:-1], *plane(grid).shape)
-        planes[modality] = maps[..., ::-1, :] if runs_upwards(plane(grid).axes[0]) else maps
-    return planes
+    """Weights over all keys -> by modality in rows and columns, as they are drawn."""
+    return {
+        modality: on_plane(weights[..., slice(*arrays[f"span/{modality}"].tolist())], grid)
+        for modality, grid in _grids(arrays).items()
+    }
 
 
 def _cells(planes: Planes, most: float) -> int:

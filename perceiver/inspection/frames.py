@@ -2,11 +2,23 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from perceiver.inspection.axes import UNBROKEN, Tick, cells_along, extent, plane, runs_upwards, ticks
+from perceiver.inspection.axes import (
+    UNBROKEN,
+    Tick,
+    cells_along,
+    extent,
+    frame_ticks,
+    num_frames,
+    on_plane,
+    plane,
+    runs_upwards,
+    ticks,
+)
 from perceiver.inspection.pictures import Outline, image_picture, level_picture, overlay
 from perceiver.inspection.sheets import Tile, tile_size
 from perceiver.types import Axis, Box, Grid, Picture
@@ -14,6 +26,8 @@ from perceiver.types import Axis, Box, Grid, Picture
 STRETCHED = (384, 128)
 """Width and height of a tile whose axes measure different things, so that no shape of its cells is the right one."""
 STRIP_HEIGHT = 40
+WIDEST_STRIP = 960
+"""Pixels of the frames of a film strip together."""
 ROWS_APART, COLUMNS_APART = 0.13, 0.15
 """Least distance between ticks as fractions of a tile: what their labels need."""
 
@@ -33,8 +47,8 @@ class Frame:
     """The tiles of one modality have its grid's extent; an axis in Hz runs upwards in them.
 
     Attributes:
-        grid: of the tokens, with one or two axes.
-        picture: the inputs; None where there is nothing to see.
+        grid: of the tokens.
+        picture: the inputs, on a grid of one or two axes; None where there is nothing to see.
     """
 
     grid: Grid
@@ -45,11 +59,13 @@ class Frame:
         """How many tiles stand side by side."""
         if len(self.grid.shape) == 1:
             return 2
+        if num_frames(self.grid) > 1:
+            return 1
         return 8 if self._keeps_its_shape else 3
 
     @property
     def _keeps_its_shape(self) -> bool:
-        return len(self.grid.shape) == 2 and self.grid.axes[0].unit == self.grid.axes[1].unit
+        return len(self.grid.shape) > 1 and self.grid.axes[-2].unit == self.grid.axes[-1].unit
 
     @property
     def axes(self) -> tuple[Axis, Axis]:
@@ -61,7 +77,7 @@ class Frame:
         """A map in the shape of the grid, and boxes over it."""
         rows, columns = plane(self.grid).axes
         size = (STRETCHED[0], STRIP_HEIGHT) if rows == UNBROKEN else self.size
-        return self._with_axes(Tile(title, self._plane_of(values), size), (rows, columns), boxes)
+        return self._with_axes(Tile(title, on_plane(values.reshape(-1), self.grid), size), (rows, columns), boxes)
 
     def picture_tiles(self, row: int, values: Float[np.ndarray, "*grid"] | None, boxes: Sequence[Box]) -> list[Tile]:
         """The input of one row of the batch, with its boxes, and under a map, if there is one."""
@@ -71,7 +87,7 @@ class Frame:
         title = f"input, {shown.low:.0f} to {shown.high:.0f} {shown.unit}" if shown.unit else "input"
         tiles = [self._with_axes(Tile(title, shown.pixels, self.size, is_map=False), self.axes, boxes)]
         if values is not None:
-            over = overlay(shown.pixels, self._plane_of(values), self.size)
+            over = overlay(shown.pixels, on_plane(values.reshape(-1), self.grid), self.size)
             tiles.append(self._with_axes(Tile("mean over input", over, self.size, is_map=False), self.axes, ()))
         return tiles
 
@@ -85,9 +101,9 @@ class Frame:
         pixels, (low, high) = level_picture(values, unit)
         return Shown(self._as_far_as_the_grid(pixels), unit, low, high)
 
-    def outline(self, box: Box) -> Outline | None:
-        """A box on the input; None where it lies beyond."""
-        return outline_on(box, self.axes)
+    def outlines(self, box: Box) -> list[Outline]:
+        """A box on the input, once in each frame that it reaches into; nothing where it lies beyond."""
+        return outlines_on(box, self.grid, self.axes)
 
     @property
     def ticks(self) -> tuple[list[Tick], list[Tick]]:
@@ -99,13 +115,11 @@ class Frame:
     def size(self) -> tuple[int, int]:
         if not self._keeps_its_shape:
             return STRETCHED
-        height, width = (axis.stop - axis.start for axis in self.grid.axes)
-        return tile_size(self.grid.shape[1], aspect=height / width)
-
-    def _plane_of(self, values: Float[np.ndarray, "*grid"]) -> Float[np.ndarray, "rows columns"]:
-        grid = plane(self.grid)
-        on_plane = values.reshape(grid.shape)
-        return on_plane[::-1] if runs_upwards(grid.axes[0]) else on_plane
+        height, width = (axis.stop - axis.start for axis in self.grid.axes[-2:])
+        across, down = tile_size(self.grid.shape[-1], aspect=height / width)
+        frames = num_frames(self.grid)
+        shrunk = min(1.0, WIDEST_STRIP / (frames * across))
+        return round(frames * across * shrunk), max(round(down * shrunk), 1)
 
     def _as_far_as_the_grid(self, picture: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "rows columns 3"]:
         """A picture, cut or continued in black to end where the grid does: stems pad, or leave a border out."""
@@ -133,20 +147,40 @@ class Frame:
         if upwards:
             row_ticks = [replace(tick, place=1 - tick.place) for tick in row_ticks]
         column_ticks = ticks(columns, apart=COLUMNS_APART)
-        if column_ticks:
+        if num_frames(self.grid) > 1:
+            column_ticks = frame_ticks(self.grid, apart=COLUMNS_APART)
+        elif column_ticks:
             column_ticks[-1] = Tick(column_ticks[-1].place, f"{column_ticks[-1].label} {columns.unit}")
         return replace(
             tile,
-            outlines=[outline for outline in (outline_on(box, axes) for box in boxes) if outline is not None],
+            outlines=[outline for box in boxes for outline in outlines_on(box, self.grid, axes)],
             row_ticks=row_ticks,
             column_ticks=column_ticks,
             row_unit=rows.unit,
         )
 
 
-def outline_on(box: Box, axes: tuple[Axis, Axis]) -> Outline | None:
-    """A box on the plane of the axes; None where it lies beyond them."""
-    (top, bottom), (left, right) = (extent(box, axis) for axis in axes)
+def outlines_on(box: Box, grid: Grid, axes: tuple[Axis, Axis] | None = None) -> list[Outline]:
+    """A box on the plane of a grid, once in each frame that it reaches into; nothing where it lies beyond.
+
+    Args:
+        axes: rows and columns of a frame, where they are not the grid's own.
+    """
+    rows, columns = axes or plane(grid).axes
+    if num_frames(grid) > 1:
+        columns = grid.axes[-1]
+    (top, bottom), (left, right) = (extent(box, axis) for axis in (rows, columns))
     if max(top, left) >= 1 or min(bottom, right) <= 0:
-        return None
-    return Outline(left, 1 - bottom, right, 1 - top) if runs_upwards(axes[0]) else Outline(left, top, right, bottom)
+        return []
+    if runs_upwards(rows):
+        top, bottom = 1 - bottom, 1 - top
+    leading = list(zip(grid.axes[:-2], grid.shape[:-2], strict=True))
+    reached = [[_overlaps(extent(box, axis), cell, count) for cell in range(count)] for axis, count in leading]
+    frames = [number for number, cell in enumerate(product(*reached)) if all(cell)]
+    count = num_frames(grid)
+    return [Outline((frame + left) / count, top, (frame + right) / count, bottom) for frame in frames]
+
+
+def _overlaps(reach: tuple[float, float], cell: int, count: int) -> bool:
+    start, stop = reach
+    return start * count < cell + 1 and stop * count > cell

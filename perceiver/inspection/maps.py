@@ -59,7 +59,7 @@ def panels(look: Look, pictures: Mapping[str, Picture], *, num_latents: int) -> 
         answers are words: the input, and the relevance of each word. Boxes, where there are any, are drawn on the input
         and on maps of answers; on that of a class, its own.
     """
-    spans = {modality: span for modality, span in look.record.spans.items() if len(span.grid.shape) <= 2}
+    spans = look.record.spans
     frames = {modality: Frame(span.grid, pictures.get(modality)) for modality, span in spans.items()}
     drawn = _Sheets(look, spans, frames)
     sheets = drawn.by_latents(num_latents)

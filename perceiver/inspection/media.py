@@ -12,7 +12,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from perceiver.inspection.axes import plane, runs_upwards
+from perceiver.inspection.axes import num_frames, plane, runs_upwards, strip
 from perceiver.inspection.frames import Frame
 from perceiver.types import Axis, Batch, Box, Picture, Sound, Span
 
@@ -46,9 +46,7 @@ def samples_of(
         class_names: of the labels, if there are any.
     """
     all_boxes = batch.targets.get("boxes", [None] * len(batch))
-    frames = {
-        name: Frame(span.grid, media.pictures.get(name)) for name, span in spans.items() if len(span.grid.shape) < 3
-    }
+    frames = {name: Frame(span.grid, media.pictures.get(name)) for name, span in spans.items()}
     return [
         {
             "id": id,
@@ -71,11 +69,10 @@ def texts_of(batch: Batch, pieces: Callable[[str, Tensor], list[str] | None]) ->
 
 def boxes_of(frame: Frame, boxes: Sequence[Box], class_names: Sequence[str]) -> list[dict[str, Any]]:
     """Boxes as fractions of a plane, with the names of their classes; those beyond it are left out."""
-    outlines = [(box, frame.outline(box)) for box in boxes]
     return [
         {"name": class_names[box.label] if class_names else "", "label": box.label, **asdict(outline)}
-        for box, outline in outlines
-        if outline is not None
+        for box in boxes
+        for outline in frame.outlines(box)
     ]
 
 
@@ -103,6 +100,9 @@ def _modality(name: str, frame: Frame, row: int, media: Media) -> dict[str, Any]
         "axes": [asdict(_upwards(rows)), asdict(columns)],
         "ticks": [[asdict(tick) for tick in row_ticks], [asdict(tick) for tick in column_ticks]],
         "shape": list(plane(frame.grid).shape),
+        "strip": [{"axis": asdict(axis), "count": count} for axis, count in strip(frame.grid)]
+        if num_frames(frame.grid) > 1
+        else None,
         "size": list(frame.size),
         "picture": None if shown is None else _png(shown.pixels),
         "levels": None

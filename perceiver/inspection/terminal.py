@@ -13,10 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from perceiver.inspection.arrays import SCORE
-from perceiver.inspection.axes import plane, runs_upwards
+from perceiver.inspection.axes import on_plane
 from perceiver.inspection.look import Look
 from perceiver.inspection.packing import pooling, sum_pooled
-from perceiver.types import Axis, Grid, Span
+from perceiver.types import Axis, Span
 
 SHADES = "·░▒▓█"
 MOST_CELLS, MOST_COLUMNS = 16 * 64, 64
@@ -83,7 +83,7 @@ def sample_table(look: Look, row: int) -> Table:
         table.add_column(f"{kind}\nbrightest at", overflow="fold")
         table.add_column(f"in top\n{BRIGHT:.0%}", justify="right", no_wrap=True)
     for slot, answer in enumerate(answers):
-        places = [cell for of_kind in maps.values() for cell in brightest(of_kind[slot], _planes(look))]
+        places = [cell for of_kind in maps.values() for cell in brightest(of_kind[slot], look.record.spans)]
         table.add_row(answer.name, f"{float(look.probability[row, slot]):.3f}", *places)
     return table
 
@@ -100,7 +100,7 @@ def clearest_maps(look: Look, row: int) -> Iterator[RenderableType]:
     if answers[slot].is_word:
         slot = max(range(len(answers)), key=lambda slot: _concentration(maps["relevance"][slot]))
     for kind, tokens in maps.items():
-        for name, span in _planes(look).items():
+        for name, span in look.record.spans.items():
             whole = ", ".join(_where(span.grid.axes, [(0, 1)] * len(span.grid.axes)))
             yield Text(f"{kind} of {answers[slot].name!r} over {name}: {whole}")
             yield Text(shaded(tokens[slot], span), no_wrap=True, overflow="crop")
@@ -115,11 +115,6 @@ def _maps_of(look: Look, row: int) -> dict[str, Float[np.ndarray, "answers token
     """The maps of a sample's answers, with nothing where there are no numbers."""
     maps = {"relevance": look.relevance[row], "rollout": look.rollout.inputs[row]}
     return {kind: of_kind.float().nan_to_num().cpu().numpy() for kind, of_kind in maps.items()}
-
-
-def _planes(look: Look) -> dict[str, Span]:
-    """The modalities that can be drawn."""
-    return {name: span for name, span in look.record.spans.items() if len(span.grid.shape) < 3}
 
 
 def brightest(tokens: Float[np.ndarray, " tokens"], spans: Mapping[str, Span]) -> tuple[str, str]:
@@ -158,13 +153,10 @@ def _where(axes: Sequence[Axis], ranges: Sequence[tuple[float, float]]) -> list[
 
 def shaded(tokens: Float[np.ndarray, " tokens"], span: Span) -> str:
     """A map in letters, the darker the more, on the scale of square roots."""
-    grid: Grid = plane(span.grid)
-    values = tokens[span.start : span.stop].reshape(grid.shape)
+    values = on_plane(tokens[span.start : span.stop], span.grid)
     rows, columns = values.shape
     down, across = pooling(rows, columns, MOST_CELLS)
     values = sum_pooled(values, (down, max(across, -(-columns // MOST_COLUMNS))))
-    if runs_upwards(grid.axes[0]):
-        values = values[::-1]
     levels = np.sqrt(values / max(values.max(), np.finfo(np.float32).tiny)) * (len(SHADES) - 1)
     width = 2 if 2 * values.shape[1] <= MOST_COLUMNS else 1
     return "\n".join("".join(width * SHADES[level] for level in line) for line in levels.round().astype(int))

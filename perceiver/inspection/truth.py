@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from perceiver.inspection.axes import extent, plane
+from perceiver.inspection.axes import extent
 from perceiver.inspection.record import Record
 from perceiver.inspection.rollout import Alpha, readers_of, rollout
 from perceiver.types import Answer, Box, Grid
@@ -45,7 +45,7 @@ def truth_scores(
     num_classes: int,
     alpha: Alpha = 0.5,
 ) -> dict[str, Float[Tensor, " cases"]]:
-    """The scores of every case of a captured batch, on all modalities whose grid has one or two axes.
+    """The scores of every case of a captured batch.
 
     Args:
         captured: the forward pass.
@@ -76,8 +76,6 @@ def held_against_boxes(
             for slot, case in enumerate(row)
             if (boxes := [box for box in case.boxes if box.modality == modality])
         ]
-        if len(span.grid.shape) > 2:
-            continue
         keys = slice(span.start, span.stop)
         for kind in dict.fromkeys(case.kind for case, _ in here):
             chosen = [(case, slot) for case, slot in here if case.kind == kind]
@@ -180,12 +178,17 @@ def box_coverage(boxes: Sequence[Sequence[Box]], grid: Grid) -> Float[Tensor, "c
 
     An axis that the grid lacks counts for nothing: on a grid of time alone a box covers its time.
     """
-    rows, columns = (
+    pieces = [
         _pieces([[extent(box, axis) for box in case] for case in boxes], num_cells)
-        for axis, num_cells in zip(plane(grid).axes, plane(grid).shape, strict=True)
-    )
-    covered = (rows.covered.transpose(1, 2) @ columns.covered).clamp(max=1)
-    return (rows.shares @ covered @ columns.shares.transpose(1, 2)).flatten(1)
+        for axis, num_cells in zip(grid.axes, grid.shape, strict=True)
+    ]
+    covered = pieces[0].covered
+    for piece in pieces[1:]:
+        covered = covered[..., None] * piece.covered[:, :, *[None] * (covered.ndim - 2)]
+    covered = covered.sum(dim=1).clamp(max=1)
+    for piece in pieces:  # the axis in front goes to the end, cell by cell
+        covered = torch.einsum("cp...,cnp->c...n", covered, piece.shares)
+    return covered.flatten(1)
 
 
 @dataclass(frozen=True)

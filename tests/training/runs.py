@@ -25,8 +25,17 @@ CONF = ROOT / "conf"
 
 SMALL = [
     *("data=digits", "model=perceiver", "encoder@model.encoders.image=image_patches", "decoder@model.decoder=pooled"),
-    *("model.memory.num_latents=5", "model.memory.dim=14", "model.memory.cross_attention.num_heads=1", "model.memory.self_attention.num_heads=2"),
-    *("model.memory.schedule.num_cross_attends=2", "model.memory.schedule.num_blocks=3", "model.memory.schedule.num_self_attends=1"),
+    *(
+        "model.memory.num_latents=5",
+        "model.memory.dim=14",
+        "model.memory.cross_attention.num_heads=1",
+        "model.memory.self_attention.num_heads=2",
+    ),
+    *(
+        "model.memory.schedule.num_cross_attends=2",
+        "model.memory.schedule.num_blocks=3",
+        "model.memory.schedule.num_self_attends=1",
+    ),
     *("loader.batch_size=53", "loader.num_workers=0", "trainer=cpu", "trainer.max_epochs=2"),
     *("trainer.limit_train_batches=3", "callbacks=[]", "logger.mode=disabled", "attention.every_n_epochs=0"),
 ]

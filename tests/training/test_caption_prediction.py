@@ -17,7 +17,12 @@ from tests.data.caption_trees import clotho_tree
 from tests.training.runs import script
 
 SMALL_TEXT = [
-    *("model.memory.num_latents=5", "model.memory.dim=14", "model.memory.cross_attention.num_heads=1", "model.memory.self_attention.num_heads=2"),
+    *(
+        "model.memory.num_latents=5",
+        "model.memory.dim=14",
+        "model.memory.cross_attention.num_heads=1",
+        "model.memory.self_attention.num_heads=2",
+    ),
     *("model.decoder.queries.dim=12", "model.decoder.cross_attention.num_heads=3", "tokenizer.max_length=13"),
     *("loader.batch_size=11", "loader.num_workers=0", "trainer=cpu", "trainer.max_epochs=1", "logger.mode=disabled"),
     *("trainer.precision=32-true", "attention.every_n_epochs=0", "attention.num_latents=2"),

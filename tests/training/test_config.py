@@ -306,7 +306,10 @@ def test_a_grid_of_impossible_sizes_is_refused(image_size, stride):
             ["experiments/train.py", "optimizer.lrr=1"],
             "error: optimizer.lrr: no such key; did you mean optimizer.lr?\n",
         ),
-        (["experiments/train.py", "model.memory.num_latents=0"], "error: model.memory.num_latents=0 must be at least 1\n"),
+        (
+            ["experiments/train.py", "model.memory.num_latents=0"],
+            "error: model.memory.num_latents=0 must be at least 1\n",
+        ),
         (
             ["experiments/predict.py", "run=/no/such", "inputs=[a.png]"],
             "error: run=/no/such: no such run directory, nor a checkpoint\n",

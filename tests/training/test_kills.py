@@ -22,7 +22,13 @@ SPEC_AUGMENT = (
     "freq_mask_param: 5, iid_masks: true, zero_masking: true}"
 )
 IMAGES = [
-    *(*SMALL, *EVERY_STEP, "loader.batch_size=97", "task.mixup=0.4", "model.memory.cross_attention.residual_dropout=0.3"),
+    *(
+        *SMALL,
+        *EVERY_STEP,
+        "loader.batch_size=97",
+        "task.mixup=0.4",
+        "model.memory.cross_attention.residual_dropout=0.3",
+    ),
     *("callbacks=[ema]", "callbacks.ema.decay=0.9", "attention.every_n_epochs=1", "attention.num_samples=3"),
 ]
 SOUNDS = [

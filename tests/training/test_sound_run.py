@@ -19,7 +19,12 @@ from tests.training.wandb_file import rows, run_folders
 
 CLASSES = [event.__name__ for event in EVENTS[:5]]
 SMALL_SOUND = [
-    *("experiment=audio_tagging", "model.memory.num_latents=5", "model.memory.dim=14", "model.memory.cross_attention.num_heads=1"),
+    *(
+        "experiment=audio_tagging",
+        "model.memory.num_latents=5",
+        "model.memory.dim=14",
+        "model.memory.cross_attention.num_heads=1",
+    ),
     *("model.memory.self_attention.num_heads=2", "model.decoder.attention.num_heads=2", "trainer.precision=32-true"),
     *("model.encoders.audio.stem.dims=[3,5,7]", "model.encoders.audio.log_mel.n_mels=23", "trainer=cpu"),
     *("data.num_classes=5", "data.max_events=2", "data.num_samples={train: 31, val: 13, test: 29}"),

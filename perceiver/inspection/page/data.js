@@ -11,6 +11,7 @@
 //   samples   [{id, facts: [sentence], modalities: {name: how it is drawn}}]
 //     axes    of rows and columns: name, unit, start (top, left), stop, scale: "linear" or "mel"; no name: no such axis
 //     ticks   of rows and columns: [{place: from 0 to 1, label}]; shape: rows and columns of its tokens
+//     strip   null, or [{axis, count}]: the axes along the columns, where frames lie side by side, the outermost first
 //     size    width and height at which it is drawn best; picture: null or an address of data, of exactly its extent
 //     levels  null, or {unit, low, high}: what black and white of the picture stand for
 //     sound   null or an address of data, with seconds; words: null, or one for each token

@@ -30,7 +30,7 @@ const ROUNDING = 1e-6;
 const overlap = (low, high, from, to) => Math.min(high, to) - Math.max(low, from) > ROUNDING * (high - low);
 const cellOf = (index, part) => [Math.floor(index / part.columns), index % part.columns];
 
-function placeText({ axes, shape, words }, part, [row, column]) {
+function placeText({ axes, shape, words, strip }, part, [row, column]) {
   if (words) {
     const factor = part.pooled[1];
     const here = words.slice(column * factor, (column + 1) * factor).join(" ");
@@ -38,7 +38,18 @@ function placeText({ axes, shape, words }, part, [row, column]) {
   }
   const cells = [row, column];
   const texts = axes.map((axis, i) => (axis.name ? cellText(axis, cells[i], part.pooled[i], shape[i]) : null));
+  if (strip) texts[1] = stripText(strip, column * part.pooled[1]);
   return texts.filter(Boolean).join(", ");
+}
+
+// Where a column of a film strip lies along each of the axes that make it, the innermost of which changes fastest.
+function stripText(strip, column) {
+  const texts = [];
+  for (const { axis, count } of [...strip].reverse()) {
+    texts.unshift(cellText(axis, column % count, 1, count));
+    column = Math.floor(column / count);
+  }
+  return texts.join(", ");
 }
 
 function setCursor(cursor, isSpoken = false) {
