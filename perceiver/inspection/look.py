@@ -10,11 +10,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perceiver.inspection.answers import Weighed, from_output, outputs_of, own_answers, rollout_of, said, shares_of
+from perceiver.inspection.answers import Weighed, own_answers, rollout_of, said, shares_of
 from perceiver.inspection.capture import Capture, Explainable, capture, undisturbed
 from perceiver.inspection.deletion import Deletion, deletion
 from perceiver.inspection.rollout import Alpha, Rollout, even_share
-from perceiver.inspection.truth import joined, overlaps, relevance_scores, spoken_of, truth_scores
 from perceiver.tasks.base import Task
 from perceiver.types import Answer, Batch, Box
 
@@ -89,24 +88,18 @@ class Observer:
     converted: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict
     forward_context: Callable[[], AbstractContextManager[Any]] = nullcontext
 
-    def answered(
-        self, batch: Batch, predicted: Sequence[dict[str, Any]] | None = None
-    ) -> tuple[Capture, list[list[Answer]]]:
-        """The forward pass in which the model said something, and what that was.
+    def look(self, batch: Batch, predicted: Sequence[dict[str, Any]] | None = None) -> Look:
+        """Everything there is to see of a batch.
 
         Args:
-            batch: what it is asked about.
+            batch: what the model is asked about.
             predicted: the best of each row's predictions where they are known, see `Task.answer_queries`.
         """
-        batch = replace(batch, inputs=self.converted(batch.inputs))
+        converted = replace(batch, inputs=self.converted(batch.inputs))
         with capture(self.module) as record, self.forward_context():
-            queries = self.task.answer_queries(self.model, batch, predicted)
-            outputs = self.model(batch.inputs, batch.masks, queries)
-            return record, self.task.answers(outputs, queries, batch, self.class_names)
-
-    def look(self, batch: Batch, predicted: Sequence[dict[str, Any]] | None = None) -> Look:
-        """Everything there is to see of a batch; arguments as in `answered`."""
-        record, answers = self.answered(batch, predicted)
+            queries = self.task.answer_queries(self.model, converted, predicted)
+            outputs = self.model(converted.inputs, converted.masks, queries)
+            answers = self._located(self.task.answers(outputs, queries, converted, self.class_names), batch)
         probabilities = self.task.probabilities(record.outputs)
         return Look(
             batch=batch,
@@ -118,6 +111,27 @@ class Observer:
             rollout=rollout_of(record, answers, num_classes=len(self.class_names), alpha=self.alpha),
             relevance=self._relevance(batch, record, answers),
         )
+
+    def _located(self, answers: Sequence[Sequence[Answer]], batch: Batch) -> list[list[Answer]]:
+        """Answers with the boxes of their classes; those classes that truly apply follow the likeliest ones."""
+        outputs = dict.fromkeys(answer.output for row in answers for answer in row if not answer.is_word)
+        found = []
+        for row, boxes in zip(answers, batch.targets.get("boxes", [None] * len(batch)), strict=True):
+            of_label: dict[int, list[Box]] = {}
+            for box in boxes or ():
+                of_label.setdefault(box.label, []).append(box)
+            located = [
+                one if one.label is None else replace(one, boxes=tuple(of_label.get(one.label, ()))) for one in row
+            ]
+            for output in outputs:
+                known = {one.label for one in row if one.output == output}
+                located += [
+                    Answer(self.class_names[label], (label,), output, label=label, boxes=tuple(there))
+                    for label, there in sorted(of_label.items())
+                    if label not in known
+                ]
+            found.append(located)
+        return found
 
     @property
     def module(self) -> nn.Module:
@@ -141,31 +155,8 @@ class Observer:
         most = max(part.shape[1] for part in found)
         return torch.cat([F.pad(part, (0, 0, 0, most - part.shape[1])) for part in found])
 
-    def truth(self, batch: Batch) -> dict[str, Float[Tensor, " cases"]]:
-        """How well maps lie where things truly are, and how much alike those of words are; see `truth`.
-
-        Returns:
-            The scores of rollouts, and as `relevance/…` those of relevance.
-        """
-        record, answers = self.answered(batch)
-        boxes = batch.targets.get("boxes", [None] * len(batch))
-        return joined(self._truth(batch, record, from_output(answers, output), boxes) for output in outputs_of(answers))
-
-    def _truth(
-        self, batch: Batch, record: Capture, answers: list[list[Answer]], boxes: Sequence[Sequence[Box] | None]
-    ) -> dict[str, Float[Tensor, " cases"]]:
-        """The same for the answers of one output."""
-        num_classes, part = len(self.class_names), record.for_output(outputs_of(answers)[0])
-        own = own_answers(record, answers, num_classes)
-        scores = truth_scores(part, boxes, own, num_classes=num_classes, alpha=self.alpha)
-        scores |= overlaps(part, own, alpha=self.alpha)
-        spoken = spoken_of(boxes, answers, num_classes=num_classes)
-        of_relevance = relevance_scores(part, self._relevance(batch, record, spoken), spoken) if any(spoken) else {}
-        return scores | {f"relevance/{name}": cases for name, cases in of_relevance.items()}
-
-    def deletion(self, batch: Batch, *, seed: int) -> Deletion:
+    def deletion(self, look: Look, *, seed: int) -> Deletion:
         """How much more than chance every kind of map marks what matters; see `deletion`."""
-        look = self.look(batch)
         with undisturbed(self.module), self.forward_context():
             return deletion(self.model, look.record, look.maps, look.answers, self.task.probabilities, seed=seed)
 

@@ -5,10 +5,11 @@ energy-based pointing game of Wang et al. 2020, Score-CAM), and the pointing gam
 whether the brightest place lies in one. Deviations: what lies in a box is counted by shares of cells, since a cell may
 be larger than a box; there is no margin around boxes; where several cells are the brightest, the share of them counts.
 
-Each word of which is known what it speaks of is one case: the rollout from it against the boxes of that. With one query
-a class, each class that a sample truly has is one: the rollout from its query against its boxes. Otherwise a sample is
-one: the rollout from the mean of its outputs against all its boxes. A case is left out where nothing can be found: no
-map, or no box on what is real of the input.
+Each word of which it is known what it refers to is one case: the rollout from it against the boxes of that. With one
+query a class, each class that a sample truly has is one: the rollout from its query against its boxes. Otherwise a
+sample is one: the rollout from its outputs against all its boxes. Relevance tells classes apart whether or not the
+decoder has a query for each. A case is left out where nothing can be found: no map, or no box on what is real of the
+input.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,9 +20,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from perceiver.inspection.axes import extent
+from perceiver.inspection.look import Look
 from perceiver.inspection.record import Record
-from perceiver.inspection.rollout import Alpha, readers_of, rollout
-from perceiver.types import Answer, Box, Grid
+from perceiver.types import Box, Grid
 
 TOUCHED = 1e-6
 """Least share of a cell that a box covers where it touches it: less comes from rounding at a common edge."""
@@ -29,129 +30,72 @@ TOUCHED = 1e-6
 
 @dataclass(frozen=True)
 class Case:
-    """One map that is held against boxes: that of some queries for one sample; `kind` of a word, else empty."""
+    """One map that is compared with boxes: that of the answer `slot` of a sample; `kind` of a word, else empty."""
 
     sample: int
-    queries: Sequence[int]
+    slot: int
     boxes: Sequence[Box]
     kind: str = ""
 
 
-def truth_scores(
-    captured: Record,
-    boxes: Sequence[Sequence[Box] | None],
-    answers: Sequence[Sequence[Answer]],
-    *,
-    num_classes: int,
-    alpha: Alpha = 0.5,
-) -> dict[str, Float[Tensor, " cases"]]:
-    """The scores of every case of a captured batch.
-
-    Args:
-        captured: the forward pass.
-        boxes: for each row of the batch where things truly are.
-        answers: for each row what the model said, where that has queries of its own.
-        num_classes: as many queries of the decoder mean that the one of class k has number k; 0 where there are words.
-        alpha: of the rollout.
+def localization(look: Look) -> dict[str, Float[Tensor, " cases"]]:
+    """The scores of every case of a batch, on all its modalities, and how much alike the maps of words are.
 
     Returns:
-        `energy_in_box`, `pointing_game`, and each with `_chance` behind it; of words each with `_<kind>` behind it.
+        Of rollouts `energy_in_box`, `pointing_game`, and each with `_chance` after it; of words each with `_<kind>`
+        after it; of relevance the same as `relevance/…`; and `word_overlap`, see `overlaps`.
     """
-    cases = cases_of(boxes, answers, num_outputs=captured.num_outputs, num_classes=num_classes)
-    of_sample = [[case for case in cases if case.sample == sample] for sample in range(len(boxes))]
-    readers = readers_of([[case.queries for case in row] for row in of_sample], captured.num_outputs)
-    return held_against_boxes(captured, rollout(captured, alpha=alpha, readers=readers).inputs, of_sample)
+    located = [
+        Case(sample, slot, answer.boxes, answer.kind)
+        for sample, row in enumerate(look.answers)
+        for slot, answer in enumerate(row)
+        if answer.boxes
+    ]
+    of_rollout = compared_with_boxes(look.record, look.rollout.inputs, rollout_cases(look, located))
+    of_relevance = compared_with_boxes(look.record, look.relevance, located)
+    return of_rollout | overlaps(look) | {f"relevance/{name}": cases for name, cases in of_relevance.items()}
 
 
-def held_against_boxes(
-    captured: Record, maps: Float[Tensor, "batch slots tokens"], cases: Sequence[Sequence[Case]]
+def rollout_cases(look: Look, located: Sequence[Case]) -> list[Case]:
+    """The cases whose answers have rollouts of their own, and one for each sample whose classes share theirs."""
+    own = [case for case in located if look.answers[case.sample][case.slot] in look.own[case.sample]]
+    boxes = look.batch.targets.get("boxes", [None] * len(look.answers))
+    shared = [
+        Case(sample, slot, boxes[sample])
+        for sample, row in enumerate(look.answers)
+        for slot, answer in enumerate(row)
+        if boxes[sample] and not answer.is_word and answer not in look.own[sample]
+    ]
+    first = {(case.sample, look.answers[case.sample][case.slot].output): case for case in reversed(shared)}
+    return own + sorted(first.values(), key=lambda case: case.sample)
+
+
+def compared_with_boxes(
+    record: Record, maps: Float[Tensor, "batch answers tokens"], cases: Sequence[Case]
 ) -> dict[str, Float[Tensor, " cases"]]:
-    """The scores of maps, for each sample one a case; see `truth_scores`."""
-    mask = captured.token_mask
+    """The scores of the maps of some cases; see `localization`."""
     parts = []
-    for modality, span in captured.spans.items():
+    for modality, span in record.spans.items():
         here = [
-            (replace(case, boxes=boxes), slot)
-            for row in cases
-            for slot, case in enumerate(row)
+            replace(case, boxes=boxes)
+            for case in cases
             if (boxes := [box for box in case.boxes if box.modality == modality])
         ]
         keys = slice(span.start, span.stop)
-        for kind in dict.fromkeys(case.kind for case, _ in here):
-            chosen = [(case, slot) for case, slot in here if case.kind == kind]
-            samples, slots = (
-                torch.tensor(numbers) for numbers in zip(*((case.sample, at) for case, at in chosen), strict=True)
-            )
+        for kind in dict.fromkeys(case.kind for case in here):
+            chosen = [case for case in here if case.kind == kind]
+            samples, slots = torch.tensor([(case.sample, case.slot) for case in chosen]).unbind(dim=1)
             scores = map_scores(
                 maps.cpu()[samples, slots][:, keys],
-                box_coverage([case.boxes for case, _ in chosen], span.grid),
-                None if mask is None else mask.cpu()[samples, keys],
+                box_coverage([case.boxes for case in chosen], span.grid),
+                None if record.token_mask is None else record.token_mask.cpu()[samples, keys],
             )
             parts.append({f"{name}_{kind}".rstrip("_"): values for name, values in scores.items()})
     return joined(parts)
 
 
-def spoken_of(
-    boxes: Sequence[Sequence[Box] | None], answers: Sequence[Sequence[Answer]], *, num_classes: int
-) -> list[list[Answer]]:
-    """For each sample what there is to hold relevance against: words that speak of something, or each class it has.
-
-    Unlike rollout, relevance tells classes apart whether or not the decoder has a query for each.
-    """
-    if _are_words(answers, num_classes):
-        return [[answer for answer in row if answer.boxes] for row in answers]
-    output = next(answer.output for row in answers for answer in row)
-    found = []
-    for row in boxes:
-        labels = sorted({box.label for box in row or ()})
-        of_label = {label: tuple(box for box in row or () if box.label == label) for label in labels}
-        found.append(
-            [Answer(str(label), (label,), output, label=label, boxes=there) for label, there in of_label.items()]
-        )
-    return found
-
-
-def relevance_scores(
-    captured: Record, maps: Float[Tensor, "batch answers tokens"], answers: Sequence[Sequence[Answer]]
-) -> dict[str, Float[Tensor, " cases"]]:
-    """The scores of the relevance of what `spoken_of` found; see `truth_scores`."""
-    cases = [
-        [Case(sample, answer.queries, answer.boxes, answer.kind) for answer in row]
-        for sample, row in enumerate(answers)
-    ]
-    return held_against_boxes(captured, maps, cases)
-
-
-def cases_of(
-    boxes: Sequence[Sequence[Box] | None], answers: Sequence[Sequence[Answer]], *, num_outputs: int, num_classes: int
-) -> list[Case]:
-    """What there is to compare: words with what they speak of; each class that a sample has; or all its boxes."""
-    if _are_words(answers, num_classes):
-        return [
-            Case(sample, answer.queries, answer.boxes, answer.kind)
-            for sample, row in enumerate(answers)
-            for answer in row
-            if answer.boxes
-        ]
-    cases = []
-    for sample, row in enumerate(boxes):
-        true = row or ()
-        if num_outputs == num_classes:
-            labels = sorted({box.label for box in true})
-            cases += [Case(sample, [label], [box for box in true if box.label == label]) for label in labels]
-        elif true:
-            cases.append(Case(sample, range(num_outputs), true))
-    return cases
-
-
-def _are_words(answers: Sequence[Sequence[Answer]], num_classes: int) -> bool:
-    return not num_classes or any(answer.is_word for row in answers for answer in row)
-
-
-def overlaps(
-    captured: Record, answers: Sequence[Sequence[Answer]], *, alpha: Alpha = 0.5
-) -> dict[str, Float[Tensor, " samples"]]:
-    """How much alike the maps of a text's different words are: 0 where no two share a token, 1 where all are the same.
+def overlaps(look: Look) -> dict[str, Float[Tensor, " samples"]]:
+    """How much alike the rollouts of a text's words are: 0 where no two share a token, 1 where all are the same.
 
     The mean over pairs of words of the mass that two maps have in common (1 - total variation). A model that looks at
     the same for every word is found out by it.
@@ -159,13 +103,11 @@ def overlaps(
     Returns:
         `word_overlap`, of each sample with at least two words that have a map; nothing where answers are no words.
     """
-    words = [[answer.queries for answer in row if answer.is_word and answer.queries] for row in answers]
-    if not any(len(row) > 1 for row in words):
-        return {}
-    inputs = rollout(captured, alpha=alpha, readers=readers_of(words, captured.num_outputs)).inputs
     found = []
-    for of_sample in inputs:
-        maps = of_sample[of_sample.sum(dim=-1) > 0]
+    for row, inputs in zip(look.answers, look.rollout.inputs, strict=True):
+        words = [slot for slot, answer in enumerate(row) if answer.is_word]
+        maps = inputs[words]
+        maps = maps[maps.sum(dim=-1) > 0]
         if (count := len(maps)) > 1:
             shares = maps / maps.sum(dim=-1, keepdim=True)
             common = 1 - torch.cdist(shares, shares, p=1) / 2

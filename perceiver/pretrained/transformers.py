@@ -59,9 +59,9 @@ RENAMES = (
 def from_transformers(hf_model: Any) -> Perceiver:
     """A Perceiver with the weights of a Hugging Face image classifier; its one modality is called `image`.
 
-    It takes the images that `hf_model` takes ([batch, channels, height, width], normalised alike) and returns its logits
-    [batch, classes] as the output `logits`. Weights are copies, of the type and on the device of the originals; all are
-    trainable.
+    It takes the images that `hf_model` takes ([batch, channels, height, width], normalised alike) and returns its
+    logits [batch, classes] as the output `logits`. Weights are copies, of the type and on the device of the originals;
+    all are trainable.
 
     Args:
         hf_model: a `PerceiverForImageClassificationFourier`, `…Learned` or `…ConvProcessing`.

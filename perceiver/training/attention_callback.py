@@ -22,7 +22,7 @@ from perceiver.inspection.maps import panels
 from perceiver.inspection.media import Media, samples_of, texts_of
 from perceiver.inspection.rollout import Alpha, check_alpha
 from perceiver.inspection.statistics import drift
-from perceiver.inspection.truth import mean_scores
+from perceiver.inspection.truth import localization, mean_scores
 from perceiver.tasks.base import Task
 from perceiver.training.loggers.base import log_look, log_page
 from perceiver.types import Batch
@@ -132,7 +132,7 @@ class AttentionCallback(Callback):
         look = observer.look(batch)
         scores = look.statistics
         if "boxes" in batch.targets or any(answer.is_word for row in look.answers for answer in row):
-            scores |= mean_scores(observer.truth(part) for part in self._scored(trainer, module))
+            scores |= mean_scores(localization(observer.look(part)) for part in self._scored(trainer, module))
         if not trainer.is_global_zero:
             return
         folder = _folder(trainer)
@@ -168,7 +168,7 @@ class AttentionCallback(Callback):
     def _test(self, trainer: Trainer, module: LightningModule) -> None:
         """The deletion test, and the page with it."""
         observer, step = self._observer(trainer, module), _last_step(trainer)
-        results = [observer.deletion(part, seed=0) for part in self._scored(trainer, module)]
+        results = [observer.deletion(observer.look(part), seed=0) for part in self._scored(trainer, module)]
         if not trainer.is_global_zero or not self._samples:  # without a look there is no page
             return
         scores: dict[str, float] = {}

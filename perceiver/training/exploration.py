@@ -29,7 +29,7 @@ from perceiver.inspection.explorer import (
 from perceiver.inspection.look import Look, Observer, in_parts
 from perceiver.inspection.media import Media, samples_of, texts_of
 from perceiver.inspection.terminal import report
-from perceiver.inspection.truth import mean_scores
+from perceiver.inspection.truth import localization, mean_scores
 from perceiver.training.build import blamed_on
 from perceiver.training.errors import ConfigError, nearest, one_line
 from perceiver.training.finished import Finished, check_data, check_writable, load, located
@@ -271,10 +271,13 @@ def measured(of: Subject, look: Look, tested: Batch) -> dict[str, np.ndarray]:
     arrays |= {"step": np.array(finished.step), "epoch": np.array(finished.epoch)}
     scores = look.statistics
     if len(tested):
-        parts = [part for _, part in in_parts(tested, finished.parts.data.batch_size)]
-        scores |= mean_scores(observer.truth(part) for part in parts)
-        result = together([observer.deletion(part, seed=0) for part in parts])
-        scores |= result.scores
+        found, results = [], []
+        for _, part in in_parts(tested, finished.parts.data.batch_size):
+            seen = look if len(part) == len(look.batch) and part.ids == look.batch.ids else observer.look(part)
+            found.append(localization(seen))
+            results.append(observer.deletion(seen, seed=0))
+        result = together(results)
+        scores |= mean_scores(found) | result.scores
         arrays["deletion"] = np.array(json.dumps(result.summary))
     return scored(arrays, scores)
 
