@@ -10,7 +10,8 @@ Tokens of stems with overlapping fields still carry some of their hidden neighbo
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from math import isfinite
 from typing import Any
 
 import torch
@@ -32,6 +33,10 @@ needs no input, as some words do, tells nothing about maps."""
 LEAST_SAMPLES = 8
 """Of fewer, the standard error is not told: it would be too uncertain itself to judge a map by."""
 RANDOM = "random"
+ERRORS = 2
+"""Standard errors that a mean must be away from zero."""
+TITLES = {"mean_map": "the mean attention of all layers"}
+"""Kind of map -> what it is called in sentences, where that is not its name."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +73,50 @@ class Deletion:
             "num_samples": self.num_samples,
             "fractions": list(FRACTIONS),
             "curves": {name: values.mean(dim=0).tolist() for name, values in self.curves.items() if len(values)},
-            "areas": {
-                name: {"mean": float(values.mean()), "error": _standard_error(values)}
-                for name, values in self.areas.items()
-                if len(values)
-            },
+            "areas": {name: _judged(name, values) for name, values in self.areas.items() if len(values)},
         }
+
+
+def _judged(name: str, areas: Float[Tensor, " samples"]) -> dict[str, Any]:
+    """Mean and standard error of the areas of a map, and what follows from them."""
+    mean, error = float(areas.mean()), _standard_error(areas)
+    return {"mean": mean, "error": error} | asdict(verdict_of(name, mean, error, len(areas)))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the area of a map says about it: as a sign, in a few words, and in a sentence."""
+
+    mark: str
+    brief: str
+    sentence: str
+
+
+def verdict_of(name: str, mean: float, error: float | None, num_samples: int) -> Verdict:
+    """Judge a map by the mean area of the deletion test and its standard error.
+
+    Args:
+        name: of the kind of map.
+        mean: of the area between the random curve and that of the map.
+        error: standard error of the mean; None where too few samples were tested.
+        num_samples: how many were.
+    """
+    title = TITLES.get(name, name)
+    if error is None or not isfinite(mean) or not isfinite(error):
+        sentence = f"Too few samples were tested to judge {title}: do not read the map as an explanation."
+        return Verdict("?", "cannot be judged", sentence)
+    size = f"area {mean:.2f} ± {error:.2f}, {num_samples} samples"
+    marks = f"Hiding what {title} marks hurts the answer"
+    if mean > ERRORS * error:
+        brief = "points at what matters"
+        return Verdict("✓", brief, f"{marks} more than hiding random inputs ({size}): it {brief}.")
+    if mean < -ERRORS * error:
+        brief = "worse than random"
+        follows = f"{brief}, so what it marks is not what matters"
+        return Verdict("✗", brief, f"{marks} less than hiding random inputs ({size}): {follows}.")
+    brief = "no better than random"
+    follows = f"{brief}, so do not read the map as an explanation"
+    return Verdict("≈", brief, f"{marks} as much as hiding random inputs ({size}): {follows}.")
 
 
 def _standard_error(values: Float[Tensor, " samples"]) -> float | None:

@@ -17,6 +17,7 @@ from jaxtyping import Float
 
 from perceiver.inspection.arrays import SCORE, event_paths
 from perceiver.inspection.axes import on_plane
+from perceiver.inspection.colormaps import COLORMAPS, DIFFERENCE, OUTLINE
 from perceiver.inspection.frames import outlines_on
 from perceiver.inspection.packing import packed, pooling
 from perceiver.inspection.page import page_html
@@ -262,7 +263,8 @@ def page_of(
             )
             num_looks += bool(found)
         described.append({"name": name, "events": of_run})
-    return page_html({"title": title, "opens": opens, "runs": described, "samples": list(samples)}, maps)
+    colors = {"colormaps": COLORMAPS, "difference": DIFFERENCE, "outline": OUTLINE}
+    return page_html({"title": title, "opens": opens, "runs": described, "samples": list(samples), **colors}, maps)
 
 
 def events_in(folder: Path, *, num_shown: int = MOST_LOOKS, known: Mapping[int, Event] | None = None) -> list[Event]:

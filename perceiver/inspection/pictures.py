@@ -8,19 +8,14 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-VIRIDIS = (
-    "440154 48186a 472d7b 424086 3b528b 33638d 2c728e 26828e 21918c "
-    "1fa088 28ae80 3fbc73 5ec962 84d44b addc30 d8e219 fde725"
-)
-"""Anchors of the perceptually even, colour-blind-safe map; values between them are interpolated."""
+from perceiver.inspection.colormaps import OUTLINE, colorize
+
 CLIP_QUANTILE = 0.995
 """Weights above this quantile of a sheet share the brightest colour: single spikes would leave the rest black."""
 DYNAMIC_RANGE = 80.0
 """How many dB below the loudest are told apart: in less of the grey ramp, the rest would drown."""
 FLOOR_QUANTILE = 0.01
 """Levels below it are black: noise has deep notches, which say nothing."""
-OUTLINE = "#ff5a4f"
-"""Of boxes: neither viridis nor grey has it. A dark line around it parts it from bright cells for all eyes."""
 
 
 @dataclass(frozen=True)
@@ -33,17 +28,7 @@ class Outline:
     bottom: float
 
 
-def colourize(
-    values: Float[np.ndarray, "rows columns"], low: float, high: float
-) -> UInt8[np.ndarray, "rows columns 3"]:
-    """Viridis over [low, high]."""
-    anchors = np.array([[int(code[i : i + 2], 16) for i in (0, 2, 4)] for code in VIRIDIS.split()], dtype=np.float64)
-    place = np.clip((values - low) / max(high - low, 1e-12), 0, 1) * (len(anchors) - 1)
-    channels = [np.interp(place, np.arange(len(anchors)), anchors[:, channel]) for channel in range(3)]
-    return np.stack(channels, axis=-1).round().astype(np.uint8)
-
-
-def colour_range(values: Float[np.ndarray, "..."]) -> tuple[float, float]:
+def color_range(values: Float[np.ndarray, "..."]) -> tuple[float, float]:
     """What the darkest and the brightest colour stand for."""
     low, high = float(values.min()), float(np.quantile(values, CLIP_QUANTILE, method="higher"))
     return low, high if high > low else float(values.max())
@@ -88,7 +73,7 @@ def overlay(
     strength: float = 0.6,
 ) -> UInt8[np.ndarray, "rows columns 3"]:
     """A picture with a map stretched over it, both in a new size, (width, height)."""
-    colours = Image.fromarray(colourize(values, *colour_range(values))).resize(size, Image.Resampling.NEAREST)
+    colours = Image.fromarray(colorize(values, *color_range(values))).resize(size, Image.Resampling.NEAREST)
     return np.asarray(Image.blend(resized(picture, size), colours, strength))
 
 

@@ -10,7 +10,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from perceiver.inspection.axes import Tick
-from perceiver.inspection.pictures import Outline, colour_range, colourize, outlined, resized
+from perceiver.inspection.colormaps import colorize
+from perceiver.inspection.pictures import Outline, color_range, outlined, resized
 
 TILE, MAX_TILE = 120, 256
 """Width in pixels of a tile: wider than the first only for maps of more columns, up to the second."""
@@ -63,7 +64,7 @@ def contact_sheet(tiles: Sequence[Tile], *, max_columns: int = 8, unit: str = "w
     of row ticks stand at the left of the sheet, once a row.
     """
     maps = [tile.values for tile in tiles if tile.is_map]
-    low, high = colour_range(np.concatenate([values.ravel() for values in maps]))
+    low, high = color_range(np.concatenate([values.ravel() for values in maps]))
     clipped = any(values.max() > high for values in maps)
     num_rows = -(-len(tiles) // max_columns)
     num_columns = -(-len(tiles) // num_rows)
@@ -80,7 +81,7 @@ def contact_sheet(tiles: Sequence[Tile], *, max_columns: int = 8, unit: str = "w
     for row, top in zip(rows, tops, strict=False):
         for column, tile in enumerate(row):
             left = margin + column * (width + GAP)
-            colours = colourize(tile.values, low, high) if tile.is_map else np.asarray(tile.values, dtype=np.uint8)
+            colours = colorize(tile.values, low, high) if tile.is_map else np.asarray(tile.values, dtype=np.uint8)
             title = _shortened(tile.title, title_font, tile.size[0])
             draw.text((left + 1, top), title, fill="black", font=title_font)
             sheet.paste(outlined(resized(colours, tile.size), tile.outlines), (left, top + TITLE_HEIGHT))
@@ -131,7 +132,7 @@ def _draw_bar(
     *,
     height: int,
 ) -> None:
-    ramp = colourize(np.linspace(1, 0, height)[:, None].repeat(10, axis=1), 0, 1)
+    ramp = colorize(np.linspace(1, 0, height)[:, None].repeat(10, axis=1), 0, 1)
     sheet.paste(Image.fromarray(ramp), (left, TITLE_HEIGHT))
     draw.text((left, 0), unit, fill="black", font=font)
     for label, y in zip(labels, (0, height // 2 - 6, height - 13), strict=True):

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from math import isnan
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -29,8 +29,6 @@ BRIGHT = 0.1
 """Share of the cells that are called the brightest."""
 SCORED = re.compile(r"(?P<of>|relevance/)(?P<score>energy_in_box|pointing_game)(?P<kind>|_(?!chance).+)")
 """Names of what `Observer.truth` measures beside chance: of rollouts, and of relevance."""
-ERRORS = 2
-"""Standard errors that a mean must be away from what chance gives."""
 
 
 def report(name: str, look: Look, arrays: Mapping[str, np.ndarray], *, num_tested: int) -> Iterator[RenderableType]:
@@ -162,7 +160,7 @@ def shaded(tokens: Float[np.ndarray, " tokens"], span: Span) -> str:
     return "\n".join("".join(width * SHADES[level] for level in line) for line in levels.round().astype(int))
 
 
-def belief(scores: Mapping[str, float], deletion: Mapping[str, object] | None, num_tested: int) -> Iterator[str]:
+def belief(scores: Mapping[str, float], deletion: Mapping[str, Any] | None, num_tested: int) -> Iterator[str]:
     """How far the maps may be believed, a sentence each.
 
     Args:
@@ -186,16 +184,6 @@ def belief(scores: Mapping[str, float], deletion: Mapping[str, object] | None, n
         yield "no answer lost much when its whole input was hidden: nothing to test maps on"
         return
     yield f"hiding what a map marks, against hiding at random (area between, {deletion['num_samples']} samples):"
-    areas: Mapping[str, Mapping[str, float | None]] = deletion["areas"]  # type: ignore[assignment]
-    for name, area in areas.items():
-        mean, error = area["mean"], area["error"]
-        assert mean is not None
-        size, verdict = f"{mean:+.2f}", "of too few samples to judge"
-        if error is not None and not isnan(error):
-            size, verdict = f"{size} ± {error:.2f}", "hurts no more than chance, so it is no explanation"
-            if abs(mean) > ERRORS * error:
-                verdict = (
-                    "hurts more than chance, so it marks what matters",
-                    "hurts less than chance, so it marks what matters less",
-                )[mean < 0]
-        yield f"  {name.replace('_', ' ')} {size}: {verdict}"
+    for name, area in deletion["areas"].items():
+        error = "" if area["error"] is None else f" ± {area['error']:.2f}"
+        yield f"  {name.replace('_', ' ')} {area['mean']:+.2f}{error}: {area['brief']}"

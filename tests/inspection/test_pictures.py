@@ -6,7 +6,7 @@ from PIL import Image
 from perceiver.inspection.pictures import (
     DYNAMIC_RANGE,
     Outline,
-    colourize,
+    colorize,
     image_picture,
     level_picture,
     outlined,
@@ -18,13 +18,13 @@ from tests.inspection.drawn import BRIGHTEST, LUMINANCE, planted
 
 
 def test_colours_grow_brighter_with_the_weight():
-    luminance = colourize(np.linspace(0, 1, 257)[None], 0.0, 1.0)[0] @ LUMINANCE
+    luminance = colorize(np.linspace(0, 1, 257)[None], 0.0, 1.0)[0] @ LUMINANCE
     assert (np.diff(luminance) > -1).all(), "not darker, but for rounding"
     assert (np.diff(luminance[::16]) > 3).all()
 
 
 def test_colours_are_clipped_at_both_ends_of_the_scale():
-    darkest, brightest, *beyond = colourize(np.array([[2.0, 3.0, -9.0, 9.0]]), 2.0, 3.0)[0]
+    darkest, brightest, *beyond = colorize(np.array([[2.0, 3.0, -9.0, 9.0]]), 2.0, 3.0)[0]
     assert (beyond[0] == darkest).all()
     assert (beyond[1] == brightest).all()
     assert tuple(brightest) == BRIGHTEST

@@ -1,31 +1,9 @@
 // How far the maps may be believed: the deletion test, and scores against chance, each in a plain sentence.
 
-const ERRORS = 2; // standard errors that a mean must be away from zero
 const NAMES = { mean_map: "the mean attention of all layers" };
 const CURVE_NAMES = { random: "random inputs", mean_map: "mean map" };
 const CURVE_STYLES = { rollout: "run0", relevance: "run1", mean_map: "run2", random: "random" };
 const titleOf = (method) => NAMES[method] ?? method;
-
-// {short, sentence, mark} of one method.
-function verdict(method, { mean, error }, count) {
-  const title = titleOf(method);
-  if (!Number.isFinite(mean) || !Number.isFinite(error)) {
-    const sentence = `Too few samples were tested to judge ${title}: do not read the map as an explanation.`;
-    return { mark: "?", brief: "cannot be judged", sentence };
-  }
-  const size = `area ${mean.toFixed(2)} ± ${error.toFixed(2)}, ${counted(count, "sample")}`;
-  const said = (how, so) => `Hiding what ${title} marks hurts the answer ${how} hiding random inputs (${size}): ${so}.`;
-  if (mean > ERRORS * error) {
-    const brief = "points at what matters";
-    return { mark: "✓", brief, sentence: said("more than", `it ${brief}`) };
-  }
-  if (mean < -ERRORS * error) {
-    const brief = "worse than random";
-    return { mark: "✗", brief, sentence: said("less than", `${brief}, so what it marks is not what matters`) };
-  }
-  const brief = "no better than random";
-  return { mark: "≈", brief, sentence: said("as much as", `${brief}, so do not read the map as an explanation`) };
-}
 
 const testName = (method) => (method === "map" ? "mean_map" : method);
 
@@ -43,7 +21,7 @@ function verdictOf({ method, latent, head, layer }) {
   }
   const area = event.deletion?.num_samples ? event.deletion.areas[testName(method)] : null;
   if (!area) return ["Whether the answer depends on what is marked was not measured here. ", more];
-  const { mark, sentence } = verdict(testName(method), area, event.deletion.num_samples);
+  const { mark, sentence } = area;
   return [element("span", { class: "badge", "aria-hidden": "true" }, mark), ` ${sentence} `, more];
 }
 
@@ -55,21 +33,20 @@ function renderBelief() {
   });
 }
 
-function measured({ num_samples: count, fractions, curves, areas }) {
+function measured({ fractions, curves, areas }) {
   const series = Object.entries(curves).map(([name, curve]) => ({
     name: CURVE_NAMES[name] ?? name,
     points: curve.map((left, i) => [fractions[i], left]).filter(([, left]) => left !== null),
     style: CURVE_STYLES[name] ?? "run3",
   }));
-  const judged = Object.entries(areas).map(([method, area]) => ({ method, area, ...verdict(method, area, count) }));
-  const rows = judged.map(({ method, area, mark, brief }) =>
+  const rows = Object.entries(areas).map(([method, area]) =>
     element(
       "tr",
       {},
       element("th", { scope: "row" }, titleOf(method)),
       element("td", {}, signed(area.mean)),
       element("td", {}, `± ${short(area.error, 2)}`),
-      element("td", { class: "words" }, `${mark} ${brief}`),
+      element("td", { class: "words" }, `${area.mark} ${area.brief}`),
     ),
   );
   const heads = ["map", "area", "error", "verdict"].map((name, i) =>
@@ -89,7 +66,7 @@ function measured({ num_samples: count, fractions, curves, areas }) {
     description: "What is left of the answer's probability as inputs are hidden",
     percentX: true,
   });
-  const sentences = judged.map(({ mark, sentence }) =>
+  const sentences = Object.values(areas).map(({ mark, sentence }) =>
     element("li", {}, element("span", { class: "badge", "aria-hidden": "true" }, mark), ` ${sentence}`),
   );
   return [

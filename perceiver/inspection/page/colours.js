@@ -1,18 +1,8 @@
 // Colour maps, and where on them a value lies.
 
-// Anchors of perceptually even maps at even distances; what lies between them is interpolated.
-const ANCHORS = {
-  viridis:
-    "440154 48186a 472d7b 424086 3b528b 33638d 2c728e 26818e 21908c 1f9f88 28ae80 3ebc74 5dc963 82d34c abdc32 d5e21a fde725",
-  cividis:
-    "00224e 002e6a 1a386f 32436d 434e6c 52596d 61656f 6f7073 7c7b78 8b8778 9b9376 aba072 bbad6c ccba64 ddc958 efd748 fee838",
-  magma:
-    "000004 0a0822 1d1146 36106a 50127c 691c81 822681 9c2e7f b63779 cf4170 e65163 f5695c fb8761 fea571 fec387 fde0a2 fcfdbf",
-  gray: "000000 ffffff",
-  // Blue, white, orange: told apart by those who do not see red and green as two.
-  difference: "053a72 1b5fa0 4a8bc2 8ab6db c3dbee f7f7f7 fbdcb4 f5b469 e08a2b b45f06 7f3b08",
-};
-const COLOURS = ["viridis", "cividis", "magma", "gray"];
+// Anchors at even distances, as Python has them; what lies between them is interpolated.
+const ANCHORS = { ...page.colormaps, difference: page.difference };
+const COLOURS = Object.keys(page.colormaps);
 const STEPS = 256;
 const DECADES = 3;
 const palettes = new Map();

@@ -1,6 +1,6 @@
 // Everything that is painted on a canvas: maps, pictures, boxes, marks and colour bars.
 
-const MARK = "#ff5a4f"; // a colour that none of the maps has
+const MARK = page.outline; // a colour that none of the maps has
 const SCRATCH = document.createElement("canvas");
 let scratchPixels = null;
 const LABEL_WIDTH = 0.18; // of a number at a colour bar, as a share of the bar
