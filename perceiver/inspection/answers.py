@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from perceiver.inspection.record import Record
+from perceiver.inspection.relevance import relevance
 from perceiver.inspection.rollout import Alpha, Rollout, readers_of, rollout
 from perceiver.types import Answer
 
@@ -51,7 +52,7 @@ def rollout_of(record: Record, answers: Answers, *, num_classes: int, alpha: Alp
     """The rollout from each answer; readers are answers."""
     outputs = outputs_of(answers)
     if len(outputs) <= 1:
-        part = record.for_output(outputs[0]) if outputs else record
+        part = record.for_output(outputs[0]) if outputs else record.parts[0]
         return rollout(part, alpha=alpha, readers=answer_readers(part, answers, num_classes))
     found = {}
     for output in outputs:
@@ -66,6 +67,19 @@ def rollout_of(record: Record, answers: Answers, *, num_classes: int, alpha: Alp
             for name in names
         },
     )
+
+
+def relevance_of(
+    record: Record, logits: Mapping[str, Float[Tensor, "batch *places answers"]], answers: Answers
+) -> Float[Tensor, "batch answers tokens"]:
+    """The relevance of each token for the logits of each answer; see `relevance`."""
+    outputs = outputs_of(answers)
+    if len(outputs) <= 1:
+        return relevance(record.for_output(outputs[0]) if outputs else record, said(logits, answers))
+    found = {
+        output: relevance(record.for_output(output), said(logits, from_output(answers, output))) for output in outputs
+    }
+    return _placed(found, answers)
 
 
 def _placed(

@@ -139,11 +139,11 @@ def _boxes(arrays: Arrays, row: int, answer: Mapping[str, Any]) -> dict[str, lis
 
 
 def _layers(arrays: Arrays, row: int, num_answers: int, most_values: float) -> list[dict[str, Any]]:
-    """The layers that read the tokens, of each decoder by itself where the outputs read them."""
+    """The layers that read the tokens: of each decoder, and role, by itself, since their queries are not the same."""
     names = [key.removesuffix("/latents") for key in arrays if key.endswith("/latents")]
     groups: dict[str, list[str]] = {}
     for name in names:
-        groups.setdefault(name.rpartition("/")[0], []).append(name)
+        groups.setdefault(name.rstrip("0123456789"), []).append(name)
     return [
         layer
         for group in groups.values()

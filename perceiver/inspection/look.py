@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perceiver.inspection.answers import Weighed, own_answers, rollout_of, said, shares_of
+from perceiver.inspection.answers import Weighed, own_answers, relevance_of, rollout_of, said, shares_of
 from perceiver.inspection.capture import Capture, Explainable, capture, undisturbed
 from perceiver.inspection.deletion import Deletion, deletion
 from perceiver.inspection.rollout import Alpha, Rollout, even_share
@@ -62,11 +62,16 @@ class Look:
 
     @property
     def maps(self) -> dict[str, Float[Tensor, "batch answers tokens"]]:
-        """Kind of map -> how much it marks each token for each answer; the mean map is the same for all."""
+        """Kind of map -> how much it marks each token for each answer.
+
+        The mean map is the same for all, and missing where nothing but tokens reads the tokens.
+        """
+        maps = {"relevance": self.relevance, "rollout": self.rollout.inputs}
         layers = [self.record.layers[name] for name in self.record.readers]
-        mean = torch.stack([layer.through(even_share(layer)) for layer in layers]).mean(dim=0)
-        mean_map = mean.expand(-1, self.relevance.shape[1], -1)
-        return {"relevance": self.relevance, "rollout": self.rollout.inputs, "mean_map": mean_map}
+        if layers:
+            mean = torch.stack([layer.through(even_share(layer)) for layer in layers]).mean(dim=0)
+            maps["mean_map"] = mean.expand(-1, self.relevance.shape[1], -1)
+        return maps
 
 
 @dataclass(frozen=True)
@@ -151,7 +156,7 @@ class Observer:
                 queries = {name: ids[rows] for name, ids in record.queries.items()}
                 outputs = self.model(self.converted(part.inputs), part.masks, queries)
                 logits = {name: values.float() for name, values in outputs.items()}
-                found.append(again.relevance(said(logits, answers[rows])))
+                found.append(relevance_of(again, logits, answers[rows]))
         most = max(part.shape[1] for part in found)
         return torch.cat([F.pad(part, (0, 0, 0, most - part.shape[1])) for part in found])
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -106,7 +107,8 @@ class _Sheets:
     def by_words(self) -> list[Image.Image]:
         """A strip for each row: each modality's input, then what each word depended on, with its true place."""
         strips = []
-        for row, of_words in enumerate(self.look.relevant):
+        for row, weighed in enumerate(self.look.relevant):
+            of_words = [(answer, weights) for answer, weights in weighed if answer.is_word]
             tiles: list[Tile] = []
             for modality, span in self.spans.items():
                 frame = self.frames[modality]
@@ -132,13 +134,16 @@ class _Sheets:
             total = torch.stack([inputs * len(answer.queries) for answer, inputs in words]).sum(dim=0)
             found.append((replace(words[0][0], name="caption"), shares_of(total)))
         if not found:
-            inputs = (
-                maps[0][1]
-                if maps
-                else rollout(look.record, alpha=look.alpha, readers=mean_reader(look.record)).inputs[row, 0]
-            )
+            inputs = maps[0][1] if maps else self._from_all_outputs[row]
             found.append((Answer("output", (), maps[0][0].output if maps else ""), shares_of(inputs)))
         return found
+
+    @cached_property
+    def _from_all_outputs(self) -> Float[Tensor, "batch tokens"]:
+        """The rollout from the mean of all that there is to say."""
+        alpha, parts = self.look.alpha, self.look.record.parts
+        found = [rollout(part, alpha=alpha, readers=mean_reader(part)).inputs[:, 0] for part in parts]
+        return torch.stack(found).mean(dim=0)
 
     def _boxes_in(self, modality: str, row: int) -> list[Box]:
         boxes = self.look.batch.targets.get("boxes", [None] * self.look.record.num_rows)

@@ -6,6 +6,7 @@ read 50,176 tokens, would be 98 MiB a head, sample and cross-attend.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -105,15 +106,20 @@ class Record:
         self.queries: Mapping[str, Tensor] = {}
         self.outputs: dict[str, Tensor] = {}
 
-    def for_output(self, output: str) -> "Record":
+    def for_output(self, output: str) -> Self:
         """The same forward pass as far as one output depends on it: without the layers of other decoders."""
         decoder, _, _ = output.rpartition("/")
-        part = Record()
+        part = type(self)()
         part.layers = {
             name: layer for name, layer in self.layers.items() if layer.role.decoder in (None, decoder or None)
         }
         part.tokens, part.queries, part.outputs = self.tokens, self.queries, self.outputs
         return part
+
+    @property
+    def parts(self) -> list[Self]:
+        """The forward pass as each output depends on it; see `for_output`."""
+        return [self.for_output(output) for output in self.outputs] or [self]
 
     @property
     def spans(self) -> dict[str, Span]:
@@ -156,7 +162,8 @@ class Record:
 
     @property
     def num_rows(self) -> int:
-        return next(iter(self.layers.values())).num_rows
+        assert self.tokens is not None
+        return len(self.tokens.values)
 
     @property
     def num_outputs(self) -> int:

@@ -33,6 +33,7 @@ def relevance(record: Record, scores: Float[Tensor, "batch readers"]) -> Float[T
     Args:
         record: the forward pass, captured with gradients.
         scores: what is explained: differentiable scores, such as logits, that each sample has of itself alone.
+            All are of one output.
 
     Raises:
         ValueError: the forward pass was captured without gradients, or the scores do not depend on it.
@@ -46,11 +47,10 @@ def relevance(record: Record, scores: Float[Tensor, "batch readers"]) -> Float[T
     found = []
     with torch.autocast(scores.device.type, enabled=False):
         for reader in range(scores.shape[1]):
-            gradients = torch.autograd.grad(
-                scores[:, reader].sum(), list(outs.values()), retain_graph=True, allow_unused=True
-            )
+            score, read = scores[:, reader].sum(), list(outs.values())  # nothing, for a mean over the tokens themselves
+            gradients = torch.autograd.grad(score, read, retain_graph=True, allow_unused=True) if read else ()
             by_name: Gradients = dict(zip(outs, gradients, strict=True))
-            if all(gradient is None for gradient in gradients):
+            if outs and all(gradient is None for gradient in gradients):
                 raise ValueError(NEEDS)
             found.append(_followed_back(record, by_name))
     return torch.stack(found, dim=1)
@@ -59,8 +59,9 @@ def relevance(record: Record, scores: Float[Tensor, "batch readers"]) -> Float[T
 def _followed_back(record: Record, gradients: Gradients) -> Float[Tensor, "batch tokens"]:
     """The row of one score for each sample, from its queries to the tokens."""
     shares: dict[str, Tensor] = {}
-    if decoders := record.decoders:
-        shares[OUTPUTS] = _asked_by(gradients[decoders[-1]], record.layers[decoders[-1]])
+    of_decoders = [gradients[name] for name in record.decoders]
+    if asked := [gradient for gradient in of_decoders if gradient is not None]:
+        shares[OUTPUTS] = _asked_by(asked[-1])
     else:
         shares[record.memory] = even_memory(record)[:, 0]  # the mean over it gives the scores
     for name, layer in reversed(record.layers.items()):
@@ -72,10 +73,8 @@ def _followed_back(record: Record, gradients: Gradients) -> Float[Tensor, "batch
     return shares[TOKENS]
 
 
-def _asked_by(gradient: Tensor | None, layer: Layer) -> Float[Tensor, "batch queries"]:
-    """Which queries a score is read from: those of the last reading of the latents that change it."""
-    if gradient is None:
-        return layer.q.new_zeros(layer.num_rows, layer.num_queries, dtype=torch.float32)
+def _asked_by(gradient: Float[Tensor, "batch heads queries v_dim"]) -> Float[Tensor, "batch queries"]:
+    """Which queries a score is read from: those of the last reading of the memory that change it."""
     return (gradient != 0).any(dim=-1).any(dim=1).float()
 
 

@@ -32,7 +32,7 @@ Alpha: TypeAlias = float | Literal["norm"]
 
 @dataclass(frozen=True)
 class Rollout:
-    """Where outputs get their information from; `inputs` sums with `residual` to one.
+    """Where outputs get their information from; `inputs` sums with `residual` to one, to zero where there is neither.
 
     Attributes:
         inputs: share of each input token.

@@ -72,8 +72,7 @@ def statistics(record: Record, *, alpha: Alpha = 0.5) -> dict[str, float]:
 
 def _incoming(record: Record, alpha: Alpha) -> dict[str, Float[Tensor, "batch latents"]]:
     """For each layer that reads the tokens, the share that comes in by each latent; the mean over all outputs."""
-    records = [record.for_output(output) for output in record.outputs] or [record]
-    rollouts = [rollout(part, alpha=alpha, readers=mean_reader(part)).latents for part in records]
+    rollouts = [rollout(part, alpha=alpha, readers=mean_reader(part)).latents for part in record.parts]
     names = [name for name in record.readers if record.layers[name].role.queries == LATENTS]
     return {name: torch.stack([part[name][:, 0] for part in rollouts]).mean(dim=0) for name in names}
 

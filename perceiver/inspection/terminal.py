@@ -58,14 +58,16 @@ def statistics_table(title: str, scores: Mapping[str, float]) -> Table:
     for key, value in scores.items():
         kind, _, rest = key.partition("/")
         if kind == "stat":
-            layer, _, statistic = rest.partition("/")
+            layer, _, statistic = rest.rpartition("/")
             found.setdefault(layer, {})[statistic] = value
     columns = list(dict.fromkeys(statistic for of_layer in found.values() for statistic in of_layer))
     table = _table("layer", title=title, gap=1 if len(columns) <= FEW_COLUMNS else 0)
     for column in columns:
         table.add_column(column.replace("_", "\n"), justify="right", overflow="fold", min_width=len("0.000"))
     for layer, values in found.items():
-        table.add_row(layer, *(f"{values[column]:.3f}" if column in values else "" for column in columns))
+        table.add_row(
+            layer.replace("/", "/\n"), *(f"{values[column]:.3f}" if column in values else "" for column in columns)
+        )
     return table
 
 

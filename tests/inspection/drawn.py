@@ -6,9 +6,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from perceiver.decoders.base import LOGITS
+from perceiver.inspection.answers import own_answers, rollout_of
 from perceiver.inspection.capture import Capture
+from perceiver.inspection.look import Look
 from perceiver.inspection.sheets import GAP, TILE, TITLE_HEIGHT, Tile, tile_size
-from perceiver.types import Answer, Picture, Span
+from perceiver.types import Answer, Batch, Picture, Span
 from tests.inspection.models import captured_with, grid, images_of, layer
 
 LUMINANCE = np.array([0.299, 0.587, 0.114])
@@ -64,7 +67,39 @@ def capture_of_places(places: list[int], batch: int = 2) -> Capture:
 
 
 def of_class(name: str, label: int) -> Answer:
-    return Answer(name, (label,), label=label)
+    return Answer(name, (label,), LOGITS, label=label)
+
+
+def look_of(
+    captured: Capture,
+    answers: list[list[Answer]] | None = None,
+    *,
+    own: bool = True,
+    relevance: torch.Tensor | None = None,
+    boxes: list | None = None,
+) -> Look:
+    """A look at what was captured.
+
+    Args:
+        captured: the attention.
+        answers: what was said; nothing unless told otherwise.
+        own: whether classes have queries of their own.
+        relevance: [batch, answers, tokens]; that of the rollout unless told otherwise.
+        boxes: of the samples.
+    """
+    answers = [[] for _ in range(captured.num_rows)] if answers is None else answers
+    num_classes = captured.num_outputs if own else 0
+    found = rollout_of(captured, answers, num_classes=num_classes, alpha=0.5)
+    return Look(
+        batch=Batch({}, {} if boxes is None else {"boxes": boxes}, [f"s/{row}" for row in range(len(answers))]),
+        record=captured,
+        answers=answers,
+        own=own_answers(captured, answers, num_classes),
+        probability=torch.ones(found.residual.shape),
+        alpha=0.5,
+        rollout=found,
+        relevance=found.inputs if relevance is None else relevance,
+    )
 
 
 def tiles_of(sheet: Image.Image, count: int, row: int = 0) -> list[np.ndarray]:

@@ -9,12 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from perceiver import Perceiver
+from perceiver.decoders.joint import JointDecoder
 from perceiver.decoders.text import TextDecoder
 from perceiver.inspection.arrays import event_arrays, scored
+from perceiver.inspection.capture import Explainable
 from perceiver.inspection.look import Look, Observer
 from perceiver.inspection.rollout import Alpha
 from perceiver.tasks.classification import Classification
+from perceiver.tasks.joint import JointTask
 from perceiver.types import Batch
 from tests.inspection.models import captioning, captions, perceiver
 from tests.models import NUM_CLASSES, audio_encoder, image_encoder
@@ -33,15 +35,23 @@ def labelled(inputs: dict[str, Tensor], masks: dict[str, Tensor] | None = None, 
     )
 
 
-def observer(model: Perceiver, *, alpha: Alpha = 0.5, class_names: Sequence[str] = CLASS_NAMES) -> Observer:
-    if isinstance(model.decoder, TextDecoder):
+def classification(num_classes: int = NUM_CLASSES, **options) -> Classification:
+    return Classification(num_classes=num_classes, label_smoothing=0.0, mixup=0.0, cutmix=0.0, **options)
+
+
+def observer(model: Explainable, *, alpha: Alpha = 0.5, class_names: Sequence[str] = CLASS_NAMES) -> Observer:
+    decoder = getattr(model, "decoder", None)
+    if isinstance(decoder, TextDecoder):
         return Observer(model=model, task=captioning(), class_names=[], alpha=alpha)
-    task = Classification(num_classes=len(class_names), label_smoothing=0.0, mixup=0.0, cutmix=0.0)
+    task = classification(len(class_names))
+    if isinstance(decoder, JointDecoder):
+        parts = {"label": classification(output="label/logits"), "caption": captioning(output="caption/logits")}
+        task = JointTask(tasks={name: parts[name] for name in decoder.decoders}, monitor="loss")
     return Observer(model=model, task=task, class_names=class_names, alpha=alpha)
 
 
 def seen(
-    model: Perceiver,
+    model: Explainable,
     inputs: dict[str, Tensor],
     masks: dict[str, Tensor] | None = None,
     *,
@@ -49,7 +59,7 @@ def seen(
     **targets,
 ) -> Look:
     """A look at what `model` says of some inputs: words of a text decoder, classes of any other."""
-    if not isinstance(model.decoder, TextDecoder):
+    if not isinstance(getattr(model, "decoder", None), TextDecoder):
         return observer(model, alpha=alpha).look(labelled(inputs, masks, **targets))
     batch = captions(inputs, **targets)
     batch.masks = masks or {}

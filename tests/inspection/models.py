@@ -3,27 +3,36 @@
 from collections.abc import Sequence
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from perceiver import Perceiver
 from perceiver.attention import Attention, BlockSpec
+from perceiver.decoders.base import LOGITS, Decoder
+from perceiver.decoders.joint import JointDecoder
 from perceiver.decoders.pooled import PooledDecoder
 from perceiver.decoders.queries import QueryDecoder
 from perceiver.decoders.text import TextDecoder
+from perceiver.encoders.base import Encoder
 from perceiver.inspection.capture import Capture, capture
-from perceiver.inspection.record import Layer, Role
-from perceiver.latents import LatentArray, Schedule
+from perceiver.inspection.record import Layer
+from perceiver.latents import Schedule
+from perceiver.mechanisms.base import CROSS, DECODE, SELF, KeyMask, Residual, Role
+from perceiver.mechanisms.scaled_dot_product import ScaledDotProduct
+from perceiver.queries.learned import Learned
+from perceiver.queries.text import Text
 from perceiver.tasks.captioning import Captioning
 from perceiver.tasks.generation import BeamSearch, Generation
 from perceiver.tokenizer import SPECIAL, WordTokenizer, words_in
-from perceiver.types import Axis, Batch, Box, Grid, JoinedTokens, Mention, Picture, Span
-from tests.models import DIM, NUM_CLASSES, PERCEIVER_IO, small_inputs, small_perceiver
+from perceiver.types import Axis, Batch, Box, Grid, JoinedTokens, Mention, Picture, Span, Tokens
+from tests.models import DIM, NUM_CLASSES, PERCEIVER_IO, direct, latents, small_inputs, small_perceiver
 
 VOCAB_SIZE, MAX_LENGTH, NUM_WORDS = 31, 13, 7
 TEXT = "there is a small red circle and two large blue squares , one of them left of the green star ."
 CROSS_HEADS = BlockSpec(num_heads=3, qk_dim=3 * 5, v_dim=3 * 7)
 DECODE_HEADS = BlockSpec(num_heads=5, qk_dim=5 * 2, v_dim=5 * 3)
 WORD_HEADS = BlockSpec(num_heads=2, qk_dim=2 * 3, v_dim=2 * 5)
+ROLES = {role.name: role for role in (CROSS, SELF, DECODE)}
 
 
 def perceiver(**overrides) -> Perceiver:
@@ -33,8 +42,8 @@ def perceiver(**overrides) -> Perceiver:
 
 def perceiver_io(**overrides) -> Perceiver:
     """One cross-attend; each class asks for itself."""
-    decoder = QueryDecoder(dim=DIM, num_classes=NUM_CLASSES, query_dim=13, attention=DECODE_HEADS, query_per_class=True)
-    return perceiver(**({"schedule": Schedule(num_self_attends=2, **PERCEIVER_IO), "decoder": decoder} | overrides))
+    schedule = Schedule(num_self_attends=2, **PERCEIVER_IO)
+    return perceiver(**({"schedule": schedule, "decoder": query_decoder()} | overrides))
 
 
 def perceiver_text(num_layers: int = 2, **overrides) -> Perceiver:
@@ -42,25 +51,100 @@ def perceiver_text(num_layers: int = 2, **overrides) -> Perceiver:
     return perceiver_io(decoder=text_decoder(num_layers), **overrides)
 
 
-def reader_of_tokens() -> nn.ModuleList:
-    """A latent array that reads tokens [_, _, 23] as they are, with no places, and a decoder that pools."""
-    latents = LatentArray(
-        num_latents=11,
-        dim=17,
-        input_dim=23,
-        cross_attention=BlockSpec(num_heads=1),
-        self_attention=BlockSpec(num_heads=1),
-        schedule=Schedule(num_cross_attends=2, num_blocks=2, num_self_attends=1),
+def perceiver_joint(*names: str, **overrides) -> Perceiver:
+    """Classes that ask for themselves, and words; `names` tell another order."""
+    decoders = {"label": query_decoder(), "caption": text_decoder()}
+    joint = JointDecoder(decoders={name: decoders[name] for name in names or decoders})
+    return perceiver_io(decoder=joint, **overrides)
+
+
+def direct_text(**overrides) -> Perceiver:
+    """Without latents: words read the tokens, which read each other."""
+    return perceiver_text(memory=direct(), **overrides)
+
+
+class AsTheyAre(Encoder):
+    """Tokens [_, _, dim], with no places."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, raw: Tensor, mask: Tensor | None = None) -> Tokens:
+        length = raw.shape[1]
+        return Tokens(raw, mask, Grid((length,), (Axis("time", "s", 0.0, 0.1 * length),)))
+
+    def example_input(self) -> Tensor:
+        return torch.rand(2, 3, self.dim)
+
+
+def reader_of_tokens(decoder: Decoder | None = None) -> Perceiver:
+    """Latents that read `tokens` [_, _, 23] as they are, and a decoder that pools unless told otherwise."""
+    return Perceiver(
+        encoders={"tokens": AsTheyAre(23)},
+        memory=latents(
+            cross_attention=BlockSpec(num_heads=1),
+            self_attention=BlockSpec(num_heads=1),
+            schedule=Schedule(num_cross_attends=2, num_blocks=2, num_self_attends=1),
+        ),
+        decoder=decoder or PooledDecoder(dim=DIM, num_classes=NUM_CLASSES),
     )
-    return nn.ModuleList([latents, PooledDecoder(dim=17, num_classes=5)])
+
+
+class Joined(nn.Module):
+    """The tokens of one modality as all there are."""
+
+    def forward(self, name: str, tokens: Tokens) -> JoinedTokens:
+        return JoinedTokens(tokens.values, tokens.mask, {name: Span(0, tokens.values.shape[1], tokens.grid)})
+
+
+class Asking(nn.Module):
+    """Attention with two heads whose queries and keys are not projected."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.mechanism = ScaledDotProduct(role=Role("ask", "outputs", "tokens"))
+        self.value = nn.Linear(dim, dim)
+        self.residual = Residual()
+
+    def forward(self, queries: Tensor, tokens: Tensor, mask: KeyMask | None) -> Tensor:
+        by_head = [
+            rearrange(x, "batch length (heads dim) -> batch heads length dim", heads=2)
+            for x in (queries, tokens, self.value(tokens))
+        ]
+        return self.residual(queries, rearrange(self.mechanism(*by_head, mask), "b heads n dim -> b n (heads dim)"))
+
+
+class Foreign(nn.Module):
+    """A model that shares nothing with a Perceiver but the contract: each class asks the tokens [_, _, 22], twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoders = nn.ModuleDict({"signal": AsTheyAre(22)})
+        self.joined = Joined()
+        self.queries = nn.Parameter(3 * torch.randn(NUM_CLASSES, 22))
+        self.layers = nn.ModuleList(Asking(22) for _ in range(2))
+
+    def forward(self, inputs, masks=None, queries=None) -> dict[str, Tensor]:
+        (name,) = inputs
+        return self.forward_tokens(self.joined(name, self.encoders[name](inputs[name], (masks or {}).get(name))))
+
+    def forward_tokens(self, tokens: JoinedTokens, queries=None) -> dict[str, Tensor]:
+        asked = self.queries.expand(len(tokens.values), -1, -1)
+        for layer in self.layers:
+            asked = layer(asked, tokens.values, tokens.mask)
+        return {LOGITS: asked.sum(dim=-1)}
+
+
+def query_decoder(num_queries: int = NUM_CLASSES) -> QueryDecoder:
+    queries = Learned(num_queries=num_queries, dim=13)
+    return QueryDecoder(dim=DIM, num_classes=NUM_CLASSES, queries=queries, attention=DECODE_HEADS)
 
 
 def text_decoder(num_layers: int = 2) -> TextDecoder:
     return TextDecoder(
         dim=DIM,
-        vocab_size=VOCAB_SIZE,
-        max_length=MAX_LENGTH,
-        word_dim=19,
+        queries=Text(vocab_size=VOCAB_SIZE, max_length=MAX_LENGTH, dim=19),
         num_layers=num_layers,
         self_attention=WORD_HEADS,
         cross_attention=DECODE_HEADS,
@@ -73,7 +157,7 @@ def perceiver_pooled_io() -> Perceiver:
     return perceiver_io(decoder=PooledDecoder(dim=DIM, num_classes=NUM_CLASSES))
 
 
-def captioning(generation: Generation | None = None) -> Captioning:
+def captioning(generation: Generation | None = None, **options) -> Captioning:
     """A task of few words, that chooses the likeliest unless told otherwise."""
     tokenizer = WordTokenizer(vocab_size=VOCAB_SIZE, max_length=MAX_LENGTH, lowercase=True, min_frequency=1)
     tokenizer.train([TEXT])
@@ -83,6 +167,7 @@ def captioning(generation: Generation | None = None) -> Captioning:
         captions_per_sample=1,
         monitor="loss",
         generation=generation or beams(1),
+        **options,
     )
 
 
@@ -139,6 +224,11 @@ def some_words(batch: int = 3) -> Tensor:
     return torch.randint(len(SPECIAL), VOCAB_SIZE, (batch, NUM_WORDS), generator=torch.Generator().manual_seed(1))
 
 
+def asked(model: nn.Module, ids: Tensor) -> dict[str, Tensor]:
+    """The queries with which a model that writes is asked for these ids; none for any other."""
+    return dict.fromkeys(model.decoder.needs_target_tokens, ids)
+
+
 def look(
     model: Perceiver,
     inputs: dict[str, Tensor] | None = None,
@@ -147,34 +237,35 @@ def look(
 ) -> Capture:
     """What `model` attends to; `words` are what a text decoder is asked with, some unless told otherwise."""
     inputs = small_inputs() if inputs is None else inputs
-    if words is None and isinstance(model.decoder, TextDecoder):
-        words = some_words(len(next(iter(inputs.values()))))
+    words = some_words(len(next(iter(inputs.values())))) if words is None else words
     with capture(model) as captured:
-        model(inputs, masks, *([] if words is None else [words]))
+        model(inputs, masks, asked(model, words))
     return captured
 
 
-def some_scores(outputs: Tensor) -> Tensor:
+def some_scores(outputs: dict[str, Tensor]) -> Tensor:
     """Two scores of each sample: of classes, or of words, the first of which has two ids."""
-    if outputs.ndim == 2:
-        return outputs[:, [3, 7]]
-    return torch.stack([outputs[:, 1, 11] + outputs[:, 2, 5], outputs[:, 5, 13]], dim=1)
+    (logits,) = outputs.values()
+    if logits.ndim == 2:
+        return logits[:, [3, 7]]
+    return torch.stack([logits[:, 1, 11] + logits[:, 2, 5], logits[:, 5, 13]], dim=1)
 
 
 def look_with_relevance(
     model: Perceiver, inputs: dict[str, Tensor], masks: dict[str, Tensor] | None = None
 ) -> tuple[Capture, Tensor]:
     """What `model` attends to, and how much `some_scores` hang on each token."""
-    words = [some_words(len(next(iter(inputs.values()))))] if isinstance(model.decoder, TextDecoder) else []
+    words = some_words(len(next(iter(inputs.values()))))
     with capture(model, gradients=True) as captured:
-        outputs = model(inputs, masks, *words)
+        outputs = model(inputs, masks, asked(model, words))
         return captured, captured.relevance(some_scores(outputs))
 
 
-def layer(role: Role, weights: Tensor) -> Layer:
+def layer(role: str, weights: Tensor, mask: KeyMask | None = None) -> Layer:
     """A layer that has exactly these weights, [batch, heads, queries, keys], as long as their rows sum to one."""
     keys = torch.eye(weights.shape[-1]).expand(*weights.shape[:2], -1, -1)
-    return Layer(role, weights.clamp_min(1e-30).log() * weights.shape[-1] ** 0.5, keys, mask=None, causal=False)
+    queries = weights.clamp_min(1e-30).log() * weights.shape[-1] ** 0.5
+    return Layer(ROLES[role], ScaledDotProduct(), queries, keys, mask, causal=False)
 
 
 def captured_with(spans: dict[str, Span], **layers: Layer) -> Capture:
@@ -187,8 +278,8 @@ def captured_with(spans: dict[str, Span], **layers: Layer) -> Capture:
 
 def lay_out(captured: Capture, spans: dict[str, Span]) -> None:
     """Have the tokens that were read belong to these modalities."""
-    read = captured.layers[captured.named("cross")[0]]
-    captured.tokens = JoinedTokens(torch.zeros(read.num_rows, read.num_keys, 1), None, spans)
+    read = captured.layers[captured.readers[0]]
+    captured.tokens = JoinedTokens(torch.zeros(read.num_rows, read.num_keys, 1), read.mask, spans)
 
 
 def grid(rows: int, columns: int, cell: int = 1) -> Grid:
@@ -199,3 +290,16 @@ def grid(rows: int, columns: int, cell: int = 1) -> Grid:
 def images_of(inputs: dict[str, Tensor]) -> dict[str, Picture]:
     """What there is to see of images."""
     return {name: Picture(raw, grid(*raw.shape[-2:]), "") for name, raw in inputs.items()}
+
+
+def held_weights(monkeypatch) -> list[int]:
+    """Collects how many weights are held at once from here on."""
+    sizes, original = [], ScaledDotProduct.weights
+
+    def weights(*args, **options):
+        found = original(*args, **options)
+        sizes.append(found.numel())
+        return found
+
+    monkeypatch.setattr(ScaledDotProduct, "weights", weights)
+    return sizes

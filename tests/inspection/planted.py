@@ -11,9 +11,9 @@ from perceiver.attention import BlockSpec
 from perceiver.decoders.pooled import PooledDecoder
 from perceiver.inspection.look import Observer
 from perceiver.latents import Schedule
-from perceiver.tasks.classification import Classification
 from perceiver.types import Batch
-from tests.models import image_encoder
+from tests.inspection.looks import observer
+from tests.models import image_encoder, latents, logits
 
 ROWS, COLUMNS, CELL = 5, 7, 3
 COLOURS = ["red", "green", "blue"]
@@ -34,11 +34,12 @@ def trained() -> tuple[Observer, Batch, Tensor]:
     torch.manual_seed(0)
     model = Perceiver(
         encoders={"image": image_encoder()},
-        num_latents=11,
-        dim=16,
-        cross_attention=BlockSpec(num_heads=1),
-        self_attention=BlockSpec(num_heads=2),
-        schedule=Schedule(num_cross_attends=1, num_blocks=1, num_self_attends=1),
+        memory=latents(
+            dim=16,
+            cross_attention=BlockSpec(num_heads=1),
+            self_attention=BlockSpec(num_heads=2),
+            schedule=Schedule(num_cross_attends=1, num_blocks=1, num_self_attends=1),
+        ),
         decoder=PooledDecoder(dim=16, num_classes=len(COLOURS)),
     )
     optimizer = torch.optim.Adam(model.parameters())
@@ -46,10 +47,9 @@ def trained() -> tuple[Observer, Batch, Tensor]:
     for _ in range(500):
         images, labels, _ = images_with_a_patch(64)
         optimizer.zero_grad()
-        F.cross_entropy(model({"image": images}), labels).backward()
+        F.cross_entropy(logits(model, {"image": images}), labels).backward()
         optimizer.step()
         schedule.step()
-    task = Classification(num_classes=len(COLOURS), label_smoothing=0.0, mixup=0.0, cutmix=0.0)
     images, labels, places = images_with_a_patch(101)
     batch = Batch({"image": images}, {"label": labels}, [str(number) for number in range(len(images))])
-    return Observer(model.eval(), task, COLOURS, 0.5), batch, places
+    return observer(model.eval(), class_names=COLOURS), batch, places

@@ -31,12 +31,15 @@ def one_hot(row: int, column: int) -> torch.Tensor:
     return values.flatten(1)
 
 
-def capture_of(maps: torch.Tensor) -> Capture:
-    """A model whose rollout from each query is a map, [batch, queries, tokens]: one latent for each."""
+def capture_of(maps: torch.Tensor, mask: torch.Tensor | None = None) -> Capture:
+    """A model whose rollout from each query is a map, [batch, queries, tokens]: one latent for each.
+
+    `mask` is True where a token is real.
+    """
     batch, queries, tokens = maps.shape
     reads = torch.eye(queries).expand(batch, 1, -1, -1)
     return captured_with(
-        {"audio": Span(0, tokens, SOUND)}, cross0=layer("cross", maps[:, None]), decode0=layer("decode", reads)
+        {"audio": Span(0, tokens, SOUND)}, cross0=layer("cross", maps[:, None], mask), decode0=layer("decode", reads)
     )
 
 

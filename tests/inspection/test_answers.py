@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from perceiver.decoders.base import LOGITS
 from perceiver.inspection.answers import answer_readers, own_answers, said
 from perceiver.types import Answer
 from tests.inspection.models import NUM_WORDS, look, perceiver, perceiver_io, perceiver_text
@@ -8,23 +9,23 @@ from tests.models import NUM_CLASSES
 
 
 def of_class(label: int) -> Answer:
-    return Answer(f"class {label}", (label,), label=label)
+    return Answer(f"class {label}", (label,), LOGITS, label=label)
 
 
 def word(queries: tuple[int, ...], ids: tuple[int, ...]) -> Answer:
-    return Answer("word", queries, ids=ids)
+    return Answer("word", queries, LOGITS, ids=ids)
 
 
 def test_of_a_class_it_is_its_own_value_and_zero_where_a_row_has_fewer():
     values = torch.randn(3, 5)
-    found = said(values, [[of_class(4), of_class(0)], [], [of_class(3)]])
+    found = said({LOGITS: values}, [[of_class(4), of_class(0)], [], [of_class(3)]])
     expected = torch.stack([values[0, [4, 0]], torch.zeros(2), torch.tensor([values[2, 3], 0.0])])
     assert torch.equal(found, expected)
 
 
 def test_of_a_word_it_is_the_sum_over_its_ids_each_at_its_own_place():
     values = torch.randn(2, 7, 11)
-    found = said(values, [[word((1,), (10,))], [word((0, 3, 6), (2, 2, 5)), word((4,), (7,))]])
+    found = said({LOGITS: values}, [[word((1,), (10,))], [word((0, 3, 6), (2, 2, 5)), word((4,), (7,))]])
     expected = [
         [values[0, 1, 10], 0.0],
         [values[1, 0, 2] + values[1, 3, 2] + values[1, 6, 5], values[1, 4, 7]],
@@ -33,17 +34,17 @@ def test_of_a_word_it_is_the_sum_over_its_ids_each_at_its_own_place():
 
 
 def test_what_no_query_said_is_zero():
-    assert said(torch.randn(1, 7, 11), [[word((), ()), word((2,), (3,))]])[0, 0] == 0.0
+    assert said({LOGITS: torch.randn(1, 7, 11)}, [[word((), ()), word((2,), (3,))]])[0, 0] == 0.0
 
 
 @pytest.mark.parametrize("shape", [(2, 5), (2, 7, 11)])
 def test_where_nothing_was_said_there_are_no_values(shape):
-    assert said(torch.randn(shape), [[], []]).shape == (2, 0)
+    assert said({LOGITS: torch.randn(shape)}, [[], []]).shape == (2, 0)
 
 
 def test_it_can_be_differentiated():
     values = torch.randn(2, 7, 11, requires_grad=True)
-    said(values, [[], [word((0, 3), (2, 5))]]).sum().backward()
+    said({LOGITS: values}, [[], [word((0, 3), (2, 5))]]).sum().backward()
     assert values.grad.nonzero().tolist() == [[1, 0, 2], [1, 3, 5]]
 
 

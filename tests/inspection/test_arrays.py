@@ -5,14 +5,15 @@ import pytest
 import torch
 
 from perceiver.inspection.arrays import event_arrays, event_path, event_paths, scored, write_arrays
-from perceiver.inspection.maps import latent_ranking
+from perceiver.inspection.maps import query_ranking
 from perceiver.inspection.rollout import readers_of, rollout
+from perceiver.mechanisms.base import ENCODE, SELF
 from perceiver.types import Answer, Axis, Box
 from tests.inspection.looks import seen
-from tests.inspection.models import EveryWord, perceiver, perceiver_io, perceiver_text, some_masks
+from tests.inspection.models import EveryWord, direct_text, perceiver, perceiver_io, perceiver_text, some_masks
 from tests.models import NUM_CLASSES, small_inputs
 
-MAKERS = [perceiver, perceiver_io, perceiver_text]
+MAKERS = [perceiver, perceiver_io, perceiver_text, direct_text]
 
 
 @pytest.mark.parametrize("alpha", [0.3, "norm"])
@@ -25,22 +26,24 @@ def test_arrays_are_what_the_look_says_and_load_without_pickle(make, alpha, tmp_
     with np.load(tmp_path / "event.npz", allow_pickle=False) as arrays:
         assert arrays["ids"].tolist() == ["s/0", "s/1", "s/2"]
         assert "target/words" not in arrays
-        assert ("target/label" in arrays) == (make is not perceiver_text)
+        assert ("target/label" in arrays) == (make in (perceiver, perceiver_io))
         for name, raw in inputs.items():
             np.testing.assert_allclose(arrays[f"input/{name}"], raw, atol=1e-3)
             span = record.spans[name]
             assert (*arrays[f"grid/{name}"], *arrays[f"span/{name}"]) == (*span.grid.shape, span.start, span.stop)
-        for name in record.named("cross") + record.named("decode") + record.named("words"):
+        kept = [name for name, layer in record.layers.items() if layer.role not in (SELF, ENCODE)]
+        assert {name.removesuffix("/weights") for name in arrays if name.endswith("/weights")} == set(kept)
+        for name in kept:
             assert arrays[f"{name}/weights"].dtype == np.float16
             np.testing.assert_allclose(arrays[f"{name}/weights"], record.layers[name].weights(), atol=3e-4)
-        for name in record.named("cross"):
-            assert (arrays[f"{name}/latents"] == np.arange(11)).all()
+        for name in record.readers:
+            assert (arrays[f"{name}/latents"] == np.arange(record.layers[name].num_queries)).all()
             np.testing.assert_allclose(arrays[f"{name}/reads"], look.rollout.latents[name], atol=3e-4)
         np.testing.assert_allclose(arrays["rollout/inputs"], look.rollout.inputs, atol=3e-4)
         np.testing.assert_allclose(arrays["rollout/residual"], look.rollout.residual, atol=3e-4)
         assert arrays["rollout/alpha"] == alpha
         np.testing.assert_allclose(arrays["answers/probability"], look.probability)
-        if make is not perceiver_text:
+        if make in (perceiver, perceiver_io):
             assert arrays["target/label"].tolist() == [0, 1, 2]
 
 
@@ -75,8 +78,8 @@ def test_ids_of_a_text_are_kept_as_they_are():
 def test_weights_stay_in_their_budget_by_keeping_the_latents_that_are_read_most(max_megabytes, kept):
     look = seen(perceiver(), small_inputs())
     captured, arrays = look.record, event_arrays(look, max_megabytes=max_megabytes)
-    most_read = latent_ranking(captured)[:, :kept].sort(dim=1).values
-    for name in captured.named("cross"):
+    most_read = query_ranking(captured, "cross0")[:, :kept].sort(dim=1).values
+    for name in captured.readers:
         latents = torch.from_numpy(arrays[f"{name}/latents"])
         assert torch.equal(latents, most_read)
         whole = captured.layers[name].weights()
@@ -138,7 +141,7 @@ def test_words_can_be_read_back_with_what_they_read(tmp_path):
         assert all(len(answer.ids) == len(answer.queries) > 0 for row in found for answer in row)
         assert [bool(row) and all(answer.boxes for answer in row) for row in found] == [True, False, False]
         num_queries = arrays["decode0/weights"].shape[2]
-        for name in ("words0", "words1"):
+        for name in ("decode_self0", "decode_self1"):
             weights = arrays[f"{name}/weights"]
             assert weights.shape == (3, 2, num_queries, num_queries)
             assert (np.triu(weights, k=1) == 0).all()
@@ -153,8 +156,7 @@ def test_classes_can_be_read_back_with_their_probability(make):
     arrays = event_arrays(look, max_megabytes=1)
     found = read_answers(arrays)
     assert found == look.answers
-    assert look.record.outputs is not None
-    probability = look.record.outputs.softmax(dim=-1)
+    probability = look.record.outputs["logits"].softmax(dim=-1)
     assert probability.shape == (3, NUM_CLASSES)
     labels = torch.tensor([[answer.label for answer in row] for row in found])
     assert torch.equal(labels, probability.topk(3).indices)

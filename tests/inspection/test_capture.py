@@ -13,12 +13,18 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
 )
 from torch.utils.checkpoint import checkpoint
 
-from perceiver.attention import BlockSpec, CrossBlock, ScaledDotProduct, SelfBlock
+from perceiver import Perceiver
+from perceiver.attention import BlockSpec, CrossBlock, SelfBlock
 from perceiver.decoders.base import Decoder
-from perceiver.inspection import record as record_module
+from perceiver.decoders.pooled import PooledDecoder
 from perceiver.inspection.capture import capture
 from perceiver.latents import LatentArray, Schedule
+from perceiver.mechanisms.base import TOKENS
+from perceiver.mechanisms.scaled_dot_product import ScaledDotProduct
 from tests.inspection.models import (
+    AsTheyAre,
+    direct_text,
+    held_weights,
     look,
     look_with_relevance,
     perceiver,
@@ -28,11 +34,13 @@ from tests.inspection.models import (
     some_masks,
     some_scores,
 )
-from tests.models import NUM_CLASSES, small_inputs
+from tests.models import DIM, NUM_CLASSES, latents, logits, small_inputs
 from tests.training.kills import in_fork
 
 RUN_AGAIN = pytest.mark.parametrize("kinds", [(CrossBlock, SelfBlock), (LatentArray, Decoder)], ids=["blocks", "parts"])
-MODELS = pytest.mark.parametrize("make", [perceiver, perceiver_io, perceiver_text], ids=lambda make: make.__name__)
+MODELS = pytest.mark.parametrize(
+    "make", [perceiver, perceiver_io, perceiver_text, direct_text], ids=lambda make: make.__name__
+)
 MASKS = pytest.mark.parametrize("masks", [None, some_masks()], ids=["whole", "masked"])
 DROPPING = BlockSpec(num_heads=1, attention_dropout=0.3, residual_dropout=0.2)
 
@@ -81,7 +89,7 @@ def test_gradients_change_nothing_of_what_is_seen(make):
         assert torch.equal(captured.layers[name].added, layer.added)
         assert layer.v is layer.out is None, "held for nothing"
     torch.testing.assert_close(captured.outputs, expected.outputs)
-    assert not expected.outputs.requires_grad
+    assert not any(output.requires_grad for output in expected.outputs.values())
 
 
 @MODELS
@@ -100,7 +108,8 @@ def test_masked_keys_get_exactly_nothing_and_all_others_something(make):
     cells[:3, :2] = True
     real[1, :20] = cells.flatten()
     real[2, 20:] = False
-    for name in captured.named("cross"):
+    reads_tokens = [name for name, layer in captured.layers.items() if captured.reads(layer) == TOKENS]
+    for name in reads_tokens:
         assert ((captured.map(name) > 0) == real[:, None]).all()
 
 
@@ -110,14 +119,14 @@ def test_permuted_tokens_give_permuted_cross_maps_and_all_that_follows_and_the_s
     maps, relevances = [], []
     for values in (tokens, tokens[:, order]):
         with capture(model, gradients=True) as captured:
-            relevances.append(captured.relevance(model[1](model[0](values))))
+            relevances.append(captured.relevance(logits(model, {"tokens": values})))
         maps.append(captured)
     assert relevances[0].min() < relevances[0].max() / 2, "not all alike"
     torch.testing.assert_close(relevances[1], relevances[0][..., order])
     torch.testing.assert_close(maps[1].rollout().inputs, maps[0].rollout().inputs[..., order])
-    for name, layer in maps[0].layers.items():
+    for name in maps[0].layers:
         expected = maps[0].map(name)
-        torch.testing.assert_close(maps[1].map(name), expected[..., order] if layer.role == "cross" else expected)
+        torch.testing.assert_close(maps[1].map(name), expected[..., order] if name in maps[0].readers else expected)
 
 
 @pytest.mark.parametrize(
@@ -125,16 +134,17 @@ def test_permuted_tokens_give_permuted_cross_maps_and_all_that_follows_and_the_s
     [
         (perceiver, "cross0 self0 self1 cross1 self2 self3 cross2 self4 self5"),
         (perceiver_io, "cross0 self0 self1 self2 self3 self4 self5 decode0"),
-        (perceiver_text, "cross0 self0 self1 self2 self3 self4 self5 words0 decode0 words1 decode1"),
+        (perceiver_text, "cross0 self0 self1 self2 self3 self4 self5 decode_self0 decode0 decode_self1 decode1"),
+        (direct_text, "encode0 encode1 decode_self0 decode0 decode_self1 decode1"),
     ],
-    ids=["perceiver", "perceiver_io", "perceiver_text"],
+    ids=["perceiver", "perceiver_io", "perceiver_text", "direct_text"],
 )
 def test_layers_are_named_by_role_in_the_order_in_which_they_ran(make, expected):
     model = make()
     captured = look(model)
     assert list(captured.layers) == expected.split()
     attentions = sum(isinstance(module, ScaledDotProduct) for module in model.modules())
-    assert attentions < len(captured.layers), "shared weights run several times"
+    assert attentions < len(captured.layers) or make is direct_text, "shared weights run several times"
     assert {name: (span.start, span.stop) for name, span in captured.spans.items()} == {
         "image": (0, 20),
         "depth": (20, 55),
@@ -204,11 +214,11 @@ def test_what_checkpointing_runs_again_is_not_recorded_again(kinds, make, frozen
         if isinstance(module, ScaledDotProduct):
             module.register_forward_hook(lambda *_: calls.append(1))
     with capture(model) as captured:
-        model(inputs, None, *expected.queries)
+        model(inputs, None, expected.queries)
     assert list(captured.layers) == list(expected.layers)
     calls.clear()
     with capture(model, gradients=True) as captured:
-        outputs = model(inputs, None, *expected.queries)
+        outputs = model(inputs, None, expected.queries)
         found = captured.relevance(some_scores(outputs))
     assert len(calls) > len(expected.layers), "some ran again"
     assert list(captured.layers) == list(expected.layers)
@@ -225,7 +235,7 @@ def test_a_whole_model_that_checkpointing_runs_again_is_not_recorded_again():
     with capture(model, gradients=True) as captured:
         found = captured.relevance(some_scores(checkpoint(model, inputs, use_reentrant=False)))
     assert list(captured.layers) == list(expected.layers)
-    assert captured.outputs.requires_grad, "that of the first run"
+    assert all(output.requires_grad for output in captured.outputs.values()), "those of the first run"
     torch.testing.assert_close(found, relevance)
 
 
@@ -234,7 +244,7 @@ def test_frozen_models_give_the_same_relevance_and_stay_frozen(make):
     model, inputs = make(), small_inputs()
     expected = look_with_relevance(model, inputs)[1]
     model.requires_grad_(False)
-    model.latents.cross_blocks.requires_grad_(True)
+    next(block for block in model.modules() if isinstance(block, CrossBlock)).requires_grad_(True)
     torch.testing.assert_close(look_with_relevance(model, inputs)[1], expected)
     model.requires_grad_(False)
     torch.testing.assert_close(look_with_relevance(model, inputs)[1], expected)
@@ -257,7 +267,7 @@ def test_modes_random_state_compilation_and_hooks_are_afterwards_what_they_were(
             assert not any(module.training for module in model.modules())
             assert torch.is_grad_enabled() == gradients
             torch.rand(7)
-            outputs = model(small_inputs())
+            outputs = logits(model, small_inputs())
             if gradients:
                 captured.relevance(outputs[:, :2])
             if fails:
@@ -281,7 +291,7 @@ def test_modes_random_state_compilation_and_hooks_are_afterwards_what_they_were(
 
 def break_off(model, inputs):
     with suppress(ZeroDivisionError), capture(model, gradients=True):
-        model(inputs).sum()
+        logits(model, inputs).sum()
         1 / 0  # noqa: B018
 
 
@@ -299,7 +309,7 @@ def test_training_goes_on_bit_for_bit_as_without_a_look(looks, precision):
             with torch.autocast("cpu", dtype=precision, enabled=precision != torch.float32):
                 if looking:
                     looks(model, inputs)
-                loss = model(inputs).square().mean()
+                loss = logits(model, inputs).square().mean()
             loss.backward()
             if looking:
                 looks(model, inputs)
@@ -323,7 +333,7 @@ def _look_at_a_compiled_model() -> None:
     eager(inputs)  # what einops learns of tensors at its first call would have the model compiled again
     model.compile(backend="aot_eager")
     torch._dynamo.reset()
-    model(inputs).mean().backward()
+    logits(model, inputs).mean().backward()
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert graphs > 0
     captured, expected = look(model, inputs), look(eager, inputs)
@@ -331,7 +341,7 @@ def _look_at_a_compiled_model() -> None:
     for name in expected.layers:
         torch.testing.assert_close(captured.map(name), expected.map(name))
     torch.testing.assert_close(look_with_relevance(model, inputs)[1], look_with_relevance(eager, inputs)[1])
-    model(inputs).mean().backward()
+    logits(model, inputs).mean().backward()
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
 
 
@@ -364,37 +374,25 @@ def test_a_module_that_holds_the_model_can_be_looked_at():
     assert all(torch.equal(captured.map(name), expected.map(name)) for name in expected.layers)
 
 
-@pytest.fixture
-def largest(monkeypatch) -> list[int]:
-    """Numbers of weights that were held at once."""
-    sizes = []
-
-    def weights(q, k, **options):
-        sizes.append(q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2])
-        return original(q, k, **options)
-
-    original = record_module.attention_weights
-    monkeypatch.setattr(record_module, "attention_weights", weights)
-    return sizes
-
-
-def test_a_map_of_few_latents_never_holds_the_whole_map(largest, monkeypatch):
+def test_a_map_of_few_latents_never_holds_the_whole_map(monkeypatch):
     tokens, num_latents, heads = 5003, 61, 4
-    latents = LatentArray(
-        num_latents=num_latents,
-        dim=8,
-        input_dim=8,
-        cross_attention=BlockSpec(num_heads=heads),
-        self_attention=BlockSpec(num_heads=1),
-        schedule=Schedule(num_cross_attends=1, num_blocks=1, num_self_attends=0),
+    model = Perceiver(
+        encoders={"tokens": AsTheyAre(8)},
+        memory=latents(
+            num_latents=num_latents,
+            cross_attention=BlockSpec(num_heads=heads),
+            schedule=Schedule(num_cross_attends=1, num_blocks=1, num_self_attends=0),
+        ),
+        decoder=PooledDecoder(dim=DIM, num_classes=NUM_CLASSES),
     )
-    with capture(latents) as captured:
-        latents(torch.randn(1, tokens, 8))
+    largest = held_weights(monkeypatch)
+    with capture(model) as captured:
+        model({"tokens": torch.randn(1, tokens, 8)})
     assert largest == [], "nothing is computed that nobody asked for"
     few = captured.map("cross0", queries=[3, 59, 7])
     one_head = captured.map("cross0", queries=[3, 59, 7], head=2)
-    assert largest == [3 * heads * tokens, 3 * tokens]
-    monkeypatch.setattr(record_module, "HELD_WEIGHTS", 5 * heads * tokens)
+    assert largest == [3 * heads * tokens] * 2
+    monkeypatch.setattr("perceiver.inspection.record.HELD_WEIGHTS", 5 * heads * tokens)
     whole = captured.map("cross0")
     assert max(largest) == 5 * heads * tokens
     torch.testing.assert_close(few, whole[:, [3, 59, 7]])

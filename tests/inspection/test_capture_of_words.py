@@ -2,12 +2,13 @@ import pytest
 import torch
 
 from perceiver.inspection.capture import capture
+from perceiver.inspection.look import Observer
 from perceiver.tasks.generation import Sampling
-from tests.inspection.models import NUM_WORDS, beams, captioning, captions, look, perceiver_text, some_words
+from tests.inspection.models import NUM_WORDS, asked, beams, captioning, captions, look, perceiver_text, some_words
 from tests.models import small_inputs
 
 
-@pytest.mark.parametrize("name", ["words0", "words1"])
+@pytest.mark.parametrize("name", ["decode_self0", "decode_self1"])
 def test_words_see_themselves_and_what_comes_before_and_nothing_that_comes_later(name):
     captured = look(perceiver_text())
     weights = captured.layers[name].weights()
@@ -21,12 +22,12 @@ def test_every_layer_has_the_shape_of_what_it_reads_by_what_is_read():
     shapes = {
         "cross": (3, 3, 11, 4 * 5 + 5 * 7),
         "self": (3, 2, 11, 11),
-        "words": (3, 2, NUM_WORDS, NUM_WORDS),
+        "decode_self": (3, 2, NUM_WORDS, NUM_WORDS),
         "decode": (3, 5, NUM_WORDS, 11),
     }
-    assert {layer.role for layer in captured.layers.values()} == shapes.keys()
+    assert {layer.role.name for layer in captured.layers.values()} == shapes.keys()
     for layer in captured.layers.values():
-        assert layer.weights().shape == shapes[layer.role]
+        assert layer.weights().shape == shapes[layer.role.name]
     assert captured.num_outputs == NUM_WORDS
 
 
@@ -35,7 +36,7 @@ def test_words_that_come_later_change_no_map_of_those_before():
     before = look(model, inputs, words=words)
     words[:, 5:] = words[:, 5:].flip(0)
     after = look(model, inputs, words=words)
-    for name in ("words1", "decode1"):
+    for name in ("decode_self1", "decode1"):
         torch.testing.assert_close(after.map(name)[:, :5], before.map(name)[:, :5])
         assert not torch.allclose(after.map(name)[:, 5:], before.map(name)[:, 5:])
 
@@ -44,9 +45,8 @@ def test_words_that_come_later_change_no_map_of_those_before():
 def test_answers_in_words_leave_the_forward_pass_over_what_was_written_and_nothing_else(num_beams):
     model, inputs = perceiver_text(), small_inputs()
     task = captioning(beams(num_beams))
-    with capture(model) as captured:
-        answers = task.answers(model, captions(inputs), ())
-    words = task.write(model, captions(inputs), 1).words[:, 0]
+    captured, answers = Observer(model, task, [], 0.5).answered(captions(inputs))
+    words = task.generate(model, captions(inputs), 1).ids[:, 0]
     alone = look(model, inputs, words=words)
     assert list(captured.layers) == list(alone.layers)
     for name, layer in alone.layers.items():
@@ -58,9 +58,9 @@ def test_answers_in_words_leave_the_forward_pass_over_what_was_written_and_nothi
 def test_what_is_written_word_by_word_is_not_held():
     model, inputs = perceiver_text(), small_inputs()
     with capture(model) as captured:
-        captioning().write(model, captions(inputs), 1)
-        assert {layer.role for layer in captured.layers.values()} == {"cross", "self"}
-        model(inputs, None, some_words())
+        captioning().generate(model, captions(inputs), 1)
+        assert not captured.layers
+        model(inputs, None, asked(model, some_words()))
     assert list(captured.layers) == list(look(model, inputs).layers)
 
 
@@ -71,7 +71,7 @@ def test_writing_by_chance_in_a_capture_leaves_modes_and_random_state_as_they_we
     batch, modes = captions(small_inputs()), [module.training for module in model.modules()]
     state = torch.get_rng_state()
     with capture(model):
-        captioning(chance).answers(model, batch, ())
+        captioning(chance).answer_queries(model, batch)
         assert not torch.equal(torch.get_rng_state(), state)
     assert torch.equal(torch.get_rng_state(), state)
     assert [module.training for module in model.modules()] == modes

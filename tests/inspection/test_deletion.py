@@ -3,10 +3,11 @@ import json
 import pytest
 import torch
 
+from perceiver.decoders.base import LOGITS
 from perceiver.inspection.capture import Capture
 from perceiver.inspection.deletion import FRACTIONS, RANDOM, Deletion, deletion, ranks, together
 from perceiver.types import Answer, JoinedTokens
-from tests.inspection.models import look, perceiver, perceiver_io, perceiver_text, some_masks
+from tests.inspection.models import direct_text, look, perceiver, perceiver_io, perceiver_text, some_masks
 from tests.models import small_inputs
 
 NUM_TOKENS, BATCH, NUM_CLASSES = 23, 5, 3
@@ -19,17 +20,14 @@ class SumOfTokens:
     def __init__(self) -> None:
         self.shown: list[torch.Tensor] = []
 
-    def latents(self, tokens, shown):
-        assert (tokens[~shown] == 0).all(), "what is hidden is not there"
-        self.shown.append(shown)
-        return tokens
-
-    def decoder(self, latents):
-        return latents.sum(dim=1)
+    def forward_tokens(self, tokens, queries):
+        assert (tokens.values[~tokens.mask] == 0).all(), "what is hidden is not there"
+        self.shown.append(tokens.mask)
+        return {LOGITS: tokens.values.sum(dim=1)}
 
 
 def of_class(label: int) -> Answer:
-    return Answer(f"class {label}", (label,), label=label)
+    return Answer(f"class {label}", (label,), LOGITS, label=label)
 
 
 def recorded(tokens: torch.Tensor, mask: torch.Tensor | None = None) -> Capture:
@@ -204,23 +202,25 @@ def test_a_single_sample_has_no_error():
     assert summary["areas"]["map"]["error"] is None
 
 
-@pytest.mark.parametrize("make", [perceiver, perceiver_io, perceiver_text], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", [perceiver, perceiver_io, perceiver_text, direct_text], ids=lambda make: make.__name__)
 @pytest.mark.parametrize("masks", [None, some_masks()], ids=["whole", "masked"])
 def test_of_a_perceiver_hiding_all_is_masking_all(monkeypatch, make, masks):
     monkeypatch.setattr("perceiver.inspection.deletion.LEAST_LOSS", -1.0)
     model, inputs = make(), small_inputs()
     model.decoder.head.weight.data *= 30
     record = look(model, inputs, masks)
-    best = record.outputs.argmax(dim=-1).tolist()
-    if make is perceiver_text:
-        answers = [[Answer("word", (2, 5), ids=(ids[2], ids[5]))] for ids in best]
+    best = record.outputs[LOGITS].argmax(dim=-1).tolist()
+    if record.queries:
+        answers = [[Answer("word", (2, 5), LOGITS, ids=(ids[2], ids[5]))] for ids in best]
     else:
         answers = [[of_class(label)] for label in best]
     maps = {"map": torch.rand(3, 1, 55)}
     with torch.no_grad():
-        found = deletion(model, record, maps, answers, lambda outputs: outputs.softmax(dim=-1), seed=0)
+        found = deletion(
+            model, record, maps, answers, lambda outputs: {LOGITS: outputs[LOGITS].softmax(dim=-1)}, seed=0
+        )
         nothing = {name: torch.zeros(3, dtype=torch.bool) for name in inputs}
-        shown, hidden = (model(inputs, real, *record.queries).softmax(dim=-1) for real in (masks, nothing))
+        shown, hidden = (model(inputs, real, record.queries)[LOGITS].softmax(dim=-1) for real in (masks, nothing))
     for row, (answer,) in enumerate(answers):
         at = (row, list(answer.queries), list(answer.ids)) if answer.is_word else (row, answer.label)
         expected = hidden[at].prod() / shown[at].prod()

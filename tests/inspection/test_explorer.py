@@ -15,10 +15,10 @@ from perceiver.inspection.look import Look
 from perceiver.inspection.packing import unpacked
 from perceiver.types import Axis, Box
 from tests.inspection.looks import arrays_of, look_at
-from tests.inspection.models import EveryWord, perceiver, perceiver_io, perceiver_text
+from tests.inspection.models import EveryWord, direct_text, perceiver, perceiver_io, perceiver_text
 
 EVERYTHING = 10**9
-MAKERS = [perceiver, perceiver_io, perceiver_text]
+MAKERS = [perceiver, perceiver_io, perceiver_text, direct_text]
 
 
 def as_seen(look: Look, weights: torch.Tensor, modality: str) -> np.ndarray:
@@ -58,7 +58,7 @@ def test_maps_are_the_exact_ones_pooled(make, most_values, monkeypatch):
     for row in range(3):
         content = maps_of(arrays, row, most_values=most_values)
         num_answers = len(look.answers[row])
-        assert [layer["name"] for layer in content["layers"]] == look.record.named("cross")
+        assert [layer["name"] for layer in content["layers"]] == look.record.readers
         for layer in content["layers"]:
             weights = look.record.layers[layer["name"]].weights(layer["latents"])[row]
             assert layer["maps"]["count"] == [layer["num_heads"], len(layer["latents"])] == list(weights.shape[:2])
@@ -94,7 +94,9 @@ def test_answers_are_those_of_the_look_with_how_probable_they_are(make):
     for row, answers in enumerate(look.answers):
         content = maps_of(arrays, row, most_values=EVERYTHING)
         assert [answer["name"] for answer in content["answers"]] == [answer.name for answer in answers]
-        assert [answer["is_word"] for answer in content["answers"]] == [make is perceiver_text] * len(answers)
+        assert [answer["is_word"] for answer in content["answers"]] == [make in (perceiver_text, direct_text)] * len(
+            answers
+        )
         shown = [float(answer["detail"]) for answer in content["answers"]]
         assert shown == pytest.approx(look.probability[row, : len(answers)].tolist(), abs=6e-4)
         for layer in content["layers"]:
@@ -114,7 +116,7 @@ def test_of_many_latents_those_are_kept_that_the_answers_read_most(most_values, 
     arrays = arrays_of(look)
     for row in range(3):
         layers = maps_of(arrays, row, most_values=most_values)["layers"]
-        read = torch.stack([look.rollout.latents[name][row].sum(dim=0) for name in look.record.named("cross")])
+        read = torch.stack([look.rollout.latents[name][row].sum(dim=0) for name in look.record.readers])
         kept = layers[0]["latents"]
         assert kept == sorted(read.sum(dim=0).argsort(descending=True)[: len(kept)].tolist())
         assert (len(kept) < 11) == (most_values < EVERYTHING)
@@ -141,6 +143,19 @@ def test_latents_that_an_event_did_not_keep_are_none_of_the_page():
             np.testing.assert_allclose(
                 layer["reads"], look.rollout.latents[layer["name"]][row][:, list(kept)], atol=1e-3
             )
+
+
+def test_layers_whose_queries_are_not_the_same_have_numbers_of_their_own():
+    """Latents read the tokens, and the outputs do so, too."""
+    arrays = arrays_of(look_at(perceiver))
+    asked = {
+        "ask0/latents": arrays["cross0/latents"][:, :5],
+        "ask0/weights": arrays["cross0/weights"][:, :, :5],
+        "ask0/reads": arrays["cross0/reads"][..., :5],
+    }
+    layers = maps_of(arrays | asked, 1, most_values=EVERYTHING)["layers"]
+    counts = {layer["name"]: (layer["num_latents"], len(layer["latents"])) for layer in layers}
+    assert counts == dict.fromkeys(("cross0", "cross1", "cross2"), (11, 11)) | {"ask0": (5, 5)}
 
 
 def num_values(content: dict[str, Any]) -> int:

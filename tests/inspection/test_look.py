@@ -1,54 +1,82 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
 
-from perceiver.decoders.queries import QueryDecoder
-from perceiver.inspection.answers import answer_readers, said
+from perceiver.inspection.answers import answer_readers, from_output, outputs_of, said
 from perceiver.inspection.capture import capture
-from perceiver.inspection.look import Observer, in_parts
+from perceiver.inspection.look import Look, Observer, in_parts
+from perceiver.inspection.maps import panels
 from perceiver.inspection.rollout import rollout
-from perceiver.tasks.classification import Classification
+from perceiver.tasks.base import Task
 from perceiver.tasks.tagging import Tagging
 from perceiver.tokenizer import EOS
-from perceiver.types import Batch
+from perceiver.types import Batch, Box
+from tests.inspection.looks import CLASS_NAMES, labelled, observer, seen
 from tests.inspection.models import (
-    DECODE_HEADS,
-    captioning,
+    EveryWord,
     captions,
+    direct_text,
     perceiver,
     perceiver_io,
+    perceiver_joint,
     perceiver_text,
+    query_decoder,
     some_masks,
 )
-from tests.models import DIM, NUM_CLASSES, small_inputs
-
-NAMES = [f"class {number}" for number in range(NUM_CLASSES)]
+from tests.models import NUM_CLASSES, logits, small_inputs
 
 
 def classified(masks: bool) -> tuple[Observer, Batch]:
-    task = Classification(num_classes=NUM_CLASSES, label_smoothing=0.0, mixup=0.0, cutmix=0.0)
-    targets = {"label": torch.tensor([3, 1, 4])}
-    return Observer(perceiver(), task, NAMES, 0.5), labelled(targets, masks)
+    return observer(perceiver()), labelled(small_inputs(), some_masks() if masks else None)
 
 
 def tagged(masks: bool) -> tuple[Observer, Batch]:
     task = Tagging(num_classes=NUM_CLASSES, multi_label=True, label_smoothing=0.0, positive_weight=1.0, mixup=0.0)
-    return Observer(perceiver_io(), task, NAMES, "norm"), labelled({"tags": torch.zeros(3, NUM_CLASSES)}, masks)
+    batch = labelled(small_inputs(), some_masks() if masks else None, tags=torch.zeros(3, NUM_CLASSES))
+    return Observer(perceiver_io(), task, CLASS_NAMES, "norm"), batch
 
 
-def captioned(masks: bool) -> tuple[Observer, Batch]:
+def captioned(masks: bool, make=perceiver_text) -> tuple[Observer, Batch]:
     batch = captions(small_inputs())
     batch.masks = some_masks() if masks else {}
-    model = perceiver_text()
+    model = make()
     model.decoder.head.bias.data[EOS] = -9.0  # untrained, it might have nothing to say
-    return Observer(model, captioning(), [], 0.3), batch
+    return observer(model, alpha=0.3), batch
 
 
-def labelled(targets, masks: bool) -> Batch:
-    return Batch(small_inputs(), targets, ["a", "b", "c"], masks=some_masks() if masks else {})
+def without_latents(masks: bool) -> tuple[Observer, Batch]:
+    return captioned(masks, direct_text)
 
 
-KINDS = pytest.mark.parametrize("make", [classified, tagged, captioned], ids=lambda make: make.__name__)
+TEXTS = ("a small red circle", "", "blue squares")
+
+
+def joint(masks: bool, *names: str) -> tuple[Observer, Batch]:
+    """Classes, and words as many as in `TEXTS`."""
+    found = observer(perceiver_joint(*names), alpha=0.3)
+    say_texts(found.task.tasks["caption"])
+    box = Box(3, "image", {"y": (0.0, 5.0)})
+    facts, boxes = [EveryWord(box)] * 3, [[box], None, [Box(5, "depth", {})]]
+    return found, labelled(small_inputs(), some_masks() if masks else None, facts=facts, boxes=boxes)
+
+
+def say_texts(task: Task) -> None:
+    asked, predicted = task.answer_queries, [{"caption": text} for text in TEXTS]
+    task.answer_queries = lambda model, batch, *_: asked(model, batch, predicted)
+
+
+def joint_with_words_first(masks: bool) -> tuple[Observer, Batch]:
+    """A row's words stand where another row's classes do."""
+    return joint(masks, "caption", "label")
+
+
+KINDS = pytest.mark.parametrize(
+    "make",
+    [classified, tagged, captioned, without_latents, joint, joint_with_words_first],
+    ids=lambda make: make.__name__,
+)
 MASKS = pytest.mark.parametrize("masks", [False, True], ids=["whole", "masked"])
 
 
@@ -57,7 +85,7 @@ MASKS = pytest.mark.parametrize("masks", [False, True], ids=["whole", "masked"])
 def test_each_answer_has_its_rollout_relevance_and_probability(make, masks):
     observer, batch = make(masks)
     look = observer.look(batch)
-    widths, tokens = [len(row) for row in look.answers], look.record.layers["cross0"].num_keys
+    widths, tokens = [len(row) for row in look.answers], look.record.tokens.values.shape[1]
     shape = (3, max(widths))
     assert max(widths) > 1
     assert look.rollout.inputs.shape == look.relevance.shape == (*shape, tokens)
@@ -69,17 +97,15 @@ def test_each_answer_has_its_rollout_relevance_and_probability(make, masks):
     assert (look.relevance[~said_anything] == 0).all()
     model = observer.model
     with torch.no_grad():
-        probabilities = observer.task.probabilities(model(batch.inputs, batch.masks, *look.record.queries))
+        probabilities = observer.task.probabilities(model(batch.inputs, batch.masks, look.record.queries))
     for row, answers in enumerate(look.answers):
         for slot, answer in enumerate(answers):
             if answer.is_word:
-                expected = probabilities[row, list(answer.queries), list(answer.ids)].prod()
+                expected = probabilities[answer.output][row, list(answer.queries), list(answer.ids)].prod()
             else:
-                expected = probabilities[row, answer.label]
+                expected = probabilities[answer.output][row, answer.label]
             torch.testing.assert_close(look.probability[row, slot], expected)
     assert look.alpha == observer.alpha
-    readers = answer_readers(look.record, look.answers, len(observer.class_names))
-    torch.testing.assert_close(look.rollout.inputs, rollout(look.record, alpha=observer.alpha, readers=readers).inputs)
 
 
 @KINDS
@@ -87,9 +113,64 @@ def test_relevance_is_that_of_the_logits_of_each_answer(make):
     observer, batch = make(True)
     look = observer.look(batch)
     with capture(observer.model, gradients=True) as record:
-        outputs = observer.model(batch.inputs, batch.masks, *look.record.queries)
-        expected = record.relevance(said(outputs, look.answers))
-    torch.testing.assert_close(look.relevance, expected)
+        outputs = observer.model(batch.inputs, batch.masks, look.record.queries)
+        expected = {
+            output: record.relevance(said(outputs, from_output(look.answers, output)))
+            for output in outputs_of(look.answers)
+        }
+    assert_placed(look, look.relevance, expected)
+
+
+@KINDS
+@MASKS
+def test_rollouts_are_those_of_each_output(make, masks):
+    observer, batch = make(masks)
+    look, expected = observer.look(batch), {}
+    for output in outputs_of(look.answers):
+        part = look.record.for_output(output)
+        readers = answer_readers(part, from_output(look.answers, output), len(observer.class_names))
+        expected[output] = rollout(part, alpha=observer.alpha, readers=readers).inputs
+    assert_placed(look, look.rollout.inputs, expected)
+
+
+def assert_placed(look: Look, found: torch.Tensor, expected: dict[str, torch.Tensor]) -> None:
+    """What was found for all answers is what belongs to those of each output, in their order."""
+    for row, answers in enumerate(look.answers):
+        for output, values in expected.items():
+            slots = [slot for slot, answer in enumerate(answers) if answer.output == output]
+            torch.testing.assert_close(found[row, slots], values[row, : len(slots)])
+
+
+@pytest.mark.parametrize("make", [joint, joint_with_words_first], ids=lambda make: make.__name__)
+@MASKS
+def test_a_joint_model_says_of_each_answer_what_its_part_alone_says(make, masks):
+    joint, batch = make(masks)
+    look = joint.look(batch)
+    assert look.own == look.answers
+    assert [len(row) for row in look.answers] == [3 + 4, 3, 3 + 2]
+    truths = {}
+    for name, kind in (("label", perceiver_io), ("caption", perceiver_text)):
+        alone = kind()
+        for same in ("encoders", "join", "memory"):
+            getattr(alone, same).load_state_dict(getattr(joint.model, same).state_dict())
+        alone.decoder.load_state_dict(joint.model.decoder.decoders[name].state_dict())
+        part = observer(alone, alpha=0.3)
+        say_texts(part.task)
+        expected = part.look(batch)
+        truths |= part.truth(batch)
+        for row, answers in enumerate(look.answers):
+            slots = [slot for slot, answer in enumerate(answers) if answer.output == f"{name}/logits"]
+            assert [replace(answers[slot], output="logits") for slot in slots] == expected.answers[row]
+            for values, others in (
+                (look.probability, expected.probability),
+                (look.rollout.inputs, expected.rollout.inputs),
+                (look.rollout.residual, expected.rollout.residual),
+                (look.rollout.latents["cross0"], expected.rollout.latents["cross0"]),
+                (look.relevance, expected.relevance),
+            ):
+                torch.testing.assert_close(values[row, slots], others[row, : len(slots)])
+    torch.testing.assert_close(joint.truth(batch), truths)
+    assert {"relevance/energy_in_box", "relevance/energy_in_box_colour", "word_overlap"} < truths.keys()
 
 
 @KINDS
@@ -125,13 +206,13 @@ def test_where_each_class_asks_for_itself_it_has_its_own_rollout():
     assert look.own == look.answers
     assert all(len(row) == 3 for row in look.own)
     assert ((look.rollout.inputs[:, 1] - look.rollout.inputs[:, 0]).abs().amax(dim=-1) > 1e-4).all()
-    best = observer.model(batch.inputs, batch.masks).topk(3).indices.tolist()
+    best = logits(observer.model, batch.inputs, batch.masks).topk(3).indices.tolist()
     assert [[answer.label for answer in row] for row in look.answers] == best
 
 
 def test_words_have_their_own_rollouts_and_what_was_said_before_is_not_written_anew(monkeypatch):
     observer, batch = captioned(masks=False)
-    look = observer.look(batch, [{"caption": text} for text in ("a small red circle", "", "blue squares")])
+    look = observer.look(batch, [{"caption": text} for text in TEXTS])
     assert [[answer.name for answer in row] for row in look.answers] == [
         ["a", "small", "red", "circle"],
         [],
@@ -141,7 +222,7 @@ def test_words_have_their_own_rollouts_and_what_was_said_before_is_not_written_a
     said_anything = torch.tensor([[True] * 4, [False] * 4, [True, True, False, False]])
     torch.testing.assert_close(look.rollout.inputs.sum(dim=-1) + look.rollout.residual, said_anything.float())
     monkeypatch.setattr("perceiver.inspection.look.TOKENS_AT_ONCE", 1)
-    parts = observer.look(batch, [{"caption": text} for text in ("a small red circle", "", "blue squares")])
+    parts = observer.look(batch, [{"caption": text} for text in TEXTS])
     torch.testing.assert_close(parts.relevance, look.relevance)
     assert (look.relevance[~said_anything] == 0).all()
 
@@ -160,6 +241,7 @@ def test_a_model_that_says_nothing_has_no_maps(monkeypatch, make):
     assert look.relevance.shape == (3, 0, 55)
     assert look.rollout.inputs.shape == (3, 0, 55)
     assert look.probability.shape == (3, 0)
+    assert panels(look, {}, num_latents=1)
     assert observer.deletion(batch, seed=0).num_samples == 0
 
 
@@ -167,7 +249,7 @@ def test_a_model_that_says_nothing_has_no_maps(monkeypatch, make):
 def test_the_mean_map_is_that_of_all_latents_and_cross_attends(make):
     observer, batch = make(True)
     look = observer.look(batch)
-    expected = torch.stack([look.record.map(name).mean(dim=1) for name in look.record.named("cross")]).mean(dim=0)
+    expected = torch.stack([look.record.map(name).mean(dim=1) for name in look.record.readers]).mean(dim=0)
     maps = look.maps
     assert list(maps) == ["relevance", "rollout", "mean_map"]
     assert len({found.shape for found in maps.values()}) == 1
@@ -181,7 +263,7 @@ def test_inputs_are_converted_and_the_precision_is_that_of_the_context():
     other = Observer(
         observer.model,
         observer.task,
-        NAMES,
+        CLASS_NAMES,
         0.5,
         converted=lambda inputs: {name: values.float() for name, values in inputs.items()},
         forward_context=lambda: torch.autocast("cpu", dtype=torch.bfloat16),
@@ -194,9 +276,7 @@ def test_inputs_are_converted_and_the_precision_is_that_of_the_context():
 
 
 def test_one_query_for_all_classes_is_no_query_of_any():
-    decoder = QueryDecoder(dim=DIM, num_classes=NUM_CLASSES, query_dim=13, attention=DECODE_HEADS)
-    observer, batch = classified(masks=False)
-    look = Observer(perceiver_io(decoder=decoder), observer.task, NAMES, 0.5).look(batch)
+    look = seen(perceiver_io(decoder=query_decoder(1)), small_inputs())
     assert look.own == [[], [], []]
     assert (look.rollout.inputs.sum(dim=-1) > 0.1).all()
 
@@ -214,10 +294,10 @@ def test_a_look_leaves_the_model_as_it_was():
 
 
 def test_parts_of_a_batch_are_all_of_it_in_order():
-    batch = labelled({"label": torch.arange(3)}, masks=True)
+    batch = labelled(small_inputs(), some_masks())
     parts = list(in_parts(batch, 2))
     assert [rows for rows, _ in parts] == [slice(0, 2), slice(2, 4)]
-    assert [part.ids for _, part in parts] == [["a", "b"], ["c"]]
+    assert [part.ids for _, part in parts] == [["s/0", "s/1"], ["s/2"]]
     for name, values in batch.inputs.items():
         assert torch.equal(torch.cat([part.inputs[name] for _, part in parts]), values)
         assert torch.equal(torch.cat([part.masks[name] for _, part in parts]), batch.masks[name])

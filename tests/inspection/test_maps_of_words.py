@@ -5,15 +5,26 @@ import pytest
 import torch
 from PIL import Image
 
+from perceiver.decoders.base import LOGITS
 from perceiver.encoders.text import TextEncoder
-from perceiver.inspection.capture import Capture, capture, pictures_of
+from perceiver.inspection.capture import Capture, pictures_of
 from perceiver.inspection.frames import STRETCHED, STRIP_HEIGHT
 from perceiver.inspection.maps import panels
 from perceiver.inspection.sheets import BAR_WIDTH, COLUMN_TICKS_HEIGHT, GAP, ROW_TICKS_WIDTH, TILE, TITLE_HEIGHT
 from perceiver.positions import LearnedPositions
 from perceiver.types import Answer, Axis, Box, Grid, Span
-from tests.inspection.drawn import BRIGHTEST, SPANS, bright_place, capture_of_places, images, of_class, tiles_of
-from tests.inspection.models import EveryWord, captioning, captions, lay_out, perceiver_text
+from tests.inspection.drawn import (
+    BRIGHTEST,
+    SPANS,
+    bright_place,
+    capture_of_places,
+    images,
+    look_of,
+    of_class,
+    tiles_of,
+)
+from tests.inspection.looks import seen
+from tests.inspection.models import EveryWord, lay_out, perceiver_text
 from tests.models import audio_encoder, image_encoder, small_inputs
 
 PLACES = [3, 11, 17, 23, 34]
@@ -30,26 +41,26 @@ def image_capture(batch: int = 2) -> Capture:
 
 def words(*queries: int | tuple[int, ...], boxes: tuple[Box, ...] = ()) -> list[Answer]:
     each = [query if isinstance(query, tuple) else (query,) for query in queries]
-    return [Answer(f"word {query}", query, boxes=boxes) for query in each]
+    return [Answer(f"word {query}", query, LOGITS, boxes=boxes) for query in each]
 
 
 def strips(captured: Capture, *answers: list[Answer], **options) -> list[Image.Image]:
-    return panels(captured, images(len(answers)), answers, num_latents=1, **options)["caption/words"]
+    look = look_of(captured, list(answers), **options)
+    return panels(look, images(len(answers)), num_latents=1)["caption/words"]
 
 
 @pytest.mark.parametrize(
     ("answers", "are_words"),
     [
-        ([], False),
         ([[], []], False),
         ([[of_class("a", 1)], [of_class("b", 2), of_class("a", 1)]], False),
         ([words(1), words(0, 2)], True),
         ([[], words(0)], True),
     ],
-    ids=["none", "empty", "classes", "words", "one text"],
+    ids=["empty", "classes", "words", "one text"],
 )
 def test_there_are_strips_where_answers_are_words(answers, are_words):
-    sheets = panels(image_capture(), images(), answers, num_latents=1)
+    sheets = panels(look_of(image_capture(), answers), images(), num_latents=1)
     assert set(sheets) == {"image/cross0"} | ({"caption/words"} if are_words else set())
     assert all(len(of_rows) == 2 for of_rows in sheets.values())
 
@@ -61,7 +72,14 @@ def test_a_strip_has_the_input_and_a_tile_for_each_word(count, columns, rows):
     assert shorter.size == (2 * (TILE + GAP) + BAR_WIDTH, HEIGHT + TITLE_HEIGHT + GAP)
 
 
-def test_each_word_is_bright_where_it_was_read_from():
+def test_classes_that_are_said_beside_words_have_no_tile_in_a_strip():
+    (strip,) = strips(image_capture(1), [of_class("a", 1), *words(0, 4)])
+    assert strip.width == 3 * (TILE + GAP) + BAR_WIDTH
+    (line, column) = divmod(PLACES[4], 7)
+    assert bright_place(tiles_of(strip, 3)[2]) == pytest.approx(((line + 0.5) / 5, (column + 0.5) / 7), abs=0.01)
+
+
+def test_each_word_is_bright_where_it_depended_on_the_input():
     answers = [words(4, 1, 0), words(2, 4, 3)]
     for strip, row in zip(strips(image_capture(), *answers), answers, strict=True):
         picture, *tiles = tiles_of(strip, 4)
@@ -71,30 +89,18 @@ def test_each_word_is_bright_where_it_was_read_from():
             assert bright_place(tile) == pytest.approx(((line + 0.5) / 5, (column + 0.5) / 7), abs=0.01)
 
 
-def test_where_relevance_is_known_each_word_is_bright_where_it_depended_on_the_input():
+def test_a_strip_shows_relevance_and_an_empty_text_nothing():
     answers = [words(4, 1, 0), []]
-    maps = torch.full((3, 35), 0.001)
+    maps = torch.full((2, 3, 35), 0.001)
     tokens = [8, 30, 19]
-    maps[range(3), tokens] = 0.7
-    relevant = [list(zip(answers[0], maps, strict=True)), []]
-    strip, silent = strips(image_capture(), *answers, relevant=relevant)
+    maps[0, range(3), tokens] = 0.7
+    strip, silent = strips(image_capture(), *answers, relevance=maps)
     assert strip.size == (4 * (TILE + GAP) + BAR_WIDTH, HEIGHT + TITLE_HEIGHT + GAP)
     for tile, token in zip(tiles_of(strip, 4)[1:], tokens, strict=True):
         line, column = divmod(token, 7)
         assert bright_place(tile) == pytest.approx(((line + 0.5) / 5, (column + 0.5) / 7), abs=0.01)
     assert silent.size == (2 * (TILE + GAP) + BAR_WIDTH, HEIGHT + TITLE_HEIGHT + GAP)
     assert len(np.unique(tiles_of(silent, 2)[1].reshape(-1, 3), axis=0)) == 1, "nothing was said"
-
-
-def test_boxes_of_a_word_are_drawn_on_its_relevance():
-    box = Box(0, "image", {"y": (3.0, 9.0), "x": (6.0, 18.0)})
-    maps = torch.full((2, 35), 1 / 35)
-    plain, boxed = (
-        strips(image_capture(1), row, relevant=[list(zip(row, maps, strict=True))])[0]
-        for row in (words(0, 1), [*words(0), *words(1, boxes=(box,))])
-    )
-    pairs = zip(tiles_of(boxed, 3), tiles_of(plain, 3), strict=True)
-    assert [bool((one != other).any()) for one, other in pairs] == [False, False, True]
 
 
 def colour_at(tile: np.ndarray, place: int) -> tuple[float, ...]:
@@ -110,16 +116,17 @@ def test_a_word_of_several_queries_is_bright_where_each_of_them_was_read_from():
     assert len(np.unique(tile.reshape(-1, 3), axis=0)) == 2
 
 
-def test_an_empty_text_has_a_strip_of_what_all_outputs_read():
-    _, silent = strips(image_capture(), words(0, 1, 2, 3, 4), [])
-    assert silent.size == (2 * (TILE + GAP) + BAR_WIDTH, HEIGHT + TITLE_HEIGHT + GAP)
-    _, tile = tiles_of(silent, 2)
+def test_of_an_empty_text_the_rollout_is_that_of_all_outputs():
+    look = look_of(image_capture(), [words(0, 1, 2, 3, 4), []])
+    tile = tiles_of(panels(look, images(), num_latents=0)["image/cross0"][1], 4)[3]
     assert [place for place in range(35) if colour_at(tile, place) == BRIGHTEST] == PLACES
 
 
 def test_titles_are_the_words():
     captured = image_capture(1)
-    one, other = (strips(captured, [Answer(name, (0,)), Answer("dot", (1,))])[0] for name in ("red", "green"))
+    one, other = (
+        strips(captured, [Answer(name, (0,), LOGITS), Answer("dot", (1,), LOGITS)])[0] for name in ("red", "green")
+    )
     changed = np.argwhere((np.asarray(one) != np.asarray(other)).any(axis=-1))
     assert changed[:, 0].max() < TITLE_HEIGHT
     assert changed[:, 1].min() >= TILE + GAP
@@ -145,7 +152,8 @@ def test_boxes_of_a_word_are_drawn_on_its_tile_and_those_of_the_sample_on_the_in
 def test_sheets_of_latents_show_the_whole_text_as_one_rollout():
     captured = image_capture()
     answers = [words(0, 4), words(1)]
-    for sheet, row in zip(panels(captured, images(), answers, num_latents=0)["image/cross0"], answers, strict=True):
+    sheets = panels(look_of(captured, answers), images(), num_latents=0)["image/cross0"]
+    for sheet, row in zip(sheets, answers, strict=True):
         assert sheet.width == 4 * (TILE + GAP) + BAR_WIDTH, "input, mean over input, mean, rollout"
         tile = tiles_of(sheet, 4)[3]
         said = {place for query, place in enumerate(PLACES) if any(query in answer.queries for answer in row)}
@@ -170,7 +178,7 @@ def test_every_modality_has_its_tiles_in_a_strip():
 def test_texts_have_no_picture_and_strips_two_abreast():
     captured = capture_of_places([3, 11, 34], 1)
     lay_out(captured, {"text": Span(0, 35, TEXT)})
-    sheets = panels(captured, {}, [words(0, 1, 2)], num_latents=2)
+    sheets = panels(look_of(captured, [words(0, 1, 2)]), {}, num_latents=2)
     assert set(sheets) == {"text/cross0", "caption/words"}
     (strip,) = sheets["caption/words"]
     width, height = STRETCHED[0], STRIP_HEIGHT
@@ -186,7 +194,7 @@ def test_modalities_with_more_than_two_axes_have_no_strips():
     captured = image_capture(1)
     axes = (*SPANS["image"].grid.axes, Axis("time", "s", 0.0, 11.0))
     lay_out(captured, {"video": Span(0, 35, Grid((5, 7, 1), axes))})
-    assert panels(captured, {}, [words(0, 1)], num_latents=1) == {}
+    assert panels(look_of(captured, [words(0, 1)]), {}, num_latents=1) == {}
 
 
 def text_encoder() -> TextEncoder:
@@ -202,19 +210,17 @@ def test_models_of_any_modalities_have_sheets_and_strips_of_what_they_say(modali
     names = modalities.split()
     inputs = {name: inputs[name] for name in names}
     model = perceiver_text(encoders={name: encoders[name] for name in names})
-    batch = captions(inputs, facts=[EveryWord(Box(0, name, {})) for name in (names * 3)[:3]])
-    if "text" in names:
-        batch.masks["text"] = torch.arange(11) < torch.tensor([[11], [2], [7]])
-    with capture(model) as captured:
-        answers = captioning().answers(model, batch, ())
-    sheets = panels(captured, pictures_of(model, inputs), answers, num_latents=2)
+    facts = [EveryWord(Box(0, name, {})) for name in (names * 3)[:3]]
+    masks = {"text": torch.arange(11) < torch.tensor([[11], [2], [7]])} if "text" in names else {}
+    found = seen(model, inputs, masks, facts=facts)
+    sheets = panels(found, pictures_of(model, inputs), num_latents=2)
     assert set(sheets) == {f"{name}/cross0" for name in names} | {"caption/words"}
     for of_rows in sheets.values():
         assert [sheet.mode for sheet in of_rows] == ["RGB"] * 3
         assert all(np.asarray(sheet).std() > 10 for sheet in of_rows)
-    assert all(len(row) > 1 for row in answers)
+    assert all(len(row) > 1 for row in found.answers)
     if names == ["audio"]:
-        for strip, row in zip(sheets["caption/words"], answers, strict=True):
+        for strip, row in zip(sheets["caption/words"], found.answers, strict=True):
             rows = -(-(1 + len(row)) // 3)
             columns = -(-(1 + len(row)) // rows)
             assert strip.width == ROW_TICKS_WIDTH + columns * (STRETCHED[0] + GAP) + BAR_WIDTH

@@ -9,36 +9,35 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
 )
 
 from perceiver import Perceiver
-from perceiver.attention import CrossBlock
-from perceiver.decoders.queries import QueryDecoder
-from perceiver.decoders.text import TextDecoder
+from perceiver.attention import Attention, CrossBlock
 from perceiver.inspection.capture import capture
 from tests.inspection.models import (
-    DECODE_HEADS,
+    asked,
+    direct_text,
     look,
     look_with_relevance,
     perceiver,
     perceiver_io,
     perceiver_pooled_io,
     perceiver_text,
+    query_decoder,
     some_masks,
     some_scores,
     some_words,
 )
-from tests.models import DIM, NUM_CLASSES, small_inputs
+from tests.models import logits, small_inputs
 
 NUM_TOKENS, NUM_LATENTS = 4 * 5 + 5 * 7, 11
 
 
 def perceiver_asked_once() -> Perceiver:
     """One query gives the logits of all classes."""
-    decoder = QueryDecoder(dim=DIM, num_classes=NUM_CLASSES, query_dim=13, attention=DECODE_HEADS)
-    return perceiver(decoder=decoder)
+    return perceiver(decoder=query_decoder(1))
 
 
 MODELS = pytest.mark.parametrize(
     "make",
-    [perceiver, perceiver_io, perceiver_pooled_io, perceiver_asked_once, perceiver_text],
+    [perceiver, perceiver_io, perceiver_pooled_io, perceiver_asked_once, perceiver_text, direct_text],
     ids=lambda make: make.__name__,
 )
 MASKS = pytest.mark.parametrize("masks", [None, some_masks()], ids=["whole", "masked"])
@@ -58,26 +57,19 @@ def naive_relevance(monkeypatch, model: Perceiver, inputs, masks) -> torch.Tenso
         kept[-1].retain_grad()
         return kept[-1] @ v
 
-    is_text = isinstance(model.decoder, TextDecoder)
-    layers = look(model, inputs, masks).layers.values()
+    captured = look(model, inputs, masks)
+    layers = captured.layers.values()
     with monkeypatch.context() as patch:
-        patch.setattr("perceiver.attention.attend", attend)
-        scores = some_scores(model(inputs, masks, *([some_words()] if is_text else [])))
-    decoders = [layer for layer in layers if layer.role == "decode"]
-    num_queries = decoders[0].num_queries if decoders else 0
+        patch.setattr("perceiver.mechanisms.scaled_dot_product.attend", attend)
+        scores = some_scores(model(inputs, masks, captured.queries))
+    num_queries = captured.num_outputs if captured.decoders else 0
     places = {
         "tokens": slice(0, NUM_TOKENS),
         "latents": slice(NUM_TOKENS, NUM_TOKENS + NUM_LATENTS),
-        "queries": slice(NUM_TOKENS + NUM_LATENTS, NUM_TOKENS + NUM_LATENTS + num_queries),
-    }
-    who = {
-        "cross": ("latents", "tokens"),
-        "self": ("latents", "latents"),
-        "decode": ("queries", "latents"),
-        "words": ("queries", "queries"),
+        "outputs": slice(NUM_TOKENS + NUM_LATENTS, NUM_TOKENS + NUM_LATENTS + num_queries),
     }
     # Whose row of R is that of an answer.
-    if is_text:
+    if captured.queries:
         asked = [{1: 1.0, 2: 1.0}, {5: 1.0}]
     elif num_queries > 1:
         asked = [{3: 1.0}, {7: 1.0}]
@@ -91,11 +83,11 @@ def naive_relevance(monkeypatch, model: Perceiver, inputs, masks) -> torch.Tenso
             through = torch.eye(size, dtype=torch.float64)
             for layer, weights, gradient in zip(layers, kept, gradients, strict=True):
                 mean = torch.zeros(size, size, dtype=torch.float64)
-                rows, columns = (places[name] for name in who[layer.role])
+                rows, columns = places[layer.role.queries], places[captured.reads(layer)]
                 mean[rows, columns] = (gradient[sample] * weights[sample]).clamp(min=0).mean(dim=0).double()
                 through = through + mean @ through
             if num_queries:
-                row = sum(share * through[places["queries"]][query] for query, share in asked[reader].items())
+                row = sum(share * through[places["outputs"]][query] for query, share in asked[reader].items())
             else:
                 row = through[places["latents"]].mean(dim=0)
             found[sample, reader] = row[places["tokens"]].float()
@@ -113,7 +105,7 @@ def test_it_is_the_sum_over_all_ways_through_the_full_matrices(monkeypatch, make
     torch.testing.assert_close(found / scale, expected / scale, rtol=0, atol=1e-5)
     assert not found.requires_grad
     if masks is not None:
-        assert (found.masked_select(~captured.layers["cross0"].mask[:, None]) == 0).all()
+        assert (found.masked_select(~captured.token_mask[:, None]) == 0).all()
 
 
 @MODELS
@@ -134,12 +126,9 @@ def test_each_score_has_a_map_of_its_own_also_where_the_decoder_pools(make):
 @MODELS
 def test_samples_are_explained_each_for_itself(make):
     model, inputs = make(), small_inputs()
-    if make is perceiver_text:
-        words = some_words()
-        with capture(model, gradients=True) as captured:
-            found = captured.relevance(some_scores(model({n: x[1:] for n, x in inputs.items()}, None, words[1:])))
-    else:
-        found = look_with_relevance(model, {name: values[1:] for name, values in inputs.items()})[1]
+    rest = {name: values[1:] for name, values in inputs.items()}
+    with capture(model, gradients=True) as captured:
+        found = captured.relevance(some_scores(model(rest, None, asked(model, some_words()[1:]))))
     expected = look_with_relevance(model, inputs)[1][1:]
     torch.testing.assert_close(found / expected.max(), expected / expected.max(), rtol=0, atol=1e-5)
 
@@ -147,8 +136,8 @@ def test_samples_are_explained_each_for_itself(make):
 def test_a_score_that_is_doubled_through_one_attention_has_twice_the_relevance():
     """Every way through `n` attentions counts for a factor to the power of n; of pooled tokens there is one way."""
     model, inputs = perceiver_io(), small_inputs()
-    for block in model.latents.self_blocks.modules():
-        if hasattr(block, "dot_product"):
+    for block in model.memory.self_blocks.modules():
+        if isinstance(block, Attention):
             block.out.weight.data.zero_()  # so that no score depends on it
     maps = []
     for factor in (1.0, 2.0):
@@ -160,9 +149,9 @@ def test_a_score_that_is_doubled_through_one_attention_has_twice_the_relevance()
 def test_words_that_come_later_have_no_part_in_a_word():
     model, inputs, words = perceiver_text(), small_inputs(), some_words()
     maps = []
-    for asked in (words, torch.cat([words[:, :3], words[:, 3:].flip(0)], dim=1)):
+    for ids in (words, torch.cat([words[:, :3], words[:, 3:].flip(0)], dim=1)):
         with capture(model, gradients=True) as captured:
-            maps.append(captured.relevance(model(inputs, None, asked)[:, [2, 4], [11, 13]]))
+            maps.append(captured.relevance(logits(model, inputs, ids=ids)[:, [2, 4], [11, 13]]))
     scale = maps[0].max()
     torch.testing.assert_close(maps[0][:, 0] / scale, maps[1][:, 0] / scale, rtol=0, atol=1e-6)
     assert (maps[0][:, 1] - maps[1][:, 1]).abs().max() > 1e-3 * scale
@@ -189,12 +178,12 @@ def test_what_follows_from_gradients_is_computed_in_float32_under_autocast():
 def test_without_scores_there_is_nothing_to_explain():
     model = perceiver()
     with capture(model, gradients=True) as captured:
-        assert captured.relevance(model(small_inputs())[:, :0]).shape == (3, 0, NUM_TOKENS)
+        assert captured.relevance(logits(model, small_inputs())[:, :0]).shape == (3, 0, NUM_TOKENS)
         assert captured.relevance(torch.zeros(3, 0)).shape == (3, 0, NUM_TOKENS)
 
 
 def of_other_weights(model, outputs):
-    return model.latents.array.sum().expand(3, 1)
+    return model.memory.array.sum().expand(3, 1)
 
 
 def without_gradients(model, outputs):
@@ -209,7 +198,7 @@ def of_a_leaf(model, outputs):
 def test_scores_that_do_not_follow_from_the_forward_pass_are_refused(scores):
     model = perceiver()
     with capture(model, gradients=True) as captured:
-        outputs = model(small_inputs())
+        outputs = logits(model, small_inputs())
         with pytest.raises(ValueError, match=r"capture\(model, gradients=True\), and scores of the forward pass"):
             captured.relevance(scores(model, outputs))
 
@@ -217,7 +206,7 @@ def test_scores_that_do_not_follow_from_the_forward_pass_are_refused(scores):
 def test_scores_of_an_earlier_forward_pass_are_refused():
     model = perceiver()
     with capture(model, gradients=True) as captured:
-        earlier = model(small_inputs())
+        earlier = logits(model, small_inputs())
         model(small_inputs())
         with pytest.raises(ValueError, match="scores of the forward pass"):
             captured.relevance(earlier)
@@ -226,8 +215,8 @@ def test_scores_of_an_earlier_forward_pass_are_refused():
 def test_a_capture_without_gradients_is_refused():
     model, inputs = perceiver(), small_inputs()
     with capture(model) as captured:
-        outputs = model(inputs)
-    for scores in (outputs, model(inputs)):
+        outputs = logits(model, inputs)
+    for scores in (outputs, logits(model, inputs)):
         with pytest.raises(ValueError, match=r"capture\(model, gradients=True\)"):
             captured.relevance(scores)
 
@@ -239,4 +228,4 @@ def test_checkpointing_that_keeps_no_graph_is_refused_rather_than_explained_by_n
         model, checkpoint_wrapper_fn=wrapper, check_fn=lambda module: isinstance(module, CrossBlock)
     )
     with capture(model, gradients=True) as captured, pytest.raises((ValueError, RuntimeError)):
-        captured.relevance(model(small_inputs()))
+        captured.relevance(logits(model, small_inputs()))

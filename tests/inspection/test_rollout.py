@@ -7,25 +7,26 @@ import torch
 from torch.nn import functional as F
 
 from perceiver import Perceiver
-from perceiver.attention import BlockSpec, CrossBlock, SelfBlock
-from perceiver.inspection.capture import Capture, capture
+from perceiver.attention import CrossBlock, SelfBlock
+from perceiver.inspection.capture import Capture
 from perceiver.inspection.rollout import mean_reader, readers_of, rollout
-from perceiver.latents import LatentArray, Schedule
+from perceiver.mechanisms.base import DECODE, LATENTS
 from tests.inspection.models import (
     CROSS_HEADS,
     NUM_WORDS,
     captured_with,
+    direct_text,
     layer,
     look,
     perceiver,
     perceiver_io,
     perceiver_pooled_io,
     perceiver_text,
+    reader_of_tokens,
     some_masks,
-    some_words,
     text_decoder,
 )
-from tests.models import DIM, NUM_CLASSES, small_inputs
+from tests.models import NUM_CLASSES, small_inputs
 
 MODELS = pytest.mark.parametrize(
     ("make", "num_outputs"),
@@ -42,12 +43,12 @@ def naive_rollout(
     `shares` is what attention has of what goes on in each layer, by latent. Tokens of several cross-attends are counted
     apart, and summed up in the end.
     """
-    encoder = {name: layer for name, layer in captured.layers.items() if layer.role in ("cross", "self")}
-    crosses = captured.named("cross")
+    encoder = {name: layer for name, layer in captured.layers.items() if layer.role.queries == LATENTS}
+    crosses = captured.readers
     num_latents, num_tokens = captured.layers["cross0"].num_queries, captured.layers["cross0"].num_keys
     batch = captured.layers["cross0"].num_rows
     outputs = torch.full((batch, 1, num_latents), 1 / num_latents)
-    if reads := [captured.layers[name].weights().mean(dim=1) for name in captured.named("decode")]:
+    if reads := [captured.layers[name].weights().mean(dim=1) for name in captured.decoders]:
         outputs = sum(reads) / len(reads)
     size = num_latents + len(crosses) * num_tokens
     flow = torch.eye(size, dtype=torch.float64).repeat(batch, 1, 1)
@@ -56,7 +57,7 @@ def naive_rollout(
         share = shares[name][:, :, None].double() if isinstance(shares, dict) else shares
         read = attention[:, :num_latents]
         read *= 1 - share
-        start = num_latents + crosses.index(name) * num_tokens if part.role == "cross" else 0
+        start = num_latents + crosses.index(name) * num_tokens if name in crosses else 0
         read[:, :, start : start + part.num_keys] += share * part.weights().mean(dim=1)
         flow = attention @ flow
     result = (outputs.double() @ flow[:, :num_latents]).float()
@@ -65,7 +66,7 @@ def naive_rollout(
     return sum(of_crosses), result[..., :num_latents].sum(dim=-1), parts
 
 
-def measured_shares(model: Perceiver, inputs, masks, *queries) -> dict[str, torch.Tensor]:
+def measured_shares(model: Perceiver, inputs, masks, queries=None) -> dict[str, torch.Tensor]:
     """What attention adds to each latent, over that and what there is of it, from what blocks are given."""
     norms = []
 
@@ -73,15 +74,15 @@ def measured_shares(model: Perceiver, inputs, masks, *queries) -> dict[str, torc
         queries = args[0]
         if isinstance(block, CrossBlock):
             added = block.attention(block.query_norm(queries), block.input_norm(args[1]), mask=kwargs["mask"])
-            norms.append(("cross", queries if block.query_residual else torch.zeros_like(queries), added))
+            norms.append(("cross", queries if block.residual is not None else torch.zeros_like(queries), added))
         else:
             normed = block.norm(queries)
             norms.append(("self", queries, block.attention(normed, normed)))
 
-    blocks = [module for module in model.latents.modules() if isinstance(module, CrossBlock | SelfBlock)]
+    blocks = [module for module in model.memory.modules() if isinstance(module, CrossBlock | SelfBlock)]
     hooks = [block.register_forward_hook(measure, with_kwargs=True) for block in blocks]
     with torch.no_grad():
-        model(inputs, masks, *queries)
+        model(inputs, masks, queries)
     for hook in hooks:
         hook.remove()
     numbers = {"cross": count(), "self": count()}
@@ -98,12 +99,12 @@ def test_reverse_rollout_is_the_product_of_the_full_matrices(make, num_outputs, 
     model, inputs = make(), small_inputs()
     captured = look(model, inputs, masks)
     traced = captured.rollout(alpha=alpha)
-    shares = measured_shares(model, inputs, masks, *captured.queries) if alpha == "norm" else alpha
+    shares = measured_shares(model, inputs, masks, captured.queries) if alpha == "norm" else alpha
     expected, residual, parts = naive_rollout(captured, shares)
     assert traced.inputs.shape == (3, num_outputs, 55)
     torch.testing.assert_close(traced.inputs, expected, rtol=0, atol=1e-6)
     torch.testing.assert_close(traced.residual, residual, rtol=0, atol=1e-5)
-    assert list(traced.latents) == list(parts) == captured.named("cross")
+    assert list(traced.latents) == list(parts) == captured.readers
     for name, part in parts.items():
         assert traced.latents[name].shape == (3, num_outputs, 11)
         came_in = traced.latents[name] @ captured.layers[name].weights().mean(dim=1)
@@ -127,7 +128,7 @@ def test_where_queries_have_no_residual_attention_is_all_that_goes_on(alpha, mas
     shares = measured_shares(model, inputs, masks)
     if alpha != "norm":
         shares = {name: torch.full_like(share, alpha) for name, share in shares.items()}
-        shares |= {name: torch.ones_like(shares[name]) for name in captured.named("cross")}
+        shares |= {name: torch.ones_like(shares[name]) for name in captured.readers}
     traced = captured.rollout(alpha=alpha)
     expected, _, parts = naive_rollout(captured, shares)
     torch.testing.assert_close(traced.inputs, expected, rtol=0, atol=1e-6)
@@ -187,6 +188,25 @@ def test_inputs_and_residual_share_everything(make, num_outputs):
     torch.testing.assert_close(traced.inputs.sum(dim=-1) + traced.residual, torch.ones(3, num_outputs))
 
 
+@pytest.mark.parametrize("masks", [None, some_masks()], ids=["whole", "masked"])
+def test_without_latents_it_is_the_product_of_the_matrices_over_the_tokens_and_all_comes_from_them(masks):
+    captured = look(direct_text(), masks=masks)
+    weights = {name: layer.weights().mean(dim=1) for name, layer in captured.layers.items()}
+    expected = (weights["decode0"] + weights["decode1"]) / 2
+    for name in ("encode1", "encode0"):
+        expected = 0.7 * expected + 0.3 * expected @ weights[name]
+    for alpha in (0.3, "norm"):
+        traced = rollout(captured, alpha=alpha)
+        torch.testing.assert_close(traced.inputs.sum(dim=-1), torch.ones(3, NUM_WORDS))
+        assert (traced.residual == 0).all()
+        assert list(traced.latents) == captured.readers == ["decode0", "decode1"]
+        torch.testing.assert_close(sum(traced.latents.values()), torch.eye(NUM_WORDS).expand(3, -1, -1))
+        if alpha == 0.3:
+            torch.testing.assert_close(traced.inputs, expected)
+        if masks:
+            assert ((traced.inputs > 0) == captured.token_mask[:, None]).all()
+
+
 @MODELS
 @pytest.mark.parametrize(("alpha", "residual"), [(0.0, 1.0), (1.0, 0.0)])
 def test_without_attention_all_is_residual_and_without_residual_all_is_input(make, num_outputs, alpha, residual):
@@ -209,6 +229,14 @@ def test_a_sample_without_any_real_input_rests_on_the_latents_alone(alpha, query
     assert (traced.inputs[1] == 0).all()
     torch.testing.assert_close(traced.residual[1], torch.ones(1))
     torch.testing.assert_close(traced.inputs.sum(dim=-1) + traced.residual, torch.ones(3, 1))
+
+
+def test_without_latents_a_sample_without_any_real_input_rests_on_nothing():
+    masks = {"image": torch.tensor([True, False, True]), "depth": torch.tensor([True, False, False])}
+    traced = rollout(look(direct_text(), masks=masks))
+    expected = torch.tensor([[1.0], [0.0], [1.0]]).expand(-1, NUM_WORDS)
+    torch.testing.assert_close(traced.inputs.sum(dim=-1), expected)
+    assert (traced.residual == 0).all()
 
 
 def test_classes_that_ask_for_themselves_differ_and_their_mean_is_the_mean():
@@ -259,8 +287,8 @@ def test_readers_are_means_of_their_queries_and_zero_where_a_sample_has_fewer():
 def test_of_several_decoder_layers_each_has_an_equal_part():
     captured = look(perceiver_text())
     alone = []
-    for name in captured.named("decode"):
-        others = {other: layer for other, layer in captured.layers.items() if layer.role != "decode" or other == name}
+    for name in captured.decoders:
+        others = {other: layer for other, layer in captured.layers.items() if layer.role != DECODE or other == name}
         alone.append(rollout(captured_with(captured.spans, **others)))
     both = rollout(captured)
     assert len(alone) == 2
@@ -270,20 +298,10 @@ def test_of_several_decoder_layers_each_has_an_equal_part():
 
 
 def test_permuted_tokens_with_their_positions_give_permuted_maps_of_words():
-    latents = LatentArray(
-        num_latents=11,
-        dim=DIM,
-        input_dim=23,
-        cross_attention=BlockSpec(num_heads=1),
-        self_attention=BlockSpec(num_heads=1),
-        schedule=Schedule(num_cross_attends=2, num_blocks=2, num_self_attends=1),
-    )
-    model = torch.nn.ModuleList([latents, text_decoder()])
+    model = reader_of_tokens(text_decoder())
     tokens, order, maps = torch.randn(3, 31, 23), torch.randperm(31), []
     for values in (tokens, tokens[:, order]):
-        with capture(model) as captured:
-            model[1](model[0](values), some_words())
-        maps.append(rollout(captured).inputs)
+        maps.append(rollout(look(model, {"tokens": values})).inputs)
     assert (maps[0] - maps[0].flip(-1)).abs().max() > 1e-3
     torch.testing.assert_close(maps[1], maps[0][..., order])
 

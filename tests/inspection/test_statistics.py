@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from perceiver.inspection.capture import Capture, capture
+from perceiver.inspection.capture import Capture
 from perceiver.inspection.statistics import DEAD, drift
+from perceiver.mechanisms.base import DECODE_SELF, LATENTS
 from tests.inspection.models import (
     captured_with,
+    direct_text,
     layer,
     look,
     perceiver,
@@ -18,7 +20,9 @@ from tests.inspection.models import (
 )
 from tests.models import small_inputs, small_perceiver
 
-MODELS = pytest.mark.parametrize("make", [perceiver, perceiver_io, perceiver_text], ids=lambda make: make.__name__)
+MODELS = pytest.mark.parametrize(
+    "make", [perceiver, perceiver_io, perceiver_text, direct_text], ids=lambda make: make.__name__
+)
 MASKS = pytest.mark.parametrize("masks", [None, some_masks()], ids=["whole", "masked"])
 NO_KEYS = {"image": torch.tensor([True, False, True]), "depth": torch.tensor([True, False, False])}
 
@@ -38,7 +42,7 @@ def naive_statistics(captured: Capture, alpha: float) -> dict[str, float]:
     """From whole matrices, one sample after the other."""
     found = {}
     for name, of_batch in captured.layers.items():
-        if of_batch.role == "words":
+        if of_batch.role == DECODE_SELF:
             continue
         real = torch.ones(of_batch.num_rows, of_batch.num_keys).bool() if of_batch.mask is None else of_batch.mask
         samples = [number for number in range(of_batch.num_rows) if real[number].any()]
@@ -54,7 +58,7 @@ def naive_statistics(captured: Capture, alpha: float) -> dict[str, float]:
             )
         if queries > 1:
             found[f"{name}/latent_redundancy"] = mean(v for s in samples for v in cosines(weights[s].mean(dim=0)))
-        if of_batch.role != "cross":
+        if name not in captured.readers:
             continue
         average = weights.mean(dim=(1, 2))
         found[f"{name}/coverage"] = mean(
@@ -63,6 +67,8 @@ def naive_statistics(captured: Capture, alpha: float) -> dict[str, float]:
         if len(captured.spans) > 1:
             for modality, span in captured.spans.items():
                 found[f"{name}/share_{modality}"] = mean(average[s, span.start : span.stop].sum() for s in samples)
+        if of_batch.role.queries != LATENTS:
+            continue
         incoming = captured.rollout(alpha=alpha).latents[name].mean(dim=1)[samples].mean(dim=0)
         found[f"{name}/dead_latents"] = mean(incoming < DEAD * incoming.mean())
     return found
@@ -191,9 +197,7 @@ def test_the_order_of_tokens_makes_no_difference():
     model = reader_of_tokens()
     tokens, order, mask, found = torch.randn(3, 31, 23), torch.randperm(31), torch.rand(3, 31) < 0.7, []
     for values, real in ((tokens, mask), (tokens[:, order], mask[:, order])):
-        with capture(model) as captured:
-            model[1](model[0](values, real))
-        found.append(captured.statistics())
+        found.append(look(model, {"tokens": values}, {"tokens": real}).statistics())
     assert found[1] == pytest.approx(found[0], rel=1e-4)
 
 

@@ -27,7 +27,7 @@ from perceiver.inspection.terminal import (
 )
 from perceiver.types import Answer, Axis, Batch, Grid, Span
 from tests.inspection.looks import arrays_of, look_at
-from tests.inspection.models import captured_with, grid, layer, perceiver_text
+from tests.inspection.models import captured_with, grid, layer, perceiver_joint, perceiver_text
 
 SOUND = Grid((3, 7), (Axis("frequency", "Hz", 100.0, 4000.0, "mel"), Axis("time", "s", 0.0, 1.4)))
 IMAGE = grid(5, 11, cell=4)
@@ -73,11 +73,11 @@ def seen_by_hand(
 
 
 def classes(*names: str) -> list[Answer]:
-    return [Answer(name, (0,), label=label) for label, name in enumerate(names)]
+    return [Answer(name, (0,), "logits", label=label) for label, name in enumerate(names)]
 
 
 def words(*names: str) -> list[Answer]:
-    return [Answer(name, (place,), ids=(place,)) for place, name in enumerate(names)]
+    return [Answer(name, (place,), "logits", ids=(place,)) for place, name in enumerate(names)]
 
 
 def printed(*renderables: Any, width: int = 80) -> str:
@@ -346,7 +346,7 @@ class TestBelief:
         ]
 
 
-@pytest.mark.parametrize("make", [None, perceiver_text], ids=["classes", "words"])
+@pytest.mark.parametrize("make", [None, perceiver_text, perceiver_joint], ids=["classes", "words", "both"])
 def test_a_whole_report_fits_into_80_columns_and_shows_every_sample(make):
     look = look_at(make) if make else look_at()
     deletion = np.array(json.dumps(summary(0.5, 0.1)))
@@ -360,7 +360,8 @@ def test_a_whole_report_fits_into_80_columns_and_shows_every_sample(make):
         for slot, answer in enumerate(look.answers[row][:MOST_ANSWERS]):
             assert f"{answer.name}" in text
             assert f"{float(look.probability[row, slot]):.3f}" in text
-    assert all(f"\n{name} " in text for name in look.record.layers if not name.startswith("words"))
+    for name in look.record.layers:
+        assert "decode_self" in name or all(f"\n{line} " in text for line in name.replace("/", "/ ").split())
     for value in scores.values():
         assert f"{value:.3f}" in text
     assert "hurts more than chance" in text

@@ -139,7 +139,7 @@ def test_means_are_over_all_cases_of_all_parts():
 def test_each_class_of_a_sample_is_a_case_or_all_of_them_one():
     first = [cells((0, 1), (0, 1), label=3), cells((2, 3), (2, 3), label=1), cells((4, 5), (4, 5), label=3)]
     boxes = [first, [], [cells((1, 2), (1, 2), label=2)]]
-    answers = [[Answer("c", (2,), label=2)]] * 3  # what the model said of classes makes no difference
+    answers = [[Answer("c", (2,), "logits", label=2)]] * 3  # what the model said of classes makes no difference
     found = cases_of(boxes, answers, num_outputs=5, num_classes=5)
     assert [(case.sample, case.queries, len(case.boxes)) for case in found] == [(0, [1], 1), (0, [3], 2), (2, [2], 1)]
     assert all([box.label] == case.queries for case in found for box in case.boxes)
@@ -204,10 +204,9 @@ def test_permuted_samples_give_permuted_scores(num_classes):
 
 def test_only_what_is_real_counts_and_boxes_of_other_modalities_are_theirs():
     maps = planted_maps([[(1, 1)], [(1, 1)]])
-    captured = capture_of(maps * 0.5 + 0.5 / 35)
     real = torch.ones(2, 35, dtype=torch.bool)
     real[1, :21] = False
-    object.__setattr__(captured.layers["cross0"], "mask", real)
+    captured = capture_of(maps * 0.5 + 0.5 / 35, real)
     boxes = [[cells((0, 2), (0, 3)), cells((3, 5), (0, 7), modality="image")], [cells((2, 4), (0, 7))]]
     found = truth_scores(captured, boxes, [[]] * len(boxes), num_classes=1)
     torch.testing.assert_close(found["energy_in_box_chance"], torch.tensor([6 / 35, 7 / 14]).double())

@@ -7,7 +7,7 @@ from tests.inspection.sounds import capture_of, cells, planted_maps
 
 
 def say(*words: tuple[str, tuple[int, ...], str, tuple[Box, ...]]) -> list[Answer]:
-    return [Answer(name, queries, kind=kind, boxes=boxes) for name, queries, kind, boxes in words]
+    return [Answer(name, queries, "logits", kind=kind, boxes=boxes) for name, queries, kind, boxes in words]
 
 
 TEXTS = [
@@ -29,9 +29,9 @@ LOOKS = [
 def test_each_word_that_has_boxes_is_a_case_whatever_the_boxes_of_the_sample():
     first, second = cells((0, 1), (0, 1)), cells((2, 3), (2, 3))
     answers = [
-        [Answer("a", (0,)), Answer("red", (1, 2), kind="colour", boxes=(first, second))],
+        say(("a", (0,), "", ()), ("red", (1, 2), "colour", (first, second))),
         [],
-        [Answer("dot", (4,), kind="shape", boxes=(second,)), Answer("a", (3,), kind="shape")],
+        say(("dot", (4,), "shape", (second,)), ("a", (3,), "shape", ())),
     ]
     for boxes in ([[first], [second], None], [None] * 3):
         found = cases_of(boxes, answers, num_outputs=5, num_classes=0)
@@ -106,7 +106,7 @@ def test_the_boxes_of_a_sample_are_nothing_to_its_words():
 
 
 def words(*queries: int) -> list[Answer]:
-    return [Answer(f"word {query}", (query,)) for query in queries]
+    return [Answer(f"word {query}", (query,), "logits") for query in queries]
 
 
 def overlap_of(maps: torch.Tensor, *answers: list[Answer]) -> list[float]:
@@ -140,20 +140,19 @@ class TestOverlap:
 
     def test_only_words_that_were_said_count_and_samples_with_at_least_two_of_them(self):
         maps = planted_maps([[(0, 0), (0, 0), (4, 4)]] * 4)
-        unsaid = Answer("unsaid", ())
+        unsaid = Answer("unsaid", (), "logits")
         found = overlap_of(maps, [*words(0, 1), unsaid], words(2), [], words(0, 2))
         assert found == pytest.approx([1.0, 0.0], abs=1e-6)
         assert overlaps(capture_of(maps), [words(2), [], [unsaid], [*words(0), unsaid]]) == {}
 
     def test_classes_have_none(self):
-        classes = [[Answer(str(label), (label,), label=label) for label in range(3)]] * 2
+        classes = [[Answer(str(label), (label,), "logits", label=label) for label in range(3)]] * 2
         assert overlaps(capture_of(planted_maps([[(0, 0), (1, 1), (2, 2)]] * 2)), classes) == {}
 
     def test_words_without_a_map_are_not_alike(self):
-        captured = capture_of(planted_maps([[(0, 0), (4, 4)]] * 2))
         real = torch.ones(2, 35, dtype=torch.bool)
         real[1] = False
-        object.__setattr__(captured.layers["cross0"], "mask", real)
+        captured = capture_of(planted_maps([[(0, 0), (4, 4)]] * 2), real)
         found = overlaps(captured, [words(0, 1)] * 2)["word_overlap"]
         assert found.tolist() == pytest.approx([0.0], abs=1e-6)
         assert overlaps(captured, [words(0, 1)] * 2, alpha=0.0) == {}

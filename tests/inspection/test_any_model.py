@@ -1,0 +1,131 @@
+"""From the forward pass to the page, for models of every shape that the contract allows."""
+
+from functools import partial
+from math import isfinite
+
+import pytest
+import torch
+
+from perceiver import Perceiver
+from perceiver.decoders.joint import JointDecoder
+from perceiver.decoders.pooled import PooledDecoder
+from perceiver.inspection.capture import Explainable, pictures_of, sounds_of
+from perceiver.inspection.explorer import event_of, page_of
+from perceiver.inspection.maps import panels
+from perceiver.inspection.media import Media, samples_of
+from perceiver.tokenizer import EOS
+from tests.inspection.looks import CLASS_NAMES, arrays_of, contents_of, labelled, observer
+from tests.inspection.models import (
+    Foreign,
+    direct_text,
+    perceiver_io,
+    perceiver_joint,
+    query_decoder,
+    small_inputs,
+    text_decoder,
+)
+from tests.models import DIM, NUM_CLASSES, direct
+
+ENCODER = [f"self{number}" for number in range(6)]
+
+
+def pooled_tokens(num_layers: int) -> Perceiver:
+    """Without latents and queries: the mean over the tokens."""
+    decoder = PooledDecoder(dim=DIM, num_classes=NUM_CLASSES)
+    return perceiver_io(memory=direct(num_layers=num_layers), decoder=decoder)
+
+
+def joint_without_latents() -> Perceiver:
+    decoder = JointDecoder(decoders={"caption": text_decoder(), "label": query_decoder()})
+    return perceiver_io(memory=direct(), decoder=decoder)
+
+
+def joint_pooled() -> Perceiver:
+    pooled = PooledDecoder(dim=DIM, num_classes=NUM_CLASSES)
+    return perceiver_io(decoder=JointDecoder(decoders={"caption": text_decoder(1), "label": pooled}))
+
+
+IN_WORDS = ["decode_self0", "decode0", "decode_self1", "decode1"]
+JOINT = ["label/decode0", *(f"caption/{name}" for name in IN_WORDS)]
+MODELS = pytest.mark.parametrize(
+    ("make", "layers", "readers"),
+    [
+        (Foreign, ["ask0", "ask1"], ["ask0", "ask1"]),
+        (direct_text, ["encode0", "encode1", *IN_WORDS], ["decode0", "decode1"]),
+        (partial(pooled_tokens, 2), ["encode0", "encode1"], []),
+        (partial(pooled_tokens, 0), [], []),
+        (perceiver_joint, ["cross0", *ENCODER, *JOINT], ["cross0"]),
+        (
+            joint_without_latents,
+            ["encode0", "encode1", *JOINT[1:], JOINT[0]],
+            ["caption/decode0", "caption/decode1", "label/decode0"],
+        ),
+        (joint_pooled, ["cross0", *ENCODER, *JOINT[1:3]], ["cross0"]),
+    ],
+    ids=["foreign", "direct_text", "pooled", "pooled, no layer", "joint", "joint_without_latents", "joint_pooled"],
+)
+
+
+def asked(model: Explainable, masked: bool):
+    """A batch that the model reads, part of which is not real if `masked`."""
+    inputs = small_inputs() if "image" in model.encoders else {"signal": torch.randn(3, 31, 22)}
+    masks = {"signal": torch.arange(31) < torch.tensor([[31], [7], [23]])} if "signal" in inputs else {}
+    masks = masks or {"depth": torch.tensor([True, False, True])}
+    for name, bias in model.named_parameters():
+        if name.endswith("head.bias") and len(bias) != NUM_CLASSES:
+            bias.data[EOS] = -9.0  # untrained, it might have nothing to say
+    return labelled(inputs, masks if masked else None)
+
+
+@MODELS
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+@pytest.mark.parametrize("alpha", [0.3, "norm"])
+def test_everything_there_is_to_see_is_seen(make, layers, readers, masked, alpha):
+    model = make()
+    batch, watching = asked(model, masked), observer(model, alpha=alpha)
+    look = watching.look(batch)
+    num_tokens = look.record.tokens.values.shape[1]
+    assert list(look.record.layers) == layers
+    assert look.record.readers == readers
+    widths = torch.tensor([len(row) for row in look.answers])
+    said = torch.arange(int(widths.max())) < widths[:, None]
+    assert look.rollout.inputs.shape == look.relevance.shape == (*said.shape, num_tokens)
+    torch.testing.assert_close(look.rollout.inputs.sum(dim=-1) + look.rollout.residual, said.float())
+    assert (look.rollout.residual > 0).any() == ("cross0" in layers)
+    assert (look.relevance.sum(dim=-1) > 0)[said].float().mean() > 0.9
+    assert (look.relevance >= 0).all()
+    assert (look.relevance[~said] == 0).all()
+    assert ((look.probability > 0) == said).all()
+    if masked:
+        hidden = ~look.record.token_mask[:, None]
+        assert not look.rollout.inputs.masked_select(hidden).any()
+        assert not look.relevance.masked_select(hidden).any()
+    assert all(map(isfinite, look.statistics.values()))
+    assert {name.split("/", 1)[1].rpartition("/")[0] for name in look.statistics} == {
+        name for name in layers if "decode_self" not in name
+    }
+    found = watching.deletion(batch, seed=0)
+    assert set(found.curves) == {"random", "relevance", "rollout"} | ({"mean_map"} if readers else set())
+    watching.truth(batch)
+
+
+@MODELS
+def test_everything_that_is_seen_can_be_kept_and_drawn(make, layers, readers):
+    model = make()
+    batch = asked(model, masked=True)
+    look = observer(model).look(batch)
+    arrays = arrays_of(look, **look.statistics)
+    assert [name.removesuffix("/latents") for name in arrays if name.endswith("/latents")] == readers
+    event = event_of(arrays)
+    media = Media(pictures_of(model, batch.inputs), sounds_of(model, batch.inputs))
+    samples = samples_of(batch, look.record.spans, media, CLASS_NAMES)
+    page, maps = contents_of(page_of("title", samples, {"run": [event]}))
+    assert [list(sample["modalities"]) for sample in page["samples"]] == [list(batch.inputs)] * 3
+    for content, answers in zip(maps, look.answers, strict=True):
+        assert [answer["name"] for answer in content["answers"]] == [answer.name for answer in answers]
+        assert [layer["name"] for layer in content["layers"]] == readers
+        assert all(len(layer["reads"]) == len(answers) for layer in content["layers"])
+    sheets = panels(look, media.pictures, num_latents=2)
+    in_words = {"caption/words"} if any("decode_self" in name for name in layers) else set()
+    assert set(sheets) == {f"{modality}/{name}" for modality in batch.inputs for name in readers} | in_words
+    assert all(len(of_rows) == 3 for of_rows in sheets.values())
