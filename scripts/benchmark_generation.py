@@ -1,8 +1,8 @@
 """What keeping keys and values is worth: `uv run scripts/benchmark_generation.py [any override of train.py]`.
 
-An untrained model writes texts of the greatest length (`tokenizer.max_length`) greedily, once with the keys and values
-of the words so far kept, once reading the whole text anew for each word, in turn. Prints the words a second of both,
-medians, their ratio, and how far the logits of the two lie apart.
+An untrained model generates texts of the greatest length (`tokenizer.max_length`) greedily, once with the keys and
+values of the tokens so far kept, once reading the whole text anew for each token, in turn. Prints the tokens a second
+of both, medians, their ratio, and how far the logits of the two lie apart.
 """
 
 import statistics
@@ -16,6 +16,7 @@ from omegaconf import DictConfig, open_dict
 from rich.table import Table
 from torch import Tensor
 
+from perceiver.decoders.base import LOGITS
 from perceiver.decoders.text import TextDecoder
 from perceiver.tokenizer import BOS
 from perceiver.training.build import build
@@ -25,8 +26,9 @@ from perceiver.training.launch import command_line
 from perceiver.training.run import prepare_torch
 from perceiver.training.summary import console
 from perceiver.training.timing import example_batch, synchronize
+from perceiver.types import Memory
 
-Logits = Float[Tensor, "texts words vocab"]
+Logits = Float[Tensor, "texts length vocab"]
 
 
 @explained
@@ -45,28 +47,28 @@ def main(cfg: DictConfig) -> None:
     parts = build(config)
     decoder = parts.model.decoder
     if not isinstance(decoder, TextDecoder) or parts.tokenizer is None:
-        raise ConfigError(f"decoder: {type(decoder).__name__} writes no texts; choose decoder@model.decoder=text")
+        raise ConfigError(f"decoder: {type(decoder).__name__} generates no texts; choose decoder@model.decoder=text")
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     parts.model.to(device).eval()
     batch = example_batch(parts.data).to(device)
-    length = parts.tokenizer.max_length - 1  # the last place asks for no further word
+    length = parts.tokenizer.max_length - 1  # the last place asks for no further token
     with torch.no_grad():
-        latents = parts.model.encode(batch.inputs, batch.masks)
-        ways = {"kept": lambda: kept(decoder, latents, length), "anew": lambda: anew(decoder, latents, length)}
+        memory = parts.model.encode(batch.inputs, batch.masks)
+        ways = {"kept": lambda: kept(decoder, memory, length), "anew": lambda: anew(decoder, memory, length)}
         seconds: dict[str, list[float]] = {way: [] for way in ways}
         logits: dict[str, Logits] = {}
         for repeat in range(repeats + 1):
-            for way, write in ways.items():
-                taken, logits[way] = timed(write, device)
+            for way, generate in ways.items():
+                taken, logits[way] = timed(generate, device)
                 if repeat:  # the first warms up
                     seconds[way].append(taken)
     rates = {way: texts * length / statistics.median(times) for way, times in seconds.items()}
     table = Table(show_header=False)
     for name, value in {
         "device": f"{device.type}, {torch.get_num_threads()} threads",
-        "texts, words each": f"{texts}, {length}",
-        "words a second, keys and values kept": f"{rates['kept']:,.0f} (median of {repeats})",
-        "words a second, read anew": f"{rates['anew']:,.0f} (median of {repeats})",
+        "texts, tokens each": f"{texts}, {length}",
+        "tokens a second, keys and values kept": f"{rates['kept']:,.0f} (median of {repeats})",
+        "tokens a second, read anew": f"{rates['anew']:,.0f} (median of {repeats})",
         "ratio": f"{rates['kept'] / rates['anew']:.2f}",
         "largest difference of logits": f"{float((logits['kept'] - logits['anew']).abs().max()):.1e}",
     }.items():
@@ -74,32 +76,32 @@ def main(cfg: DictConfig) -> None:
     console.print(table)
 
 
-def timed(write: Callable[[], Logits], device: torch.device) -> tuple[float, Logits]:
+def timed(generate: Callable[[], Logits], device: torch.device) -> tuple[float, Logits]:
     synchronize(device)
     start = time.perf_counter()
-    logits = write()
+    logits = generate()
     synchronize(device)
     return time.perf_counter() - start, logits
 
 
-def kept(decoder: TextDecoder, latents: Float[Tensor, "texts latents dim"], length: int) -> Logits:
-    writing, words, steps = decoder.begin(latents), beginnings(latents), []
+def kept(decoder: TextDecoder, memory: Memory, length: int) -> Logits:
+    texts, ids, steps = decoder.begin(memory, LOGITS), beginnings(memory), []
     for _ in range(length):
-        steps.append(writing.next(words[:, -1:]))
-        words = torch.cat([words, steps[-1].argmax(dim=1, keepdim=True)], dim=1)
+        steps.append(texts.next(ids))
+        ids = steps[-1].argmax(dim=1)
     return torch.stack(steps, dim=1)
 
 
-def anew(decoder: TextDecoder, latents: Float[Tensor, "texts latents dim"], length: int) -> Logits:
-    words, steps = beginnings(latents), []
+def anew(decoder: TextDecoder, memory: Memory, length: int) -> Logits:
+    ids, steps = beginnings(memory)[:, None], []
     for _ in range(length):
-        steps.append(decoder(latents, words)[:, -1])
-        words = torch.cat([words, steps[-1].argmax(dim=1, keepdim=True)], dim=1)
+        steps.append(decoder(memory, {LOGITS: ids})[LOGITS][:, -1])
+        ids = torch.cat([ids, steps[-1].argmax(dim=1, keepdim=True)], dim=1)
     return torch.stack(steps, dim=1)
 
 
-def beginnings(latents: Float[Tensor, "texts latents dim"]) -> Int[Tensor, "texts 1"]:
-    return torch.full((len(latents), 1), BOS, device=latents.device)
+def beginnings(memory: Memory) -> Int[Tensor, " texts"]:
+    return torch.full((len(memory),), BOS, device=memory.values.device)
 
 
 if __name__ == "__main__":

@@ -73,13 +73,10 @@ def one_look(config: dict[str, Any]) -> Table:
         clock.measure("exact maps to disk", lambda: write_arrays(Path(folder) / "event.npz", arrays))
     clock.measure("maps for the explorer", lambda: event_of(event))
     pictures = pictures_of(observer.model, batch.inputs)
-    num_latents, boxes = settings["num_latents"], batch.targets.get("boxes", [])
-    clock.measure(
-        "contact sheets", lambda: panels(look.record, pictures, look.own, num_latents=num_latents, boxes=boxes)
-    )
+    clock.measure("contact sheets", lambda: panels(look, pictures, num_latents=settings["num_latents"]))
     clock.measure("deletion test", lambda: observer.deletion(batch, seed=0))
-    tokens = look.record.layers["cross0"]
-    clock.table.title = f"{len(batch)} samples, {tokens.num_keys:,} tokens × {tokens.num_queries} latents"
+    reader = look.record.layers[look.record.readers[0]]
+    clock.table.title = f"{len(batch)} samples, {reader.num_keys:,} tokens × {reader.num_queries} queries"
     return clock.table
 
 

@@ -8,10 +8,10 @@ from perceiver import Perceiver
 from perceiver.attention import BlockSpec
 from perceiver.decoders.base import LOGITS
 from perceiver.decoders.pooled import PooledDecoder
+from perceiver.direct import Direct
 from perceiver.encoders.audio import LogMelEncoder, WaveformEncoder
 from perceiver.encoders.image import ImageEncoder
 from perceiver.encoders.stems import ConvStack, ConvStem, PatchStem, PixelStem, Stem
-from perceiver.direct import Direct
 from perceiver.latents import LatentArray, Schedule
 from perceiver.positions import FourierPositions, LearnedPositions, Positions
 from perceiver.spectrogram import LogMel
@@ -112,6 +112,11 @@ def logits(model, inputs, masks=None, ids=None) -> torch.Tensor:
     """The one output of a model; `ids` are the token ids that its decoder is given."""
     (output,) = model(inputs, masks, None if ids is None else {LOGITS: ids}).values()
     return output
+
+
+def named(values: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Logits as a model gives them."""
+    return {LOGITS: values}
 
 
 def small_inputs(batch: int = 3) -> dict[str, torch.Tensor]:

@@ -15,15 +15,19 @@ MODALITIES = {path.stem.partition("_")[0] for path in (ROOT / "conf" / "encoder"
 FOR_ALL_MODALITIES = (
     "perceiver.tasks",
     "perceiver.training",
+    "perceiver.mechanisms",
     "perceiver.model",
     "perceiver.latents",
+    "perceiver.direct",
+    "perceiver.queries",
     "perceiver.decoders",
 )
 """What must work with any modality, and so names none."""
 
 GROUND = ("types", "tokenizer", "spectrogram")
-PARTS = (*GROUND, "attention", "positions")
-MODEL = (*PARTS, "encoders", "decoders", "latents", "model", "inspection")
+PARTS = (*GROUND, "mechanisms", "attention", "positions")
+BUILT = (*PARTS, "encoders", "queries", "decoders", "latents", "direct")
+MODEL = (*BUILT, "model", "inspection")
 ANYTHING = None
 
 # part of perceiver -> the parts it may import; the longest name that fits a module counts
@@ -31,18 +35,21 @@ MAY_IMPORT = {
     "types": (),
     "tokenizer": (),
     "spectrogram": ("types",),
-    "attention": GROUND,
+    "mechanisms": (*GROUND, "mechanisms"),
+    "attention": (*GROUND, "mechanisms"),
     "positions": GROUND,
     "encoders": (*PARTS, "encoders"),
     "encoders.norm": ("processes",),
-    "decoders": (*PARTS, "decoders"),
+    "queries": (*PARTS, "encoders", "queries"),
+    "decoders": (*PARTS, "queries", "decoders"),
     "latents": PARTS,
-    "model": (*PARTS, "encoders", "decoders", "latents", "processes"),
-    "pretrained": (*PARTS, "encoders", "decoders", "latents", "model", "pretrained"),
+    "direct": PARTS,
+    "model": (*BUILT, "processes"),
+    "pretrained": (*BUILT, "model", "pretrained"),
     "tasks": (*GROUND, "tasks"),
     "processes": (),
     "data": (*GROUND, "data"),
-    "inspection": (*GROUND, "attention", "inspection"),
+    "inspection": (*GROUND, "mechanisms", "inspection"),
     "inspection.capture": MODEL,
     "inspection.deletion": (*MODEL, "tasks"),
     "inspection.look": (*MODEL, "tasks"),
@@ -127,6 +134,11 @@ def test_the_source_keeps_the_rules():
         ("perceiver/types.py", "from perceiver import Perceiver", "imports perceiver"),
         ("perceiver/attention.py", "from perceiver.latents import LatentArray", "imports perceiver.latents"),
         ("perceiver/attention.py", "from perceiver.positions import Positions", "imports perceiver.positions"),
+        ("perceiver/mechanisms/base.py", "from perceiver import attention", "imports perceiver.attention"),
+        ("perceiver/direct.py", "from perceiver.latents import LatentArray", "imports perceiver.latents"),
+        ("perceiver/queries/text.py", "from perceiver.decoders.base import Decoder", "imports perceiver.decoders.base"),
+        ("perceiver/encoders/text.py", "from perceiver.queries.text import Text", "imports perceiver.queries.text"),
+        ("perceiver/inspection/maps.py", "from perceiver import attention", "imports perceiver.attention"),
         ("perceiver/latents.py", "import perceiver.model as model", "imports perceiver.model"),
         ("perceiver/latents.py", "from perceiver import model", "imports perceiver.model"),
         ("perceiver/latents.py", "from perceiver.decoders.base import Decoder", "imports perceiver.decoders.base"),
@@ -167,7 +179,9 @@ def test_a_planted_violation_is_found(tmp_path, path, source, violation):
         ("perceiver/__init__.py", "from perceiver.model import Perceiver"),
         ("perceiver/model.py", "from perceiver.latents import LatentArray"),
         ("perceiver/encoders/image.py", "from . import base\nfrom ..types import Tokens"),
-        ("perceiver/decoders/base.py", "from perceiver import attention"),
+        ("perceiver/attention.py", "from perceiver.mechanisms.base import Mechanism"),
+        ("perceiver/decoders/base.py", "from perceiver import attention\nfrom perceiver.queries.text import Text"),
+        ("perceiver/queries/text.py", "from perceiver.encoders.base import check_sizes"),
         ("perceiver/training/data_module.py", "import lightning\nfrom perceiver.data import digits"),
         (
             "perceiver/training/attention_callback.py",
@@ -211,7 +225,7 @@ for module in {light}:
 
 def plant(root: Path, path: str, source: str) -> None:
     """A tree with the modules that the planted imports speak of, and the planted one."""
-    modules = "attention latents model encoders/base decoders/base"
+    modules = "attention latents model mechanisms/base encoders/base queries/text decoders/base"
     for name in (*(f"perceiver/{module}.py" for module in modules.split()), path):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()

@@ -10,11 +10,13 @@ from perceiver.attention import (
     CrossBlock,
     KeyValueCache,
     SelfBlock,
-    attend,
-    attention_weights,
 )
+from perceiver.mechanisms.base import Residual
+from perceiver.mechanisms.scaled_dot_product import ScaledDotProduct
 from tests.models import small_perceiver
 
+attend = ScaledDotProduct()
+attention_weights = attend.weights
 BATCH = 3
 LENGTHS = {"square": (7, 7), "fewer queries": (5, 11), "more queries": (11, 5)}
 WIDTHS = {"equal": (8, 8), "qk wider": (13, 5), "v wider": (5, 13), "odd": (261, 261)}
@@ -50,6 +52,16 @@ def test_fused_attention_equals_the_explicit_weights_times_the_values(
     q, k, v = qkv(num_queries, num_keys, heads, qk_dim, v_dim)
     options = {"mask": key_mask(num_keys) if masked else None, "causal": causal}
     assert_close(attend(q, k, v, **options), attention_weights(q, k, **options) @ v, atol=1e-5, rtol=1e-5)
+
+
+@every_length
+@pytest.mark.parametrize("chosen", [slice(1, 3), [4, 0]], ids=str)
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("masked", [False, True], ids=["all keys", "masked keys"])
+def test_weights_of_chosen_queries_are_those_among_all(num_queries, num_keys, chosen, causal, masked):
+    q, k, _ = qkv(num_queries, num_keys)
+    options = {"mask": key_mask(num_keys) if masked else None, "causal": causal}
+    assert_close(attention_weights(q, k, **options, queries=chosen), attention_weights(q, k, **options)[:, :, chosen])
 
 
 def test_explicit_weights_are_the_softmax_of_the_papers():
@@ -184,7 +196,7 @@ def test_without_query_residual_a_block_is_attention_and_mlp_alone():
     nn.init.zeros_(block.mlp[-1].bias)
     expected = block.attention(block.query_norm(queries), block.input_norm(inputs))
     assert_close(block(queries, inputs), expected)
-    block.query_residual = True
+    block.residual = Residual()
     assert_close(block(queries, inputs), queries + expected)
 
 

@@ -27,7 +27,7 @@ from torch import nn
 
 from perceiver.data.collate import collate
 from perceiver.tasks.classification import Classification
-from perceiver.training.build import build, check_room, construct, learn
+from perceiver.training.build import build, check_room, construct, learn, with_tokenizer
 from perceiver.training.config import register_resolvers, resolved
 from perceiver.training.errors import ConfigError
 from perceiver.training.loggers.base import RunLogger
@@ -37,7 +37,7 @@ from perceiver.types import Batch
 from tests.data.caption_trees import clotho_tree, coco_tree, flickr8k_tree, karpathy_tree, text_pairs_tree
 from tests.data.shard_trees import shard_tree
 from tests.data.tagged_trees import audioset_tree, fsd50k_tree, noise, table
-from tests.training.runs import CONF, composed, image_tree
+from tests.training.runs import CONF, JOINT, composed, image_tree
 
 FILES = sorted(CONF.rglob("*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -64,8 +64,9 @@ CHOICES = [(path.parent.name, path.stem) for path in FILES if path.parent.name i
 GIVEN_AT_RUN_TIME = {
     "loader": {"dataset"},
     "checkpointing": {"folder", "curves"},
+    "model.memory": {"input_dim"},
 }
-"""Keywords that a run passes by itself."""
+"""Keywords that a run, or the model, passes by itself."""
 ONE_HOME = dict.fromkeys(("num_classes", "channels", "image_size", "sample_rate"), "data") | dict.fromkeys(
     ("vocab_size", "max_length"), "tokenizer"
 )
@@ -145,10 +146,10 @@ def config_of(roots) -> Callable[..., dict[str, Any]]:
 def built(config: dict[str, Any], tmp_path: Path) -> None:
     """Build everything that a config names and run a sample through it, on the device without memory."""
     tokenizer = construct(config, "tokenizer") if config.get("tokenizer") else None
-    shared = {key: {"tokenizer": tokenizer} if "tokenizer" in config[key] else {} for key in ("data", "task")}
-    dataset = construct(config, "data", **shared["data"])
+    shared = {key: with_tokenizer(config[key], tokenizer) for key in ("data", "task")}
+    dataset = construct(shared, "data")
     data = construct(config, "loader", dataset=dataset)
-    if any(shared.values()):
+    if shared != {key: config[key] for key in shared}:
         assert tokenizer is not None
         learn(dataset, tokenizer)
         check_room(config, tokenizer)
@@ -156,7 +157,7 @@ def built(config: dict[str, Any], tmp_path: Path) -> None:
     assert len(dataset.class_names) == config["data"].get("num_classes", 0)
     with torch.device("meta"):
         model = construct(config, "model")
-    task = construct(config, "task", **shared["task"]).to("meta")
+    task = construct(shared, "task").to("meta")
     batch = collate([sample, sample]).to("meta")
     outputs = task.outputs(model, batch)
     assert task.loss(outputs, batch).shape == ()
@@ -195,6 +196,8 @@ def config_with(config_of) -> Callable[[str, str], dict[str, Any]]:
         taking = [[f"experiment={name}"] for name in EXPERIMENTS if (group, choice) in choices_of(name)]
         every = [f"experiment={name}" for name in EXPERIMENTS]
         captioning = [[experiment, *CAPTIONS, alone] for experiment in every]
+        if choice == "joint":
+            return config_of(*JOINT)
         if choice.startswith("text"):  # sooner found
             captioning = taking = [[*TEXTS, alone]]
         for overrides in ([alone], *taking, *([one, alone] for one in every), *captioning):
@@ -218,11 +221,11 @@ class TestKeys:
         assert found == []
 
     def test_a_planted_mistake_is_found(self, config_of):
-        text = (CONF / "model" / "perceiver.yaml").read_text()
+        text = (CONF / "memory" / "latents.yaml").read_text()
         planted = yaml.safe_load(text.replace("num_latents:", "num_latentz:").replace("num_heads:", "num_headz:", 1))
         assert [name for _, node in nodes(planted) for name in unknown_keys(node)] == ["num_latentz", "num_headz"]
         config = copy.deepcopy(config_of())
-        del config["model"]["num_latents"], config["model"]["self_attention"]["num_heads"]
+        del config["model"]["memory"]["num_latents"], config["model"]["memory"]["self_attention"]["num_heads"]
         assert missing_keywords(config) == ["model.memory.num_latents", "model.memory.self_attention.num_heads"]
 
     def test_every_file_belongs_to_a_group_or_to_a_script(self):
@@ -399,7 +402,7 @@ def missing_keywords(config: dict[str, Any]) -> list[str]:
     return [
         f"{key}.{name}"
         for key, node in nodes(config)
-        if node["_target_"].startswith("perceiver.") and not node.get("_partial_")
+        if node["_target_"].startswith("perceiver.") and (key in GIVEN_AT_RUN_TIME or not node.get("_partial_"))
         for name, parameter in inspect.signature(get_object(node["_target_"])).parameters.items()
         if parameter.default is parameter.empty and name not in node.keys() | GIVEN_AT_RUN_TIME.get(key, set())
     ]

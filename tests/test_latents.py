@@ -5,6 +5,7 @@ import torch
 
 from perceiver.attention import CrossBlock, SelfBlock
 from perceiver.latents import LatentArray, Schedule
+from perceiver.types import JoinedTokens
 from tests.models import CROSS, DIM, PERCEIVER, PERCEIVER_IO, SELF
 
 INPUT_DIM = 31
@@ -22,6 +23,10 @@ def latent_array(num_latents=11, *, num_self_attends=1, **schedule):
     )
 
 
+def tokens():
+    return JoinedTokens(torch.randn(2, 13, INPUT_DIM), None, {})
+
+
 def num_parameters(module):
     return sum(parameter.numel() for parameter in module.parameters())
 
@@ -34,7 +39,7 @@ def order_of_blocks(latents):
     }
     for name, block in names.items():
         block.register_forward_hook(lambda *_, name=name: order.append(name))
-    latents(torch.randn(2, 13, INPUT_DIM))
+    latents(tokens())
     return " ".join(order)
 
 
@@ -86,9 +91,10 @@ def test_perceiver_io_has_one_cross_attend_and_one_group_for_all_blocks():
 
 @pytest.mark.parametrize(("num_latents", "num_self_attends"), [(1, 1), (11, 0), (1, 0)])
 def test_one_latent_and_no_self_attends_work(num_latents, num_self_attends):
-    out = latent_array(num_latents, num_self_attends=num_self_attends, **PERCEIVER)(torch.randn(2, 13, INPUT_DIM))
-    assert out.shape == (2, num_latents, DIM)
-    assert out.isfinite().all()
+    memory = latent_array(num_latents, num_self_attends=num_self_attends, **PERCEIVER)(tokens())
+    assert memory.values.shape == (2, num_latents, DIM)
+    assert memory.values.isfinite().all()
+    assert memory.mask is None
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,14 @@ from perceiver.data.collate import collate
 from perceiver.decoders.base import Decoder
 from perceiver.latents import Schedule
 from perceiver.model import MODALITY_DIM, drop_modalities
-from perceiver.types import Grid, Sample, Tokens
+from perceiver.types import Grid, JoinedTokens, Sample, Tokens
 from tests.models import (
     NUM_CLASSES,
     PERCEIVER,
     PERCEIVER_IO,
     audio_encoder,
     image_encoder,
+    logits,
     small_inputs,
     small_perceiver,
     waveform_encoder,
@@ -26,6 +27,10 @@ CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
 def join(model, inputs):
     return model.join({name: model.encoders[name](raw) for name, raw in inputs.items()})
+
+
+def latents_of(model, values, mask=None):
+    return model.memory(JoinedTokens(values, mask, {})).values
 
 
 def present(*samples):
@@ -68,9 +73,9 @@ def test_the_order_of_the_tokens_does_not_matter():
     joined = join(model, small_inputs())
     mask = torch.rand(joined.values.shape[:2]) < 0.6
     order = torch.randperm(mask.shape[1])
-    latents = model.latents(joined.values, mask)
-    assert_close(model.latents(joined.values[:, order], mask[:, order]), latents, **CLOSE)
-    assert not torch.allclose(model.latents(joined.values, mask[:, order]), latents, **CLOSE)
+    latents = latents_of(model, joined.values, mask)
+    assert_close(latents_of(model, joined.values[:, order], mask[:, order]), latents, **CLOSE)
+    assert not torch.allclose(latents_of(model, joined.values, mask[:, order]), latents, **CLOSE)
 
 
 def test_masked_tokens_appended_to_a_sequence_change_nothing():
@@ -79,8 +84,8 @@ def test_masked_tokens_appended_to_a_sequence_change_nothing():
     padded = torch.cat([joined.values, 1e3 * torch.randn(3, 7, joined.values.shape[2])], dim=1)
     mask = torch.ones(padded.shape[:2], dtype=torch.bool)
     mask[:, -7:] = False
-    assert_close(model.latents(padded, mask), model.latents(joined.values), **CLOSE)
-    assert not torch.allclose(model.latents(padded), model.latents(joined.values), **CLOSE)
+    assert_close(latents_of(model, padded, mask), latents_of(model, joined.values), **CLOSE)
+    assert not torch.allclose(latents_of(model, padded), latents_of(model, joined.values), **CLOSE)
 
 
 @pytest.mark.parametrize("name", ["image", "depth"])
@@ -89,41 +94,41 @@ def test_what_masked_pixels_hold_changes_nothing(name):
     mask = torch.ones(3, *inputs[name].shape[2:], dtype=torch.bool)
     mask[0, 3:], mask[1, :, 3:] = False, False  # whole patches
     junk = inputs | {name: inputs[name].masked_fill(~mask[:, None], 1e3)}
-    assert_close(model(junk, {name: mask}), model(inputs, {name: mask}), **CLOSE)
-    assert not torch.allclose(model(inputs), model(inputs, {name: mask}), **CLOSE)
+    assert_close(logits(model, junk, {name: mask}), logits(model, inputs, {name: mask}), **CLOSE)
+    assert not torch.allclose(logits(model, inputs), logits(model, inputs, {name: mask}), **CLOSE)
 
 
 @pytest.mark.parametrize(("missing", "left"), [("image", "depth"), ("depth", "image")])
 def test_a_modality_missing_for_a_sample_equals_leaving_it_out_for_that_sample(missing, left):
     model, inputs = small_perceiver(), small_inputs()
-    out = model(inputs, {missing: present(True, False, True)})
-    assert_close(out[1:2], model({left: inputs[left][1:2]}), **CLOSE)
-    assert_close(out[::2], model(inputs)[::2], **CLOSE)
-    assert not torch.allclose(out[1], model(inputs)[1], **CLOSE)
+    out = logits(model, inputs, {missing: present(True, False, True)})
+    assert_close(out[1:2], logits(model, {left: inputs[left][1:2]}), **CLOSE)
+    assert_close(out[::2], logits(model, inputs)[::2], **CLOSE)
+    assert not torch.allclose(out[1], logits(model, inputs)[1], **CLOSE)
 
 
 @pytest.mark.parametrize(("missing", "left"), [("image", "depth"), ("depth", "image")])
 def test_a_modality_missing_for_all_samples_equals_leaving_it_out_altogether(missing, left):
     model, inputs = small_perceiver(), small_inputs()
-    out = model(inputs, {missing: present(False, False, False)})
-    assert_close(out, model({left: inputs[left]}), **CLOSE)
+    out = logits(model, inputs, {missing: present(False, False, False)})
+    assert_close(out, logits(model, {left: inputs[left]}), **CLOSE)
 
 
 def test_a_sample_without_any_modality_gives_finite_outputs_and_gradients():
     model, inputs = small_perceiver(), small_inputs()
     masks = {"image": present(True, False, True), "depth": torch.zeros(3, 5, 7, dtype=torch.bool)}
-    out = model(inputs, masks)
+    out = logits(model, inputs, masks)
     out.square().sum().backward()
     assert out.isfinite().all()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
-    assert_close(out[1], model({"depth": torch.rand(1, 1, 5, 7)}, {"depth": present(False)})[0], **CLOSE)
+    assert_close(out[1], logits(model, {"depth": torch.rand(1, 1, 5, 7)}, {"depth": present(False)})[0], **CLOSE)
 
 
 def test_the_order_of_the_inputs_does_not_matter():
     model, inputs = small_perceiver(), small_inputs()
     masks = some_pixels(inputs)
-    turned = model({name: inputs[name] for name in ("depth", "image")}, dict(reversed(masks.items())))
-    assert_close(turned, model(inputs, masks), atol=0, rtol=0)
+    turned = logits(model, {name: inputs[name] for name in ("depth", "image")}, dict(reversed(masks.items())))
+    assert_close(turned, logits(model, inputs, masks), atol=0, rtol=0)
 
 
 def test_a_batch_gives_what_its_samples_give_one_by_one():
@@ -133,36 +138,36 @@ def test_a_batch_gives_what_its_samples_give_one_by_one():
     def sample(tensors, index):
         return {name: tensor[index : index + 1] for name, tensor in tensors.items()}
 
-    singles = torch.cat([model(sample(inputs, index), sample(masks, index)) for index in range(3)])
+    singles = torch.cat([logits(model, sample(inputs, index), sample(masks, index)) for index in range(3)])
     assert singles.shape == (3, NUM_CLASSES)
-    assert_close(singles, model(inputs, masks), **CLOSE)
+    assert_close(singles, logits(model, inputs, masks), **CLOSE)
 
 
-def test_the_decoder_is_asked_with_what_comes_behind_the_inputs():
+def test_the_decoder_is_asked_with_the_queries_and_its_outputs_are_the_models():
     class Asked(Decoder):
-        def forward(self, latents, *queries):
-            return torch.stack([latents.mean(dim=(1, 2)), *(query.sum(dim=1) for query in queries)])
+        def forward(self, memory, queries=None):
+            return {"memory": memory.values} | queries
 
     model, inputs = small_perceiver(decoder=Asked()), small_inputs()
     masks = some_pixels(inputs)
-    words, places = torch.rand(3, 7), torch.rand(3, 13)
-    expected = torch.stack([model.encode(inputs, masks).mean(dim=(1, 2)), words.sum(dim=1), places.sum(dim=1)])
-    assert_close(model(inputs, masks, words, places), expected)
+    queries = {"words": torch.rand(3, 7), "places": torch.rand(3, 13)}
+    assert_close(model(inputs, masks, queries), {"memory": model.encode(inputs, masks).values} | queries)
+    assert_close(model.forward_tokens(model.tokens(inputs, masks), queries), model(inputs, masks, queries))
 
 
 def test_modality_dropout_acts_in_training_only():
     inputs = small_inputs(batch=23)
     model = small_perceiver(modality_dropout=0.5)
-    whole = model(inputs)
-    assert_close(model(inputs), whole, atol=0, rtol=0)
-    alone = {name: model({name: raw}) for name, raw in inputs.items()}
+    whole = logits(model, inputs)
+    assert_close(logits(model, inputs), whole, atol=0, rtol=0)
+    alone = {name: logits(model, {name: raw}) for name, raw in inputs.items()}
     model.train()
-    dropped = model(inputs)
+    dropped = logits(model, inputs)
     kinds = torch.stack([(dropped - out).abs().amax(dim=1) < 1e-5 for out in (whole, *alone.values())])
     assert (kinds.sum(dim=0) == 1).all(), "each sample keeps both modalities or loses exactly one"
     assert kinds.any(dim=1).all()
     model.modality_dropout = 0.0
-    assert_close(model(inputs), whole, **CLOSE)
+    assert_close(logits(model, inputs), whole, **CLOSE)
 
 
 def token_masks(*masks):
@@ -194,7 +199,7 @@ def test_modality_dropout_drops_each_of_two_with_the_probability_less_the_half_w
 @pytest.mark.parametrize("schedule", [PERCEIVER, PERCEIVER_IO, {"num_cross_attends": 2, "num_blocks": 3}], ids=str)
 def test_every_parameter_gets_a_gradient(schedule):
     model = small_perceiver(schedule=Schedule(num_self_attends=2, **schedule))
-    model(small_inputs()).square().sum().backward()
+    logits(model, small_inputs()).square().sum().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         # A key bias shifts all logits of a query alike, which the softmax does not see.
@@ -231,18 +236,18 @@ def test_parts_that_make_no_model_are_named_in_the_error(wrong, named):
 def test_compiling_in_place_changes_neither_the_output_nor_the_names_of_the_weights():
     model, inputs = small_perceiver(schedule=Schedule(num_self_attends=1, **PERCEIVER_IO)), small_inputs()
     masks = some_pixels(inputs)
-    out, names = model(inputs, masks), list(model.state_dict())
+    out, names = logits(model, inputs, masks), list(model.state_dict())
     model.compile(backend="aot_eager")
-    assert_close(model(inputs, masks), out, **CLOSE)
+    assert_close(logits(model, inputs, masks), out, **CLOSE)
     assert list(model.state_dict()) == names
 
 
 def test_a_saved_model_gives_the_same_output_when_loaded(tmp_path):
     model, other, inputs = small_perceiver(), small_perceiver(), small_inputs()
     torch.save(model.state_dict(), tmp_path / "model.pt")
-    assert not torch.allclose(other(inputs), model(inputs), **CLOSE)
+    assert not torch.allclose(logits(other, inputs), logits(model, inputs), **CLOSE)
     other.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
-    assert_close(other(inputs), model(inputs), atol=0, rtol=0)
+    assert_close(logits(other, inputs), logits(model, inputs), atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("make_encoder", [audio_encoder, waveform_encoder])
@@ -268,19 +273,21 @@ class TestSound:
 
     def test_a_batch_gives_what_its_samples_give_one_by_one_whatever_they_lack(self, model, samples):
         batch = collate(samples)
-        alone = torch.cat([model({name: raw[None] for name, raw in sample.inputs.items()}) for sample in samples])
-        assert_close(model(batch.inputs, batch.masks), alone, **CLOSE)
+        alone = torch.cat(
+            [logits(model, {name: raw[None] for name, raw in sample.inputs.items()}) for sample in samples]
+        )
+        assert_close(logits(model, batch.inputs, batch.masks), alone, **CLOSE)
 
     def test_the_order_of_the_tokens_does_not_matter(self, model, samples):
         batch = collate(samples)
         joined = model.join({n: model._tokens(n, raw, batch.masks[n]) for n, raw in batch.inputs.items()})
         order = torch.randperm(joined.values.shape[1])
-        shuffled = model.latents(joined.values[:, order], joined.mask[:, order])
-        assert_close(shuffled, model.latents(joined.values, joined.mask), **CLOSE)
+        shuffled = latents_of(model, joined.values[:, order], joined.mask[:, order])
+        assert_close(shuffled, latents_of(model, joined.values, joined.mask), **CLOSE)
 
     def test_every_parameter_gets_a_gradient(self, model, samples):
         batch = collate(samples)
-        model.train()(batch.inputs, batch.masks).square().sum().backward()
+        logits(model.train(), batch.inputs, batch.masks).square().sum().backward()
         for name, parameter in model.named_parameters():
             assert name.endswith("key.bias") or (parameter.grad != 0).any(), name
 
@@ -298,6 +305,6 @@ def _compile_a_model_of_sound() -> None:
     )
     waves = [torch.randn(1, length) for length in (331, 1061)]
     batch = collate([Sample({"audio": wave, "wave": wave}, {}, "x") for wave in waves])
-    out = model(batch.inputs, batch.masks)
+    out = logits(model, batch.inputs, batch.masks)
     model.compile(backend="aot_eager")
-    assert_close(model(batch.inputs, batch.masks), out, **CLOSE)
+    assert_close(logits(model, batch.inputs, batch.masks), out, **CLOSE)

@@ -43,10 +43,10 @@ def test_the_benchmark_prints_every_row_it_promises_and_leaves_no_files(tmp_path
 
 def test_a_mistake_ends_the_benchmark_in_one_sentence(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    ended = script("scripts/benchmark_step.py", "model.num_latentz=3")
+    ended = script("scripts/benchmark_step.py", "model.memory.num_latentz=3")
     assert (ended.code, ended.err) == (
         1,
-        "error: model.num_latentz: no such key; did you mean model.memory.num_latents?\n",
+        "error: model.memory.num_latentz: no such key; did you mean model.memory.num_latents?\n",
     )
 
 
@@ -111,7 +111,7 @@ def test_the_benchmark_of_looks_prints_what_each_part_takes_and_leaves_no_files(
         assert float(seconds) >= 0
         assert float(memory.removesuffix(" MiB").replace(",", "")) >= 0
     cells = 144 if overrides else 16
-    assert f"3 samples, {cells} tokens × 5 latents" in out
+    assert f"3 samples, {cells} tokens × 5 queries" in out
     assert list(tmp_path.iterdir()) == []
 
 
@@ -130,7 +130,7 @@ def test_the_benchmark_of_looks_measures_them_inside_of_a_run(tmp_path):
     )
 
 
-@pytest.mark.parametrize("mistake", ["model.num_latentz=3", "model.memory.dim=15", "attention.num_samples=0"])
+@pytest.mark.parametrize("mistake", ["model.memory.num_latentz=3", "model.memory.dim=15", "attention.num_samples=0"])
 def test_a_mistake_ends_the_benchmark_of_looks_in_one_sentence(tmp_path, mistake):
     ended = script("scripts/benchmark_looks.py", f"hydra.run.dir={tmp_path}/run", *SMALL, mistake)
     assert ended.code == 1

@@ -85,7 +85,7 @@ class Task(nn.Module, ABC):
             ValueError: the model has no such output.
         """
         if self.output not in outputs:
-            raise ValueError(f"output={self.output!r}: the outputs of the model are {', '.join(outputs)}")
+            raise ValueError(f"no output={self.output!r}, which the task reads; there are {', '.join(outputs)}")
         return outputs[self.output]
 
     @abstractmethod

@@ -75,9 +75,8 @@ def build(config: dict[str, Any], learned: Learned | None = None) -> Parts:
     """
     is_new = learned is None
     tokenizer: Tokenizer | None = construct(config, "tokenizer") if config.get("tokenizer") else None
-    # One tokenizer for all that name it.
-    shared = {key: {"tokenizer": tokenizer} if "tokenizer" in config[key] else {} for key in ("data", "task")}
-    dataset = construct(config, "data", **shared["data"])
+    shared = {**config, **{key: with_tokenizer(config[key], tokenizer) for key in ("data", "task")}}
+    dataset = construct(shared, "data")
     data = construct(config, "loader", dataset=dataset)
     if learned is None:
         with blamed_on(config, "data"):
@@ -92,7 +91,7 @@ def build(config: dict[str, Any], learned: Learned | None = None) -> Parts:
     if tokenizer is not None:
         check_room(config, tokenizer)
     model: Perceiver = construct(config, "model")
-    task: Task = construct(config, "task", **shared["task"])
+    task: Task = construct(shared, "task")
     check_queries(task, model.decoder)
     if task.needs_class_counts and is_new:
         with blamed_on(config, "task"):
@@ -115,6 +114,16 @@ def build(config: dict[str, Any], learned: Learned | None = None) -> Parts:
         on_nonfinite=config.get("on_nonfinite", "stop"),
     )
     return Parts(data=data, tokenizer=tokenizer, model=model, task=task, module=module)
+
+
+def with_tokenizer(node: Any, tokenizer: Tokenizer | None) -> Any:
+    """A node of the config with one and the same tokenizer wherever it names one."""
+    if not isinstance(node, dict):
+        return node
+    return {
+        name: tokenizer if name == "tokenizer" and tokenizer is not None else with_tokenizer(child, tokenizer)
+        for name, child in node.items()
+    }
 
 
 def learn(dataset: Dataset, tokenizer: Tokenizer | None) -> Learned:

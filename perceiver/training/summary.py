@@ -4,7 +4,7 @@ import copy
 import io
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def flops_per_sample(model: nn.Module, task: Task, batch: Batch) -> int:
     twin = copy.deepcopy(model).to("meta").eval().requires_grad_(False)
     example = batch.to("meta")
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        task.outputs(twin, example)
+        task.merged(task.outputs(twin, example), example)  # which finds out whether they are the task's
     return counter.get_total_flops() // len(batch)
 
 
@@ -90,8 +90,13 @@ def _shape(batch: Batch) -> list[str]:
 
 
 def of_whole_sets(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Metrics without those of single classes."""
-    return {name: value for name, value in metrics.items() if not (name.startswith("test/") and name.count("/") > 1)}
+    """Metrics without those of single classes and kinds."""
+    return {name: value for name, value in metrics.items() if not name.startswith("test/") or is_of_all(name, metrics)}
+
+
+def is_of_all(name: str, names: Container[str]) -> bool:
+    """Whether a metric is that of a whole set, of all or of one of several tasks, which each have a loss."""
+    return name.count("/") < 2 or f"{name.rpartition('/')[0]}/loss" in names
 
 
 def metrics_table(metrics: Mapping[str, float], written: Mapping[str, Path]) -> Table:

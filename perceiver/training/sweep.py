@@ -13,7 +13,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
-from perceiver.training.summary import console
+from perceiver.training.summary import console, is_of_all
 
 MULTIRUN = "multirun.yaml"
 """Hydra's file with a sweep's own command line, in the sweep's directory."""
@@ -190,7 +190,7 @@ def summary_table(groups: Sequence[Group]) -> Table:
     keys = list({key: None for group in groups for key in group.overrides})
     names = sorted({name for group in groups for name in group.metrics})
     stage = next(stage for stage in SHOWN if not stage or any(name.startswith(stage) for name in names))
-    shown = [name for name in names if name.startswith(stage) and name.count("/") < 2]
+    shown = [name for name in names if name.startswith(stage) and is_of_all(name, names)]
     table = Table(title=f"sweep: {stage}…", title_justify="left")
     for column in (*keys, "runs", *(name.removeprefix(stage) for name in shown)):
         table.add_column(column, overflow="fold")

@@ -21,7 +21,7 @@ from tests.encoders.sounds import (
     sound,
     together,
 )
-from tests.models import PERCEIVER_IO, audio_encoder, log_mel, waveform_encoder
+from tests.models import PERCEIVER_IO, audio_encoder, log_mel, logits, waveform_encoder
 
 
 class TestPadding:
@@ -30,9 +30,9 @@ class TestPadding:
     def test_a_sound_alone_gives_what_it_gives_padded_beside_a_longer_one(self, make_encoder, length):
         model, waves = model_of(make_encoder()), [sound(length), sound(1999)]
         batch = together(*waves)
-        alone = torch.cat([model({"audio": wave[None]}) for wave in waves])
-        assert_close(model(batch.inputs, batch.masks), alone, atol=1e-5, rtol=0)
-        assert not torch.allclose(model(batch.inputs)[0], alone[0], atol=1e-3)
+        alone = torch.cat([logits(model, {"audio": wave[None]}) for wave in waves])
+        assert_close(logits(model, batch.inputs, batch.masks), alone, atol=1e-5, rtol=0)
+        assert not torch.allclose(logits(model, batch.inputs)[0], alone[0], atol=1e-3)
 
     @every_encoder
     @pytest.mark.parametrize("length", LENGTHS)
@@ -54,8 +54,8 @@ class TestPadding:
     def test_what_stands_behind_the_mask_changes_nothing(self, make_encoder, junk, training):
         model, batch = model_of(make_encoder()).train(training), together(sound(331), sound(1061))
         spoilt = batch.inputs["audio"].masked_fill(~batch.masks["audio"][:, None], junk)
-        clean = model(batch.inputs, batch.masks)
-        assert_close(model({"audio": spoilt}, batch.masks), clean, atol=1e-5, rtol=0)
+        clean = logits(model, batch.inputs, batch.masks)
+        assert_close(logits(model, {"audio": spoilt}, batch.masks), clean, atol=1e-5, rtol=0)
 
     @every_log_mel_encoder
     @pytest.mark.parametrize("junk", [1e3, float("nan")])
@@ -63,8 +63,8 @@ class TestPadding:
         model, mels = model_of(make_encoder()), log_mel()
         batch = together(*(mels(sound(length)) for length in (331, 1061)))
         spoilt = batch.inputs["audio"].masked_fill(~batch.masks["audio"][:, None], junk)
-        clean = model(batch.inputs, batch.masks)
-        assert_close(model({"audio": spoilt}, batch.masks), clean, atol=1e-5, rtol=0)
+        clean = logits(model, batch.inputs, batch.masks)
+        assert_close(logits(model, {"audio": spoilt}, batch.masks), clean, atol=1e-5, rtol=0)
 
     @every_encoder
     def test_a_sample_without_sound_has_no_tokens(self, make_encoder):
@@ -159,25 +159,25 @@ class TestPrecision:
     def test_a_model_of_another_precision_takes_sounds_of_that_precision(self, make_encoder, dtype):
         encoder, wave = make_encoder(), sound(1061)[None].to(dtype)
         model = model_of(encoder)
-        exact = model({"audio": wave.float()})
-        out = model.to(dtype)({"audio": wave})
+        exact = logits(model, {"audio": wave.float()})
+        out = logits(model.to(dtype), {"audio": wave})
         assert out.dtype == encoder(wave).values.dtype == dtype
         assert_close(out.float(), exact, atol=0.1 if dtype == torch.bfloat16 else 1e-4, rtol=0)
 
     @every_encoder
     def test_autocast_gives_about_the_same(self, make_encoder):
         model, batch = model_of(make_encoder()), together(sound(331), sound(1061))
-        exact = model(batch.inputs, batch.masks)
+        exact = logits(model, batch.inputs, batch.masks)
         with torch.autocast("cpu", torch.bfloat16):
-            assert_close(model(batch.inputs, batch.masks).float(), exact, atol=0.1, rtol=0)
+            assert_close(logits(model, batch.inputs, batch.masks).float(), exact, atol=0.1, rtol=0)
 
     @every_encoder
     def test_it_runs_without_memory(self, make_encoder):
         with torch.device("meta"):
             model = model_of(make_encoder())
         batch = together(sound(331), sound(1061)).to("meta")
-        assert model(batch.inputs, batch.masks).shape == (2, 19)
-        assert model({"audio": batch.inputs["audio"]}).is_meta
+        assert logits(model, batch.inputs, batch.masks).shape == (2, 19)
+        assert logits(model, {"audio": batch.inputs["audio"]}).is_meta
 
     def test_half_precision_hides_the_same_times_of_a_spectrogram(self):
         augment = SpecAugment(n_time_masks=1, time_mask_param=97, n_freq_masks=0, freq_mask_param=1, zero_masking=True)
@@ -202,7 +202,7 @@ class TestPrecision:
 def test_every_parameter_gets_a_gradient(make_encoder):
     model = model_of(make_encoder(), schedule=Schedule(num_self_attends=1, **PERCEIVER_IO)).train()
     batch = together(sound(331), sound(1061), sound(1999))
-    model(batch.inputs, batch.masks).square().sum().backward()
+    logits(model, batch.inputs, batch.masks).square().sum().backward()
     for name, parameter in model.named_parameters():
         # A key bias shifts all logits of a query alike, which the softmax does not see.
         assert name.endswith("key.bias") or (parameter.grad != 0).any(), name
@@ -220,10 +220,12 @@ def test_learned_positions_take_any_length_up_to_the_trained_one():
     positions = LearnedPositions(shape=(3, 11), dim=5, anchored=True)
     model = model_of(audio_encoder(positions=positions))
     batch = together(sound(331), sound(1123))
-    alone = torch.cat([model({"audio": batch.inputs["audio"][:1, :, :331]}), model({"audio": sound(1123)[None]})])
-    assert_close(model(batch.inputs, batch.masks)[0], alone[0], atol=1e-5, rtol=0)
+    alone = torch.cat(
+        [logits(model, {"audio": batch.inputs["audio"][:1, :, :331]}), logits(model, {"audio": sound(1123)[None]})]
+    )
+    assert_close(logits(model, batch.inputs, batch.masks)[0], alone[0], atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match=r"shape=\[3, 11\].*\[3, 12\]"):
-        model({"audio": sound(34 * HOP)[None]})
+        logits(model, {"audio": sound(34 * HOP)[None]})
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,16 @@ from perceiver.encoders.stems import ConvStack
 from perceiver.encoders.text import TextEncoder
 from perceiver.positions import FourierPositions, LearnedPositions
 from perceiver.types import Sample
-from tests.models import STEMS, audio_encoder, image_encoder, log_mel, shaken, small_perceiver, waveform_encoder
+from tests.models import (
+    STEMS,
+    audio_encoder,
+    image_encoder,
+    log_mel,
+    logits,
+    shaken,
+    small_perceiver,
+    waveform_encoder,
+)
 
 EVERY_STEM = STEMS | {"deep stack": lambda c: shaken(ConvStack(channels=c, dims=(3, 5), convs_per_level=2))}
 
@@ -86,7 +95,7 @@ def results(model, inputs, masks, *, training):
     """Outputs, and what a step of training takes from and leaves in the model."""
     model = deepcopy(model).train(training)
     torch.manual_seed(7)
-    outputs = model(inputs, masks)
+    outputs = logits(model, inputs, masks)
     (outputs * torch.linspace(-1.0, 1.0, outputs.shape[1])).square().sum().backward()
     gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
     return outputs.detach(), gradients, dict(model.named_buffers())

@@ -9,7 +9,7 @@ from perceiver.encoders.text import TextEncoder
 from perceiver.positions import FourierPositions, LearnedPositions
 from perceiver.tokenizer import ByteTokenizer
 from perceiver.types import Sample
-from tests.models import image_encoder, small_perceiver
+from tests.models import image_encoder, logits, small_perceiver
 
 VOCAB, DIM, MAX_LENGTH = 262, 13, 29
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -96,23 +96,25 @@ class TestInAModel:
     def test_a_batch_gives_what_its_samples_give_one_by_one_whatever_they_lack(self, model, samples):
         batch = collate(samples)
         assert batch.inputs["text"].shape == (4, 1, MAX_LENGTH)
-        alone = torch.cat([model({name: raw[None] for name, raw in sample.inputs.items()}) for sample in samples])
-        assert_close(model(batch.inputs, batch.masks), alone, **CLOSE)
+        alone = torch.cat(
+            [logits(model, {name: raw[None] for name, raw in sample.inputs.items()}) for sample in samples]
+        )
+        assert_close(logits(model, batch.inputs, batch.masks), alone, **CLOSE)
 
     def test_what_padding_holds_changes_nothing(self, model, samples):
         batch = collate(samples)
-        before = model(batch.inputs, batch.masks)
+        before = logits(model, batch.inputs, batch.masks)
         junk = batch.inputs["text"].masked_fill(~batch.masks["text"][:, None], 97)
-        assert_close(model(batch.inputs | {"text": junk}, batch.masks), before, **CLOSE)
-        assert not torch.allclose(model(batch.inputs | {"text": junk}), before, **CLOSE)
+        assert_close(logits(model, batch.inputs | {"text": junk}, batch.masks), before, **CLOSE)
+        assert not torch.allclose(logits(model, batch.inputs | {"text": junk}), before, **CLOSE)
 
     def test_the_order_of_the_words_does_matter(self, model):
         raw = ids(1)
-        assert not torch.allclose(model({"text": raw}), model({"text": raw.flip(2)}), atol=1e-4)
+        assert not torch.allclose(logits(model, {"text": raw}), logits(model, {"text": raw.flip(2)}), atol=1e-4)
 
     def test_every_parameter_gets_a_gradient(self, model, samples):
         batch = collate(samples)
-        model.train()(batch.inputs, batch.masks).square().sum().backward()
+        logits(model.train(), batch.inputs, batch.masks).square().sum().backward()
         for name, parameter in model.named_parameters():
             assert name.endswith("key.bias") or (parameter.grad != 0).any(), name
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from perceiver.attention import ScaledDotProduct
+from perceiver.mechanisms.scaled_dot_product import ScaledDotProduct
 from perceiver.pretrained import from_transformers
 
 transformers = pytest.importorskip("transformers")
@@ -76,7 +76,7 @@ def num_parameters(model):
 def test_logits_are_those_of_transformers(hf_class, overrides, weights):
     hf_model = small(hf_class, weights=weights, **overrides)
     expected = hf_model(images(hf_class)).logits
-    logits = from_transformers(hf_model)({"image": images(hf_class)})
+    logits = from_transformers(hf_model)({"image": images(hf_class)})["logits"]
     assert expected.shape == (3, SMALL["num_labels"] if "num_labels" not in overrides else 1)
     torch.testing.assert_close(logits, expected, atol=1e-5 if weights == "large" else 1e-8, rtol=0.0)
     if weights == "large":
@@ -87,7 +87,7 @@ def test_logits_are_those_of_transformers(hf_class, overrides, weights):
 @torch.no_grad()
 def test_double_precision_is_kept(hf_class):
     hf_model = small(hf_class).double()
-    logits = from_transformers(hf_model)({"image": images(hf_class, torch.float64)})
+    logits = from_transformers(hf_model)({"image": images(hf_class, torch.float64)})["logits"]
     torch.testing.assert_close(logits, hf_model(images(hf_class, torch.float64)).logits, atol=1e-11, rtol=0.0)
 
 
@@ -107,7 +107,7 @@ def test_learned_positions_interpolate_as_in_transformers():
     hf_model = small(LEARNED)
     raw = torch.randn(2, 3, 11, 17)
     expected = hf_model(raw, interpolate_pos_encoding=True).logits
-    torch.testing.assert_close(from_transformers(hf_model)({"image": raw}), expected, atol=1e-5, rtol=0.0)
+    torch.testing.assert_close(from_transformers(hf_model)({"image": raw})["logits"], expected, atol=1e-5, rtol=0.0)
 
 
 @CLASSES
@@ -116,7 +116,7 @@ def test_training_is_that_of_transformers(hf_class):
     model = from_transformers(hf_model)
     ours, theirs = images(hf_class).requires_grad_(), images(hf_class).requires_grad_()
     labels = torch.tensor([0, 3, 6])
-    nn.functional.cross_entropy(model({"image": ours}), labels).backward()
+    nn.functional.cross_entropy(model({"image": ours})["logits"], labels).backward()
     nn.functional.cross_entropy(hf_model(theirs).logits, labels).backward()
     torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5, rtol=1e-3)
     for name, parameter in model.named_parameters():
@@ -143,10 +143,10 @@ def test_mode_and_dropout_are_those_of_the_source(hf_class, training):
 def test_nothing_is_shared_with_the_source(hf_class):
     hf_model = small(hf_class, hidden_act="prelu")
     model = from_transformers(hf_model)
-    before = model({"image": images(hf_class)})
+    before = model({"image": images(hf_class)})["logits"]
     for value in hf_model.state_dict().values():
         value.zero_()
-    assert torch.equal(model({"image": images(hf_class)}), before)
+    assert torch.equal(model({"image": images(hf_class)})["logits"], before)
     assert not set(model.modules()) & set(hf_model.modules())
 
 

@@ -1,15 +1,19 @@
 """Small captioners of anything, and a small language."""
 
+from functools import partial
+
 import torch
 from torch import nn
 
 from perceiver.attention import BlockSpec
 from perceiver.data.collate import collate
 from perceiver.decoders.text import TextDecoder
+from perceiver.direct import Direct
 from perceiver.encoders.text import TextEncoder
-from perceiver.latents import Schedule
-from perceiver.model import Perceiver
+from perceiver.latents import LatentArray, Schedule
+from perceiver.model import MemoryFactory, Perceiver
 from perceiver.positions import LearnedPositions
+from perceiver.queries.text import Text
 from perceiver.tasks.captioning import Captioning
 from perceiver.tasks.generation import BeamSearch
 from perceiver.tokenizer import WordTokenizer
@@ -55,29 +59,35 @@ def text_encoder() -> TextEncoder:
     return TextEncoder(vocab_size=VOCAB, dim=23, positions=positions)
 
 
-def model_of(encoders: dict[str, nn.Module], vocab_size: int = VOCAB, max_length: int = MAX_LENGTH) -> Perceiver:
+ATTENTION = BlockSpec(num_heads=1, qk_dim=32, v_dim=32)
+LATENTS = partial(
+    LatentArray,
+    num_latents=5,
+    dim=31,
+    cross_attention=ATTENTION,
+    self_attention=ATTENTION,
+    schedule=Schedule(num_cross_attends=1, num_blocks=1, num_self_attends=1),
+)
+DIRECT = partial(Direct, dim=31, num_layers=1, self_attention=ATTENTION)
+
+
+def model_of(
+    encoders: dict[str, nn.Module],
+    vocab_size: int = VOCAB,
+    max_length: int = MAX_LENGTH,
+    memory: MemoryFactory = LATENTS,
+) -> Perceiver:
     """A captioner of what the encoders read."""
-    attention = BlockSpec(num_heads=1, qk_dim=32, v_dim=32)
     decoder = TextDecoder(
         dim=31,
-        vocab_size=vocab_size,
-        max_length=max_length,
-        word_dim=29,
+        queries=Text(vocab_size=vocab_size, max_length=max_length, dim=29),
         num_layers=2,
-        self_attention=attention,
-        cross_attention=attention,
+        self_attention=ATTENTION,
+        cross_attention=ATTENTION,
         dropout=0.0,
         tied=True,
     )
-    return Perceiver(
-        encoders=encoders,
-        num_latents=5,
-        dim=31,
-        cross_attention=attention,
-        self_attention=attention,
-        schedule=Schedule(num_cross_attends=1, num_blocks=1, num_self_attends=1),
-        decoder=decoder,
-    )
+    return Perceiver(encoders=encoders, memory=memory, decoder=decoder)
 
 
 def lively(model: Perceiver) -> Perceiver:

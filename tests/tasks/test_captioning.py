@@ -1,6 +1,7 @@
 """Captions of anything: what is lost and measured, by hand."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from perceiver.tasks.generation import Sampling
 from perceiver.tasks.text_metrics import Record
 from perceiver.tokenizer import PAD, Tokenizer
 from perceiver.types import Batch
-from tests.models import image_encoder
+from tests.models import image_encoder, named
 from tests.tasks.captioners import (
     NUM_IDS,
     SENTENCES,
@@ -44,7 +45,7 @@ def some_outputs(tokenizer: Tokenizer, texts: list[str]) -> torch.Tensor:
 def test_probabilities_are_those_of_the_ids_that_there_are():
     """The model has room for more, which are never said."""
     outputs = 3 * torch.randn(2, 5, VOCAB)
-    found = captioning().probabilities(outputs.bfloat16())
+    found = captioning().probabilities(named(outputs.bfloat16()))["logits"]
     assert found.dtype == torch.float32
     assert found.shape == (2, 5, NUM_IDS)
     assert_close(found, outputs.bfloat16().float()[..., :NUM_IDS].softmax(dim=-1))
@@ -55,7 +56,9 @@ class TestLoss:
         task, outputs = captioning(), some_outputs(word_tokenizer(), SENTENCES)
         each = log_probabilities_of_words(outputs, task.tokenizer, SENTENCES)
         every = [value for row in each for value in row]
-        assert float(task.loss(outputs, captioned(*SENTENCES))) == pytest.approx(-sum(every) / len(every), abs=1e-5)
+        assert float(task.loss(named(outputs), captioned(*SENTENCES))) == pytest.approx(
+            -sum(every) / len(every), abs=1e-5
+        )
 
     @pytest.mark.parametrize("label_smoothing", [0.1, 0.7])
     def test_smoothing_spreads_a_share_over_all_words(self, label_smoothing):
@@ -68,7 +71,7 @@ class TestLoss:
                 target[word] += 1 - label_smoothing
                 losses.append(-float(target @ chances))
         expected = sum(losses) / len(losses)
-        assert float(task.loss(outputs, captioned(*SENTENCES))) == pytest.approx(expected, abs=1e-5)
+        assert float(task.loss(named(outputs), captioned(*SENTENCES))) == pytest.approx(expected, abs=1e-5)
 
     @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
     def test_a_longer_caption_in_the_batch_changes_no_loss_of_another(self, label_smoothing):
@@ -88,31 +91,31 @@ class TestLoss:
         padding = task.tokenizer.encode_batch(SENTENCES)[:, 1:] == PAD
         junk = outputs.masked_fill(padding[..., None], 1e4)
         assert padding.any()
-        assert_close(task.loss(junk, batch), task.loss(outputs, batch), atol=0, rtol=0)
+        assert_close(task.loss(named(junk), batch), task.loss(named(outputs), batch), atol=0, rtol=0)
 
     def test_in_low_precision_it_is_computed_in_full(self):
         task, outputs = captioning(), some_outputs(word_tokenizer(), SENTENCES).bfloat16()
-        loss = task.loss(outputs, captioned(*SENTENCES))
+        loss = task.loss(named(outputs), captioned(*SENTENCES))
         assert loss.dtype == torch.float32
-        assert_close(loss, task.loss(outputs.float(), captioned(*SENTENCES)))
+        assert_close(loss, task.loss(named(outputs.float()), captioned(*SENTENCES)))
 
     def test_the_words_go_in_one_place_before_they_come_out(self):
         asked = []
 
-        class Spy(nn.Linear):
-            def forward(self, inputs, masks, words):
-                asked.append(words)
-                return torch.zeros(*words.shape, VOCAB)
+        def model(inputs, masks, queries):
+            asked.append(queries["caption/logits"])
+            return {"caption/logits": torch.zeros(*asked[0].shape, VOCAB)}
 
-        task, batch = captioning(), captioned(*SENTENCES)
-        outputs = task.outputs(Spy(1, 1), batch)
+        task, batch = captioning(output="caption/logits"), replace(images(7), targets=captioned(*SENTENCES).targets)
+        assert task.needs_target_tokens == ("caption/logits",)
+        outputs = task.outputs(model, batch)
         assert asked[0].equal(task.tokenizer.encode_batch(SENTENCES)[:, :-1])
-        assert outputs.shape == (7, asked[0].shape[1], NUM_IDS)
+        assert task.own(outputs).shape == (7, asked[0].shape[1], NUM_IDS)
         assert float(task.loss(outputs, batch)) == pytest.approx(math.log(NUM_IDS), abs=1e-5)
 
     def test_samples_without_captions_are_named_as_such(self):
         with pytest.raises(ValueError, match=r"^the samples have no captions"):
-            captioning().outputs(nn.Linear(1, 1), Batch({}, {"label": torch.tensor([3])}, ["a"]))
+            captioning().outputs(nn.Linear(1, 1), Batch({"x": torch.rand(1, 1)}, {"label": torch.tensor([3])}, ["a"]))
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method of metric TextMetrics was called before")
@@ -124,8 +127,8 @@ class TestMetrics:
         values, hits, losses = [], [], []
         for texts in (SENTENCES[:2], SENTENCES[2:3], SENTENCES[3:]):
             outputs, batch = some_outputs(task.tokenizer, texts), captioned(*texts)
-            loss = task.loss(outputs, batch)
-            task.update(stage, outputs, loss, batch)
+            loss = task.loss(named(outputs), batch)
+            task.update(stage, named(outputs), loss, batch)
             rows = log_probabilities_of_words(outputs, task.tokenizer, texts)
             values += [value for row in rows for value in row]
             losses += [float(loss)] * sum(map(len, rows))
@@ -143,7 +146,7 @@ class TestMetrics:
         task, batch = captioning(), captioned(*SENTENCES)
         words = task.tokenizer.encode_batch(SENTENCES)[:, 1:]
         outputs = 50.0 * nn.functional.one_hot(words, NUM_IDS).float()
-        task.update("val", outputs, task.loss(outputs, batch), batch)
+        task.update("val", named(outputs), task.loss(named(outputs), batch), batch)
         found = task.metrics("val").compute()
         assert float(found["token_accuracy"]) == 1.0
         assert float(found["perplexity"]) == pytest.approx(1.0)
@@ -167,11 +170,12 @@ class TestExamine:
         facts = [KnownFacts([]), None, KnownFacts([]), KnownFacts([]), None]
         batch.targets |= {"facts": facts, "group": ["", "unseen", "", "unseen", ""]}
         recorded = []
-        monkeypatch.setattr(task.metrics("val")["written"], "update", recorded.extend)
+        monkeypatch.setattr(task.metrics("val")["texts"], "update", recorded.extend)
         with torch.no_grad():
-            task.examine("val", model, batch)
-            written = [task.tokenizer.decode(row) for row in task.write(model, batch, 1).words[:, 0].tolist()]
+            found = task.examine("val", model, batch)
+            written = [task.tokenizer.decode(row) for row in task.generate(model, batch, 1).ids[:, 0].tolist()]
         assert len(set(written)) > 1
+        assert found == {"logits": written}
         assert recorded == [
             Record(text, [SENTENCES[row]], {} if one is None else one.judged(text), group)
             for row, (text, one, group) in enumerate(zip(written, facts, batch.targets["group"], strict=True))
@@ -193,7 +197,7 @@ class TestExamine:
         task, model = captioning(), lively(model_of({"image": image_encoder()}))
         with torch.no_grad():
             task.examine("test", model, images(3))
-        assert "distinct_captions" in task.metrics("test")["written"].compute()
+        assert "distinct_captions" in task.metrics("test")["texts"].compute()
 
 
 class TestSmallerVocabulary:
@@ -201,12 +205,12 @@ class TestSmallerVocabulary:
 
     def test_words_that_are_none_never_count(self):
         task, model, batch = captioning(), lively(model_of({"image": image_encoder()})), images()
-        before = task.outputs(model, batch)
+        before = task.own(task.outputs(model, batch))
         with torch.no_grad():
             model.decoder.head.bias[NUM_IDS:] = 1e4
         after = task.outputs(model, batch)
-        assert after.shape[-1] == NUM_IDS < VOCAB
-        assert_close(after, before, atol=0, rtol=0)
+        assert task.own(after).shape[-1] == NUM_IDS < VOCAB
+        assert_close(task.own(after), before, atol=0, rtol=0)
         task.loss(after, batch).backward()
         assert (model.decoder.head.bias.grad[NUM_IDS:] == 0).all()
 
@@ -218,6 +222,6 @@ class TestSmallerVocabulary:
         task, model = captioning(generation=generation), lively(model_of({"image": image_encoder()}))
         with torch.no_grad():
             model.decoder.head.bias[NUM_IDS:] = 1e4
-            texts = task.write(model, images(), 3)
-        assert int(texts.words.max()) < NUM_IDS
+            texts = task.generate(model, images(), 3)
+        assert int(texts.ids.max()) < NUM_IDS
         assert (texts.log_probabilities > -1e3).all()

@@ -12,8 +12,10 @@ from perceiver.model import Perceiver
 from perceiver.tasks.captioning import Captioning
 from perceiver.tokenizer import BOS, EOS, PAD, ByteTokenizer, WordTokenizer
 from perceiver.types import Batch, Box, Sample
-from tests.models import audio_encoder, image_encoder
+from tests.models import audio_encoder, image_encoder, named
 from tests.tasks.captioners import (
+    DIRECT,
+    LATENTS,
     NUM_IDS,
     SENTENCES,
     KnownFacts,
@@ -35,11 +37,13 @@ class TestViews:
         outputs = 3 * torch.randn(6, 5, NUM_IDS)
         each = outputs.double().softmax(dim=-1)
         expected = torch.stack([each[:3].mean(dim=0), each[3], each[4:].mean(dim=0)])
-        assert_close(task.merged(outputs, batch).double().softmax(dim=-1), expected, atol=1e-6, rtol=1e-4)
+        assert_close(
+            task.merged(named(outputs), batch)["logits"].double().softmax(dim=-1), expected, atol=1e-6, rtol=1e-4
+        )
 
     def test_without_views_outputs_stay_as_they_are(self):
-        outputs = torch.randn(3, 5, NUM_IDS)
-        assert captioning().merged(outputs, captioned(*SENTENCES[:3])) is outputs
+        outputs = named(torch.randn(3, 5, NUM_IDS)) | {"other": torch.randn(3, 2)}
+        assert_close(captioning().merged(outputs, captioned(*SENTENCES[:3])), outputs, atol=0, rtol=0)
 
     def test_a_batch_with_views_is_measured_by_sample(self):
         task, model = captioning(), lively(model_of({"image": image_encoder()}))
@@ -47,7 +51,7 @@ class TestViews:
         batch = collate(samples)
         outputs = task.outputs(model, batch)
         length = task.tokenizer.encode_batch(SENTENCES[:3]).shape[1] - 1
-        assert outputs.shape == (6, length, NUM_IDS)
+        assert task.own(outputs).shape == (6, length, NUM_IDS)
         views = [view for sample in samples for view in sample.split()]
         alone = collate(views)
         assert_close(outputs, task.outputs(model, alone), atol=1e-5, rtol=1e-5)
@@ -64,8 +68,8 @@ class TestViews:
             Sample({"image": one.inputs["image"].expand(count, -1, -1, -1)}, one.targets, one.id, ("",) * count)
             for count, one in zip((2, 3, 2, 5, 2), samples, strict=True)
         ]
-        one, several = (task.write(model, collate(given), 3) for given in (samples, doubled))
-        assert several.words.equal(one.words)
+        one, several = (task.generate(model, collate(given), 3) for given in (samples, doubled))
+        assert several.ids.equal(one.ids)
         assert_close(several.log_probabilities, one.log_probabilities, atol=1e-4, rtol=0)
 
     @pytest.mark.parametrize("generation", [beam(), beam(3)])
@@ -73,13 +77,13 @@ class TestViews:
     def test_different_views_write_one_text_by_their_mean(self, generation):
         task, model = captioning(generation=generation), lively(model_of({"image": image_encoder()}))
         batch = collate([image_sample(SENTENCES[0], 3), image_sample(SENTENCES[1]), image_sample(SENTENCES[2], 2)])
-        texts = task.write(model, batch, 2)
-        assert texts.words.shape[:2] == (3, 2)
+        texts = task.generate(model, batch, 2)
+        assert texts.ids.shape[:2] == (3, 2)
         for place in range(2):
-            words = texts.words[:, place]
+            words = texts.ids[:, place]
             rows = words[torch.tensor([0, 0, 0, 1, 2, 2])]
-            outputs = model(batch.inputs, batch.masks, rows[:, :-1])[..., :NUM_IDS]
-            merged = task.merged(outputs, batch).log_softmax(dim=-1)
+            outputs = model(batch.inputs, batch.masks, named(rows[:, :-1]))
+            merged = task.own(task.merged(outputs, batch)).log_softmax(dim=-1)
             each = merged.gather(2, words[:, 1:, None])[..., 0].masked_fill(words[:, 1:] == PAD, 0.0)
             assert_close(texts.log_probabilities[:, place], each.sum(dim=1), atol=1e-4, rtol=0)
 
@@ -99,11 +103,9 @@ class TestAnswers:
     def test_predictions_are_texts_best_first_with_their_log_probabilities(self):
         task, model, batch = captioning(generation=beam(3)), lively(model_of({"image": image_encoder()})), images()
         found = task.predictions(model, batch, [], 3)
-        texts = task.write(model, batch, 3)
+        texts = task.generate(model, batch, 3)
         for row, of_sample in enumerate(found):
-            assert [one["caption"] for one in of_sample] == [
-                task.tokenizer.decode(w) for w in texts.words[row].tolist()
-            ]
+            assert [one["caption"] for one in of_sample] == [task.tokenizer.decode(w) for w in texts.ids[row].tolist()]
             values = [one["log_probability"] for one in of_sample]
             assert values == sorted(values, reverse=True)
             assert {(type(one["caption"]), type(one["log_probability"])) for one in of_sample} == {(str, float)}
@@ -123,10 +125,12 @@ class TestAnswers:
         task, model, batch = captioning(), lively(model_of({"image": image_encoder()})), images()
         boxes = [Box(row, "image", {"x": (0.0, 1.0)}) for row in range(2)]
         batch.targets["facts"] = [KnownFacts(boxes), *[None] * 4]
-        asked = []
-        model.decoder.register_forward_hook(lambda module, inputs, outputs: asked.append((inputs[1], outputs)))
-        answers = task.answers(model, batch, [])
-        ((words, logits),) = asked
+        queries = task.answer_queries(model, batch)
+        outputs = model(batch.inputs, batch.masks, queries)
+        answers = task.answers(outputs, queries, batch, [])
+        words, logits = queries["logits"], outputs["logits"]
+        said_before = [{"caption": row[0]["caption"]} for row in task.predictions(model, batch, [], 1)]
+        assert task.answer_queries(model, batch, said_before)["logits"].equal(words)
         assert [len(row) > 1 for row in answers].count(True) > 1
         for row, of_row in enumerate(answers):
             ids = words[row].tolist()
@@ -137,6 +141,7 @@ class TestAnswers:
                 said = int(logits[row, query, 4:NUM_IDS].argmax()) + 4
                 assert task.tokenizer.decode([ids[query + 1]]) == answer.name == task.tokenizer.decode([said])
                 assert answer.label is None
+                assert answer.output == "logits"
                 assert answer.ids == (said,)
         known = [(answer.kind, answer.boxes) for answer in answers[0]]
         assert known[:2] == [("colour", (boxes[0],)), ("colour", (boxes[1],))]
@@ -162,21 +167,25 @@ TASK = captioning(tokenizer=TOKENIZER)
 class TestAnyModality:
     """One task, that knows of no modality, learns from all."""
 
-    @pytest.mark.parametrize("name", FROM)
-    def test_a_small_model_learns_to_say_the_right_thing_of_each(self, name):
+    @pytest.mark.parametrize(
+        ("name", "memory"),
+        [*((name, LATENTS) for name in FROM), ("text", DIRECT)],
+        ids=[*FROM, "text, without bottleneck"],
+    )
+    def test_a_small_model_learns_to_say_the_right_thing_of_each(self, name, memory):
         encoder, something = FROM[name]
         samples = [
             Sample({name: something(number)}, {"caption": text, "references": [text]}, text)
             for number, text in enumerate(SENTENCES)
         ]
-        model, batch = model_of({name: encoder()}), collate(samples)
+        model, batch = model_of({name: encoder()}, memory=memory), collate(samples)
         loss = learn(TASK, model, batch)
         assert loss < 0.1
         found = TASK.predictions(model.eval(), batch, [], 1)
         assert [one["caption"] for (one,) in found] == SENTENCES
         with torch.no_grad():
             TASK.examine("val", model, batch)
-        assert float(TASK.metrics("val")["written"].compute()["exact_match"]) == 1.0
+        assert float(TASK.metrics("val")["texts"].compute()["exact_match"]) == 1.0
         TASK.metrics("val").reset()
 
     def test_samples_that_lack_a_modality_are_learned_from_what_they_have(self):

@@ -9,6 +9,7 @@ from torch import nn
 
 from perceiver.tasks.classification import Classification
 from perceiver.types import Batch
+from tests.models import named
 
 NUM_CLASSES = 7
 SIZES = (5, 1, 11, 2)
@@ -34,7 +35,7 @@ def batches(num_classes=NUM_CLASSES, sizes=SIZES) -> list[tuple[torch.Tensor, Ba
 
 def measure(task: Classification, stage, batches) -> dict[str, float]:
     for outputs, batch in batches:
-        task.update(stage, outputs, task.loss(outputs, batch), batch)
+        task.update(stage, named(outputs), task.loss(named(outputs), batch), batch)
     return {name: float(value) for name, value in task.metrics(stage).compute().items()}
 
 
@@ -46,7 +47,7 @@ def test_the_loss_is_smoothed_cross_entropy(label_smoothing):
             log_total = math.log(sum(math.exp(value) for value in row))
             expected += (1 - label_smoothing) * (log_total - row[label])
             expected += label_smoothing * sum(log_total - value for value in row) / NUM_CLASSES
-        loss = task(label_smoothing=label_smoothing).loss(outputs, batch)
+        loss = task(label_smoothing=label_smoothing).loss(named(outputs), batch)
         assert float(loss) == pytest.approx(expected / len(batch), rel=1e-5)
 
 
@@ -57,10 +58,10 @@ def test_with_class_weights_it_is_torchs_and_its_terms_are_their_sum(label_smoot
     data = batches()
     for outputs, batch in data:
         labels = batch.targets["label"]
-        torch.testing.assert_close(classification.loss(outputs, batch), exact(outputs, labels))
+        torch.testing.assert_close(classification.loss(named(outputs), batch), exact(outputs, labels))
         assert float(classification.num_terms(batch)) == pytest.approx(sum(WEIGHTS[label] for label in labels))
         mixed = labelled(nn.functional.one_hot(labels, NUM_CLASSES).float())
-        torch.testing.assert_close(classification.loss(outputs, mixed), exact(outputs, labels))
+        torch.testing.assert_close(classification.loss(named(outputs), mixed), exact(outputs, labels))
     whole = labelled(torch.cat([batch.targets["label"] for _, batch in data]))
     expected = exact(torch.cat([outputs for outputs, _ in data]), whole.targets["label"])
     assert measure(classification, "val", data)["loss"] == pytest.approx(float(expected), rel=1e-5)
@@ -70,7 +71,8 @@ def test_balanced_weights_are_those_of_sklearn_and_travel_with_the_weights():
     labels = torch.tensor([0] * 11 + [1] * 2 + [2] * 3 + [3, 4, 5, 6])
     classification = task(class_weights="balanced")
     assert classification.needs_class_counts
-    assert classification.loss(*batches()[0]).isnan(), "nothing may be trained before classes are counted"
+    outputs, batch = batches()[0]
+    assert classification.loss(named(outputs), batch).isnan(), "nothing may be trained before classes are counted"
     classification.set_class_counts(labels.bincount(), len(labels))
     expected = compute_class_weight("balanced", classes=np.arange(NUM_CLASSES), y=labels.numpy())
     assert classification.class_weights.tolist() == pytest.approx(expected.tolist())
@@ -84,9 +86,9 @@ def test_the_focal_loss_is_the_mean_of_modulated_cross_entropies(gamma):
     for outputs, batch in batches():
         log_p = outputs.log_softmax(dim=1).gather(1, batch.targets["label"][:, None])
         expected = -((1 - log_p.exp()) ** gamma * log_p).mean()
-        torch.testing.assert_close(task(focal_gamma=gamma).loss(outputs, batch), expected)
+        torch.testing.assert_close(task(focal_gamma=gamma).loss(named(outputs), batch), expected)
     sure = (100.0 * torch.eye(NUM_CLASSES)).requires_grad_()
-    loss = task(focal_gamma=gamma).loss(sure, labelled(torch.arange(NUM_CLASSES)))
+    loss = task(focal_gamma=gamma).loss(named(sure), labelled(torch.arange(NUM_CLASSES)))
     loss.backward()
     assert sure.grad.isfinite().all()
 
@@ -98,7 +100,7 @@ def test_answers_that_are_equal_once_rounded_keep_their_order():
     assert measure(task(), "val", [(outputs, labelled(torch.tensor([3])))])["top5"] == 1.0
     assert measure(task(), "test", [(outputs, labelled(torch.tensor([1])))])["top5"] == 0.0
     batch = labelled(torch.zeros(1), image=outputs)
-    (answers,) = task().predictions(lambda inputs, masks: inputs["image"], batch, names, 5)
+    (answers,) = task().predictions(lambda inputs, masks, queries: named(inputs["image"]), batch, names, 5)
     assert [answer["class"] for answer in answers] == ["0", "6", "5", "4", "3"]
 
 
@@ -112,8 +114,8 @@ def test_any_metric_of_validation_can_choose_the_checkpoint(monitor, mode):
 
 def test_the_loss_is_computed_in_full_precision():
     outputs, batch = batches()[0]
-    loss = task().loss(outputs.bfloat16(), batch)
-    torch.testing.assert_close(loss, task().loss(outputs.bfloat16().float(), batch), rtol=0, atol=0)
+    loss = task().loss(named(outputs.bfloat16()), batch)
+    torch.testing.assert_close(loss, task().loss(named(outputs.bfloat16().float()), batch), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("stage", ["train", "val", "test"])
@@ -155,7 +157,7 @@ def test_the_metrics_of_each_stage_are_its_own():
 def test_metrics_hold_no_weights_and_leave_no_graph():
     classification, (outputs, batch) = task(), batches()[0]
     outputs.requires_grad_()
-    classification.update("val", outputs, classification.loss(outputs, batch), batch)
+    classification.update("val", named(outputs), classification.loss(named(outputs), batch), batch)
     assert not any(value.requires_grad for value in classification.metrics("val").compute().values())
     assert list(classification.parameters()) == []
     assert classification.state_dict() == {}
@@ -164,8 +166,8 @@ def test_metrics_hold_no_weights_and_leave_no_graph():
 def test_a_loss_that_is_not_a_number_is_seen_in_the_metric():
     outputs, batch = batches()[0]
     classification = task()
-    classification.update("train", outputs, torch.tensor(2.0), batch)
-    classification.update("train", outputs, torch.tensor(float("nan")), batch)
+    classification.update("train", named(outputs), torch.tensor(2.0), batch)
+    classification.update("train", named(outputs), torch.tensor(float("nan")), batch)
     assert math.isnan(classification.metrics("train").compute()["loss"])
 
 
@@ -173,13 +175,12 @@ def test_the_model_is_called_with_inputs_and_masks():
     batch = labelled(torch.zeros(2), image=torch.rand(2, 3), masks={"image": torch.ones(2)})
     called = []
 
-    class Model(nn.Module):
-        def forward(self, *arguments):
-            called.append(arguments)
-            return torch.zeros(2)
+    def model(*arguments):
+        called.append(arguments)
+        return named(torch.zeros(2))
 
-    task().outputs(Model(), batch)
-    assert called == [(batch.inputs, batch.masks)]
+    task().outputs(model, batch)
+    assert called == [(batch.inputs, batch.masks, {})]
 
 
 @pytest.mark.parametrize("top", [1, 3, NUM_CLASSES, 11])
@@ -187,7 +188,7 @@ def test_predictions_are_the_best_answers_best_first(top):
     outputs = torch.randn(5, NUM_CLASSES)
     names = [f"class{label}" for label in range(NUM_CLASSES)]
     batch = labelled(torch.zeros(5), image=outputs)
-    predictions = task().predictions(lambda inputs, masks: inputs["image"], batch, names, top)
+    predictions = task().predictions(lambda inputs, masks, queries: named(inputs["image"]), batch, names, top)
     assert len(predictions) == 5
     for row, answers in zip(outputs.softmax(dim=1), predictions, strict=True):
         assert len(answers) == min(top, NUM_CLASSES)

@@ -8,8 +8,10 @@ from torch.testing import assert_close
 
 from perceiver.attention import BlockSpec
 from perceiver.decoders.text import TextDecoder
+from perceiver.queries.text import Text
 from perceiver.tasks.generation import NEVER, Texts, length_factor
 from perceiver.tokenizer import BOS, EOS, PAD, UNKNOWN
+from perceiver.types import Memory
 from tests.tasks.writers import (
     BATCH,
     CPU,
@@ -81,9 +83,9 @@ class TestTexts:
     @pytest.mark.parametrize("num_texts", [1, 5])
     def test_they_begin_end_and_hold_only_words(self, generation, num_texts):
         texts = written(generation, samples=range(23), num_texts=num_texts, max_length=11)
-        assert texts.words.shape[:2] == texts.log_probabilities.shape == (23, num_texts)
-        assert texts.words.shape[2] <= 11
-        for row, value in zip(texts.words.flatten(0, 1).tolist(), texts.log_probabilities.flatten(), strict=True):
+        assert texts.ids.shape[:2] == texts.log_probabilities.shape == (23, num_texts)
+        assert texts.ids.shape[2] <= 11
+        for row, value in zip(texts.ids.flatten(0, 1).tolist(), texts.log_probabilities.flatten(), strict=True):
             if value.isfinite():
                 end = row.index(EOS) if EOS in row else len(row) - 1
                 assert row[0] == BOS
@@ -109,8 +111,8 @@ class TestTexts:
             texts = written(generation, max_length=max_length, model=endless)
             assert all(len(text) <= max_length for found in texts_of(texts) for text in found)
             if not generation.no_repeat_ngram_size:
-                assert texts.words.shape[2] == max_length
-                assert not (texts.words == EOS).any()
+                assert texts.ids.shape[2] == max_length
+                assert not (texts.ids == EOS).any()
 
     @every_generation
     def test_an_end_at_once_is_a_text(self, generation):
@@ -142,7 +144,7 @@ class TestTexts:
         texts = generation(
             lambda width: OnGPU(width, [0, 1, 2]), batch_size=3, num_texts=2, max_length=5, device=device
         )
-        assert texts.words.device.type == texts.log_probabilities.device.type == "cuda"
+        assert texts.ids.device.type == texts.log_probabilities.device.type == "cuda"
 
 
 class TestGreedy:
@@ -233,17 +235,19 @@ class TestBeamSearch:
             assert_close(alone.log_probabilities[0], together.log_probabilities[sample])
 
 
-class DecoderWriter:
-    """A text decoder that writes about latents."""
+class LogProbabilities:
+    """What a text decoder generates about latents, in log-probabilities."""
 
     def __init__(self, decoder, latents, width):
-        self.writing = decoder.begin(latents.repeat_interleave(width, dim=0))
+        self.texts = decoder.begin(Memory(latents).repeated(width), "logits")
+        self.select = self.texts.select
 
-    def next(self, words):
-        return self.writing.next(words[:, None]).log_softmax(dim=1)
+    def next(self, ids):
+        return self.texts.next(ids).log_softmax(dim=1)
 
-    def select(self, rows):
-        self.writing.select(rows)
+
+def read(decoder, latents, ids):
+    return decoder(Memory(latents), {"logits": ids})["logits"]
 
 
 class TestWithADecoder:
@@ -254,9 +258,7 @@ class TestWithADecoder:
         block = BlockSpec(num_heads=1, qk_dim=11, v_dim=13)
         decoder = TextDecoder(
             dim=7,
-            vocab_size=23,
-            max_length=17,
-            word_dim=19,
+            queries=Text(vocab_size=23, max_length=17, dim=19),
             num_layers=2,
             self_attention=block,
             cross_attention=block,
@@ -270,10 +272,10 @@ class TestWithADecoder:
     @torch.no_grad()
     def test_greedy_takes_the_likeliest_word_of_a_whole_forward_pass(self, decoder):
         latents = torch.randn(5, 3, 7)
-        for row, text in enumerate(self.texts(decoder, latents, beam()).words[:, 0].tolist()):
+        for row, text in enumerate(self.texts(decoder, latents, beam()).ids[:, 0].tolist()):
             words, expected = [id for id in range(23) if id not in NEVER], [BOS]
             while expected[-1] != EOS and len(expected) < 17:
-                logits = decoder(latents[row : row + 1], torch.tensor([expected]))[0, -1]
+                logits = read(decoder, latents[row : row + 1], torch.tensor([expected]))[0, -1]
                 expected.append(max(words, key=lambda word, logits=logits: float(logits[word])))
             assert text[: len(expected)] == expected
 
@@ -283,8 +285,8 @@ class TestWithADecoder:
         latents = torch.randn(5, 3, 7)
         texts = self.texts(decoder, latents, generation, num_texts=3)
         for place in range(3):
-            words = texts.words[:, place]
-            logits = decoder(latents, words[:, :-1]).log_softmax(dim=-1)
+            words = texts.ids[:, place]
+            logits = read(decoder, latents, words[:, :-1]).log_softmax(dim=-1)
             each = logits.gather(2, words[:, 1:, None])[..., 0]
             expected = each.masked_fill(words[:, 1:] == PAD, 0.0).sum(dim=1)
             assert_close(texts.log_probabilities[:, place], expected, atol=1e-4, rtol=0)
@@ -299,7 +301,7 @@ class TestWithADecoder:
 
     def texts(self, decoder, latents, generation, num_texts=1) -> Texts:
         return generation(
-            lambda width: DecoderWriter(decoder, latents, width),
+            lambda width: LogProbabilities(decoder, latents, width),
             batch_size=len(latents),
             num_texts=num_texts,
             max_length=17,

@@ -8,6 +8,7 @@ from perceiver.data.collate import collate
 from perceiver.tasks.classification import Classification
 from perceiver.tasks.mixing import Mixing, cut_mix, mix_up
 from perceiver.types import Batch, Sample
+from tests.models import named
 
 NUM_CLASSES = 7
 BATCH = 5
@@ -227,8 +228,8 @@ def test_a_mixed_batch_can_be_trained_on_and_counted(method):
     batch = classification.training_batch(marked_batch())
     labels = batch.targets["label"]
     outputs = torch.randn(BATCH, NUM_CLASSES)
-    loss = classification.loss(outputs, batch)
+    loss = classification.loss(named(outputs), batch)
     smoothed = 0.9 * labels + 0.1 / NUM_CLASSES
     torch.testing.assert_close(loss, -(smoothed * outputs.log_softmax(dim=1)).sum(dim=1).mean())
-    classification.update("train", labels, loss, batch)
+    classification.update("train", named(labels), loss, batch)
     assert classification.metrics("train").compute()["accuracy"] == 1.0  # the larger part counts

@@ -18,7 +18,7 @@ class TestSampling:
     def drawn(self, generation: Sampling) -> torch.Tensor:
         """How often each word was drawn as the first."""
         texts = written(generation, samples=[0], num_texts=self.COUNT, max_length=2)
-        return texts.words[0, :, 1].bincount(minlength=VOCAB)
+        return texts.ids[0, :, 1].bincount(minlength=VOCAB)
 
     @pytest.mark.parametrize(
         "generation",

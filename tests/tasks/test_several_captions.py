@@ -11,7 +11,7 @@ from perceiver.tasks.captioning import Captioning
 from perceiver.tokenizer import PAD
 from perceiver.training.module import TrainingModule
 from perceiver.types import Batch
-from tests.models import image_encoder
+from tests.models import image_encoder, named
 from tests.tasks.captioners import (
     NUM_IDS,
     SENTENCES,
@@ -66,7 +66,7 @@ class TestDraw:
     def test_one_is_the_caption_of_the_sample(self):
         batch = captioning().training_batch(pictures())
         assert "captions" not in batch.targets
-        assert batch.targets["words"].shape[:2] == (4, 1)
+        assert batch.targets["token_ids"].shape[:2] == (4, 1)
 
     @pytest.mark.parametrize("count", [2, 3, 5, 11])
     def test_captions_are_the_references_from_the_first_on_and_from_the_first_again(self, count):
@@ -85,7 +85,7 @@ class TestDraw:
         drawn = captioning(captions_per_sample=3).training_batch(batch)
         assert batch.targets == before
         assert {name: drawn.targets[name] for name in before} == before
-        assert drawn.targets.keys() == {*before, "captions", "words"}
+        assert drawn.targets.keys() == {*before, "captions", "token_ids"}
         assert replace(drawn, targets=batch.targets) == batch
 
     @pytest.mark.parametrize("count", [1, 3])
@@ -93,7 +93,7 @@ class TestDraw:
         task = captioning(captions_per_sample=count)
         batch = task.training_batch(pictures())
         texts = every(batch) if count > 1 else batch.targets["caption"]
-        assert torch.equal(batch.targets["words"].flatten(0, 1), task.tokenizer.encode_batch(texts))
+        assert torch.equal(batch.targets["token_ids"].flatten(0, 1), task.tokenizer.encode_batch(texts))
         assert int(task.num_terms(batch)) == num_words(task, texts)
         monkeypatch.setattr(type(task.tokenizer), "encode_batch", None)
         task.loss(task.outputs(lively(model_of({"image": image_encoder()})), batch), batch)
@@ -103,7 +103,10 @@ class TestDraw:
         assert captioning(captions_per_sample=3).training_batch(batch) is batch
 
     def test_samples_without_captions_are_named_as_such(self):
-        task, batch = captioning(captions_per_sample=3), Batch({}, {"label": torch.tensor([3])}, ["a"])
+        task, batch = (
+            captioning(captions_per_sample=3),
+            Batch({"x": torch.rand(1, 1)}, {"label": torch.tensor([3])}, ["a"]),
+        )
         with pytest.raises(ValueError, match=r"^the samples have no captions"):
             task.outputs(torch.nn.Linear(1, 1), task.training_batch(batch))
 
@@ -120,13 +123,14 @@ class TestLoss:
         task = captioning(captions_per_sample=count, label_smoothing=label_smoothing)
         model = lively(model_of({"image": image_encoder()}))
         batch = task.training_batch(pictures())
-        latents = model.encode(batch.inputs, batch.masks)
+        memory = model.encode(batch.inputs, batch.masks)
         total, words = torch.tensor(0.0), 0
         for row, texts in enumerate(batch.targets["captions"]):
             for text in texts:
-                logits = model.decoder(latents[row : row + 1], task.tokenizer.encode_batch([text])[:, :-1])
+                ids = task.tokenizer.encode_batch([text])[:, :-1]
+                outputs = model.decoder(memory.rows(torch.tensor([row])), named(ids))
                 weight = num_words(task, [text])
-                total = total + weight * task.loss(logits[..., :NUM_IDS], captioned(text))
+                total = total + weight * task.loss(outputs, captioned(text))
                 words += weight
         loss = task.loss(task.outputs(model, batch), batch)
         assert_close(loss, total / words, **CLOSE)
@@ -141,7 +145,7 @@ class TestLoss:
         model, batch = lively(model_of({"image": image_encoder()})), task.training_batch(pictures())
         read = []
         model.encoders["image"].register_forward_hook(lambda module, inputs, tokens: read.append(len(tokens.values)))
-        assert len(task.outputs(model, batch)) == 4 * count
+        assert len(task.own(task.outputs(model, batch))) == 4 * count
         assert read == [4]
 
 
@@ -162,7 +166,8 @@ class TestViews:
         batch = task.training_batch(described(views))
         length = task.tokenizer.encode_batch(every(batch)).shape[1] - 1
         outputs = 3 * torch.randn(3 * sum(views), length, NUM_IDS)
-        merged = task.merged(outputs, batch)
+        merged_outputs = task.merged(named(outputs), batch)
+        merged = task.own(merged_outputs)
         assert merged.shape == (4 * 3, length, NUM_IDS)
         chances = outputs.double().softmax(dim=-1)
         first = 0
@@ -172,23 +177,24 @@ class TestViews:
                 found = merged[3 * sample + number].double().softmax(dim=-1)
                 assert_close(found, torch.stack(rows).mean(dim=0), atol=1e-6, rtol=1e-4)
             first += count
-        assert task.loss(merged, batch).isfinite()
+        assert task.loss(merged_outputs, batch).isfinite()
 
     def test_without_views_outputs_stay_as_they_are(self):
         task = captioning(captions_per_sample=3)
-        outputs = torch.randn(4 * 3, 5, NUM_IDS)
-        assert task.merged(outputs, task.training_batch(described())) is outputs
+        outputs = named(torch.randn(4 * 3, 5, NUM_IDS))
+        assert_close(task.merged(outputs, task.training_batch(described())), outputs, atol=0, rtol=0)
 
     def test_each_caption_is_held_against_all_views_of_its_sample(self):
         task, model = captioning(captions_per_sample=3), lively(model_of({"image": image_encoder()}))
         batch = task.training_batch(pictures_in_views())
         outputs = task.outputs(model, batch)
-        assert len(outputs) == 3 * 2 * 3
+        assert len(task.own(outputs)) == 3 * 2 * 3
         merged, total = task.merged(outputs, batch), torch.tensor(0.0)
         for number in range(3):
             one = place(batch, number)
             alone = task.merged(task.outputs(model, one), one)
-            assert_close(merged.unflatten(0, (3, 3))[:, number, : alone.shape[1]], alone, **CLOSE)
+            of_one = task.own(merged).unflatten(0, (3, 3))[:, number, : task.own(alone).shape[1]]
+            assert_close(of_one, task.own(alone), **CLOSE)
             total = total + num_words(task, one.targets["caption"]) * task.loss(alone, one)
         assert_close(task.loss(merged, batch), total / num_words(task, every(batch)), **CLOSE)
 
@@ -200,9 +206,9 @@ class TestMetrics:
         for _ in range(2):
             batch = several.training_batch(described())
             alike = captioned(*every(batch))
-            outputs = 3 * torch.randn(12, several.tokenizer.encode_batch(every(batch)).shape[1] - 1, NUM_IDS)
+            logits = 3 * torch.randn(12, several.tokenizer.encode_batch(every(batch)).shape[1] - 1, NUM_IDS)
             for task, given in ((several, batch), (one, alike)):
-                task.update("train", outputs, task.loss(outputs, given), given)
+                task.update("train", named(logits), task.loss(named(logits), given), given)
         found = several.metrics("train").compute()
         assert_close(found, one.metrics("train").compute())
         assert float(found["perplexity"]) == pytest.approx(float(found["loss"].exp()), rel=1e-5)
@@ -213,7 +219,7 @@ class TestMetrics:
         weights = [num_words(task, every(batch)) for batch in batches]
         for batch, loss in zip(batches, (3.0, 5.0), strict=True):
             length = task.tokenizer.encode_batch(every(batch)).shape[1] - 1
-            task.update("train", torch.randn(8, length, NUM_IDS), torch.tensor(loss), batch)
+            task.update("train", named(torch.randn(8, length, NUM_IDS)), torch.tensor(loss), batch)
         expected = (3.0 * weights[0] + 5.0 * weights[1]) / sum(weights)
         assert float(task.metrics("train")["loss"].compute()) == pytest.approx(expected)
 

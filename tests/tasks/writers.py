@@ -95,7 +95,7 @@ def texts_of(texts: Texts) -> list[list[tuple[int, ...]]]:
             for row, value in zip(of_sample, values, strict=True)
             if math.isfinite(value)
         ]
-        for of_sample, values in zip(texts.words.tolist(), texts.log_probabilities.tolist(), strict=True)
+        for of_sample, values in zip(texts.ids.tolist(), texts.log_probabilities.tolist(), strict=True)
     ]
 
 

@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, Trainer
 from perceiver.attention import BlockSpec
 from perceiver.data.base import Dataset, UnreadableError
 from perceiver.decoders.queries import QueryDecoder
+from perceiver.queries.learned import Learned
 from perceiver.tasks.classification import Classification
 from perceiver.training.attention_callback import AttentionCallback
 from perceiver.training.data_module import DataModule
@@ -82,7 +83,7 @@ def fit(
     stages: str = "train val",
     boxes: bool = False,
     texts: bool = False,
-    query_per_class: bool = False,
+    num_queries: int = 1,
     ckpt_path: Path | None = None,
     seed: int = 0,
     **options,
@@ -94,7 +95,7 @@ def fit(
         decoder, task = text_decoder(), captioning()
     else:
         decoder = QueryDecoder(
-            dim=DIM, num_classes=3, query_dim=13, attention=BlockSpec(num_heads=1), query_per_class=query_per_class
+            dim=DIM, num_classes=3, queries=Learned(num_queries=num_queries, dim=13), attention=BlockSpec(num_heads=1)
         )
         task = Classification(num_classes=3, label_smoothing=0.0, mixup=0.0, cutmix=0.0)
     module = TrainingModule(

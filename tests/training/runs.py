@@ -47,6 +47,11 @@ CAPTIONING = [
     *("model.decoder.cross_attention.num_heads=1", "optimizer.lr=0.01"),
 ]
 """Behind `SMALL`: a run on captions in about a second."""
+JOINT = [
+    *("task=joint", "+task@task.tasks.label=classification", "task.tasks.label.output=label/logits"),
+    *("decoder@model.decoder=joint", "+decoder@model.decoder.decoders.label=queries"),
+]
+"""One task of several, and one decoder of several; each may be followed by more."""
 
 
 @contextmanager

@@ -242,22 +242,20 @@ def test_panels_reach_wandb_as_pictures_at_the_step_of_the_validation(tmp_path, 
             assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20
 
 
-@pytest.mark.parametrize("query_per_class", [True, False], ids=["classes", "one query"])
-def test_sheets_show_the_best_classes_of_each_sample_where_they_ask_for_themselves(
-    tmp_path, monkeypatch, query_per_class
-):
+@pytest.mark.parametrize("num_queries", [3, 1], ids=["classes", "one query"])
+def test_sheets_show_the_best_classes_of_each_sample_where_they_ask_for_themselves(tmp_path, monkeypatch, num_queries):
     answers, original = [], callback_module.panels
 
-    def panels(captured, pictures, rows, **options):
-        answers.append(rows)
-        return original(captured, pictures, rows, **options)
+    def panels(look, pictures, **options):
+        answers.append(look.own)
+        return original(look, pictures, **options)
 
     monkeypatch.setattr(callback_module, "panels", panels)
-    _, module = fit(tmp_path, attention(), max_epochs=1, query_per_class=query_per_class)
-    if not query_per_class:
+    _, module = fit(tmp_path, attention(), max_epochs=1, num_queries=num_queries)
+    if num_queries == 1:
         assert answers == [[[], [], []]]
         return
     images = NoiseSplit("val").images[[0, 4, 8]]
-    best = module.eval().model({"image": images}).argsort(dim=1, descending=True)
+    best = module.eval().model({"image": images})["logits"].argsort(dim=1, descending=True)
     assert [[answer.queries for answer in row] for row in answers[0]] == [[(k,) for k in row] for row in best.tolist()]
     assert all(answer.name == "abc"[answer.label] for row in answers[0] for answer in row)

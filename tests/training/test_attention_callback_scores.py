@@ -57,10 +57,10 @@ def truths_of_relevance(callback: AttentionCallback) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("num_samples", [2, 3, 11])
-@pytest.mark.parametrize("query_per_class", [False, True], ids=["whole", "classes"])
-def test_scores_are_those_of_the_larger_probe_set_however_large_its_parts(tmp_path, num_samples, query_per_class):
+@pytest.mark.parametrize("num_queries", [1, 3], ids=["whole", "classes"])
+def test_scores_are_those_of_the_larger_probe_set_however_large_its_parts(tmp_path, num_samples, num_queries):
     callback = attention(2, num_samples=num_samples)
-    _, module = fit(tmp_path, callback, boxes=True, max_epochs=3, query_per_class=query_per_class)
+    _, module = fit(tmp_path, callback, boxes=True, max_epochs=3, num_queries=num_queries)
     expected = {f"attention/{name}": value for name, value in scores_of(module, 7).items()}
     assert sorted(expected) == [f"attention/{name}" for name in SCORES]
     assert truths(callback) == pytest.approx(expected, abs=1e-5)
@@ -157,7 +157,8 @@ def test_words_are_scored_by_kind_and_for_how_much_alike_they_are(tmp_path, num_
     for sample in samples:  # alone, so that nothing fills up its text
         batch = collate([sample])
         with capture(module.model) as captured:
-            answers = module.task.answers(module.model, batch, ())
+            queries = module.task.answer_queries(module.model, batch)
+            answers = module.task.answers(module.model(batch.inputs, batch.masks, queries), queries, batch, ())
         cases += [truth_scores(captured, [None], answers, num_classes=0), overlaps(captured, answers)]
     expected = mean_scores(cases)
     assert sorted(expected) == SCORES_OF_WORDS
@@ -196,7 +197,7 @@ def test_words_and_strips_reach_the_event_csv_and_wandb(tmp_path, monkeypatch):
     assert len(answers) == 3
     assert any(answers)
     assert {query for row in answers for answer in row for query in answer["queries"]} <= set(
-        range(event["words0/weights"].shape[-1])
+        range(event["decode_self0/weights"].shape[-1])
     )
     (folder,) = run_folders(tmp_path)
     (logged,) = [row for row in rows(folder) if "attention/image/cross0" in row]

@@ -15,7 +15,7 @@ from perceiver.training.build import Learned, build, construct, read_checkpoint,
 from perceiver.training.config import resolved
 from perceiver.training.errors import ConfigError
 from perceiver.training.trust import is_trusted
-from tests.training.runs import SMALL, composed, script
+from tests.training.runs import CAPTIONING, SMALL, composed, script
 
 
 class Malicious:
@@ -143,7 +143,26 @@ def test_what_a_constructor_refuses_is_said_with_the_key():
 def test_a_run_is_built_without_its_data_where_the_class_names_are_known(tmp_path):
     with composed(*SMALL, "data=image_folder", f"data.root={tmp_path}/gone", "data.num_classes=3") as cfg:
         parts = build(resolved(cfg), Learned(["cat", "dog", "eel"], None))
-    assert parts.model({"image": torch.rand(2, 3, 32, 32)}).shape == (2, 3)
+    assert parts.model({"image": torch.rand(2, 3, 32, 32)})["logits"].shape == (2, 3)
+
+
+def test_one_tokenizer_is_for_all_tasks():
+    task = ["task=joint", *(f"+task@task.tasks.{name}=captioning" for name in ("short", "long"))]
+    outputs = [f"task.tasks.{name}.output={name}/logits" for name in ("short", "long")]
+    decoder = [
+        "decoder@model.decoder=joint",
+        *(f"+decoder@model.decoder.decoders.{one}=text" for one in ("short", "long")),
+    ]
+    heads = [
+        f"model.decoder.decoders.{name}.{kind}_attention.num_heads=1"
+        for name in ("short", "long")
+        for kind in ("self", "cross")
+    ]
+    data = [one for one in CAPTIONING if one.startswith(("data", "tokenizer"))]
+    with composed(*SMALL, *data, *task, *outputs, *decoder, *heads) as cfg:
+        parts = build(resolved(cfg))
+    assert parts.tokenizer.is_trained
+    assert all(one.tokenizer is parts.tokenizer for one in parts.task.tasks.values())
 
 
 class TestWhatTheTokenizerLoses:

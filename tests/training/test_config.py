@@ -8,7 +8,7 @@ import torch
 
 from perceiver.training.config import grid, resolved
 from perceiver.training.errors import ConfigError
-from tests.training.runs import ROOT, composed, image_tree, script, train
+from tests.training.runs import JOINT, ROOT, composed, image_tree, script, train
 
 # what is typed -> what the sentence must say
 MISTAKES = {
@@ -16,7 +16,7 @@ MISTAKES = {
     "nosuch=1": ["nosuch", "--cfg job"],
     "optimizer.lrr=1": ["optimizer.lrr", "did you mean optimizer.lr?"],
     "optimizr=adamw": ["optimizr", "did you mean optimizer?"],
-    "model.num_latentz=3": ["model.num_latentz", "did you mean model.memory.num_latents?"],
+    "model.memory.num_latentz=3": ["model.memory.num_latentz", "did you mean model.memory.num_latents?"],
     "model.encoders.image.stem.pach_size=3": ["model.encoders.image.stem.pach_size", "did you mean", "patch_size"],
     "schedule=flat_cosine schedule.warmup_steps=3": ["schedule.warmup_steps", "flat_fraction"],
     "+trainer.devics=3": ["trainer.devics", "did you mean 'devices'?"],
@@ -108,10 +108,24 @@ MISTAKES = {
         "model.decoder.queries.vocab_size=7 must be at least",
         "tokenizer",
     ],
-    "tokenizer=bytes decoder@model.decoder=text": ["TextDecoder gets no words of Classification", "task=captioning"],
-    "task=captioning tokenizer=bytes": ["PooledDecoder writes no texts for Captioning", "decoder@model.decoder=text"],
+    "tokenizer=bytes decoder@model.decoder=text": [
+        "TextDecoder needs the token ids of 'logits'",
+        "Classification",
+        "task=captioning",
+    ],
+    "task=captioning tokenizer=bytes": [
+        "PooledDecoder generates no texts 'logits' for Captioning",
+        "decoder@model.decoder=text",
+    ],
     "experiment=image_captioning encoder@model.encoders.text=text": ["add it: +encoder@model.encoders.text=text"],
     "experiment=image_captioning data.num_samples={trian:1}": ["num_samples.trian", "mean data.num_samples.train?"],
+    # several tasks, several decoders
+    "task=joint": ["task: tasks={}"],
+    "decoder@model.decoder=joint": ["model.decoder: decoders={}"],
+    " ".join([*JOINT, "+task.weights.labl=2"]): ["weights.labl=2", "label"],
+    " ".join([*JOINT, "task.monitor=accuracy"]): ["monitor='accuracy'", "label/accuracy"],
+    " ".join([*JOINT, "task.tasks.label.mixup=0.2"]): ["task: tasks.label", "mixup"],
+    " ".join([*JOINT, "task.tasks.label.output=logits"]): ["output='logits'", "label/logits"],
     # not readable at all
     "a=b=c": ["a=b=c", "key=value"],
     "=": ["no such key"],
@@ -273,16 +287,17 @@ def test_resolving_gives_plain_values_without_interpolations():
     ("overrides", "cross", "self_"),
     [
         ([], None, None),
-        (["model.memory.cross_attention.init_scale=0.5"], 0.5, 0.5),
-        (["model.memory.self_attention.init_scale=0.5"], None, 0.5),
+        (["model.memory.self_attention.init_scale=0.5"], 0.5, 0.5),
+        (["model.memory.cross_attention.init_scale=0.5"], 0.5, None),
         (["experiment=image_captioning"], 1.0, 1.0),
-        (["experiment=image_captioning", "model.memory.self_attention.init_scale=null"], 1.0, None),
+        (["experiment=image_captioning", "model.memory.cross_attention.init_scale=null"], None, 1.0),
     ],
 )
 def test_the_blocks_of_a_model_begin_at_one_scale_unless_told_otherwise(overrides, cross, self_):
     with composed(*overrides) as cfg:
         model = resolved(cfg)["model"]
-    assert (model["cross_attention"]["init_scale"], model["self_attention"]["init_scale"]) == (cross, self_)
+    memory = model["memory"]
+    assert (memory["cross_attention"]["init_scale"], memory["self_attention"]["init_scale"]) == (cross, self_)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from perceiver.decoders.queries import QueryDecoder
 from perceiver.encoders.stems import ConvStem, PixelStem
 from perceiver.latents import Schedule as Repetitions
 from perceiver.positions import LearnedPositions
+from perceiver.queries.learned import Learned
 from perceiver.training.build import construct
 from perceiver.training.config import resolved
 from perceiver.training.optimization import (
@@ -34,7 +35,9 @@ slow = pytest.mark.slow
 
 def everything() -> nn.Module:
     """A Perceiver with every kind of parameter there is, and with shared blocks."""
-    decoder = QueryDecoder(dim=DIM, num_classes=NUM_CLASSES, query_dim=13, attention=BlockSpec(num_heads=1))
+    decoder = QueryDecoder(
+        dim=DIM, num_classes=NUM_CLASSES, queries=Learned(num_queries=1, dim=13), attention=BlockSpec(num_heads=1)
+    )
     encoders = {
         "image": image_encoder(ConvStem(channels=3, dim=7)),
         "depth": image_encoder(PixelStem(channels=1, dim=5), LearnedPositions(shape=(5, 7), dim=3, project_dim=2)),
@@ -61,9 +64,9 @@ class TestParameterGroups:
         decayed, spared = (names(model, group) for group in parameter_groups(model))
         assert {name.rpartition(".")[2] for name in decayed} == {"weight"}
         assert {"encoders.image.stem.conv.weight", "encoders.depth.positions.projection.weight"} <= decayed
-        assert {"decoder.head.weight", "latents.self_blocks.0.1.attention.key.weight"} <= decayed
-        assert {"latents.array", "decoder.queries", "encoders.depth.positions.embedding"} <= spared
-        assert {"encoders.image.stem.norm.weight", "latents.cross_blocks.1.query_norm.weight"} <= spared
+        assert {"decoder.head.weight", "memory.self_blocks.0.1.attention.key.weight"} <= decayed
+        assert {"memory.array", "decoder.queries.array", "encoders.depth.positions.embedding"} <= spared
+        assert {"encoders.image.stem.norm.weight", "memory.cross_blocks.1.query_norm.weight"} <= spared
         assert {"join.embeddings.image", "join.embeddings.depth"} <= spared
         assert {name for name, parameter in model.named_parameters() if parameter.ndim < 2} <= spared
 
@@ -83,7 +86,7 @@ class TestParameterGroups:
     def test_latents_queries_and_learned_positions_decay_if_they_shall(self):
         model = everything()
         decayed, spared = (names(model, group) for group in parameter_groups(model, decay_embeddings=True))
-        assert {"latents.array", "decoder.queries", "encoders.depth.positions.embedding"} <= decayed
+        assert {"memory.array", "decoder.queries.array", "encoders.depth.positions.embedding"} <= decayed
         assert names(model, parameter_groups(model)[0]) < decayed
         assert {name.rpartition(".")[2] for name in spared} == {"weight", "bias"}
         assert all("norm" in name or name.endswith("bias") for name in spared)
@@ -145,9 +148,12 @@ def test_muon_has_the_matrices_of_blocks_alone_and_its_steps_have_the_size_of_th
     optimizer, changes, parameters, _ = stepped("optimizer=muon", "optimizer.lr=0.01", "optimizer.weight_decay=0")
     state = {name: optimizer.state[parameter]["use_muon"] for name, parameter in parameters.items()}
     of_muon = {name for name, is_used in state.items() if is_used}
-    assert {"latents.cross_blocks.0.attention.key.weight", "latents.self_blocks.0.1.mlp.0.weight"} <= of_muon
+    assert {"memory.cross_blocks.0.attention.key.weight", "memory.self_blocks.0.1.mlp.0.weight"} <= of_muon
     assert all("_block" in name or name.startswith("decoder.") for name in of_muon)
-    assert not {"decoder.head.weight", "decoder.queries", "encoders.image.stem.conv.weight", "latents.array"} & of_muon
+    assert (
+        not {"decoder.head.weight", "decoder.queries.array", "encoders.image.stem.conv.weight", "memory.array"}
+        & of_muon
+    )
     sizes = {name: float(change.square().mean().sqrt()) for name, change in changes.items()}
     assert all(0.001 < size < 0.02 for size in sizes.values()), sizes  # 0.2 of the learning rate, and all of AdamW's
 

@@ -154,7 +154,7 @@ class TestWhatFollows:
 
     def test_what_the_user_changes_in_the_model_takes_along_what_is_made_of_it(self, digits):
         config = overridden(digits[0], ["model.memory.dim=26"], digits[1])
-        assert config["model"]["decoder"]["dim"] == config["model"]["cross_attention"]["qk_dim"] == 26
+        assert config["model"]["decoder"]["dim"] == config["model"]["memory"]["cross_attention"]["qk_dim"] == 26
 
     def test_only_what_depends_on_the_config_alone_is_made_anew(self, tmp_path):
         image_tree(tmp_path)

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import subprocess
 import sys
 
@@ -12,9 +13,11 @@ import torch
 from perceiver.data.shape_scenes import ShapeScenes
 from perceiver.training.build import Learned, build, read_checkpoint
 from perceiver.training.module import TrainingModule
+from tests.data.caption_trees import text_pairs_tree
 from tests.training.kills import rows
 from tests.training.runs import (
     CAPTIONING,
+    JOINT,
     ROOT,
     SMALL,
     checkpoint,
@@ -110,7 +113,7 @@ class TestSettings:
             "callbacks=[default,ema]",
             "callbacks=[default,early_stopping]",
             "task.mixup=0.2 task.cutmix=1.0 task.label_smoothing=0.1",
-            "decoder@model.decoder=queries model.decoder.query_per_class=true model.decoder.attention.num_heads=2",
+            "decoder@model.decoder=queries model.decoder.queries.num_queries=10 model.decoder.attention.num_heads=2",
             "encoder@model.encoders.image=image_conv",
             "model.encoders.image.combine=add model.encoders.image.stem.dim=26",
             *(f"optimizer=adamw schedule={schedule}" for schedule in ("warmup_cosine", "steps")),
@@ -291,6 +294,53 @@ class TestCaptions:
         del content["description"]["vocabulary"]
         torch.save(content, tmp_path / "old.ckpt")
         assert read_checkpoint(tmp_path / "old.ckpt").learned.vocabulary is None
+
+
+class TestWithoutBottleneck:
+    """The decoder reads the tokens themselves: an encoder–decoder of pictures, and of texts."""
+
+    OVERRIDES = (
+        *(one for one in SMALL if not {"model", "data", "callbacks"} & set(re.split(r"\W", one))),
+        *("experiment=image_captioning", "model=encoder_decoder", "attention.every_n_epochs=1"),
+        *("model.memory.dim=14", "model.memory.self_attention.num_heads=2"),
+    )
+
+    @pytest.mark.parametrize("kind", ["pictures", "texts"])
+    def test_captions_are_learned_measured_and_evaluated(self, tmp_path, kind):
+        overrides = CAPTIONING
+        if kind == "texts":
+            of_texts = ["data=text_pairs", f"data.root={text_pairs_tree(tmp_path / 'pairs')}", "tokenizer=words"]
+            encoder = ["+encoder@model.encoders.text=text", "~encoder@model.encoders.image", "tokenizer.max_length=13"]
+            sizes = [one for one in CAPTIONING if one.startswith(("model.decoder.", "optimizer."))]
+            overrides = [*of_texts, *encoder, *sizes, "tokenizer.min_frequency=1", "task.monitor=loss"]
+        run = tmp_path / "run"
+        ended = script("experiments/train.py", f"hydra.run.dir={run}", *self.OVERRIDES, *overrides)
+        assert ended.ok, ended.err
+        losses = [float(row["val/loss"]) for row in rows(run) if "val/loss" in row]
+        assert len(losses) == 2
+        assert losses == sorted(losses, reverse=True)
+        assert script("experiments/evaluate.py", f"run={run}").ok
+        tested = {name: value for name, value in metrics(run).items() if name.startswith("test/")}
+        assert tested["test/perplexity"] > 1.0
+        assert metrics(run, "evaluation") == tested
+
+
+class TestSeveralTasks:
+    def test_each_is_learned_measured_and_evaluated_on_a_decoder_of_its_own(self, tmp_path):
+        other = ["+task@task.tasks.tags=tagging", "task.tasks.tags.output=tags/logits", "+task.weights.tags=0.5"]
+        decoders = ["+decoder@model.decoder.decoders.tags=pooled", "model.decoder.decoders.label.attention.num_heads=2"]
+        run = trained(tmp_path / "run", *JOINT, *other, *decoders, "task.monitor=tags/mAP")
+        final = metrics(run)
+        for stage in ("train", "val", "test"):
+            of_tasks = final[f"{stage}/label/loss"] + 0.5 * final[f"{stage}/tags/loss"]
+            assert final[f"{stage}/loss"] == pytest.approx(of_tasks, rel=1e-5)
+        assert {"test/label/accuracy", "test/tags/mAP", "test/tags/AP/7", "best/val/tags/mAP"} <= final.keys()
+        ended = script("experiments/evaluate.py", f"run={run}")
+        assert ended.ok, ended.err
+        assert "test/label/accuracy" in ended.out
+        assert "test/tags/AP/7" not in ended.out, "single classes have a table of their own"
+        evaluated = metrics(run, "evaluation")
+        assert evaluated == {name: value for name, value in final.items() if name.startswith("test/")}
 
 
 class TestRepeatability:

@@ -55,7 +55,8 @@ def test_it_goes_on_after_a_kill_as_if_there_had_been_none(tmp_path, whole, meth
     "options",
     [
         "trainer.gradient_clip_val=0.1 model.memory.schedule.cross_sharing=all model.memory.schedule.block_sharing=all",
-        "trainer.gradient_clip_val=0.001 +trainer.gradient_clip_algorithm=value model.memory.activation_checkpointing=true",
+        "trainer.gradient_clip_val=0.001 +trainer.gradient_clip_algorithm=value "
+        "model.memory.activation_checkpointing=true",
     ],
 )
 def test_settings_do_what_they_do_in_one_process(tmp_path, options):

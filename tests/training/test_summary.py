@@ -12,13 +12,14 @@ from perceiver.encoders.stems import PixelStem
 from perceiver.latents import Schedule
 from perceiver.model import Perceiver
 from perceiver.positions import FourierPositions
+from perceiver.queries.text import Text
 from perceiver.tasks.captioning import Captioning
 from perceiver.tasks.classification import Classification
 from perceiver.tasks.generation import BeamSearch
 from perceiver.tokenizer import ByteTokenizer
 from perceiver.training.summary import console, cost_of, count_parameters, flops_per_sample, metrics_table, model_table
 from perceiver.types import Batch, Sample
-from tests.models import image_encoder, small_inputs, small_perceiver
+from tests.models import image_encoder, latents, small_inputs, small_perceiver
 from tests.training.runs import weights_equal
 
 # Sizes are multiples of 8 where the attention kernel would pad them, so that a count by hand is exact.
@@ -33,12 +34,14 @@ SELF = BlockSpec(num_heads=HEADS, widening=1)
 def perceiver(block_sharing: str = "all", num_self_attends: int = 2, decoder: Decoder | None = None) -> Perceiver:
     return Perceiver(
         encoders={"image": image_encoder(PixelStem(channels=3), FourierPositions(num_bands=2, max_resolution=(5, 7)))},
-        num_latents=LATENTS,
-        dim=DIM,
-        cross_attention=CROSS,
-        self_attention=SELF,
-        schedule=Schedule(
-            num_cross_attends=2, num_blocks=3, num_self_attends=num_self_attends, block_sharing=block_sharing
+        memory=latents(
+            num_latents=LATENTS,
+            dim=DIM,
+            cross_attention=CROSS,
+            self_attention=SELF,
+            schedule=Schedule(
+                num_cross_attends=2, num_blocks=3, num_self_attends=num_self_attends, block_sharing=block_sharing
+            ),
         ),
         decoder=decoder or PooledDecoder(dim=DIM, num_classes=CLASSES),
     )
@@ -75,9 +78,9 @@ class TestFlops:
 
     def test_those_of_a_decoder_of_texts_are_counted_with_the_words_that_it_reads(self):
         layer = BlockSpec(num_heads=1, qk_dim=8, v_dim=8, widening=2)
-        sizes = {"vocab_size": 262, "max_length": 97, "word_dim": 16, "num_layers": 3}
+        queries = Text(vocab_size=262, max_length=97, dim=16)
         blocks = {"self_attention": layer, "cross_attention": layer}
-        decoder = TextDecoder(dim=DIM, dropout=0.0, tied=True, **sizes, **blocks)
+        decoder = TextDecoder(dim=DIM, queries=queries, num_layers=3, dropout=0.0, tied=True, **blocks)
         generation = BeamSearch(num_beams=1, length_penalty=0.0, presence_penalty=0.0, no_repeat_ngram_size=0)
         tokenizer = ByteTokenizer(vocab_size=262, max_length=97)
         task = Captioning(
@@ -129,9 +132,9 @@ class TestTables:
         with console.capture() as printed:
             console.print(model_table(model, cost_of(model, TASK, images(1)), images(1)), width=120)
         text = printed.get()
-        for part in (model.encoders["image"], model.latents, model.decoder, model):
+        for part in (model.encoders["image"], model.memory, model.decoder, model):
             assert f"{count_parameters(part):,}" in text
-        assert all(name in text for name in ("encoders.image", "latents", "decoder", "image 3×5×7", "GFLOPs"))
+        assert all(name in text for name in ("encoders.image", "memory", "decoder", "image 3×5×7", "GFLOPs"))
 
     def test_the_metrics_table_shows_names_as_they_are(self, tmp_path):
         with console.capture() as printed:

@@ -11,7 +11,7 @@ import wandb
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from perceiver.tasks.base import prediction_rows
+from perceiver.tasks.classes import prediction_rows
 from perceiver.training import tables
 from perceiver.training.tables import MAX_ROWS_SHOWN, _drawn
 from perceiver.types import Batch
