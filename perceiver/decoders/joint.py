@@ -28,7 +28,8 @@ class JointDecoder(Decoder):
         for name, decoder in decoders.items():
             for part in decoder.modules():
                 if isinstance(part, Mechanism) and part.role is not None:
-                    part.role = replace(part.role, decoder=name)
+                    own = part.role.decoder
+                    part.role = replace(part.role, decoder=f"{name}/{own}" if own else name)
 
     @property
     def needs_target_tokens(self) -> tuple[str, ...]:

@@ -93,12 +93,12 @@ class Observer:
     converted: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict
     forward_context: Callable[[], AbstractContextManager[Any]] = nullcontext
 
-    def look(self, batch: Batch, predicted: Sequence[dict[str, Any]] | None = None) -> Look:
+    def look(self, batch: Batch, predicted: Sequence[Sequence[dict[str, Any]]] | None = None) -> Look:
         """Everything there is to see of a batch.
 
         Args:
             batch: what the model is asked about.
-            predicted: the best of each row's predictions where they are known, see `Task.answer_queries`.
+            predicted: each row's predictions where they are known, see `Task.answer_queries`.
         """
         converted = replace(batch, inputs=self.converted(batch.inputs))
         with capture(self.module) as record, self.forward_context():

@@ -34,6 +34,7 @@ class Task(nn.Module, ABC):
 
     Attributes:
         output: the name of its output.
+        answer_key: the key under which `predictions` have the answer itself.
         mixes_samples: whether `training_batch` changes inputs.
         monitor, monitor_mode: the validation metric that says which checkpoint is best, and its better direction.
         num_answers: answers about a user's own file, unless more or fewer are asked for.
@@ -47,6 +48,7 @@ class Task(nn.Module, ABC):
     monitor_mode: Literal["min", "max"]
     num_answers: int = 5
     needs_target_tokens: tuple[str, ...] = ()
+    answer_key: str = "class"
     mixes_samples: bool = False
     needs_class_counts: bool = False
 
@@ -169,14 +171,14 @@ class Task(nn.Module, ABC):
         """For each sample at most `top` answers, best first, as plain values with the same keys throughout."""
 
     def answer_queries(
-        self, model: Model, batch: Batch, predicted: Sequence[dict[str, Any]] | None = None
+        self, model: Model, batch: Batch, predicted: Sequence[Sequence[dict[str, Any]]] | None = None
     ) -> dict[str, Int[Tensor, "batch length"]]:
         """The token ids with which the model is asked again to explain an answer, see `answers`.
 
         Args:
             model, batch: as in `predictions`; without views.
-            predicted: the best of each row's `predictions`, where they are known: a sampled text might be another one
-                the next time.
+            predicted: each row's `predictions`, where they are known: a sampled text might be another one the next
+                time.
         """
         return {}
 

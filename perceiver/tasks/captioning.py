@@ -41,6 +41,7 @@ class Captioning(Task):
     """
 
     num_answers: int = 1
+    answer_key: str = "caption"
 
     def __init__(
         self,
@@ -203,11 +204,11 @@ class Captioning(Task):
         ]
 
     def answer_queries(
-        self, model: Model, batch: Batch, predicted: Sequence[dict[str, Any]] | None = None
+        self, model: Model, batch: Batch, predicted: Sequence[Sequence[dict[str, Any]]] | None = None
     ) -> dict[str, Int[Tensor, "batch length"]]:
         if predicted is None:
             return {self.output: self.generate(model, batch, 1).ids[:, 0]}
-        texts = [self.tokenizer.begin(one["caption"]) for one in predicted]  # what was cut off has no end
+        texts = [self.tokenizer.begin(row[0]["caption"]) for row in predicted]  # what was cut off has no end
         ids = pad_sequence(texts, batch_first=True, padding_value=PAD)
         return {self.output: ids.to(next(iter(batch.inputs.values())).device)}
 

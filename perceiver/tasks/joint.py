@@ -21,13 +21,13 @@ class JointTask(Task):
     not depend on how samples are divided among batches and processes.
 
     Args:
-        tasks: name -> task. Each needs an output of its own or shares one with another.
+        tasks: name -> task, each with an output of its own.
         weights: name -> factor of the task's loss; 1 for those that are left out.
         monitor: the metric of validation that says which checkpoint is best.
 
     Raises:
-        ValueError: there is no task, a weight is negative or belongs to no task, or a task mixes samples, which changes
-            the inputs of the others without their targets.
+        ValueError: there is no task, a weight is negative or belongs to no task, two tasks have one output, or a task
+            mixes samples, which changes the inputs of the others without their targets.
     """
 
     def __init__(self, *, tasks: Mapping[str, Task], weights: Mapping[str, float] | None = None, monitor: str) -> None:
@@ -42,6 +42,8 @@ class JointTask(Task):
         for name, task in tasks.items():
             if task.mixes_samples:
                 raise ValueError(f"tasks.{name}: mixup and cutmix mix the inputs of all tasks, but its targets only")
+            if others := [other for other in tasks if other != name and tasks[other].output == task.output]:
+                raise ValueError(f"tasks.{name}.output={task.output}: is that of tasks.{others[0]}, too")
         self.tasks = torch.nn.ModuleDict(tasks)
         self.weights = {name: (weights or {}).get(name, 1.0) for name in tasks}
         self.output = ""
@@ -147,10 +149,15 @@ class JointTask(Task):
         return rows
 
     def answer_queries(
-        self, model: Model, batch: Batch, predicted: Sequence[dict[str, Any]] | None = None
+        self, model: Model, batch: Batch, predicted: Sequence[Sequence[dict[str, Any]]] | None = None
     ) -> dict[str, Int[Tensor, "batch length"]]:
-        # What a row's best answer was is known of one task only.
-        return {name: ids for task in self.named.values() for name, ids in task.answer_queries(model, batch).items()}
+        queries: dict[str, Tensor] = {}
+        for name, task in self.named.items():
+            own = None
+            if predicted is not None:
+                own = [[{task.answer_key: one["answer"]} for one in row if one["task"] == name] for row in predicted]
+            queries |= task.answer_queries(model, batch, own)
+        return queries
 
     def answers(
         self,

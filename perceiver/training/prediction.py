@@ -140,8 +140,8 @@ def answer(
         ]
     try:
         stem.parent.mkdir(parents=True, exist_ok=True)
-        result["attention"] = draw_attention(parts, views[clearest], by_view[clearest][0], stem, shown=shown)
-        if sample.views and names:
+        result["attention"] = draw_attention(parts, views[clearest], by_view[clearest], stem, shown=shown)
+        if sample.views and "class" in predictions[0]:
             strips = {one["class"]: [score_of(row, one) for row in by_view] for one in predictions}
             timeline(strips, sample.views).save(f"{stem}_timeline.png")
             result["timeline"] = f"{stem}_timeline.png"
@@ -209,11 +209,11 @@ class InParts:
 
 
 def draw_attention(
-    parts: Parts, view: Sample, said: dict[str, Any], stem: Path, *, shown: dict[str, Any]
+    parts: Parts, view: Sample, predicted: Sequence[dict[str, Any]], stem: Path, *, shown: dict[str, Any]
 ) -> dict[str, str]:
     """Sheets of one view, of which the model said something: what it shows -> file."""
     batch = collate([view]).to(parts.module.device)
-    look = parts.observer(shown["rollout_alpha"]).look(batch, [said])
+    look = parts.observer(shown["rollout_alpha"]).look(batch, [predicted])
     sheets = panels(look, pictures_of(parts.model, batch.inputs), num_latents=shown["num_latents"])
     files = {}
     for key, (sheet,) in sheets.items():

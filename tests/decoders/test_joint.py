@@ -70,6 +70,8 @@ def test_roles_say_to_which_decoder_they_belong(parts):
         *[("title", "decode_self"), ("title", "decode")],
         *[("story", "decode_self"), ("story", "decode")] * 2,
     ]
+    nested = JointDecoder(decoders={"a": JointDecoder(decoders={"b": text(1)})})
+    assert {part.role.decoder for part in nested.modules() if isinstance(part, Mechanism)} == {"a/b"}
     alone = [part.role.decoder for part in text(1).modules() if isinstance(part, Mechanism)]
     assert alone == [None, None], "which the roles of others do not"
 

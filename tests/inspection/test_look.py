@@ -63,7 +63,7 @@ def joint(masks: bool, *names: str) -> tuple[Observer, Batch]:
 
 
 def say_texts(task: Task) -> None:
-    asked, predicted = task.answer_queries, [{"caption": text} for text in TEXTS]
+    asked, predicted = task.answer_queries, [[{"caption": text}] for text in TEXTS]
     task.answer_queries = lambda model, batch, *_: asked(model, batch, predicted)
 
 
@@ -212,7 +212,7 @@ def test_where_each_class_asks_for_itself_it_has_its_own_rollout():
 
 def test_words_have_their_own_rollouts_and_what_was_said_before_is_not_written_anew(monkeypatch):
     observer, batch = captioned(masks=False)
-    look = observer.look(batch, [{"caption": text} for text in TEXTS])
+    look = observer.look(batch, [[{"caption": text}] for text in TEXTS])
     assert [[answer.name for answer in row] for row in look.answers] == [
         ["a", "small", "red", "circle"],
         [],
@@ -222,7 +222,7 @@ def test_words_have_their_own_rollouts_and_what_was_said_before_is_not_written_a
     said_anything = torch.tensor([[True] * 4, [False] * 4, [True, True, False, False]])
     torch.testing.assert_close(look.rollout.inputs.sum(dim=-1) + look.rollout.residual, said_anything.float())
     monkeypatch.setattr("perceiver.inspection.look.TOKENS_AT_ONCE", 1)
-    parts = observer.look(batch, [{"caption": text} for text in TEXTS])
+    parts = observer.look(batch, [[{"caption": text}] for text in TEXTS])
     torch.testing.assert_close(parts.relevance, look.relevance)
     assert (look.relevance[~said_anything] == 0).all()
 

@@ -175,6 +175,17 @@ class TestAnswers:
         }
         assert_close(task.loss(outputs, prepared), task.loss(outputs, batch))
 
+    def test_a_text_that_was_predicted_is_explained_and_not_another_one(self):
+        _, batch = samples()
+        texts = SENTENCES[::-1]
+        rows = [
+            [{"task": "label", "answer": NAMES[0], "score": 0.5}, {"task": "caption", "answer": text, "score": -1.0}]
+            for text in texts
+        ]
+        found = joint().answer_queries(None, batch, rows)["caption/logits"]
+        tokenizer = captioning().tokenizer
+        assert [tokenizer.decode(ids) for ids in found.tolist()] == texts
+
 
 @pytest.mark.parametrize(
     ("wrong", "named"),
@@ -188,6 +199,10 @@ class TestAnswers:
         ({"tasks": {"label": classification(mixup=0.2)}, "weights": {}}, r"tasks\.label: .*mix"),
         ({"tasks": {"label": classification(cutmix=0.2)}, "weights": {}}, r"tasks\.label: .*mix"),
         ({"tasks": {"tags": tagging(mixup=0.2)}, "weights": {}}, r"tasks\.tags: .*mix"),
+        (
+            {"tasks": {"label": classification(), "other": classification()}, "weights": {}},
+            r"tasks\.label\.output=label/logits.*tasks\.other",
+        ),
     ],
     ids=str,
 )
