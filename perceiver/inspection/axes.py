@@ -26,13 +26,14 @@ class Tick:
 def plane(grid: Grid) -> Grid:
     """The rows and columns on which a grid is drawn, whatever the number of its axes.
 
-    A single axis runs along the columns of a single row. Of three axes and more the last two make a frame, and frames
-    lie side by side, those of the second axis within those of the first: a video is a film strip.
+    A single axis runs along the columns of a single row. Of three axes and more the last two make a frame, and frames,
+    where there are several, lie side by side, those of the second axis within those of the first: a video is a film
+    strip.
     """
     if len(grid.shape) == 1:
         return Grid((1, *grid.shape), (UNBROKEN, *grid.axes))
-    if len(grid.shape) == 2:
-        return grid
+    if num_frames(grid) == 1:
+        return grid if len(grid.shape) == 2 else Grid(grid.shape[-2:], grid.axes[-2:])
     *leading, columns = (axis.name for axis in (*grid.axes[:-2], grid.axes[-1]))
     count = grid.num_tokens // grid.shape[-2]
     strip = Axis(" × ".join((*leading, columns)), "", 0.0, float(count))

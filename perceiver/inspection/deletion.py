@@ -73,14 +73,17 @@ class Deletion:
             "num_samples": self.num_samples,
             "fractions": list(FRACTIONS),
             "curves": {name: values.mean(dim=0).tolist() for name, values in self.curves.items() if len(values)},
-            "areas": {name: _judged(name, values) for name, values in self.areas.items() if len(values)},
+            "areas": {
+                name: judged(name, float(values.mean()), _standard_error(values), len(values))
+                for name, values in self.areas.items()
+                if len(values)
+            },
         }
 
 
-def _judged(name: str, areas: Float[Tensor, " samples"]) -> dict[str, Any]:
-    """Mean and standard error of the areas of a map, and what follows from them."""
-    mean, error = float(areas.mean()), _standard_error(areas)
-    return {"mean": mean, "error": error} | asdict(verdict_of(name, mean, error, len(areas)))
+def judged(name: str, mean: float, error: float | None, num_samples: int) -> dict[str, Any]:
+    """Mean and standard error of the area of a map, and what follows from them; see `verdict_of`."""
+    return {"mean": mean, "error": error} | asdict(verdict_of(name, mean, error, num_samples))
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from perceiver.inspection.arrays import SCORE, event_paths
 from perceiver.inspection.axes import on_plane
 from perceiver.inspection.colormaps import COLORMAPS, DIFFERENCE, OUTLINE
+from perceiver.inspection.deletion import judged
 from perceiver.inspection.frames import outlines_on
 from perceiver.inspection.packing import packed, pooling
 from perceiver.inspection.page import page_html
@@ -79,8 +80,17 @@ def event_of(
         epoch=epoch,
         values={f"attention/{key.removeprefix(SCORE)}": float(arrays[key]) for key in arrays if key.startswith(SCORE)},
         maps={id: maps_of(arrays, row, most_values=most_values) for row, id in enumerate(ids)},
-        deletion=json.loads(str(arrays["deletion"])) if "deletion" in arrays else None,
+        deletion=_judged(json.loads(str(arrays["deletion"]))) if "deletion" in arrays else None,
     )
+
+
+def _judged(deletion: dict[str, Any]) -> dict[str, Any]:
+    """A summary of the deletion test with its verdicts, which those of early versions have not."""
+    areas = {
+        name: judged(name, area["mean"], area["error"], deletion["num_samples"])
+        for name, area in deletion.get("areas", {}).items()
+    }
+    return deletion | {"areas": areas}
 
 
 def maps_of(arrays: Arrays, row: int, *, most_values: int) -> dict[str, Any]:

@@ -28,6 +28,8 @@ STRETCHED = (384, 128)
 STRIP_HEIGHT = 40
 WIDEST_STRIP = 960
 """Pixels of the frames of a film strip together."""
+ROUNDING = 1e-6
+"""By how much of a cell a box may reach across a common edge without reaching into the next frame."""
 ROWS_APART, COLUMNS_APART = 0.13, 0.15
 """Least distance between ticks as fractions of a tile: what their labels need."""
 
@@ -183,4 +185,4 @@ def outlines_on(box: Box, grid: Grid, axes: tuple[Axis, Axis] | None = None) -> 
 
 def _overlaps(reach: tuple[float, float], cell: int, count: int) -> bool:
     start, stop = reach
-    return start * count < cell + 1 and stop * count > cell
+    return start * count < cell + 1 - ROUNDING and stop * count > cell + ROUNDING

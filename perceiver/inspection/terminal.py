@@ -28,7 +28,7 @@ MOST_ANSWERS = 12
 BRIGHT = 0.1
 """Share of the cells that are called the brightest."""
 SCORED = re.compile(r"(?P<of>|relevance/)(?P<score>energy_in_box|pointing_game)(?P<kind>|_(?!chance).+)")
-"""Names of what `Observer.truth` measures beside chance: of rollouts, and of relevance."""
+"""Names of what `truth.localization` measures beside chance: of rollouts, and of relevance."""
 
 
 def report(name: str, look: Look, arrays: Mapping[str, np.ndarray], *, num_tested: int) -> Iterator[RenderableType]:

@@ -11,7 +11,7 @@ from perceiver.inspection.answers import own_answers, rollout_of
 from perceiver.inspection.capture import Capture
 from perceiver.inspection.look import Look
 from perceiver.inspection.sheets import GAP, TILE, TITLE_HEIGHT, Tile, tile_size
-from perceiver.types import Answer, Batch, Picture, Span
+from perceiver.types import Answer, Batch, Box, Picture, Span
 from tests.inspection.models import captured_with, grid, images_of, layer
 
 LUMINANCE = np.array([0.299, 0.587, 0.114])
@@ -66,8 +66,8 @@ def capture_of_places(places: list[int], batch: int = 2) -> Capture:
     return captured_with(SPANS, cross0=layer("cross", weights), decode0=layer("decode", reads))
 
 
-def of_class(name: str, label: int) -> Answer:
-    return Answer(name, (label,), LOGITS, label=label)
+def of_class(name: str, label: int, *boxes: Box) -> Answer:
+    return Answer(name, (label,), LOGITS, label=label, boxes=boxes)
 
 
 def look_of(

@@ -64,15 +64,16 @@ def direct_text(**overrides) -> Perceiver:
 
 
 class AsTheyAre(Encoder):
-    """Tokens [_, _, dim], with no places."""
+    """Tokens [_, _, dim], with no places: of `grid`, or steps of time where it is None."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, grid: Grid | None = None) -> None:
         super().__init__()
         self.dim = dim
+        self.grid = grid
 
     def forward(self, raw: Tensor, mask: Tensor | None = None) -> Tokens:
         length = raw.shape[1]
-        return Tokens(raw, mask, Grid((length,), (Axis("time", "s", 0.0, 0.1 * length),)))
+        return Tokens(raw, mask, self.grid or Grid((length,), (Axis("time", "s", 0.0, 0.1 * length),)))
 
     def example_input(self) -> Tensor:
         return torch.rand(2, 3, self.dim)

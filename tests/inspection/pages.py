@@ -8,6 +8,8 @@ import numpy as np
 import soundfile
 from PIL import Image
 
+from perceiver.inspection.colormaps import COLORMAPS, DIFFERENCE, OUTLINE
+from perceiver.inspection.deletion import judged
 from perceiver.inspection.packing import packed
 
 HEADS, LATENTS, RATE = 3, 13, 8000
@@ -125,9 +127,8 @@ def deletion() -> dict[str, Any]:
             "random": [1 - 0.5 * f for f in fractions],
         },
         "areas": {
-            "rollout": {"mean": 0.21, "error": 0.03},
-            "relevance": {"mean": 0.01, "error": 0.02},
-            "mean_map": {"mean": -0.12, "error": 0.04},
+            name: judged(name, mean, error, 61)
+            for name, mean, error in (("rollout", 0.21, 0.03), ("relevance", 0.01, 0.02), ("mean_map", -0.12, 0.04))
         },
     }
 
@@ -169,6 +170,7 @@ def samples() -> list[dict[str, Any]]:
         "sound": None,
         "seconds": None,
         "words": None,
+        "strip": None,
         "boxes": [],
     }
     siren = {"name": "siren", "left": 0.5, "right": 0.9, "top": 0.1, "bottom": 0.4}
@@ -221,6 +223,9 @@ def synthetic() -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The page, and its maps: two runs, three looks, two samples."""
     page = {
         "title": "audio_tagging/2026-11-22 </title>",
+        "colormaps": COLORMAPS,
+        "difference": DIFFERENCE,
+        "outline": OUTLINE,
         "runs": [
             {
                 "name": "outputs/audio_tagging/first",

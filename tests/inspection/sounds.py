@@ -1,9 +1,13 @@
 """Maps of a sound with their weight in chosen cells, and boxes around cells."""
 
+from collections.abc import Sequence
+
 import torch
 
 from perceiver.inspection.capture import Capture
-from perceiver.types import Axis, Box, Grid, Span
+from perceiver.inspection.look import Look
+from perceiver.types import Answer, Axis, Box, Grid, Span
+from tests.inspection.drawn import look_of, of_class
 from tests.inspection.models import captured_with, layer
 
 ROWS, COLUMNS = 5, 7
@@ -46,3 +50,33 @@ def capture_of(maps: torch.Tensor, mask: torch.Tensor | None = None) -> Capture:
 def planted_maps(places: list[list[tuple[int, int]]]) -> torch.Tensor:
     """For each sample and query a map with its weight in one cell."""
     return torch.stack([torch.cat([one_hot(*place) / 0.3 for place in row]) for row in places])
+
+
+def classes_of(boxes: Sequence[Sequence[Box] | None]) -> list[list[Answer]]:
+    """For each sample the classes that it truly has, as a look answers for them."""
+    return [
+        [of_class(str(label), label, *(box for box in row or () if box.label == label)) for label in sorted(labels)]
+        for row in boxes
+        for labels in [{box.label for box in row or ()}]
+    ]
+
+
+def look_at_maps(
+    maps: torch.Tensor,
+    boxes: Sequence[Sequence[Box] | None] | None = None,
+    answers: list[list[Answer]] | None = None,
+    mask: torch.Tensor | None = None,
+    **options,
+) -> Look:
+    """A look at a model whose rollout from each query is a map, [batch, queries, tokens].
+
+    Args:
+        maps: of each query.
+        boxes: of the samples.
+        answers: what was said; the classes that the samples truly have unless told otherwise.
+        mask: True where a token is real.
+        options: see `look_of`.
+    """
+    boxes = [None] * len(maps) if boxes is None else boxes
+    answers = classes_of(boxes) if answers is None else answers
+    return look_of(capture_of(maps, mask), answers, boxes=list(boxes), **options)

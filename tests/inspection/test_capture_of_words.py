@@ -45,7 +45,8 @@ def test_words_that_come_later_change_no_map_of_those_before():
 def test_answers_in_words_leave_the_forward_pass_over_what_was_written_and_nothing_else(num_beams):
     model, inputs = perceiver_text(), small_inputs()
     task = captioning(beams(num_beams))
-    captured, answers = Observer(model, task, [], 0.5).answered(captions(inputs))
+    found = Observer(model, task, [], 0.5).look(captions(inputs))
+    captured, answers = found.record, found.answers
     words = task.generate(model, captions(inputs), 1).ids[:, 0]
     alone = look(model, inputs, words=words)
     assert list(captured.layers) == list(alone.layers)

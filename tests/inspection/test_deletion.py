@@ -5,7 +5,17 @@ import torch
 
 from perceiver.decoders.base import LOGITS
 from perceiver.inspection.capture import Capture
-from perceiver.inspection.deletion import FRACTIONS, RANDOM, Deletion, deletion, ranks, together
+from perceiver.inspection.deletion import (
+    ERRORS,
+    FRACTIONS,
+    RANDOM,
+    Deletion,
+    deletion,
+    judged,
+    ranks,
+    together,
+    verdict_of,
+)
 from perceiver.types import Answer, JoinedTokens
 from tests.inspection.models import direct_text, look, perceiver, perceiver_io, perceiver_text, some_masks
 from tests.models import small_inputs
@@ -191,8 +201,41 @@ def test_the_summary_is_plain_and_has_means_with_their_errors(monkeypatch):
     values = found.areas["one"].tolist()
     mean = sum(values) / BATCH
     deviation = (sum((value - mean) ** 2 for value in values) / (BATCH - 1)) ** 0.5
-    assert summary["areas"]["one"] == pytest.approx({"mean": mean, "error": deviation / BATCH**0.5})
+    area = summary["areas"]["one"]
+    assert {name: area[name] for name in ("mean", "error")} == pytest.approx(
+        {"mean": mean, "error": deviation / BATCH**0.5}
+    )
+    assert area == judged("one", area["mean"], area["error"], BATCH)
     assert found.scores == pytest.approx({f"deletion/{name}": area["mean"] for name, area in summary["areas"].items()})
+
+
+BEYOND = 1 + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("mean", "error", "mark"),
+    [
+        (ERRORS * 0.07 * BEYOND, 0.07, "✓"),
+        (ERRORS * 0.07, 0.07, "≈"),
+        (0.0, 0.0, "≈"),
+        (-ERRORS * 0.07, 0.07, "≈"),
+        (-ERRORS * 0.07 * BEYOND, 0.07, "✗"),
+        (1e-9, 0.0, "✓"),
+        (0.7, None, "?"),
+        (0.7, float("nan"), "?"),
+        (float("nan"), 0.07, "?"),
+        (float("inf"), 0.07, "?"),
+    ],
+)
+def test_a_map_must_be_further_from_chance_than_its_error_explains(mean, error, mark):
+    found = verdict_of("mean_map", mean, error, 61)
+    assert found.mark == mark
+    assert "mean attention" in found.sentence
+    assert ("do not read" in found.sentence) == (mark in "?≈")
+    assert found.brief in found.sentence or mark == "?"
+    others = {verdict_of("rollout", *other, 61).brief for other in ((1.0, 0.1), (0.0, 0.1), (-1.0, 0.1), (1.0, None))}
+    assert found.brief in others
+    assert len(others) == 4
 
 
 @pytest.mark.filterwarnings("error")

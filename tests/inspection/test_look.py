@@ -9,6 +9,7 @@ from perceiver.inspection.capture import capture
 from perceiver.inspection.look import Look, Observer, in_parts
 from perceiver.inspection.maps import panels
 from perceiver.inspection.rollout import rollout
+from perceiver.inspection.truth import localization
 from perceiver.tasks.base import Task
 from perceiver.tasks.tagging import Tagging
 from perceiver.tokenizer import EOS
@@ -147,7 +148,7 @@ def test_a_joint_model_says_of_each_answer_what_its_part_alone_says(make, masks)
     joint, batch = make(masks)
     look = joint.look(batch)
     assert look.own == look.answers
-    assert [len(row) for row in look.answers] == [3 + 4, 3, 3 + 2]
+    assert [sum(answer.is_word for answer in row) for row in look.answers] == [4, 0, 2]
     truths = {}
     for name, kind in (("label", perceiver_io), ("caption", perceiver_text)):
         alone = kind()
@@ -157,7 +158,7 @@ def test_a_joint_model_says_of_each_answer_what_its_part_alone_says(make, masks)
         part = observer(alone, alpha=0.3)
         say_texts(part.task)
         expected = part.look(batch)
-        truths |= part.truth(batch)
+        truths |= localization(expected)
         for row, answers in enumerate(look.answers):
             slots = [slot for slot, answer in enumerate(answers) if answer.output == f"{name}/logits"]
             assert [replace(answers[slot], output="logits") for slot in slots] == expected.answers[row]
@@ -169,7 +170,7 @@ def test_a_joint_model_says_of_each_answer_what_its_part_alone_says(make, masks)
                 (look.relevance, expected.relevance),
             ):
                 torch.testing.assert_close(values[row, slots], others[row, : len(slots)])
-    torch.testing.assert_close(joint.truth(batch), truths)
+    torch.testing.assert_close(localization(look), truths)
     assert {"relevance/energy_in_box", "relevance/energy_in_box_colour", "word_overlap"} < truths.keys()
 
 
@@ -242,7 +243,7 @@ def test_a_model_that_says_nothing_has_no_maps(monkeypatch, make):
     assert look.rollout.inputs.shape == (3, 0, 55)
     assert look.probability.shape == (3, 0)
     assert panels(look, {}, num_latents=1)
-    assert observer.deletion(batch, seed=0).num_samples == 0
+    assert observer.deletion(look, seed=0).num_samples == 0
 
 
 @KINDS
@@ -275,6 +276,31 @@ def test_inputs_are_converted_and_the_precision_is_that_of_the_context():
     torch.testing.assert_close(look.rollout.inputs, exact.rollout.inputs, rtol=0, atol=0.02)
 
 
+@pytest.mark.parametrize("make", [classified, tagged], ids=lambda make: make.__name__)
+def test_classes_that_truly_apply_follow_the_likeliest_ones_as_if_they_were_among_them(make):
+    observer, batch = make(masks=False)
+    plain = observer.look(batch)
+    scores = logits(observer.model, batch.inputs, batch.masks)
+    ranking = scores.argsort(descending=True).tolist()
+    best, unlikely, least = ranking[0][1], *sorted(ranking[0][-2:])
+    boxes = [Box(label, "image", {"x": (0.0, 5.0 + at)}) for at, label in enumerate((least, best, unlikely, least))]
+    batch.targets["boxes"] = [boxes, None, [Box(ranking[2][0], "depth", {})]]
+    look = observer.look(batch)
+    assert [[answer.label for answer in row] for row in look.answers] == [
+        [*ranking[0][:3], unlikely, least],
+        ranking[1][:3],
+        ranking[2][:3],
+    ]
+    assert [list(answer.boxes) for answer in look.answers[0]] == [[], [boxes[1]], [], [boxes[2]], [boxes[0], boxes[3]]]
+    assert [len(answer.boxes) for row in look.answers[1:] for answer in row] == [0, 0, 0, 1, 0, 0]
+    assert [answer.name for answer in look.answers[0]] == [CLASS_NAMES[answer.label] for answer in look.answers[0]]
+    for row, answers in enumerate(plain.answers):
+        assert [replace(answer, boxes=()) for answer in look.answers[row]][: len(answers)] == answers
+        for name in ("probability", "relevance"):
+            torch.testing.assert_close(getattr(look, name)[row, :3], getattr(plain, name)[row])
+        torch.testing.assert_close(look.rollout.inputs[row, :3], plain.rollout.inputs[row])
+
+
 def test_one_query_for_all_classes_is_no_query_of_any():
     look = seen(perceiver_io(decoder=query_decoder(1)), small_inputs())
     assert look.own == [[], [], []]
@@ -285,9 +311,7 @@ def test_a_look_leaves_the_model_as_it_was():
     observer, batch = captioned(masks=False)
     observer.model.train()
     state, modes = torch.get_rng_state(), [module.training for module in observer.model.modules()]
-    observer.look(batch)
-    observer.deletion(batch, seed=3)
-    observer.truth(batch)
+    observer.deletion(observer.look(batch), seed=3)
     assert torch.equal(torch.get_rng_state(), state)
     assert [module.training for module in observer.model.modules()] == modes
     assert all(parameter.grad is None for parameter in observer.model.parameters())

@@ -121,14 +121,6 @@ def test_sheets_show_as_many_latents_as_there_are_and_were_asked_for(channels, n
         assert sheet.size == (-(-tiles // rows) * (TILE + GAP) + BAR_WIDTH, rows * (height + TITLE_HEIGHT + GAP))
 
 
-def test_modalities_with_more_than_two_axes_have_no_sheets():
-    captured = planted_capture(3)
-    axes = (*SPANS["image"].grid.axes, Axis("time", "s", 0.0, 11.0))
-    lay_out(captured, {"image": SPANS["image"], "video": Span(35, 35 + 143, Grid((13, 1, 11), axes))})
-    sheets = panels(look_of(captured), images(), num_latents=1)
-    assert set(sheets) == {"image/cross0"}
-
-
 def test_modalities_without_a_picture_have_maps_alone():
     captured = planted_capture(3)
     lay_out(captured, {"words": Span(0, 35, Grid((35,), (Axis("byte", "", 0.0, 35.0),)))})

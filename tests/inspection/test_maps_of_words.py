@@ -8,7 +8,7 @@ from PIL import Image
 from perceiver.decoders.base import LOGITS
 from perceiver.encoders.text import TextEncoder
 from perceiver.inspection.capture import Capture, pictures_of
-from perceiver.inspection.frames import STRETCHED, STRIP_HEIGHT
+from perceiver.inspection.frames import STRETCHED, STRIP_HEIGHT, Frame
 from perceiver.inspection.maps import panels
 from perceiver.inspection.sheets import BAR_WIDTH, COLUMN_TICKS_HEIGHT, GAP, ROW_TICKS_WIDTH, TILE, TITLE_HEIGHT
 from perceiver.positions import LearnedPositions
@@ -190,11 +190,17 @@ def test_texts_have_no_picture_and_strips_two_abreast():
         assert bright_place(tile) == pytest.approx((0.5, (place + 0.5) / 35), abs=0.02)
 
 
-def test_modalities_with_more_than_two_axes_have_no_strips():
+def test_words_of_a_video_have_its_frames_side_by_side():
     captured = image_capture(1)
-    axes = (*SPANS["image"].grid.axes, Axis("time", "s", 0.0, 11.0))
-    lay_out(captured, {"video": Span(0, 35, Grid((5, 7, 1), axes))})
-    assert panels(look_of(captured, [words(0, 1)]), {}, num_latents=1) == {}
+    video = Grid((5, 7, 1), (Axis("time", "s", 0.0, 11.0), *SPANS["image"].grid.axes))
+    lay_out(captured, {"video": Span(0, 35, video)})
+    (sheet,) = panels(look_of(captured, [words(0, 1)]), {}, num_latents=1)["caption/words"]
+    width, height = Frame(video, None).size
+    for number, place in enumerate(PLACES[:2]):
+        top = number * (height + TITLE_HEIGHT + GAP + COLUMN_TICKS_HEIGHT) + TITLE_HEIGHT
+        frame, row = divmod(place, 7)
+        found = bright_place(np.asarray(sheet)[top : top + height, :width].astype(float))
+        assert found == pytest.approx(((row + 0.5) / 7, (frame + 0.5) / 5), abs=0.02)
 
 
 def text_encoder() -> TextEncoder:

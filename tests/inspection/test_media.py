@@ -2,6 +2,7 @@
 
 import base64
 import io
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -231,11 +232,17 @@ def test_boxes_of_a_sample_are_on_the_plane_of_their_modality_with_their_names()
     assert nameless["name"] == ""
 
 
-def test_modalities_with_more_than_two_axes_are_left_out():
-    axes = (*grid(5, 7).axes, Axis("time", "s", 0.0, 3.0))
-    spans = {"image": Span(0, 35, grid(5, 7)), "video": Span(35, 140, Grid((5, 7, 3), axes))}
+def test_only_what_has_several_frames_is_a_strip():
+    time = Axis("time", "s", 0.0, 3.0)
+    shapes = {"image": (5, 7), "sound": (7,), "video": (3, 5, 7), "still": (1, 5, 7)}
+    axes = (time, *grid(5, 7).axes)
+    spans = {name: Span(0, 1, Grid(shape, axes[-len(shape) :])) for name, shape in shapes.items()}
     (sample,) = samples_of(Batch(inputs={}, targets={}, ids=["a"]), spans, Media(), [])
-    assert list(sample["modalities"]) == ["image"]
+    strips = {name: one["strip"] for name, one in sample["modalities"].items()}
+    assert strips.pop("video") == [{"axis": asdict(time), "count": 3}, {"axis": asdict(axes[-1]), "count": 7}]
+    assert strips == dict.fromkeys(("image", "sound", "still"))
+    image, still = (sample["modalities"][name] for name in ("image", "still"))
+    assert still == image
 
 
 def test_a_strip_has_the_axes_of_its_picture():

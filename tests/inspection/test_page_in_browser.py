@@ -5,11 +5,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from perceiver.inspection import explorer as explorer_module
+from perceiver.inspection.colormaps import colorize
 from perceiver.inspection.packing import unpacked
 from perceiver.inspection.page import page_html
-from tests.inspection.pages import CAPTION, EVIL, IMAGE, KEPT, SECONDS, SENTENCE, SOUND, planted, synthetic
+from perceiver.inspection.terminal import belief
+from tests.inspection.drawn import BRIGHTEST as YELLOW
+from tests.inspection.pages import CAPTION, EVIL, IMAGE, KEPT, SECONDS, SENTENCE, SOUND, deletion, planted, synthetic
+from tests.inspection.videos import COLUMNS, FRAMES, ROWS, looked, page_with
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium")
@@ -156,6 +162,21 @@ def test_the_map_of_an_answer_is_its_own(explorer):
     for answer in range(2):
         explorer.view(answer=answer, mark="false", boxes="false", colours="gray")
         assert explorer.brightest("image") == pytest.approx(middle("image", answer + 1), abs=0.01)
+
+
+def test_colours_are_those_of_python(explorer):
+    explorer.view(method="map", latent=KEPT[0], mark="false", boxes="false", colours="viridis")
+    bar = explorer.page.evaluate(PIXELS, '[data-modality="image"] .bar canvas')
+    ramp = np.array(bar["data"]).reshape(256, 4)
+    assert np.abs(ramp[:, :3] - colorize(np.linspace(0, 1, 256)[None], 0.0, 1.0)[0]).max() <= 1, "but for rounding"
+    plane = explorer.page.evaluate(PIXELS, '[data-modality="image"] [data-pane="alone"] canvas')
+    pixels = np.array(plane["data"]).reshape(plane["height"], plane["width"], 4)
+    row, column = (int(at * size) for at, size in zip(middle("image", 1), pixels.shape, strict=False))
+    assert tuple(pixels[row, column, :3]) == YELLOW
+    first = pixels[int(0.5 / IMAGE[0] * plane["height"]), int(0.5 / IMAGE[1] * plane["width"]), :3]
+    content = next(of_look for of_look in synthetic()[1] if (of_look["look"], of_look["sample"]) == (1, 0))
+    values = unpacked(content["layers"][0]["maps"])["image"][:, 0].mean(axis=0)
+    assert np.abs(first - colorize(values, 0.0, values.max())[0, 0].astype(int)).max() <= 2, "there are 256 steps"
 
 
 CHANGES = [
@@ -486,13 +507,16 @@ def test_points_of_the_curve_choose_their_event(explorer):
     assert "+0.1" in explorer.text("#values tr.chosen")
 
 
-def test_how_far_to_believe_it_is_said_in_sentences(explorer):
-    rollout, relevance, mean = explorer.page.locator("#verdicts li").all_inner_texts()
-    assert "hurts the answer more" in rollout
-    assert "area 0.21 ± 0.03, 61 samples" in rollout
-    assert "no better than random" in relevance
-    assert "worse than random" in mean
-    assert "points at what matters" in explorer.text("#verdict")
+def test_how_far_to_believe_it_is_said_in_sentences_the_same_as_everywhere(explorer):
+    areas = deletion()["areas"]
+    said = [f"{area['mark']} {area['sentence']}" for area in areas.values()]
+    assert explorer.page.locator("#verdicts li").all_inner_texts() == said
+    assert explorer.page.locator("#areas td.words").all_inner_texts() == [
+        f"{area['mark']} {area['brief']}" for area in areas.values()
+    ]
+    assert said[0] in explorer.text("#verdict")
+    _, *lines = belief({}, deletion(), 64)
+    assert all(line.endswith(area["brief"]) for line, area in zip(lines, areas.values(), strict=True))
     scores = explorer.text("#scores")
     cells = explorer.page.locator("#scores tbody td").all_inner_texts()
     assert cells[:3] == ["80 %", "60 %", "13 %"], (
@@ -568,6 +592,33 @@ def test_that_there_was_nothing_to_test_is_no_missing_test(browser, tmp_path):
     explorer = Explorer(page, file.as_uri())
     assert "no answer lost much" in explorer.text("#untestable")
     assert page.locator("#unmeasured").count() == 0
+    page.close()
+    assert explorer.complaints == []
+
+
+@pytest.mark.parametrize("cells", [(28 * 28,), (7 * 7,)], ids=["whole", "pooled"])
+def test_a_cell_of_a_film_strip_is_named_by_time_and_place(browser, tmp_path, monkeypatch, cells):
+    monkeypatch.setattr(explorer_module, "CELLS", cells)
+    file = tmp_path / "video.html"
+    file.write_text(page_with(*looked()), encoding="utf-8")
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
+    explorer = Explorer(page, file.as_uri())
+    stage = page.locator('[data-modality="video"] [data-pane="alone"] .stage')
+
+    def read(frame: int, row: int, column: int) -> str:
+        across, down = (frame * COLUMNS + column + 0.5) / (FRAMES * COLUMNS), (row + 0.5) / ROWS
+        box = stage.bounding_box()
+        stage.hover(position={"x": across * box["width"], "y": down * box["height"]})
+        return explorer.text("#readout")
+
+    if cells == (28 * 28,):
+        assert "video, y 33–44 px, time 1–1.5 s, x 52–65 px" in read(1, 3, 4)
+        assert "video, y 0–11 px, time 1.5–2 s, x 0–13 px" in read(2, 0, 0)
+    else:  # cells of two by two
+        assert "video, y 22–44 px, time 0.5–1 s, x 52–78 px" in read(0, 3, 4)
+        assert "video, y 44–55 px, time 0.5–1.5 s, x 0–91 px" in read(0, 4, 6), "one reaches over a frame's edge"
+        assert "video, y 0–22 px, time 1–1.5 s, x 13–39 px" in read(1, 0, 1)
+        assert "video, y 0–22 px, time 1.5–2 s, x 78–91 px" in read(2, 0, 6), "the last one is cut off"
     page.close()
     assert explorer.complaints == []
 

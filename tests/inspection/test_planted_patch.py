@@ -42,7 +42,7 @@ def test_by_relevance_the_patch_speaks_for_its_own_class_more_than_for_others():
 
 def test_hiding_what_maps_mark_hurts_more_than_chance_and_hiding_at_random_does_not():
     observer, batch, places = trained()
-    areas = observer.deletion(batch, seed=0).summary["areas"]
+    areas = observer.deletion(observer.look(batch), seed=0).summary["areas"]
     for method in ("rollout", "relevance"):
         assert areas[method]["mean"] > 3 * areas[method]["error"] > 0
     look = observer.look(batch)

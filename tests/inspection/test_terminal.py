@@ -10,6 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from perceiver.inspection.deletion import judged, verdict_of
 from perceiver.inspection.look import Look
 from perceiver.inspection.rollout import Rollout
 from perceiver.inspection.terminal import (
@@ -145,11 +146,13 @@ class TestPlaces:
         assert brightest(planted(spans, "image", 0, 2).numpy(), spans)[0] == "image: y 0–4, x 8–12 px"
         assert brightest(planted(spans, "text", 0).numpy(), spans)[0] == "text: place 0–1"
 
-    def test_what_cannot_be_drawn_is_passed_over(self):
-        spans = spans_of(video=VIDEO, text=TEXT)
-        tokens = planted(spans, "text", 5, value=3.0)
-        tokens[0] = 100.0
-        assert brightest(tokens.numpy(), {"text": spans["text"]})[0] == "place 5–6"
+    def test_of_more_axes_than_two_each_is_named(self):
+        spans = spans_of(text=TEXT, video=VIDEO)
+        tokens = planted(spans, "video", 1, 2, 3)
+        assert brightest(tokens.numpy(), spans)[0] == "video: 0.5–1 s,\ny 2–3, x 3–4 px"
+        lines = shaded(tokens.numpy(), spans["video"]).splitlines()
+        assert [line.count("█") for line in lines] == [0, 0, 2]
+        assert lines[2].index("█") == 2 * (1 * 5 + 3), "frames lie side by side"
 
     def test_concentration_is_the_share_of_the_brightest_tenth(self):
         spans = spans_of(image=IMAGE)
@@ -203,13 +206,14 @@ class TestSamples:
         assert [line.count("█") for line in rows] == [0, 2, 0, 0, 0]
         assert rows[1].index("█") == 2
 
-    def test_each_modality_that_can_be_drawn_has_its_map(self):
+    def test_each_modality_has_its_map(self):
         spans = spans_of(image=IMAGE, video=VIDEO, audio=SOUND)
         tokens = planted(spans, "audio", 0, 3)
         lines = [str(one) for one in clearest_maps(seen_by_hand(spans, [tokens], [tokens], classes("x"), [0.5]), 0)]
         named = [line.partition(" over ")[2].partition(":")[0] for line in lines[::2]]
-        assert named == ["image", "audio", "image", "audio"]
-        assert "100–4000 Hz, 0–1.4 s" in lines[2]
+        assert named == ["image", "video", "audio"] * 2
+        assert "0–1 s, y 0–3, x 0–5 px" in lines[2]
+        assert "100–4000 Hz, 0–1.4 s" in lines[4]
 
     def test_who_says_nothing_has_an_empty_table_and_no_maps(self):
         look = self.look(words("a"), [0.5])
@@ -285,33 +289,32 @@ class TestLetters:
 
 
 def summary(mean: float, error: float | None) -> dict[str, Any]:
-    return {"num_samples": 61, "areas": {"mean_map": {"mean": mean, "error": error}}}
+    return {"num_samples": 61, "areas": {"mean_map": judged("mean_map", mean, error, 61)}}
 
 
 class TestBelief:
     @pytest.mark.parametrize(
         ("mean", "error", "said"),
         [
-            (0.21, 0.1, "+0.21 ± 0.10: hurts more than chance"),
-            (0.19, 0.1, "+0.19 ± 0.10: hurts no more than chance"),
-            (-0.19, 0.1, "-0.19 ± 0.10: hurts no more than chance"),
-            (-0.21, 0.1, "-0.21 ± 0.10: hurts less than chance"),
-            (0.0, 0.0, "+0.00 ± 0.00: hurts no more than chance"),
-            (0.7, None, "+0.70: of too few samples to judge"),
-            (0.7, float("nan"), "+0.70: of too few samples to judge"),
+            (0.21, 0.1, "+0.21 ± 0.10: "),
+            (-0.19, 0.1, "-0.19 ± 0.10: "),
+            (0.0, 0.0, "+0.00 ± 0.00: "),
+            (0.7, None, "+0.70: "),
+            (0.7, float("nan"), "+0.70 ± nan: "),
         ],
     )
-    def test_the_verdict_is_that_of_the_area_and_its_error(self, mean, error, said):
+    def test_the_verdict_is_that_of_the_summary_after_the_area_and_its_error(self, mean, error, said):
         head, sentence = belief({}, summary(mean, error), 64)
         assert "61 samples" in head
-        assert sentence.startswith(f"  mean map {said}")
+        assert sentence == f"  mean map {said}{verdict_of('mean_map', mean, error, 61).brief}"
         assert max(len(head), len(sentence.replace("mean map", "relevance"))) <= 80
 
     def test_each_kind_of_map_has_its_own(self):
-        areas = {"relevance": {"mean": 0.5, "error": 0.1}, "rollout": {"mean": -0.5, "error": 0.1}}
+        areas = {name: judged(name, mean, 0.1, 7) for name, mean in (("relevance", 0.5), ("rollout", -0.5))}
         _, *sentences = belief({}, {"num_samples": 7, "areas": areas}, 64)
         assert [line.split()[0] for line in sentences] == ["relevance", "rollout"]
-        assert ["more than" in line for line in sentences] == [True, False]
+        assert [area["brief"] in line for area, line in zip(areas.values(), sentences, strict=True)] == [True] * 2
+        assert areas["relevance"]["brief"] not in sentences[1]
 
     def test_what_was_not_tested_and_what_could_not_be_are_told_apart(self):
         (untested,), (without_cases,) = belief({}, None, 0), belief({}, None, 64)
@@ -364,7 +367,7 @@ def test_a_whole_report_fits_into_80_columns_and_shows_every_sample(make):
         assert "decode_self" in name or all(f"\n{line} " in text for line in name.replace("/", "/ ").split())
     for value in scores.values():
         assert f"{value:.3f}" in text
-    assert "hurts more than chance" in text
+    assert summary(0.5, 0.1)["areas"]["mean_map"]["brief"] in text
     assert text.count("relevance of") == 2 * len(look.batch), "one answer a sample, over image and sound"
 
 

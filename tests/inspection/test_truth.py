@@ -1,10 +1,23 @@
 import pytest
 import torch
 
-from perceiver.inspection.truth import box_coverage, cases_of, map_scores, mean_scores, truth_scores
-from perceiver.types import Answer, Box, Grid, Span
+from perceiver.inspection.truth import box_coverage, localization, map_scores, mean_scores
+from perceiver.types import Box, Grid, Span
+from tests.inspection.drawn import look_of, of_class
 from tests.inspection.models import grid, lay_out
-from tests.inspection.sounds import COLUMNS, ROWS, SOUND, capture_of, cells, one_hot, planted_maps
+from tests.inspection.sounds import (
+    COLUMNS,
+    ROWS,
+    SOUND,
+    capture_of,
+    cells,
+    classes_of,
+    look_at_maps,
+    one_hot,
+    planted_maps,
+)
+
+MEASURED = {f"{name}{chance}" for name in ("energy_in_box", "pointing_game") for chance in ("", "_chance")}
 
 
 def coverage(*boxes: Box) -> torch.Tensor:
@@ -136,19 +149,20 @@ def test_means_are_over_all_cases_of_all_parts():
     )
 
 
-def test_each_class_of_a_sample_is_a_case_or_all_of_them_one():
+@pytest.mark.parametrize("own", [True, False], ids=["own queries", "one rollout"])
+def test_each_class_of_a_sample_is_a_case_or_all_of_them_one_and_what_was_said_makes_no_difference(own):
     first = [cells((0, 1), (0, 1), label=3), cells((2, 3), (2, 3), label=1), cells((4, 5), (4, 5), label=3)]
     boxes = [first, [], [cells((1, 2), (1, 2), label=2)]]
-    answers = [[Answer("c", (2,), "logits", label=2)]] * 3  # what the model said of classes makes no difference
-    found = cases_of(boxes, answers, num_outputs=5, num_classes=5)
-    assert [(case.sample, case.queries, len(case.boxes)) for case in found] == [(0, [1], 1), (0, [3], 2), (2, [2], 1)]
-    assert all([box.label] == case.queries for case in found for box in case.boxes)
-    found = cases_of(boxes, answers, num_outputs=7, num_classes=5)
-    assert [(case.sample, list(case.queries), case.boxes) for case in found] == [
-        (0, list(range(7)), first),
-        (2, list(range(7)), boxes[2]),
-    ]
-    assert not any(case.kind for case in found)
+    maps = torch.rand(3, 5, 35)
+    maps /= maps.sum(dim=-1, keepdim=True)
+    found = localization(look_at_maps(maps, boxes, own=own))
+    of_classes = [1 / 35, 2 / 35, 1 / 35]
+    assert found["energy_in_box_chance"].tolist() == pytest.approx(of_classes if own else [3 / 35, 1 / 35])
+    assert found["relevance/energy_in_box_chance"].tolist() == pytest.approx(of_classes)
+    assert set(found) == {f"{of}{name}" for of in ("", "relevance/") for name in MEASURED}
+    likeliest = [[of_class("c", 2), *row] if place < 2 else row for place, row in enumerate(classes_of(boxes))]
+    again = localization(look_at_maps(maps, boxes, likeliest, own=own))
+    torch.testing.assert_close(again, found)
 
 
 SAMPLES = [
@@ -165,40 +179,42 @@ INSIDE = [
 ]
 
 
-NO_ANSWERS: list[list[Answer]] = [[]] * 4
-
-
 def test_each_class_is_held_against_its_own_boxes():
     maps = planted_maps(INSIDE)
-    found = mean_scores([truth_scores(capture_of(maps), SAMPLES, NO_ANSWERS, num_classes=3)])
-    assert found["energy_in_box"] == pytest.approx(1.0, abs=1e-3)
-    assert found["pointing_game"] == 1.0
-    swapped = mean_scores([truth_scores(capture_of(maps[:, [1, 2, 0]]), SAMPLES, NO_ANSWERS, num_classes=3)])
-    assert swapped["energy_in_box"] < 0.01
-    assert swapped["pointing_game"] == 0.0
-    assert swapped["pointing_game_chance"] == found["pointing_game_chance"]
+    found, swapped = (mean_scores([localization(look_at_maps(m, SAMPLES))]) for m in (maps, maps[:, [1, 2, 0]]))
+    for of in ("", "relevance/"):
+        assert found[f"{of}energy_in_box"] == pytest.approx(1.0, abs=1e-3)
+        assert found[f"{of}pointing_game"] == 1.0
+        assert swapped[f"{of}energy_in_box"] < 0.01
+        assert swapped[f"{of}pointing_game"] == 0.0
+        assert swapped[f"{of}pointing_game_chance"] == found[f"{of}pointing_game_chance"]
 
 
-def test_queries_that_are_no_classes_are_one_map_held_against_all_boxes():
+def test_a_rollout_that_classes_share_is_held_against_all_boxes_and_their_relevance_each_against_its_own():
     maps = planted_maps(INSIDE)
-    found = truth_scores(capture_of(maps), SAMPLES, NO_ANSWERS, num_classes=5)
-    covered = box_coverage([row for row in SAMPLES if row], SOUND)
-    expected = map_scores(maps.mean(dim=1)[[0, 1, 3]], covered, None)
-    assert {len(values) for values in found.values()} == {3}
+    classes = [[answer.label for answer in row] for row in classes_of(SAMPLES)]
+    relevance = torch.zeros(4, 2, 35)
+    for row, labels in enumerate(classes):
+        relevance[row, : len(labels)] = maps[row, labels]
+    found = localization(look_at_maps(maps, SAMPLES, own=False, relevance=relevance))
+    expected = map_scores(maps.mean(dim=1)[[0, 1, 3]], box_coverage([row for row in SAMPLES if row], SOUND), None)
     for name, values in expected.items():
         torch.testing.assert_close(found[name], values, rtol=0, atol=1e-3)
+    assert found["relevance/energy_in_box"].tolist() == pytest.approx([1.0] * 4)
+    assert found["relevance/pointing_game"].tolist() == [1.0] * 4
 
 
-@pytest.mark.parametrize("num_classes", [3, 5])
-def test_permuted_samples_give_permuted_scores(num_classes):
+@pytest.mark.parametrize("own", [True, False])
+def test_permuted_samples_give_permuted_scores(own):
     maps = torch.rand(4, 3, 35)
     maps, order = maps / maps.sum(dim=-1, keepdim=True), [3, 0, 2, 1]
-    found = truth_scores(capture_of(maps), SAMPLES, NO_ANSWERS, num_classes=num_classes)
-    permuted = truth_scores(capture_of(maps[order]), [SAMPLES[i] for i in order], NO_ANSWERS, num_classes=num_classes)
-    cases = cases_of(SAMPLES, NO_ANSWERS, num_outputs=3, num_classes=num_classes)
-    places = sorted(range(len(cases)), key=lambda place: (order.index(cases[place].sample), place))
-    assert len(cases) > 2
+    found = localization(look_at_maps(maps, SAMPLES, own=own))
+    permuted = localization(look_at_maps(maps[order], [SAMPLES[i] for i in order], own=own))
+    of_classes = [row for row, answers in enumerate(classes_of(SAMPLES)) for _ in answers]
+    assert len(of_classes) > 2
     for name, values in found.items():
+        samples = of_classes if own or name.startswith("relevance/") else [0, 1, 3]
+        places = sorted(range(len(samples)), key=lambda place: (order.index(samples[place]), place))
         torch.testing.assert_close(permuted[name], values[places])
 
 
@@ -206,11 +222,12 @@ def test_only_what_is_real_counts_and_boxes_of_other_modalities_are_theirs():
     maps = planted_maps([[(1, 1)], [(1, 1)]])
     real = torch.ones(2, 35, dtype=torch.bool)
     real[1, :21] = False
-    captured = capture_of(maps * 0.5 + 0.5 / 35, real)
     boxes = [[cells((0, 2), (0, 3)), cells((3, 5), (0, 7), modality="image")], [cells((2, 4), (0, 7))]]
-    found = truth_scores(captured, boxes, [[]] * len(boxes), num_classes=1)
-    torch.testing.assert_close(found["energy_in_box_chance"], torch.tensor([6 / 35, 7 / 14]).double())
-    torch.testing.assert_close(found["energy_in_box"][1], torch.tensor(0.5).double(), rtol=0, atol=1e-3)
+    found = localization(look_at_maps(maps * 0.5 + 0.5 / 35, boxes, mask=real))
+    for of in ("", "relevance/"):
+        chance = torch.tensor([6 / 35, 7 / 14]).double()
+        torch.testing.assert_close(found[f"{of}energy_in_box_chance"], chance)
+        torch.testing.assert_close(found[f"{of}energy_in_box"][1], torch.tensor(0.5).double(), rtol=0, atol=1e-3)
 
 
 def test_modalities_are_scored_each_on_its_own_grid():
@@ -219,10 +236,12 @@ def test_modalities_are_scored_each_on_its_own_grid():
     captured = capture_of(torch.cat([maps * 0.5, image * 0.5], dim=-1))
     lay_out(captured, {"audio": Span(0, 35, SOUND), "image": Span(35, 41, grid(2, 3, cell=10))})
     boxes = [[cells((2, 3), (3, 4)), Box(0, "image", {"y": (0.0, 10.0), "x": (0.0, 15.0)})]]
-    found = truth_scores(captured, boxes, [[]] * len(boxes), num_classes=1)
+    found = localization(look_of(captured, classes_of(boxes), boxes=boxes))
     torch.testing.assert_close(found["energy_in_box"], torch.tensor([1.0, 0.25]).double(), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("boxes", [[[], []], [None, None]])
-def test_without_boxes_there_are_no_scores(boxes):
-    assert truth_scores(capture_of(planted_maps([[(1, 1)], [(2, 2)]])), boxes, [[], []], num_classes=1) == {}
+@pytest.mark.parametrize("answers", [None, [[of_class("a", 0)]] * 2], ids=["silent", "classes"])
+@pytest.mark.parametrize("own", [True, False])
+def test_without_boxes_there_are_no_scores(boxes, answers, own):
+    assert localization(look_at_maps(planted_maps([[(1, 1)], [(2, 2)]]), boxes, answers, own=own)) == {}

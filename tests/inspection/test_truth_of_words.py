@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from perceiver.inspection.truth import cases_of, overlaps, truth_scores
+from perceiver.inspection.truth import localization, overlaps
 from perceiver.types import Answer, Box
-from tests.inspection.sounds import capture_of, cells, planted_maps
+from tests.inspection.sounds import cells, look_at_maps, planted_maps
 
 
 def say(*words: tuple[str, tuple[int, ...], str, tuple[Box, ...]]) -> list[Answer]:
@@ -26,24 +26,18 @@ LOOKS = [
 ]
 
 
-def test_each_word_that_has_boxes_is_a_case_whatever_the_boxes_of_the_sample():
-    first, second = cells((0, 1), (0, 1)), cells((2, 3), (2, 3))
-    answers = [
-        say(("a", (0,), "", ()), ("red", (1, 2), "colour", (first, second))),
-        [],
-        say(("dot", (4,), "shape", (second,)), ("a", (3,), "shape", ())),
-    ]
-    for boxes in ([[first], [second], None], [None] * 3):
-        found = cases_of(boxes, answers, num_outputs=5, num_classes=0)
-        assert [(case.sample, case.queries, case.boxes, case.kind) for case in found] == [
-            (0, (1, 2), (first, second), "colour"),
-            (2, (4,), (second,), "shape"),
-        ]
-        assert cases_of(boxes, [[], [], []], num_outputs=5, num_classes=0) == [], "texts without a word"
+def scores(maps: torch.Tensor, answers: list[list[Answer]], boxes=None) -> dict[str, torch.Tensor]:
+    """The scores of a look, whose relevance is its rollout, but for how much alike words are."""
+    found = localization(look_at_maps(maps, boxes, answers))
+    found.pop("word_overlap", None)
+    of_rollout = {name: values for name, values in found.items() if not name.startswith("relevance/")}
+    assert found.keys() == {f"{of}{name}" for of in ("", "relevance/") for name in of_rollout}
+    assert all(torch.equal(found[f"relevance/{name}"], values) for name, values in of_rollout.items())
+    return of_rollout
 
 
 def test_words_are_scored_by_their_kind_each_against_its_own_boxes():
-    found = truth_scores(capture_of(planted_maps(LOOKS)), [None] * 3, TEXTS, num_classes=0)
+    found = scores(planted_maps(LOOKS), TEXTS)
     names = {f"{name}{chance}" for name in ("energy_in_box", "pointing_game") for chance in ("", "_chance")}
     assert set(found) == {f"{name}_{kind}" for name in names for kind in ("colour", "shape")}
     assert {name: len(values) for name, values in found.items() if name.endswith("shape")} == {
@@ -56,7 +50,7 @@ def test_words_are_scored_by_their_kind_each_against_its_own_boxes():
     assert found["pointing_game_chance_colour"].tolist() == pytest.approx([6 / 35])
     assert found["energy_in_box_chance_shape"].tolist() == pytest.approx([6 / 35, 2 / 35])
     elsewhere = [[(4, 0)] * 4, [(0, 0)] * 4, [(1, 1)] * 4]
-    beside = truth_scores(capture_of(planted_maps(elsewhere)), [None] * 3, TEXTS, num_classes=0)
+    beside = scores(planted_maps(elsewhere), TEXTS)
     assert all(values.max() < 0.01 for name, values in beside.items() if "chance" not in name)
     assert all(torch.equal(values, found[name]) for name, values in beside.items() if "chance" in name)
 
@@ -64,7 +58,7 @@ def test_words_are_scored_by_their_kind_each_against_its_own_boxes():
 def test_the_map_of_a_word_is_the_mean_of_those_of_its_queries():
     maps = planted_maps([[(0, 0), (3, 5), (1, 2), (4, 6)]])
     text = say(("dot", (1, 2), "shape", (cells((3, 5), (4, 7)),)))
-    found = truth_scores(capture_of(maps), [None], [text], num_classes=0)
+    found = scores(maps, [text])
     assert found["energy_in_box_shape"].tolist() == pytest.approx([0.5], abs=1e-3)
 
 
@@ -74,13 +68,9 @@ def test_words_that_only_fill_up_a_batch_change_no_score(padding):
     maps /= maps.sum(dim=-1, keepdim=True)
     padded = torch.cat([maps, torch.rand(3, padding, 35)], dim=1)
     padded /= padded.sum(dim=-1, keepdim=True)
-    options = {"boxes": [None] * 3, "answers": TEXTS, "num_classes": 0}
-    found, expected = truth_scores(capture_of(padded), **options), truth_scores(capture_of(maps), **options)
-    assert found.keys() == expected.keys()
-    assert expected
-    for name, values in expected.items():
-        torch.testing.assert_close(found[name], values)
-    torch.testing.assert_close(overlaps(capture_of(padded), TEXTS), overlaps(capture_of(maps), TEXTS))
+    found, expected = (localization(look_at_maps(values, answers=TEXTS)) for values in (padded, maps))
+    torch.testing.assert_close(found, expected)
+    assert "word_overlap" in expected
 
 
 def test_words_without_a_query_or_a_box_of_the_modality_are_no_cases():
@@ -90,7 +80,7 @@ def test_words_without_a_query_or_a_box_of_the_modality_are_no_cases():
         ("seen", (0,), "shape", (cells((1, 2), (1, 2), modality="image"),)),
         ("heard", (1,), "shape", (cells((2, 3), (2, 3)), cells((1, 2), (1, 2), modality="image"))),
     )
-    found = truth_scores(capture_of(maps), [None], [texts], num_classes=0)
+    found = scores(maps, [texts])
     assert found["energy_in_box_shape"].tolist() == pytest.approx([1.0], abs=1e-3)
     assert found["energy_in_box_chance_shape"].tolist() == pytest.approx([1 / 35])
 
@@ -98,11 +88,8 @@ def test_words_without_a_query_or_a_box_of_the_modality_are_no_cases():
 def test_the_boxes_of_a_sample_are_nothing_to_its_words():
     boxes = [[cells((0, 5), (0, 7))]] * 3
     maps = planted_maps(LOOKS)
-    found = truth_scores(capture_of(maps), boxes, TEXTS, num_classes=0)
-    expected = truth_scores(capture_of(maps), [None] * 3, TEXTS, num_classes=0)
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(values, expected[name]) for name, values in found.items())
-    assert truth_scores(capture_of(maps), boxes, [[], [], []], num_classes=0) == {}
+    torch.testing.assert_close(scores(maps, TEXTS, boxes), scores(maps, TEXTS), rtol=0, atol=0)
+    assert scores(maps, [[], [], []], boxes) == {}
 
 
 def words(*queries: int) -> list[Answer]:
@@ -110,7 +97,7 @@ def words(*queries: int) -> list[Answer]:
 
 
 def overlap_of(maps: torch.Tensor, *answers: list[Answer]) -> list[float]:
-    return overlaps(capture_of(maps), answers)["word_overlap"].tolist()
+    return overlaps(look_at_maps(maps, answers=list(answers)))["word_overlap"].tolist()
 
 
 class TestOverlap:
@@ -143,16 +130,18 @@ class TestOverlap:
         unsaid = Answer("unsaid", (), "logits")
         found = overlap_of(maps, [*words(0, 1), unsaid], words(2), [], words(0, 2))
         assert found == pytest.approx([1.0, 0.0], abs=1e-6)
-        assert overlaps(capture_of(maps), [words(2), [], [unsaid], [*words(0), unsaid]]) == {}
+        assert overlaps(look_at_maps(maps, answers=[words(2), [], [unsaid], [*words(0), unsaid]])) == {}
 
     def test_classes_have_none(self):
         classes = [[Answer(str(label), (label,), "logits", label=label) for label in range(3)]] * 2
-        assert overlaps(capture_of(planted_maps([[(0, 0), (1, 1), (2, 2)]] * 2)), classes) == {}
+        assert overlaps(look_at_maps(planted_maps([[(0, 0), (1, 1), (2, 2)]] * 2), answers=classes)) == {}
 
     def test_words_without_a_map_are_not_alike(self):
         real = torch.ones(2, 35, dtype=torch.bool)
         real[1] = False
-        captured = capture_of(planted_maps([[(0, 0), (4, 4)]] * 2), real)
-        found = overlaps(captured, [words(0, 1)] * 2)["word_overlap"]
-        assert found.tolist() == pytest.approx([0.0], abs=1e-6)
-        assert overlaps(captured, [words(0, 1)] * 2, alpha=0.0) == {}
+        maps = planted_maps([[(0, 0), (4, 4)]] * 2)
+        found, nothing = (
+            overlaps(look_at_maps(maps, answers=[words(0, 1)] * 2, mask=mask)) for mask in (real, real & False)
+        )
+        assert found["word_overlap"].tolist() == pytest.approx([0.0], abs=1e-6)
+        assert nothing == {}

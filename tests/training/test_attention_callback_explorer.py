@@ -226,7 +226,7 @@ def test_without_scored_samples_nothing_is_tested_and_never_looking_leaves_nothi
         raise AssertionError("nobody asked for it")
 
     monkeypatch.setattr("perceiver.inspection.look.Observer.deletion", never)
-    monkeypatch.setattr("perceiver.inspection.look.Observer.truth", never)
+    monkeypatch.setattr("perceiver.training.attention_callback.localization", never)
     callback = attention(num_scored_samples=0)
     fit(tmp_path / "without", callback, boxes=True, max_epochs=1)
     assert callback.scores == {}

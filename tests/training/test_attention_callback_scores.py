@@ -8,17 +8,16 @@ import torch
 from PIL import Image
 
 from perceiver.data.collate import collate
-from perceiver.inspection import look as look_module
-from perceiver.inspection.capture import capture
-from perceiver.inspection.truth import mean_scores, overlaps, truth_scores
+from perceiver.inspection import truth as truth_module
+from perceiver.inspection.look import Observer
+from perceiver.inspection.truth import localization, mean_scores
 from perceiver.tasks.captioning import Captioning
 from perceiver.training import attention_callback as callback_module
 from perceiver.training.attention_callback import AttentionCallback
 from perceiver.training.data_module import DataModule
-from perceiver.training.loggers.curves import Curves
+from perceiver.training.loggers import Curves
 from perceiver.training.module import TrainingModule
 from tests.inspection.looks import observer
-from tests.inspection.models import look
 from tests.training.noise import NoiseSplit, attention, events, fit
 from tests.training.wandb_file import offline_mirror, rows, run_folders
 
@@ -26,21 +25,11 @@ SCORES = ["energy_in_box", "energy_in_box_chance", "pointing_game", "pointing_ga
 
 
 def scores_of(module: TrainingModule, num_samples: int) -> dict[str, float]:
-    """The scores of the module's present weights for a probe set."""
-    split = NoiseSplit("val", boxes=True)
-    samples = [split[index * len(split) // num_samples] for index in range(num_samples)]
-    captured = look(module.model, {"image": torch.stack([sample.inputs["image"] for sample in samples])})
-    boxes = [sample.targets["boxes"] for sample in samples]
-    return mean_scores([truth_scores(captured, boxes, [[]] * len(boxes), num_classes=3)])
-
-
-def relevance_scores_of(module: TrainingModule, num_samples: int) -> dict[str, float]:
-    """Those of relevance, of all samples at once."""
+    """The scores of the module's present weights for all samples of a probe set at once."""
     split = NoiseSplit("val", boxes=True)
     batch = collate([split[index * len(split) // num_samples] for index in range(num_samples)])
-    found = mean_scores([observer(module.model.eval(), class_names=["a", "b", "c"]).truth(batch)])
-    start = "relevance/"
-    return {f"attention/{name.removeprefix(start)}": value for name, value in found.items() if name.startswith(start)}
+    look = observer(module.model.eval(), class_names=["a", "b", "c"]).look(batch)
+    return {f"attention/{name}": value for name, value in mean_scores([localization(look)]).items()}
 
 
 def truths(callback: AttentionCallback) -> dict[str, float]:
@@ -61,15 +50,15 @@ def truths_of_relevance(callback: AttentionCallback) -> dict[str, float]:
 def test_scores_are_those_of_the_larger_probe_set_however_large_its_parts(tmp_path, num_samples, num_queries):
     callback = attention(2, num_samples=num_samples)
     _, module = fit(tmp_path, callback, boxes=True, max_epochs=3, num_queries=num_queries)
-    expected = {f"attention/{name}": value for name, value in scores_of(module, 7).items()}
-    assert sorted(expected) == [f"attention/{name}" for name in SCORES]
-    assert truths(callback) == pytest.approx(expected, abs=1e-5)
-    of_relevance = relevance_scores_of(module, 7)
-    assert set(of_relevance) == set(expected)
-    assert truths_of_relevance(callback) == pytest.approx(of_relevance, abs=1e-4)
+    expected = scores_of(module, 7)
+    assert set(expected) == {f"attention/{of}{name}" for of in ("", "relevance/") for name in SCORES}
+    measured = truths(callback) | {
+        name.replace("/", "/relevance/", 1): value for name, value in truths_of_relevance(callback).items()
+    }
+    assert measured == pytest.approx(expected, abs=1e-4)
     last = events(tmp_path)[-1]
-    assert {name: float(last[f"score/{name}"]) for name in SCORES} == pytest.approx(
-        {name: expected[f"attention/{name}"] for name in SCORES}, abs=1e-5
+    assert {name: float(last[name.replace("attention", "score", 1)]) for name in expected} == pytest.approx(
+        expected, abs=1e-4
     )
 
 
@@ -121,7 +110,7 @@ def test_scores_reach_csv_and_wandb_with_the_panels_in_one_row(tmp_path, monkeyp
     table = Curves(tmp_path / "metrics.csv")
     callback = attention(2)
     fit(tmp_path, callback, boxes=True, max_epochs=4, logger=[table, mirror])
-    mirror.end(0)
+    mirror.close(0)
     (folder,) = run_folders(tmp_path)
     logged = [row for row in rows(folder) if "attention/image/cross0" in row]
     truths_of = [{key: row[key] for key in row if key in truths(callback)} for row in logged]
@@ -155,11 +144,8 @@ def test_words_are_scored_by_kind_and_for_how_much_alike_they_are(tmp_path, num_
     samples = [split[index * len(split) // 7] for index in range(7)]
     cases = []
     for sample in samples:  # alone, so that nothing fills up its text
-        batch = collate([sample])
-        with capture(module.model) as captured:
-            queries = module.task.answer_queries(module.model, batch)
-            answers = module.task.answers(module.model(batch.inputs, batch.masks, queries), queries, batch, ())
-        cases += [truth_scores(captured, [None], answers, num_classes=0), overlaps(captured, answers)]
+        look = Observer(module.model, module.task, [], 0.5).look(collate([sample]))
+        cases.append({name: values for name, values in localization(look).items() if not name.startswith("relevance/")})
     expected = mean_scores(cases)
     assert sorted(expected) == SCORES_OF_WORDS
     assert truths(callback) == pytest.approx({f"attention/{name}": value for name, value in expected.items()}, abs=1e-4)
@@ -176,7 +162,7 @@ def test_without_boxes_words_are_scored_for_how_much_alike_they_are_alone(tmp_pa
 
 @pytest.mark.parametrize(("overlap", "warns"), [(0.97, True), (0.93, False)])
 def test_maps_that_are_nearly_the_same_for_all_words_are_warned_of(tmp_path, monkeypatch, caplog, overlap, warns):
-    monkeypatch.setattr(look_module, "overlaps", lambda *args, **options: {"word_overlap": torch.full((2,), overlap)})
+    monkeypatch.setattr(truth_module, "overlaps", lambda *args, **options: {"word_overlap": torch.full((2,), overlap)})
     caplog.set_level(logging.WARNING)
     callback = attention()
     fit(tmp_path, callback, texts=True, max_epochs=2)
@@ -191,7 +177,7 @@ def test_words_and_strips_reach_the_event_csv_and_wandb(tmp_path, monkeypatch):
     table = Curves(tmp_path / "metrics.csv")
     callback = attention(2)
     fit(tmp_path, callback, texts=True, boxes=True, max_epochs=2, logger=[table, mirror])
-    mirror.end(0)
+    mirror.close(0)
     (event,) = events(tmp_path)
     answers = json.loads(str(event["answers"]))
     assert len(answers) == 3

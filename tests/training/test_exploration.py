@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from perceiver.data.shape_grammar import WORDS
 from perceiver.inspection.arrays import event_arrays
+from perceiver.inspection.deletion import verdict_of
 from perceiver.inspection.look import Look, Observer
 from perceiver.tokenizer import words_in
 from perceiver.training import exploration
@@ -234,7 +235,7 @@ class TestOneRun:
             raise AssertionError("nobody asked for it")
 
         monkeypatch.setattr(Observer, "deletion", never)
-        monkeypatch.setattr(Observer, "truth", never)
+        monkeypatch.setattr("perceiver.training.exploration.localization", never)
         ended, page, _ = explored(digits, tmp_path / "page.html", "scored_samples=0")
         assert page["runs"][0]["events"][2]["deletion"] is None
         assert "deletion" not in arrays_in(tmp_path / "page.npz")
@@ -249,6 +250,13 @@ class TestOneRun:
         assert "61 samples" in ended.out
         assert f"relevance {deletion['areas']['relevance']['mean']:+.2f}" in ended.out
 
+    def test_samples_that_are_shown_and_tested_are_looked_at_once(self, digits, tmp_path, monkeypatch):
+        looks, original = [], Observer.look
+        monkeypatch.setattr(Observer, "look", lambda one, batch: looks.append(len(batch)) or original(one, batch))
+        for count in (5, 7):
+            explored(digits, tmp_path / "page.html", "samples=5", f"scored_samples={count}")
+        assert looks == [5, 5, 7]
+
     def test_where_no_answer_needs_its_input_it_says_so(self, digits, tmp_path, monkeypatch):
         monkeypatch.setattr("perceiver.inspection.deletion.LEAST_LOSS", 2.0)
         ended, page, _ = explored(digits, tmp_path / "page.html", "scored_samples=5")
@@ -259,7 +267,8 @@ class TestOneRun:
         monkeypatch.setattr("perceiver.inspection.deletion.LEAST_LOSS", -1.0)
         ended, page, _ = explored(digits, tmp_path / "page.html", "scored_samples=1")
         assert page["runs"][0]["events"][2]["deletion"]["num_samples"] == 1
-        assert "of too few samples to judge" in ended.out
+        assert page["runs"][0]["events"][2]["deletion"]["areas"]["relevance"]["mark"] == "?"
+        assert verdict_of("relevance", 0.5, None, 1).brief in ended.out
 
     def test_looks_of_early_versions_give_their_numbers_only(self, digits, tmp_path):
         run = tmp_path / "digits"

@@ -7,10 +7,12 @@ const STEPS = 256;
 const DECADES = 3;
 const palettes = new Map();
 
+const rgbOf = (hex) => [0, 2, 4].map((at) => parseInt(hex.slice(at, at + 2), 16));
+
 // {rgb: [256][3], pixels: 256 numbers as ImageData wants them}
 function palette(name) {
   if (!palettes.has(name)) {
-    const anchors = ANCHORS[name].split(" ").map((hex) => [0, 2, 4].map((at) => parseInt(hex.slice(at, at + 2), 16)));
+    const anchors = ANCHORS[name].split(" ").map(rgbOf);
     const rgb = Array.from({ length: STEPS }, (_, step) => {
       const place = (step / (STEPS - 1)) * (anchors.length - 1);
       const left = Math.min(Math.floor(place), anchors.length - 2);
@@ -38,14 +40,16 @@ function tone({ colours, scale, top, isSigned = false }) {
   };
   const step = (value) => Math.round(place(value) * (STEPS - 1));
   // Zero of a difference must be the neutral colour itself, which lies between two steps.
-  const neutral = new Uint32Array(new Uint8ClampedArray([247, 247, 247, 255]).buffer)[0];
+  const anchors = ANCHORS.difference.split(" ");
+  const middle = rgbOf(anchors[(anchors.length - 1) / 2]);
+  const neutral = new Uint32Array(new Uint8ClampedArray([...middle, 255]).buffer)[0];
   return {
     colours,
     top,
     scale,
     isSigned,
     place,
-    rgb: (value) => (isSigned && place(value) === 0.5 ? [247, 247, 247] : rgb[step(value)]),
+    rgb: (value) => (isSigned && place(value) === 0.5 ? middle : rgb[step(value)]),
     pixel: (value) => (isSigned && place(value) === 0.5 ? neutral : pixels[step(value)]),
   };
 }

@@ -19,7 +19,8 @@
 //     boxes   [{name, left, top, right, bottom}] as shares of width and height
 //
 // One block for each look at each sample:
-//   answers   [{name, detail, is_word, boxes: {modality: [box]}}]: classes, best first, or the words of a text
+//   answers   [{name, detail, is_word, boxes: {modality: [box]}}]: classes, the likeliest first, or the words of a text,
+//             or both; behind them classes that truly apply, where that is known from boxes
 //   layers    [{name, num_latents, latents: numbers of those kept, num_heads, entropy: [heads, then their mean][latents],
 //             reads: [answers][latents], how much of an answer comes in there, maps: of [heads, latents]}]
 //   methods   [{name, label, unit, shared: the same for all answers, residual: null or [answers], maps: of [answers]}],

@@ -46,7 +46,12 @@ function cellSpan(index, factor, size) {
 }
 
 function cellText(axis, index, factor, size) {
-  const ends = cellSpan(index, factor, size).map((place) => valueAt(axis, place));
+  return spanText(axis, ...cellSpan(index, factor, size));
+}
+
+// From one place of an axis to another, in its unit.
+function spanText(axis, ...places) {
+  const ends = places.map((place) => valueAt(axis, place));
   const [low, high] = ends.sort((a, b) => a - b);
   return `${axis.name} ${short(low)}–${short(high)}${axis.unit ? ` ${axis.unit}` : ""}`;
 }

@@ -38,16 +38,18 @@ function placeText({ axes, shape, words, strip }, part, [row, column]) {
   }
   const cells = [row, column];
   const texts = axes.map((axis, i) => (axis.name ? cellText(axis, cells[i], part.pooled[i], shape[i]) : null));
-  if (strip) texts[1] = stripText(strip, column * part.pooled[1]);
+  if (strip) texts[1] = stripText(strip, column * part.pooled[1], Math.min((column + 1) * part.pooled[1], shape[1]) - 1);
   return texts.filter(Boolean).join(", ");
 }
 
-// Where a column of a film strip lies along each of the axes that make it, the innermost of which changes fastest.
-function stripText(strip, column) {
+// Where columns of a film strip lie along each of the axes that make it, the innermost of which changes fastest.
+function stripText(strip, first, last) {
   const texts = [];
   for (const { axis, count } of [...strip].reverse()) {
-    texts.unshift(cellText(axis, column % count, 1, count));
-    column = Math.floor(column / count);
+    const isWithin = Math.floor(first / count) === Math.floor(last / count);
+    const [from, to] = isWithin ? [first % count, last % count] : [0, count - 1]; // of several frames all of each
+    texts.unshift(spanText(axis, from / count, (to + 1) / count));
+    [first, last] = [first, last].map((column) => Math.floor(column / count));
   }
   return texts.join(", ");
 }

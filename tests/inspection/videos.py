@@ -1,0 +1,53 @@
+"""Tokens of a video beside those of an image, classes that have boxes in them, and the page that shows them."""
+
+import torch
+
+from perceiver.inspection.capture import pictures_of
+from perceiver.inspection.explorer import event_of, page_of
+from perceiver.inspection.look import Look
+from perceiver.inspection.media import Media, samples_of
+from perceiver.types import Axis, Batch, Box, Grid
+from tests.inspection.looks import CLASS_NAMES, arrays_of, labelled, observer
+from tests.inspection.models import AsTheyAre, perceiver_io
+from tests.models import image_encoder
+
+FRAMES, ROWS, COLUMNS = 3, 5, 7
+TIME, Y, X = (Axis("time", "s", 0.5, 2.0), Axis("y", "px", 0.0, 55.0), Axis("x", "px", 0.0, 91.0))
+VIDEO = Grid((FRAMES, ROWS, COLUMNS), (TIME, Y, X))
+
+
+def cells(label: int, **ranges: tuple[float, float]) -> Box:
+    """A box that covers cells of `VIDEO` from one number to another."""
+    axes = {axis.name: (axis, count) for axis, count in zip(VIDEO.axes, VIDEO.shape, strict=True)}
+    found = {
+        name: tuple(axes[name][0].value(place / axes[name][1]) for place in places) for name, places in ranges.items()
+    }
+    return Box(label, "video", found)
+
+
+BOXES = [
+    [
+        cells(3, time=(0.25, 2.0), x=(1.5, 4.0)),  # ends at the edge of a frame
+        cells(3, y=(2.0, 3.75), x=(3.0, 5.25)),
+        cells(5, time=(2.0, 3.0)),
+    ],
+    None,
+    [cells(2, y=(0.0, 1.5)), Box(2, "image", {"y": (0.0, 5.0)})],
+]
+
+
+def looked() -> tuple[Batch, Look]:
+    """A look at three videos, each class of which asks for itself."""
+    torch.manual_seed(3)
+    encoders = {"image": image_encoder(), "video": AsTheyAre(23, VIDEO)}
+    inputs = {"image": torch.rand(3, 3, 11, 13), "video": 2 * torch.randn(3, VIDEO.num_tokens, 23)}
+    batch = labelled(inputs, boxes=BOXES)
+    look = observer(perceiver_io(encoders=encoders)).look(batch)
+    return batch, look
+
+
+def page_with(batch: Batch, look: Look) -> str:
+    """The page of one look."""
+    pictures = pictures_of(perceiver_io(encoders={"image": image_encoder()}), {"image": batch.inputs["image"]})
+    samples = samples_of(batch, look.record.spans, Media(pictures), CLASS_NAMES)
+    return page_of("video", samples, {"run": [event_of(arrays_of(look))]})
