@@ -21,7 +21,7 @@ from omegaconf import DictConfig, open_dict
 from rich.table import Table
 
 from perceiver.inspection.arrays import event_arrays, scored, write_arrays
-from perceiver.inspection.capture import pictures_of
+from perceiver.inspection.capture import capture, pictures_of
 from perceiver.inspection.explorer import event_of
 from perceiver.inspection.maps import panels
 from perceiver.training.attention_callback import AttentionCallback
@@ -62,9 +62,14 @@ def one_look(config: dict[str, Any]) -> Table:
     observer = parts.observer(settings["rollout_alpha"])
     batch = parts.data.probe(settings["num_samples"]).to(parts.module.device)
     clock = Clock(parts.module.device)
+
+    def forward() -> None:
+        observer.task.predictions(observer.model, batch, observer.class_names, 1)
+
     with torch.no_grad():
-        clock.measure("forward pass", lambda: observer.task.predictions(observer.model, batch, observer.class_names, 1))
-    clock.measure("forward pass, captured", lambda: observer.answered(batch))
+        clock.measure("forward pass", forward)
+        with capture(observer.module):
+            clock.measure("forward pass, captured", forward)
     look = clock.measure("look: capture, rollout, relevance", lambda: observer.look(batch))
     statistics = clock.measure("statistics", lambda: look.record.statistics(alpha=observer.alpha))
     arrays = clock.measure("exact maps", lambda: event_arrays(look, max_megabytes=settings["max_megabytes"]))
@@ -74,7 +79,7 @@ def one_look(config: dict[str, Any]) -> Table:
     clock.measure("maps for the explorer", lambda: event_of(event))
     pictures = pictures_of(observer.model, batch.inputs)
     clock.measure("contact sheets", lambda: panels(look, pictures, num_latents=settings["num_latents"]))
-    clock.measure("deletion test", lambda: observer.deletion(batch, seed=0))
+    clock.measure("deletion test", lambda: observer.deletion(look, seed=0))
     reader = look.record.layers[look.record.readers[0]]
     clock.table.title = f"{len(batch)} samples, {reader.num_keys:,} tokens × {reader.num_queries} queries"
     return clock.table
