@@ -124,4 +124,4 @@ def test_a_sound_lasts_as_long_as_its_samples(length, sample_rate, seconds):
 
 
 def test_a_word_is_what_has_no_label():
-    assert [Answer("a", (1,)).is_word, Answer("a", (0,), label=0).is_word] == [True, False]
+    assert [Answer("a", (1,), "logits").is_word, Answer("a", (0,), "logits", label=0).is_word] == [True, False]
