@@ -19,7 +19,7 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from perceiver.data.base import Split
+from perceiver.data.dataset import Split
 from perceiver.spectrogram import LogMel
 from perceiver.tasks.ranking import Ranking
 from perceiver.training.build import build

@@ -186,7 +186,9 @@ CHECKPOINT: dict[str, Callable[[Path, Random], None]] = {
         lambda content: put(content["description"]["config"]["model"], "_target_", "torch.hub.load")
     ),
     "a config that names a function of ours": saved(
-        lambda content: put(content["description"]["config"]["data"], "_target_", "perceiver.data.cifar.read_pickle")
+        lambda content: put(
+            content["description"]["config"]["data"], "_target_", "perceiver.data.sources.cifar.read_pickle"
+        )
     ),
     "nothing told": saved(lambda content: content.pop("description") and None),
     "no step": saved(lambda content: content.pop("global_step") and None),

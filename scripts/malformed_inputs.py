@@ -33,7 +33,7 @@ from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table as RichTable
 
-from perceiver.data.base import UnreadableError
+from perceiver.data.files import UnreadableError
 from perceiver.training.build import Parts, build, read_checkpoint
 from perceiver.training.config import resolved
 from perceiver.training.errors import USER_ERRORS, ConfigError, explain, explained
@@ -172,8 +172,7 @@ class Trial:
             return [refused(lambda: check_trust(read_checkpoint(path).config, (), path), path.name)]
         if case.subject.endswith(".read"):
             return [self.read(case, folder)]
-        modes = ("raise", "skip") if "on_error" in self.configs[case.subject].data else ("raise",)
-        return [self.trained_on(case, folder / mode, mode) for mode in modes]
+        return [self.trained_on(case, folder / mode, mode) for mode in ("raise", "skip")]
 
     def read(self, case: Case, folder: Path) -> str:
         """What is said of a file that a user hands in."""
@@ -210,9 +209,8 @@ class Trial:
 
     def built(self, subject: str, tree: Tree, mode: str = "raise") -> Parts:
         config = OmegaConf.create(self.configs[subject])
-        OmegaConf.update(config, "data.root", str(tree.root))
-        if "on_error" in config.data:
-            config.data.on_error = mode
+        OmegaConf.update(config, "data.source.root", str(tree.root))
+        config.data.on_error = mode
         return build(resolved(config))
 
 
@@ -327,7 +325,7 @@ def main(cfg: DictConfig) -> None:
         if not isinstance(cfg[name], int) or cfg[name] < least:
             raise ConfigError(f"{name}={cfg[name]}: must be a whole number from {least} on")
     configs = {
-        subject: compose("train", overrides=[*QUIET, *overrides, "data.root=."])
+        subject: compose("train", overrides=[*QUIET, *overrides, "data.source.root=."])
         for subject, (_, overrides) in WRITERS.items()
     }
     cases = all_cases(cfg.seed, cfg.count)

@@ -14,9 +14,11 @@ from omegaconf import DictConfig, OmegaConf
 from rich.progress import Progress
 from torch.utils.data import DataLoader
 
-from perceiver.data.base import Dataset, OnError, UnreadableError
+from perceiver.data.dataset import Dataset
+from perceiver.data.files import UnreadableError
 from perceiver.data.shard_writer import Packed, Packing, ShardWriter
-from perceiver.data.shards import TarShards
+from perceiver.data.sources.base import OnError
+from perceiver.data.sources.shard_index import TarShards
 from perceiver.training.build import blamed_on, construct
 from perceiver.training.config import check_parts, register_resolvers
 from perceiver.training.errors import ConfigError, explained
@@ -27,13 +29,15 @@ from perceiver.types import Stage
 STAGES: tuple[Stage, ...] = ("train", "val", "test")
 LONG = 1e6
 """Seconds that no sound has: none is cut."""
-READ_BY = {
+CHOICES = {
     ("image", "label"): "image_shards",
+    ("image", "tags"): "image_shards data.source.target=tags",
     ("image", "references"): "caption_shards",
-    ("audio", "label"): "sound_shards data.multi_label=false",
-    ("audio", "tags"): "sound_shards",
-    ("audio", "references"): "sound_caption_shards",
+    ("sound", "label"): "sound_shards data.source.target=label",
+    ("sound", "tags"): "sound_shards",
+    ("sound", "references"): "sound_caption_shards",
 }
+"""The data set that reads shards of a kind of file with a kind of target."""
 
 
 @explained
@@ -51,14 +55,16 @@ def main(cfg: DictConfig) -> None:
         writer = ShardWriter(out, samples_per_shard=cfg.samples_per_shard)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    rate = config["data"].get("clips", {}).get("sample_rate", 0)
-    reader = Reader(num_workers=cfg.loader.num_workers, on_error=dataset.on_error)
+    rates = [node["sample_rate"] for node in config["data"]["readers"].values() if "sample_rate" in node]
+    packer = Packer(num_workers=cfg.loader.num_workers, on_error=dataset.on_error)
     try:
         with blamed_on(config, "data"):
             dataset.prepare()
             for stage in STAGES:
                 if (split := dataset.split(stage)) is not None:
-                    writer.write(stage, reader.packed(Packing(split, sample_rate=rate, check=cfg.check), stage))
+                    writer.write(
+                        stage, packer.packed(Packing(split, sample_rate=max(rates, default=0), check=cfg.check), stage)
+                    )
             if "train" not in writer.counts:
                 raise ConfigError("data: there are no training samples")
             if names := dataset.class_names:
@@ -71,17 +77,17 @@ def main(cfg: DictConfig) -> None:
         if len(shards) != count:
             raise UnreadableError(f"{out}: not all samples of {stage} are in their shards")
         console.print(f"{stage}: {count:,} samples in {len(shards.tars)} shards", soft_wrap=True)
-    for number, message in enumerate(reader.unreadable, start=1):
+    for number, message in enumerate(packer.unreadable, start=1):
         console.print(f"left out, number {number}: {message}", soft_wrap=True)
-    if reader.not_kept:
-        console.print(f"not kept: {', '.join(sorted(reader.not_kept))}", soft_wrap=True)
-    settings = [f"data={reader.choice}", f"data.root={out}", *kept]
-    settings += [f"data.num_classes={dataset.num_classes}"] if dataset.num_classes else []
-    settings += [f"data.{stage}_fraction=0" for stage in ("val", "test") if stage not in writer.counts]
+    if packer.not_kept:
+        console.print(f"not kept: {', '.join(sorted(packer.not_kept))}", soft_wrap=True)
+    settings = [f"data={packer.choice}", f"data.source.root={out}", *kept]
+    settings += [f"data.source.num_classes={dataset.num_classes}"] if dataset.num_classes else []
+    settings += [f"data.source.{stage}_fraction=0" for stage in ("val", "test") if stage not in writer.counts]
     console.print(f"uv run experiments/train.py … {' '.join(settings)}", soft_wrap=True)
 
 
-class Reader:
+class Packer:
     """The samples of any stage in their order, and what is to be said of them in the end.
 
     Args:
@@ -117,31 +123,39 @@ class Reader:
 
 
 def choice(sample: Packed) -> str:
-    """The data set that reads shards of such samples."""
+    """The data set that reads shards of such samples; the readers of a second kind of file are to be added to it."""
     for name in sample.told:
-        if found := READ_BY.get((sample.modality, name)):
-            return found
+        if found := CHOICES.get((sample.kinds[0], name)):
+            others = {"image": "image", "sound": "audio"}
+            return " ".join(
+                [found, *(f"+reader@data.readers.{others[kind]}={others[kind]}" for kind in sample.kinds[1:])]
+            )
     told = " and ".join(sample.told) or "no targets"
-    raise ConfigError(f"data: {sample.id} is of {sample.modality} with {told}, which no data set reads from shards")
+    raise ConfigError(f"data: {sample.id} is of {sample.kinds[0]} with {told}, which no data set reads from shards")
+
+
+KEPT = ("image_size", "channels", "sample_rate", "seconds", "hop_seconds")
 
 
 def kept_settings(data: DictConfig) -> list[str]:
-    """What of the settings of a data set goes for its shards as well."""
-    keys = ("image_size", "channels", "clips.sample_rate", "clips.seconds", "clips.hop_seconds")
-    found = {key: OmegaConf.select(data, key) for key in keys}
-    return [f"data.{key}={str(value).replace(' ', '')}" for key, value in found.items() if value is not None]
+    """What of the settings of a data set's readers goes for its shards as well."""
+    return [
+        f"data.readers.{name}.{key}={str(node[key]).replace(' ', '')}"
+        for name, node in data.readers.items()
+        for key in KEPT
+        if key in node
+    ]
 
 
 def data_config(cfg: DictConfig) -> dict[str, Any]:
     """The checked config of the data alone, without what is random in training and what cuts sounds."""
     register_resolvers()
-    for key, value in (("augment", None), ("clips.augment", None), ("clips.log_mel", None)):
-        if OmegaConf.select(cfg.data, key) is not None:
-            OmegaConf.update(cfg.data, key, value)
-    if OmegaConf.select(cfg.data, "clips") is not None:
-        cfg.data.clips.seconds = cfg.data.clips.hop_seconds = LONG
-    if "tokenizer" in cfg.data:
-        raise ConfigError("data: texts are not written to shards; choose one of images or sounds")
+    for name, node in cfg.data.readers.items():
+        if "tokenizer" in node:
+            raise ConfigError(f"data.readers.{name}: texts are not written to shards; choose data of images or sounds")
+        for key, value in (("augment", None), ("log_mel", None), ("seconds", LONG), ("hop_seconds", LONG)):
+            if key in node:
+                node[key] = value
     config = {"data": OmegaConf.to_container(cfg.data, resolve=True, throw_on_missing=True)}
     check_parts(config)
     return config

@@ -67,10 +67,12 @@ GIVEN_AT_RUN_TIME = {
     "model.memory": {"input_dim"},
 }
 """Keywords that a run, or the model, passes by itself."""
-ONE_HOME = dict.fromkeys(("num_classes", "channels", "image_size", "sample_rate"), "data") | dict.fromkeys(
-    ("vocab_size", "max_length"), "tokenizer"
-)
-"""Values that one group knows, and everyone else takes over."""
+ONE_HOME = {
+    "num_classes": ("data",),
+    **dict.fromkeys(("channels", "image_size", "sample_rate"), ("data", "reader")),
+    **dict.fromkeys(("vocab_size", "max_length"), ("tokenizer",)),
+}
+"""Values that one group knows, or the group of its parts, and everyone else takes over."""
 CAPTIONS = ["task=captioning", "tokenizer=words", "decoder@model.decoder=text"]
 TEXTS = [*CAPTIONS, "data=text_pairs", "~encoder@model.encoders.image", "+encoder@model.encoders.text=text"]
 """What makes a captioner of an experiment, and a translator of the default one."""
@@ -78,7 +80,7 @@ TEXTS = [*CAPTIONS, "data=text_pairs", "~encoder@model.encoders.image", "+encode
 
 @pytest.fixture(scope="session")
 def roots(tmp_path_factory) -> dict[str, Path]:
-    """Small data on disk for the data sets that read it, by the class that does."""
+    """Small data on disk for the data sets that read it, by their names in conf."""
     folder = tmp_path_factory.mktemp("roots")
     for name, files, label_key, names_key, count in (
         ("cifar-10-batches-py", ["data_batch_1", "test_batch", "batches.meta"], "labels", "label_names", 10),
@@ -93,21 +95,21 @@ def roots(tmp_path_factory) -> dict[str, Path]:
         for file in files:
             (folder / name / file).write_bytes(pickle.dumps(content))
     return {
-        "CIFAR": folder,
-        "ImageFolder": image_tree(folder / "images"),
-        "AudioFolder": audio_tree(folder / "sounds"),
-        "ESC50": esc50_tree(folder / "esc50"),
-        "FSD50K": fsd50k_tree(folder / "fsd50k", num_classes=200),
-        "AudioSet": audioset_tree(folder / "audioset", num_classes=527),
-        "Flickr8k": flickr8k_tree(folder / "flickr8k"),
-        "CocoCaptions": coco_tree(folder / "coco"),
-        "Karpathy": karpathy_tree(folder / "karpathy"),
-        "Clotho": clotho_tree(folder / "clotho"),
-        "TextPairs": text_pairs_tree(folder / "text_pairs"),
-        "ImageShards": shard_tree(folder / "image_shards", "image", "cls", num_classes=1000),
-        "SoundShards": shard_tree(folder / "sound_shards", "sound", "tags", num_classes=527),
-        "CaptionShards": shard_tree(folder / "caption_shards", "image", "txt"),
-        "SoundCaptionShards": shard_tree(folder / "sound_caption_shards", "sound", "txt"),
+        **dict.fromkeys(("cifar10", "cifar100"), folder),
+        "image_folder": image_tree(folder / "images"),
+        "audio_folder": audio_tree(folder / "sounds"),
+        **dict.fromkeys(("esc50", "esc10"), esc50_tree(folder / "esc50")),
+        "fsd50k": fsd50k_tree(folder / "fsd50k", num_classes=200),
+        "audioset": audioset_tree(folder / "audioset", num_classes=527),
+        "flickr8k": flickr8k_tree(folder / "flickr8k"),
+        "coco_captions": coco_tree(folder / "coco"),
+        "karpathy": karpathy_tree(folder / "karpathy"),
+        "clotho": clotho_tree(folder / "clotho"),
+        "text_pairs": text_pairs_tree(folder / "text_pairs"),
+        "image_shards": shard_tree(folder / "image_shards", "image", "cls", num_classes=1000),
+        "sound_shards": shard_tree(folder / "sound_shards", "sound", "tags", num_classes=527),
+        "caption_shards": shard_tree(folder / "caption_shards", "image", "txt"),
+        "sound_caption_shards": shard_tree(folder / "sound_caption_shards", "sound", "txt"),
     }
 
 
@@ -136,8 +138,8 @@ def config_of(roots) -> Callable[..., dict[str, Any]]:
     @cache
     def make(*overrides: str) -> dict[str, Any]:
         with composed(*overrides, "trainer.accelerator=cpu") as cfg:
-            if root := roots.get(cfg.data._target_.rpartition(".")[2]):
-                cfg.data.root = str(root)
+            if root := roots.get(HydraConfig.get().runtime.choices["data"]):
+                cfg.data.source.root = str(root)
             return resolved(cfg)
 
     return make
@@ -154,7 +156,7 @@ def built(config: dict[str, Any], tmp_path: Path) -> None:
         learn(dataset, tokenizer)
         check_room(config, tokenizer)
     sample = data.train_samples[0]
-    assert len(dataset.class_names) == config["data"].get("num_classes", 0)
+    assert len(dataset.class_names) == config["data"]["source"].get("num_classes", 0)
     with torch.device("meta"):
         model = construct(config, "model")
     task = construct(shared, "task").to("meta")
@@ -191,7 +193,9 @@ def config_with(config_of) -> Callable[[str, str], dict[str, Any]]:
 
     @cache
     def make(group: str, choice: str) -> dict[str, Any]:
-        key = f"encoder@model.encoders.{choice.partition('_')[0]}" if group == "encoder" else GROUPS[group]
+        modality = choice.partition("_")[0]
+        by_modality = {"encoder": f"encoder@model.encoders.{modality}", "reader": f"reader@data.readers.{modality}"}
+        key = by_modality.get(group, GROUPS[group])
         alone = f"{key}=[{choice}]" if group == "callbacks" else f"{key}={choice}"
         taking = [[f"experiment={name}"] for name in EXPERIMENTS if (group, choice) in choices_of(name)]
         every = [f"experiment={name}" for name in EXPERIMENTS]
@@ -200,7 +204,13 @@ def config_with(config_of) -> Callable[[str, str], dict[str, Any]]:
             return config_of(*JOINT)
         if choice.startswith("text"):  # sooner found
             captioning = taking = [[*TEXTS, alone]]
-        for overrides in ([alone], *taking, *([one, alone] for one in every), *captioning):
+        for overrides in (
+            [alone],
+            *taking,
+            *([[f"+{alone}"]] if group == "reader" else ()),
+            *([one, alone] for one in every),
+            *captioning,
+        ):
             with suppress(ConfigError, HydraException):
                 return config_of(*overrides)
         return config_of(alone)
@@ -256,7 +266,8 @@ class TestKeys:
         strays = [
             key
             for key in written
-            if (home := ONE_HOME[key.rpartition(".")[2]]) != path.parent.name and not key.startswith(f"{home}.")
+            if (homes := ONE_HOME[key.rpartition(".")[2]]) and path.parent.name not in homes
+            if key.partition(".")[0] not in homes
         ]
         assert strays == []
 

@@ -28,7 +28,7 @@ def test_a_package_of_ones_own_is_trained_evaluated_used_inspected_and_resumed(t
     for path, content in FILES.items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(content)
-    np.savetxt(tmp_path / "wave.txt", np.sin(np.linspace(0, 10 * np.pi, 48)))
+    np.save(tmp_path / "wave.npy", np.sin(np.linspace(0, 10 * np.pi, 48))[None])
     monkeypatch.chdir(tmp_path)
     for command in COMMANDS:
         _, path, *arguments = shlex.split(command)

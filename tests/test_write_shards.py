@@ -4,8 +4,9 @@ import shlex
 
 import pytest
 
-from perceiver.data.caption_shards import CaptionShards
+from perceiver.data.sources.shards import Shards
 from tests.data.caption_trees import flickr8k_tree
+from tests.data.datasets import dataset
 from tests.training.runs import image_tree, script, train
 
 SCENES = ["data=shape_scenes", "data.num_samples={train: 5, val: 2, test: 0}", "data.image_size=31"]
@@ -22,8 +23,8 @@ def test_it_writes_all_stages_and_says_what_it_did_and_what_is_next(tmp_path):
         "train: 5 samples in 3 shards",
         "val: 2 samples in 1 shards",
         "not kept: boxes, facts, group",
-        f"uv run experiments/train.py … data=caption_shards data.root={tmp_path}/out data.image_size=31 "
-        "data.channels=3 data.test_fraction=0",
+        f"uv run experiments/train.py … data=caption_shards data.source.root={tmp_path}/out "
+        "data.readers.image.image_size=31 data.readers.image.channels=3 data.source.test_fraction=0",
     ]
     tars = [f"train-{number:06d}.tar" for number in range(3)] + ["val-000000.tar"]
     assert sorted(path.name for path in (tmp_path / "out").glob("*")) == sorted(
@@ -54,15 +55,8 @@ def test_what_cannot_be_read_ends_it_or_is_left_out_and_named(tmp_path, num_work
     assert ended.ok, ended.err
     assert f"left out, number 1: {root}/Images/3.jpg: not an image" in ended.out
     assert f"left out, number 2: {root}/Images/12.jpg: no such file" in ended.out
-    data = CaptionShards(
-        root=f"{tmp_path}/out",
-        on_error="raise",
-        image_size=8,
-        channels=3,
-        augment=None,
-        val_fraction=0.0,
-        test_fraction=0.0,
-    )
+    options = {"target": "references", "val_fraction": 0.0, "test_fraction": 0.0}
+    data = dataset(Shards, "image", root=f"{tmp_path}/out", **options)
     assert [len(data.split(stage)) for stage in ("train", "val", "test")] == [10, 4, 3]
 
 
@@ -71,8 +65,11 @@ def test_what_cannot_be_read_ends_it_or_is_left_out_and_named(tmp_path, num_work
     [
         ([*SCENES, "samples_per_shard=0"], "samples_per_shard=0 must be at least 1"),
         ([*SCENES, "samples_per_shard=many"], "samples_per_shard=many: must be a whole number"),
-        (["data=text_pairs", "data.root=x"], "data: texts are not written to shards; choose one of images or sounds"),
-        (["data=image_folder"], "data.root must be given: data.root=…"),
+        (
+            ["data=text_pairs", "data.root=x"],
+            "data.readers.text: texts are not written to shards; choose data of images or sounds",
+        ),
+        (["data=image_folder"], "data.source.root must be given: data.source.root=…"),
         ([*SCENES, "data.num_samples={train: 0, val: 1, test: 0}"], "data: there are no training samples"),
         ([*SCENES, "data.image_sizes=3"], "data.image_sizes: no such key; did you mean data.image_size?"),
     ],

@@ -85,7 +85,7 @@ class KeyedSampler(Sampler[Key]):
         """Indices of the whole epoch; each process takes every `world_size`-th."""
         if not self.shuffle:
             return torch.arange(self.num_samples)
-        generator = torch.Generator().manual_seed(mix(self.seed, self.epoch))
+        generator = torch.Generator().manual_seed(fold_in(self.seed, self.epoch))
         if self.weights is None:
             return torch.randperm(self.num_samples, generator=generator)
         return torch.multinomial(self.weights, self.num_samples, replacement=True, generator=generator)
@@ -114,7 +114,7 @@ def class_balancing_weights(classes: Sequence[Sequence[int]]) -> Float64[Tensor,
     return torch.tensor([weight or mean for weight in weights], dtype=torch.float64)
 
 
-def mix(*numbers: int) -> int:
+def fold_in(*numbers: int) -> int:
     """One seed from several numbers, all of which count (splitmix64)."""
     state = 0
     for number in numbers:

@@ -1,7 +1,7 @@
-"""Any samples -> tars that `perceiver.data.shards` reads.
+"""Any samples -> tars that `perceiver.data.sources.shards` reads.
 
-Samples that are files are copied as they are. Others are written without loss, as they are without what is random in
-training: images as PNG with 8 bits a channel, sounds as WAV with floats of 32 bits at their sample rate.
+Files are copied as they are. What lies in memory is written without loss: images as PNG with 8 bits a channel, sounds
+as WAV with floats of 32 bits at their sample rate.
 """
 
 import io
@@ -13,19 +13,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import soundfile
 import torch
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from perceiver.data.base import FileSplit, Split, UnreadableError
-from perceiver.data.folders import first_few
-from perceiver.data.images import EXTENSIONS
-from perceiver.data.sampler import mix
-from perceiver.data.sound_file import SOUND_EXTENSIONS
+from perceiver.data.dataset import Split
+from perceiver.data.files import IMAGES, SOUNDS, File, FileKind, UnreadableError
+from perceiver.data.sampler import fold_in
+from perceiver.data.sources.base import Part
+from perceiver.data.text_checks import first_few
 from perceiver.types import Stage
 
 TOLD = ("label", "tags", "references")
@@ -39,14 +40,14 @@ class Packed:
     Attributes:
         id: where it comes from.
         files: ending, without the dot -> content.
-        modality: what it is: `image` or `audio`.
+        kinds: what it is: `image`, `sound` or both.
         told: which of its targets are kept.
         not_kept: those that are not.
     """
 
     id: str
     files: dict[str, bytes]
-    modality: str
+    kinds: tuple[str, ...]
     told: tuple[str, ...]
     not_kept: tuple[str, ...]
 
@@ -55,8 +56,8 @@ class Packing(Dataset[Packed | UnreadableError]):
     """The samples of a split, by index, as they are written; what cannot be read is an error among them.
 
     Args:
-        split: of a data set that augments nothing, and cuts nothing out of its sounds.
-        sample_rate: of the sounds that are made.
+        split: the samples; readers that augment and cut are only asked to check.
+        sample_rate: of the sounds that lie in memory.
         check: whether files are read before they are copied.
     """
 
@@ -75,57 +76,61 @@ class Packing(Dataset[Packed | UnreadableError]):
             ValueError: it is no sample that shards can hold.
         """
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(mix(0, 0, index))
+            torch.default_generator.manual_seed(fold_in(0, 0, index))
             try:
-                return self._file(self.split, index) if isinstance(self.split, FileSplit) else self._made(index)
+                return self._packed(index)
             except UnreadableError as error:
                 return error
 
-    def _file(self, split: FileSplit, index: int) -> Packed:
-        source, targets = split.file(index)
-        ending = os.path.splitext(str(source))[1].lower()
-        if ending not in EXTENSIONS | SOUND_EXTENSIONS:
-            raise UnreadableError(f"{source}: its ending is neither that of an image nor that of a sound")
+    def _packed(self, index: int) -> Packed:
+        item = self.split.items[index]
         if self.check:
-            self.split[index]
-        try:
-            with source.open("rb") as file:
-                content = file.read()
-        except OSError as error:
-            raise UnreadableError(f"{source}: {error.strerror}") from error
-        modality = "image" if ending in EXTENSIONS else "audio"
-        return _packed(str(source), {ending[1:]: content}, modality, targets)
+            self.split.dataset.sample(item, train=self.split.train)
+        contents, kinds = dict[str, bytes](), list[str]()
+        for role, reader in self.split.dataset.readers.items():
+            if role in item.parts:
+                if reader.kind not in (IMAGES, SOUNDS):
+                    raise ValueError(f"{item.id}: shards hold images and sounds, and no {reader.kind.name}")
+                ending, content = self._content(item.parts[role], reader.kind)
+                contents[ending] = content
+                kinds.append(reader.kind.name)
+        told = {name: item.targets[name] for name in TOLD if name in item.targets}
+        if "label" in told:
+            contents["cls"] = b"%d" % told["label"]
+        if "tags" in told:
+            contents["json"] = json.dumps({"tags": told["tags"].nonzero().flatten().tolist()}).encode()
+        if "references" in told:
+            contents["txt"] = "".join(f"{text}\n" for text in told["references"]).encode()
+        not_kept = item.targets.keys() - {*told, "caption"}
+        return Packed(item.id, contents, tuple(kinds), tuple(told), tuple(not_kept))
 
-    def _made(self, index: int) -> Packed:
-        sample = self.split[index]
-        (modality, values), *more = sample.inputs.items()
-        if more or sample.views or modality not in ("image", "audio"):
-            there = ", ".join(sample.inputs)
-            raise ValueError(f"{sample.id}: shards hold one image or one sound a sample, and this is {there}")
-        if modality == "image":
-            return _packed(sample.id, {"png": _png(values)}, modality, sample.targets)
-        return _packed(sample.id, {"wav": _wav(values, self.sample_rate)}, modality, sample.targets)
+    def _content(self, part: Part, kind: FileKind) -> tuple[str, bytes]:
+        """A part as a file: its ending, without the dot, and what is in it."""
+        if isinstance(part, Tensor):
+            return ("png", _png(part)) if kind is IMAGES else ("wav", _wav(part, self.sample_rate))
+        if isinstance(part, str):
+            raise ValueError(f"{part[:40]!r}: shards hold images and sounds, and no texts")
+        ending = os.path.splitext(str(part))[1].lower()
+        if ending not in kind.endings:
+            raise UnreadableError(f"{part}: its ending is not that of {'an' if kind is IMAGES else 'a'} {kind.name}")
+        return ending[1:], _bytes_of(part)
 
 
-def _packed(id: str, files: dict[str, bytes], modality: str, targets: dict[str, Any]) -> Packed:
-    told = {name: targets[name] for name in TOLD if name in targets}
-    if "label" in told:
-        files["cls"] = b"%d" % told["label"]
-    if "tags" in told:
-        files["json"] = json.dumps({"tags": told["tags"].nonzero().flatten().tolist()}).encode()
-    if "references" in told:
-        files["txt"] = "".join(f"{text}\n" for text in told["references"]).encode()
-    return Packed(id, files, modality, tuple(told), tuple(targets.keys() - {*told, "caption"}))
+def _bytes_of(file: File) -> bytes:
+    try:
+        with file.open("rb") as raw:
+            return raw.read()
+    except OSError as error:
+        raise UnreadableError(f"{file}: {error.strerror}") from error
 
 
-def _png(values: Tensor) -> bytes:
-    pixels = (255.0 * values).round().byte()
+def _png(values: UInt8[Tensor, "channels height width"]) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(pixels[0].numpy() if len(pixels) == 1 else pixels.permute(1, 2, 0).numpy()).save(file, "PNG")
+    Image.fromarray(values[0].numpy() if len(values) == 1 else values.permute(1, 2, 0).numpy()).save(file, "PNG")
     return file.getvalue()
 
 
-def _wav(values: Tensor, sample_rate: int) -> bytes:
+def _wav(values: Float[Tensor, "1 length"], sample_rate: int) -> bytes:
     file = io.BytesIO()
     soundfile.write(file, values[0].numpy(), sample_rate, format="WAV", subtype="FLOAT")
     return file.getvalue()

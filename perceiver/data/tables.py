@@ -3,20 +3,18 @@
 import csv
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from math import inf, nan
-from pathlib import Path, PurePath
+from pathlib import Path
 
-from perceiver.data.base import UnreadableError, refuse_special
-from perceiver.data.characters import STRAY
+from perceiver.data.files import UnreadableError, refuse_special
+from perceiver.data.text_checks import is_file_name
 
 WHOLE_NUMBER = re.compile(r"\s*[+-]?[0-9]{1,18}\s*")
 SEPARATOR = re.compile(r"sep=(.)\s*", re.IGNORECASE)
 """The line that Excel writes above a header, and looks for."""
-MAX_NAME, MAX_PATH = 255, 4095
-"""Bytes that a file system allows in a name and in a path; asking for more raises."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +54,6 @@ class Row:
         if not is_file_name(name):
             raise self.error(f"{column}={name[:80]!r} is not a name of a file")
         return name
-
-
-def is_file_name(name: str) -> bool:
-    """Whether it names something below some folder: neither that folder itself nor anything outside."""
-    path = PurePath(name)
-    if path.anchor or ".." in path.parts or not path.parts or STRAY.search(name):
-        return False
-    return len(name.encode()) <= MAX_PATH and all(len(part.encode()) <= MAX_NAME for part in path.parts)
 
 
 def read_rows(path: Path, columns: Sequence[str], *, header: bool, comment: str | None = None) -> Iterator[Row]:
@@ -142,3 +132,49 @@ def _named_alike(names: list[str], columns: Sequence[str]) -> list[str]:
     lower = Counter(name.lower() for name in names)
     wanted = {name.lower(): name for name in columns if name not in names and lower[name.lower()] == 1}
     return [wanted.get(name.lower(), name) for name in names]
+
+
+class ClassTable:
+    """The classes of a data set by label, and by what other tables call them.
+
+    Args:
+        path: the table.
+        rows: what it holds; labels may come in any order.
+        index, key, name: the columns of the label, of what other tables call the class, and of its name.
+        num_classes: how many classes there must be.
+
+    Raises:
+        UnreadableError: a class is listed twice or without a name, or labels are not 0, 1, 2, …; names the line.
+        ValueError: there are not `num_classes` classes.
+    """
+
+    def __init__(self, path: Path, rows: Iterable[Row], *, index: str, key: str, name: str, num_classes: int) -> None:
+        self.path = path
+        listed = list(rows)
+        if len(listed) != num_classes:
+            raise ValueError(f"num_classes={num_classes}, but {path} has {len(listed)} classes")
+        names: dict[int, str] = {}
+        self.labels: dict[str, int] = {}
+        for row in listed:
+            label = row.integer(index)
+            if label in names or not 0 <= label < num_classes:
+                raise row.error(f"{index}={label}: the classes must be numbered from 0 to {num_classes - 1}")
+            for column, there in ((key, self.labels.keys()), (name, names.values())):
+                if not row[column].strip():
+                    raise row.error(f"{column} is empty")
+                if row[column] in there:
+                    raise row.error(f"{column}={row[column]!r} is there a second time")
+            names[label] = row[name]
+            self.labels[row[key]] = label
+        self.names: Sequence[str] = [names[label] for label in range(num_classes)]
+
+    def labels_in(self, row: Row, column: str) -> list[int]:
+        """The classes in a cell, where commas separate them; none where it is empty.
+
+        Raises:
+            UnreadableError: one of them is unknown; names the line.
+        """
+        keys = [key.strip() for key in row[column].split(",")] if row[column].strip() else []
+        if unknown := [key for key in keys if key not in self.labels]:
+            raise row.error(f"{column}: {unknown[0]!r} is no class of {self.path}")
+        return [self.labels[key] for key in keys]

@@ -9,8 +9,9 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TypeVar
 
-from perceiver.data.base import Source, UnreadableError, refuse_special
-from perceiver.data.tables import Row, is_file_name
+from perceiver.data.files import File, UnreadableError, refuse_special
+from perceiver.data.tables import Row
+from perceiver.data.text_checks import is_file_name
 
 CELL = re.compile(r'(?: *"(?P<quoted>(?:[^"]|"")*)" *|(?P<plain>[^\t"]*))(?P<end>\t|$)')
 """A cell and the tab after it, quoted or without any quote."""
@@ -20,7 +21,7 @@ Value = TypeVar("Value")
 log = logging.getLogger(__name__)
 
 
-def read_text(path: Source) -> str:
+def read_text(path: File) -> str:
     """A file in UTF-8, with or without a byte order mark, whatever its lines end with.
 
     Raises:
@@ -97,12 +98,12 @@ def _unquoted(lines: Sequence[str], num_columns: int) -> list[list[str]] | None:
 class Entry:
     """An object in the JSON file at `path`, at `place` in it."""
 
-    path: Source
+    path: File
     place: str
     values: Any
 
     @classmethod
-    def read(cls, path: Source) -> "Entry":
+    def read(cls, path: File) -> "Entry":
         """What a file holds; errors as in `read_text`."""
         try:
             return cls(path, "", json.loads(read_text(path), object_pairs_hook=_object))

@@ -13,7 +13,8 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.utilities import rank_zero_only
 
-from perceiver.data.base import Dataset, refuse_special
+from perceiver.data.dataset import Dataset, Split
+from perceiver.data.files import refuse_special
 from perceiver.decoders.base import Decoder
 from perceiver.inspection.look import Observer
 from perceiver.inspection.rollout import Alpha
@@ -77,7 +78,7 @@ def build(config: dict[str, Any], learned: Learned | None = None) -> Parts:
     tokenizer: Tokenizer | None = construct(config, "tokenizer") if config.get("tokenizer") else None
     shared = {**config, **{key: with_tokenizer(config[key], tokenizer) for key in ("data", "task")}}
     dataset = construct(shared, "data")
-    data = construct(config, "loader", dataset=dataset)
+    data: DataModule = construct(config, "loader", dataset=dataset)
     if learned is None:
         with blamed_on(config, "data"):
             with once_per_machine(config["data"]):
@@ -93,6 +94,8 @@ def build(config: dict[str, Any], learned: Learned | None = None) -> Parts:
     model: Perceiver = construct(config, "model")
     task: Task = construct(shared, "task")
     check_queries(task, model.decoder)
+    if is_new:
+        check_modalities(model, data.train_samples)
     if task.needs_class_counts and is_new:
         with blamed_on(config, "task"):
             task.set_class_counts(*data.class_counts())
@@ -191,6 +194,22 @@ def check_queries(task: Task, decoder: Decoder) -> None:
     for output in sorted(needed - given):
         problem = f"model.decoder: {names[1]} needs the token ids of {output!r}, which {names[0]} does not give"
         raise ConfigError(f"{problem}; choose another decoder@model.decoder, or task=captioning")
+
+
+def check_modalities(model: Perceiver, samples: Split) -> None:
+    """Refuse a model that reads other modalities than the samples have.
+
+    Raises:
+        ConfigError: it does.
+    """
+    there, read = samples.modalities, list(model.encoders)
+    if absent := [name for name in read if name not in there]:
+        problem = f"no training sample has the modality {absent[0]!r}; they have {' and '.join(there)}"
+        hint = f"+reader@data.readers.{absent[0]}=… reads it from files that the data has"
+        raise ConfigError(f"model.encoders.{absent[0]}: {problem}; {hint}")
+    if unread := [name for name in there if name not in read]:
+        hint = f"+encoder@model.encoders.{unread[0]}=… adds one, '~data.readers.{unread[0]}' leaves the modality out"
+        raise ConfigError(f"data.readers.{unread[0]}: no encoder reads the modality {unread[0]!r}; {hint}")
 
 
 def construct(config: dict[str, Any], key: str, **parts: Any) -> Any:

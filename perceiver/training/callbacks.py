@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from torch import Tensor
 
-from perceiver.data.sampler import mix
+from perceiver.data.sampler import fold_in
 from perceiver.training.loggers.base import log_now
 from perceiver.training.module import TrainingModule
 from perceiver.training.summary import note
@@ -37,7 +37,7 @@ class StepSeeds(Callback):
         self._seed(trainer.global_rank, trainer.global_step, batch_idx)
 
     def _seed(self, *numbers: int) -> None:
-        mixed = mix(self.seed, *numbers)
+        mixed = fold_in(self.seed, *numbers)
         torch.manual_seed(mixed)
         random.seed(mixed)
         np.random.seed(mixed % 2**32)

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 
-from perceiver.data.folders import class_folders
+from perceiver.data.sources.folders import class_folders
 from perceiver.training.errors import OFF, ConfigError, about_unknown_root, explain, nearest, one_line
 from perceiver.training.synonyms import OURS
 

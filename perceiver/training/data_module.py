@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -19,9 +19,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from perceiver.data.base import Dataset, Split, UnreadableError, fingerprint_of
 from perceiver.data.collate import collate
-from perceiver.data.sampler import NO_SAMPLE, Key, KeyedSampler, class_balancing_weights, mix
+from perceiver.data.dataset import Dataset, Split
+from perceiver.data.files import UnreadableError
+from perceiver.data.sampler import NO_SAMPLE, Key, KeyedSampler, class_balancing_weights, fold_in
+from perceiver.data.splits import fingerprint_of
 from perceiver.processes import end_with_parent, gathered
 from perceiver.types import Batch, Sample, Stage
 
@@ -153,9 +155,7 @@ class DataModule(LightningDataModule):
 
     def _train_classes(self, asked: str) -> list[Sequence[int]]:
         split = self.splits["train"]
-        classes: list[Sequence[int]] = []
-        if split is not None and hasattr(split, "classes_of"):
-            classes = [split.classes_of(index) for index in range(len(split))]
+        classes = [] if split is None else [split.classes_of(index) for index in range(len(split))]
         if not any(classes):
             raise ValueError(f"{asked}: the training samples have no classes to balance")
         return classes
@@ -176,18 +176,12 @@ class DataModule(LightningDataModule):
         order = [labels[name] for name in own]
         self._labels = None if order == list(range(len(own))) else order
 
-    def fingerprints(self, stage: Stage) -> Int64[Tensor, " samples"] | None:
-        """What a stage's samples are recognised by, in their order; None where the data set gives them no names."""
+    def fingerprints(self, stage: Stage) -> Int64[Tensor, " samples"]:
+        """What a stage's samples are recognised by, in their order."""
         split = self.splits[stage]
         if split is None:
             return torch.zeros(0, dtype=torch.int64)
-        if isinstance(split, list | tuple):  # samples that are at hand need no one to name them
-            names: Iterable[str] = (sample.id for sample in split)
-        elif hasattr(split, "name_of"):
-            names = (split.name_of(index) for index in range(len(split)))
-        else:
-            return None
-        return torch.tensor([fingerprint_of(name) for name in names], dtype=torch.int64)
+        return torch.tensor([fingerprint_of(split.name_of(index)) for index in range(len(split))], dtype=torch.int64)
 
     def train_dataloader(self) -> DataLoader[Any]:
         loader = self._loader("train")
@@ -363,7 +357,7 @@ class _KeyedSplit(TorchDataset[Sample | UnreadableError | None]):
         if key[1] == NO_SAMPLE:
             return None
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(mix(self.seed, *key))
+            torch.default_generator.manual_seed(fold_in(self.seed, *key))
             try:
                 sample = self.split[key[1]]
             except UnreadableError as error:

@@ -32,11 +32,11 @@ from omegaconf.errors import (
     UnsupportedValueType,
 )
 
-from perceiver.data.base import UnreadableError
+from perceiver.data.files import UnreadableError
 from perceiver.training.data_module import PositionError
 from perceiver.training.signals import INTERRUPTED
 from perceiver.training.summary import note
-from perceiver.training.synonyms import OURS, SYNONYMS
+from perceiver.training.synonyms import MOVED, OURS, SHORT, SYNONYMS
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -128,7 +128,9 @@ def _explain_unknown_key(error: OmegaConfBaseException, asked: str | None) -> st
         return f"{full_key}: not in conf, but {parent['_target_']} takes it: +{full_key}=…"
     root = parent._get_root()
     assert isinstance(root, DictConfig)
-    close = [found_up_to.removesuffix(key) + name for name in difflib.get_close_matches(key, _names(parent), n=1)]
+    beside = found_up_to.removesuffix(key)
+    short = [name.removeprefix(beside) for name in SHORT if name.startswith(beside) and beside]
+    close = [beside + name for name in difflib.get_close_matches(key, [*_names(parent), *short], n=1)]
     hint = _about_unknown(root, full_key, close)
     if hint is None and (found_up_to == key or parent is root):
         hint = "train.py --cfg job shows all there are"
@@ -153,6 +155,8 @@ def _about_unknown(root: DictConfig, full_key: str, close: Sequence[str]) -> str
         full_key: the key.
         close: keys beside it that are spelt alike.
     """
+    if full_key in MOVED:
+        return f"did you mean {MOVED[full_key]}?"
     leaf = full_key.rpartition(".")[2]
     ours = OURS.get(leaf.lower().replace("-", "_"))
     if "overrides" in root:  # of a command for finished runs
@@ -169,7 +173,11 @@ def _about_unknown(root: DictConfig, full_key: str, close: Sequence[str]) -> str
         return f"choose it first: +encoder@{'.'.join(full_key.split('.')[:3])}=…"
     paths = list(_paths(root, ""))
     suggestions: Sequence[str] = [path for path in paths if path.rpartition(".")[2] == leaf and path != full_key][:3]
-    if not suggestions and ours and (ours in paths or not re.fullmatch(r"\w+\.[\w.]+", ours) or "hydra" in ours):
+    if (
+        not suggestions
+        and ours
+        and (SHORT.get(ours, ours) in paths or not re.fullmatch(r"\w+\.[\w.]+", ours) or "hydra" in ours)
+    ):
         suggestions = [ours]
     if not suggestions and ours == "data.root":
         suggestions = ["data=image_folder data.root=…"]

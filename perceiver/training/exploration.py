@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
-from perceiver.data.base import UnreadableError
 from perceiver.data.collate import collate
+from perceiver.data.files import UnreadableError
 from perceiver.inspection.arrays import event_arrays, scored, write_arrays
 from perceiver.inspection.capture import pictures_of, sounds_of
 from perceiver.inspection.deletion import together

@@ -156,11 +156,8 @@ def check_data(parts: Parts, stage: Stage, *, allow_trained: bool) -> None:
     parts.data.match_classes(parts.module.description["class_names"])
     before = parts.module.description["trained_on"]
     train, tested = parts.data.fingerprints("train"), parts.data.fingerprints(stage)
-    if before is None or train is None or tested is None:
-        log.warning(
-            "the data set does not name its samples, so that none can be recognised that the run was trained on; "
-            "a name_of(index) of its splits would name them"
-        )
+    if before is None:
+        log.warning("the checkpoint does not say which samples it was trained on: none of them can be recognised")
         return
     if gone := int((~torch.isin(before, train)).sum()):
         renamed = "if they were only renamed or moved, others may be tested that the run was trained on"
@@ -172,8 +169,7 @@ def check_data(parts: Parts, stage: Stage, *, allow_trained: bool) -> None:
         return
     split = parts.data.splits[stage]
     assert split is not None
-    place = int(known.nonzero()[0])
-    first = split[place].id if isinstance(split, list | tuple) else split.name_of(place)
+    first = split.name_of(int(known.nonzero()[0]))
     problem = f"{int(known.sum())} of its {len(known)} {stage} samples were trained on, such as {first}"
     # What is both trained on and tested, now as then, has not moved: two samples may have the same name.
     if not allow_trained and (known & ~torch.isin(tested, train)).any():

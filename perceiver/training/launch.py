@@ -26,7 +26,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from perceiver.processes import end_with_parent
 from perceiver.training.config import hint_of, may_be_left_out
 from perceiver.training.errors import ConfigError
-from perceiver.training.overrides import as_typed, one_value_of, quoted, text_of
+from perceiver.training.overrides import as_typed, in_full, one_value_of, quoted, text_of
 from perceiver.training.signals import INTERRUPTED, TERMINATED
 
 TIME = "%Y-%m-%d_%H-%M-%S-%f"
@@ -111,7 +111,8 @@ def command_line(main: Callable[P, T]) -> Callable[P, T]:
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
         if os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())
-        options, overrides = options_and_overrides(sys.argv[1:])
+        options, given = options_and_overrides(sys.argv[1:])
+        overrides = [in_full(override) for override in given]
         script = Path(inspect.getfile(inspect.unwrap(main)))
 
         @functools.cache

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from perceiver.training.config import KNOWN, fits, hint_of
 from perceiver.training.errors import ConfigError, about_unknown_root, explain, leaves
+from perceiver.training.synonyms import SHORT
 
 TEXTS: dict[str, Any] = {
     **dict.fromkeys(("run", "out"), str),
@@ -38,6 +39,13 @@ LEARNED = ("model", "tokenizer")
 def quoted(text: str) -> str:
     """A text as a value in Hydra's grammar."""
     return QuotedString(str(text), Quote.double).with_quotes()
+
+
+def in_full(argument: str) -> str:
+    """An override in which a short key (`SHORT`) is written in full: `data.source.root=PATH` for `data.root=PATH`."""
+    key = re.match(r"[+~]*([\w.]+)", argument)
+    short = next((name for name in SHORT if key and f"{key[1]}.".startswith(f"{name}.")), None)
+    return argument if short is None else argument.replace(short, SHORT[short], 1)
 
 
 def as_typed(argument: str, hint: Callable[[str], Any]) -> str:
@@ -185,7 +193,9 @@ def _parsed(config: dict[str, Any], text: str) -> Override:
         ConfigError: it is none, or makes no sense there.
     """
     try:
-        (override,) = OverridesParser.create().parse_overrides([as_typed(text, lambda key: hint_of(config, key))])
+        (override,) = OverridesParser.create().parse_overrides(
+            [as_typed(in_full(text), lambda key: hint_of(config, key))]
+        )
     except OverrideParseException as error:
         raise ConfigError(f"overrides: {explain(error)}") from error
     key = str(override.key_or_group)

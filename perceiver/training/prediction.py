@@ -13,9 +13,9 @@ from omegaconf import DictConfig
 from rich.table import Table
 from torch import Tensor
 
-from perceiver.data.base import UnreadableError
 from perceiver.data.collate import collate
-from perceiver.data.folders import files_below
+from perceiver.data.files import UnreadableError
+from perceiver.data.sources.folders import files_below
 from perceiver.inspection.capture import pictures_of
 from perceiver.inspection.maps import panels
 from perceiver.inspection.timeline import timeline

@@ -1,5 +1,19 @@
-"""What other code bases call the keys of a run."""
+"""Short names for the keys of a run, and what other code bases call them."""
 
+SHORT = {
+    **{f"data.{name}": f"data.source.{name}" for name in ("root", "num_classes", "val_fraction", "test_fraction")},
+    **{f"data.{name}": f"data.source.{name}" for name in ("fold", "num_folds", "num_samples")},
+    **{f"data.{name}": f"data.readers.image.{name}" for name in ("image_size", "channels", "augment")},
+    **{f"data.{name}": f"data.readers.image.{name}" for name in ("eval_crop", "max_value")},
+    "data.clips": "data.readers.audio",
+}
+"""What may be written for a key, or for the first part of one, on a command line and in overrides of a finished run."""
+
+MOVED = {
+    "data.multi_label": "data.source.target=label",
+    "data.target": "data.source.endings=[…,…]",
+}
+"""What to write now for keys that there once were."""
 SYNONYMS = {
     "trainer.max_epochs": "epoch epochs num_epochs n_epochs max_epoch num_train_epochs",
     "trainer.max_steps": "steps num_steps max_step max_iters iterations num_iterations train_steps num_train_steps",

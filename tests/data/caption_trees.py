@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from perceiver.data.base import Split
+from perceiver.data.dataset import Split
 from perceiver.types import Sample
 from tests.data.tagged_trees import noise, table
 
@@ -126,6 +126,6 @@ def references(split: Split) -> dict[str, list[str]]:
     """Name of a file, without folders -> what is said of it, as it is listed; samples have it in some order."""
     listed = {}
     for index, sample in enumerate(samples(split)):
-        listed[Path(sample.id).name] = split.file(index)[1]["references"]
+        listed[Path(sample.id).name] = split.items[index].targets["references"]
         assert sorted(sample.targets["references"]) == sorted(listed[Path(sample.id).name])
     return listed

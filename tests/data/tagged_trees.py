@@ -7,15 +7,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from perceiver.data.audio import Clips
-
 RATE = 2003
 SECONDS = 0.31
-
-
-def clips() -> Clips:
-    """As the trees hold them: each sound is one window."""
-    return Clips(sample_rate=RATE, seconds=SECONDS, hop_seconds=0.17, augment=None, log_mel=None)
 
 
 def noise(path: Path) -> Path:

@@ -7,9 +7,9 @@ import time
 import numpy as np
 import pytest
 
-from perceiver.data import array_pickle
-from perceiver.data.array_pickle import read_pickle
-from perceiver.data.base import UnreadableError
+from perceiver.data.files import UnreadableError
+from perceiver.data.sources import array_pickle
+from perceiver.data.sources.array_pickle import read_pickle
 
 
 class Call:

@@ -8,18 +8,29 @@ import pytest
 import soundfile
 import torch
 
-from perceiver.data.audio import AudioAugment, AudioDataset, ClipFiles, Clips, multi_hot
-from perceiver.data.base import UnreadableError
 from perceiver.data.collate import collate
+from perceiver.data.dataset import Dataset
+from perceiver.data.files import UnreadableError
+from perceiver.data.readers.audio import AudioAugment, AudioReader
+from perceiver.data.readers.base import Reading
+from perceiver.data.sources.base import FileItems, Item, Source, multi_hot
 from perceiver.spectrogram import LogMel
 
 RATE = 1009
 NOTHING = {"gain": 0.0, "time_shift": 0.0, "polarity": 0.0}
 
 
-def clips(**options) -> Clips:
+def reader(**options) -> AudioReader:
     defaults = {"sample_rate": RATE, "seconds": 1.0, "hop_seconds": 0.5, "augment": None, "log_mel": None}
-    return Clips(**(defaults | options))
+    return AudioReader(**(defaults | options))
+
+
+def crop_of(part, **options) -> torch.Tensor:
+    return reader(**options).read(part, train=True).values
+
+
+def windows_of(part, **options) -> Reading:
+    return reader(**options).read(part, train=False)
 
 
 def small_log_mel(sample_rate: int = RATE) -> LogMel:
@@ -42,27 +53,26 @@ class TestTraining:
         path = write(tmp_path / "x.wav", ramp(7 * rate), rate)
         middles = []
         for _ in range(101):
-            sample = clips().training(path, {"label": 3}, "x")
-            assert sample.inputs["audio"].shape == (1, RATE)
-            assert (sample.targets, sample.id, sample.views) == ({"label": 3}, "x", ())
-            middles.append(7 * float(sample.inputs["audio"][0, RATE // 2]))
+            read = reader().read(path, train=True)
+            assert (read.values.shape, read.windows) == ((1, RATE), ())
+            middles.append(7 * float(read.values[0, RATE // 2]))
         assert 0.5 <= min(middles) < 1.0
         assert 6.0 < max(middles) <= 6.5
         assert np.mean(middles) == pytest.approx(3.5, abs=0.5)
 
     def test_a_crop_is_a_part_of_the_file(self, tmp_path):
         path = write(tmp_path / "x.wav", ramp(5 * RATE))
-        steps = clips().training(path, {}, "x").inputs["audio"].diff()
+        steps = crop_of(path).diff()
         torch.testing.assert_close(steps, torch.full_like(steps, 1 / (5 * RATE + 1)), atol=1e-6, rtol=0)
 
     @pytest.mark.parametrize("length", [2, 503, RATE - 1, RATE])
     def test_a_sound_that_is_no_longer_than_a_crop_stays_as_it_is(self, tmp_path, length):
-        wave = clips().training(write(tmp_path / "x.wav", ramp(length)), {}, "x").inputs["audio"]
+        wave = crop_of(write(tmp_path / "x.wav", ramp(length)))
         torch.testing.assert_close(wave[0], torch.from_numpy(ramp(length)).float())
 
     def test_a_sound_that_is_a_sample_longer_is_cut(self, tmp_path):
         path = write(tmp_path / "x.wav", ramp(RATE + 1))
-        assert {clips().training(path, {}, "x").inputs["audio"].shape[-1] for _ in range(23)} == {RATE}
+        assert {crop_of(path).shape[-1] for _ in range(23)} == {RATE}
 
     @pytest.mark.parametrize("place", [0, 1, 5003, 7 * RATE - 1])
     @pytest.mark.parametrize(("offset", "event"), [(0.0, 0.5), (0.5, 0.25), (-0.5, -0.625)])
@@ -71,14 +81,14 @@ class TestTraining:
         wave[place] = event
         path = write(tmp_path / "x.wav", wave)
         for _ in range(11):
-            crop = clips().training(path, {}, "x").inputs["audio"]
+            crop = crop_of(path)
             assert crop.shape == (1, RATE)
             assert event in crop
 
     def test_no_crop_is_a_constant_where_a_part_of_the_sound_is_one(self, tmp_path):
         wave = np.repeat([0.0, 0.5], [2 * RATE, 5 * RATE])
         path = write(tmp_path / "x.wav", wave)
-        assert all(clips().training(path, {}, "x").inputs["audio"].std() > 0.1 for _ in range(11))
+        assert all(crop_of(path).std() > 0.1 for _ in range(11))
 
     def test_a_file_that_is_silent_from_end_to_end_is_refused(self, tmp_path):
         for length in (RATE // 2, 7 * RATE):
@@ -87,25 +97,25 @@ class TestTraining:
                 path = write(tmp_path / "x.wav", wave)
                 refused = pytest.raises(UnreadableError, match=f"^{path}: silent from end to end$")
                 with refused:
-                    clips().training(path, {}, "x")
+                    crop_of(path)
                 with refused:
-                    clips().evaluation(path, {}, "x")
+                    windows_of(path)
 
     @pytest.mark.parametrize("rate", [RATE, 1301])
     @pytest.mark.parametrize("offsets", [[0.3], [-0.3, 0.1], [600.1]])
     def test_a_constant_offset_is_silent(self, tmp_path, rate, offsets):
         path = write(tmp_path / "x.wav", np.tile(offsets, (3 * rate, 1)), rate)
-        for read in (clips().training, clips().evaluation):
+        for read in (crop_of, windows_of):
             with pytest.raises(
                 UnreadableError, match=rf"^{path}: silent .* offset of {np.mean(offsets):.2g}".replace("+", r"\+")
             ):
-                read(path, {}, "x")
+                read(path)
 
     def test_crops_and_windows_hear_what_cancels_itself_in_two_channels(self, tmp_path):
         wave = np.random.default_rng(0).uniform(-0.5, 0.5, 3 * RATE)
         path = write(tmp_path / "x.wav", np.stack([wave, -wave], axis=1))
-        crop = clips().training(path, {}, "x").inputs["audio"]
-        windows = clips().evaluation(path, {}, "x").inputs["audio"]
+        crop = crop_of(path)
+        windows = windows_of(path).values
         assert crop.std().item() == pytest.approx(wave.std(), rel=0.1)
         assert windows.std().item() == pytest.approx(wave.std(), rel=0.1)
 
@@ -117,9 +127,8 @@ class TestTraining:
         path.write_bytes(content[: len(content) // 2])
         with soundfile.SoundFile(path) as file:
             assert file.frames == 10 * rate
-        cut = clips(sample_rate=rate)
-        (there,) = cut.evaluation(path, {}, "x").inputs["audio"][-1]
-        crops = [cut.training(path, {}, "x").inputs["audio"] for _ in range(23)]
+        (there,) = windows_of(path, sample_rate=rate).values[-1]
+        crops = [crop_of(path, sample_rate=rate) for _ in range(23)]
         assert {crop.shape for crop in crops} == {(1, rate)}
         assert len({float(crop[0, 0]) for crop in crops}) > 20
         assert all((crop[0, -100:].std() - there.std()).abs() < 0.05 for crop in crops)
@@ -132,7 +141,7 @@ class TestTraining:
         outcomes = []
         for _ in range(31):
             try:
-                outcomes.append(clips().training(path, {}, "x").inputs["audio"].shape)
+                outcomes.append(crop_of(path).shape)
             except UnreadableError as error:
                 outcomes.append(str(error))
         assert set(outcomes) == {(1, RATE), f"{path}: flac decoder lost sync"}
@@ -148,7 +157,7 @@ class TestTraining:
             return block
 
         monkeypatch.setattr(soundfile.SoundFile, "read", counting)
-        clips().training(path, {}, "x")
+        crop_of(path)
         assert sum(counts) == RATE
 
 
@@ -157,9 +166,8 @@ class TestWindows:
     @pytest.mark.parametrize("hop_seconds", [0.25, 0.5, 1.0])
     def test_windows_cover_the_sound_from_end_to_end(self, length, hop_seconds):
         wave = torch.arange(1, length + 1).float()[None]
-        sample = clips(hop_seconds=hop_seconds).windowed(wave, {"label": 3}, "x")
-        assert (sample.targets, sample.id) == ({"label": 3}, "x")
-        windows = [part.inputs["audio"][0] for part in sample.split()]
+        read = windows_of(wave, hop_seconds=hop_seconds)
+        windows = [window[0] for window in (read.values if read.windows else [read.values])]
         assert {len(window) for window in windows} == {min(length, RATE)}
         assert windows[-1][-1] == length
         starts = [int(window[0]) for window in windows]
@@ -169,26 +177,25 @@ class TestWindows:
         assert all(torch.equal(window.diff(), torch.ones(len(window) - 1)) for window in windows)
 
     def test_their_names_tell_their_seconds(self):
-        sample = clips().windowed(torch.ones(1, 2 * RATE + 101), {}, "x")
-        assert sample.views == ("0.00-1.00 s", "0.50-1.50 s", "1.00-2.00 s", "1.10-2.10 s")
-        assert sample.inputs["audio"].shape == (4, 1, RATE)
-        assert [part.id for part in sample.split()] == [f"x {name}" for name in sample.views]
+        read = windows_of(torch.ones(1, 2 * RATE + 101))
+        assert read.windows == ("0.00-1.00 s", "0.50-1.50 s", "1.00-2.00 s", "1.10-2.10 s")
+        assert read.values.shape == (4, 1, RATE)
 
     @pytest.mark.parametrize(("more", "count"), [(0, 1), (5, 1), (6, 2), (509, 2), (510, 3)])
     def test_a_few_samples_more_are_not_worth_a_window(self, more, count):
-        sample = clips().windowed(torch.ones(1, RATE + more), {}, "x")
-        assert len(sample.split()) == count
-        assert sample.views == () or len(set(sample.views)) == count
+        windows = windows_of(torch.ones(1, RATE + more)).windows
+        assert len(set(windows)) == (count if count > 1 else 0)
 
     def test_a_file_is_read_whole(self, tmp_path):
-        sample = clips().evaluation(write(tmp_path / "x.wav", ramp(2503)), {"label": 5}, "y")
-        assert (sample.id, sample.targets, len(sample.views)) == ("y", {"label": 5}, 4)
-        assert sample.inputs["audio"].amax() == pytest.approx(2503 / 2504)
-        assert sample.inputs["audio"].amin() == pytest.approx(1 / 2504)
+        read = windows_of(write(tmp_path / "x.wav", ramp(2503)))
+        assert len(read.windows) == 4
+        assert read.values.amax() == pytest.approx(2503 / 2504)
+        assert read.values.amin() == pytest.approx(1 / 2504)
 
     def test_samples_of_all_lengths_fit_into_a_batch(self):
-        make = clips(log_mel=small_log_mel()).windowed
-        batch = collate([make(torch.rand(1, length), {"label": 0}, "x") for length in (1, 503, 1009, 2503)])
+        data = Dataset(source=Sounds(), readers={"audio": reader(log_mel=small_log_mel())}, on_error="raise")
+        items = [Item({"audio": torch.rand(1, length)}, {"label": 0}, "x") for length in (1, 503, 1009, 2503)]
+        batch = collate([data.sample(item, train=False) for item in items])
         assert batch.inputs["audio"].shape == (7, 1, 7, 20)
         assert [len(views) for views in batch.views] == [1, 1, 1, 4]
 
@@ -197,22 +204,22 @@ class TestLogMel:
     def test_spectrograms_made_here_are_those_that_the_encoder_would_make(self, tmp_path):
         log_mel = small_log_mel()
         path = write(tmp_path / "x.wav", ramp(2503))
-        for stage in ("training", "evaluation"):
+        for train in (True, False):
             torch.manual_seed(5)
-            wave = getattr(clips(), stage)(path, {}, "x")
+            wave = reader().read(path, train=train)
             torch.manual_seed(5)
-            sample = getattr(clips(log_mel=log_mel), stage)(path, {}, "x")
-            assert sample.inputs["audio"].shape[-3:] == (1, 7, 20)
-            torch.testing.assert_close(sample.inputs["audio"], log_mel(wave.inputs["audio"]))
-            assert sample.views == wave.views
+            read = reader(log_mel=log_mel).read(path, train=train)
+            assert read.values.shape[-3:] == (1, 7, 20)
+            torch.testing.assert_close(read.values, log_mel(wave.values))
+            assert read.windows == wave.windows
 
     def test_that_of_another_sample_rate_is_refused(self):
         with pytest.raises(ValueError, match=r"^sample_rate=1009, but that of log_mel is 1013$"):
-            clips(log_mel=small_log_mel(1013))
+            reader(log_mel=small_log_mel(1013))
 
-    def test_clips_travel_to_worker_processes(self):
-        there = pickle.loads(pickle.dumps(clips(log_mel=small_log_mel(), augment=AudioAugment(**NOTHING))))
-        assert there.windowed(torch.ones(1, RATE), {}, "x").inputs["audio"].shape == (1, 7, 20)
+    def test_readers_travel_to_worker_processes(self):
+        there = pickle.loads(pickle.dumps(reader(log_mel=small_log_mel(), augment=AudioAugment(**NOTHING))))
+        assert there.read(torch.ones(1, RATE), train=False).values.shape == (1, 7, 20)
 
 
 class TestSettings:
@@ -227,9 +234,9 @@ class TestSettings:
             ({"hop_seconds": 1.1}, "hop_seconds=1.1 is more than seconds=1.0: windows would leave gaps"),
         ],
     )
-    def test_what_makes_no_clips_is_refused(self, options, message):
+    def test_what_makes_no_reader_is_refused(self, options, message):
         with pytest.raises(ValueError, match=f"^{message}$"):
-            clips(**options)
+            reader(**options)
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -281,13 +288,13 @@ class TestAugment:
 
     def test_all_that_is_random_is_drawn_from_torchs_generator(self, tmp_path):
         path = write(tmp_path / "x.wav", ramp(5003))
-        make = clips(augment=AudioAugment(gain=6.0, time_shift=0.5, polarity=0.5)).training
+        augment = AudioAugment(gain=6.0, time_shift=0.5, polarity=0.5)
 
         def drawn(seed: int, other: int) -> torch.Tensor:
             torch.manual_seed(seed)
             np.random.seed(other)
             random.seed(other)
-            return make(path, {}, "x").inputs["audio"]
+            return crop_of(path, augment=augment)
 
         assert torch.equal(drawn(1, 2), drawn(1, 3))
         assert not torch.equal(drawn(1, 2), drawn(2, 2))
@@ -295,53 +302,46 @@ class TestAugment:
     def test_evaluation_is_never_augmented(self, tmp_path):
         path = write(tmp_path / "x.wav", ramp(5003))
         augment = AudioAugment(gain=6.0, time_shift=0.5, polarity=0.5)
-        plain, other = (clips(augment=choice).evaluation(path, {}, "x").inputs["audio"] for choice in (None, augment))
+        plain, other = (windows_of(path, augment=choice).values for choice in (None, augment))
         assert torch.equal(plain, other)
 
+    def test_a_wave_in_memory_is_cropped_too(self):
+        wave = torch.from_numpy(ramp(5 * RATE)).float()[None]
+        crops = [crop_of(wave) for _ in range(23)]
+        assert {crop.shape for crop in crops} == {(1, RATE)}
+        assert len({float(crop[0, 0]) for crop in crops}) > 20
 
-class TestClipFiles:
-    @pytest.fixture
-    def files(self, tmp_path):
-        def make(**options) -> ClipFiles:
-            paths = [str(write(tmp_path / f"{number}.wav", ramp(2503))) for number in range(3)]
-            defaults = {"clips": clips(), "root": tmp_path, "paths": paths, "num_classes": None, "train": False}
-            return ClipFiles(**(defaults | options))
 
-        return make
+class TestFileItems:
+    paths = ("/x/0.wav", "/x/1.wav", "/x/2.wav")
 
-    def test_files_of_one_class_have_a_label(self, files):
-        split = files(labels=[[5], [0], [2]])
-        assert len(split) == 3
-        assert [split[index].targets for index in range(3)] == [{"label": 5}, {"label": 0}, {"label": 2}]
-        assert [split[index].id for index in range(3)] == ["0.wav", "1.wav", "2.wav"]
-        assert [split.classes_of(index) for index in range(3)] == [[5], [0], [2]]
+    def items(self, **targets) -> FileItems:
+        return FileItems(root=Path("/x"), files={"audio": self.paths}, **targets)
 
-    def test_files_of_any_number_of_classes_have_tags(self, files):
-        split = files(labels=[[5, 1], [], [2]], num_classes=7)
-        assert [split[index].targets["tags"].nonzero().flatten().tolist() for index in range(3)] == [[1, 5], [], [2]]
-        assert [split.classes_of(index) for index in range(3)] == [[5, 1], [], [2]]
+    def test_files_of_one_class_have_a_label(self):
+        items = self.items(labels=[5, 0, 2])
+        assert len(items) == 3
+        assert [items[index].targets for index in range(3)] == [{"label": 5}, {"label": 0}, {"label": 2}]
+        assert [items[index].id for index in range(3)] == ["0.wav", "1.wav", "2.wav"]
+        assert [items.classes_of(index) for index in range(3)] == [[5], [0], [2]]
 
-    @pytest.mark.parametrize("train", [True, False])
-    def test_they_are_cropped_for_training_and_else_looked_at_in_windows(self, files, train):
-        sample = files(labels=[[0]] * 3, train=train)[1]
-        assert sample.inputs["audio"].shape == ((1, RATE) if train else (4, 1, RATE))
+    def test_files_of_any_number_of_classes_have_tags(self):
+        items = self.items(tags=[[5, 1], [], [2]], num_classes=7)
+        assert [items[index].targets["tags"].nonzero().flatten().tolist() for index in range(3)] == [[1, 5], [], [2]]
+        assert [items.classes_of(index) for index in range(3)] == [[5, 1], [], [2]]
 
     def test_which_classes_apply_is_told_by_ones(self):
         assert multi_hot([3, 0], 5).tolist() == [1.0, 0.0, 0.0, 1.0, 0.0]
         assert multi_hot([], 3).tolist() == [0.0, 0.0, 0.0]
 
 
-class Sounds(AudioDataset):
-    @property
-    def class_names(self) -> list[str]:
-        return ["a", "b"]
-
-    def split(self, stage):
+class Sounds(Source):
+    def items(self, stage, roles):
         return None
 
 
 def test_a_users_file_is_read_in_windows_and_named_by_its_path(tmp_path):
-    data = Sounds(num_classes=2, on_error="raise", clips=clips())
+    data = Dataset(source=Sounds(), readers={"audio": reader()}, on_error="raise")
     path = write(tmp_path / "x.ogg", np.stack([ramp(2503 * 2)] * 2, axis=1), 2 * RATE)
     sample = data.read(path)
     assert (sample.id, sample.targets, len(sample.views)) == (str(path), {}, 4)

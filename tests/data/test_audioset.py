@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from perceiver.data.audioset import AudioSet
-from perceiver.data.base import UnreadableError
-from tests.data.tagged_trees import audioset_tree, clips, noise, segments, table, video
+from perceiver.data.dataset import Dataset
+from perceiver.data.files import UnreadableError
+from perceiver.data.sources.audioset import AudioSet
+from tests.data.datasets import dataset
+from tests.data.tagged_trees import audioset_tree, noise, segments, table, video
 
 STAGES = ("train", "val", "test")
 MIDS = ["/m/0", "/m/1"]
@@ -19,10 +21,14 @@ def root(tmp_path) -> Path:
     return audioset_tree(tmp_path)
 
 
-def data(root: Path, *, num_classes: int = 3, **options) -> AudioSet:
+def data(root: Path, *, num_classes: int = 3, **options) -> Dataset:
     lists = {"train_segments": ["balanced_train_segments.csv"], "eval_segments": "eval_segments.csv"}
     settings = {**lists, "class_labels": "class_labels_indices.csv", "val_fraction": 0.0, **options}
-    return AudioSet(root=str(root), num_classes=num_classes, on_error="raise", clips=clips(), **settings)
+    return dataset(AudioSet, "audio", root=str(root), num_classes=num_classes, **settings)
+
+
+def names(split) -> set[str]:
+    return {Path(split.name_of(index)).stem for index in range(len(split))}
 
 
 def videos(split) -> list[str]:
@@ -74,7 +80,7 @@ class TestValidation:
 
     def parts(self, root: Path, **options) -> tuple[set[str], set[str]]:
         train, val = (data(root, val_fraction=0.23, **options).split(stage) for stage in ("train", "val"))
-        return {Path(path).stem for path in train.paths}, {Path(path).stem for path in val.paths}
+        return names(train), names(val)
 
     def test_it_is_a_random_part_of_the_training_segments(self, many):
         train, val = self.parts(many)

@@ -9,9 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from perceiver.data import cifar
-from perceiver.data.base import UnreadableError
-from perceiver.data.cifar import CIFAR, RELEASES, read_pickle
+from perceiver.data.dataset import Dataset
+from perceiver.data.files import UnreadableError
+from perceiver.data.sources import cifar
+from perceiver.data.sources.cifar import CIFAR, RELEASES, read_pickle
+from tests.data.datasets import dataset as make
 
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100}
 PER_FILE = {"cifar10": 50, "cifar100": 500}
@@ -43,9 +45,9 @@ def write(root: Path, variant: str, *, only=None, as_array=False, **changes) -> 
     return folder
 
 
-def dataset(root: Path, variant="cifar10", **options) -> CIFAR:
-    defaults = {"num_classes": NUM_CLASSES[variant], "on_error": "raise", "image_size": 32, "channels": 3}
-    return CIFAR(variant=variant, root=str(root), **(defaults | {"augment": None, "val_fraction": 0.2} | options))
+def dataset(root: Path, variant="cifar10", **options) -> Dataset:
+    defaults = {"num_classes": NUM_CLASSES[variant], "image_size": 32}
+    return make(CIFAR, "image", variant=variant, root=str(root), **(defaults | options))
 
 
 def read(split) -> dict[str, tuple[torch.Tensor, int]]:
@@ -85,9 +87,9 @@ def test_class_names_are_those_of_the_release(tmp_path, variant):
 
 def test_the_validation_split_is_the_same_every_time(tmp_path):
     write(tmp_path, "cifar10")
-    first = dataset(tmp_path).split("val").ids
+    first = dataset(tmp_path).split("val").items.ids
     torch.manual_seed(23)
-    assert dataset(tmp_path).split("val").ids == first
+    assert dataset(tmp_path).split("val").items.ids == first
 
 
 def test_without_a_validation_fraction_there_is_no_validation_split(tmp_path):
@@ -103,7 +105,7 @@ def test_a_partial_copy_is_used_and_said_to_be_one(tmp_path, caplog):
     data.prepare()
     with caplog.at_level(logging.WARNING):
         train, val = data.split("train"), data.split("val")
-    assert {id.split("/")[0] for id in (*train.ids, *val.ids)} == {"data_batch_2", "data_batch_5"}
+    assert {id.split("/")[0] for id in (*train.items.ids, *val.items.ids)} == {"data_batch_2", "data_batch_5"}
     assert [record.getMessage().split(": ")[1] for record in caplog.records] == ["2 of 5 training files are there"]
     with pytest.raises(FileNotFoundError, match="test_batch"):
         data.split("test")

@@ -4,10 +4,12 @@ import pytest
 import soundfile
 import torch
 
-from perceiver.data.base import UnreadableError
-from perceiver.data.clotho import Clotho
+from perceiver.data.dataset import Dataset
+from perceiver.data.files import UnreadableError
+from perceiver.data.sources.clotho import Clotho
 from tests.data.caption_trees import captions_of, clotho_tree, numbers, references, samples
-from tests.data.tagged_trees import RATE, clips, table
+from tests.data.datasets import dataset
+from tests.data.tagged_trees import RATE, table
 
 STAGES = ("train", "val", "test")
 HEADER = ("file_name", "caption_1", "caption_2", "caption_3", "caption_4", "caption_5")
@@ -18,8 +20,8 @@ def root(tmp_path) -> Path:
     return clotho_tree(tmp_path)
 
 
-def data(root: Path) -> Clotho:
-    return Clotho(root=str(root), on_error="raise", clips=clips())
+def data(root: Path) -> Dataset:
+    return dataset(Clotho, "audio", root=str(root))
 
 
 def expected(stage: str) -> dict[str, list[str]]:

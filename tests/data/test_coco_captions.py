@@ -3,9 +3,11 @@ from pathlib import Path
 
 import pytest
 
-from perceiver.data.base import UnreadableError
-from perceiver.data.coco_captions import CocoCaptions
+from perceiver.data.dataset import Dataset
+from perceiver.data.files import UnreadableError
+from perceiver.data.sources.coco_captions import CocoCaptions
 from tests.data.caption_trees import captions_of, coco_json, coco_tree, numbers, photo, references, samples, write_json
+from tests.data.datasets import dataset
 
 STAGES = ("train", "val", "test")
 
@@ -15,8 +17,8 @@ def root(tmp_path) -> Path:
     return coco_tree(tmp_path)
 
 
-def data(root: Path, year: int | None = None) -> CocoCaptions:
-    return CocoCaptions(root=str(root), on_error="raise", image_size=11, channels=3, augment=None, year=year)
+def data(root: Path, year: int | None = None) -> Dataset:
+    return dataset(CocoCaptions, "image", root=str(root), image_size=11, year=year)
 
 
 def expected(stage: str) -> dict[str, list[str]]:
@@ -53,13 +55,13 @@ def test_tables_may_be_in_the_root(root):
 def test_without_captions_for_testing_a_random_half_of_the_validation_images_is_tested_on(tmp_path):
     files = [(number, f"{number}.jpg") for number in range(101)]
     write_json(annotations(coco_tree(tmp_path), "val"), coco_json(files))
-    val, test = (list(data(tmp_path).captions(stage).references) for stage in ("val", "test"))
+    val, test = (list(data(tmp_path).source.captions(stage).references) for stage in ("val", "test"))
     assert len(val) + len(test) == 101
     assert 30 < len(test) < 70
     assert set(val).isdisjoint(test)
     assert set(test) != {name for _, name in files[51:]}
     write_json(annotations(tmp_path, "val"), coco_json(reversed(files)))
-    assert list(data(tmp_path).captions("test").references) == test
+    assert list(data(tmp_path).source.captions("test").references) == test
 
 
 def test_with_captions_for_testing_the_validation_images_stay_whole(root):

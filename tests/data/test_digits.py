@@ -5,16 +5,16 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from perceiver.data.base import HeldOut, split_by_name
-from perceiver.data.digits import Digits
+from perceiver.data.dataset import Dataset
+from perceiver.data.sources.digits import Digits
+from perceiver.data.splits import HeldOut, split_by_name
+from tests.data.datasets import dataset
 
 STAGES = ("train", "val", "test")
 
 
-def digits(**options) -> Digits:
-    defaults = {"num_classes": 10, "on_error": "raise", "image_size": 8, "channels": 1, "augment": None}
-    split = {"val_fraction": 0.125, "test_fraction": 0.2, "fold": None, "num_folds": 5}
-    return Digits(**(defaults | split | options))
+def digits(**options) -> Dataset:
+    return dataset(Digits, "image", **({"num_classes": 10, "channels": 1, "test_fraction": 0.2} | options))
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_images_and_labels_are_those_of_sklearn(samples):
         assert image.shape == (1, 8, 8)
 
 
-@pytest.mark.parametrize(("stage", "share"), [("train", 0.7), ("val", 0.1), ("test", 0.2)])
+@pytest.mark.parametrize(("stage", "share"), [("train", 0.64), ("val", 0.16), ("test", 0.2)])
 def test_every_split_holds_its_share_and_every_class(samples, stage, share):
     counts = Counter(sample.targets["label"] for sample in samples[stage])
     assert counts.total() == pytest.approx(share * 1797, rel=0.15)

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from perceiver.data.audio import Clips
-from perceiver.data.base import UnreadableError
-from perceiver.data.esc50 import ESC50
+from perceiver.data.dataset import Dataset
+from perceiver.data.files import UnreadableError
+from perceiver.data.sources.esc50 import ESC50
+from tests.data.datasets import dataset as make
 
 RATE = 1009
 HEADER = "filename,fold,target,category,esc10,src_file,take"
@@ -32,15 +33,15 @@ def write_table(root: Path, *lines: str, encoding: str = "utf-8") -> None:
     (root / "meta" / "esc50.csv").write_bytes("\n".join([*lines, ""]).encode(encoding))
 
 
-def dataset(root: Path | str, **options) -> ESC50:
-    clips = Clips(sample_rate=RATE, seconds=1.0, hop_seconds=0.5, augment=None, log_mel=None)
-    defaults = {"num_classes": 5, "on_error": "raise", "fold": 2, "val_fraction": 0.0, "esc10": False, "clips": clips}
-    return ESC50(root=str(root), **(defaults | options))
+def dataset(root: Path | str, **options) -> Dataset:
+    clips = {"sample_rate": RATE, "seconds": 1.0, "hop_seconds": 0.5}
+    defaults = {"num_classes": 5, "fold": 2, "val_fraction": 0.0, "esc10": False}
+    return make(ESC50, "audio", root=str(root), **(clips | defaults | options))
 
 
-def ids(data: ESC50, stage: str) -> set[str]:
+def ids(data: Dataset, stage: str) -> set[str]:
     split = data.split(stage)
-    return {str(Path(path).relative_to(data.root)) for path in split.paths}
+    return {split.name_of(index) for index in range(len(split))}
 
 
 @pytest.mark.parametrize("fold", [1, 2, 3])
@@ -58,8 +59,9 @@ def test_labels_are_the_places_of_the_targets_in_ascending_order(root):
     targets = sorted(CATEGORIES)
     for stage in ("train", "test"):
         split = data.split(stage)
-        for index, path in enumerate(split.paths):
-            assert split.classes_of(index) == (targets.index(int(Path(path).stem.rpartition("-")[2])),)
+        for index in range(len(split)):
+            target = int(Path(split.name_of(index)).stem.rpartition("-")[2])
+            assert list(split.classes_of(index)) == [targets.index(target)]
 
 
 def test_esc10_takes_its_classes_only(root):

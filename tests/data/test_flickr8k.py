@@ -2,9 +2,11 @@ from pathlib import Path
 
 import pytest
 
-from perceiver.data.base import UnreadableError
-from perceiver.data.flickr8k import Flickr8k
+from perceiver.data.dataset import Dataset
+from perceiver.data.files import UnreadableError
+from perceiver.data.sources.flickr8k import Flickr8k
 from tests.data.caption_trees import COUNTS, captions_of, flickr8k_tree, lines, numbers, photo, references, samples
+from tests.data.datasets import dataset
 from tests.data.tagged_trees import table
 
 STAGES = ("train", "val", "test")
@@ -16,16 +18,8 @@ def root(tmp_path) -> Path:
     return flickr8k_tree(tmp_path)
 
 
-def data(root: Path) -> Flickr8k:
-    return Flickr8k(
-        root=str(root),
-        on_error="raise",
-        image_size=11,
-        channels=3,
-        augment=None,
-        val_fraction=0.14,
-        test_fraction=0.125,
-    )
+def data(root: Path) -> Dataset:
+    return dataset(Flickr8k, "image", root=str(root), image_size=11, val_fraction=0.14, test_fraction=0.125)
 
 
 def splits(root: Path) -> dict[str, dict[str, list[str]]]:
@@ -83,7 +77,7 @@ class TestWithoutLists:
     def test_every_image_is_in_one_split_and_an_eighth_each_for_validation_and_testing(self, tmp_path):
         table(tmp_path / "captions.txt", [("image", "caption"), *((f"{n}.jpg", f"text {n}") for n in range(8017))])
         photo(tmp_path / "Images" / "0.jpg")
-        parts = {stage: data(tmp_path).captions(stage).references for stage in STAGES}
+        parts = {stage: data(tmp_path).source.captions(stage).references for stage in STAGES}
         assert len(parts["test"]) == pytest.approx(1002, rel=0.1)
         assert len(parts["val"]) == pytest.approx(1002, rel=0.1)
         assert len(set().union(*parts.values())) == 8017

@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from perceiver.data.base import HeldOut
-from perceiver.data.folders import ClassFolders, class_folders, stage_folders
+from perceiver.data.files import FileKind
+from perceiver.data.sources.class_folders import ClassFolders
+from perceiver.data.sources.folders import class_folders, stage_folders
+from tests.data.datasets import built
 
+LEAVES = {"plant": FileKind("leaf", frozenset({".leaf", ".lf"}))}
 STAGES = ("train", "val", "test")
 TRAIN = {f"train/{name}/{number}.leaf" for name in ("ash", "elm") for number in range(23)}
 VAL = {f"val/{name}/{number}.leaf" for name in ("ash", "elm") for number in range(5)}
@@ -32,20 +35,16 @@ def plant(tmp_path):
 
 
 def leaves(root: Path | str, **options) -> ClassFolders:
-    num_classes = options.pop("num_classes", 2)
-    held_out = HeldOut(**{"val_fraction": 0.2, "test_fraction": 0.1, "fold": None, "num_folds": 5} | options)
-    return ClassFolders(
-        root=str(root), num_classes=num_classes, held_out=held_out, extensions={".leaf", ".lf"}, kind="leaf"
-    )
+    return built(ClassFolders, root=str(root), **({"num_classes": 2} | options))
 
 
 def found(folders: ClassFolders) -> dict[str, list[str]]:
     """The files of each stage, below the root."""
-    files = {stage: folders.files(stage) for stage in STAGES}
+    items = {stage: folders.items(stage, LEAVES) for stage in STAGES}
     return {
-        stage: [str(Path(path).relative_to(folders.root)) for path in part.paths]
-        for stage, part in files.items()
-        if part is not None
+        stage: [of_stage.name_of(index) for index in range(len(of_stage))]
+        for stage, of_stage in items.items()
+        if of_stage is not None
     }
 
 
@@ -124,8 +123,9 @@ def test_stage_folders_are_found_in_every_usual_spelling(plant, train, val, test
 def test_labels_are_the_places_of_the_class_folders_in_sorted_order(plant):
     folders = leaves(plant(*(f"train/{name}/{number}.leaf" for name in "bac" for number in range(5))), num_classes=3)
     assert folders.class_names == ["a", "b", "c"]
-    files = folders.files("train")
-    assert [folders.class_names[label] for label in files.labels] == [Path(path).parts[-2] for path in files.paths]
+    items = folders.items("train", LEAVES)
+    names = [Path(items.name_of(index)).parts[-2] for index in range(len(items))]
+    assert [folders.class_names[label] for label in items.labels] == names
 
 
 def test_any_of_the_endings_and_any_depth_count(plant):
@@ -208,7 +208,7 @@ def test_one_class_is_enough(plant):
 
 def test_a_wrong_number_of_classes_is_refused_with_both_numbers(plant):
     folders = leaves(plant(*(f"c{number}/0.leaf" for number in range(7))), num_classes=5)
-    for ask in (lambda: folders.class_names, lambda: folders.files("train")):
+    for ask in (lambda: folders.class_names, lambda: folders.items("train", LEAVES)):
         with pytest.raises(ValueError, match=r"num_classes=5.*has 7 class folders: c0, c1, c2, c3, c4, …$"):
             ask()
 
@@ -216,7 +216,7 @@ def test_a_wrong_number_of_classes_is_refused_with_both_numbers(plant):
 def test_a_test_class_that_training_does_not_know_is_refused_by_name(plant):
     folders = leaves(plant(*TRAIN, *TEST, "test/yew/0.leaf"))
     with pytest.raises(ValueError, match=r"test.*'yew' is not among the training classes"):
-        folders.files("test")
+        folders.items("test", LEAVES)
 
 
 @pytest.mark.parametrize(
@@ -234,13 +234,13 @@ def test_a_root_without_class_folders_is_refused(plant, tmp_path, names, message
     with pytest.raises(FileNotFoundError, match=message):
         class_folders(tmp_path / "root")
     with pytest.raises(FileNotFoundError, match=message):
-        leaves(tmp_path / "root").files("train")
+        leaves(tmp_path / "root").items("train", LEAVES)
 
 
 def test_folders_without_any_file_of_the_kind_are_refused(plant):
     root = plant("a/x.txt", "b/y.txt", "c/")
     with pytest.raises(FileNotFoundError, match=f"^{root}: no leaf with one of the endings .leaf .lf in it$"):
-        leaves(root, num_classes=3).files("train")
+        leaves(root, num_classes=3).items("train", LEAVES)
 
 
 def test_the_home_folder_may_be_written_as_a_tilde(plant, monkeypatch):
@@ -264,7 +264,7 @@ def test_a_link_back_is_refused_instead_of_being_followed_for_ever(plant, target
     root = plant(*FLAT)
     (root / "ash" / "back").symlink_to(target)
     with pytest.raises(ValueError, match=rf"^{root}/ash/back: a link to a folder that it is in itself$"):
-        leaves(root).files("train")
+        leaves(root).items("train", LEAVES)
 
 
 def test_folders_that_systems_and_archives_leave_are_no_classes_and_no_layers(plant, caplog):

@@ -7,9 +7,11 @@ import pytest
 import soundfile
 import torch
 
-from perceiver.data.base import UnreadableError
-from perceiver.data.fsd50k import FSD50K
-from tests.data.tagged_trees import RATE, clips, fsd50k_tree, noise, table
+from perceiver.data.dataset import Dataset
+from perceiver.data.files import UnreadableError
+from perceiver.data.sources.fsd50k import FSD50K
+from tests.data.datasets import dataset
+from tests.data.tagged_trees import RATE, fsd50k_tree, noise, table
 
 STAGES = ("train", "val", "test")
 DEV = ("fname", "labels", "mids", "split")
@@ -20,8 +22,8 @@ def root(tmp_path) -> Path:
     return fsd50k_tree(tmp_path)
 
 
-def data(root: Path, num_classes: int = 3) -> FSD50K:
-    return FSD50K(root=str(root), num_classes=num_classes, on_error="raise", clips=clips())
+def data(root: Path, num_classes: int = 3) -> Dataset:
+    return dataset(FSD50K, "audio", root=str(root), num_classes=num_classes)
 
 
 def ids(split) -> list[str]:

@@ -8,25 +8,25 @@ import pytest
 import torch
 from PIL import Image
 
-from perceiver.data import base
-from perceiver.data.base import UnreadableError
-from perceiver.data.image_augment import ImageAugment
-from perceiver.data.images import MAX_PIXELS, ImageDataset, read_image
+from perceiver.data import files
+from perceiver.data.dataset import Dataset
+from perceiver.data.files import UnreadableError
+from perceiver.data.readers.image import ImageAugment, ImageReader
+from perceiver.data.readers.image_file import MAX_PIXELS, read_image
+from perceiver.data.sources.base import Source
+from tests.data.datasets import built
 
 WIDTH, HEIGHT = 13, 11
 WHITE = 255.0
 
 
-class Pictures(ImageDataset):
-    class_names = ("a",)
-
-    def split(self, stage):
+class Nothing(Source):
+    def items(self, stage, roles):
         return None
 
 
-def pictures(image_size=7, *, channels=3, augment: ImageAugment | None = None, **options) -> Pictures:
-    options |= {"image_size": image_size, "channels": channels, "augment": augment}
-    return Pictures(num_classes=1, on_error="raise", **options)
+def pictures(image_size=7, **options) -> ImageReader:
+    return built(ImageReader, image_size=image_size, **options)
 
 
 def flat(mode: str, colour) -> Image.Image:
@@ -228,7 +228,7 @@ DEPTHS = {
 
 @pytest.fixture
 def nothing_told(monkeypatch):
-    monkeypatch.setattr(base, "_told", set())
+    monkeypatch.setattr(files, "_told", set())
 
 
 @pytest.mark.parametrize("kind", DEPTHS)
@@ -322,9 +322,14 @@ def test_a_missing_file_and_a_folder_are_unreadable_and_named(tmp_path):
 def test_reading_gives_a_sample_without_targets_as_for_evaluation(tmp_path):
     picture_bytes(tmp_path / "x.png")
     augment = ImageAugment(horizontal_flip=1.0)
-    plain = pictures().read(tmp_path / "x.png")
+    plain, other = (
+        Dataset(source=Nothing(), readers={"image": pictures(augment=choice)}, on_error="raise").read(
+            tmp_path / "x.png"
+        )
+        for choice in (None, augment)
+    )
     assert (plain.targets, plain.id) == ({}, str(tmp_path / "x.png"))
-    torch.testing.assert_close(pictures(augment=augment).read(tmp_path / "x.png").inputs, plain.inputs, rtol=0, atol=0)
+    torch.testing.assert_close(other.inputs, plain.inputs, rtol=0, atol=0)
 
 
 SOURCES = [(101, 101), (103, 211), (211, 103), (23, 29), (1009, 13), (13, 1009)]
@@ -358,10 +363,10 @@ def test_evaluation_keeps_a_share_of_the_side_at_the_centre_and_training_all(tar
     data = pictures(target, channels=1, augment=ImageAugment(), eval_crop=0.5)
     image = torch.zeros(1, 128, 128, dtype=torch.uint8)
     image[:, 30:98, 30:98] = 255  # a little more than the half of each side
-    evaluated = data.sample(image, {}, "x", train=False).inputs["image"]
+    evaluated = data.read(image, train=False).values
     assert evaluated.shape[1:] == data.size
     assert evaluated.min() > 0.99
-    assert data.sample(image, {}, "x", train=True).inputs["image"].mean() < 0.6
+    assert data.read(image, train=True).values.mean() < 0.6
     with pytest.raises(ValueError, match=r"eval_crop=1\.5"):
         pictures(eval_crop=1.5)
 
@@ -403,8 +408,8 @@ CHANGES = {
 CHANGES["everything"] = {name: value for options in CHANGES.values() for name, value in options.items()}
 
 
-def train(data: Pictures, image: torch.Tensor) -> torch.Tensor:
-    return data.sample(image, {}, "x", train=True).inputs["image"]
+def train(data: ImageReader, image: torch.Tensor) -> torch.Tensor:
+    return data.read(image, train=True).values
 
 
 @pytest.mark.parametrize("option", CHANGES)
@@ -414,8 +419,8 @@ def test_every_augmentation_changes_training_images_and_no_others(option, channe
     image = torch.randint(256, (channels, *source), dtype=torch.uint8)
     plain = pictures((29, 31), channels=channels)
     augmented = pictures((29, 31), channels=channels, augment=ImageAugment(**CHANGES[option]))
-    evaluated = augmented.sample(image, {}, "x", train=False).inputs["image"]
-    assert torch.equal(evaluated, plain.sample(image, {}, "x", train=False).inputs["image"])
+    evaluated = augmented.read(image, train=False).values
+    assert torch.equal(evaluated, plain.read(image, train=False).values)
     trained = [train(augmented, image) for _ in range(11)]
     for output in trained:
         assert output.dtype == torch.float32
@@ -431,7 +436,7 @@ def test_without_augmentation_training_images_are_those_of_evaluation(augment):
     image = torch.randint(256, (3, 29, 31), dtype=torch.uint8)
     data = pictures(13, augment=augment)
     before = torch.get_rng_state()
-    assert torch.equal(train(data, image), data.sample(image, {}, "x", train=False).inputs["image"])
+    assert torch.equal(train(data, image), data.read(image, train=False).values)
     assert torch.equal(torch.get_rng_state(), before)
 
 

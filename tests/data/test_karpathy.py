@@ -3,9 +3,11 @@ from pathlib import Path
 
 import pytest
 
-from perceiver.data.base import UnreadableError
-from perceiver.data.karpathy import Karpathy
+from perceiver.data.dataset import Dataset
+from perceiver.data.files import UnreadableError
+from perceiver.data.sources.karpathy import Karpathy
 from tests.data.caption_trees import captions_of, karpathy_tree, numbers, references, samples, write_json
+from tests.data.datasets import dataset
 
 STAGES = ("train", "val", "test")
 RESTVAL = (23, 29)
@@ -20,9 +22,8 @@ def root(tmp_path) -> Path:
     return karpathy_tree(tmp_path)
 
 
-def data(root: Path, **options) -> Karpathy:
-    defaults = {"on_error": "raise", "image_size": 11, "channels": 3, "augment": None}
-    return Karpathy(root=str(root), **(defaults | {"table": None, "restval": True} | options))
+def data(root: Path, **options) -> Dataset:
+    return dataset(Karpathy, "image", root=str(root), **({"image_size": 11, "table": None, "restval": True} | options))
 
 
 def expected(stage: str) -> dict[str, list[str]]:

@@ -7,19 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from perceiver.data.audio import Clips
-from perceiver.data.captions import CaptionDataset
-from perceiver.data.clotho import Clotho
-from perceiver.data.coco_captions import CocoCaptions
-from perceiver.data.flickr8k import Flickr8k
-from perceiver.data.karpathy import Karpathy
-from perceiver.data.text_pairs import TextPairs
+from perceiver.data.dataset import Dataset
+from perceiver.data.sources.clotho import Clotho
+from perceiver.data.sources.coco_captions import CocoCaptions
+from perceiver.data.sources.flickr8k import Flickr8k
+from perceiver.data.sources.karpathy import Karpathy
+from perceiver.data.sources.text_pairs import TextPairs
 from perceiver.tokenizer import ByteTokenizer, WordTokenizer
 from tests.data.caption_trees import samples
+from tests.data.datasets import dataset
 
 STAGES = ("train", "val", "test")
 FRACTIONS = {"val_fraction": 0.14, "test_fraction": 0.125}
-IMAGES = {"on_error": "raise", "image_size": 31, "channels": 3, "augment": None}
 
 pytestmark = [
     pytest.mark.skipif("PERCEIVER_DATA" not in os.environ, reason="PERCEIVER_DATA names no folder of real data"),
@@ -33,19 +32,19 @@ def root() -> Path:
 
 
 @pytest.fixture(scope="module")
-def of_three_forms(root) -> dict[str, CaptionDataset]:
+def of_three_forms(root) -> dict[str, Dataset]:
     """The same 500 images, as three forms of tables list them."""
     folder = str(root / "captions" / "flickr8k")
     return {
-        "Kaggle": Flickr8k(root=folder, **FRACTIONS, **IMAGES),
-        "COCO": CocoCaptions(root=folder, year=None, **IMAGES),
-        "Karpathy": Karpathy(root=folder, table=None, restval=True, **IMAGES),
+        "Kaggle": dataset(Flickr8k, "image", root=folder, **FRACTIONS),
+        "COCO": dataset(CocoCaptions, "image", root=folder, year=None),
+        "Karpathy": dataset(Karpathy, "image", root=folder, table=None, restval=True),
     }
 
 
 def test_three_forms_of_flickr8k_say_the_same_of_the_same_images(of_three_forms, caplog):
     found = {
-        form: {stage: dict(data.captions(stage).references) for stage in STAGES}
+        form: {stage: dict(data.source.captions(stage).references) for stage in STAGES}
         for form, data in of_three_forms.items()
     }
     assert found["Kaggle"] == found["COCO"] == found["Karpathy"]
@@ -74,7 +73,7 @@ def test_three_forms_of_flickr8k_show_the_same_images(of_three_forms):
 def test_without_lists_the_500_images_are_split_in_proportion(root, tmp_path):
     for name in ("captions.txt", "Images"):
         (tmp_path / name).symlink_to(root / "captions" / "flickr8k" / name)
-    data = Flickr8k(root=str(tmp_path), **FRACTIONS, **IMAGES)
+    data = dataset(Flickr8k, "image", root=str(tmp_path), **FRACTIONS)
     sizes = {stage: len(data.split(stage)) for stage in STAGES}
     assert sum(sizes.values()) == 500
     assert sizes == {
@@ -92,8 +91,8 @@ def test_a_tokenizer_learns_from_the_captions(of_three_forms):
 
 
 def test_clotho(root):
-    clips = Clips(sample_rate=16000, seconds=30.0, hop_seconds=15.0, augment=None, log_mel=None)
-    data = Clotho(root=str(root / "captions" / "clotho"), on_error="raise", clips=clips)
+    clips = {"sample_rate": 16000, "seconds": 30.0, "hop_seconds": 15.0}
+    data = dataset(Clotho, "audio", root=str(root / "captions" / "clotho"), **clips)
     test = samples(data.split("test"))
     assert {Path(sample.id).name: len(sample.targets["references"]) for sample in test} == {
         "Tenerife_bazaar_2.wav": 5,
@@ -109,10 +108,9 @@ def test_clotho(root):
         data.split("train")
 
 
-def text_pairs(path: Path, **options) -> TextPairs:
-    defaults = {"source": None, "target": None, "val_fraction": 0.1, "test_fraction": 0.1}
+def text_pairs(path: Path, **options) -> Dataset:
     tokenizer = ByteTokenizer(vocab_size=262, max_length=509)
-    return TextPairs(root=str(path), tokenizer=tokenizer, **(defaults | options))
+    return dataset(TextPairs, "text", root=str(path), tokenizer=tokenizer, **({"endings": None} | options))
 
 
 def test_english_and_french_sentences(root):
@@ -122,14 +120,16 @@ def test_english_and_french_sentences(root):
     assert ids == Counter(f"eng-fra.txt:{line}" for line in range(1, 2001))
     found = {sample.id: sample for split in splits.values() for sample in split}
     third = found["eng-fra.txt:3"]
-    assert data.tokenizer.decode(third.inputs["text"][0].tolist()) == "Two men are removing tree branches."
+    assert (
+        data.readers["text"].tokenizer.decode(third.inputs["text"][0].tolist()) == "Two men are removing tree branches."
+    )
     assert third.targets == {"caption": "Deux hommes enlèvent des branches d'arbre."} | {
         "references": ["Deux hommes enlèvent des branches d'arbre."]
     }
 
 
 def test_english_and_german_sentences_in_aligned_files(root):
-    data = text_pairs(root / "translation" / "multi30k", source="en", target="de", test_fraction=0.0)
+    data = text_pairs(root / "translation" / "multi30k", endings=("en", "de"), test_fraction=0.0)
     train, val = data.split("train"), data.split("val")
     assert len(train) + len(val) == 5000
     assert data.split("test") is None

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from perceiver.data.audio import Clips
-from perceiver.data.audio_folder import AudioFolder
-from perceiver.data.cifar import CIFAR
 from perceiver.data.collate import collate
-from perceiver.data.esc50 import ESC50
-from perceiver.data.image_folder import ImageFolder
-from perceiver.data.sound_file import SoundFile
+from perceiver.data.dataset import Dataset
+from perceiver.data.readers.sound_file import SoundFile
+from perceiver.data.sources.cifar import CIFAR
+from perceiver.data.sources.class_folders import ClassFolders
+from perceiver.data.sources.esc50 import ESC50
+from tests.data.datasets import dataset
 
 STAGES = ("train", "val", "test")
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -21,7 +21,6 @@ ESC10_CLASSES = [
     *("dog", "rooster", "rain", "sea_waves", "crackling_fire"),
     *("crying_baby", "sneezing", "clock_tick", "helicopter", "chainsaw"),
 ]
-IMAGES = {"on_error": "raise", "channels": 3, "augment": None, "val_fraction": 0.1}
 
 pytestmark = [
     pytest.mark.skipif("PERCEIVER_DATA" not in os.environ, reason="PERCEIVER_DATA names no folder of real data"),
@@ -39,8 +38,8 @@ def images(root) -> Path:
     return root / "images"
 
 
-def clips(seconds: float) -> Clips:
-    return Clips(sample_rate=16000, seconds=seconds, hop_seconds=seconds / 2, augment=None, log_mel=None)
+def clips(seconds: float) -> dict[str, float]:
+    return {"sample_rate": 16000, "seconds": seconds, "hop_seconds": seconds / 2}
 
 
 def labels(split) -> Counter[int]:
@@ -48,15 +47,8 @@ def labels(split) -> Counter[int]:
 
 
 def test_cifar10_as_folders(images):
-    data = ImageFolder(
-        root=str(images / "cifar10_folders"),
-        num_classes=10,
-        image_size=32,
-        test_fraction=0.1,
-        fold=None,
-        num_folds=5,
-        **IMAGES,
-    )
+    root = str(images / "cifar10_folders")
+    data = dataset(ClassFolders, "image", root=root, num_classes=10, image_size=32, val_fraction=0.1)
     assert data.class_names == CLASSES
     splits = {stage: data.split(stage) for stage in STAGES}
     assert labels(splits["test"]) == dict.fromkeys(range(10), 60)
@@ -68,7 +60,8 @@ def test_cifar10_as_folders(images):
 
 
 def test_cifar10_in_the_release_format(images):
-    data = CIFAR(variant="cifar10", root=str(images), num_classes=10, image_size=32, **IMAGES)
+    options = {"num_classes": 10, "image_size": 32, "val_fraction": 0.1}
+    data = dataset(CIFAR, "image", variant="cifar10", root=str(images), **options)
     data.prepare()
     assert data.class_names == CLASSES
     splits = {stage: data.split(stage) for stage in STAGES}
@@ -84,9 +77,7 @@ def test_cifar10_in_the_release_format(images):
 
 def test_photographs_of_all_sizes(images):
     root = images / "hymenoptera_data"
-    data = ImageFolder(
-        root=str(root), num_classes=2, image_size=(53, 61), test_fraction=0.1, fold=None, num_folds=5, **IMAGES
-    )
+    data = dataset(ClassFolders, "image", root=str(root), num_classes=2, image_size=(53, 61))
     assert data.class_names == ["ants", "bees"]
     splits = {stage: data.split(stage) for stage in STAGES}
     assert {stage: labels(split) for stage, split in splits.items()} == {
@@ -103,16 +94,9 @@ def test_photographs_of_all_sizes(images):
     assert not any(id.endswith(".gif") for id in ids)
 
 
-def esc50(root: Path, **options) -> ESC50:
-    defaults = {
-        "num_classes": 10,
-        "on_error": "raise",
-        "fold": 1,
-        "val_fraction": 0.0,
-        "esc10": True,
-        "clips": clips(5.0),
-    }
-    return ESC50(root=str(root), **(defaults | options))
+def esc50(root: Path, **options) -> Dataset:
+    defaults = {"num_classes": 10, "fold": 1, "val_fraction": 0.0, "esc10": True}
+    return dataset(ESC50, "audio", root=str(root), **clips(5.0), **(defaults | options))
 
 
 def test_esc10_in_the_layout_of_esc50(root):
@@ -122,10 +106,10 @@ def test_esc10_in_the_layout_of_esc50(root):
         assert data.split("val") is None
         for stage, count in (("train", 16), ("test", 8)):
             split = data.split(stage)
-            assert Counter(split.classes_of(index) for index in range(len(split))) == {
+            assert Counter(tuple(split.classes_of(index)) for index in range(len(split))) == {
                 (label,): count for label in range(10)
             }
-            assert (stage == "test") == all(f"audio/{fold}-" in path for path in split.paths)
+            assert (stage == "test") == all(f"audio/{fold}-" in path for path in split.items.files["audio"])
 
 
 def test_clips_of_esc10_are_sounds(root):
@@ -175,15 +159,8 @@ def test_spoken_digits_as_folders(root, tmp_path):
         folder = tmp_path / path.name[0]
         folder.mkdir(exist_ok=True)
         (folder / path.name).symlink_to(path)
-    options = {
-        "num_classes": 10,
-        "on_error": "raise",
-        "val_fraction": 0.25,
-        "test_fraction": 0.25,
-        "fold": None,
-        "num_folds": 5,
-    }
-    data = AudioFolder(root=str(tmp_path), clips=clips(0.5), **options)
+    options = {"num_classes": 10, "val_fraction": 0.25, "test_fraction": 0.25}
+    data = dataset(ClassFolders, "audio", root=str(tmp_path), **clips(0.5), **options)
     assert data.class_names == [str(digit) for digit in range(10)]
     counts = [labels(data.split(stage)) for stage in STAGES]
     assert sum(counts, Counter()) == dict.fromkeys(range(10), 12)

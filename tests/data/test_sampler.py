@@ -4,7 +4,7 @@ from itertools import product
 import pytest
 import torch
 
-from perceiver.data.sampler import NO_SAMPLE, KeyedSampler, class_balancing_weights, mix
+from perceiver.data.sampler import NO_SAMPLE, KeyedSampler, class_balancing_weights, fold_in
 
 WORLDS = (1, 2, 3)
 SIZES = (1, 2, 7, 101)
@@ -165,7 +165,7 @@ class TestClassBalance:
 def test_without_weights_the_order_is_the_one_it_always_was(num_samples, world_size):
     """Runs that were interrupted before there were weights go on as they began."""
     for rank, epoch in product(range(world_size), (0, 3)):
-        order = torch.randperm(num_samples, generator=torch.Generator().manual_seed(mix(5, epoch))).tolist()
+        order = torch.randperm(num_samples, generator=torch.Generator().manual_seed(fold_in(5, epoch))).tolist()
         order += [NO_SAMPLE] * (-num_samples % world_size)
         expected = [(epoch, index) for index in order[rank::world_size]]
         assert epoch_keys(num_samples, epoch=epoch, world_size=world_size, seed=5)[rank] == expected
@@ -173,8 +173,8 @@ def test_without_weights_the_order_is_the_one_it_always_was(num_samples, world_s
 
 def test_mix_separates_its_arguments():
     arguments = [args for length in (1, 2, 3) for args in product(range(-3, 17), repeat=length)]
-    assert len({mix(*args) for args in arguments}) == len(arguments)
+    assert len({fold_in(*args) for args in arguments}) == len(arguments)
 
 
 def test_mix_gives_what_torch_takes_as_a_seed():
-    assert all(0 <= mix(*args) < 2**63 for args in product((-1, 0, 2**31, 2**64 - 1), repeat=2))
+    assert all(0 <= fold_in(*args) < 2**63 for args in product((-1, 0, 2**31, 2**64 - 1), repeat=2))

@@ -10,9 +10,9 @@ from itertools import pairwise, permutations
 import numpy as np
 import pytest
 
-from perceiver.data.scene_graph import KINDS, ShapeFacts, constant_caption
-from perceiver.data.shape_grammar import COUNTS, PLURALS, WORDS, captions, parsed
-from perceiver.data.shape_scene import COLOURS, RELATIONS, SHAPES, Thing, things_of
+from perceiver.data.synthetic.scene_graph import KINDS, ShapeFacts, constant_caption
+from perceiver.data.synthetic.shape_grammar import COUNTS, PLURALS, WORDS, captions, parsed
+from perceiver.data.synthetic.shape_scene import COLOURS, RELATIONS, SHAPES, Thing, things_of
 from perceiver.tokenizer import WordTokenizer, words_in
 from perceiver.types import Box
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from perceiver.data.shape_scene import (
+from perceiver.data.synthetic.shape_scene import (
     COLOUR_JITTER,
     COLOURS,
     GAP,

@@ -7,12 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-from perceiver.data.base import UnreadableError
 from perceiver.data.collate import collate
-from perceiver.data.shape_grammar import COUNTS, WORDS, parsed
-from perceiver.data.shape_scene import COLOURS, SHAPES
-from perceiver.data.shape_scenes import NUM_TEXTS, ShapeScenes
+from perceiver.data.files import UnreadableError
+from perceiver.data.synthetic.shape_grammar import COUNTS, WORDS, parsed
+from perceiver.data.synthetic.shape_scene import COLOURS, SHAPES
+from perceiver.data.synthetic.shape_scenes import NUM_TEXTS, ShapeScenes
 from perceiver.tokenizer import words_in
+from tests.data.datasets import dataset
 
 SIDE = 37
 HELD_OUT = ["red square", "green triangle", "blue star"]
@@ -21,9 +22,7 @@ EVERY_PAIR = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
 
 def scenes(**changes):
     settings = {
-        "on_error": "raise",
         "image_size": SIDE,
-        "channels": 3,
         "num_samples": {"train": 307, "val": 101, "test": 211},
         "num_objects": (1, 4),
         "small": (0.14, 0.2),
@@ -34,7 +33,7 @@ def scenes(**changes):
         "unseen_share": 0.3,
         "seed": 3,
     }
-    return ShapeScenes(**settings | changes)
+    return dataset(ShapeScenes, "image", **settings | changes)
 
 
 def samples(stage, **changes):
@@ -119,7 +118,7 @@ class TestRandomness:
         one = image(scenes().split("val")[0])
         for other in (scenes(seed=4).split("val")[0], scenes().split("test")[0], scenes().split("val")[1]):
             assert not torch.allclose(one, image(other))
-        assert len({scenes().random(stage, 0).random() for stage in ("train", "val", "test")}) == 3
+        assert len({scenes().source.random(stage, 0).random() for stage in ("train", "val", "test")}) == 3
 
     def test_training_scenes_are_drawn_anew(self):
         split = scenes().split("train")
@@ -160,7 +159,7 @@ class TestHeldOut:
             assert sample.targets["group"] == ""
         data = scenes()
         for index in range(307):
-            shown = data.things(data.random("train", index, index), unseen=False)
+            shown = data.source.things(data.source.random("train", index, index), unseen=False)
             assert not {f"{one.colour} {one.shape}" for one in shown} & set(HELD_OUT)
 
     def test_test_scenes_show_one_where_they_say_so_and_only_there(self):
@@ -244,7 +243,6 @@ class TestParameters:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"channels": 1}, "channels=1"),
             ({"on_error": "panic"}, "on_error='panic'"),
             ({"image_size": 0}, "image_size=0"),
             ({"image_size": 19}, "image_size=19"),

@@ -6,11 +6,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from perceiver.data.base import UnreadableError
-from perceiver.data.image_augment import ImageAugment
-from perceiver.data.image_shards import ImageShards
+from perceiver.data.files import UnreadableError
+from perceiver.data.readers.image import ImageAugment
+from perceiver.data.sources.shards import Shards
 from perceiver.training.data_module import DataModule
 from perceiver.types import Batch
+from tests.data.datasets import dataset
 from tests.data.shard_trees import png, tar
 
 WORLDS = (1, 2, 3)
@@ -34,18 +35,11 @@ def data_module(
     root, rank=0, world_size=1, batches_done=0, *, num_workers=0, class_balanced=False, on_error="raise"
 ) -> DataModule:
     """As one process of a run has it that is continued behind some batches."""
-    dataset = ImageShards(
-        root=str(root),
-        num_classes=3,
-        on_error=on_error,
-        image_size=(13, 17),
-        channels=3,
-        augment=ImageAugment(crop_padding=2, horizontal_flip=0.5),
-        val_fraction=0.0,
-        test_fraction=0.0,
-    )
+    augment = ImageAugment(crop_padding=2, horizontal_flip=0.5)
+    options = {"num_classes": 3, "target": "label", "val_fraction": 0.0, "test_fraction": 0.0}
+    images = {"image_size": (13, 17), "augment": augment}
     data = DataModule(
-        dataset=dataset,
+        dataset=dataset(Shards, "image", root=str(root), on_error=on_error, **options, **images),
         batch_size=3,
         num_workers=num_workers,
         timeout_seconds=0,

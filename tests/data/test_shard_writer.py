@@ -1,128 +1,136 @@
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from perceiver.data.audio import Clips
-from perceiver.data.audio_folder import AudioFolder
-from perceiver.data.base import Dataset, UnreadableError
-from perceiver.data.caption_shards import CaptionShards, SoundCaptionShards
-from perceiver.data.clotho import Clotho
-from perceiver.data.digits import Digits
-from perceiver.data.flickr8k import Flickr8k
-from perceiver.data.fsd50k import FSD50K
-from perceiver.data.image_folder import ImageFolder
-from perceiver.data.image_shards import ImageShards
-from perceiver.data.sampler import mix
-from perceiver.data.shape_scenes import ShapeScenes
+from perceiver.data.dataset import Dataset
+from perceiver.data.files import UnreadableError
+from perceiver.data.readers.audio import AudioReader
+from perceiver.data.readers.image import ImageReader
+from perceiver.data.readers.text import TextReader
+from perceiver.data.sampler import fold_in
 from perceiver.data.shard_writer import Packed, Packing, ShardWriter, key_of
-from perceiver.data.shards import TarShards
-from perceiver.data.sound_scenes import SoundScenes
-from perceiver.data.sound_shards import SoundShards
+from perceiver.data.sources.base import Item, Source
+from perceiver.data.sources.class_folders import ClassFolders
+from perceiver.data.sources.clotho import Clotho
+from perceiver.data.sources.digits import Digits
+from perceiver.data.sources.flickr8k import Flickr8k
+from perceiver.data.sources.fsd50k import FSD50K
+from perceiver.data.sources.shard_index import TarShards
+from perceiver.data.sources.shards import Shards
+from perceiver.data.synthetic.shape_scenes import ShapeScenes
+from perceiver.data.synthetic.sound_scenes import SoundScenes
+from perceiver.tokenizer import ByteTokenizer
 from perceiver.types import Sample
-from tests.data.caption_trees import clotho_tree, flickr8k_tree
+from tests.data.caption_trees import clotho_tree, flickr8k_tree, photo
+from tests.data.datasets import built, dataset
 from tests.data.shard_trees import shard_tree
-from tests.data.tagged_trees import RATE, SECONDS, fsd50k_tree, noise
+from tests.data.tagged_trees import SECONDS, fsd50k_tree, noise
 from tests.training.runs import image_tree
 
 STAGES = ("train", "val", "test")
 COUNTS = {"train": 5, "val": 2, "test": 3}
-IMAGES = {"on_error": "raise", "image_size": 8, "channels": 3, "augment": None}
-OWN_SPLIT = {"val_fraction": 0.2, "test_fraction": 0.2, "fold": None, "num_folds": 5}
-NONE_SPLIT_OFF = {"val_fraction": 0.0, "test_fraction": 0.0}
-PLAIN = {"augment": None, "log_mel": None}
-CLIPS = {"on_error": "raise", "clips": Clips(sample_rate=RATE, seconds=SECONDS, hop_seconds=SECONDS, **PLAIN)}
-LONG_CLIPS = {"on_error": "raise", "clips": Clips(sample_rate=13007, seconds=9.0, hop_seconds=9.0, **PLAIN)}
+OWN_SPLIT = {"val_fraction": 0.2, "test_fraction": 0.2}
+CLIPS = {"seconds": SECONDS, "hop_seconds": SECONDS}
+LONG_CLIPS = {"sample_rate": 13007, "seconds": 9.0, "hop_seconds": 9.0}
 
 
-def scenes(root: Path) -> ShapeScenes:
-    return ShapeScenes(
-        on_error="raise",
-        image_size=31,
-        channels=3,
-        num_samples=COUNTS,
-        num_objects=(1, 3),
-        small=(0.14, 0.2),
-        large=(0.28, 0.38),
-        order="random",
-        num_references=3,
-        held_out=["red square"],
-        unseen_share=0.5,
-        seed=0,
-    )
+def scenes(root: Path) -> Dataset:
+    sizes = {"num_objects": (1, 3), "small": (0.14, 0.2), "large": (0.28, 0.38)}
+    texts = {"order": "random", "num_references": 3, "held_out": ["red square"], "unseen_share": 0.5}
+    return dataset(ShapeScenes, "image", image_size=31, num_samples=COUNTS, seed=0, **sizes, **texts)
 
 
-def sound_scenes(root: Path) -> SoundScenes:
+def sound_scenes(root: Path) -> Dataset:
     options = {"scene_seconds": 1.7, "max_events": 3, "event_seconds": (0.4, 0.9), "snr": (0.0, 10.0), "seed": 0}
-    return SoundScenes(num_classes=5, num_samples=COUNTS, **LONG_CLIPS, **options)
+    return dataset(SoundScenes, "audio", num_classes=5, num_samples=COUNTS, **LONG_CLIPS, **options)
 
 
-def audio_folder(root: Path) -> AudioFolder:
+def audio_folder(root: Path) -> Dataset:
     for number in range(23):
         noise(root / ("bark", "chirp")[number % 2] / f"{number}.{('wav', 'flac')[number % 3 == 0]}")
-    return AudioFolder(root=str(root), num_classes=2, **OWN_SPLIT, **CLIPS)
+    return dataset(ClassFolders, "audio", root=str(root), num_classes=2, **OWN_SPLIT, **CLIPS)
 
 
-def image_folder(root: Path) -> ImageFolder:
-    options = IMAGES | OWN_SPLIT
-    return ImageFolder(root=str(image_tree(root)), num_classes=3, **options)
+def image_folder(root: Path) -> Dataset:
+    return dataset(ClassFolders, "image", root=str(image_tree(root)), num_classes=3, **OWN_SPLIT)
 
 
-def image_shards(root: Path, num_classes: int = 3, image_size: int = 8) -> ImageShards:
-    options = IMAGES | NONE_SPLIT_OFF | {"image_size": image_size}
-    return ImageShards(root=str(root), num_classes=num_classes, **options)
+def pairs(root: Path) -> Dataset:
+    """Class folders of images and sounds, of which some samples have but one."""
+    for number in range(23):
+        if number % 3:
+            noise(root / ("bark", "chirp")[number % 2] / f"{number}.wav")
+        if number % 5:
+            photo(root / ("bark", "chirp")[number % 2] / f"{number}.png")
+    source = built(ClassFolders, root=str(root), num_classes=2, **OWN_SPLIT)
+    return Dataset(source=source, readers=both(), on_error="raise")
 
 
-def sound_shards(root: Path, num_classes: int, **options) -> SoundShards:
-    return SoundShards(root=str(root), num_classes=num_classes, **(NONE_SPLIT_OFF | CLIPS | options))
+def both() -> dict:
+    return {"image": built(ImageReader), "audio": built(AudioReader, **CLIPS)}
 
 
-def caption_shards(root: Path, image_size: int = 8) -> CaptionShards:
-    return CaptionShards(root=str(root), **(IMAGES | NONE_SPLIT_OFF | {"image_size": image_size}))
+def pair_shards(root: Path) -> Dataset:
+    source = built(Shards, root=str(root), target="label", num_classes=2, val_fraction=0.0, test_fraction=0.0)
+    return Dataset(source=source, readers=both(), on_error="raise")
 
 
+def shards(modality: str, target: str, root: Path, *, num_classes: int = 0, **options) -> Dataset:
+    none_split_off = {"val_fraction": 0.0, "test_fraction": 0.0}
+    options = none_split_off | (CLIPS if modality == "audio" else {}) | options
+    return dataset(Shards, modality, root=str(root), target=target, num_classes=num_classes, **options)
+
+
+image_shards = partial(shards, "image", "label", num_classes=3)
 CASES: dict[str, tuple[Callable[[Path], Dataset], Callable[[Path], Dataset], int]] = {
     "image_folder": (image_folder, image_shards, 0),
-    "digits": (lambda root: Digits(num_classes=10, **OWN_SPLIT, **IMAGES), lambda root: image_shards(root, 10), 0),
+    "digits": (
+        lambda root: dataset(Digits, "image", num_classes=10, **OWN_SPLIT),
+        partial(shards, "image", "label", num_classes=10),
+        0,
+    ),
     "image_shards": (lambda root: image_shards(shard_tree(root, "image", "cls")), image_shards, 0),
-    "audio_folder": (audio_folder, lambda root: sound_shards(root, 2, multi_label=False), 0),
+    "audio_folder": (audio_folder, partial(shards, "audio", "label", num_classes=2), 0),
     "fsd50k": (
-        lambda root: FSD50K(root=str(fsd50k_tree(root)), num_classes=3, **CLIPS),
-        lambda root: sound_shards(root, 3, multi_label=True),
+        lambda root: dataset(FSD50K, "audio", root=str(fsd50k_tree(root)), num_classes=3, **CLIPS),
+        partial(shards, "audio", "tags", num_classes=3),
         0,
     ),
-    "sound_scenes": (sound_scenes, lambda root: sound_shards(root, 5, multi_label=True, **LONG_CLIPS), 13007),
+    "sound_scenes": (sound_scenes, partial(shards, "audio", "tags", num_classes=5, **LONG_CLIPS), 13007),
     "flickr8k": (
-        lambda root: Flickr8k(root=str(flickr8k_tree(root)), val_fraction=0.2, test_fraction=0.2, **IMAGES),
-        caption_shards,
+        lambda root: dataset(Flickr8k, "image", root=str(flickr8k_tree(root)), **OWN_SPLIT),
+        partial(shards, "image", "references"),
         0,
     ),
-    "shape_scenes": (scenes, lambda root: caption_shards(root, 31), 0),
+    "shape_scenes": (scenes, partial(shards, "image", "references", image_size=31), 0),
     "clotho": (
-        lambda root: Clotho(root=str(clotho_tree(root)), **CLIPS),
-        lambda root: SoundCaptionShards(root=str(root), **CLIPS, **NONE_SPLIT_OFF),
+        lambda root: dataset(Clotho, "audio", root=str(clotho_tree(root)), **CLIPS),
+        partial(shards, "audio", "references"),
         0,
     ),
+    "pairs": (pairs, pair_shards, 0),
 }
 
 
-def write(dataset: Dataset, out: Path, sample_rate: int = 0, samples_per_shard: int = 7, most: int = 50) -> ShardWriter:
+def write(data: Dataset, out: Path, sample_rate: int = 0, samples_per_shard: int = 7, most: int = 50) -> ShardWriter:
     """Shards of at most so many samples of each stage of a data set."""
     writer = ShardWriter(out, samples_per_shard=samples_per_shard)
     for stage in STAGES:
-        split = dataset.split(stage)
+        split = data.split(stage)
         packing = Packing(split, sample_rate=sample_rate, check=True)
         writer.write(stage, (packing[index] for index in range(min(most, len(split)))))
-    if dataset.class_names:
-        writer.write_text("classes.txt", "".join(f"{name}\n" for name in dataset.class_names))
+    if data.class_names:
+        writer.write_text("classes.txt", "".join(f"{name}\n" for name in data.class_names))
     writer.finish()
     return writer
 
 
 def first_look(split, index: int) -> Sample:
     """A sample as it is in the first epoch."""
-    torch.manual_seed(mix(0, 0, index))
+    torch.manual_seed(fold_in(0, 0, index))
     return split[index]
 
 
@@ -158,7 +166,8 @@ def test_files_are_copied_byte_by_byte(tmp_path):
     write(data, tmp_path / "to")
     one, other = data.split("train"), image_shards(tmp_path / "to").split("train")
     for index in range(len(one)):
-        assert other.file(index)[0].open("rb").read() == one.file(index)[0].read_bytes()
+        copied, original = other.items[index].parts["image"], one.items[index].parts["image"]
+        assert copied.open("rb").read() == original.read_bytes()
 
 
 def test_the_same_samples_give_the_same_bytes(tmp_path):
@@ -211,7 +220,7 @@ class TestUnreadable:
     def test_what_cannot_be_read_is_told(self, tmp_path, check):
         data = image_folder(tmp_path)
         packing = Packing(data.split("train"), sample_rate=0, check=check)
-        (path, _), (other, _) = data.split("train").file(0), data.split("train").file(1)
+        path, other = (data.split("train").items[index].parts["image"] for index in range(2))
         path.write_text("no image")
         other.unlink()
         assert isinstance(packing[0], UnreadableError if check else Packed)
@@ -219,19 +228,21 @@ class TestUnreadable:
         assert isinstance(packing[2], Packed)
 
     def test_an_ending_that_shards_do_not_have_is_told(self, tmp_path):
-        data = Flickr8k(root=str(flickr8k_tree(tmp_path)), val_fraction=0.2, test_fraction=0.2, **IMAGES)
-        split = data.split("train")
-        split.paths[0] = split.paths[0].replace(".jpg", ".xyz")
-        message = "its ending is neither that of an image nor that of a sound"
-        assert str(Packing(split, sample_rate=0, check=False)[0]) == f"{split.paths[0]}: {message}"
+        split = dataset(Flickr8k, "image", root=str(flickr8k_tree(tmp_path)), **OWN_SPLIT).split("train")
+        paths = split.items.files["image"]
+        paths[0] = paths[0].replace(".jpg", ".xyz")
+        message = "its ending is not that of an image"
+        assert str(Packing(split, sample_rate=0, check=False)[0]) == f"{paths[0]}: {message}"
 
     def test_what_shards_do_not_hold_is_refused(self):
-        class Texts:
-            def __getitem__(self, index: int) -> Sample:
-                return Sample({"text": torch.zeros(1, 3)}, {}, "x")
+        class Texts(Source):
+            def items(self, stage, roles):
+                return [Item({"text": "a"}, {}, "x")]
 
-        with pytest.raises(ValueError, match=r"^x: shards hold one image or one sound a sample, and this is text$"):
-            Packing(Texts(), sample_rate=0, check=True)[0]
+        reader = TextReader(tokenizer=ByteTokenizer(vocab_size=262, max_length=7))
+        split = Dataset(source=Texts(), readers={"text": reader}, on_error="raise").split("train")
+        with pytest.raises(ValueError, match=r"^x: shards hold images and sounds, and no text$"):
+            Packing(split, sample_rate=0, check=True)[0]
 
 
 @pytest.mark.parametrize("wrong", [0, -1])

@@ -6,9 +6,10 @@ import pytest
 import soundfile
 import torch
 
-from perceiver.data import base, sound_file
-from perceiver.data.base import UnreadableError
-from perceiver.data.sound_file import SoundFile, resampled
+from perceiver.data import files
+from perceiver.data.files import UnreadableError
+from perceiver.data.readers import sound_file
+from perceiver.data.readers.sound_file import SoundFile, resampled
 
 RATE = 16000
 RATES = [8000, 11025, 16000, 22050, 24000, 32000, 44100, 44101, 48000, 96000]
@@ -81,7 +82,7 @@ class TestKinds:
     def test_of_channels_that_cancel_each_other_the_loudest_is_read(
         self, tmp_path, monkeypatch, caplog, shares, kind, block
     ):
-        monkeypatch.setattr(base, "_told", set())
+        monkeypatch.setattr(files, "_told", set())
         monkeypatch.setattr(sound_file, "BLOCK", block)
         if kind == "mp3":
             shares = (shares[0], -shares[0])[: len(shares)]  # it has two at most, here equally loud
@@ -97,7 +98,7 @@ class TestKinds:
 
     @pytest.mark.parametrize("shares", [(1.0, 0.0), (0.0, 0.0, 0.0, 1.0, 0.0, 0.0), (1.0, -0.8), (1.0,)])
     def test_channels_of_which_something_is_left_are_mixed(self, tmp_path, monkeypatch, caplog, shares):
-        monkeypatch.setattr(base, "_told", set())
+        monkeypatch.setattr(files, "_told", set())
         wave = sine(443, RATE, 0.1)
         read = SoundFile(write(tmp_path / "x.wav", wave[:, None] * shares, kind="float wav"), RATE).read()
         torch.testing.assert_close(read[0], torch.from_numpy(wave * np.mean(shares)).float(), atol=1e-5, rtol=0.0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from perceiver.data.sound_length import is_cut_off
+from perceiver.data.readers.sound_length import is_cut_off
 
 KINDS = ["WAV", "AIFF", "OGG"]
 OTHERS = ["FLAC", "AU", "MP3", "CAF"]

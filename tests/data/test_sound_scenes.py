@@ -4,25 +4,29 @@ import numpy as np
 import pytest
 import torch
 
-from perceiver.data.audio import AudioAugment, Clips
-from perceiver.data.sound_events import BAND_ENERGY, EVENTS, LEAST_RATE, LONGEST_PAUSE, background, band, faded
-from perceiver.data.sound_scenes import PEAK_LEVEL, SoundScenes
+from perceiver.data.readers.audio import AudioAugment
+from perceiver.data.synthetic.sound_events import (
+    BAND_ENERGY,
+    EVENTS,
+    LEAST_RATE,
+    LONGEST_PAUSE,
+    background,
+    band,
+    faded,
+)
+from perceiver.data.synthetic.sound_scenes import PEAK_LEVEL, SoundScenes
 from perceiver.spectrogram import LogMel
+from tests.data.datasets import dataset
 
 RATE = 16_000
-
-
-def clips(**changes):
-    return Clips(
-        **{"sample_rate": RATE, "seconds": 3.0, "hop_seconds": 1.0, "augment": None, "log_mel": None} | changes
-    )
 
 
 def scenes(**changes):
     settings = {
         "num_classes": 12,
-        "on_error": "raise",
-        "clips": clips(),
+        "sample_rate": RATE,
+        "seconds": 3.0,
+        "hop_seconds": 1.0,
         "num_samples": {"train": 29, "val": 23, "test": 31},
         "scene_seconds": 3.0,
         "max_events": 5,
@@ -30,7 +34,7 @@ def scenes(**changes):
         "snr": (-7.0, 11.0),
         "seed": 3,
     }
-    return SoundScenes(**settings | changes)
+    return dataset(SoundScenes, "audio", **settings | changes)
 
 
 def wave(sample):
@@ -162,7 +166,7 @@ class TestScenes:
         split = scenes(scene_seconds=5.0).split("val")
         assert split[0].views == ("0.00-3.00 s", "1.00-4.00 s", "2.00-5.00 s")
         assert wave(split[0]).shape == (3, 1, 3 * RATE)
-        loud = scenes(clips=clips(augment=AudioAugment(gain=17.0, time_shift=0.0, polarity=0.0))).split("train")
+        loud = scenes(augment=AudioAugment(gain=17.0, time_shift=0.0, polarity=0.0)).split("train")
         plain = scenes().split("train")
         torch.manual_seed(1)
         one = wave(plain[5])
@@ -187,7 +191,7 @@ class TestScenes:
             ({"event_seconds": (1.0, 3.1)}, "scene_seconds=3.0"),
             ({"snr": (3.0, -3.0)}, r"snr=\[3.0, -3.0\]"),
             ({"num_samples": {"train": -1, "val": 0, "test": 0}}, "num_samples"),
-            ({"clips": clips(sample_rate=8000)}, "sample_rate=8000"),
+            ({"sample_rate": 8000}, "sample_rate=8000"),
         ],
     )
     def test_what_cannot_be_is_refused_by_name(self, change, message):

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from perceiver.data.base import UnreadableError
+from perceiver.data.files import UnreadableError
 from perceiver.data.tables import Row, is_file_name, read_rows
 
 COLUMNS = ["name", "fold"]

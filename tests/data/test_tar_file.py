@@ -6,8 +6,8 @@ import tarfile
 
 import pytest
 
-from perceiver.data.base import UnreadableError
-from perceiver.data.tar_file import BLOCK, files_in
+from perceiver.data.files import UnreadableError
+from perceiver.data.sources.tar_file import BLOCK, files_in
 from tests.data.shard_trees import tar
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}

@@ -1,6 +1,6 @@
 import pytest
 
-from perceiver.data.base import UnreadableError
+from perceiver.data.files import UnreadableError
 from perceiver.data.text_file import Entry, read_lines, read_text
 
 

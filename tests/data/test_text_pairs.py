@@ -3,11 +3,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from perceiver.data.base import UnreadableError
 from perceiver.data.collate import collate
-from perceiver.data.text_pairs import TextPairs
+from perceiver.data.dataset import Dataset
+from perceiver.data.files import UnreadableError
+from perceiver.data.sources.text_pairs import TextPairs
 from perceiver.tokenizer import PAD, ByteTokenizer, WordTokenizer
 from tests.data.caption_trees import lines, numbers, samples, text_pairs_tree
+from tests.data.datasets import dataset
 
 STAGES = ("train", "val", "test")
 BYTES = ByteTokenizer(vocab_size=262, max_length=53)
@@ -18,9 +20,9 @@ def root(tmp_path) -> Path:
     return text_pairs_tree(tmp_path)
 
 
-def data(root: Path, **options) -> TextPairs:
-    defaults = {"tokenizer": BYTES, "source": None, "target": None, "val_fraction": 0.0, "test_fraction": 0.0}
-    return TextPairs(root=str(root), **(defaults | options))
+def data(root: Path, **options) -> Dataset:
+    defaults = {"tokenizer": BYTES, "endings": None, "val_fraction": 0.0, "test_fraction": 0.0}
+    return dataset(TextPairs, "text", root=str(root), **(defaults | options))
 
 
 def pairs(split) -> list[tuple[str, str]]:
@@ -140,7 +142,7 @@ class TestAlignedFiles:
         return tmp_path
 
     def test_lines_belong_together(self, aligned):
-        made = data(aligned, source="de", target="en")
+        made = data(aligned, endings=("de", "en"))
         assert pairs(made.split("train")) == [(f"train {nth} in de", f"train {nth} in en") for nth in range(7)]
         assert made.split("train")[2].id == "train.de:3"
         assert len(made.split("val")) == 7
@@ -149,38 +151,33 @@ class TestAlignedFiles:
     def test_pairs_that_lack_a_text_are_left_out_and_the_others_stay_together(self, aligned, caplog):
         lines(aligned / "train.en", ["a", "", "c", "d"])
         lines(aligned / "train.de", ["A", "B", " ", "D"])
-        train = data(aligned, source="en", target="de").split("train")
+        train = data(aligned, endings=("en", "de")).split("train")
         assert pairs(train) == [("a", "A"), ("d", "D")]
         assert train[1].id == "train.en:4"
         assert caplog.messages == [f"{aligned}/train.en: left out 2 of 4 that lack a text: train.en:2, train.en:3"]
 
     def test_files_of_two_lengths(self, aligned):
         lines(aligned / "train.en", ["a", "b"])
-        refused(aligned, "ROOT/train.en: 2 lines, but ROOT/train.de has 7", source="en", target="de")
+        refused(aligned, "ROOT/train.en: 2 lines, but ROOT/train.de has 7", endings=("en", "de"))
 
     def test_one_file_without_the_other(self, aligned):
         (aligned / "train.de").unlink()
-        refused(aligned, "ROOT/train.de: no such file", FileNotFoundError, source="en", target="de")
+        refused(aligned, "ROOT/train.de: no such file", FileNotFoundError, endings=("en", "de"))
 
     def test_none_of_the_two(self, aligned):
         message = "root=ROOT: neither a file nor a folder with train.en and train.cs in it"
         for language in ("en", "fr"):
             (aligned / f"train.{language}").unlink()
-        refused(aligned, message, FileNotFoundError, source="en", target="cs")
+        refused(aligned, message, FileNotFoundError, endings=("en", "cs"))
 
     def test_none_is_named(self, aligned):
         message = "root=ROOT: neither a file nor a folder with train.tsv in it"
-        refused(aligned, f"{message}; of the endings de, en, fr, one may be source= and one target=", FileNotFoundError)
+        refused(aligned, message + "; there are train.{de,en,fr}: two of them may be endings=", FileNotFoundError)
 
     def test_endings_for_a_root_that_is_a_file(self, aligned):
-        message = "root=ROOT/train.en is one file, but source and target are the endings of two"
+        message = "root=ROOT/train.en is one file, but endings=.* are those of two"
         with pytest.raises(ValueError, match=message.replace("ROOT", str(aligned))):
-            data(aligned / "train.en", source="en", target="de").split("train")
-
-    @pytest.mark.parametrize("given", [{"source": "en"}, {"target": "en"}])
-    def test_one_ending(self, aligned, given):
-        with pytest.raises(ValueError, match="either both are endings of files, or none is"):
-            data(aligned, **given)
+            data(aligned / "train.en", endings=("en", "de")).split("train")
 
 
 class TestRead:

@@ -11,7 +11,7 @@ import soundfile
 import torch
 from PIL import Image
 
-from perceiver.data.text_pairs import TextPairs
+from perceiver.data.sources.text_pairs import TextPairs
 from perceiver.encoders.stems import PatchStem
 from perceiver.encoders.text import TextEncoder
 from perceiver.inspection import media as media_module
@@ -21,6 +21,7 @@ from perceiver.inspection.media import Media, samples_of, texts_of
 from perceiver.positions import LearnedPositions
 from perceiver.tokenizer import BOS, EOS, PAD, SPECIAL, ByteTokenizer
 from perceiver.types import Axis, Batch, Box, Grid, Picture, Span
+from tests.data.datasets import dataset
 from tests.inspection.looks import labelled
 from tests.inspection.models import captions, grid, look, perceiver
 from tests.models import audio_encoder, image_encoder, waveform_encoder
@@ -154,9 +155,7 @@ def test_spectrograms_cannot_be_heard():
 
 def test_texts_have_no_picture_and_the_pieces_of_their_sample(tmp_path):
     tokenizer = ByteTokenizer(vocab_size=262, max_length=53)
-    data = TextPairs(
-        root=str(tmp_path), tokenizer=tokenizer, source=None, target=None, val_fraction=0.0, test_fraction=0.0
-    )
+    data = dataset(TextPairs, "text", root=str(tmp_path), tokenizer=tokenizer, endings=None)
     ids = tokenizer.encode_batch(["abc", "d", "ef"])[:, None]
     batch = captions({"text": ids}, ["a", "b", "c"])
     batch.masks["text"] = ids[:, 0] != PAD

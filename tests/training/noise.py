@@ -8,7 +8,9 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from perceiver.attention import BlockSpec
-from perceiver.data.base import Dataset, UnreadableError
+from perceiver.data.dataset import Dataset
+from perceiver.data.readers.array import ArrayReader
+from perceiver.data.sources.base import Item, Source
 from perceiver.decoders.queries import QueryDecoder
 from perceiver.queries.learned import Learned
 from perceiver.tasks.classification import Classification
@@ -16,21 +18,21 @@ from perceiver.training.attention_callback import AttentionCallback
 from perceiver.training.data_module import DataModule
 from perceiver.training.module import TrainingModule
 from perceiver.training.optimization import constant
-from perceiver.types import Box, Sample
+from perceiver.types import Box
 from tests.inspection.models import TEXT, EveryWord, captioning, perceiver_io, text_decoder
 from tests.models import DIM, image_encoder
 
 DROPPING = BlockSpec(num_heads=1, attention_dropout=0.3, residual_dropout=0.2)
 
 
-class Noise(Dataset):
+class Noise(Source):
     """Thirteen images of noise a stage, those for training augmented by more noise, those for validation with boxes.
 
     With `texts` they have captions, and for validation facts, too, by which all words speak of what is in the boxes.
     """
 
     def __init__(self, stages: str, *, boxes: bool = False, texts: bool = False) -> None:
-        super().__init__(num_classes=0 if texts else 3, on_error="raise")
+        super().__init__(num_classes=0 if texts else 3)
         self.stages = stages.split()
         self.boxes = boxes
         self.texts = texts
@@ -39,14 +41,11 @@ class Noise(Dataset):
     def class_names(self) -> list[str]:
         return [] if self.texts else ["a", "b", "c"]
 
-    def split(self, stage):
-        return NoiseSplit(stage, boxes=self.boxes, texts=self.texts) if stage in self.stages else None
-
-    def read(self, path: Path) -> Sample:
-        raise UnreadableError(str(path))
+    def items(self, stage, roles):
+        return NoiseItems(stage, boxes=self.boxes, texts=self.texts) if stage in self.stages else None
 
 
-class NoiseSplit:
+class NoiseItems:
     def __init__(self, stage: str, *, boxes: bool = False, texts: bool = False) -> None:
         self.stage = stage
         self.boxes = boxes
@@ -56,7 +55,7 @@ class NoiseSplit:
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> Item:
         image = self.images[index]
         if self.stage == "train":
             image = (image + 0.1 * torch.rand_like(image)).clamp(0, 1)
@@ -68,7 +67,12 @@ class NoiseSplit:
             ]
             if self.texts:
                 targets["facts"] = EveryWord(*targets["boxes"])
-        return Sample({"image": image}, targets, f"{self.stage}/{index}")
+        return Item({"image": image}, targets, f"{self.stage}/{index}")
+
+
+def noise(stages: str, **options) -> Dataset:
+    readers = {"image": ArrayReader(shape=[3, 11, 13])}
+    return Dataset(source=Noise(stages, **options), readers=readers, on_error="raise")
 
 
 def attention(every_n_epochs: int = 1, **options) -> AttentionCallback:
@@ -90,7 +94,7 @@ def fit(
 ) -> tuple[Trainer, TrainingModule]:
     """A short training: three steps an epoch."""
     torch.manual_seed(seed)
-    dataset = Noise(stages, boxes=boxes, texts=texts)
+    dataset = noise(stages, boxes=boxes, texts=texts)
     if texts:
         decoder, task = text_decoder(), captioning()
     else:

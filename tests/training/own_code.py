@@ -5,22 +5,22 @@ from pathlib import Path
 CODE = '''
 import torch
 from lightning.pytorch import Callback
-from perceiver.data.images import ImageArray, ImageDataset
+from perceiver.data.sources.base import ImageItems, Source
 from perceiver.encoders.image import ImageEncoder
 
 
-class Bars(ImageDataset):
+class Bars(Source):
     """Upright and lying bars."""
 
     class_names = ["upright", "lying"]
 
-    def split(self, stage):
+    def items(self, stage, roles):
         number = {"train": 53, "val": 11, "test": 13}[stage]
         images = torch.zeros(number, 1, 8, 8, dtype=torch.uint8)
         for index, image in enumerate(images[:, 0]):
             (image if index % 2 else image.T)[index % 7] = 255
         names = [f"bar{index}" for index in range(number)]
-        return ImageArray(self, images, [index % 2 for index in range(number)], names, train=stage == "train")
+        return ImageItems(images=images, labels=[index % 2 for index in range(number)], ids=names)
 
 
 class Inverted(ImageEncoder):
@@ -48,7 +48,13 @@ def halved(step: int, total_steps: int, *, at: float) -> float:
     return 1.0 if step < at * total_steps else 0.5
 '''
 CONFIGS = {
-    "data/bars": "{_target_: NAME.parts.Bars, num_classes: 2, on_error: skip, image_size: 8, channels: 1, augment: }",
+    "data/bars": """
+defaults: [/reader@readers.image: image, _self_]
+_target_: perceiver.data.dataset.Dataset
+on_error: skip
+source: {_target_: NAME.parts.Bars, num_classes: 2}
+readers: {image: {image_size: 8, channels: 1, augment: null}}
+""",
     "encoder/inverted": "{defaults: [image_patches, _self_], _target_: NAME.parts.Inverted}",
     "callbacks/steps": "{steps: {_target_: NAME.parts.Steps, start: 3}}",
     "schedule/halved": "{_target_: NAME.parts.halved, _partial_: true, at: 0.5}",

@@ -20,6 +20,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 from PIL import Image
 
+from perceiver.training.overrides import in_full
+
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
 
@@ -58,7 +60,7 @@ JOINT = [
 def composed(*overrides: str, conf: Path = CONF, name: str = "train"):
     """A config as Hydra hands it to a main function."""
     with initialize_config_dir(str(conf), version_base="1.3"):
-        cfg = compose(name, overrides=list(overrides), return_hydra_config=True)
+        cfg = compose(name, overrides=[in_full(override) for override in overrides], return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
     with open_dict(cfg):
         del cfg["hydra"]

@@ -11,7 +11,7 @@ from perceiver.inspection import deletion as deletion_module
 from perceiver.training import attention_callback as callback_module
 from perceiver.training.module import TrainingModule
 from tests.inspection.models import look
-from tests.training.noise import NoiseSplit, attention, events, fit
+from tests.training.noise import NoiseItems, attention, events, fit
 from tests.training.wandb_file import offline_mirror, rows, run_folders
 
 
@@ -96,7 +96,7 @@ def test_maps_are_those_of_averaged_weights_where_these_are_validated_and_saved(
 def test_maps_of_a_training_in_mixed_precision_are_those_of_its_precision(tmp_path):
     _, module = fit(tmp_path, attention(), max_epochs=1, precision="bf16-mixed")
     (event,) = events(tmp_path)
-    event["input/image"] = NoiseSplit("val").images[[0, 4, 8]].numpy()  # unrounded
+    event["input/image"] = NoiseItems("val").images[[0, 4, 8]].numpy()  # unrounded
     with torch.autocast("cpu", dtype=torch.bfloat16):
         np.testing.assert_allclose(event["cross0/weights"], map_of(module, event), atol=5e-4)
     assert 1e-3 < np.abs(event["cross0/weights"] - map_of(module, event)).max() < 0.03
@@ -255,7 +255,7 @@ def test_sheets_show_the_best_classes_of_each_sample_where_they_ask_for_themselv
     if num_queries == 1:
         assert answers == [[[], [], []]]
         return
-    images = NoiseSplit("val").images[[0, 4, 8]]
+    images = NoiseItems("val").images[[0, 4, 8]]
     best = module.eval().model({"image": images})["logits"].argsort(dim=1, descending=True)
     assert [[answer.queries for answer in row] for row in answers[0]] == [[(k,) for k in row] for row in best.tolist()]
     assert all(answer.name == "abc"[answer.label] for row in answers[0] for answer in row)

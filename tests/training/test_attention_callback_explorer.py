@@ -21,7 +21,7 @@ from perceiver.training.loggers.curves import Curves
 from perceiver.training.results import final_metrics
 from tests.inspection.looks import contents_of
 from tests.inspection.models import look
-from tests.training.noise import NoiseSplit, attention, events, fit
+from tests.training.noise import NoiseItems, attention, events, fit
 from tests.training.runs import ROOT, SMALL, metrics, train, trained
 from tests.training.wandb_file import offline_mirror, rows, run_folders
 
@@ -100,7 +100,7 @@ def test_statistics_are_those_of_the_model_on_the_first_probe_set(tmp_path, monk
         Capture, "statistics", lambda self, *, alpha: alphas.append(alpha) or original(self, alpha=alpha)
     )
     _, module = fit(tmp_path, attention(rollout_alpha="norm"), max_epochs=1)
-    images = NoiseSplit("val").images[[0, 4, 8]]
+    images = NoiseItems("val").images[[0, 4, 8]]
     expected = statistics(look(module.model, {"image": images}), alpha="norm")
     assert alphas == ["norm"]
     (event,) = events(tmp_path)

@@ -18,7 +18,7 @@ from perceiver.training.data_module import DataModule
 from perceiver.training.loggers import Curves
 from perceiver.training.module import TrainingModule
 from tests.inspection.looks import observer
-from tests.training.noise import NoiseSplit, attention, events, fit
+from tests.training.noise import attention, events, fit, noise
 from tests.training.wandb_file import offline_mirror, rows, run_folders
 
 SCORES = ["energy_in_box", "energy_in_box_chance", "pointing_game", "pointing_game_chance"]
@@ -26,7 +26,7 @@ SCORES = ["energy_in_box", "energy_in_box_chance", "pointing_game", "pointing_ga
 
 def scores_of(module: TrainingModule, num_samples: int) -> dict[str, float]:
     """The scores of the module's present weights for all samples of a probe set at once."""
-    split = NoiseSplit("val", boxes=True)
+    split = noise("val", boxes=True).split("val")
     batch = collate([split[index * len(split) // num_samples] for index in range(num_samples)])
     look = observer(module.model.eval(), class_names=["a", "b", "c"]).look(batch)
     return {f"attention/{name}": value for name, value in mean_scores([localization(look)]).items()}
@@ -140,7 +140,7 @@ SCORES_OF_WORDS = sorted([f"{name}_{kind}" for name in SCORES for kind in ("colo
 def test_words_are_scored_by_kind_and_for_how_much_alike_they_are(tmp_path, num_samples):
     callback = attention(2, num_samples=num_samples)
     _, module = fit(tmp_path, callback, texts=True, boxes=True, max_epochs=3)
-    split = NoiseSplit("val", boxes=True, texts=True)
+    split = noise("val", boxes=True, texts=True).split("val")
     samples = [split[index * len(split) // 7] for index in range(7)]
     cases = []
     for sample in samples:  # alone, so that nothing fills up its text

@@ -125,7 +125,12 @@ def test_every_target_of_a_run_is_trusted(run):
     "target",
     [
         *("os.system", "builtins.eval", "torch.load", "torch.hub.load", "torch.nn.Nope", "perceiver.model.torch.load"),
-        *("perceiver.training.run.shutil.rmtree", "perceiver.data.cifar.read_pickle", "perceiver_evil.Model", ""),
+        *(
+            "perceiver.training.run.shutil.rmtree",
+            "perceiver.data.sources.cifar.read_pickle",
+            "perceiver_evil.Model",
+            "",
+        ),
     ],
 )
 def test_other_names_are_not(target):

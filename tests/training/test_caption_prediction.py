@@ -8,7 +8,7 @@ import soundfile
 import torch
 from PIL import Image
 
-from perceiver.data.shape_grammar import WORDS
+from perceiver.data.synthetic.shape_grammar import WORDS
 from perceiver.inspection.sheets import BAR_WIDTH, GAP, TILE, TITLE_HEIGHT
 from perceiver.tokenizer import words_in
 from perceiver.training.finished import load

@@ -68,13 +68,13 @@ MISTAKES = {
     "data.image_size=abc": ["image_size=abc"],
     "trainer.precision=foo": ["trainer.precision='foo'", "'bf16-mixed'"],
     # nothing where something must be given, or something that is not on disk
-    "data=image_folder": ["data.root must be given: data.root=…"],
+    "data=image_folder": ["data.source.root must be given: data.source.root=…"],
     "~model.memory.num_latents": ["model", "num_latents"],
-    "data=image_folder data.root=/no/such/folder": ["data.root=/no/such/folder: no such folder"],
+    "data=image_folder data.root=/no/such/folder": ["data.source.root=/no/such/folder: no such folder"],
     "ckpt_path=/no/such.ckpt": ["ckpt_path=/no/such.ckpt: no such checkpoint"],
     # impossible values
-    "data.num_classes=11": ["data.num_classes=11", "10 digits"],
-    "data.channels=2": ["data.channels=2"],
+    "data.num_classes=11": ["data.source.num_classes=11", "10 digits"],
+    "data.channels=2": ["data.readers.image.channels=2"],
     "data.image_size=0": ["image_size=0"],
     "loader.batch_size=0": ["loader.batch_size=0"],
     "model.memory.num_latents=0": ["model.memory.num_latents=0"],
@@ -90,8 +90,11 @@ MISTAKES = {
     "schedule=steps schedule.milestones=[84,102]": ["schedule.milestones=[84, 102]", "fractions"],
     "trainer.max_epochs=-1 trainer.fast_dev_run=false": ["trainer.max_epochs=-1", "max_steps"],
     # parts that do not go together
-    "data=sound_scenes": ["model.encoders.image.stem.channels needs data.channels", "conf/experiment"],
-    "data=sound_scenes encoder@model.encoders.image=audio_log_mel": ["model: no encoder for modality 'audio'", "image"],
+    "data=sound_scenes": ["model.encoders.image.stem.channels needs data.readers.image.channels", "conf/experiment"],
+    "data=sound_scenes encoder@model.encoders.image=audio_log_mel": [
+        "model.encoders.image: no training sample has the modality 'image'",
+        "audio",
+    ],
     "experiment=esc10 data.root=. task=classification": ["'~task.multi_label' leaves it"],
     # texts without what they need
     "experiment=image_captioning tokenizer=null": ["tokenizer=null", "conf/tokenizer"],
@@ -118,7 +121,10 @@ MISTAKES = {
         "decoder@model.decoder=text",
     ],
     "experiment=image_captioning encoder@model.encoders.text=text": ["add it: +encoder@model.encoders.text=text"],
-    "experiment=image_captioning data.num_samples={trian:1}": ["num_samples.trian", "mean data.num_samples.train?"],
+    "experiment=image_captioning data.num_samples={trian:1}": [
+        "num_samples.trian",
+        "mean data.source.num_samples.train?",
+    ],
     # several tasks, several decoders
     "task=joint": ["task: tasks={}"],
     "decoder@model.decoder=joint": ["model.decoder: decoders={}"],
@@ -136,7 +142,7 @@ RARER_MISTAKES = {
     "+foo.bar=1": ["foo", "--cfg job"],
     "+optimizer.lrr=3": ["optimizer.lrr", "did you mean 'lr'?"],
     "hydra.nosuch=1": ["hydra.nosuch", "no such key"],
-    "data.augment.crop_padding.x=1": ["data.augment.crop_padding.x", "no such key"],
+    "data.augment.crop_padding.x=1": ["image.augment.crop_padding.x", "no such key"],
     "experiment=nosuch": ["experiment=nosuch", "there are: ", "image_classification"],
     "encoder@model.encoders.image=image_pixel": ["encoder=image_pixel", "did you mean 'image_pixels'?"],
     "~optimizer": ["optimizer", "conf/optimizer"],
@@ -145,7 +151,7 @@ RARER_MISTAKES = {
     "experiment=image_captioning task.captions_per_sample=2.5": ["task.captions_per_sample=2.5", "integer"],
     "model.encoders=3": ["model.encoders=3"],
     "model.encoders.image=3": ["model"],
-    "data.augment=3": ["data.augment=3"],
+    "data.augment=3": ["data.readers.image.augment=3"],
     "optimizer.betas=[a,b]": ["optimizer.betas", "number"],
     "model.memory.num_latents=true": ["model.memory.num_latents=True", "int"],
     "seed=null": ["seed=None", "integer"],
@@ -166,14 +172,22 @@ RARER_MISTAKES = {
     "attention.num_samples=0": ["attention.num_samples=0"],
     "trainer.max_epochs=-5": ["trainer", "max_epochs", "-5"],
     "trainer.devices=0": ["trainer", "devices=0"],
-    "data=sound_scenes data.snr=[5,-5] encoder@model.encoders.image=audio_log_mel": ["data.snr=[5, -5] must ascend"],
-    "data=sound_scenes data.snr=[5] encoder@model.encoders.image=audio_log_mel": ["data.snr=[5]: too few values"],
-    "data=sound_scenes data.clips.augment.gain=3": ["data.clips.augment.gain", "data.clips.augment is not set"],
-    "data=sound_scenes data.seed=-1 encoder@model.encoders.image=audio_log_mel": ["data.seed=-1"],
-    "data=sound_scenes data.clips.seconds=0 encoder@model.encoders.image=audio_log_mel": ["data.clips.seconds=0"],
-    "data=shape_scenes": ["model.decoder.num_classes needs data.num_classes", "conf/experiment"],
-    "experiment=image_captioning task=classification": ["task.num_classes needs data.num_classes"],
-    "experiment=image_captioning decoder@model.decoder=pooled": ["model.decoder.num_classes needs data.num_classes"],
+    "data=sound_scenes data.source.snr=[5,-5] encoder@model.encoders.image=audio_log_mel": [
+        "data.source.snr=[5, -5] must ascend"
+    ],
+    "data=sound_scenes data.source.snr=[5] encoder@model.encoders.image=audio_log_mel": [
+        "data.source.snr=[5]: too few values"
+    ],
+    "data=sound_scenes data.clips.augment.gain=3": ["audio.augment.gain", "data.readers.audio.augment is not set"],
+    "data=sound_scenes data.source.seed=-1 encoder@model.encoders.image=audio_log_mel": ["data.source.seed=-1"],
+    "data=sound_scenes data.clips.seconds=0 encoder@model.encoders.image=audio_log_mel": [
+        "data.readers.audio.seconds=0"
+    ],
+    "data=shape_scenes": ["model.decoder.num_classes needs data.source.num_classes", "conf/experiment"],
+    "experiment=image_captioning task=classification": ["task.num_classes needs data.source.num_classes"],
+    "experiment=image_captioning decoder@model.decoder=pooled": [
+        "model.decoder.num_classes needs data.source.num_classes"
+    ],
     "experiment=image_captioning tokenizer.vocab_size=4": ["tokenizer.vocab_size=4 must be more than 4"],
     "experiment=image_captioning tokenizer=bytes tokenizer.vocab_size=64": ["tokenizer.vocab_size=64: bytes take 262"],
     "experiment=image_captioning model.decoder.queries.max_length=5": [
@@ -211,9 +225,9 @@ def assert_one_sentence(folder, overrides, said):
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["data.num_classes=5"], ["data.num_classes=5", "3 class folders: cat, dog, eel"]),
-        (["data.val_fraction=1.5"], ["data.val_fraction=1.5"]),
-        (["data.test_fraction=1.0"], ["data.test_fraction=1.0"]),
+        (["data.num_classes=5"], ["data.source.num_classes=5", "3 class folders: cat, dog, eel"]),
+        (["data.val_fraction=1.5"], ["data.source.val_fraction=1.5"]),
+        (["data.test_fraction=1.0"], ["data.source.test_fraction=1.0"]),
     ],
 )
 def test_what_does_not_fit_an_image_folder_ends_in_one_sentence(tmp_path, overrides, said):

@@ -9,15 +9,18 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from perceiver.data.base import Dataset, UnreadableError
+from perceiver.data.dataset import Dataset
+from perceiver.data.files import UnreadableError
+from perceiver.data.readers.array import ArrayReader
+from perceiver.data.sources.base import Item, Source
 from perceiver.training.data_module import DataModule
-from perceiver.types import Batch, Sample
+from perceiver.types import Batch
 
 SIZES = {"train": 23, "val": 13, "test": 11}
 
 
-class NoisySplit:
-    """Samples that consist of their index and of what the generator gave; those in `broken` cannot be read.
+class NoisyItems:
+    """Items that consist of their index and of what the generator gave; those in `broken` cannot be read.
 
     Every seventh has class 1, the others class 0.
     """
@@ -28,37 +31,38 @@ class NoisySplit:
     def __len__(self) -> int:
         return self.num_samples
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> Item:
         noise = torch.rand(2)
         if index in self.broken:
             raise UnreadableError(f"{self.stage}/{index}.jpg: broken")
-        return Sample(inputs={"x": noise}, targets={"label": index}, id=f"{self.stage}/{index}")
+        return Item({"x": noise}, {"label": index}, f"{self.stage}/{index}")
 
     def classes_of(self, index: int) -> list[int]:
         return [int(index % 7 == 0)]
 
 
-class NoisyDataset(Dataset):
-    def __init__(self, sizes=SIZES, broken=(), on_error="raise") -> None:
-        super().__init__(num_classes=2, on_error=on_error)
-        self.sizes, self.broken = sizes, frozenset(broken)
-
+class Noisy(Source):
     class_names = ("a", "b")
 
-    def split(self, stage):
-        return NoisySplit(stage, self.sizes[stage], self.broken) if stage in self.sizes else None
+    def __init__(self, sizes=SIZES, broken=()) -> None:
+        super().__init__(num_classes=2)
+        self.sizes, self.broken = sizes, frozenset(broken)
 
-    def read(self, path):
-        raise NotImplementedError
+    def items(self, stage, roles):
+        return NoisyItems(stage, self.sizes[stage], self.broken) if stage in self.sizes else None
+
+
+def noisy(*args, on_error="raise", **options) -> Dataset:
+    return Dataset(source=Noisy(*args, **options), readers={"x": ArrayReader(shape=[2])}, on_error=on_error)
 
 
 def test_what_is_no_text_has_no_pieces():
-    assert NoisyDataset().pieces("x", torch.zeros(1, 3)) is None
+    assert noisy().pieces("x", torch.zeros(1, 3)) is None
 
 
 def module(dataset=None, *, batch_size=5, num_workers=0, drop_last=False, class_balanced=False, seed=0) -> DataModule:
     return DataModule(
-        dataset=dataset or NoisyDataset(),
+        dataset=dataset or noisy(),
         batch_size=batch_size,
         num_workers=num_workers,
         timeout_seconds=0,
@@ -110,7 +114,7 @@ def test_no_two_samples_are_augmented_alike():
 
 
 def test_reading_leaves_the_global_generator_alone():
-    data = module(NoisyDataset(broken=[2], on_error="skip"))
+    data = module(noisy(broken=[2], on_error="skip"))
     before = torch.get_rng_state()
     read_epoch(data), list(data.val_dataloader()), data.probe(3)
     assert torch.equal(torch.get_rng_state(), before)
@@ -160,7 +164,7 @@ def test_sizes_that_make_no_sense_are_refused(wrong):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_skipping_keeps_the_rest_of_a_batch_and_names_each_file_once(num_workers, caplog):
     broken = [0, 1, 2, 3, 4, 7, 11]
-    data = module(NoisyDataset(broken=broken, on_error="skip"), num_workers=num_workers)
+    data = module(noisy(broken=broken, on_error="skip"), num_workers=num_workers)
     whole = by_id(read_epoch(module()))
     with caplog.at_level(logging.WARNING, logger="perceiver.training.data_module"):
         for _ in range(2):
@@ -173,26 +177,26 @@ def test_skipping_keeps_the_rest_of_a_batch_and_names_each_file_once(num_workers
 
 
 def test_a_batch_of_which_nothing_can_be_read_is_empty():
-    batches = list(module(NoisyDataset(broken=range(5), on_error="skip")).val_dataloader())
+    batches = list(module(noisy(broken=range(5), on_error="skip")).val_dataloader())
     assert [len(batch) for batch in batches] == [0, 5, 3]
     assert len(batches[0].unreadable) == 5
 
 
 def test_a_stage_of_which_nothing_can_be_read_is_refused_with_the_first_reasons():
-    data = module(NoisyDataset(broken=range(13), on_error="skip"))
+    data = module(noisy(broken=range(13), on_error="skip"))
     data.check_readable("train")
     for stage in ("val", "test"):
         with pytest.raises(
             UnreadableError, match=rf"{SIZES[stage]} samples for {stage} .*data\.on_error=skip.*{stage}/2"
         ):
             data.check_readable("train", stage)
-    module(NoisyDataset(broken=range(13))).check_readable("val")  # whose first sample will end the run itself
-    module(NoisyDataset({"train": 5}, on_error="skip")).check_readable("train", "val")
+    module(noisy(broken=range(13))).check_readable("val")  # whose first sample will end the run itself
+    module(noisy({"train": 5}, on_error="skip")).check_readable("train", "val")
 
 
 def test_a_probe_with_an_unreadable_sample_raises_if_none_may_be_skipped():
     with pytest.raises(UnreadableError, match=r"^val/0\.jpg: broken$"):
-        module(NoisyDataset(broken=[0])).probe(3)
+        module(noisy(broken=[0])).probe(3)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +204,7 @@ def test_a_probe_with_an_unreadable_sample_raises_if_none_may_be_skipped():
     [(["train", "val", "test"], "val"), (["train", "test"], "test"), (["train", "val"], "val"), (["train"], "train")],
 )
 def test_the_probe_comes_from_the_best_split_there_is_and_never_changes(stages, source):
-    data = module(NoisyDataset({stage: SIZES[stage] for stage in stages}))
+    data = module(noisy({stage: SIZES[stage] for stage in stages}))
     first = data.probe(5)
     torch.rand(3)
     assert by_id([data.probe(5)]) == by_id([first])
@@ -228,7 +232,7 @@ def test_a_number_that_no_sample_has_is_refused(numbers, wrong):
 
 
 def test_of_chosen_numbers_too_it_holds_the_first_views_of_what_can_be_read():
-    probe = module(Windows(broken=[4], on_error="skip")).probe([7, 4, 2])
+    probe = module(windowed(broken=[4], on_error="skip")).probe([7, 4, 2])
     assert probe.ids == ["val/7 early", "val/2"]
     assert probe.inputs["x"].shape == (2, 2)
     assert probe.unreadable == ["val/4.jpg: broken"]
@@ -241,21 +245,16 @@ def test_the_probe_is_spread_over_the_split():
 
 
 def test_the_probe_leaves_out_what_cannot_be_read():
-    probe = module(NoisyDataset(broken=[0], on_error="skip")).probe(3)
+    probe = module(noisy(broken=[0], on_error="skip")).probe(3)
     assert len(probe) == 2
     assert probe.unreadable == ["val/0.jpg: broken"]
 
 
-class Windows(NoisyDataset):
+class Windowed(Dataset):
     """Of whose samples every other is looked at in two or three views, all with the index of the sample in them."""
 
-    def split(self, stage):
-        return WindowsSplit(stage, self.sizes[stage], self.broken)
-
-
-class WindowsSplit(NoisySplit):
-    def __getitem__(self, index: int) -> Sample:
-        sample = super().__getitem__(index)
+    def sample(self, item, *, train):
+        sample, index = super().sample(item, train=train), item.targets["label"]
         if index % 2 == 0:
             return sample
         views = ("early", "late", "later")[: 2 + index % 3]
@@ -263,8 +262,12 @@ class WindowsSplit(NoisySplit):
         return replace(sample, inputs={"x": values}, views=views)
 
 
+def windowed(*, on_error="raise", **options) -> Dataset:
+    return Windowed(source=Noisy(**options), readers={"x": ArrayReader(shape=[2])}, on_error=on_error)
+
+
 def test_the_probe_holds_the_first_view_of_each_sample():
-    probe = module(Windows()).probe(13)
+    probe = module(windowed()).probe(13)
     assert probe.views == []
     assert probe.inputs["x"].shape == (13, 2)
     assert probe.targets["label"].tolist() == list(range(13))
@@ -273,7 +276,7 @@ def test_the_probe_holds_the_first_view_of_each_sample():
 
 
 def test_the_probe_leaves_out_what_cannot_be_read_among_views_too():
-    probe = module(Windows(broken=[0, 1], on_error="skip")).probe(13)
+    probe = module(windowed(broken=[0, 1], on_error="skip")).probe(13)
     assert len(probe) == len(probe.inputs["x"]) == 11
 
 
@@ -321,12 +324,8 @@ class TestClassBalance:
             parts.append(ids(data.train_dataloader()))
         assert [id for pair in zip_longest(*parts) for id in pair if id is not None] == whole
 
-    @pytest.mark.parametrize("classes_of", [lambda self, index: [], None], ids=["none", "unknown"])
-    def test_there_must_be_classes(self, monkeypatch, classes_of):
-        if classes_of:
-            monkeypatch.setattr(NoisySplit, "classes_of", classes_of)
-        else:
-            monkeypatch.delattr(NoisySplit, "classes_of")
+    def test_there_must_be_classes(self, monkeypatch):
+        monkeypatch.setattr(NoisyItems, "classes_of", lambda self, index: [])
         assert len(module().train_samples) == SIZES["train"]
         with pytest.raises(ValueError, match=r"^loader\.class_balanced=true: "):
             module(class_balanced=True).train_samples  # noqa: B018
@@ -335,13 +334,13 @@ class TestClassBalance:
 
 
 def test_without_validation_and_test_samples_there_are_no_loaders_for_them():
-    data = module(NoisyDataset({"train": 7}))
+    data = module(noisy({"train": 7}))
     assert data.val_dataloader() == []
     assert data.test_dataloader() == []
 
 
 def test_without_training_samples_training_is_refused():
-    data = module(NoisyDataset({"test": 7}))
+    data = module(noisy({"test": 7}))
     assert len(list(data.test_dataloader())) == 2
     with pytest.raises(ValueError, match="no train"):
         data.train_dataloader()
@@ -419,7 +418,7 @@ class TestUnderLightning:
 
     @pytest.mark.parametrize("num_workers", [0, 2])
     def test_raising_names_the_file_and_nothing_else(self, num_workers):
-        data = module(NoisyDataset(broken=[7]), num_workers=num_workers)
+        data = module(noisy(broken=[7]), num_workers=num_workers)
         with pytest.raises(UnreadableError, match=r"^train/7\.jpg: broken$"):
             fit(data, max_epochs=1, enable_checkpointing=False)
 

@@ -12,7 +12,7 @@ import soundfile
 import torch
 from omegaconf import OmegaConf
 
-from perceiver.data.shape_grammar import WORDS
+from perceiver.data.synthetic.shape_grammar import WORDS
 from perceiver.inspection.arrays import event_arrays
 from perceiver.inspection.deletion import verdict_of
 from perceiver.inspection.look import Look, Observer
@@ -391,7 +391,7 @@ class TestInputs:
 
     def test_without_them_it_says_that_the_data_is_not_there(self, folders, tmp_path):
         output = tmp_path / "page.html"
-        assert "data.root=" in said(inspected(folders, f"output={output}"))
+        assert "data.source.root=" in said(inspected(folders, f"output={output}"))
         assert not output.exists()
 
     def test_one_may_be_named_without_brackets_and_twice_is_once(self, folders, pictures, tmp_path):

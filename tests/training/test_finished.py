@@ -54,7 +54,7 @@ class TestEvaluate:
         of = json.loads(path.read_text())["of"]
         assert of["checkpoint"] == str(run / "checkpoints" / "last.ckpt")
         assert (of["step"], of["split"], of["overrides"]) == (5, "test", [override])
-        assert of["data"]["_target_"] == "perceiver.data.digits.Digits"
+        assert of["data"]["source"]["_target_"] == "perceiver.data.sources.digits.Digits"
 
     def test_where_nothing_can_be_written_the_metrics_are_printed(self, run, tmp_path):
         (tmp_path / "file").touch()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from perceiver.data.images import ImageArray
+from perceiver.data.dataset import Split
 from perceiver.tasks.classification import Classification
 from perceiver.training import module
 from perceiver.training.module import TrainingModule
@@ -154,19 +154,19 @@ class TestMemory:
 def reading(act, begin=lambda: None):
     """Has each reading process do something before its first sample, and something else amid its second batch."""
     parent, reads = os.getpid(), iter(range(10**6))
-    original = ImageArray.__getitem__
+    original = Split.__getitem__
 
     def read(self, index):
         if os.getpid() != parent:
             {0: begin, 90: act}.get(next(reads), lambda: None)()
         return original(self, index)
 
-    ImageArray.__getitem__ = read
+    Split.__getitem__ = read
 
 
 @pytest.fixture
 def readable(monkeypatch):
-    monkeypatch.setattr(ImageArray, "__getitem__", ImageArray.__getitem__)
+    monkeypatch.setattr(Split, "__getitem__", Split.__getitem__)
 
 
 def is_alive(process):

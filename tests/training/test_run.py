@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from perceiver.data.shape_scenes import ShapeScenes
+from perceiver.data.synthetic.shape_scenes import ShapeScenes
 from perceiver.training.build import Learned, build, read_checkpoint
 from perceiver.training.module import TrainingModule
 from tests.data.caption_trees import text_pairs_tree

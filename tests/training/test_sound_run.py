@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Trainer
 from PIL import Image
 
-from perceiver.data.sound_events import EVENTS
+from perceiver.data.synthetic.sound_events import EVENTS
 from perceiver.training.finished import load
 from perceiver.training.prediction import predictions_of
 from tests.training.runs import ROOT, checkpoint, metrics, script
@@ -27,8 +27,13 @@ SMALL_SOUND = [
     ),
     *("model.memory.self_attention.num_heads=2", "model.decoder.attention.num_heads=2", "trainer.precision=32-true"),
     *("model.encoders.audio.stem.dims=[3,5,7]", "model.encoders.audio.log_mel.n_mels=23", "trainer=cpu"),
-    *("data.num_classes=5", "data.max_events=2", "data.num_samples={train: 31, val: 13, test: 29}"),
-    *("data.scene_seconds=1.1", "data.event_seconds=[0.4,0.9]", "data.clips.seconds=0.7", "data.clips.hop_seconds=0.3"),
+    *("data.num_classes=5", "data.source.max_events=2", "data.num_samples={train: 31, val: 13, test: 29}"),
+    *(
+        "data.source.scene_seconds=1.1",
+        "data.source.event_seconds=[0.4,0.9]",
+        "data.clips.seconds=0.7",
+        "data.clips.hop_seconds=0.3",
+    ),
     *("loader.batch_size=11", "loader.num_workers=0", "trainer.max_epochs=1", "trainer.limit_train_batches=2"),
     *("attention.num_samples=3", "attention.num_scored_samples=7", "logger.mode=offline"),
 ]

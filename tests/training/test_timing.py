@@ -5,7 +5,7 @@ from itertools import islice, repeat
 import pytest
 import torch
 
-from perceiver.data.base import UnreadableError
+from perceiver.data.files import UnreadableError
 from perceiver.training import timing
 from perceiver.training.build import Parts, build
 from perceiver.training.config import resolved

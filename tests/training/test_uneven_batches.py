@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from perceiver.data.base import UnreadableError
-from perceiver.data.digits import Digits
+from perceiver.data.dataset import Dataset
+from perceiver.data.files import UnreadableError
 from perceiver.data.sampler import KeyedSampler
 from perceiver.tasks.classification import Classification
 from tests.training.kills import rows
@@ -39,11 +39,18 @@ class Part:
     def classes_of(self, index):
         return self.split.classes_of(index)
 
+    def name_of(self, index):
+        return self.split.name_of(index)
+
+    @property
+    def modalities(self):
+        return list({name: None for index in range(2) for name in self[index].inputs})
+
 
 def of_digits(monkeypatch, change, train=66, val=11, test=13):
     """Few digits, each made into something else, dealt to two processes by turns: even numbers to the first."""
-    split, lengths = Digits.split, {"train": train, "val": val, "test": test}
-    monkeypatch.setattr(Digits, "split", lambda self, stage: Part(split(self, stage), lengths[stage], change))
+    split, lengths = Dataset.split, {"train": train, "val": val, "test": test}
+    monkeypatch.setattr(Dataset, "split", lambda self, stage: Part(split(self, stage), lengths[stage], change))
     monkeypatch.setattr(KeyedSampler, "_order", lambda self: torch.arange(self.num_samples))
 
 

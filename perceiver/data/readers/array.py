@@ -1,0 +1,49 @@
+"""Plain numbers as an input: vectors, time series, anything that comes as an array."""
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from perceiver.data.files import ARRAYS, File, UnreadableError, refuse_special
+from perceiver.data.readers.base import Reader, Reading
+
+
+class ArrayReader(Reader[Float[Tensor, "..."]]):
+    """Arrays as NumPy saves them (.npy), or as they are in memory: floats, channels first.
+
+    Args:
+        shape: of what is handed out; null stands for any size along an axis.
+    """
+
+    kind = ARRAYS
+
+    def __init__(self, *, shape: list[int | None]) -> None:
+        self.shape = shape
+
+    def read(self, part: File | Float[Tensor, "..."], *, train: bool) -> Reading:
+        values = part if isinstance(part, Tensor) else _array_in(part)
+        fits = [size in (None, found) for size, found in zip(self.shape, values.shape, strict=False)]
+        if values.ndim != len(self.shape) or not all(fits):
+            named = "an array" if isinstance(part, Tensor) else str(part)
+            raise UnreadableError(f"{named}: of shape {list(values.shape)}, which must be {self.shape}")
+        return Reading(values.float())
+
+
+def _array_in(file: File) -> Tensor:
+    refuse_special(file)
+    try:
+        with file.open("rb") as raw:
+            values = np.load(raw, allow_pickle=False)
+        if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiub":
+            raise UnreadableError(f"{file}: not an array of numbers")
+        array = values.astype(np.float32)
+    except FileNotFoundError as error:
+        raise UnreadableError(f"{file}: no such file") from error
+    except OSError as error:
+        raise UnreadableError(f"{file}: {error.strerror or error}") from error
+    except (ValueError, EOFError) as error:
+        raise UnreadableError(f"{file}: not an array ({str(error).splitlines()[0]})") from error
+    if not np.isfinite(array).all():
+        raise UnreadableError(f"{file}: holds values that are not finite")
+    return torch.from_numpy(array)

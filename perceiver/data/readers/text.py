@@ -1,0 +1,39 @@
+"""Texts as an input: ids of a tokenizer."""
+
+from torch import Tensor
+
+from perceiver.data.files import TEXTS, File, UnreadableError
+from perceiver.data.readers.base import Reader, Reading
+from perceiver.data.text_checks import fault_in, tidy
+from perceiver.data.text_file import read_text
+from perceiver.tokenizer import Tokenizer
+
+
+class TextReader(Reader[str]):
+    """A file of text, or a text, as ids [1, length].
+
+    Args:
+        tokenizer: makes the ids.
+    """
+
+    kind = TEXTS
+
+    def __init__(self, *, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+
+    def read(self, part: File | str, *, train: bool) -> Reading:
+        text = part if isinstance(part, str) else _text_in(part)
+        return Reading(self.tokenizer.encode(text)[None])
+
+    def pieces(self, raw: Tensor) -> list[str]:
+        return self.tokenizer.pieces(raw[0].tolist())
+
+
+def _text_in(file: File) -> str:
+    try:
+        text = tidy(read_text(file))
+    except FileNotFoundError as error:
+        raise UnreadableError(str(error)) from error
+    if fault := fault_in(text) if text else "there is no text in it":
+        raise UnreadableError(f"{file}: {fault}")
+    return text
