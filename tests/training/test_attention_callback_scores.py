@@ -15,7 +15,7 @@ from perceiver.tasks.captioning import Captioning
 from perceiver.training import attention_callback as callback_module
 from perceiver.training.attention_callback import AttentionCallback
 from perceiver.training.data_module import DataModule
-from perceiver.training.loggers import Curves
+from perceiver.training.loggers.curves import Curves
 from perceiver.training.module import TrainingModule
 from tests.inspection.looks import observer
 from tests.training.noise import attention, events, fit, noise
