@@ -178,6 +178,8 @@ RARER_MISTAKES = {
     "data=sound_scenes data.source.snr=[5] encoder@model.encoders.image=audio_log_mel": [
         "data.source.snr=[5]: too few values"
     ],
+    "data=sound_shards data.multi_label=false": ["data.multi_label", "did you mean data.source.target=label?"],
+    "data=coco_captions data.year=2014": ["data.year", "did you mean data.source.year?"],
     "data=sound_scenes data.clips.augment.gain=3": ["audio.augment.gain", "data.readers.audio.augment is not set"],
     "data=sound_scenes data.source.seed=-1 encoder@model.encoders.image=audio_log_mel": ["data.source.seed=-1"],
     "data=sound_scenes data.clips.seconds=0 encoder@model.encoders.image=audio_log_mel": [
