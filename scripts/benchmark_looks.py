@@ -22,8 +22,9 @@ from rich.table import Table
 
 from perceiver.inspection.arrays import event_arrays, scored, write_arrays
 from perceiver.inspection.capture import capture, pictures_of
-from perceiver.inspection.explorer import event_of
-from perceiver.inspection.maps import panels
+from perceiver.inspection.explorer.page import event_of
+from perceiver.inspection.faithfulness import faithfulness
+from perceiver.inspection.figures import contact_sheets
 from perceiver.training.attention_callback import AttentionCallback
 from perceiver.training.build import build, construct
 from perceiver.training.config import resolved
@@ -59,28 +60,28 @@ def one_look(config: dict[str, Any]) -> Table:
     parts = build(config)
     to_accelerator(parts)
     settings = config["attention"]
-    observer = parts.observer(settings["rollout_alpha"])
+    explainer = parts.explainer(settings["rollout_alpha"])
     batch = parts.data.probe(settings["num_samples"]).to(parts.module.device)
     clock = Clock(parts.module.device)
 
     def forward() -> None:
-        observer.task.predictions(observer.model, batch, observer.class_names, 1)
+        explainer.task.predictions(explainer.model, batch, explainer.class_names, 1)
 
     with torch.no_grad():
         clock.measure("forward pass", forward)
-        with capture(observer.module):
+        with capture(explainer.module):
             clock.measure("forward pass, captured", forward)
-    look = clock.measure("look: capture, rollout, relevance", lambda: observer.look(batch))
-    statistics = clock.measure("statistics", lambda: look.record.statistics(alpha=observer.alpha))
-    arrays = clock.measure("exact maps", lambda: event_arrays(look, max_megabytes=settings["max_megabytes"]))
+    explanation = clock.measure("look: capture, rollout, relevance", lambda: explainer.explain(batch))
+    statistics = clock.measure("statistics", lambda: explanation.record.statistics(alpha=explainer.alpha))
+    arrays = clock.measure("exact maps", lambda: event_arrays(explanation, max_megabytes=settings["max_megabytes"]))
     event = scored(arrays, statistics) | {"step": np.array(0), "epoch": np.array(0)}
     with tempfile.TemporaryDirectory() as folder:
         clock.measure("exact maps to disk", lambda: write_arrays(Path(folder) / "event.npz", arrays))
     clock.measure("maps for the explorer", lambda: event_of(event))
-    pictures = pictures_of(observer.model, batch.inputs)
-    clock.measure("contact sheets", lambda: panels(look, pictures, num_latents=settings["num_latents"]))
-    clock.measure("deletion test", lambda: observer.deletion(look, seed=0))
-    reader = look.record.layers[look.record.readers[0]]
+    pictures = pictures_of(explainer.model, batch.inputs)
+    clock.measure("contact sheets", lambda: contact_sheets(explanation, pictures, num_latents=settings["num_latents"]))
+    clock.measure("deletion test", lambda: faithfulness(explainer, explanation, seed=0))
+    reader = explanation.record.layers[explanation.record.readers[0]]
     clock.table.title = f"{len(batch)} samples, {reader.num_keys:,} tokens × {reader.num_queries} queries"
     return clock.table
 

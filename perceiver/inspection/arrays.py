@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from perceiver.inspection.look import Look
-from perceiver.inspection.maps import query_ranking
+from perceiver.inspection.explanation import Explanation
+from perceiver.inspection.figures import query_ranking
 from perceiver.inspection.record import Layer
 from perceiver.mechanisms.base import OUTPUTS
 
@@ -19,7 +19,7 @@ SCORE = "score/"
 """In front of the name of everything that was measured."""
 
 
-def event_arrays(look: Look, *, max_megabytes: float) -> dict[str, np.ndarray]:
+def event_arrays(explanation: Explanation, *, max_megabytes: float) -> dict[str, np.ndarray]:
     """Exact weights as float16, and what they belong to.
 
     Keys: `ids`, `input/<modality>`, `target/<name>`, `grid/<modality>`, `span/<modality>` (its place among the keys),
@@ -36,7 +36,7 @@ def event_arrays(look: Look, *, max_megabytes: float) -> dict[str, np.ndarray]:
     answers], `rollout/alpha`; and `relevance/inputs` [batch, answers, keys], of which every row has a mass of 1, since
     relevance has no unit, or of 0.
     """
-    record, batch = look.record, look.batch
+    record, batch = explanation.record, explanation.batch
     arrays: dict[str, np.ndarray] = {"ids": np.array(batch.ids)}
     for name, raw in batch.inputs.items():
         arrays[f"input/{name}"] = _half(raw) if raw.is_floating_point() else raw.cpu().numpy()
@@ -50,12 +50,17 @@ def event_arrays(look: Look, *, max_megabytes: float) -> dict[str, np.ndarray]:
     if "boxes" in batch.targets:
         of_samples = [[asdict(box) for box in boxes or ()] for boxes in batch.targets["boxes"]]
         arrays["boxes"] = np.array(json.dumps(of_samples))
-    arrays |= _weights(look, max_megabytes * 2**20 / torch.float16.itemsize)
-    arrays["answers"] = np.array(json.dumps([[asdict(answer) for answer in of_sample] for of_sample in look.answers]))
-    arrays["answers/probability"] = look.probability.cpu().numpy()
-    arrays["rollout/inputs"], arrays["rollout/residual"] = _half(look.rollout.inputs), _half(look.rollout.residual)
-    arrays["rollout/alpha"] = np.array(look.alpha)
-    arrays["relevance/inputs"] = _half(look.relevance_shares)
+    arrays |= _weights(explanation, max_megabytes * 2**20 / torch.float16.itemsize)
+    arrays["answers"] = np.array(
+        json.dumps([[asdict(answer) for answer in of_sample] for of_sample in explanation.answers])
+    )
+    arrays["answers/probability"] = explanation.probability.cpu().numpy()
+    arrays["rollout/inputs"], arrays["rollout/residual"] = (
+        _half(explanation.rollout.inputs),
+        _half(explanation.rollout.residual),
+    )
+    arrays["rollout/alpha"] = np.array(explanation.alpha)
+    arrays["relevance/inputs"] = _half(explanation.relevance_shares)
     return arrays
 
 
@@ -82,10 +87,10 @@ def event_paths(folder: Path) -> dict[int, Path]:
     return {int(path.stem.removeprefix("step_")): path for path in sorted(folder.glob("step_*.npz"))}
 
 
-def _weights(look: Look, budget: float) -> dict[str, np.ndarray]:
+def _weights(explanation: Explanation, budget: float) -> dict[str, np.ndarray]:
     """The exact weights; those of cross-attends of as many latents as `budget`, a number of weights, allows."""
     arrays: dict[str, np.ndarray] = {}
-    record = look.record
+    record = explanation.record
     for name in record.readers:
         layer = record.layers[name]
         ranking = query_ranking(record, name)
@@ -93,7 +98,7 @@ def _weights(look: Look, budget: float) -> dict[str, np.ndarray]:
         latents = ranking[:, :fitting].sort(dim=1).values
         arrays[f"{name}/latents"] = latents.cpu().numpy()
         arrays[f"{name}/weights"] = _exact_weights(layer, latents.tolist())
-        arrays[f"{name}/reads"] = _half(look.rollout.latents[name])
+        arrays[f"{name}/reads"] = _half(explanation.rollout.latents[name])
     for name, layer in record.layers.items():
         if layer.role.queries == OUTPUTS and name not in record.readers:
             arrays[f"{name}/weights"] = _half(layer.weights())

@@ -143,7 +143,7 @@ def drift(earlier: Mapping[str, np.ndarray], now: Mapping[str, np.ndarray]) -> d
         key = f"{name}/weights"
         if key not in earlier or earlier[key].shape[-1] != now[key].shape[-1]:
             continue
-        maps = [_by_latent(look[key], look[f"{name}/latents"]) for look in (earlier, now)]
+        maps = [_by_latent(explanation[key], explanation[f"{name}/latents"]) for explanation in (earlier, now)]
         distances = [
             np.abs(then[latent] - after[latent]).sum() / 2
             for then, after in zip(*maps, strict=True)

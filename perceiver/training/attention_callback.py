@@ -15,16 +15,16 @@ from PIL import Image
 
 from perceiver.inspection.arrays import event_arrays, event_path, event_paths, scored, write_arrays
 from perceiver.inspection.capture import Explainable, pictures_of, sounds_of
-from perceiver.inspection.deletion import together
-from perceiver.inspection.explorer import PAGE, Event, events_in, page_of, write_page
-from perceiver.inspection.look import Observer, in_parts
-from perceiver.inspection.maps import panels
-from perceiver.inspection.media import Media, samples_of, texts_of
+from perceiver.inspection.explanation import Explainer, in_parts
+from perceiver.inspection.explorer.media import Media, samples_of, texts_of
+from perceiver.inspection.explorer.page import PAGE, Event, events_in, page_of, write_page
+from perceiver.inspection.faithfulness import faithfulness, together
+from perceiver.inspection.figures import contact_sheets
+from perceiver.inspection.localization import localization, mean_scores
 from perceiver.inspection.rollout import Alpha, check_alpha
 from perceiver.inspection.statistics import drift
-from perceiver.inspection.truth import localization, mean_scores
 from perceiver.tasks.base import Task
-from perceiver.training.loggers.base import log_look, log_page
+from perceiver.training.loggers.base import log_explanation, log_page
 from perceiver.types import Batch
 
 log = logging.getLogger(__name__)
@@ -127,32 +127,32 @@ class AttentionCallback(Callback):
     def _look(self, trainer: Trainer, module: LightningModule, epoch: int, *, draws: bool) -> None:
         started = time.monotonic()
         self.scores = {}
-        observer, step = self._observer(trainer, module), _last_step(trainer)
+        explainer, step = self._observer(trainer, module), _last_step(trainer)
         batch = self._probe(trainer, self.num_samples).to(module.device)
-        look = observer.look(batch)
-        scores = look.statistics
-        if "boxes" in batch.targets or any(answer.is_word for row in look.answers for answer in row):
-            scores |= mean_scores(localization(observer.look(part)) for part in self._scored(trainer, module))
+        explanation = explainer.explain(batch)
+        scores = explanation.statistics
+        if "boxes" in batch.targets or any(answer.is_word for row in explanation.answers for answer in row):
+            scores |= mean_scores(localization(explainer.explain(part)) for part in self._scored(trainer, module))
         if not trainer.is_global_zero:
             return
         folder = _folder(trainer)
-        arrays = event_arrays(look, max_megabytes=self.max_megabytes)
+        arrays = event_arrays(explanation, max_megabytes=self.max_megabytes)
         if earlier := [path for before, path in event_paths(folder).items() if before < step]:
             with np.load(earlier[-1]) as before:
                 scores |= {f"stat/{name}": value for name, value in drift(before, arrays).items()}
         arrays |= {"step": np.array(step), "epoch": np.array(epoch)}
         self._write_event(trainer, step, scored(arrays, scores))
         measured = {f"attention/{name}": value for name, value in scores.items()}
-        pictures = pictures_of(observer.model, batch.inputs) if draws or not self._samples else {}
+        pictures = pictures_of(explainer.model, batch.inputs) if draws or not self._samples else {}
         if not self._samples:
             pieces = trainer.datamodule.dataset.pieces  # type: ignore[attr-defined]
-            media = Media(pictures, sounds_of(observer.model, batch.inputs), texts_of(batch, pieces))
-            self._samples = samples_of(batch, look.record.spans, media, observer.class_names)
+            media = Media(pictures, sounds_of(explainer.model, batch.inputs), texts_of(batch, pieces))
+            self._samples = samples_of(batch, explanation.record.spans, media, explainer.class_names)
         self._write_page(trainer)
         sheets: dict[str, list[Image.Image]] = {}
         in_time = time.monotonic() - started < self.max_seconds
         if draws and in_time:
-            sheets = panels(look, pictures, num_latents=self.num_latents)
+            sheets = contact_sheets(explanation, pictures, num_latents=self.num_latents)
         elif not in_time and not self._late:
             self._late = True
             log.warning(
@@ -162,13 +162,13 @@ class AttentionCallback(Callback):
             )
         named = {f"attention/{key}": of_samples for key, of_samples in sheets.items()}
         captions = [f"{id} · step {step} · epoch {epoch}" for id in batch.ids]
-        log_look(trainer.loggers, measured, named, captions, step)
+        log_explanation(trainer.loggers, measured, named, captions, step)
         self.scores = {name: value for name, value in measured.items() if not name.startswith("attention/stat/")}
 
     def _test(self, trainer: Trainer, module: LightningModule) -> None:
         """The deletion test, and the page with it."""
-        observer, step = self._observer(trainer, module), _last_step(trainer)
-        results = [observer.deletion(observer.look(part), seed=0) for part in self._scored(trainer, module)]
+        explainer, step = self._observer(trainer, module), _last_step(trainer)
+        results = [faithfulness(explainer, explainer.explain(part), seed=0) for part in self._scored(trainer, module)]
         if not trainer.is_global_zero or not self._samples:  # without a look there is no page
             return
         scores: dict[str, float] = {}
@@ -183,13 +183,13 @@ class AttentionCallback(Callback):
         self.scores |= measured
         log_page(trainer.loggers, measured, self._write_page(trainer), step)
 
-    def _observer(self, trainer: Trainer, module: LightningModule) -> Observer:
+    def _observer(self, trainer: Trainer, module: LightningModule) -> Explainer:
         """Looks at the model in the precision of the training."""
         assert isinstance(module.model, Explainable)
         assert isinstance(module.task, Task)
         description: Mapping[str, Any] = module.description  # type: ignore[assignment]
         precision = trainer.precision_plugin
-        return Observer(
+        return Explainer(
             model=module.model,
             task=module.task,
             class_names=description["class_names"],

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from perceiver.data.dataset import Dataset, Split
 from perceiver.data.files import refuse_special
 from perceiver.decoders.base import Decoder
-from perceiver.inspection.look import Observer
+from perceiver.inspection.explanation import Explainer
 from perceiver.inspection.rollout import Alpha
 from perceiver.model import Perceiver
 from perceiver.processes import once_per_machine
@@ -61,10 +61,10 @@ class Parts:
     task: Task
     module: TrainingModule
 
-    def observer(self, alpha: Alpha) -> Observer:
+    def explainer(self, alpha: Alpha) -> Explainer:
         """Looks at the model; `alpha` is that of rollouts."""
         names = self.module.description["class_names"]
-        return Observer(model=self.model, task=self.task, class_names=names, alpha=alpha)
+        return Explainer(model=self.model, task=self.task, class_names=names, alpha=alpha)
 
 
 def build(config: dict[str, Any], learned: Learned | None = None) -> Parts:

@@ -14,8 +14,9 @@ from perceiver.data.collate import collate
 from perceiver.data.files import UnreadableError
 from perceiver.inspection.arrays import event_arrays, scored, write_arrays
 from perceiver.inspection.capture import pictures_of, sounds_of
-from perceiver.inspection.deletion import together
-from perceiver.inspection.explorer import (
+from perceiver.inspection.explanation import Explainer, Explanation, in_parts
+from perceiver.inspection.explorer.media import Media, samples_of, texts_of
+from perceiver.inspection.explorer.page import (
     MOST_LOOKS,
     MOST_VALUES,
     PAGE,
@@ -26,10 +27,9 @@ from perceiver.inspection.explorer import (
     page_of,
     write_page,
 )
-from perceiver.inspection.look import Look, Observer, in_parts
-from perceiver.inspection.media import Media, samples_of, texts_of
-from perceiver.inspection.terminal import report
-from perceiver.inspection.truth import localization, mean_scores
+from perceiver.inspection.faithfulness import faithfulness, together
+from perceiver.inspection.localization import localization, mean_scores
+from perceiver.inspection.report import report
 from perceiver.training.build import blamed_on
 from perceiver.training.errors import ConfigError, nearest, one_line
 from perceiver.training.finished import Finished, check_data, check_writable, load, located
@@ -50,13 +50,13 @@ class Subject:
         name: as it is shown.
         folder: of the run.
         finished: the run at the checkpoint.
-        observer: looks at it.
+        explainer: looks at it.
     """
 
     name: str
     folder: Path
     finished: Finished
-    observer: Observer
+    explainer: Explainer
 
 
 def inspect_attention(cfg: DictConfig) -> Path:
@@ -82,25 +82,27 @@ def inspect_attention(cfg: DictConfig) -> Path:
     alone = not paths and len(subjects) == 1
     samples: list[dict[str, Any]] = []
     runs: dict[str, list[Event]] = {}
-    looked: list[Event] = []
+    explained: list[Event] = []
     written: list[Path] = []
     for one in subjects:
         with blamed_on_comparison(cfg, one is not first):
             if one is not first:
                 check_reads_alike(first, one, batch)
-            look = one.observer.look(as_known_to(one, first, batch))
-            arrays = measured(one, look, as_known_to(one, first, tested))
-        samples = samples or samples_of(batch, look.record.spans, media_of(one, batch), one.observer.class_names)
+            explanation = one.explainer.explain(as_known_to(one, first, batch))
+            arrays = measured(one, explanation, as_known_to(one, first, tested))
+        samples = samples or samples_of(
+            batch, explanation.record.spans, media_of(one, batch), one.explainer.class_names
+        )
         written.append(output.with_name(f"{output.stem}{'' if one is first else '_compared'}.npz"))
         write_arrays(written[-1], arrays)
         num_looks = MOST_LOOKS if alone else len(subjects)
         now = event_of(arrays, most_values=MOST_VALUES // num_looks, name=f"{one.name} · step {one.finished.step}")
-        looked.append(now)
+        explained.append(now)
         before = events_in(one.folder / "attention", num_shown=MOST_LOOKS - 1 if alone else 0)
         others = [event for event in before if event.step != now.step]
         runs[one.name] = sorted([*others, now], key=lambda event: event.step)
-        console.print(*report(one.name, look, arrays, num_tested=len(tested)), sep="\n")
-    write_page(output, page_of(" against ".join(runs), samples, runs, opened=looked))
+        console.print(*report(one.name, explanation, arrays, num_tested=len(tested)), sep="\n")
+    write_page(output, page_of(" against ".join(runs), samples, runs, opened=explained))
     console.print(f"exact maps: {' and '.join(map(str, written))}", soft_wrap=True)
     console.print(f"open {output} in a browser", soft_wrap=True)
     if unreadable:
@@ -125,8 +127,8 @@ def subject(cfg: DictConfig, key: str, checkpoint_key: str, overrides: Sequence[
             )
     finished = load(str(cfg[key]), cfg[checkpoint_key], overrides, cfg.trusted)
     to_accelerator(finished.parts)
-    observer = finished.parts.observer(finished.config["attention"]["rollout_alpha"])
-    return Subject(f"{'/'.join(folder.absolute().parts[-2:])} ({path.stem})", folder, finished, observer)
+    explainer = finished.parts.explainer(finished.config["attention"]["rollout_alpha"])
+    return Subject(f"{'/'.join(folder.absolute().parts[-2:])} ({path.stem})", folder, finished, explainer)
 
 
 def compared(cfg: DictConfig, first: Subject) -> Subject:
@@ -140,7 +142,7 @@ def compared(cfg: DictConfig, first: Subject) -> Subject:
     if theirs.resolve() == ours.resolve():
         problem = "the same checkpoint of the same run; choose another compare_checkpoint"
         raise ConfigError(f"compare={cfg.compare}, compare_checkpoint={theirs.stem}: {problem}")
-    reads, wanted = (", ".join(sorted(one.observer.model.encoders)) for one in (second, first))
+    reads, wanted = (", ".join(sorted(one.explainer.model.encoders)) for one in (second, first))
     if reads != wanted:
         raise ConfigError(f"compare={cfg.compare}: its model reads {reads}, that of run reads {wanted}")
     if second.name == first.name:
@@ -165,7 +167,7 @@ def check_reads_alike(first: Subject, second: Subject, batch: Batch) -> None:
 
 def as_known_to(one: Subject, of: Subject, batch: Batch) -> Batch:
     """Samples of one run without what speaks of its classes, where those of the other run are not the same."""
-    if one.observer.class_names == of.observer.class_names:
+    if one.explainer.class_names == of.explainer.class_names:
         return batch
     return replace(batch, targets={name: values for name, values in batch.targets.items() if name != "boxes"})
 
@@ -264,18 +266,22 @@ def files(of: Subject, paths: Sequence[Path]) -> tuple[Batch, list[str]]:
     return collate(views).to(of.finished.parts.module.device), unreadable
 
 
-def measured(of: Subject, look: Look, tested: Batch) -> dict[str, np.ndarray]:
+def measured(of: Subject, explanation: Explanation, tested: Batch) -> dict[str, np.ndarray]:
     """The arrays of a look, with statistics, and what testing its maps on some samples gave."""
-    finished, observer = of.finished, of.observer
-    arrays = event_arrays(look, max_megabytes=finished.config["attention"]["max_megabytes"])
+    finished, explainer = of.finished, of.explainer
+    arrays = event_arrays(explanation, max_megabytes=finished.config["attention"]["max_megabytes"])
     arrays |= {"step": np.array(finished.step), "epoch": np.array(finished.epoch)}
-    scores = look.statistics
+    scores = explanation.statistics
     if len(tested):
         found, results = [], []
         for _, part in in_parts(tested, finished.parts.data.batch_size):
-            seen = look if len(part) == len(look.batch) and part.ids == look.batch.ids else observer.look(part)
+            seen = (
+                explanation
+                if len(part) == len(explanation.batch) and part.ids == explanation.batch.ids
+                else explainer.explain(part)
+            )
             found.append(localization(seen))
-            results.append(observer.deletion(seen, seed=0))
+            results.append(faithfulness(explainer, seen, seed=0))
         result = together(results)
         scores |= mean_scores(found) | result.scores
         arrays["deletion"] = np.array(json.dumps(result.summary))
@@ -284,5 +290,5 @@ def measured(of: Subject, look: Look, tested: Batch) -> dict[str, np.ndarray]:
 
 def media_of(of: Subject, batch: Batch) -> Media:
     """What there is to see, hear and read of samples."""
-    model, dataset = of.observer.model, of.finished.parts.data.dataset
+    model, dataset = of.explainer.model, of.finished.parts.data.dataset
     return Media(pictures_of(model, batch.inputs), sounds_of(model, batch.inputs), texts_of(batch, dataset.pieces))

@@ -17,8 +17,8 @@ from perceiver.data.collate import collate
 from perceiver.data.files import UnreadableError
 from perceiver.data.sources.folders import files_below
 from perceiver.inspection.capture import pictures_of
-from perceiver.inspection.maps import panels
-from perceiver.inspection.timeline import timeline
+from perceiver.inspection.contact_sheet import timeline
+from perceiver.inspection.figures import contact_sheets
 from perceiver.model import Perceiver
 from perceiver.training.build import Parts
 from perceiver.training.errors import ConfigError, one_line
@@ -213,8 +213,8 @@ def draw_attention(
 ) -> dict[str, str]:
     """Sheets of one view, of which the model said something: what it shows -> file."""
     batch = collate([view]).to(parts.module.device)
-    look = parts.observer(shown["rollout_alpha"]).look(batch, [predicted])
-    sheets = panels(look, pictures_of(parts.model, batch.inputs), num_latents=shown["num_latents"])
+    explanation = parts.explainer(shown["rollout_alpha"]).explain(batch, [predicted])
+    sheets = contact_sheets(explanation, pictures_of(parts.model, batch.inputs), num_latents=shown["num_latents"])
     files = {}
     for key, (sheet,) in sheets.items():
         files[key] = f"{stem}_{key.replace('/', '_')}.png"

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
 
-from perceiver.inspection.explorer import PAGE
+from perceiver.inspection.explorer.page import PAGE
 from perceiver.training.build import Parts, blamed_on, construct, load_weights, read_checkpoint
 from perceiver.training.callbacks import RunLog, StepLog, StepSeeds, TrainingClock
 from perceiver.training.checkpoints import BEST, LAST, NEXT, BestCheckpoint, DurableIO

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from perceiver.inspection.capture import Explainable, pictures_of
-from perceiver.inspection.frames import Frame
+from perceiver.inspection.figures import Frame
 from perceiver.processes import gathered
 from perceiver.tasks.base import TableRow
 from perceiver.training.loggers.base import run_loggers

@@ -7,10 +7,9 @@ import torch
 from PIL import Image
 
 from perceiver.decoders.base import LOGITS
-from perceiver.inspection.answers import own_answers, rollout_of
 from perceiver.inspection.capture import Capture
-from perceiver.inspection.look import Look
-from perceiver.inspection.sheets import GAP, TILE, TITLE_HEIGHT, Tile, tile_size
+from perceiver.inspection.contact_sheet import GAP, TILE, TITLE_HEIGHT, Tile, tile_size
+from perceiver.inspection.explanation import Explanation, own_answers, rollout_of
 from perceiver.types import Answer, Batch, Box, Picture, Span
 from tests.inspection.models import captured_with, grid, images_of, layer
 
@@ -77,7 +76,7 @@ def look_of(
     own: bool = True,
     relevance: torch.Tensor | None = None,
     boxes: list | None = None,
-) -> Look:
+) -> Explanation:
     """A look at what was captured.
 
     Args:
@@ -90,7 +89,7 @@ def look_of(
     answers = [[] for _ in range(captured.num_rows)] if answers is None else answers
     num_classes = captured.num_outputs if own else 0
     found = rollout_of(captured, answers, num_classes=num_classes, alpha=0.5)
-    return Look(
+    return Explanation(
         batch=Batch({}, {} if boxes is None else {"boxes": boxes}, [f"s/{row}" for row in range(len(answers))]),
         record=captured,
         answers=answers,

@@ -8,9 +8,9 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from perceiver.inspection.colormaps import COLORMAPS, DIFFERENCE, OUTLINE
-from perceiver.inspection.deletion import judged
-from perceiver.inspection.packing import packed
+from perceiver.inspection.colormap import COLORMAPS, DIFFERENCE, OUTLINE
+from perceiver.inspection.explorer.packing import packed
+from perceiver.inspection.faithfulness import judged
 
 HEADS, LATENTS, RATE = 3, 13, 8000
 KEPT = [latent for latent in range(LATENTS) if latent not in (4, 9)]

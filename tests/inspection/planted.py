@@ -9,10 +9,10 @@ from torch.nn import functional as F
 from perceiver import Perceiver
 from perceiver.attention import BlockSpec
 from perceiver.decoders.pooled import PooledDecoder
-from perceiver.inspection.look import Observer
+from perceiver.inspection.explanation import Explainer
 from perceiver.latents import Schedule
 from perceiver.types import Batch
-from tests.inspection.looks import observer
+from tests.inspection.explanations import explainer
 from tests.models import image_encoder, latents, logits
 
 ROWS, COLUMNS, CELL = 5, 7, 3
@@ -29,7 +29,7 @@ def images_with_a_patch(count: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @cache
-def trained() -> tuple[Observer, Batch, Tensor]:
+def trained() -> tuple[Explainer, Batch, Tensor]:
     """A model that tells the colour, images that it has not seen, and where their patch is."""
     torch.manual_seed(0)
     model = Perceiver(
@@ -52,4 +52,4 @@ def trained() -> tuple[Observer, Batch, Tensor]:
         schedule.step()
     images, labels, places = images_with_a_patch(101)
     batch = Batch({"image": images}, {"label": labels}, [str(number) for number in range(len(images))])
-    return observer(model.eval(), class_names=COLOURS), batch, places
+    return explainer(model.eval(), class_names=COLOURS), batch, places

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from perceiver.inspection.capture import Capture
-from perceiver.inspection.look import Look
+from perceiver.inspection.explanation import Explanation
 from perceiver.types import Answer, Axis, Box, Grid, Span
 from tests.inspection.drawn import look_of, of_class
 from tests.inspection.models import captured_with, layer
@@ -67,7 +67,7 @@ def look_at_maps(
     answers: list[list[Answer]] | None = None,
     mask: torch.Tensor | None = None,
     **options,
-) -> Look:
+) -> Explanation:
     """A look at a model whose rollout from each query is a map, [batch, queries, tokens].
 
     Args:

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from perceiver.decoders.base import LOGITS
-from perceiver.inspection.answers import answer_readers, own_answers, said
+from perceiver.inspection.explanation import answer_readers, own_answers, said
 from perceiver.types import Answer
 from tests.inspection.models import NUM_WORDS, look, perceiver, perceiver_io, perceiver_text
 from tests.models import NUM_CLASSES

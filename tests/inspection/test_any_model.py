@@ -10,12 +10,13 @@ from perceiver import Perceiver
 from perceiver.decoders.joint import JointDecoder
 from perceiver.decoders.pooled import PooledDecoder
 from perceiver.inspection.capture import Explainable, pictures_of, sounds_of
-from perceiver.inspection.explorer import event_of, page_of
-from perceiver.inspection.maps import panels
-from perceiver.inspection.media import Media, samples_of
-from perceiver.inspection.truth import localization
+from perceiver.inspection.explorer.media import Media, samples_of
+from perceiver.inspection.explorer.page import event_of, page_of
+from perceiver.inspection.faithfulness import faithfulness
+from perceiver.inspection.figures import contact_sheets
+from perceiver.inspection.localization import localization
 from perceiver.tokenizer import EOS
-from tests.inspection.looks import CLASS_NAMES, arrays_of, contents_of, labelled, observer
+from tests.inspection.explanations import CLASS_NAMES, arrays_of, contents_of, explainer, labelled
 from tests.inspection.models import (
     Foreign,
     direct_text,
@@ -83,8 +84,8 @@ def asked(model: Explainable, masked: bool):
 @pytest.mark.parametrize("alpha", [0.3, "norm"])
 def test_everything_there_is_to_see_is_seen(make, layers, readers, masked, alpha):
     model = make()
-    batch, watching = asked(model, masked), observer(model, alpha=alpha)
-    look = watching.look(batch)
+    batch, watching = asked(model, masked), explainer(model, alpha=alpha)
+    look = watching.explain(batch)
     num_tokens = look.record.tokens.values.shape[1]
     assert list(look.record.layers) == layers
     assert look.record.readers == readers
@@ -105,7 +106,7 @@ def test_everything_there_is_to_see_is_seen(make, layers, readers, masked, alpha
     assert {name.split("/", 1)[1].rpartition("/")[0] for name in look.statistics} == {
         name for name in layers if "decode_self" not in name
     }
-    found = watching.deletion(look, seed=0)
+    found = faithfulness(watching, look, seed=0)
     assert set(found.curves) == {"random", "relevance", "rollout"} | ({"mean_map"} if readers else set())
     assert set(localization(look)) <= {"word_overlap"}, "there are no boxes"
 
@@ -114,7 +115,7 @@ def test_everything_there_is_to_see_is_seen(make, layers, readers, masked, alpha
 def test_everything_that_is_seen_can_be_kept_and_drawn(make, layers, readers):
     model = make()
     batch = asked(model, masked=True)
-    look = observer(model).look(batch)
+    look = explainer(model).explain(batch)
     arrays = arrays_of(look, **look.statistics)
     assert [name.removesuffix("/latents") for name in arrays if name.endswith("/latents")] == readers
     event = event_of(arrays)
@@ -126,7 +127,7 @@ def test_everything_that_is_seen_can_be_kept_and_drawn(make, layers, readers):
         assert [answer["name"] for answer in content["answers"]] == [answer.name for answer in answers]
         assert [layer["name"] for layer in content["layers"]] == readers
         assert all(len(layer["reads"]) == len(answers) for layer in content["layers"])
-    sheets = panels(look, media.pictures, num_latents=2)
+    sheets = contact_sheets(look, media.pictures, num_latents=2)
     in_words = {"caption/words"} if any("decode_self" in name for name in layers) else set()
     assert set(sheets) == {f"{modality}/{name}" for modality in batch.inputs for name in readers} | in_words
     assert all(len(of_rows) == 3 for of_rows in sheets.values())

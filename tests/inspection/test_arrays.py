@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from perceiver.inspection.arrays import event_arrays, event_path, event_paths, scored, write_arrays
-from perceiver.inspection.maps import query_ranking
+from perceiver.inspection.figures import query_ranking
 from perceiver.inspection.rollout import readers_of, rollout
 from perceiver.mechanisms.base import ENCODE, SELF
 from perceiver.types import Answer, Axis, Box
-from tests.inspection.looks import seen
+from tests.inspection.explanations import seen
 from tests.inspection.models import EveryWord, direct_text, perceiver, perceiver_io, perceiver_text, some_masks
 from tests.models import NUM_CLASSES, small_inputs
 

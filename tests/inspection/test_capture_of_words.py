@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from perceiver.inspection.capture import capture
-from perceiver.inspection.look import Observer
+from perceiver.inspection.explanation import Explainer
 from perceiver.tasks.generation import Sampling
 from tests.inspection.models import NUM_WORDS, asked, beams, captioning, captions, look, perceiver_text, some_words
 from tests.models import small_inputs
@@ -45,7 +45,7 @@ def test_words_that_come_later_change_no_map_of_those_before():
 def test_answers_in_words_leave_the_forward_pass_over_what_was_written_and_nothing_else(num_beams):
     model, inputs = perceiver_text(), small_inputs()
     task = captioning(beams(num_beams))
-    found = Observer(model, task, [], 0.5).look(captions(inputs))
+    found = Explainer(model, task, [], 0.5).explain(captions(inputs))
     captured, answers = found.record, found.answers
     words = task.generate(model, captions(inputs), 1).ids[:, 0]
     alone = look(model, inputs, words=words)

@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from perceiver.inspection import explorer as explorer_module
 from perceiver.inspection.arrays import event_arrays
-from perceiver.inspection.explorer import MOST_LOOKS, MOST_VALUES, event_of, maps_of
-from perceiver.inspection.look import Look
-from perceiver.inspection.packing import unpacked
+from perceiver.inspection.explanation import Explanation
+from perceiver.inspection.explorer import page as explorer_module
+from perceiver.inspection.explorer.packing import unpacked
+from perceiver.inspection.explorer.page import MOST_LOOKS, MOST_VALUES, event_of, maps_of
 from perceiver.types import Axis, Box
-from tests.inspection.looks import arrays_of, look_at
+from tests.inspection.explanations import arrays_of, look_at
 from tests.inspection.models import EveryWord, direct_text, perceiver, perceiver_io, perceiver_text
 
 EVERYTHING = 10**9
 MAKERS = [perceiver, perceiver_io, perceiver_text, direct_text]
 
 
-def as_seen(look: Look, weights: torch.Tensor, modality: str) -> np.ndarray:
+def as_seen(look: Explanation, weights: torch.Tensor, modality: str) -> np.ndarray:
     """Weights over keys -> rows and columns from the top down; only frequencies run upwards."""
     span = look.record.spans[modality]
     maps = weights[..., span.start : span.stop].reshape(*weights.shape[:-1], *span.grid.shape).numpy()
@@ -36,7 +36,7 @@ def summed(maps: np.ndarray, down: int, across: int) -> np.ndarray:
     )
 
 
-def assert_maps_are(content: dict[str, Any], look: Look, weights: torch.Tensor) -> None:
+def assert_maps_are(content: dict[str, Any], look: Explanation, weights: torch.Tensor) -> None:
     """The packed maps are the weights, as exact as 8 bits of a square root can be."""
     found = unpacked(content)
     assert [cells["modality"] for cells in content["cells"]] == list(found) == ["image", "audio"]

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from perceiver.inspection.arrays import event_path, scored, write_arrays
-from perceiver.inspection.deletion import judged
-from perceiver.inspection.explorer import Event, evenly_spread, event_of, events_in, page_of, write_page
-from tests.inspection.looks import arrays_of, contents_of, look_at
+from perceiver.inspection.explorer.page import Event, evenly_spread, event_of, events_in, page_of, write_page
+from perceiver.inspection.faithfulness import judged
+from tests.inspection.explanations import arrays_of, contents_of, look_at
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5, 6, 7, 11, 101])
@@ -31,12 +31,12 @@ def test_of_no_event_none_is_chosen():
 
 def test_an_event_has_what_was_measured_under_the_names_by_which_it_is_logged():
     arrays = arrays_of(look_at(), 11, 3, **{"stat/cross0/entropy": 1.5, "energy_in_box": 0.25})
-    arrays["deletion"] = np.array(json.dumps({"num_samples": 61, "areas": {"rollout": {"mean": 0.5, "error": 0.1}}}))
+    summary = {"num_samples": 61, "areas": {"rollout": judged("rollout", 0.5, 0.1, 61)}}
+    arrays["deletion"] = np.array(json.dumps(summary))
     event = event_of(arrays)
     assert (event.name, event.step, event.epoch) == ("step 11 · epoch 3", 11, 3)
     assert event.values == {"attention/stat/cross0/entropy": 1.5, "attention/energy_in_box": 0.25}
-    judgement = judged("rollout", 0.5, 0.1, 61)
-    assert event.deletion == {"num_samples": 61, "areas": {"rollout": judgement}}, "events of early versions have none"
+    assert event.deletion == summary
     assert list(event.maps) == ["s/0", "s/1", "s/2"]
     numbers = event_of(arrays, with_maps=False, name="mine")
     assert (numbers.name, numbers.maps, numbers.values) == ("mine", {}, event.values)

@@ -2,9 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from perceiver.inspection.frames import STRETCHED, STRIP_HEIGHT, Frame
-from perceiver.inspection.maps import panels
-from perceiver.inspection.sheets import COLUMN_TICKS_HEIGHT, GAP, ROW_TICKS_WIDTH, TITLE_HEIGHT
+from perceiver.inspection.contact_sheet import COLUMN_TICKS_HEIGHT, GAP, ROW_TICKS_WIDTH, TITLE_HEIGHT
+from perceiver.inspection.figures import STRETCHED, STRIP_HEIGHT, Frame, contact_sheets
 from perceiver.types import Axis, Box, Grid, Picture, Span
 from tests.inspection.drawn import LUMINANCE, bright_place, look_of
 from tests.inspection.models import captured_with, layer
@@ -38,7 +37,7 @@ def input_tile(picture: Picture, grid: Grid) -> np.ndarray:
     captured = captured_with(
         {"audio": Span(0, tokens, grid)}, cross0=layer("cross", torch.full((1, 1, 3, tokens), 1 / tokens))
     )
-    (sheet,) = panels(look_of(captured), {"audio": picture}, num_latents=1)["audio/cross0"]
+    (sheet,) = contact_sheets(look_of(captured), {"audio": picture}, num_latents=1)["audio/cross0"]
     tile = np.asarray(sheet)[TITLE_HEIGHT : TITLE_HEIGHT + HEIGHT, ROW_TICKS_WIDTH : ROW_TICKS_WIDTH + WIDTH]
     return tile.astype(float)
 
@@ -162,7 +161,7 @@ def test_sheets_of_sounds_have_tiles_of_one_size_and_ticks(shape):
     captured = captured_with(
         {"audio": Span(0, tokens, grid)}, cross0=layer("cross", torch.full((1, 1, 3, tokens), 1 / tokens))
     )
-    (sheet,) = panels(look_of(captured), {"audio": spectrogram(3000.0, 2.0)}, num_latents=3)["audio/cross0"]
+    (sheet,) = contact_sheets(look_of(captured), {"audio": spectrogram(3000.0, 2.0)}, num_latents=3)["audio/cross0"]
     rows, columns = 3, 3
     assert sheet.height == rows * (HEIGHT + TITLE_HEIGHT + GAP + COLUMN_TICKS_HEIGHT)
     assert sheet.width > columns * WIDTH + ROW_TICKS_WIDTH

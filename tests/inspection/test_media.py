@@ -14,15 +14,15 @@ from PIL import Image
 from perceiver.data.sources.text_pairs import TextPairs
 from perceiver.encoders.stems import PatchStem
 from perceiver.encoders.text import TextEncoder
-from perceiver.inspection import media as media_module
 from perceiver.inspection.capture import pictures_of, sounds_of
-from perceiver.inspection.frames import Frame
-from perceiver.inspection.media import Media, samples_of, texts_of
+from perceiver.inspection.explorer import media as media_module
+from perceiver.inspection.explorer.media import Media, samples_of, texts_of
+from perceiver.inspection.figures import Frame
 from perceiver.positions import LearnedPositions
 from perceiver.tokenizer import BOS, EOS, PAD, SPECIAL, ByteTokenizer
 from perceiver.types import Axis, Batch, Box, Grid, Picture, Span
 from tests.data.datasets import dataset
-from tests.inspection.looks import labelled
+from tests.inspection.explanations import labelled
 from tests.inspection.models import captions, grid, look, perceiver
 from tests.models import audio_encoder, image_encoder, waveform_encoder
 

@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import pytest
 
-from perceiver.inspection.packing import packed, pooling, sum_pooled, unpacked
+from perceiver.inspection.explorer.packing import packed, pooling, sum_pooled, unpacked
 
 EVERYTHING = 10**9
 RANDOM = np.random.default_rng(7)
@@ -57,7 +57,7 @@ def test_each_map_of_each_modality_has_a_scale_of_its_own():
 
 
 def test_a_page_reads_maps_one_behind_the_other_with_the_cells_of_all_modalities_in_rows():
-    """The layout that `page/data.js` knows, taken apart by hand."""
+    """The layout that `data.js` knows, taken apart by hand."""
     image, sound = np.zeros((2, 3, 5, 7)), np.zeros((2, 3, 1, 11))
     for head in range(2):
         for latent in range(3):

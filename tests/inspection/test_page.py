@@ -8,8 +8,8 @@ from importlib import resources
 import numpy as np
 import pytest
 
-from perceiver.inspection.packing import unpacked
-from perceiver.inspection.page import SCRIPTS, page_html
+from perceiver.inspection.explorer.html import SCRIPTS, page_html
+from perceiver.inspection.explorer.packing import unpacked
 from tests.inspection.pages import EVIL, LACKING, LOOKS, planted, synthetic
 
 MAX_LINES = 300
@@ -114,7 +114,7 @@ def test_without_any_maps_there_is_still_a_page():
 
 
 def test_its_files_are_small_and_all_of_them_are_used():
-    folder = resources.files("perceiver.inspection.page")
+    folder = resources.files("perceiver.inspection.explorer.html")
     sources = {file.name: file.read_text() for file in folder.iterdir() if file.name.endswith((".js", ".css", ".html"))}
     assert {name for name in sources if name.endswith(".js")} == set(SCRIPTS)
     assert max(len(text.splitlines()) for text in sources.values()) < MAX_LINES

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from perceiver.inspection import explorer as explorer_module
-from perceiver.inspection.colormaps import colorize
-from perceiver.inspection.packing import unpacked
-from perceiver.inspection.page import page_html
-from perceiver.inspection.terminal import belief
+from perceiver.inspection.colormap import colorize
+from perceiver.inspection.explorer import page as explorer_module
+from perceiver.inspection.explorer.html import page_html
+from perceiver.inspection.explorer.packing import unpacked
+from perceiver.inspection.report import belief
 from tests.inspection.drawn import BRIGHTEST as YELLOW
 from tests.inspection.pages import CAPTION, EVIL, IMAGE, KEPT, SECONDS, SENTENCE, SOUND, deletion, planted, synthetic
 from tests.inspection.videos import COLUMNS, FRAMES, ROWS, looked, page_with

@@ -3,8 +3,9 @@ import pytest
 import torch
 from PIL import Image
 
-from perceiver.inspection.pictures import (
+from perceiver.inspection.contact_sheet import (
     DYNAMIC_RANGE,
+    TILE,
     Outline,
     colorize,
     image_picture,
@@ -12,8 +13,8 @@ from perceiver.inspection.pictures import (
     outlined,
     overlay,
     resized,
+    tile_size,
 )
-from perceiver.inspection.sheets import TILE, tile_size
 from tests.inspection.drawn import BRIGHTEST, LUMINANCE, planted
 
 

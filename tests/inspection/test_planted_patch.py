@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from perceiver.inspection.deletion import deletion
+from perceiver.inspection.faithfulness import deletion, faithfulness
 from tests.inspection.planted import COLOURS, COLUMNS, ROWS, trained
 from tests.models import logits
 
@@ -16,24 +16,24 @@ def pointing_game(maps: torch.Tensor, places: torch.Tensor) -> float:
 
 
 def test_the_model_has_learned_it():
-    observer, batch, _ = trained()
+    explainer, batch, _ = trained()
     with torch.no_grad():
-        found = logits(observer.model, batch.inputs).argmax(dim=1)
+        found = logits(explainer.model, batch.inputs).argmax(dim=1)
     assert (found == batch.targets["label"]).float().mean() > 0.95
 
 
 @METHODS
 def test_the_brightest_cell_is_the_patch(method):
-    observer, batch, places = trained()
-    maps = observer.look(batch).maps[method]
+    explainer, batch, places = trained()
+    maps = explainer.explain(batch).maps[method]
     assert pointing_game(maps[:, 0], places) > 0.8
     assert pointing_game(maps[:, 0].roll(1, dims=0), places) < 0.15, "the map of another image is no better than chance"
     assert pointing_game(torch.rand(len(places), ROWS * COLUMNS), places) < 0.15
 
 
 def test_by_relevance_the_patch_speaks_for_its_own_class_more_than_for_others():
-    observer, batch, places = trained()
-    look = observer.look(batch)
+    explainer, batch, places = trained()
+    look = explainer.explain(batch)
     at_patch = look.relevance.gather(2, places[:, None, None].expand(-1, len(COLOURS), 1))[..., 0]
     labels = batch.targets["label"].tolist()
     own = [[answer.label for answer in row].index(label) for row, label in zip(look.answers, labels, strict=True)]
@@ -41,15 +41,15 @@ def test_by_relevance_the_patch_speaks_for_its_own_class_more_than_for_others():
 
 
 def test_hiding_what_maps_mark_hurts_more_than_chance_and_hiding_at_random_does_not():
-    observer, batch, places = trained()
-    areas = observer.deletion(observer.look(batch), seed=0).summary["areas"]
+    explainer, batch, places = trained()
+    areas = faithfulness(explainer, explainer.explain(batch), seed=0).summary["areas"]
     for method in ("rollout", "relevance"):
         assert areas[method]["mean"] > 3 * areas[method]["error"] > 0
-    look = observer.look(batch)
+    look = explainer.explain(batch)
     patch = F.one_hot(places, ROWS * COLUMNS).float()[:, None].expand_as(look.relevance)
     maps = {"chance": torch.rand_like(patch), "oracle": patch, "anti-oracle": -patch}
     with torch.no_grad():
-        found = deletion(observer.model, look.record, maps, look.answers, observer.task.probabilities, seed=0)
+        found = deletion(explainer.model, look.record, maps, look.answers, explainer.task.probabilities, seed=0)
     areas = found.summary["areas"]
     assert abs(areas["chance"]["mean"]) < 3 * areas["chance"]["error"]
     assert areas["oracle"]["mean"] > 3 * areas["oracle"]["error"] > 0

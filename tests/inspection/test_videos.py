@@ -9,15 +9,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from perceiver.inspection.frames import COLUMNS_APART, Frame
-from perceiver.inspection.maps import panels
-from perceiver.inspection.packing import unpacked
-from perceiver.inspection.sheets import COLUMN_TICKS_HEIGHT, GAP, TITLE_HEIGHT
-from perceiver.inspection.terminal import report
-from perceiver.inspection.truth import localization
+from perceiver.inspection.contact_sheet import COLUMN_TICKS_HEIGHT, GAP, TITLE_HEIGHT
+from perceiver.inspection.explorer.packing import unpacked
+from perceiver.inspection.figures import COLUMNS_APART, Frame, contact_sheets
+from perceiver.inspection.localization import localization
+from perceiver.inspection.report import report
 from perceiver.types import Axis, Box, Grid
 from tests.inspection.drawn import bright_place
-from tests.inspection.looks import arrays_of, contents_of
+from tests.inspection.explanations import arrays_of, contents_of
 from tests.inspection.videos import BOXES, COLUMNS, FRAMES, ROWS, VIDEO, X, looked, page_with
 
 FINE = 8
@@ -168,7 +167,7 @@ def mean_of(look) -> dict[str, float]:
 def test_panels_are_bright_at_the_token(seen):
     slot = 1
     look = with_planted_relevance(seen[1], 1, slot, 1, 4, 2)
-    sheets = panels(look, {}, num_latents=1)
+    sheets = contact_sheets(look, {}, num_latents=1)
     assert set(sheets) == {"image/cross0", "video/cross0"}
     (width, height), num_answers = Frame(VIDEO, None).size, len(look.answers[1])
     sheet = np.asarray(sheets["video/cross0"][1]).astype(float)

@@ -3,11 +3,11 @@
 import torch
 
 from perceiver.inspection.capture import pictures_of
-from perceiver.inspection.explorer import event_of, page_of
-from perceiver.inspection.look import Look
-from perceiver.inspection.media import Media, samples_of
+from perceiver.inspection.explanation import Explanation
+from perceiver.inspection.explorer.media import Media, samples_of
+from perceiver.inspection.explorer.page import event_of, page_of
 from perceiver.types import Axis, Batch, Box, Grid
-from tests.inspection.looks import CLASS_NAMES, arrays_of, labelled, observer
+from tests.inspection.explanations import CLASS_NAMES, arrays_of, explainer, labelled
 from tests.inspection.models import AsTheyAre, perceiver_io
 from tests.models import image_encoder
 
@@ -36,17 +36,17 @@ BOXES = [
 ]
 
 
-def looked() -> tuple[Batch, Look]:
+def looked() -> tuple[Batch, Explanation]:
     """A look at three videos, each class of which asks for itself."""
     torch.manual_seed(3)
     encoders = {"image": image_encoder(), "video": AsTheyAre(23, VIDEO)}
     inputs = {"image": torch.rand(3, 3, 11, 13), "video": 2 * torch.randn(3, VIDEO.num_tokens, 23)}
     batch = labelled(inputs, boxes=BOXES)
-    look = observer(perceiver_io(encoders=encoders)).look(batch)
+    look = explainer(perceiver_io(encoders=encoders)).explain(batch)
     return batch, look
 
 
-def page_with(batch: Batch, look: Look) -> str:
+def page_with(batch: Batch, look: Explanation) -> str:
     """The page of one look."""
     pictures = pictures_of(perceiver_io(encoders={"image": image_encoder()}), {"image": batch.inputs["image"]})
     samples = samples_of(batch, look.record.spans, Media(pictures), CLASS_NAMES)

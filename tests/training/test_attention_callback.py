@@ -7,7 +7,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
 from PIL import Image
 
-from perceiver.inspection import deletion as deletion_module
+from perceiver.inspection import faithfulness as deletion_module
 from perceiver.training import attention_callback as callback_module
 from perceiver.training.module import TrainingModule
 from tests.inspection.models import look
@@ -114,8 +114,8 @@ def warnings_in(caplog) -> list[str]:
         ("event_arrays", True),
         ("samples_of", False),
         ("page_of", False),
-        ("panels", False),
-        ("log_look", True),
+        ("contact_sheets", False),
+        ("log_explanation", True),
     ],
 )
 def test_after_three_failures_it_is_off_with_a_warning_and_training_goes_on(tmp_path, monkeypatch, caplog, part, texts):
@@ -188,7 +188,7 @@ def test_without_any_look_there_is_no_page(tmp_path, monkeypatch, caplog):
 
 def test_a_look_that_takes_too_long_leaves_out_sheets_alone_and_says_so_once(tmp_path, monkeypatch, caplog):
     drawn = []
-    monkeypatch.setattr(callback_module, "panels", lambda *args, **options: drawn.append(args) or {})
+    monkeypatch.setattr(callback_module, "contact_sheets", lambda *args, **options: drawn.append(args) or {})
     caplog.set_level(logging.WARNING)
     callback = attention(max_seconds=0.0)
     fit(tmp_path, callback, boxes=True, max_epochs=3)
@@ -226,10 +226,10 @@ def test_panels_reach_wandb_as_pictures_at_the_step_of_the_validation(tmp_path, 
     logger.end(0)
     (folder,) = run_folders(tmp_path)
     logged = rows(folder)
-    panels = [row for row in logged if any(key.startswith("attention/image") for key in row)]
+    contact_sheets = [row for row in logged if any(key.startswith("attention/image") for key in row)]
     validation_steps = [row["trainer/global_step"] for row in logged if "val/loss" in row]
-    assert [row["trainer/global_step"] for row in panels] == validation_steps[1::2]
-    for row, epoch in zip(panels, (1, 3), strict=True):
+    assert [row["trainer/global_step"] for row in contact_sheets] == validation_steps[1::2]
+    for row, epoch in zip(contact_sheets, (1, 3), strict=True):
         media = [key for key, value in row.items() if key.startswith("attention/") and isinstance(value, dict)]
         assert media == ["attention/image/cross0"]
         media = row["attention/image/cross0"]
@@ -244,13 +244,13 @@ def test_panels_reach_wandb_as_pictures_at_the_step_of_the_validation(tmp_path, 
 
 @pytest.mark.parametrize("num_queries", [3, 1], ids=["classes", "one query"])
 def test_sheets_show_the_best_classes_of_each_sample_where_they_ask_for_themselves(tmp_path, monkeypatch, num_queries):
-    answers, original = [], callback_module.panels
+    answers, original = [], callback_module.contact_sheets
 
-    def panels(look, pictures, **options):
+    def contact_sheets(look, pictures, **options):
         answers.append(look.own)
         return original(look, pictures, **options)
 
-    monkeypatch.setattr(callback_module, "panels", panels)
+    monkeypatch.setattr(callback_module, "contact_sheets", contact_sheets)
     _, module = fit(tmp_path, attention(), max_epochs=1, num_queries=num_queries)
     if num_queries == 1:
         assert answers == [[[], [], []]]

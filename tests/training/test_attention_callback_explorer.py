@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from perceiver.inspection import deletion as deletion_module
+from perceiver.inspection import faithfulness as deletion_module
 from perceiver.inspection.capture import Capture
 from perceiver.inspection.statistics import drift, statistics
 from perceiver.training import attention_callback as callback_module
 from perceiver.training.loggers import wandb as wandb_module
 from perceiver.training.loggers.curves import Curves
 from perceiver.training.results import final_metrics
-from tests.inspection.looks import contents_of
+from tests.inspection.explanations import contents_of
 from tests.inspection.models import look
 from tests.training.noise import NoiseItems, attention, events, fit
 from tests.training.runs import ROOT, SMALL, metrics, train, trained
@@ -111,9 +111,9 @@ def test_statistics_are_those_of_the_model_on_the_first_probe_set(tmp_path, monk
 
 
 def test_each_event_is_in_the_page_as_soon_as_it_is_over(tmp_path, monkeypatch):
-    found, original = [], callback_module.log_look
+    found, original = [], callback_module.log_explanation
 
-    def log_look(*args, **options):
+    def log_explanation(*args, **options):
         page, maps = page_in(tmp_path)
         found.append([event["step"] for event in page["runs"][0]["events"]])
         assert {(one["look"], one["sample"]) for one in maps} == {
@@ -121,7 +121,7 @@ def test_each_event_is_in_the_page_as_soon_as_it_is_over(tmp_path, monkeypatch):
         }
         return original(*args, **options)
 
-    monkeypatch.setattr(callback_module, "log_look", log_look)
+    monkeypatch.setattr(callback_module, "log_explanation", log_explanation)
     fit(tmp_path, attention(2))
     assert found == [[5], [5, 11], [5, 11, 14]]
 
@@ -225,7 +225,7 @@ def test_without_scored_samples_nothing_is_tested_and_never_looking_leaves_nothi
     def never(*args, **options):
         raise AssertionError("nobody asked for it")
 
-    monkeypatch.setattr("perceiver.inspection.look.Observer.deletion", never)
+    monkeypatch.setattr("perceiver.training.attention_callback.faithfulness", never)
     monkeypatch.setattr("perceiver.training.attention_callback.localization", never)
     callback = attention(num_scored_samples=0)
     fit(tmp_path / "without", callback, boxes=True, max_epochs=1)

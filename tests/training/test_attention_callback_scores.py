@@ -8,16 +8,16 @@ import torch
 from PIL import Image
 
 from perceiver.data.collate import collate
-from perceiver.inspection import truth as truth_module
-from perceiver.inspection.look import Observer
-from perceiver.inspection.truth import localization, mean_scores
+from perceiver.inspection import localization as truth_module
+from perceiver.inspection.explanation import Explainer
+from perceiver.inspection.localization import localization, mean_scores
 from perceiver.tasks.captioning import Captioning
 from perceiver.training import attention_callback as callback_module
 from perceiver.training.attention_callback import AttentionCallback
 from perceiver.training.data_module import DataModule
 from perceiver.training.loggers.curves import Curves
 from perceiver.training.module import TrainingModule
-from tests.inspection.looks import observer
+from tests.inspection.explanations import explainer
 from tests.training.noise import attention, events, fit, noise
 from tests.training.wandb_file import offline_mirror, rows, run_folders
 
@@ -28,7 +28,7 @@ def scores_of(module: TrainingModule, num_samples: int) -> dict[str, float]:
     """The scores of the module's present weights for all samples of a probe set at once."""
     split = noise("val", boxes=True).split("val")
     batch = collate([split[index * len(split) // num_samples] for index in range(num_samples)])
-    look = observer(module.model.eval(), class_names=["a", "b", "c"]).look(batch)
+    look = explainer(module.model.eval(), class_names=["a", "b", "c"]).explain(batch)
     return {f"attention/{name}": value for name, value in mean_scores([localization(look)]).items()}
 
 
@@ -144,7 +144,7 @@ def test_words_are_scored_by_kind_and_for_how_much_alike_they_are(tmp_path, num_
     samples = [split[index * len(split) // 7] for index in range(7)]
     cases = []
     for sample in samples:  # alone, so that nothing fills up its text
-        look = Observer(module.model, module.task, [], 0.5).look(collate([sample]))
+        look = Explainer(module.model, module.task, [], 0.5).explain(collate([sample]))
         cases.append({name: values for name, values in localization(look).items() if not name.startswith("relevance/")})
     expected = mean_scores(cases)
     assert sorted(expected) == SCORES_OF_WORDS

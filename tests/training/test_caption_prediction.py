@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from perceiver.data.synthetic.shape_grammar import WORDS
-from perceiver.inspection.sheets import BAR_WIDTH, GAP, TILE, TITLE_HEIGHT
+from perceiver.inspection.contact_sheet import BAR_WIDTH, GAP, TILE, TITLE_HEIGHT
 from perceiver.tokenizer import words_in
 from perceiver.training.finished import load
 from perceiver.training.prediction import predictions_of

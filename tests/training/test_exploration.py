@@ -14,13 +14,13 @@ from omegaconf import OmegaConf
 
 from perceiver.data.synthetic.shape_grammar import WORDS
 from perceiver.inspection.arrays import event_arrays
-from perceiver.inspection.deletion import verdict_of
-from perceiver.inspection.look import Look, Observer
+from perceiver.inspection.explanation import Explainer, Explanation
+from perceiver.inspection.faithfulness import verdict_of
 from perceiver.tokenizer import words_in
 from perceiver.training import exploration
 from perceiver.training.errors import ConfigError
 from perceiver.training.finished import load
-from tests.inspection.looks import contents_of
+from tests.inspection.explanations import contents_of
 from tests.training.runs import CAPTIONING, CONF, Ended, checkpoint, image_tree, script, trained
 from tests.training.test_sound_run import SMALL_SOUND
 
@@ -92,13 +92,13 @@ def arrays_in(path: Path) -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
-def by_hand(run: Path, name: str, chosen: int | list[int]) -> tuple[Look, dict[str, np.ndarray]]:
+def by_hand(run: Path, name: str, chosen: int | list[int]) -> tuple[Explanation, dict[str, np.ndarray]]:
     """A look at samples of a run's validation set, and its arrays."""
     finished = load(str(run), name, [])
     parts, settings = finished.parts, finished.config["attention"]
     names = parts.module.description["class_names"]
-    observer = Observer(parts.model.eval(), parts.task, names, settings["rollout_alpha"])
-    look = observer.look(parts.data.probe(chosen))
+    explainer = Explainer(parts.model.eval(), parts.task, names, settings["rollout_alpha"])
+    look = explainer.explain(parts.data.probe(chosen))
     return look, event_arrays(look, max_megabytes=settings["max_megabytes"])
 
 
@@ -234,7 +234,7 @@ class TestOneRun:
         def never(*args, **options):
             raise AssertionError("nobody asked for it")
 
-        monkeypatch.setattr(Observer, "deletion", never)
+        monkeypatch.setattr(Explainer, "deletion", never)
         monkeypatch.setattr("perceiver.training.exploration.localization", never)
         ended, page, _ = explored(digits, tmp_path / "page.html", "scored_samples=0")
         assert page["runs"][0]["events"][2]["deletion"] is None
@@ -242,7 +242,7 @@ class TestOneRun:
         assert "it was not tested whether" in ended.out
 
     def test_what_is_tested_is_tested_on_as_many_samples_as_asked_for(self, digits, tmp_path, monkeypatch):
-        monkeypatch.setattr("perceiver.inspection.deletion.LEAST_LOSS", -1.0)
+        monkeypatch.setattr("perceiver.inspection.faithfulness.LEAST_LOSS", -1.0)
         ended, page, _ = explored(digits, tmp_path / "page.html", "scored_samples=61", "samples=1")
         deletion = page["runs"][0]["events"][2]["deletion"]
         assert deletion["num_samples"] == 61, "a batch of 53 and one of 8"
@@ -251,20 +251,20 @@ class TestOneRun:
         assert f"relevance {deletion['areas']['relevance']['mean']:+.2f}" in ended.out
 
     def test_samples_that_are_shown_and_tested_are_looked_at_once(self, digits, tmp_path, monkeypatch):
-        looks, original = [], Observer.look
-        monkeypatch.setattr(Observer, "look", lambda one, batch: looks.append(len(batch)) or original(one, batch))
+        looks, original = [], Explainer.explain
+        monkeypatch.setattr(Explainer, "explain", lambda one, batch: looks.append(len(batch)) or original(one, batch))
         for count in (5, 7):
             explored(digits, tmp_path / "page.html", "samples=5", f"scored_samples={count}")
         assert looks == [5, 5, 7]
 
     def test_where_no_answer_needs_its_input_it_says_so(self, digits, tmp_path, monkeypatch):
-        monkeypatch.setattr("perceiver.inspection.deletion.LEAST_LOSS", 2.0)
+        monkeypatch.setattr("perceiver.inspection.faithfulness.LEAST_LOSS", 2.0)
         ended, page, _ = explored(digits, tmp_path / "page.html", "scored_samples=5")
         assert page["runs"][0]["events"][2]["deletion"]["num_samples"] == 0
         assert "nothing to test maps on" in ended.out
 
     def test_a_single_sample_proves_nothing(self, digits, tmp_path, monkeypatch):
-        monkeypatch.setattr("perceiver.inspection.deletion.LEAST_LOSS", -1.0)
+        monkeypatch.setattr("perceiver.inspection.faithfulness.LEAST_LOSS", -1.0)
         ended, page, _ = explored(digits, tmp_path / "page.html", "scored_samples=1")
         assert page["runs"][0]["events"][2]["deletion"]["num_samples"] == 1
         assert page["runs"][0]["events"][2]["deletion"]["areas"]["relevance"]["mark"] == "?"
@@ -401,7 +401,7 @@ class TestInputs:
         assert len(page["samples"]) == len(maps) == 1
 
     def test_they_are_tested_themselves(self, folders, pictures, tmp_path, monkeypatch):
-        monkeypatch.setattr("perceiver.inspection.deletion.LEAST_LOSS", -1.0)
+        monkeypatch.setattr("perceiver.inspection.faithfulness.LEAST_LOSS", -1.0)
         _, page, _ = explored(folders, tmp_path / "page.html", files_of(*pictures))
         assert page["runs"][0]["events"][-1]["deletion"]["num_samples"] == 2
 

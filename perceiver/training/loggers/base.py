@@ -181,10 +181,10 @@ def log_now(trainer: Trainer, values: Mapping[str, Tensor | float]) -> None:
         logger.log_metrics({**numbers, "epoch": trainer.current_epoch}, trainer.global_step - 1)
 
 
-def log_look(
+def log_explanation(
     loggers: Iterable[Logger],
     scores: Mapping[str, float],
-    panels: Mapping[str, Sequence[Image.Image]],
+    contact_sheets: Mapping[str, Sequence[Image.Image]],
     captions: Sequence[str],
     step: int,
 ) -> None:
@@ -193,13 +193,13 @@ def log_look(
     Args:
         loggers: those of the trainer.
         scores: fixed key -> number.
-        panels: fixed key -> one picture a sample.
+        contact_sheets: fixed key -> one picture a sample.
         captions: one a sample.
         step: as in `RunLogger.metrics`.
     """
     for logger in loggers:
-        if panels and isinstance(logger, RunLogger):
-            logger.attempt(logger.images, panels, captions, step)
+        if contact_sheets and isinstance(logger, RunLogger):
+            logger.attempt(logger.images, contact_sheets, captions, step)
         if scores:
             logger.log_metrics(dict(scores), step)
 

@@ -57,7 +57,7 @@ def page_html(page: Mapping[str, Any], maps: Sequence[Mapping[str, Any]]) -> str
 
 def part(name: str) -> str:
     """A file that lies beside this one."""
-    return resources.files(__name__).joinpath(name).read_text(encoding="utf-8")
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
 def embedded(content: Mapping[str, Any]) -> str:

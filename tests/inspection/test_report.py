@@ -10,10 +10,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from perceiver.inspection.deletion import judged, verdict_of
-from perceiver.inspection.look import Look
-from perceiver.inspection.rollout import Rollout
-from perceiver.inspection.terminal import (
+from perceiver.inspection.explanation import Explanation
+from perceiver.inspection.faithfulness import judged, verdict_of
+from perceiver.inspection.report import (
     MOST_ANSWERS,
     MOST_CELLS,
     MOST_COLUMNS,
@@ -26,8 +25,9 @@ from perceiver.inspection.terminal import (
     shaded,
     statistics_table,
 )
+from perceiver.inspection.rollout import Rollout
 from perceiver.types import Answer, Axis, Batch, Grid, Span
-from tests.inspection.looks import arrays_of, look_at
+from tests.inspection.explanations import arrays_of, look_at
 from tests.inspection.models import captured_with, grid, layer, perceiver_joint, perceiver_text
 
 SOUND = Grid((3, 7), (Axis("frequency", "Hz", 100.0, 4000.0, "mel"), Axis("time", "s", 0.0, 1.4)))
@@ -57,11 +57,11 @@ def seen_by_hand(
     rollout: list[torch.Tensor],
     answers: list[Answer],
     probability: list[float],
-) -> Look:
+) -> Explanation:
     """A look at one sample."""
     num_tokens = len(relevance[0])
     record = captured_with(spans, cross0=layer("cross", torch.full((1, 1, 2, num_tokens), 1 / num_tokens)))
-    return Look(
+    return Explanation(
         batch=Batch({}, {}, ["clips/17 [a].wav"]),
         record=record,
         answers=[answers],
@@ -169,14 +169,14 @@ class TestPlaces:
 class TestSamples:
     SPANS = spans_of(image=IMAGE)
 
-    def look(self, answers: list[Answer], probability: list[float]) -> Look:
+    def look(self, answers: list[Answer], probability: list[float]) -> Explanation:
         count = len(answers)
         relevance = [planted(self.SPANS, "image", 1, number % 11, value=3.0 + number) for number in range(count)]
         rollout = [planted(self.SPANS, "image", 2, number % 11) for number in range(count)]
         return seen_by_hand(self.SPANS, relevance, rollout, answers, probability)
 
     def test_each_answer_has_its_probability_and_places(self):
-        table = sample_table(self.look(classes("cat", "dog [x]"), [0.75, 0.125]), 0)
+        table = sample_table(self.explain(classes("cat", "dog [x]"), [0.75, 0.125]), 0)
         assert headers(table) == [
             *("answer", "how likely", "relevance brightest at", "in top 10%", "rollout brightest at", "in top 10%")
         ]
@@ -190,17 +190,17 @@ class TestSamples:
 
     def test_long_texts_are_cut_and_it_says_so(self):
         names = [f"w{number}" for number in range(MOST_ANSWERS + 5)]
-        table = sample_table(self.look(words(*names), [0.5] * len(names)), 0)
+        table = sample_table(self.explain(words(*names), [0.5] * len(names)), 0)
         assert len(cells(table)) == MOST_ANSWERS
         assert "(and 5 more answers)" in str(table.title)
-        assert "more" not in str(sample_table(self.look(words("a", "b"), [0.5, 0.5]), 0).title)
+        assert "more" not in str(sample_table(self.explain(words("a", "b"), [0.5, 0.5]), 0).title)
 
     def test_of_classes_the_maps_of_the_likeliest_are_drawn(self):
-        lines = [str(one) for one in clearest_maps(self.look(classes("cat", "dog"), [0.75, 0.125]), 0)]
+        lines = [str(one) for one in clearest_maps(self.explain(classes("cat", "dog"), [0.75, 0.125]), 0)]
         assert lines[::2] == [f"{kind} of 'cat' over image: y 0–20, x 0–44 px" for kind in ("relevance", "rollout")]
 
     def test_of_words_the_maps_of_the_one_whose_relevance_is_clearest(self):
-        lines = [str(one) for one in clearest_maps(self.look(words("a", "cat"), [0.75, 0.125]), 0)]
+        lines = [str(one) for one in clearest_maps(self.explain(words("a", "cat"), [0.75, 0.125]), 0)]
         assert [line.split(" over")[0] for line in lines[::2]] == ["relevance of 'cat'", "rollout of 'cat'"]
         rows = lines[1].splitlines()
         assert [line.count("█") for line in rows] == [0, 2, 0, 0, 0]
@@ -216,8 +216,8 @@ class TestSamples:
         assert "100–4000 Hz, 0–1.4 s" in lines[4]
 
     def test_who_says_nothing_has_an_empty_table_and_no_maps(self):
-        look = self.look(words("a"), [0.5])
-        silent = Look(
+        look = self.explain(words("a"), [0.5])
+        silent = Explanation(
             **{**vars(look), "answers": [[]], "relevance": look.relevance[:, :0], "probability": torch.zeros(1, 0)}
         )
         assert cells(sample_table(silent, 0)) == []

@@ -5,15 +5,14 @@ from PIL import Image
 
 from perceiver.decoders.base import LOGITS
 from perceiver.encoders.stems import PatchStem
-from perceiver.inspection.answers import own_answers
 from perceiver.inspection.arrays import event_arrays
 from perceiver.inspection.capture import Capture, pictures_of
-from perceiver.inspection.frames import STRETCHED, STRIP_HEIGHT
-from perceiver.inspection.maps import on_grid, panels, query_ranking
-from perceiver.inspection.sheets import BAR_WIDTH, GAP, TILE, TITLE_HEIGHT
+from perceiver.inspection.contact_sheet import BAR_WIDTH, GAP, TILE, TITLE_HEIGHT
+from perceiver.inspection.explanation import own_answers
+from perceiver.inspection.figures import STRETCHED, STRIP_HEIGHT, contact_sheets, on_grid, query_ranking
 from perceiver.types import Answer, Axis, Box, Grid, Span
 from tests.inspection.drawn import SPANS, bright_place, capture_of_places, images, look_of, of_class, tiles_of
-from tests.inspection.looks import seen
+from tests.inspection.explanations import seen
 from tests.inspection.models import (
     captured_with,
     direct_text,
@@ -73,7 +72,7 @@ def test_without_decoder_attention_latents_are_ranked_by_how_sharply_they_look()
 
 @pytest.mark.parametrize("token", [0, 3 * 7 + 1, 34])
 def test_sheets_show_what_the_output_rests_on_at_its_place_in_the_image(token):
-    sheets = panels(look_of(planted_capture(token)), images(), num_latents=3)
+    sheets = contact_sheets(look_of(planted_capture(token)), images(), num_latents=3)
     assert set(sheets) == {"image/cross0", "depth/cross0"}
     row, column = divmod(token, 7)
     for sheet in sheets["image/cross0"]:
@@ -98,7 +97,7 @@ def test_sheets_of_an_encoded_image_are_bright_where_the_image_is():
     weights = torch.full((1, 1, 11, 20), 0.001)
     weights[..., 19] = 1 - 0.019
     captured.layers = {"cross0": layer("cross", weights)}
-    (sheet,) = panels(look_of(captured), pictures_of(model, {"image": image}), num_latents=1)["image/cross0"]
+    (sheet,) = contact_sheets(look_of(captured), pictures_of(model, {"image": image}), num_latents=1)["image/cross0"]
     pixels = np.asarray(sheet)[TITLE_HEIGHT : TITLE_HEIGHT + round(TILE * 4 / 5)].astype(float)
     picture, over, mean = (pixels[:, left : left + TILE] for left in range(0, 3 * (TILE + GAP), TILE + GAP))
     white = np.argwhere(picture.min(axis=-1) > 250)
@@ -113,7 +112,7 @@ def test_sheets_of_an_encoded_image_are_bright_where_the_image_is():
 @pytest.mark.parametrize(("num_latents", "asked", "shown"), [(1, 6, 1), (5, 6, 5), (11, 6, 6), (11, 0, 0)])
 def test_sheets_show_as_many_latents_as_there_are_and_were_asked_for(channels, num_latents, asked, shown):
     captured = planted_capture(3, num_latents, latent=0)
-    sheets = panels(look_of(captured), images(channels=channels), num_latents=asked)
+    sheets = contact_sheets(look_of(captured), images(channels=channels), num_latents=asked)
     tiles = (1 + 1) + (1 + 1) + shown  # the input bare and under the mean, the mean and the rollout, latents
     for sheet in sheets["image/cross0"]:
         rows = 1 if tiles <= 8 else 2
@@ -124,7 +123,7 @@ def test_sheets_show_as_many_latents_as_there_are_and_were_asked_for(channels, n
 def test_modalities_without_a_picture_have_maps_alone():
     captured = planted_capture(3)
     lay_out(captured, {"words": Span(0, 35, Grid((35,), (Axis("byte", "", 0.0, 35.0),)))})
-    (sheet, _) = panels(look_of(captured), {}, num_latents=1)["words/cross0"]
+    (sheet, _) = contact_sheets(look_of(captured), {}, num_latents=1)["words/cross0"]
     tiles = np.asarray(sheet)[TITLE_HEIGHT : TITLE_HEIGHT + STRIP_HEIGHT]
     width = STRETCHED[0]
     assert sheet.width == 2 * (width + GAP) + BAR_WIDTH, "two of the mean, the rollout and a latent side by side"
@@ -143,7 +142,7 @@ def test_an_encoder_that_has_no_picture_is_left_out_of_the_pictures():
 
 def test_every_cross_attend_has_a_sheet_for_each_modality_and_sample():
     captured = look(perceiver(), masks=some_masks())
-    sheets = panels(look_of(captured), images_of(small_inputs()), num_latents=2)
+    sheets = contact_sheets(look_of(captured), images_of(small_inputs()), num_latents=2)
     assert set(sheets) == {f"{modality}/cross{k}" for modality in ("image", "depth") for k in range(3)}
     assert all(len(of_samples) == 3 for of_samples in sheets.values())
     assert all(isinstance(sheet, Image.Image) for of_samples in sheets.values() for sheet in of_samples)
@@ -154,13 +153,13 @@ def test_nothing_ever_holds_more_weights_than_it_may(make, monkeypatch):
     inputs = small_inputs()
     found = seen(make(), inputs)
     whole = event_arrays(found, max_megabytes=1)
-    sheets = panels(found, images_of(inputs), num_latents=3)
+    sheets = contact_sheets(found, images_of(inputs), num_latents=3)
     sizes = held_weights(monkeypatch)
     monkeypatch.setattr("perceiver.inspection.record.HELD_WEIGHTS", 2 * 3 * 3 * 55)
     for name, values in event_arrays(found, max_megabytes=1).items():
         if values.dtype == np.float16:
             np.testing.assert_allclose(values, whole[name], atol=1e-3)
-    again = panels(found, images_of(inputs), num_latents=3)
+    again = contact_sheets(found, images_of(inputs), num_latents=3)
     decode_whole = 3 * 5 * 19 * 11
     assert max(sizes) <= (2 * 3 * 3 * 55 if make is perceiver else decode_whole)
     assert {key: [sheet.size for sheet in value] for key, value in again.items()} == {
@@ -171,7 +170,7 @@ def test_nothing_ever_holds_more_weights_than_it_may(make, monkeypatch):
 def test_each_answer_of_a_sample_has_a_rollout_of_its_own():
     places = [3, 11, 17, 23, 34]
     answers = [[of_class("a", 4), of_class("b", 1)], [of_class("c", 2), of_class("a", 4)]]
-    sheets = panels(look_of(capture_of_places(places), answers), images(), num_latents=0)["image/cross0"]
+    sheets = contact_sheets(look_of(capture_of_places(places), answers), images(), num_latents=0)["image/cross0"]
     for sheet, row in zip(sheets, answers, strict=True):
         tiles = tiles_of(sheet, 5)
         assert sheet.width == 7 * (TILE + GAP) + BAR_WIDTH, "input, mean over input, mean, two for each answer"
@@ -194,7 +193,7 @@ def test_the_relevance_of_each_class_stands_behind_the_rollouts_with_its_boxes(o
     boxes = [[Box(1, "image", {"y": (3.0, 9.0), "x": (6.0, 18.0)})], None]
     captured, num_rollouts = capture_of_places([3, 11, 17, 23, 34]), 2 if own else 1
     options = {"own": own, "relevance": marked(places)}
-    plain = panels(look_of(captured, answers, **options), images(), num_latents=1)["image/cross0"]
+    plain = contact_sheets(look_of(captured, answers, **options), images(), num_latents=1)["image/cross0"]
     for sheet, tokens in zip(plain, places, strict=True):
         tiles = tiles_of(sheet, 6 + num_rollouts)
         assert sheet.width == len(tiles) * (TILE + GAP) + BAR_WIDTH, "and one latent"
@@ -202,7 +201,7 @@ def test_the_relevance_of_each_class_stands_behind_the_rollouts_with_its_boxes(o
             row, column = divmod(token, 7)
             assert bright_place(tile) == pytest.approx(((row + 0.5) / 5, (column + 0.5) / 7), abs=0.01)
     boxed = look_of(captured, answers, boxes=boxes, **options)
-    sheets = panels(boxed, images(), num_latents=1)["image/cross0"]
+    sheets = contact_sheets(boxed, images(), num_latents=1)["image/cross0"]
     pairs = zip(tiles_of(sheets[0], 6 + num_rollouts), tiles_of(plain[0], 6 + num_rollouts), strict=True)
     changed = [bool((one != other).any()) for one, other in pairs]
     rollouts = [False, True] if own else [True]
@@ -213,7 +212,9 @@ def test_the_relevance_of_each_class_stands_behind_the_rollouts_with_its_boxes(o
 def test_the_relevance_of_words_is_no_part_of_the_sheets_of_latents():
     captured, row = capture_of_places([3, 11]), [Answer("a", (0,), LOGITS), Answer("dot", (1,), LOGITS)]
     one, other = (
-        panels(look_of(captured, [row] * 2, relevance=marked([places] * 2)), images(), num_latents=1)["image/cross0"]
+        contact_sheets(look_of(captured, [row] * 2, relevance=marked([places] * 2)), images(), num_latents=1)[
+            "image/cross0"
+        ]
         for places in ((5, 32), (7, 2))
     )
     assert [sheet.tobytes() for sheet in one] == [sheet.tobytes() for sheet in other]
@@ -222,7 +223,7 @@ def test_the_relevance_of_words_is_no_part_of_the_sheets_of_latents():
 def test_samples_may_have_different_numbers_of_answers():
     answers = [[of_class("a", 4)], [of_class("c", 2), of_class("a", 4)]]
     captured = capture_of_places([3, 11, 17, 23, 34])
-    first, second = panels(look_of(captured, answers), images(), num_latents=0)["image/cross0"]
+    first, second = contact_sheets(look_of(captured, answers), images(), num_latents=0)["image/cross0"]
     assert (first.width, second.width) == tuple(count * (TILE + GAP) + BAR_WIDTH for count in (3 + 2, 3 + 4))
 
 
@@ -233,8 +234,8 @@ def test_boxes_are_drawn_on_the_input_and_on_rollouts_those_of_an_answer_on_its_
     ]
     answers = [[of_class("a", 4), of_class("b", 1)]] * 2
     captured = capture_of_places([3, 11, 17, 23, 34])
-    plain = panels(look_of(captured, answers), images(), num_latents=1)["image/cross0"]
-    sheets = panels(look_of(captured, answers, boxes=boxes), images(), num_latents=1)["image/cross0"]
+    plain = contact_sheets(look_of(captured, answers), images(), num_latents=1)["image/cross0"]
+    sheets = contact_sheets(look_of(captured, answers, boxes=boxes), images(), num_latents=1)["image/cross0"]
     changed = [
         (with_boxes != without).any(axis=-1)
         for with_boxes, without in zip(tiles_of(sheets[0], 8), tiles_of(plain[0], 8), strict=True)
@@ -250,8 +251,8 @@ def test_boxes_are_drawn_on_the_input_and_on_rollouts_those_of_an_answer_on_its_
 def test_without_answers_boxes_of_all_classes_are_drawn_on_the_one_rollout():
     boxes = [[Box(label, "image", {"y": (3.0, 9.0), "x": (6.0, 18.0)})] for label in (2, 7)]
     captured = capture_of_places([3, 11, 17, 23, 34])
-    plain = panels(look_of(captured), images(), num_latents=1)["image/cross0"]
-    sheets = panels(look_of(captured, boxes=boxes), images(), num_latents=1)["image/cross0"]
+    plain = contact_sheets(look_of(captured), images(), num_latents=1)["image/cross0"]
+    sheets = contact_sheets(look_of(captured, boxes=boxes), images(), num_latents=1)["image/cross0"]
     for sheet, without in zip(sheets, plain, strict=True):
         pairs = zip(tiles_of(sheet, 5), tiles_of(without, 5), strict=True)
         assert [(one != other).any() for one, other in pairs] == [True, False, False, True, False]
@@ -268,5 +269,5 @@ def test_answers_that_the_decoder_asked_for_are_kept_and_classes_it_asks_for_at_
 
 def test_rows_are_those_of_the_forward_pass():
     """Samples that are looked at in several views have a sheet for each."""
-    sheets = panels(look_of(capture_of_places([3, 11], batch=5)), images(batch=5), num_latents=1)
+    sheets = contact_sheets(look_of(capture_of_places([3, 11], batch=5)), images(batch=5), num_latents=1)
     assert len(sheets["image/cross0"]) == 5

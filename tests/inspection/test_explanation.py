@@ -4,17 +4,25 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from perceiver.inspection.answers import answer_readers, from_output, outputs_of, said
 from perceiver.inspection.capture import capture
-from perceiver.inspection.look import Look, Observer, in_parts
-from perceiver.inspection.maps import panels
+from perceiver.inspection.explanation import (
+    Explainer,
+    Explanation,
+    answer_readers,
+    from_output,
+    in_parts,
+    outputs_of,
+    said,
+)
+from perceiver.inspection.faithfulness import faithfulness
+from perceiver.inspection.figures import contact_sheets
+from perceiver.inspection.localization import localization
 from perceiver.inspection.rollout import rollout
-from perceiver.inspection.truth import localization
 from perceiver.tasks.base import Task
 from perceiver.tasks.tagging import Tagging
 from perceiver.tokenizer import EOS
 from perceiver.types import Batch, Box
-from tests.inspection.looks import CLASS_NAMES, labelled, observer, seen
+from tests.inspection.explanations import CLASS_NAMES, explainer, labelled, seen
 from tests.inspection.models import (
     EveryWord,
     captions,
@@ -29,34 +37,34 @@ from tests.inspection.models import (
 from tests.models import NUM_CLASSES, logits, small_inputs
 
 
-def classified(masks: bool) -> tuple[Observer, Batch]:
-    return observer(perceiver()), labelled(small_inputs(), some_masks() if masks else None)
+def classified(masks: bool) -> tuple[Explainer, Batch]:
+    return explainer(perceiver()), labelled(small_inputs(), some_masks() if masks else None)
 
 
-def tagged(masks: bool) -> tuple[Observer, Batch]:
+def tagged(masks: bool) -> tuple[Explainer, Batch]:
     task = Tagging(num_classes=NUM_CLASSES, multi_label=True, label_smoothing=0.0, positive_weight=1.0, mixup=0.0)
     batch = labelled(small_inputs(), some_masks() if masks else None, tags=torch.zeros(3, NUM_CLASSES))
-    return Observer(perceiver_io(), task, CLASS_NAMES, "norm"), batch
+    return Explainer(perceiver_io(), task, CLASS_NAMES, "norm"), batch
 
 
-def captioned(masks: bool, make=perceiver_text) -> tuple[Observer, Batch]:
+def captioned(masks: bool, make=perceiver_text) -> tuple[Explainer, Batch]:
     batch = captions(small_inputs())
     batch.masks = some_masks() if masks else {}
     model = make()
     model.decoder.head.bias.data[EOS] = -9.0  # untrained, it might have nothing to say
-    return observer(model, alpha=0.3), batch
+    return explainer(model, alpha=0.3), batch
 
 
-def without_latents(masks: bool) -> tuple[Observer, Batch]:
+def without_latents(masks: bool) -> tuple[Explainer, Batch]:
     return captioned(masks, direct_text)
 
 
 TEXTS = ("a small red circle", "", "blue squares")
 
 
-def joint(masks: bool, *names: str) -> tuple[Observer, Batch]:
+def joint(masks: bool, *names: str) -> tuple[Explainer, Batch]:
     """Classes, and words as many as in `TEXTS`."""
-    found = observer(perceiver_joint(*names), alpha=0.3)
+    found = explainer(perceiver_joint(*names), alpha=0.3)
     say_texts(found.task.tasks["caption"])
     box = Box(3, "image", {"y": (0.0, 5.0)})
     facts, boxes = [EveryWord(box)] * 3, [[box], None, [Box(5, "depth", {})]]
@@ -68,7 +76,7 @@ def say_texts(task: Task) -> None:
     task.answer_queries = lambda model, batch, *_: asked(model, batch, predicted)
 
 
-def joint_with_words_first(masks: bool) -> tuple[Observer, Batch]:
+def joint_with_words_first(masks: bool) -> tuple[Explainer, Batch]:
     """A row's words stand where another row's classes do."""
     return joint(masks, "caption", "label")
 
@@ -84,8 +92,8 @@ MASKS = pytest.mark.parametrize("masks", [False, True], ids=["whole", "masked"])
 @KINDS
 @MASKS
 def test_each_answer_has_its_rollout_relevance_and_probability(make, masks):
-    observer, batch = make(masks)
-    look = observer.look(batch)
+    explainer, batch = make(masks)
+    look = explainer.explain(batch)
     widths, tokens = [len(row) for row in look.answers], look.record.tokens.values.shape[1]
     shape = (3, max(widths))
     assert max(widths) > 1
@@ -96,9 +104,9 @@ def test_each_answer_has_its_rollout_relevance_and_probability(make, masks):
     torch.testing.assert_close(total, said_anything.float())
     assert (look.relevance[said_anything].sum(dim=-1) > 0).any()
     assert (look.relevance[~said_anything] == 0).all()
-    model = observer.model
+    model = explainer.model
     with torch.no_grad():
-        probabilities = observer.task.probabilities(model(batch.inputs, batch.masks, look.record.queries))
+        probabilities = explainer.task.probabilities(model(batch.inputs, batch.masks, look.record.queries))
     for row, answers in enumerate(look.answers):
         for slot, answer in enumerate(answers):
             if answer.is_word:
@@ -106,15 +114,15 @@ def test_each_answer_has_its_rollout_relevance_and_probability(make, masks):
             else:
                 expected = probabilities[answer.output][row, answer.label]
             torch.testing.assert_close(look.probability[row, slot], expected)
-    assert look.alpha == observer.alpha
+    assert look.alpha == explainer.alpha
 
 
 @KINDS
 def test_relevance_is_that_of_the_logits_of_each_answer(make):
-    observer, batch = make(True)
-    look = observer.look(batch)
-    with capture(observer.model, gradients=True) as record:
-        outputs = observer.model(batch.inputs, batch.masks, look.record.queries)
+    explainer, batch = make(True)
+    look = explainer.explain(batch)
+    with capture(explainer.model, gradients=True) as record:
+        outputs = explainer.model(batch.inputs, batch.masks, look.record.queries)
         expected = {
             output: record.relevance(said(outputs, from_output(look.answers, output)))
             for output in outputs_of(look.answers)
@@ -125,16 +133,16 @@ def test_relevance_is_that_of_the_logits_of_each_answer(make):
 @KINDS
 @MASKS
 def test_rollouts_are_those_of_each_output(make, masks):
-    observer, batch = make(masks)
-    look, expected = observer.look(batch), {}
+    explainer, batch = make(masks)
+    look, expected = explainer.explain(batch), {}
     for output in outputs_of(look.answers):
         part = look.record.for_output(output)
-        readers = answer_readers(part, from_output(look.answers, output), len(observer.class_names))
-        expected[output] = rollout(part, alpha=observer.alpha, readers=readers).inputs
+        readers = answer_readers(part, from_output(look.answers, output), len(explainer.class_names))
+        expected[output] = rollout(part, alpha=explainer.alpha, readers=readers).inputs
     assert_placed(look, look.rollout.inputs, expected)
 
 
-def assert_placed(look: Look, found: torch.Tensor, expected: dict[str, torch.Tensor]) -> None:
+def assert_placed(look: Explanation, found: torch.Tensor, expected: dict[str, torch.Tensor]) -> None:
     """What was found for all answers is what belongs to those of each output, in their order."""
     for row, answers in enumerate(look.answers):
         for output, values in expected.items():
@@ -146,7 +154,7 @@ def assert_placed(look: Look, found: torch.Tensor, expected: dict[str, torch.Ten
 @MASKS
 def test_a_joint_model_says_of_each_answer_what_its_part_alone_says(make, masks):
     joint, batch = make(masks)
-    look = joint.look(batch)
+    look = joint.explain(batch)
     assert look.own == look.answers
     assert [sum(answer.is_word for answer in row) for row in look.answers] == [4, 0, 2]
     truths = {}
@@ -155,9 +163,9 @@ def test_a_joint_model_says_of_each_answer_what_its_part_alone_says(make, masks)
         for same in ("encoders", "join", "memory"):
             getattr(alone, same).load_state_dict(getattr(joint.model, same).state_dict())
         alone.decoder.load_state_dict(joint.model.decoder.decoders[name].state_dict())
-        part = observer(alone, alpha=0.3)
+        part = explainer(alone, alpha=0.3)
         say_texts(part.task)
-        expected = part.look(batch)
+        expected = part.explain(batch)
         truths |= localization(expected)
         for row, answers in enumerate(look.answers):
             slots = [slot for slot, answer in enumerate(answers) if answer.output == f"{name}/logits"]
@@ -177,13 +185,13 @@ def test_a_joint_model_says_of_each_answer_what_its_part_alone_says(make, masks)
 @KINDS
 @MASKS
 def test_in_several_parts_it_is_what_it_is_at_once(monkeypatch, make, masks):
-    observer, batch = make(masks)
-    whole = observer.look(batch)
+    explainer, batch = make(masks)
+    whole = explainer.explain(batch)
     passes = []
     for tokens_at_once in (1, 2 * 55):
-        monkeypatch.setattr("perceiver.inspection.look.TOKENS_AT_ONCE", tokens_at_once)
-        hook = observer.model.register_forward_hook(lambda *_: passes.append(1))
-        parts = observer.look(batch)
+        monkeypatch.setattr("perceiver.inspection.explanation.TOKENS_AT_ONCE", tokens_at_once)
+        hook = explainer.model.register_forward_hook(lambda *_: passes.append(1))
+        parts = explainer.explain(batch)
         hook.remove()
         scale = whole.relevance.max()
         torch.testing.assert_close(parts.relevance / scale, whole.relevance / scale, rtol=0, atol=1e-5)
@@ -193,8 +201,8 @@ def test_in_several_parts_it_is_what_it_is_at_once(monkeypatch, make, masks):
 
 
 def test_where_all_classes_are_asked_for_at_once_they_share_a_rollout_but_not_their_relevance():
-    observer, batch = classified(masks=False)
-    look = observer.look(batch)
+    explainer, batch = classified(masks=False)
+    look = explainer.explain(batch)
     assert look.own == [[], [], []]
     for slot in (1, 2):
         torch.testing.assert_close(look.rollout.inputs[:, slot], look.rollout.inputs[:, 0])
@@ -202,18 +210,18 @@ def test_where_all_classes_are_asked_for_at_once_they_share_a_rollout_but_not_th
 
 
 def test_where_each_class_asks_for_itself_it_has_its_own_rollout():
-    observer, batch = tagged(masks=False)
-    look = observer.look(batch)
+    explainer, batch = tagged(masks=False)
+    look = explainer.explain(batch)
     assert look.own == look.answers
     assert all(len(row) == 3 for row in look.own)
     assert ((look.rollout.inputs[:, 1] - look.rollout.inputs[:, 0]).abs().amax(dim=-1) > 1e-4).all()
-    best = logits(observer.model, batch.inputs, batch.masks).topk(3).indices.tolist()
+    best = logits(explainer.model, batch.inputs, batch.masks).topk(3).indices.tolist()
     assert [[answer.label for answer in row] for row in look.answers] == best
 
 
 def test_words_have_their_own_rollouts_and_what_was_said_before_is_not_written_anew(monkeypatch):
-    observer, batch = captioned(masks=False)
-    look = observer.look(batch, [[{"caption": text}] for text in TEXTS])
+    explainer, batch = captioned(masks=False)
+    look = explainer.explain(batch, [[{"caption": text}] for text in TEXTS])
     assert [[answer.name for answer in row] for row in look.answers] == [
         ["a", "small", "red", "circle"],
         [],
@@ -222,34 +230,34 @@ def test_words_have_their_own_rollouts_and_what_was_said_before_is_not_written_a
     assert look.relevance.shape[:2] == look.probability.shape == (3, 4)
     said_anything = torch.tensor([[True] * 4, [False] * 4, [True, True, False, False]])
     torch.testing.assert_close(look.rollout.inputs.sum(dim=-1) + look.rollout.residual, said_anything.float())
-    monkeypatch.setattr("perceiver.inspection.look.TOKENS_AT_ONCE", 1)
-    parts = observer.look(batch, [[{"caption": text}] for text in TEXTS])
+    monkeypatch.setattr("perceiver.inspection.explanation.TOKENS_AT_ONCE", 1)
+    parts = explainer.explain(batch, [[{"caption": text}] for text in TEXTS])
     torch.testing.assert_close(parts.relevance, look.relevance)
     assert (look.relevance[~said_anything] == 0).all()
 
 
 @KINDS
 def test_a_model_that_says_nothing_has_no_maps(monkeypatch, make):
-    observer, batch = make(False)
-    monkeypatch.setattr("perceiver.inspection.look.TOKENS_AT_ONCE", 2 * 55)
-    answers = observer.task.answers
+    explainer, batch = make(False)
+    monkeypatch.setattr("perceiver.inspection.explanation.TOKENS_AT_ONCE", 2 * 55)
+    answers = explainer.task.answers
 
     def silent(*args):
         return [[] for _ in answers(*args)]
 
-    monkeypatch.setattr(observer.task, "answers", silent)
-    look = observer.look(batch)
+    monkeypatch.setattr(explainer.task, "answers", silent)
+    look = explainer.explain(batch)
     assert look.relevance.shape == (3, 0, 55)
     assert look.rollout.inputs.shape == (3, 0, 55)
     assert look.probability.shape == (3, 0)
-    assert panels(look, {}, num_latents=1)
-    assert observer.deletion(look, seed=0).num_samples == 0
+    assert contact_sheets(look, {}, num_latents=1)
+    assert faithfulness(explainer, look, seed=0).num_samples == 0
 
 
 @KINDS
 def test_the_mean_map_is_that_of_all_latents_and_cross_attends(make):
-    observer, batch = make(True)
-    look = observer.look(batch)
+    explainer, batch = make(True)
+    look = explainer.explain(batch)
     expected = torch.stack([look.record.map(name).mean(dim=1) for name in look.record.readers]).mean(dim=0)
     maps = look.maps
     assert list(maps) == ["relevance", "rollout", "mean_map"]
@@ -259,18 +267,18 @@ def test_the_mean_map_is_that_of_all_latents_and_cross_attends(make):
 
 
 def test_inputs_are_converted_and_the_precision_is_that_of_the_context():
-    observer, batch = classified(masks=False)
-    exact = observer.look(batch)
-    other = Observer(
-        observer.model,
-        observer.task,
+    explainer, batch = classified(masks=False)
+    exact = explainer.explain(batch)
+    other = Explainer(
+        explainer.model,
+        explainer.task,
         CLASS_NAMES,
         0.5,
         converted=lambda inputs: {name: values.float() for name, values in inputs.items()},
         forward_context=lambda: torch.autocast("cpu", dtype=torch.bfloat16),
     )
     batch.inputs = {name: values.double() for name, values in batch.inputs.items()}
-    look = other.look(batch)
+    look = other.explain(batch)
     assert look.record.layers["cross0"].q.dtype == torch.bfloat16
     assert look.relevance.dtype == look.rollout.inputs.dtype == torch.float32
     torch.testing.assert_close(look.rollout.inputs, exact.rollout.inputs, rtol=0, atol=0.02)
@@ -278,14 +286,14 @@ def test_inputs_are_converted_and_the_precision_is_that_of_the_context():
 
 @pytest.mark.parametrize("make", [classified, tagged], ids=lambda make: make.__name__)
 def test_classes_that_truly_apply_follow_the_likeliest_ones_as_if_they_were_among_them(make):
-    observer, batch = make(masks=False)
-    plain = observer.look(batch)
-    scores = logits(observer.model, batch.inputs, batch.masks)
+    explainer, batch = make(masks=False)
+    plain = explainer.explain(batch)
+    scores = logits(explainer.model, batch.inputs, batch.masks)
     ranking = scores.argsort(descending=True).tolist()
     best, unlikely, least = ranking[0][1], *sorted(ranking[0][-2:])
     boxes = [Box(label, "image", {"x": (0.0, 5.0 + at)}) for at, label in enumerate((least, best, unlikely, least))]
     batch.targets["boxes"] = [boxes, None, [Box(ranking[2][0], "depth", {})]]
-    look = observer.look(batch)
+    look = explainer.explain(batch)
     assert [[answer.label for answer in row] for row in look.answers] == [
         [*ranking[0][:3], unlikely, least],
         ranking[1][:3],
@@ -308,13 +316,13 @@ def test_one_query_for_all_classes_is_no_query_of_any():
 
 
 def test_a_look_leaves_the_model_as_it_was():
-    observer, batch = captioned(masks=False)
-    observer.model.train()
-    state, modes = torch.get_rng_state(), [module.training for module in observer.model.modules()]
-    observer.deletion(observer.look(batch), seed=3)
+    explainer, batch = captioned(masks=False)
+    explainer.model.train()
+    state, modes = torch.get_rng_state(), [module.training for module in explainer.model.modules()]
+    faithfulness(explainer, explainer.explain(batch), seed=3)
     assert torch.equal(torch.get_rng_state(), state)
-    assert [module.training for module in observer.model.modules()] == modes
-    assert all(parameter.grad is None for parameter in observer.model.parameters())
+    assert [module.training for module in explainer.model.modules()] == modes
+    assert all(parameter.grad is None for parameter in explainer.model.parameters())
 
 
 def test_parts_of_a_batch_are_all_of_it_in_order():

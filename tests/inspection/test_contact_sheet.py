@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 
 from perceiver.inspection.axes import Tick
-from perceiver.inspection.pictures import Outline, overlay
-from perceiver.inspection.sheets import (
+from perceiver.inspection.contact_sheet import (
     BAR_WIDTH,
     COLUMN_TICKS_HEIGHT,
     GAP,
@@ -12,8 +11,10 @@ from perceiver.inspection.sheets import (
     ROW_TICKS_WIDTH,
     TILE,
     TITLE_HEIGHT,
+    Outline,
     Tile,
     contact_sheet,
+    overlay,
     tile_size,
 )
 from tests.inspection.drawn import BRIGHTEST, LUMINANCE, bright_place, decoded, planted, square_tile, tile_at

@@ -13,7 +13,7 @@ from perceiver.decoders.joint import JointDecoder
 from perceiver.decoders.text import TextDecoder
 from perceiver.inspection.arrays import event_arrays, scored
 from perceiver.inspection.capture import Explainable
-from perceiver.inspection.look import Look, Observer
+from perceiver.inspection.explanation import Explainer, Explanation
 from perceiver.inspection.rollout import Alpha
 from perceiver.tasks.classification import Classification
 from perceiver.tasks.joint import JointTask
@@ -39,15 +39,15 @@ def classification(num_classes: int = NUM_CLASSES, **options) -> Classification:
     return Classification(num_classes=num_classes, label_smoothing=0.0, mixup=0.0, cutmix=0.0, **options)
 
 
-def observer(model: Explainable, *, alpha: Alpha = 0.5, class_names: Sequence[str] = CLASS_NAMES) -> Observer:
+def explainer(model: Explainable, *, alpha: Alpha = 0.5, class_names: Sequence[str] = CLASS_NAMES) -> Explainer:
     decoder = getattr(model, "decoder", None)
     if isinstance(decoder, TextDecoder):
-        return Observer(model=model, task=captioning(), class_names=[], alpha=alpha)
+        return Explainer(model=model, task=captioning(), class_names=[], alpha=alpha)
     task = classification(len(class_names))
     if isinstance(decoder, JointDecoder):
         parts = {"label": classification(output="label/logits"), "caption": captioning(output="caption/logits")}
         task = JointTask(tasks={name: parts[name] for name in decoder.decoders}, monitor="loss")
-    return Observer(model=model, task=task, class_names=class_names, alpha=alpha)
+    return Explainer(model=model, task=task, class_names=class_names, alpha=alpha)
 
 
 def seen(
@@ -57,13 +57,13 @@ def seen(
     *,
     alpha: Alpha = 0.5,
     **targets,
-) -> Look:
+) -> Explanation:
     """A look at what `model` says of some inputs: words of a text decoder, classes of any other."""
     if not isinstance(getattr(model, "decoder", None), TextDecoder):
-        return observer(model, alpha=alpha).look(labelled(inputs, masks, **targets))
+        return explainer(model, alpha=alpha).explain(labelled(inputs, masks, **targets))
     batch = captions(inputs, **targets)
     batch.masks = masks or {}
-    return observer(model, alpha=alpha).look(batch)
+    return explainer(model, alpha=alpha).explain(batch)
 
 
 def image_and_sound() -> dict[str, torch.Tensor]:
@@ -73,7 +73,7 @@ def image_and_sound() -> dict[str, torch.Tensor]:
     return {"image": image, "audio": 0.1 * torch.randn(3, 1, 4001, generator=generator)}
 
 
-def look_at(make=perceiver, *, alpha: Alpha = 0.5, **targets) -> Look:
+def look_at(make=perceiver, *, alpha: Alpha = 0.5, **targets) -> Explanation:
     """Always the same look at an image and a sound."""
     torch.manual_seed(5)
     return seen(
@@ -81,7 +81,7 @@ def look_at(make=perceiver, *, alpha: Alpha = 0.5, **targets) -> Look:
     )
 
 
-def arrays_of(look: Look, step: int = 7, epoch: int = 2, **scores: float) -> dict[str, np.ndarray]:
+def arrays_of(look: Explanation, step: int = 7, epoch: int = 2, **scores: float) -> dict[str, np.ndarray]:
     """The arrays of an event."""
     arrays = event_arrays(look, max_megabytes=7) | {"step": np.array(step), "epoch": np.array(epoch)}
     return scored(arrays, scores)

@@ -5,7 +5,7 @@ import torch
 
 from perceiver.decoders.base import LOGITS
 from perceiver.inspection.capture import Capture
-from perceiver.inspection.deletion import (
+from perceiver.inspection.faithfulness import (
     ERRORS,
     FRACTIONS,
     RANDOM,
@@ -188,7 +188,7 @@ def test_several_batches_are_all_their_samples():
 
 
 def test_the_summary_is_plain_and_has_means_with_their_errors(monkeypatch):
-    monkeypatch.setattr("perceiver.inspection.deletion.LEAST_SAMPLES", BATCH)
+    monkeypatch.setattr("perceiver.inspection.faithfulness.LEAST_SAMPLES", BATCH)
     found, _ = measured(
         some_tokens(), {"one": torch.rand(BATCH, 1, NUM_TOKENS), "two": torch.rand(BATCH, 1, NUM_TOKENS)}
     )
@@ -248,7 +248,7 @@ def test_a_single_sample_has_no_error():
 @pytest.mark.parametrize("make", [perceiver, perceiver_io, perceiver_text, direct_text], ids=lambda make: make.__name__)
 @pytest.mark.parametrize("masks", [None, some_masks()], ids=["whole", "masked"])
 def test_of_a_perceiver_hiding_all_is_masking_all(monkeypatch, make, masks):
-    monkeypatch.setattr("perceiver.inspection.deletion.LEAST_LOSS", -1.0)
+    monkeypatch.setattr("perceiver.inspection.faithfulness.LEAST_LOSS", -1.0)
     model, inputs = make(), small_inputs()
     model.decoder.head.weight.data *= 30
     record = look(model, inputs, masks)

@@ -17,11 +17,10 @@ from jaxtyping import Float
 
 from perceiver.inspection.arrays import SCORE, event_paths
 from perceiver.inspection.axes import on_plane
-from perceiver.inspection.colormaps import COLORMAPS, DIFFERENCE, OUTLINE
-from perceiver.inspection.deletion import judged
-from perceiver.inspection.frames import outlines_on
-from perceiver.inspection.packing import packed, pooling
-from perceiver.inspection.page import page_html
+from perceiver.inspection.colormap import COLORMAPS, DIFFERENCE, OUTLINE
+from perceiver.inspection.explorer.html import page_html
+from perceiver.inspection.explorer.packing import packed, pooling
+from perceiver.inspection.figures import outlines_on
 from perceiver.types import Axis, Box, Grid
 
 Arrays = Mapping[str, np.ndarray]
@@ -72,29 +71,19 @@ def event_of(
         name: as the event is shown; None: by its step and epoch.
     """
     step, epoch = int(arrays["step"]), int(arrays["epoch"])
-    has_maps = "relevance/inputs" in arrays  # those of early versions have not
-    ids = [str(id) for id in arrays["ids"]] if with_maps and has_maps else []
+    ids = [str(id) for id in arrays["ids"]] if with_maps else []
     return Event(
         name=f"step {step} · epoch {epoch}" if name is None else name,
         step=step,
         epoch=epoch,
         values={f"attention/{key.removeprefix(SCORE)}": float(arrays[key]) for key in arrays if key.startswith(SCORE)},
         maps={id: maps_of(arrays, row, most_values=most_values) for row, id in enumerate(ids)},
-        deletion=_judged(json.loads(str(arrays["deletion"]))) if "deletion" in arrays else None,
+        deletion=json.loads(str(arrays["deletion"])) if "deletion" in arrays else None,
     )
 
 
-def _judged(deletion: dict[str, Any]) -> dict[str, Any]:
-    """A summary of the deletion test with its verdicts, which those of early versions have not."""
-    areas = {
-        name: judged(name, area["mean"], area["error"], deletion["num_samples"])
-        for name, area in deletion.get("areas", {}).items()
-    }
-    return deletion | {"areas": areas}
-
-
 def maps_of(arrays: Arrays, row: int, *, most_values: int) -> dict[str, Any]:
-    """The maps of one sample of an event, for the page: see the head of `page/data.js` for what is what."""
+    """The maps of one sample of an event, for the page: see the head of `data.js` for what is what."""
     answers = json.loads(str(arrays["answers"]))[row]
     probabilities = arrays["answers/probability"][row].tolist()
     alpha = str(arrays["rollout/alpha"])

@@ -14,8 +14,8 @@ from rich.text import Text
 
 from perceiver.inspection.arrays import SCORE
 from perceiver.inspection.axes import on_plane
-from perceiver.inspection.look import Look
-from perceiver.inspection.packing import pooling, sum_pooled
+from perceiver.inspection.explanation import Explanation
+from perceiver.inspection.explorer.packing import pooling, sum_pooled
 from perceiver.types import Axis, Span
 
 SHADES = "·░▒▓█"
@@ -31,7 +31,9 @@ SCORED = re.compile(r"(?P<of>|relevance/)(?P<score>energy_in_box|pointing_game)(
 """Names of what `truth.localization` measures beside chance: of rollouts, and of relevance."""
 
 
-def report(name: str, look: Look, arrays: Mapping[str, np.ndarray], *, num_tested: int) -> Iterator[RenderableType]:
+def report(
+    name: str, explanation: Explanation, arrays: Mapping[str, np.ndarray], *, num_tested: int
+) -> Iterator[RenderableType]:
     """What a look gave, to be printed.
 
     Args:
@@ -42,12 +44,12 @@ def report(name: str, look: Look, arrays: Mapping[str, np.ndarray], *, num_teste
     """
     scores = {key.removeprefix(SCORE): float(value) for key, value in arrays.items() if key.startswith(SCORE)}
     yield statistics_table(f"attention of {name}, step {int(arrays['step'])}", scores)
-    if not look.probability.isfinite().all():
+    if not explanation.probability.isfinite().all():
         yield "\nthe model's answers are no numbers: its training has diverged, and its maps say nothing"
-    for row in range(len(look.batch)):
+    for row in range(len(explanation.batch)):
         yield ""
-        yield sample_table(look, row)
-        yield from clearest_maps(look, row)
+        yield sample_table(explanation, row)
+        yield from clearest_maps(explanation, row)
     yield ""
     yield from belief(scores, json.loads(str(arrays["deletion"])) if "deletion" in arrays else None, num_tested)
 
@@ -71,36 +73,36 @@ def statistics_table(title: str, scores: Mapping[str, float]) -> Table:
     return table
 
 
-def sample_table(look: Look, row: int) -> Table:
+def sample_table(explanation: Explanation, row: int) -> Table:
     """What was said of a sample, and where each answer comes from."""
-    answers = look.answers[row][:MOST_ANSWERS]
-    left_out = len(look.answers[row]) - len(answers)
-    title = f"{look.batch.ids[row]}{f' (and {left_out} more answers)' if left_out else ''}"
+    answers = explanation.answers[row][:MOST_ANSWERS]
+    left_out = len(explanation.answers[row]) - len(answers)
+    title = f"{explanation.batch.ids[row]}{f' (and {left_out} more answers)' if left_out else ''}"
     table = _table("answer", title=title)
     table.add_column("how\nlikely", justify="right", no_wrap=True)
-    maps = _maps_of(look, row)
+    maps = _maps_of(explanation, row)
     for kind in maps:
         table.add_column(f"{kind}\nbrightest at", overflow="fold")
         table.add_column(f"in top\n{BRIGHT:.0%}", justify="right", no_wrap=True)
     for slot, answer in enumerate(answers):
-        places = [cell for of_kind in maps.values() for cell in brightest(of_kind[slot], look.record.spans)]
-        table.add_row(answer.name, f"{float(look.probability[row, slot]):.3f}", *places)
+        places = [cell for of_kind in maps.values() for cell in brightest(of_kind[slot], explanation.record.spans)]
+        table.add_row(answer.name, f"{float(explanation.probability[row, slot]):.3f}", *places)
     return table
 
 
-def clearest_maps(look: Look, row: int) -> Iterator[RenderableType]:
+def clearest_maps(explanation: Explanation, row: int) -> Iterator[RenderableType]:
     """The maps of one answer of a sample in letters: of the likeliest class; of that word whose relevance is clearest.
 
     How likely a word is says little about its map: articles are the likeliest of all.
     """
-    maps, answers = _maps_of(look, row), look.answers[row]
+    maps, answers = _maps_of(explanation, row), explanation.answers[row]
     if not answers:
         return
-    slot = max(range(len(answers)), key=lambda slot: float(look.probability[row, slot]))
+    slot = max(range(len(answers)), key=lambda slot: float(explanation.probability[row, slot]))
     if answers[slot].is_word:
         slot = max(range(len(answers)), key=lambda slot: _concentration(maps["relevance"][slot]))
     for kind, tokens in maps.items():
-        for name, span in look.record.spans.items():
+        for name, span in explanation.record.spans.items():
             whole = ", ".join(_where(span.grid.axes, [(0, 1)] * len(span.grid.axes)))
             yield Text(f"{kind} of {answers[slot].name!r} over {name}: {whole}")
             yield Text(shaded(tokens[slot], span), no_wrap=True, overflow="crop")
@@ -111,9 +113,9 @@ def _table(first: str, *, title: str, gap: int = 1) -> Table:
     return Table(first, title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, gap, 0, 0), show_edge=False)
 
 
-def _maps_of(look: Look, row: int) -> dict[str, Float[np.ndarray, "answers tokens"]]:
+def _maps_of(explanation: Explanation, row: int) -> dict[str, Float[np.ndarray, "answers tokens"]]:
     """The maps of a sample's answers, with nothing where there are no numbers."""
-    maps = {"relevance": look.relevance[row], "rollout": look.rollout.inputs[row]}
+    maps = {"relevance": explanation.relevance[row], "rollout": explanation.rollout.inputs[row]}
     return {kind: of_kind.float().nan_to_num().cpu().numpy() for kind, of_kind in maps.items()}
 
 

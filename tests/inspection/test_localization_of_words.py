@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from perceiver.inspection.truth import localization, overlaps
+from perceiver.inspection.localization import localization, overlaps
 from perceiver.types import Answer, Box
 from tests.inspection.sounds import cells, look_at_maps, planted_maps
 

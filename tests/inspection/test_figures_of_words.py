@@ -8,9 +8,8 @@ from PIL import Image
 from perceiver.decoders.base import LOGITS
 from perceiver.encoders.text import TextEncoder
 from perceiver.inspection.capture import Capture, pictures_of
-from perceiver.inspection.frames import STRETCHED, STRIP_HEIGHT, Frame
-from perceiver.inspection.maps import panels
-from perceiver.inspection.sheets import BAR_WIDTH, COLUMN_TICKS_HEIGHT, GAP, ROW_TICKS_WIDTH, TILE, TITLE_HEIGHT
+from perceiver.inspection.contact_sheet import BAR_WIDTH, COLUMN_TICKS_HEIGHT, GAP, ROW_TICKS_WIDTH, TILE, TITLE_HEIGHT
+from perceiver.inspection.figures import STRETCHED, STRIP_HEIGHT, Frame, contact_sheets
 from perceiver.positions import LearnedPositions
 from perceiver.types import Answer, Axis, Box, Grid, Span
 from tests.inspection.drawn import (
@@ -23,7 +22,7 @@ from tests.inspection.drawn import (
     of_class,
     tiles_of,
 )
-from tests.inspection.looks import seen
+from tests.inspection.explanations import seen
 from tests.inspection.models import EveryWord, lay_out, perceiver_text
 from tests.models import audio_encoder, image_encoder, small_inputs
 
@@ -46,7 +45,7 @@ def words(*queries: int | tuple[int, ...], boxes: tuple[Box, ...] = ()) -> list[
 
 def strips(captured: Capture, *answers: list[Answer], **options) -> list[Image.Image]:
     look = look_of(captured, list(answers), **options)
-    return panels(look, images(len(answers)), num_latents=1)["caption/words"]
+    return contact_sheets(look, images(len(answers)), num_latents=1)["caption/words"]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +59,7 @@ def strips(captured: Capture, *answers: list[Answer], **options) -> list[Image.I
     ids=["empty", "classes", "words", "one text"],
 )
 def test_there_are_strips_where_answers_are_words(answers, are_words):
-    sheets = panels(look_of(image_capture(), answers), images(), num_latents=1)
+    sheets = contact_sheets(look_of(image_capture(), answers), images(), num_latents=1)
     assert set(sheets) == {"image/cross0"} | ({"caption/words"} if are_words else set())
     assert all(len(of_rows) == 2 for of_rows in sheets.values())
 
@@ -118,7 +117,7 @@ def test_a_word_of_several_queries_is_bright_where_each_of_them_was_read_from():
 
 def test_of_an_empty_text_the_rollout_is_that_of_all_outputs():
     look = look_of(image_capture(), [words(0, 1, 2, 3, 4), []])
-    tile = tiles_of(panels(look, images(), num_latents=0)["image/cross0"][1], 4)[3]
+    tile = tiles_of(contact_sheets(look, images(), num_latents=0)["image/cross0"][1], 4)[3]
     assert [place for place in range(35) if colour_at(tile, place) == BRIGHTEST] == PLACES
 
 
@@ -152,7 +151,7 @@ def test_boxes_of_a_word_are_drawn_on_its_tile_and_those_of_the_sample_on_the_in
 def test_sheets_of_latents_show_the_whole_text_as_one_rollout():
     captured = image_capture()
     answers = [words(0, 4), words(1)]
-    sheets = panels(look_of(captured, answers), images(), num_latents=0)["image/cross0"]
+    sheets = contact_sheets(look_of(captured, answers), images(), num_latents=0)["image/cross0"]
     for sheet, row in zip(sheets, answers, strict=True):
         assert sheet.width == 4 * (TILE + GAP) + BAR_WIDTH, "input, mean over input, mean, rollout"
         tile = tiles_of(sheet, 4)[3]
@@ -178,7 +177,7 @@ def test_every_modality_has_its_tiles_in_a_strip():
 def test_texts_have_no_picture_and_strips_two_abreast():
     captured = capture_of_places([3, 11, 34], 1)
     lay_out(captured, {"text": Span(0, 35, TEXT)})
-    sheets = panels(look_of(captured, [words(0, 1, 2)]), {}, num_latents=2)
+    sheets = contact_sheets(look_of(captured, [words(0, 1, 2)]), {}, num_latents=2)
     assert set(sheets) == {"text/cross0", "caption/words"}
     (strip,) = sheets["caption/words"]
     width, height = STRETCHED[0], STRIP_HEIGHT
@@ -194,7 +193,7 @@ def test_words_of_a_video_have_its_frames_side_by_side():
     captured = image_capture(1)
     video = Grid((5, 7, 1), (Axis("time", "s", 0.0, 11.0), *SPANS["image"].grid.axes))
     lay_out(captured, {"video": Span(0, 35, video)})
-    (sheet,) = panels(look_of(captured, [words(0, 1)]), {}, num_latents=1)["caption/words"]
+    (sheet,) = contact_sheets(look_of(captured, [words(0, 1)]), {}, num_latents=1)["caption/words"]
     width, height = Frame(video, None).size
     for number, place in enumerate(PLACES[:2]):
         top = number * (height + TITLE_HEIGHT + GAP + COLUMN_TICKS_HEIGHT) + TITLE_HEIGHT
@@ -219,7 +218,7 @@ def test_models_of_any_modalities_have_sheets_and_strips_of_what_they_say(modali
     facts = [EveryWord(Box(0, name, {})) for name in (names * 3)[:3]]
     masks = {"text": torch.arange(11) < torch.tensor([[11], [2], [7]])} if "text" in names else {}
     found = seen(model, inputs, masks, facts=facts)
-    sheets = panels(found, pictures_of(model, inputs), num_latents=2)
+    sheets = contact_sheets(found, pictures_of(model, inputs), num_latents=2)
     assert set(sheets) == {f"{name}/cross0" for name in names} | {"caption/words"}
     for of_rows in sheets.values():
         assert [sheet.mode for sheet in of_rows] == ["RGB"] * 3

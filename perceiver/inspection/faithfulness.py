@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from perceiver.inspection.answers import Answers, said
-from perceiver.inspection.capture import Explainable
+from perceiver.inspection.capture import Explainable, undisturbed
+from perceiver.inspection.explanation import Answers, Explainer, Explanation, said
 from perceiver.inspection.record import Record
 from perceiver.types import JoinedTokens
 
@@ -130,6 +130,19 @@ def _standard_error(values: Float[Tensor, " samples"]) -> float | None:
 def together(parts: Sequence[Deletion]) -> Deletion:
     """The tests of several batches as one."""
     return Deletion({name: torch.cat([part.curves[name] for part in parts]) for name in parts[0].curves})
+
+
+def faithfulness(explainer: Explainer, explanation: Explanation, *, seed: int) -> Deletion:
+    """How much more than chance every kind of map marks what matters; see `deletion`."""
+    with undisturbed(explainer.module), explainer.forward_context():
+        return deletion(
+            explainer.model,
+            explanation.record,
+            explanation.maps,
+            explanation.answers,
+            explainer.task.probabilities,
+            seed=seed,
+        )
 
 
 def deletion(

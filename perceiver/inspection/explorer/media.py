@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from perceiver.inspection.axes import num_frames, plane, runs_upwards, strip
-from perceiver.inspection.frames import Frame
+from perceiver.inspection.figures import Frame
 from perceiver.types import Axis, Batch, Box, Picture, Sound, Span
 
 MOST_SECONDS = 30.0

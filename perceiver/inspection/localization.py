@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from perceiver.inspection.axes import extent
-from perceiver.inspection.look import Look
+from perceiver.inspection.explanation import Explanation
 from perceiver.inspection.record import Record
 from perceiver.types import Box, Grid
 
@@ -38,7 +38,7 @@ class Case:
     kind: str = ""
 
 
-def localization(look: Look) -> dict[str, Float[Tensor, " cases"]]:
+def localization(explanation: Explanation) -> dict[str, Float[Tensor, " cases"]]:
     """The scores of every case of a batch, on all its modalities, and how much alike the maps of words are.
 
     Returns:
@@ -47,26 +47,28 @@ def localization(look: Look) -> dict[str, Float[Tensor, " cases"]]:
     """
     located = [
         Case(sample, slot, answer.boxes, answer.kind)
-        for sample, row in enumerate(look.answers)
+        for sample, row in enumerate(explanation.answers)
         for slot, answer in enumerate(row)
         if answer.boxes
     ]
-    of_rollout = compared_with_boxes(look.record, look.rollout.inputs, rollout_cases(look, located))
-    of_relevance = compared_with_boxes(look.record, look.relevance, located)
-    return of_rollout | overlaps(look) | {f"relevance/{name}": cases for name, cases in of_relevance.items()}
+    of_rollout = compared_with_boxes(
+        explanation.record, explanation.rollout.inputs, rollout_cases(explanation, located)
+    )
+    of_relevance = compared_with_boxes(explanation.record, explanation.relevance, located)
+    return of_rollout | overlaps(explanation) | {f"relevance/{name}": cases for name, cases in of_relevance.items()}
 
 
-def rollout_cases(look: Look, located: Sequence[Case]) -> list[Case]:
+def rollout_cases(explanation: Explanation, located: Sequence[Case]) -> list[Case]:
     """The cases whose answers have rollouts of their own, and one for each sample whose classes share theirs."""
-    own = [case for case in located if look.answers[case.sample][case.slot] in look.own[case.sample]]
-    boxes = look.batch.targets.get("boxes", [None] * len(look.answers))
+    own = [case for case in located if explanation.answers[case.sample][case.slot] in explanation.own[case.sample]]
+    boxes = explanation.batch.targets.get("boxes", [None] * len(explanation.answers))
     shared = [
         Case(sample, slot, boxes[sample])
-        for sample, row in enumerate(look.answers)
+        for sample, row in enumerate(explanation.answers)
         for slot, answer in enumerate(row)
-        if boxes[sample] and not answer.is_word and answer not in look.own[sample]
+        if boxes[sample] and not answer.is_word and answer not in explanation.own[sample]
     ]
-    first = {(case.sample, look.answers[case.sample][case.slot].output): case for case in reversed(shared)}
+    first = {(case.sample, explanation.answers[case.sample][case.slot].output): case for case in reversed(shared)}
     return own + sorted(first.values(), key=lambda case: case.sample)
 
 
@@ -94,7 +96,7 @@ def compared_with_boxes(
     return joined(parts)
 
 
-def overlaps(look: Look) -> dict[str, Float[Tensor, " samples"]]:
+def overlaps(explanation: Explanation) -> dict[str, Float[Tensor, " samples"]]:
     """How much alike the rollouts of a text's words are: 0 where no two share a token, 1 where all are the same.
 
     The mean over pairs of words of the mass that two maps have in common (1 - total variation). A model that looks at
@@ -104,7 +106,7 @@ def overlaps(look: Look) -> dict[str, Float[Tensor, " samples"]]:
         `word_overlap`, of each sample with at least two words that have a map; nothing where answers are no words.
     """
     found = []
-    for row, inputs in zip(look.answers, look.rollout.inputs, strict=True):
+    for row, inputs in zip(explanation.answers, explanation.rollout.inputs, strict=True):
         words = [slot for slot, answer in enumerate(row) if answer.is_word]
         maps = inputs[words]
         maps = maps[maps.sum(dim=-1) > 0]

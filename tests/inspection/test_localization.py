@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from perceiver.inspection.truth import box_coverage, localization, map_scores, mean_scores
+from perceiver.inspection.localization import box_coverage, localization, map_scores, mean_scores
 from perceiver.types import Box, Grid, Span
 from tests.inspection.drawn import look_of, of_class
 from tests.inspection.models import grid, lay_out
