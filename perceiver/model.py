@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from perceiver.decoders.base import Decoder
 from perceiver.encoders.base import Encoder
 from perceiver.encoders.norm import BatchNorm
-from perceiver.processes import are_several
+from perceiver.processes import is_distributed
 from perceiver.types import IncrementalDecoder, JoinedTokens, Memory, Span, Tokens
 
 MODALITY_DIM = 4
@@ -168,7 +168,7 @@ class Perceiver(nn.Module):
         """
         encoder = self.encoders[name]
         parts = [*encoder.parameters(), *([self.join.embeddings[name]] if name in self.join.embeddings else [])]
-        if are_several():
+        if is_distributed():
             norms = [part for part in encoder.modules() if isinstance(part, BatchNorm)]
             parts += [norm(norm.weight.new_zeros(0, norm.num_features, 1, 1).requires_grad_()) for norm in norms]
         sums = [part.sum() for part in parts if part.requires_grad]

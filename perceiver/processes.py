@@ -1,4 +1,4 @@
-"""What the processes of one run tell each other; of a single process, what it tells itself."""
+"""Communication between the processes of a run; a single process communicates with itself."""
 
 import ctypes
 import fcntl
@@ -18,18 +18,18 @@ from torch import distributed
 Value = TypeVar("Value")
 
 
-def gathered(value: Value) -> list[Value]:
-    """The values of all processes, by rank. All of them must ask; a value may be anything that can be pickled."""
-    if not are_several():
+def all_gather(value: Value) -> list[Value]:
+    """The values of all processes, by rank; anything that can be pickled. All processes must call it."""
+    if not is_distributed():
         return [value]
     values: list[Value | None] = [None] * distributed.get_world_size()
     distributed.all_gather_object(values, value)
     return values  # type: ignore[return-value]
 
 
-def greatest(*numbers: int) -> list[int]:
-    """Each number's greatest value over all processes, on the CPU: nobody waits for a GPU. All of them must ask."""
-    if not are_several():
+def all_reduce_max(*numbers: int) -> list[int]:
+    """The maximum of each number over all processes, on the CPU, so that none waits for a GPU. All must call it."""
+    if not is_distributed():
         return list(numbers)
     agreed = torch.tensor(numbers)
     distributed.all_reduce(agreed, distributed.ReduceOp.MAX, group=_on_cpu())
@@ -42,8 +42,8 @@ def end_with_parent(number: int) -> None:
         ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
 
 
-def are_several() -> bool:
-    """Whether there are others."""
+def is_distributed() -> bool:
+    """Whether the run has several processes."""
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 

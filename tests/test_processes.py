@@ -2,21 +2,21 @@
 
 from torch import distributed
 
-from perceiver.processes import gathered, greatest
+from perceiver.processes import all_gather, all_reduce_max
 from tests.training.processes import together
 from tests.training.runs import Ended
 
 
 def test_one_process_tells_itself():
-    assert gathered("alone") == ["alone"]
-    assert greatest(3, 0) == [3, 0]
+    assert all_gather("alone") == ["alone"]
+    assert all_reduce_max(3, 0) == [3, 0]
 
 
 def test_all_hear_of_all():
     def work(rank):
         distributed.init_process_group("gloo")
-        assert gathered({"own": rank}) == [{"own": 0}, {"own": 1}, {"own": 2}]
-        assert greatest(rank, 7 - rank, 5 * (rank == 1)) == [2, 7, 5]
+        assert all_gather({"own": rank}) == [{"own": 0}, {"own": 1}, {"own": 2}]
+        assert all_reduce_max(rank, 7 - rank, 5 * (rank == 1)) == [2, 7, 5]
         return Ended(0, "", "")
 
     assert [ended.code for ended in together(3, work)] == [0, 0, 0]

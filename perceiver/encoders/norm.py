@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
-from perceiver.processes import are_several, of_its_own
+from perceiver.processes import is_distributed, of_its_own
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -21,7 +21,7 @@ class BatchNorm(nn.BatchNorm2d):
         mask: Bool[Tensor, "batch height width"] | None = None,
     ) -> Float[Tensor, "batch channels height width"]:
         """`mask` is True where a cell is real; what is given elsewhere changes nothing that is."""
-        if not self.training or (mask is None and not are_several()):
+        if not self.training or (mask is None and not is_distributed()):
             return super().forward(features)
         values, dims, shape = features.float(), (0, 2, 3), (-1, 1, 1)
         if mask is None:
@@ -61,4 +61,4 @@ def _real(
 
 def _summed(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """The sum over all processes, with gradients to all of them."""
-    return all_reduce(values, group=of_its_own()) if are_several() else values  # type: ignore[no-untyped-call]
+    return all_reduce(values, group=of_its_own()) if is_distributed() else values  # type: ignore[no-untyped-call]

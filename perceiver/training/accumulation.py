@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, distributed
 
-from perceiver.processes import are_several, gathered
+from perceiver.processes import all_gather, is_distributed
 
 
 class Part(NamedTuple):
@@ -44,7 +44,7 @@ class Accumulation:
         """
         loss = loss.detach()
         total, of_all, world_size = terms, torch.where(terms > 0, loss, 0.0), 1
-        if are_several():
+        if is_distributed():
             totals = torch.stack([terms, of_all * terms])
             distributed.all_reduce(totals)
             total, of_all = totals[0], totals[1] / _or_one(totals[0])
@@ -84,7 +84,7 @@ class Accumulation:
     def nonfinite_samples(self) -> list[str]:
         """The samples of all processes whose loss is not finite, or else all samples. All processes must ask."""
         own = [(sample, bool(part.loss.isfinite())) for part in self.parts for sample in part.ids]
-        read = [one for of_process in gathered(own) for one in of_process]
+        read = [one for of_process in all_gather(own) for one in of_process]
         return [sample for sample, finite in read if not finite] or [sample for sample, _ in read]
 
 

@@ -247,7 +247,7 @@ def _validated_weights(trainer: Trainer, module: LightningModule) -> Iterator[No
     for callback in averaging:
         callback.on_validation_epoch_start(trainer, module)
     try:
-        with module.whole_weights():  # type: ignore[operator]
+        with module.full_parameters():  # type: ignore[operator]
             yield
     finally:
         for callback in averaging:

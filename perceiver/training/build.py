@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Learned:
+class DataInfo:
     """What a run takes from its data before training, and keeps in its checkpoints.
 
     Attributes:
@@ -67,28 +67,28 @@ class Parts:
         return Explainer(model=self.model, task=self.task, class_names=names, alpha=alpha)
 
 
-def build(config: dict[str, Any], learned: Learned | None = None) -> Parts:
+def build(config: dict[str, Any], data_info: DataInfo | None = None) -> Parts:
     """Build data, model, task and training module.
 
     Args:
         config: a checked config (`perceiver.training.config.resolved`).
         learned: known from a checkpoint; otherwise taken from the data set, which must then be on disk.
     """
-    is_new = learned is None
+    is_new = data_info is None
     tokenizer: Tokenizer | None = construct(config, "tokenizer") if config.get("tokenizer") else None
     shared = {**config, **{key: with_tokenizer(config[key], tokenizer) for key in ("data", "task")}}
     dataset = construct(shared, "data")
     data: DataModule = construct(config, "loader", dataset=dataset)
-    if learned is None:
+    if data_info is None:
         with blamed_on(config, "data"):
             with once_per_machine(config["data"]):
                 data.prepare_data()
-            learned = learn(dataset, tokenizer)
+            data_info = learn(dataset, tokenizer)
             data.train_samples  # noqa: B018  (what is wrong on disk is found now)
             data.check_readable("train", "val", "test")
-    elif tokenizer is not None and learned.vocabulary is not None:
+    elif tokenizer is not None and data_info.vocabulary is not None:
         with blamed_on(config, "tokenizer"):
-            tokenizer.restore(learned.vocabulary)
+            tokenizer.restore(data_info.vocabulary)
     if tokenizer is not None:
         check_room(config, tokenizer)
     model: Perceiver = construct(config, "model")
@@ -112,7 +112,7 @@ def build(config: dict[str, Any], learned: Learned | None = None) -> Parts:
         task=task,
         optimizer=optimizer,
         schedule=schedule,
-        description={"config": config, **asdict(learned)},
+        description={"config": config, **asdict(data_info)},
         decay_embeddings=config.get("decay_embeddings", False),
         on_nonfinite=config.get("on_nonfinite", "stop"),
     )
@@ -129,15 +129,15 @@ def with_tokenizer(node: Any, tokenizer: Tokenizer | None) -> Any:
     }
 
 
-def learn(dataset: Dataset, tokenizer: Tokenizer | None) -> Learned:
+def learn(dataset: Dataset, tokenizer: Tokenizer | None) -> DataInfo:
     """What a run must know of its data before it is trained."""
     if tokenizer is None:
-        return Learned(dataset.class_names, None)
+        return DataInfo(dataset.class_names, None)
     if not tokenizer.is_trained:
         tokenizer.train(dataset.texts())
     with suppress(ValueError):  # one that has nothing to learn may go with a data set that has no texts
         tell_loss(tokenizer, list(dataset.texts()))
-    return Learned(dataset.class_names, tokenizer.vocabulary)
+    return DataInfo(dataset.class_names, tokenizer.vocabulary)
 
 
 @rank_zero_only
@@ -267,7 +267,7 @@ class Checkpoint:
     """
 
     config: dict[str, Any]
-    learned: Learned
+    data_info: DataInfo
     state: dict[str, torch.Tensor]
     step: int
     epoch: int
@@ -291,12 +291,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         description = content["description"]
-        learned = Learned(description["class_names"], description.get("vocabulary"))
+        data_info = DataInfo(description["class_names"], description.get("vocabulary"))
         step, epoch = int(content["global_step"]) - 1, int(content["epoch"])
         interpolations = description.get("interpolations", {})
         checkpoint = Checkpoint(
             description["config"],
-            learned,
+            data_info,
             content["state_dict"],
             step,
             epoch,
@@ -316,11 +316,12 @@ def check_kinds(checkpoint: Checkpoint) -> None:
     Raises:
         ValueError: it is something else.
     """
-    learned = checkpoint.learned
+    data_info = checkpoint.data_info
     for name, fits in {
         "config": isinstance(checkpoint.config, dict),
-        "class_names": isinstance(learned.class_names, list) and all(isinstance(n, str) for n in learned.class_names),
-        "vocabulary": isinstance(learned.vocabulary, str | None),
+        "class_names": isinstance(data_info.class_names, list)
+        and all(isinstance(n, str) for n in data_info.class_names),
+        "vocabulary": isinstance(data_info.vocabulary, str | None),
         "state_dict": isinstance(checkpoint.state, dict)
         and all(isinstance(value, torch.Tensor) for value in checkpoint.state.values()),
         "interpolations": isinstance(checkpoint.interpolations, dict)
@@ -342,7 +343,7 @@ def load_weights(module: TrainingModule, checkpoint: Checkpoint, path: Path) -> 
         ConfigError: they are those of another model.
     """
     try:
-        module.take_weights(checkpoint.state)
+        module.load_weights(checkpoint.state)
     except RuntimeError as error:
         _, first, *_ = [*str(error).splitlines(), ""]
         raise ConfigError(f"{path}: its weights are not those of this model ({first.strip()})") from error

@@ -19,10 +19,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from torch import Tensor
 
-from perceiver.processes import greatest
+from perceiver.processes import all_reduce_max
 from perceiver.training.errors import ConfigError
 from perceiver.training.loggers.curves import Curves
-from perceiver.training.signals import EndedBySignal, Ending
+from perceiver.training.signals import EndedBySignal, PreemptionHandler
 from perceiver.types import Batch
 
 log = logging.getLogger(__name__)
@@ -167,7 +167,7 @@ class LastCheckpoint(Checkpoint):
         *,
         folder: str,
         curves: Curves,
-        ending: Ending,
+        ending: PreemptionHandler,
         every_n_steps: int | None,
         every_n_minutes: float | None,
     ) -> None:
@@ -190,7 +190,7 @@ class LastCheckpoint(Checkpoint):
         self.curves.keep(state_dict.get("rows", 0), and_of_the_end=state_dict.get("ends", False))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.ending.listen()
+        self.ending.install()
         self._step, self._saved_step, self._saved_at = trainer.global_step, trainer.global_step or -1, time.monotonic()
         for stopping in trainer.early_stopping_callbacks:
             trainer.should_stop |= stopping.stopped_epoch > 0  # it had stopped before
@@ -205,7 +205,7 @@ class LastCheckpoint(Checkpoint):
         if trainer.global_step == self._step:
             return  # gradients are being accumulated
         self._step = trainer.global_step
-        signal, due = greatest(self.ending.signal, self._is_due(trainer.global_step))
+        signal, due = all_reduce_max(self.ending.signal, self._is_due(trainer.global_step))
         if _is_boundary(trainer, batch_idx + 1):
             # A run that is continued from here would leave out the validation. There is a checkpoint behind it, and
             # one a step before.
@@ -245,16 +245,16 @@ class LastCheckpoint(Checkpoint):
             self.curves.save()
             self._put_in_place(trainer)
         self._end_if_asked(trainer)
-        self.ending.rest()
+        self.ending.restore()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.ending.listen(at_once=True)
+        self.ending.install(at_once=True)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.ending.rest()
+        self.ending.restore()
 
     def _end_if_asked(self, trainer: Trainer) -> None:
-        (signal,) = greatest(self.ending.signal)
+        (signal,) = all_reduce_max(self.ending.signal)
         if signal:
             self.ending.end(signal, trainer.global_step)
 
@@ -266,7 +266,7 @@ class LastCheckpoint(Checkpoint):
             if between_steps and unspoilt and trainer.world_size == 1 and trainer.accumulate_grad_batches == 1:
                 self._save(trainer)
         finally:
-            self.ending.rest()
+            self.ending.restore()
 
     def _save(self, trainer: Trainer) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]

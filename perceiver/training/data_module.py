@@ -24,7 +24,7 @@ from perceiver.data.dataset import Dataset, Split
 from perceiver.data.files import UnreadableError
 from perceiver.data.sampler import NO_SAMPLE, Key, KeyedSampler, class_balancing_weights, fold_in
 from perceiver.data.splits import fingerprint_of
-from perceiver.processes import end_with_parent, gathered
+from perceiver.processes import all_gather, end_with_parent
 from perceiver.types import Batch, Sample, Stage
 
 log = logging.getLogger(__name__)
@@ -222,7 +222,7 @@ class DataModule(LightningDataModule):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        unreadable = {message: None for part in gathered(list(self.unreadable)) for message in part}
+        unreadable = {message: None for part in all_gather(list(self.unreadable)) for message in part}
         return {"place": self._place(), "unreadable": list(unreadable)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

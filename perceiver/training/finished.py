@@ -61,7 +61,7 @@ def load(
     check_trust(found.config, [trusted] if isinstance(trusted, str) else [str(one) for one in trusted], path)
     config = overridden(found.config, overrides, found.interpolations)
     check_parts(config)
-    parts = build(config, found.learned)
+    parts = build(config, found.data_info)
     try:
         load_weights(parts.module, found, path)
     except ConfigError as error:

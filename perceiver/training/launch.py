@@ -255,7 +255,7 @@ def needs_processes_of_its_own(trainer: Trainer) -> bool:
     return not trainer.strategy.cluster_environment.creates_processes_externally  # type: ignore[attr-defined]
 
 
-def run_apart(run_dir: Path) -> None:
+def run_in_subprocess(run_dir: Path) -> None:
     """Do a sweep's run as a command of its own, in the same directory and with the same overrides.
 
     Raises:

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from perceiver.model import Perceiver
-from perceiver.processes import gathered
+from perceiver.processes import all_gather
 from perceiver.tasks.base import TableRow, Task
 from perceiver.training.accumulation import Accumulation
 from perceiver.training.errors import ConfigError, nearest
@@ -23,12 +23,12 @@ from perceiver.training.loggers.base import log_now
 from perceiver.training.optimization import (
     OptimizerFactory,
     Schedule,
+    full_tensor,
     gradient_norm,
     optimizer_of,
     remove_gradients,
     scale_gradients,
     scheduler_of,
-    undivided,
 )
 from perceiver.types import Batch, Stage
 
@@ -118,7 +118,7 @@ class TrainingModule(LightningModule):
         if (num_batches := self.trainer.accumulate_grad_batches) > 1:
             scale_gradients(parameters, done.correction(num_batches))  # Lightning has divided by that number
         sharded_norm = gradient_norm(parameters)
-        norm = undivided(sharded_norm)
+        norm = full_tensor(sharded_norm)
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # leaves out such steps by itself
         if not (done.is_finite if scaled else done.is_finite & norm.isfinite()):
             if self.on_nonfinite == "stop":
@@ -258,7 +258,7 @@ class TrainingModule(LightningModule):
             for name, metric in self.task.metric_parts("train").items()
         }
         checkpoint["description"] = self.description
-        checkpoint["counted"] = gathered(counted)
+        checkpoint["counted"] = all_gather(counted)
         checkpoint["skipped"] = self.skipped
         checkpoint["measured"] = self.measured
         checkpoint["progress"] = {name: float(value) for name, value in self.progress.items()}
@@ -273,7 +273,7 @@ class TrainingModule(LightningModule):
                 metric = metrics[name]
                 metric.merge_state({key: value.to(metric.device) for key, value in state.items()})
 
-    def take_weights(self, weights: Mapping[str, Tensor]) -> None:
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Have the weights of a checkpoint.
 
         Raises:
@@ -281,6 +281,6 @@ class TrainingModule(LightningModule):
         """
         self.load_state_dict(weights)
 
-    def whole_weights(self) -> AbstractContextManager[None]:
+    def full_parameters(self) -> AbstractContextManager[None]:
         """Inside, each process has all weights, so that what it asks the model does not hang on the others."""
         return nullcontext()

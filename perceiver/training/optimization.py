@@ -78,7 +78,7 @@ def remove_gradients(parameters: Sequence[nn.Parameter]) -> None:
         parameter.grad = None
 
 
-def undivided(value: Tensor) -> Tensor:
+def full_tensor(value: Tensor) -> Tensor:
     """A DTensor as the tensor that it stands for; all its processes must ask."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from perceiver.processes import gathered
+from perceiver.processes import all_gather
 from perceiver.training.attention_callback import AttentionCallback
 from perceiver.training.build import Parts, blamed_on
 from perceiver.training.checkpoints import BEST, LAST
@@ -86,7 +86,7 @@ def test(trainer: Trainer, parts: Parts, config: dict[str, Any]) -> dict[str, fl
 
 def unreadable(parts: Parts) -> dict[str, float]:
     """How many samples could not be read by any of the processes, if there are any."""
-    messages = {message for part in gathered(list(parts.data.unreadable)) for message in part}
+    messages = {message for part in all_gather(list(parts.data.unreadable)) for message in part}
     return {"data/unreadable": float(len(messages))} if messages else {}
 
 

@@ -24,7 +24,7 @@ from perceiver.training.callbacks import RunLog, StepLog, StepSeeds, TrainingClo
 from perceiver.training.checkpoints import BEST, LAST, NEXT, BestCheckpoint, DurableIO
 from perceiver.training.config import resolved
 from perceiver.training.errors import USER_ERRORS, ConfigError, nearest, one_line
-from perceiver.training.launch import environment_plugins, leave_last, needs_processes_of_its_own, run_apart
+from perceiver.training.launch import environment_plugins, leave_last, needs_processes_of_its_own, run_in_subprocess
 from perceiver.training.lock import LOCK, lock, release
 from perceiver.training.loggers.base import RunInfo, RunLogger, run_loggers
 from perceiver.training.loggers.curves import Curves
@@ -99,7 +99,7 @@ def train_in(run_dir: Path, cfg: DictConfig) -> float | None:
         if HydraConfig.get().mode == RunMode.MULTIRUN and needs_processes_of_its_own(
             construct(config, "trainer", logger=False, enable_checkpointing=False)
         ):
-            run_apart(run_dir)
+            run_in_subprocess(run_dir)
             return best_score(run_dir)
         lock(run_dir)
         parts, start, step = prepare(config, run_dir)

@@ -52,7 +52,7 @@ class ShardedModule(TrainingModule):
         fully_shard(self.model, mesh=mesh, reshard_after_forward=False)
 
     @contextmanager
-    def whole_weights(self) -> Iterator[None]:
+    def full_parameters(self) -> Iterator[None]:
         parts = [part for part in self.model.modules() if isinstance(part, FSDPModule)]
         for part in parts:
             part.set_reshard_after_forward(False, recurse=False)
@@ -67,7 +67,7 @@ class ShardedModule(TrainingModule):
                 part.reshard()
 
     def on_validation_start(self) -> None:
-        self._evaluating = self.whole_weights()
+        self._evaluating = self.full_parameters()
         self._evaluating.__enter__()
 
     def on_validation_end(self) -> None:
@@ -75,5 +75,5 @@ class ShardedModule(TrainingModule):
 
     on_test_start, on_test_end = on_validation_start, on_validation_end
 
-    def take_weights(self, weights: Mapping[str, Tensor]) -> None:
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         set_model_state_dict(self, dict(weights), options=StateDictOptions(full_state_dict=True))

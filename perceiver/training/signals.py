@@ -29,7 +29,7 @@ class EndedBySignal(SystemExit):
     """The run ends as it was asked to, with a checkpoint behind it."""
 
 
-class Ending:
+class PreemptionHandler:
     """Hears signals while it listens.
 
     Attributes:
@@ -51,7 +51,7 @@ class Ending:
         self._watching: threading.Thread | None = None
         self._deadline: threading.Timer | None = None
 
-    def listen(self, *, at_once: bool = False) -> None:
+    def install(self, *, at_once: bool = False) -> None:
         """Hear signals from now on, in place of whoever heard them before.
 
         Args:
@@ -71,7 +71,7 @@ class Ending:
         self._watching = threading.Thread(target=self._watch, args=(self._wires[0],), daemon=True)
         self._watching.start()
 
-    def rest(self) -> None:
+    def restore(self) -> None:
         """Hear no more; signals do what they did before."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
@@ -112,7 +112,7 @@ class Ending:
         name = signal.Signals(number).name
         log.warning("%s: the run ends at step %d", name, step)
         if number == signal.SIGUSR1:
-            queue_again()
+            requeue()
         elif callable(handler := self._before.get(number)) and number == signal.SIGUSR2:
             handler(number, None)
         raise EndedBySignal(INTERRUPTED if number == signal.SIGINT else TERMINATED)
@@ -128,7 +128,7 @@ class Ending:
 
 
 @rank_zero_only
-def queue_again() -> None:
+def requeue() -> None:
     """Have SLURM queue this job again, if it is one."""
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:

@@ -32,7 +32,7 @@ def prepare(config: dict[str, Any], run_dir: Path) -> tuple[Parts, Path | None, 
     start, found = starting_point(config["ckpt_path"], run_dir)
     if start is not None and found is not None:
         try:
-            if found.learned.vocabulary != parts.module.description["vocabulary"]:
+            if found.data_info.vocabulary != parts.module.description["vocabulary"]:
                 raise ConfigError(f"{start}: its tokenizer has learned other words than those of this data")
             check_states(found.config, config, start)
             check_same_data(parts, found, start)
@@ -53,10 +53,10 @@ def check_same_data(parts: Parts, found: Checkpoint, path: Path) -> None:
         ConfigError: they are others.
     """
     try:
-        parts.data.match_classes(found.learned.class_names)
+        parts.data.match_classes(found.data_info.class_names)
     except ValueError as error:
         raise ConfigError(f"{path}: another data set: {error}") from error
-    parts.module.description["class_names"] = found.learned.class_names
+    parts.module.description["class_names"] = found.data_info.class_names
     before, now = found.trained_on, parts.module.description["trained_on"]
     if before is None or now is None or torch.equal(before, now):
         return

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from perceiver.inspection.capture import Explainable, pictures_of
 from perceiver.inspection.figures import Frame
-from perceiver.processes import gathered
+from perceiver.processes import all_gather
 from perceiver.tasks.base import TableRow
 from perceiver.training.loggers.base import run_loggers
 from perceiver.types import Batch
@@ -59,7 +59,7 @@ class SampleTable:
 
     def gather(self) -> None:
         """Have the rows of all processes."""
-        parts = gathered((self._own, self._drawn))
+        parts = all_gather((self._own, self._drawn))
         order = sorted(
             (row.rank, place, process) for process, (rows, _) in enumerate(parts) for place, row in enumerate(rows)
         )
@@ -127,7 +127,7 @@ class TestedSamples(Callback):
             self.tables.setdefault(name, SampleTable()).add(rows, draw)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for name in sorted({name for names in gathered(list(self.tables)) for name in names}):
+        for name in sorted({name for names in all_gather(list(self.tables)) for name in names}):
             self.tables.setdefault(name, SampleTable()).gather()
 
     def write(self, folder: Path) -> dict[str, Path]:

@@ -42,14 +42,6 @@ def test_an_event_has_what_was_measured_under_the_names_by_which_it_is_logged():
     assert (numbers.name, numbers.maps, numbers.values) == ("mine", {}, event.values)
 
 
-def test_events_of_early_versions_have_their_numbers_alone():
-    arrays = arrays_of(look_at(), energy_in_box=0.25)
-    event = event_of(
-        {name: values for name, values in arrays.items() if not name.startswith(("relevance", "answers/"))}
-    )
-    assert (event.maps, event.values) == ({}, {"attention/energy_in_box": 0.25})
-
-
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """Eleven looks, the latest written first, the seventh with a deletion test."""

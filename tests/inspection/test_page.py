@@ -114,7 +114,7 @@ def test_without_any_maps_there_is_still_a_page():
 
 
 def test_its_files_are_small_and_all_of_them_are_used():
-    folder = resources.files("perceiver.inspection.explorer.html")
+    folder = resources.files("perceiver.inspection.explorer")
     sources = {file.name: file.read_text() for file in folder.iterdir() if file.name.endswith((".js", ".css", ".html"))}
     assert {name for name in sources if name.endswith(".js")} == set(SCRIPTS)
     assert max(len(text.splitlines()) for text in sources.values()) < MAX_LINES

@@ -176,7 +176,7 @@ class TestSamples:
         return seen_by_hand(self.SPANS, relevance, rollout, answers, probability)
 
     def test_each_answer_has_its_probability_and_places(self):
-        table = sample_table(self.explain(classes("cat", "dog [x]"), [0.75, 0.125]), 0)
+        table = sample_table(self.look(classes("cat", "dog [x]"), [0.75, 0.125]), 0)
         assert headers(table) == [
             *("answer", "how likely", "relevance brightest at", "in top 10%", "rollout brightest at", "in top 10%")
         ]
@@ -190,17 +190,17 @@ class TestSamples:
 
     def test_long_texts_are_cut_and_it_says_so(self):
         names = [f"w{number}" for number in range(MOST_ANSWERS + 5)]
-        table = sample_table(self.explain(words(*names), [0.5] * len(names)), 0)
+        table = sample_table(self.look(words(*names), [0.5] * len(names)), 0)
         assert len(cells(table)) == MOST_ANSWERS
         assert "(and 5 more answers)" in str(table.title)
-        assert "more" not in str(sample_table(self.explain(words("a", "b"), [0.5, 0.5]), 0).title)
+        assert "more" not in str(sample_table(self.look(words("a", "b"), [0.5, 0.5]), 0).title)
 
     def test_of_classes_the_maps_of_the_likeliest_are_drawn(self):
-        lines = [str(one) for one in clearest_maps(self.explain(classes("cat", "dog"), [0.75, 0.125]), 0)]
+        lines = [str(one) for one in clearest_maps(self.look(classes("cat", "dog"), [0.75, 0.125]), 0)]
         assert lines[::2] == [f"{kind} of 'cat' over image: y 0–20, x 0–44 px" for kind in ("relevance", "rollout")]
 
     def test_of_words_the_maps_of_the_one_whose_relevance_is_clearest(self):
-        lines = [str(one) for one in clearest_maps(self.explain(words("a", "cat"), [0.75, 0.125]), 0)]
+        lines = [str(one) for one in clearest_maps(self.look(words("a", "cat"), [0.75, 0.125]), 0)]
         assert [line.split(" over")[0] for line in lines[::2]] == ["relevance of 'cat'", "rollout of 'cat'"]
         rows = lines[1].splitlines()
         assert [line.count("█") for line in rows] == [0, 2, 0, 0, 0]
@@ -216,7 +216,7 @@ class TestSamples:
         assert "100–4000 Hz, 0–1.4 s" in lines[4]
 
     def test_who_says_nothing_has_an_empty_table_and_no_maps(self):
-        look = self.explain(words("a"), [0.5])
+        look = self.look(words("a"), [0.5])
         silent = Explanation(
             **{**vars(look), "answers": [[]], "relevance": look.relevance[:, :0], "probability": torch.zeros(1, 0)}
         )

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from perceiver.tokenizer import WordTokenizer
-from perceiver.training.build import Learned, build, construct, read_checkpoint, tell_loss
+from perceiver.training.build import DataInfo, build, construct, read_checkpoint, tell_loss
 from perceiver.training.config import resolved
 from perceiver.training.errors import ConfigError
 from perceiver.training.trust import is_trusted
@@ -147,7 +147,7 @@ def test_what_a_constructor_refuses_is_said_with_the_key():
 
 def test_a_run_is_built_without_its_data_where_the_class_names_are_known(tmp_path):
     with composed(*SMALL, "data=image_folder", f"data.root={tmp_path}/gone", "data.num_classes=3") as cfg:
-        parts = build(resolved(cfg), Learned(["cat", "dog", "eel"], None))
+        parts = build(resolved(cfg), DataInfo(["cat", "dog", "eel"], None))
     assert parts.model({"image": torch.rand(2, 3, 32, 32)})["logits"].shape == (2, 3)
 
 

@@ -234,7 +234,7 @@ class TestOneRun:
         def never(*args, **options):
             raise AssertionError("nobody asked for it")
 
-        monkeypatch.setattr(Explainer, "deletion", never)
+        monkeypatch.setattr("perceiver.training.exploration.faithfulness", never)
         monkeypatch.setattr("perceiver.training.exploration.localization", never)
         ended, page, _ = explored(digits, tmp_path / "page.html", "scored_samples=0")
         assert page["runs"][0]["events"][2]["deletion"] is None
@@ -269,20 +269,6 @@ class TestOneRun:
         assert page["runs"][0]["events"][2]["deletion"]["num_samples"] == 1
         assert page["runs"][0]["events"][2]["deletion"]["areas"]["relevance"]["mark"] == "?"
         assert verdict_of("relevance", 0.5, None, 1).brief in ended.out
-
-    def test_looks_of_early_versions_give_their_numbers_only(self, digits, tmp_path):
-        run = tmp_path / "digits"
-        shutil.copytree(digits, run)
-        for path in (run / "attention").glob("step_*.npz"):
-            early = {name: values for name, values in arrays_in(path).items() if not name.startswith("relevance/")}
-            np.savez(path, **early)
-        assert inspected(run, "scored_samples=0").ok
-        page, maps = contents(run / "attention" / "index.html")
-        events = page["runs"][0]["events"]
-        assert [event["step"] for event in events] == STEPS
-        assert [event["look"] for event in events] == [None, None, 0, *[None] * (NUM_EPOCHS - 3)]
-        assert {one["look"] for one in maps} == {0}
-        assert all("attention/stat/cross0/entropy" in event["values"] for event in events)
 
     def test_a_run_that_never_looked_is_looked_at_now(self, folders, pictures, tmp_path):
         run = tmp_path / "run"

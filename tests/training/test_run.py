@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from perceiver.data.synthetic.shape_scenes import ShapeScenes
-from perceiver.training.build import Learned, build, read_checkpoint
+from perceiver.training.build import DataInfo, build, read_checkpoint
 from perceiver.training.module import TrainingModule
 from tests.data.caption_trees import text_pairs_tree
 from tests.training.kills import rows
@@ -76,8 +76,8 @@ class TestRunDirectory:
     def test_a_checkpoint_holds_plain_values_and_rebuilds_the_model(self, run):
         found = read_checkpoint(run / "checkpoints" / "best.ckpt")
         assert json.loads(json.dumps(found.config)) == found.config
-        assert found.learned == Learned([str(digit) for digit in range(10)], None)
-        rebuilt = build(found.config, found.learned).module
+        assert found.data_info == DataInfo([str(digit) for digit in range(10)], None)
+        rebuilt = build(found.config, found.data_info).module
         rebuilt.load_state_dict(found.state)
         assert weights_equal(rebuilt.state_dict(), found.state)
 
@@ -240,15 +240,15 @@ class TestCaptions:
     def test_the_run_keeps_its_vocabulary_twice(self, written):
         vocabulary = (written / "tokenizer.json").read_text()
         found = read_checkpoint(written / "checkpoints" / "best.ckpt")
-        assert found.learned == Learned([], vocabulary)
-        parts = build(found.config, found.learned)
+        assert found.data_info == DataInfo([], vocabulary)
+        parts = build(found.config, found.data_info)
         assert parts.tokenizer.vocabulary == vocabulary
         text = "a large red square"
         assert parts.tokenizer.decode(parts.tokenizer.encode(text).tolist()) == text
 
     def test_one_tokenizer_is_for_all(self, written):
         found = read_checkpoint(written / "checkpoints" / "last.ckpt")
-        parts = build(found.config, found.learned)
+        parts = build(found.config, found.data_info)
         assert parts.task.tokenizer is parts.tokenizer
 
     def test_its_metrics_are_those_of_words_and_texts(self, written):
@@ -293,7 +293,7 @@ class TestCaptions:
         content = checkpoint(run)
         del content["description"]["vocabulary"]
         torch.save(content, tmp_path / "old.ckpt")
-        assert read_checkpoint(tmp_path / "old.ckpt").learned.vocabulary is None
+        assert read_checkpoint(tmp_path / "old.ckpt").data_info.vocabulary is None
 
 
 class TestWithoutBottleneck:

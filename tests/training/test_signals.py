@@ -10,7 +10,7 @@ import pytest
 
 from perceiver.training.data_module import DataModule
 from perceiver.training.module import TrainingModule
-from perceiver.training.signals import Ending
+from perceiver.training.signals import PreemptionHandler
 from tests.training.kills import assert_same_run, before_call, continued, in_fork, killed_at, run_in_fork
 from tests.training.runs import SMALL, checkpoint, script, train, trained
 
@@ -206,4 +206,4 @@ def test_a_job_that_slurm_starts_again_goes_on_by_itself(tmp_path, monkeypatch, 
 
 def test_no_time_at_all_is_refused():
     with pytest.raises(ValueError, match="grace_seconds=0 must be more than 0"):
-        Ending(grace_seconds=0)
+        PreemptionHandler(grace_seconds=0)
