@@ -58,8 +58,8 @@ class KeyValueCache:
     """Keys and values that an attention has projected, kept from call to call of one generation.
 
     Args:
-        grows: True: each call brings more inputs, behind those of the calls before (words). False: the inputs stay what
-            they are, and are projected once (latents).
+        grows: True: each call brings more inputs, after those of the calls before (text). False: the inputs stay what
+            they are, and are projected once (memory).
     """
 
     def __init__(self, *, grows: bool) -> None:
@@ -136,7 +136,7 @@ def initialize(module: nn.Module, scale: float | None) -> None:
     """Begin the linear layers of a module with normal weights, cut at two deviations; see `BlockSpec.init_scale`.
 
     Raises:
-        ValueError: the scale is none.
+        ValueError: the scale is not positive and finite.
     """
     if scale is None:
         return

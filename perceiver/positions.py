@@ -140,7 +140,7 @@ class LearnedPositions(Positions):
     Args:
         shape: the trained grid.
         dim: width of the learned vectors, and of the result unless `project_dim` is given.
-        project_dim: width of a linear projection behind the learned vectors, as in DeepMind's learned-position model.
+        project_dim: width of a linear projection after the learned vectors, as in DeepMind's learned-position model.
         init_std: 0.02 in the papers. Small models on little data learn faster from larger ones.
         anchored: a smaller grid takes the first of the trained vectors; there are none for a larger one.
     """

@@ -77,7 +77,7 @@ def _group(purpose: str, backend: str | None) -> distributed.ProcessGroup:
 
 @contextmanager
 def once_per_machine(node: dict[str, Any]) -> Iterator[None]:
-    """One process of the machine after the other, so that what the first has prepared is there for those behind it."""
+    """One process of the machine after the other, so that what the first has prepared is there for the others."""
     name = hashlib.sha256(json.dumps(node, sort_keys=True, default=str).encode()).hexdigest()[:16]
     with (Path(tempfile.gettempdir()) / f"perceiver-{os.getuid()}-{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

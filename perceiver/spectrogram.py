@@ -3,7 +3,7 @@
 Short-time Fourier transform with a Hann window, power, triangular filters on the mel scale (HTK's, without area
 normalisation), decibel: torchaudio's functions under one rule of our own: frame t is centred on the middle of its hop,
 (t + 1/2) · hop_length, and zeros stand beyond both ends. Frames so cover a sound from end to end, each sample in
-exactly one hop, and zeros behind a sound change none of its frames. 0 dB is the power of a sine of amplitude 1: its
+exactly one hop, and zeros after a sound change none of its frames. 0 dB is the power of a sine of amplitude 1: its
 bands add up to that, whatever window and transform.
 """
 
@@ -108,9 +108,9 @@ class LogMel(nn.Module):
         with exact:
             frames = self.num_frames(wave.shape[-1])
             before = (self.n_fft - self.hop_length + 1) // 2
-            behind = frames * self.hop_length + self.n_fft - self.hop_length - before - wave.shape[-1]
+            after = frames * self.hop_length + self.n_fft - self.hop_length - before - wave.shape[-1]
             bins = AF.spectrogram(
-                F.pad(wave.float(), (before, behind)),
+                F.pad(wave.float(), (before, after)),
                 pad=0,
                 window=self.window,
                 n_fft=self.n_fft,

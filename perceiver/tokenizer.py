@@ -1,6 +1,6 @@
 """Text <-> ids: bytes, words, or byte-pair encoding.
 
-Every text is encoded as BOS, its ids, EOS, cut off at `max_length` behind which EOS stands all the same. PAD fills up
+Every text is encoded as BOS, its ids, EOS, cut off at `max_length`, where EOS follows all the same. PAD fills up
 batches. Bytes are numbered as in Perceiver IO (Jaegle et al. 2022, section 4.1; DeepMind's `bytes_tokenizer`): six ids
 for special use, then the 256 bytes of UTF-8.
 """
@@ -124,7 +124,7 @@ class Tokenizer(ABC):
         return torch.tensor([BOS, *self._ids(text)[: self.max_length - 1]])
 
     def encode_batch(self, texts: Sequence[str]) -> Int[Tensor, "batch length"]:
-        """The ids of several texts, filled up with PAD behind."""
+        """The ids of several texts, padded with PAD at the end."""
         return pad_sequence([self.encode(text) for text in texts], batch_first=True, padding_value=PAD)
 
     def decode(self, ids: Sequence[int]) -> str:

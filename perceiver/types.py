@@ -213,7 +213,7 @@ class Mention:
 
 
 class Facts(Protocol):
-    """What is true of a sample, for data that knows: it can be held against any text about it.
+    """What is true of a sample, for data that knows: any text about it can be compared with it.
 
     No dataclass may be one, since Lightning takes them apart.
     """
@@ -323,7 +323,7 @@ class Batch:
             samples, [batch, *sizes of the input without channels] where inputs were padded to one size.
         unreadable: what was left out because it could not be read: one message a sample, naming it.
         views: names of each sample's views, where samples have several. Inputs and masks then have a row a view, those
-            of one sample behind each other; targets and ids have one a sample.
+            of one sample next to each other; targets and ids have one a sample.
     """
 
     inputs: dict[str, Tensor]

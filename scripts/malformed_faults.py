@@ -1,7 +1,7 @@
 """What can be wrong with a data set or a checkpoint, and be known to be, for `scripts/malformed_inputs.py`.
 
 Faults that nobody can know of are none of these: bytes flipped inside of a JPEG's or a wav's samples, a label that is
-another one of the classes, a text that was cut off behind a word.
+another one of the classes, a text that was cut off after a word.
 """
 
 import codecs

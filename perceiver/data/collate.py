@@ -13,7 +13,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
     """One batch of all samples.
 
     An input that some samples lack is zero there, and its mask says so ([batch]). Inputs of different sizes are padded
-    with zeros behind to the largest, and their mask says where they are real ([batch, *sizes without channels]).
+    with zeros at the end to the largest, and their mask says where they are real ([batch, *sizes without channels]).
     Numbers and equal tensors among the targets are stacked; other targets stay lists. Views become rows.
 
     Raises:

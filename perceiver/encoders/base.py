@@ -76,7 +76,7 @@ def with_positions(
     positions: Float[Tensor, "tokens position_dim"] | Float[Tensor, "batch tokens position_dim"],
     combine: Combine,
 ) -> Float[Tensor, "batch tokens dim"]:
-    """Features with the positions concatenated behind them or added to them."""
+    """Features with the positions concatenated to them or added to them."""
     positions = positions.to(features.dtype)
     if combine == "add":
         return features + positions

@@ -248,11 +248,11 @@ def pad_to_multiple(raster: Tensor, multiple: tuple[int, int]) -> Tensor:
 def pad_same(raster: Tensor, *, kernel_size: int, stride: int) -> Tensor:
     """As many zeros as make the output ceil(size / stride) wide: TensorFlow's `SAME` where `stride` divides the size.
 
-    Elsewhere TensorFlow shares the missing ones out to both sides, and so shifts the cells; here they stand behind, so
-    that a raster has the same cells alone and with zeros behind it.
+    Elsewhere TensorFlow shares the missing ones out to both sides, and so shifts the cells; here they stand at the end,
+    so that a raster has the same cells alone and with zeros after it.
     """
     before = (kernel_size - stride) // 2
-    before_behind = []
+    before_after = []
     for size in reversed(raster.shape[-2:]):
-        before_behind += [before, -size % stride + kernel_size - stride - before]
-    return F.pad(raster, before_behind)
+        before_after += [before, -size % stride + kernel_size - stride - before]
+    return F.pad(raster, before_after)

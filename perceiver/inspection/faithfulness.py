@@ -1,8 +1,10 @@
-"""How far a map may be believed: hide what it marks, and see whether the answer suffers (Petsiuk et al. 2018, RISE).
+"""Faithfulness of maps by deletion: hide what a map marks, and see what is left of the answer (Petsiuk et al. 2018).
 
 Tokens are hidden from the most marked on, in growing shares, by masking them: nothing can read them any more. What is
-left of an answer's probability is held against what is left when as many random tokens are hidden. The area between the
-two curves is the result: more than 0 where what the map marks matters more than chance, 0 for a map that says nothing.
+left of an answer's probability is compared with what is left when as many random tokens are hidden. The area between
+the two curves is the result: more than 0 where what the map marks matters more than chance, 0 for a map that says
+nothing.
+
 Deviations from the paper: tokens are masked instead of pixels blackened, so that the input stays one that the model
 knows; curves are relative to the probability with nothing hidden; and the random curve is measured, not assumed.
 

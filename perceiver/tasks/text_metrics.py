@@ -54,7 +54,7 @@ def words_of(text: str) -> list[str]:
 def bleu(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]]) -> dict[str, float]:
     """BLEU of the whole corpus for n-grams up to each length, without smoothing: 0 where no n-gram of a length matches.
 
-    A hypothesis is held against its reference of the closest length, the shorter of two, for the brevity penalty.
+    A hypothesis is compared with its reference of the closest length, the shorter of two, for the brevity penalty.
     """
     length = target = 0
     matches, grams = [0] * len(ORDERS), [0] * len(ORDERS)
@@ -169,7 +169,7 @@ class Record:
 
     def __post_init__(self) -> None:
         if not self.references:
-            raise ValueError(f"{self.hypothesis!r} has no references to be held against")
+            raise ValueError(f"{self.hypothesis!r} has no references to be compared with")
 
 
 class TextMetrics(Metric):

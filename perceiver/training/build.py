@@ -331,7 +331,7 @@ def check_kinds(checkpoint: Checkpoint) -> None:
         "global_step and epoch": min(checkpoint.step, checkpoint.epoch) >= 0,
     }.items():
         if not fits:
-            raise ValueError(f"its {name} is none")
+            raise ValueError(f"its {name} is not a valid one")
     if "${" in repr(checkpoint.config):  # a resolver could make a node of which the check of targets knows nothing
         raise ValueError("its config holds an interpolation")
 

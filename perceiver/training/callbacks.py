@@ -88,7 +88,7 @@ class MovingAverage(WeightAveraging):
 
 
 def _moved(decay: float, warmup: bool, average: Tensor, current: Tensor, num_averaged: Tensor | int) -> Tensor:
-    """An average of so many, moved by a share of the way to what is averaged; of whole numbers there is none."""
+    """An average of so many, moved by a share of the way to what is averaged; whole numbers are not averaged."""
     if not average.is_floating_point():
         return current
     num = torch.as_tensor(num_averaged, dtype=average.dtype, device=average.device)

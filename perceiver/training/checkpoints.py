@@ -1,7 +1,7 @@
 """Checkpoints that outlive whatever happens to the process that writes them.
 
 They are written beside their place, synced and renamed, so that under their name there is always a whole one. torch
-puts a CRC-32 beside each record of a file and never reads it again; here it is held against what is read, since most
+puts a CRC-32 beside each record of a file and never reads it again; here it is compared with what is read, since most
 flipped bits would load without an error.
 """
 
@@ -149,7 +149,7 @@ class BestCheckpoint(ModelCheckpoint):
 class LastCheckpoint(Checkpoint):
     """Keeps the newest state as `last.ckpt` and the one before it as `previous.ckpt`, so that nothing computed is lost.
 
-    Written at the end of each epoch and behind each validation, and one step before, so that a run that is killed while
+    Written at the end of each epoch and after each validation, and one step before, so that a run that is killed while
     it validates has one step to do again; at intervals in between; where `max_steps` or `max_time` end a run within an
     epoch; and when Ctrl-C, a signal to any process or an error ends it. Only ever between two optimizer steps, since
     half of an accumulated gradient would be lost. The one with which training ends takes its place when all that is
@@ -207,7 +207,7 @@ class LastCheckpoint(Checkpoint):
         self._step = trainer.global_step
         signal, due = all_reduce_max(self.ending.signal, self._is_due(trainer.global_step))
         if _is_boundary(trainer, batch_idx + 1):
-            # A run that is continued from here would leave out the validation. There is a checkpoint behind it, and
+            # A run that is continued from here would leave out the validation. There is a checkpoint after it, and
             # one a step before.
             if signal and self._saved_step == trainer.global_step - 1:
                 self.ending.end(signal, trainer.global_step)
@@ -225,7 +225,7 @@ class LastCheckpoint(Checkpoint):
         return late or (self.every_n_steps is not None and step - self._saved_step >= self.every_n_steps)
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        # Several processes have not equally many batches; they end behind the validation.
+        # Several processes have not equally many batches; they end after the validation.
         if trainer.world_size == 1 and self.ending.signal and self._saved_step >= trainer.global_step - 1:
             self.ending.end(self.ending.signal, trainer.global_step)
 

@@ -205,7 +205,7 @@ def _paths(node: Any, prefix: str) -> Iterator[str]:
 
 
 def one_line(error: BaseException) -> str:
-    """The message proper; an error from a worker process carries it behind the worker's traceback."""
+    """The message proper; an error from a worker process has it after the worker's traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if len(lines) > 1 and "worker process" in lines[0]:
         return lines[-1].rpartition("Error: ")[2]

@@ -213,7 +213,7 @@ class TrainingModule(LightningModule):
             self.log(f"{stage}/{name}", value, prog_bar=prog_bar, logger=stage != "train")
         if stage != "test":
             self.measured |= {f"{stage}/{name}": float(value) for name, value in values.items()}
-        if stage == "train":  # now, so that the checkpoint that follows has it behind it
+        if stage == "train":  # now, so that the checkpoint that follows contains it
             log_now(self.trainer, {f"{stage}/{name}": value for name, value in values.items()})
         self.task.reset(stage)
 
@@ -282,5 +282,5 @@ class TrainingModule(LightningModule):
         self.load_state_dict(weights)
 
     def full_parameters(self) -> AbstractContextManager[None]:
-        """Inside, each process has all weights, so that what it asks the model does not hang on the others."""
+        """Inside, each process has all weights, so that its use of the model does not depend on the others."""
         return nullcontext()

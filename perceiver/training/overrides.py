@@ -190,7 +190,7 @@ def _parsed(config: dict[str, Any], text: str) -> Override:
     """An override of a finished run.
 
     Raises:
-        ConfigError: it is none, or makes no sense there.
+        ConfigError: it is not a valid override, or makes no sense there.
     """
     try:
         (override,) = OverridesParser.create().parse_overrides(

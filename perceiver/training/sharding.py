@@ -1,7 +1,7 @@
 """Training whose weights, gradients and optimizer states are divided over the processes (FSDP2, `trainer=fsdp`).
 
 Zhao et al. 2023, arXiv:2304.11277, as torch's `fully_shard` has it. Each block of memory and decoder is gathered when
-it is run and let go of behind it. What else there is, encoders above all, is gathered for the whole step: a process
+it runs, and freed afterwards. What else there is, encoders above all, is gathered for the whole step: a process
 whose batch lacks a modality runs no encoder for it, and would leave the others waiting.
 """
 

@@ -26,7 +26,7 @@ Handler = Callable[[int, FrameType | None], Any] | int | None
 
 
 class EndedBySignal(SystemExit):
-    """The run ends as it was asked to, with a checkpoint behind it."""
+    """The run ends as it was asked to, with a checkpoint written."""
 
 
 class PreemptionHandler:

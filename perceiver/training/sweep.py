@@ -146,7 +146,7 @@ def read_runs(folder: Path) -> list[SweptRun]:
 
 
 def _order(path: Path) -> tuple[int, str]:
-    """Puts 10 behind 9."""
+    """Sorts 10 after 9."""
     return len(str(path)), str(path)
 
 

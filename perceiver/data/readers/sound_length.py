@@ -37,7 +37,7 @@ def is_cut_off(file: IO[bytes]) -> bool:
 
 
 def _lacks_bytes(file: IO[bytes], end: int, wanted: bytes, order: Literal["little", "big"]) -> bool:
-    """Whether the chunk that holds the sound ends behind the file."""
+    """Whether the chunk that holds the sound ends after the end of the file."""
     place = 12
     while place + 8 <= end:
         file.seek(place)

@@ -137,7 +137,7 @@ class AudioSet(Source):
             for row in read_rows(path, SEGMENT_COLUMNS, header=False, comment="#"):
                 start, end = row.seconds("start_seconds"), row.seconds("end_seconds")
                 if end <= start:
-                    raise row.error(f"end_seconds={end:g} is not behind start_seconds={start:g}")
+                    raise row.error(f"end_seconds={end:g} is not after start_seconds={start:g}")
                 if (row["YTID"], start) in seen:
                     raise row.error(f"YTID={row['YTID']!r} from {start:g} s on is there a second time")
                 seen.add((row["YTID"], start))

@@ -93,7 +93,7 @@ def _rows_in(table: Path) -> Iterator[Row]:
     for row in read_lines(table, ("image", "caption")):
         name, mark, number = row["image"].rpartition("#")
         if not (mark and number.isdecimal()):
-            raise row.error(f"image={row['image']!r} has no number behind a #")
+            raise row.error(f"image={row['image']!r} has no number after a #")
         if row["image"] in seen:
             raise row.error(f"image={row['image']!r} is there a second time")
         seen.add(row["image"])

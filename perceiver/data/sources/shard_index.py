@@ -106,7 +106,7 @@ class ShardIndex:
     """Where the samples of one tar lie.
 
     Attributes:
-        keys: all of them behind each other, in UTF-8.
+        keys: all of them concatenated, in UTF-8.
         key_ends: where each ends.
         endings: of the files, without the dot.
         offsets, sizes: of each sample's file with each ending; -1 where it has none.
@@ -187,7 +187,7 @@ class ShardIndex:
 
 
 class TarShards:
-    """The samples of some tars, one tar behind the other.
+    """The samples of some tars, one tar after the other.
 
     Args:
         tars: those.

@@ -92,7 +92,7 @@ def files_in(path: Path, tar: IO[bytes]) -> Iterator[TarredFile]:
     tar.seek(place)
     while rest := tar.read(2**20):
         if rest.strip(b"\0"):
-            raise UnreadableError(f"{path}: goes on behind its end; tars that were joined must be parted again")
+            raise UnreadableError(f"{path}: continues after its end; tars that were joined must be parted again")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,7 @@ def _text(field: bytes) -> bytes:
 
 
 def _number(field: bytes) -> int | None:
-    """An octal number, or where it would be too long, a binary one; None where it is none."""
+    """An octal number, or where it would be too long, a binary one; None where it is not a number."""
     if field[:1] == b"\x80":
         return int.from_bytes(field[1:], "big")
     digits = _text(field).strip(b" ")

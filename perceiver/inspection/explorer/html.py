@@ -67,7 +67,7 @@ def embedded(content: Mapping[str, Any]) -> str:
 
 
 def finite(content: Any) -> Any:
-    """The same with null for each number that is none."""
+    """The same with null for each number that is not finite."""
     match content:
         case Mapping():
             return {key: finite(value) for key, value in content.items()}

@@ -21,7 +21,7 @@ def packed(maps: Mapping[str, Float[np.ndarray, "*count rows columns"]], *, most
     Returns:
         `count`: how many maps, by the dimensions in front; `cells`: for each modality its name, the `shape` of what is
         kept, and by how many rows and columns it was `pooled`; `data`: base64 of what zlib made of the levels, one map
-        behind the other, each with the cells of all modalities in order; `scales`: base64 of little-endian float32, one
+        after the other, each with the cells of all modalities in order; `scales`: base64 of little-endian float32, one
         for each map and modality.
     """
     levels, scales, cells = [], [], []

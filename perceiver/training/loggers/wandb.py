@@ -100,7 +100,7 @@ class WandB(RunLogger):
         self.experiment.define_metric("*", step_metric=STEP, step_sync=True)
         id_file.parent.mkdir(parents=True, exist_ok=True)
         id_file.write_text(f"{self.experiment.id}\n")
-        if self.experiment.resumed:  # it has what was logged behind the checkpoint from which the run goes on
+        if self.experiment.resumed:  # it has what was logged after the checkpoint from which the run is resumed
             self._known_step = self.experiment.summary.get(STEP, -1)
 
     def recovers(self, error: Exception) -> bool:
