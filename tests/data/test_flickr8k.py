@@ -184,7 +184,7 @@ class TestMistakes:
 
     @pytest.mark.parametrize(
         ("line", "message"),
-        [("0.jpg\ta dog", "image='0.jpg' has no number behind a #"), ("0.jpg#0 a", "no tab between image and caption")],
+        [("0.jpg\ta dog", "image='0.jpg' has no number after a #"), ("0.jpg#0 a", "no tab between image and caption")],
     )
     def test_lines_that_are_not_those_of_a_token_file(self, root, line, message):
         (root / "captions.txt").unlink()

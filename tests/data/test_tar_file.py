@@ -165,7 +165,7 @@ class TestRefused:
     def test_tars_that_were_joined(self, tmp_path):
         path = tar(tmp_path / "x.tar", {"a.txt": b"A"})
         path.write_bytes(path.read_bytes() * 2)
-        refused(path, "TAR: goes on behind its end; tars that were joined must be parted again")
+        refused(path, "TAR: continues after its end; tars that were joined must be parted again")
 
     @pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
     @pytest.mark.parametrize("name", ["/etc/passwd", "../x.jpg", "a/../../x.jpg", ".."])
