@@ -17,6 +17,8 @@ from perceiver.inspection.rollout import Alpha, Rollout, even_share, readers_of,
 from perceiver.tasks.base import Task
 from perceiver.types import Answer, Batch, Box
 
+TOKENS_AT_ONCE = 2**16
+"""How many tokens take part at once where gradients are needed, for which all activations are kept."""
 Answers = Sequence[Sequence[Answer]]
 """For each row of a batch what the model said of it."""
 Weighed: TypeAlias = tuple[Answer, Float[Tensor, " tokens"]]
@@ -115,14 +117,17 @@ def said(
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
+def probability_of(
+    probabilities: Mapping[str, Float[Tensor, "batch *places answers"]], answers: Answers
+) -> Float[Tensor, "batch slots"]:
+    """How probable each answer is, from `Task.probabilities`: of a word, the product over its ids."""
+    return said({name: values.log() for name, values in probabilities.items()}, answers).exp()
+
+
 def _value(values: Float[Tensor, "*places answers"], answer: Answer) -> Float[Tensor, ""]:
     if answer.label is not None:
         return values[answer.label]
     return values[list(answer.queries), list(answer.ids)].sum()
-
-
-TOKENS_AT_ONCE = 2**16
-"""How many tokens take part at once where gradients are needed, for which all activations are kept."""
 
 
 @dataclass(frozen=True)
@@ -209,13 +214,12 @@ class Explainer:
             queries = self.task.answer_queries(self.model, converted, predicted)
             outputs = self.model(converted.inputs, converted.masks, queries)
             answers = self._located(self.task.answers(outputs, queries, converted, self.class_names), batch)
-        probabilities = self.task.probabilities(record.outputs)
         return Explanation(
             batch=batch,
             record=record,
             answers=answers,
             own=own_answers(record, answers, len(self.class_names)),
-            probability=said({name: values.log() for name, values in probabilities.items()}, answers).exp(),
+            probability=probability_of(self.task.probabilities(record.outputs), answers),
             alpha=self.alpha,
             rollout=rollout_of(record, answers, num_classes=len(self.class_names), alpha=self.alpha),
             relevance=self._relevance(batch, record, answers),

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from perceiver.inspection.capture import Explainable, undisturbed
-from perceiver.inspection.explanation import Answers, Explainer, Explanation, said
+from perceiver.inspection.explanation import Answers, Explainer, Explanation, probability_of
 from perceiver.inspection.record import Record
 from perceiver.types import JoinedTokens
 
@@ -245,8 +245,7 @@ class _Trial:
         """How probable the answers are when only some tokens are shown."""
         values = self.tokens.values.masked_fill(~shown[..., None], 0.0)
         outputs = self.model.forward_tokens(replace(self.tokens, values=values, mask=shown), self.queries)
-        logs = {name: values.log() for name, values in self.probabilities(outputs).items()}
-        return said(logs, self.answers).exp()
+        return probability_of(self.probabilities(outputs), self.answers)
 
     def without(self, ranks: Int[Tensor, "cases tokens"]) -> Iterator[Float[Tensor, " cases"]]:
         """How probable the answer of each case is, by share of the tokens that are hidden, those of low rank first."""
