@@ -84,8 +84,9 @@ class Deletion:
 
 
 def judged(name: str, mean: float, error: float | None, num_samples: int) -> dict[str, Any]:
-    """Mean and standard error of the area of a map, and what follows from them; see `verdict_of`."""
-    return {"mean": mean, "error": error} | asdict(verdict_of(name, mean, error, num_samples))
+    """Mean and standard error of the area of a map, its title, and what follows from them; see `verdict_of`."""
+    verdict = verdict_of(name, mean, error, num_samples)
+    return {"title": TITLES.get(name, name), "mean": mean, "error": error, **asdict(verdict)}
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,7 @@
 // How far the maps may be believed: the deletion test, and scores against chance, each in a plain sentence.
 
-const NAMES = { mean_map: "the mean attention of all layers" };
 const CURVE_NAMES = { random: "random inputs", mean_map: "mean map" };
 const CURVE_STYLES = { rollout: "run0", relevance: "run1", mean_map: "run2", random: "random" };
-const titleOf = (method) => NAMES[method] ?? method;
 
 const testName = (method) => (method === "map" ? "mean_map" : method);
 
@@ -39,11 +37,11 @@ function measured({ fractions, curves, areas }) {
     points: curve.map((left, i) => [fractions[i], left]).filter(([, left]) => left !== null),
     style: CURVE_STYLES[name] ?? "run3",
   }));
-  const rows = Object.entries(areas).map(([method, area]) =>
+  const rows = Object.values(areas).map((area) =>
     element(
       "tr",
       {},
-      element("th", { scope: "row" }, titleOf(method)),
+      element("th", { scope: "row" }, area.title),
       element("td", {}, signed(area.mean)),
       element("td", {}, `± ${short(area.error, 2)}`),
       element("td", { class: "words" }, `${area.mark} ${area.brief}`),

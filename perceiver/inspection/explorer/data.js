@@ -7,7 +7,7 @@
 //             look: the number under which its maps are kept, or null; values: {name: number};
 //             deletion: null, or what hiding inputs did: num_samples (0: nothing else), fractions (of the inputs hidden),
 //             curves {map: what is left of the answers' probability at each fraction}, areas {map: {mean, error}} below
-//             that of "random", each with its verdict: mark, brief, sentence
+//             that of "random", each with its title and verdict: mark, brief, sentence
 //   colormaps, difference, outline: `perceiver/inspection/colormaps.py`
 //   samples   [{id, facts: [sentence], modalities: {name: how it is drawn}}]
 //     axes    of rows and columns: name, unit, start (top, left), stop, scale: "linear" or "mel"; no name: no such axis
