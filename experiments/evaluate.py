@@ -3,9 +3,9 @@
 import hydra
 from omegaconf import DictConfig
 
-from perceiver.training.errors import explained
-from perceiver.training.finished import evaluate
-from perceiver.training.launch import command_line
+from perceiver.commands.evaluate import evaluate
+from perceiver.runtime.errors import explained
+from perceiver.runtime.launch import command_line
 
 
 @explained

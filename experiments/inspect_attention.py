@@ -5,9 +5,9 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from perceiver.training.errors import explained
-from perceiver.training.exploration import inspect_attention
-from perceiver.training.launch import command_line
+from perceiver.commands.inspect import inspect_attention
+from perceiver.runtime.errors import explained
+from perceiver.runtime.launch import command_line
 
 
 @explained

@@ -5,9 +5,9 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from perceiver.training.errors import explained
-from perceiver.training.launch import command_line
-from perceiver.training.prediction import predict
+from perceiver.commands.predict import predict
+from perceiver.runtime.errors import explained
+from perceiver.runtime.launch import command_line
 
 
 @explained

@@ -3,9 +3,9 @@
 import hydra
 from omegaconf import DictConfig
 
-from perceiver.training.errors import explained
-from perceiver.training.launch import command_line, continuing
-from perceiver.training.run import train
+from perceiver.commands.train import train
+from perceiver.runtime.errors import explained
+from perceiver.runtime.launch import command_line, continuing
 
 
 @explained

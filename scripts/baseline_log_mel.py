@@ -19,15 +19,15 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from perceiver.commands.train import prepare_torch
 from perceiver.data.dataset import Split
+from perceiver.runtime.config import resolved
+from perceiver.runtime.errors import ConfigError, explained
+from perceiver.runtime.launch import command_line
+from perceiver.runtime.summary import console
 from perceiver.spectrogram import LogMel
 from perceiver.tasks.ranking import Ranking
 from perceiver.training.build import build
-from perceiver.training.config import resolved
-from perceiver.training.errors import ConfigError, explained
-from perceiver.training.launch import command_line
-from perceiver.training.run import prepare_torch
-from perceiver.training.summary import console
 
 
 @explained

@@ -16,15 +16,15 @@ from omegaconf import DictConfig, open_dict
 from rich.table import Table
 from torch import Tensor
 
+from perceiver.commands.train import prepare_torch
 from perceiver.decoders.base import LOGITS
 from perceiver.decoders.text import TextDecoder
+from perceiver.runtime.config import resolved
+from perceiver.runtime.errors import ConfigError, explained
+from perceiver.runtime.launch import command_line
+from perceiver.runtime.summary import console
 from perceiver.tokenizer import BOS
 from perceiver.training.build import build
-from perceiver.training.config import resolved
-from perceiver.training.errors import ConfigError, explained
-from perceiver.training.launch import command_line
-from perceiver.training.run import prepare_torch
-from perceiver.training.summary import console
 from perceiver.training.timing import example_batch, synchronize
 from perceiver.types import Memory
 

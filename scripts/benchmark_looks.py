@@ -20,19 +20,19 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 from rich.table import Table
 
+from perceiver.commands.predict import to_accelerator
+from perceiver.commands.train import discard_if_unused, prepare_torch, train
 from perceiver.inspection.arrays import event_arrays, scored, write_arrays
 from perceiver.inspection.capture import capture, pictures_of
 from perceiver.inspection.explorer.page import event_of
 from perceiver.inspection.faithfulness import faithfulness
 from perceiver.inspection.figures import contact_sheets
+from perceiver.runtime.config import resolved
+from perceiver.runtime.errors import explained
+from perceiver.runtime.launch import command_line
+from perceiver.runtime.summary import console
 from perceiver.training.attention_callback import AttentionCallback
 from perceiver.training.build import build, construct
-from perceiver.training.config import resolved
-from perceiver.training.errors import explained
-from perceiver.training.launch import command_line
-from perceiver.training.prediction import to_accelerator
-from perceiver.training.run import discard_if_unused, prepare_torch, train
-from perceiver.training.summary import console
 from perceiver.training.timing import peak_bytes, synchronize
 
 

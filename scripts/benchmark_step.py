@@ -15,12 +15,12 @@ import torch
 from omegaconf import DictConfig, open_dict
 from rich.table import Table
 
+from perceiver.commands.train import prepare_torch
+from perceiver.runtime.config import resolved
+from perceiver.runtime.errors import explained
+from perceiver.runtime.launch import command_line
+from perceiver.runtime.summary import console, count_parameters, flops_per_sample
 from perceiver.training.build import build
-from perceiver.training.config import resolved
-from perceiver.training.errors import explained
-from perceiver.training.launch import command_line
-from perceiver.training.run import prepare_torch
-from perceiver.training.summary import console, count_parameters, flops_per_sample
 from perceiver.training.timing import TrainingStep, example_batch, peak_bytes, synchronize
 
 MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}

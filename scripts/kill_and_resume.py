@@ -24,10 +24,10 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from perceiver.training.checkpoints import BEST, LAST
-from perceiver.training.errors import ConfigError, explained
-from perceiver.training.results import METRICS
-from perceiver.training.summary import console
+from perceiver.commands.results import METRICS
+from perceiver.runtime.checkpoints import BEST, LAST
+from perceiver.runtime.errors import ConfigError, explained
+from perceiver.runtime.summary import console
 
 TRAIN = Path(__file__).parents[1] / "experiments" / "train.py"
 TIMES = ("train/seconds", "samples_per_second")

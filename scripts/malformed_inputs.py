@@ -34,11 +34,11 @@ from omegaconf import DictConfig, OmegaConf
 from rich.table import Table as RichTable
 
 from perceiver.data.files import UnreadableError
+from perceiver.runtime.config import resolved
+from perceiver.runtime.errors import USER_ERRORS, ConfigError, explain, explained
+from perceiver.runtime.launch import command_line
+from perceiver.runtime.summary import console
 from perceiver.training.build import Parts, build, read_checkpoint
-from perceiver.training.config import resolved
-from perceiver.training.errors import USER_ERRORS, ConfigError, explain, explained
-from perceiver.training.launch import command_line
-from perceiver.training.summary import console
 from perceiver.training.trust import check_trust
 from scripts.malformed_archives import CHECKPOINT, FOLDER, TAR_SAMPLE, TAR_WHOLE
 from scripts.malformed_faults import IMAGE, JSON, PICKLE, SOUND, TABLE, TEXT, WHOLE_FILE

@@ -19,11 +19,11 @@ from perceiver.data.files import UnreadableError
 from perceiver.data.shard_writer import Packed, Packing, ShardWriter
 from perceiver.data.sources.base import OnError
 from perceiver.data.sources.shard_index import TarShards
+from perceiver.runtime.config import check_parts, register_resolvers
+from perceiver.runtime.errors import ConfigError, explained
+from perceiver.runtime.launch import command_line
+from perceiver.runtime.summary import console
 from perceiver.training.build import blamed_on, construct
-from perceiver.training.config import check_parts, register_resolvers
-from perceiver.training.errors import ConfigError, explained
-from perceiver.training.launch import command_line
-from perceiver.training.summary import console
 from perceiver.types import Stage
 
 STAGES: tuple[Stage, ...] = ("train", "val", "test")

@@ -4,8 +4,12 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ |= {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"}
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+
+from tests.runs import trained
 
 torch.set_num_threads(1)
 
@@ -13,3 +17,19 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory):
+    """A finished run with everything that a run has. Only read it."""
+    overrides = ["logger.mode=offline", "attention.every_n_epochs=1", "attention.num_samples=3"]
+    return trained(tmp_path_factory.mktemp("finished") / "run", *overrides)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """Two photographs of noise, one with a name that needs care. Only read them."""
+    folder, random = tmp_path_factory.mktemp("pictures"), np.random.default_rng(1)
+    for name in ("one.png", "two [2].png"):
+        Image.fromarray(random.integers(255, size=(37, 41, 3), dtype=np.uint8)).save(folder / name)
+    return [folder / name for name in ("one.png", "two [2].png")]

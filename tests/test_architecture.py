@@ -14,7 +14,9 @@ NAMES_THAT_SAY_NOTHING = {"utils", "common", "helpers", "misc"}
 MODALITIES = {path.stem.partition("_")[0] for path in (ROOT / "conf" / "encoder").glob("*.yaml")}
 FOR_ALL_MODALITIES = (
     "perceiver.tasks",
+    "perceiver.runtime",
     "perceiver.training",
+    "perceiver.commands",
     "perceiver.mechanisms",
     "perceiver.model",
     "perceiver.latents",
@@ -63,16 +65,21 @@ MAY_IMPORT = {
     "inspection": (*GROUND, "mechanisms", "inspection"),
     "inspection.capture": MODEL,
     "inspection.explanation": (*MODEL, "tasks"),
-    "training": ANYTHING,
+    "runtime": (*MODEL, "tasks", "data", "processes", "runtime"),
+    "training": (*MODEL, "tasks", "data", "processes", "runtime", "training"),
+    "commands": ANYTHING,
 }
+
+EXECUTION = ("perceiver.runtime", "perceiver.training", "perceiver.commands")
+"""What runs experiments, and so may need Lightning and Hydra; all else is a library."""
 
 # package -> the only modules and packages of the sources that may import it
 IMPORTED_ONLY_BY = {
-    "lightning": ("perceiver.training", "scripts"),
-    "wandb": ("perceiver.training.loggers.wandb",),
-    "tensorboard": ("perceiver.training.loggers.tensorboard",),
-    "hydra": ("perceiver.training", "experiments", "scripts"),
-    "omegaconf": ("perceiver.training", "experiments", "scripts"),
+    "lightning": (*EXECUTION, "scripts"),
+    "wandb": ("perceiver.runtime.loggers.wandb",),
+    "tensorboard": ("perceiver.runtime.loggers.tensorboard",),
+    "hydra": (*EXECUTION, "experiments", "scripts"),
+    "omegaconf": (*EXECUTION, "experiments", "scripts"),
     "transformers": ("experiments", "scripts"),
     "experiments": ("experiments", "scripts"),
     "scripts": ("scripts",),
@@ -155,24 +162,29 @@ def test_the_source_keeps_the_rules():
         ("perceiver/encoders/image.py", "from ..decoders import base", "imports perceiver.decoders.base"),
         ("perceiver/encoders/__init__.py", "from .. import latents", "imports perceiver.latents"),
         ("perceiver/decoders/base.py", "def f():\n    import perceiver.latents", "imports perceiver.latents"),
-        ("perceiver/model.py", "from perceiver.training import run", "imports perceiver.training"),
+        ("perceiver/model.py", "from perceiver.commands.train import run", "imports perceiver.commands.train"),
         ("perceiver/tasks/tagging.py", "from perceiver.data.collate import collate", "imports perceiver.data.collate"),
         ("perceiver/data/dataset.py", "from perceiver.tasks import base", "imports perceiver.tasks"),
         ("perceiver/data/sources/digits.py", "import lightning", "imports lightning"),
         ("perceiver/model.py", "from lightning.pytorch import LightningModule", "imports lightning.pytorch"),
         ("perceiver/inspection/maps.py", "from perceiver.model import Perceiver", "imports perceiver.model"),
-        ("perceiver/inspection/look.py", "from perceiver.training import run", "imports perceiver.training"),
+        (
+            "perceiver/training/module.py",
+            "from perceiver.commands.train import run",
+            "imports perceiver.commands.train",
+        ),
+        ("perceiver/runtime/errors.py", "from perceiver.training import module", "imports perceiver.training"),
         ("perceiver/training/attention_callback.py", "import wandb", "imports wandb"),
-        ("perceiver/training/loggers/base.py", "def f():\n    import wandb", "imports wandb"),
-        ("perceiver/inspection/look.py", "from lightning import Callback", "imports lightning"),
+        ("perceiver/runtime/loggers/base.py", "def f():\n    import wandb", "imports wandb"),
+        ("perceiver/inspection/maps.py", "from lightning import Callback", "imports lightning"),
         ("perceiver/data/dataset.py", "import hydra.utils", "imports hydra.utils"),
         ("perceiver/model.py", "from omegaconf import DictConfig", "imports omegaconf"),
         ("perceiver/pretrained/names.py", "import transformers", "imports transformers"),
-        ("perceiver/training/run.py", "from experiments.train import main", "imports experiments.train"),
-        ("perceiver/training/run.py", "from scripts import prepare", "imports scripts"),
+        ("perceiver/commands/train.py", "from experiments.train import main", "imports experiments.train"),
+        ("perceiver/commands/train.py", "from scripts import prepare", "imports scripts"),
         ("scripts/bench.py", "from tests.models import small_perceiver", "imports tests.models"),
         ("perceiver/tasks/tagging.py", "def f(name):\n    return name == 'audio'", "names 'audio'"),
-        ("perceiver/training/run.py", "x = {'text': 1}", "names 'text'"),
+        ("perceiver/commands/train.py", "x = {'text': 1}", "names 'text'"),
         ("perceiver/model.py", "def f(x):\n    match x:\n        case 'image':\n            pass", "names 'image'"),
         ("perceiver/data/utils.py", "", "is named utils"),
         ("perceiver/helpers/text.py", "", "is named helpers"),
@@ -197,10 +209,10 @@ def test_a_planted_violation_is_found(tmp_path, path, source, violation):
             "perceiver/training/attention_callback.py",
             "from lightning import Callback\nfrom perceiver.model import Perceiver",
         ),
-        ("perceiver/training/loggers/wandb.py", "import wandb"),
-        ("perceiver/training/run.py", "import hydra, omegaconf, lightning\nfrom perceiver import Perceiver"),
+        ("perceiver/runtime/loggers/wandb.py", "import wandb"),
+        ("perceiver/commands/train.py", "import hydra, omegaconf, lightning\nfrom perceiver import Perceiver"),
         ("perceiver/pretrained/names.py", "from perceiver.model import Perceiver"),
-        ("experiments/train.py", "import hydra\nfrom perceiver.training.run import run"),
+        ("experiments/train.py", "import hydra\nfrom perceiver.commands.train import run"),
         ("perceiver/model.py", '"""What reads an image."""\nx = "no image"  # image'),
         ("perceiver/data/sources/digits.py", "x = {'image': 1}"),
     ],
@@ -210,11 +222,11 @@ def test_what_the_rules_allow_is_not_a_violation(tmp_path, path, source):
     assert violations(tmp_path) == []
 
 
-def test_all_but_training_imports_without_lightning_hydra_and_wandb():
+def test_the_library_imports_without_lightning_hydra_and_wandb():
     """Also through what the packages below it import: in a process where these cannot be found."""
     sources = (path.relative_to(ROOT).with_suffix("") for path in (ROOT / "perceiver").rglob("*.py"))
     modules = [".".join(path.parts).removesuffix(".__init__") for path in sources]
-    light = [module for module in modules if not lies_in(module, "perceiver.training")]
+    light = [module for module in modules if not any(lies_in(module, part) for part in EXECUTION)]
     expected = {"perceiver", "perceiver.data.dataset", "perceiver.inspection.explanation", "perceiver.pretrained"}
     assert expected <= set(light)
     blocked = ["lightning", "lightning_fabric", "pytorch_lightning", "hydra", "omegaconf", "wandb"]

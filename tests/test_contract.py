@@ -26,18 +26,18 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from perceiver.data.collate import collate
+from perceiver.runtime.config import register_resolvers, resolved
+from perceiver.runtime.errors import ConfigError
+from perceiver.runtime.loggers.base import RunLogger
+from perceiver.runtime.summary import count_parameters, flops_per_sample
 from perceiver.tasks.classification import Classification
 from perceiver.training.build import build, check_room, construct, learn, with_tokenizer
-from perceiver.training.config import register_resolvers, resolved
-from perceiver.training.errors import ConfigError
-from perceiver.training.loggers.base import RunLogger
 from perceiver.training.optimization import parameter_groups
-from perceiver.training.summary import count_parameters, flops_per_sample
 from perceiver.types import Batch
 from tests.data.caption_trees import clotho_tree, coco_tree, flickr8k_tree, karpathy_tree, text_pairs_tree
 from tests.data.shard_trees import shard_tree
 from tests.data.tagged_trees import audioset_tree, fsd50k_tree, noise, table
-from tests.training.runs import CONF, JOINT, composed, image_tree
+from tests.runs import CONF, JOINT, composed, image_tree
 
 FILES = sorted(CONF.rglob("*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))

@@ -3,7 +3,7 @@
 import pytest
 
 from scripts.malformed_trees import WRITERS
-from tests.training.runs import script
+from tests.runs import script
 
 
 @pytest.mark.slow

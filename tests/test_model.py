@@ -9,6 +9,7 @@ from perceiver.decoders.base import Decoder
 from perceiver.latents import Schedule
 from perceiver.model import MODALITY_DIM, drop_modalities
 from perceiver.types import Grid, JoinedTokens, Sample, Tokens
+from tests.kills import in_fork
 from tests.models import (
     NUM_CLASSES,
     PERCEIVER,
@@ -20,7 +21,6 @@ from tests.models import (
     small_perceiver,
     waveform_encoder,
 )
-from tests.training.kills import in_fork
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 

@@ -3,8 +3,8 @@
 from torch import distributed
 
 from perceiver.processes import all_gather, all_reduce_max
-from tests.training.processes import together
-from tests.training.runs import Ended
+from tests.processes import together
+from tests.runs import Ended
 
 
 def test_one_process_tells_itself():

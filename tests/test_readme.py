@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from perceiver.training.config import register_resolvers, resolved
-from tests.training.runs import ROOT, composed, image_tree, metrics, script, trained
+from perceiver.runtime.config import register_resolvers, resolved
+from tests.runs import ROOT, composed, image_tree, metrics, script, trained
 
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / "README.md").read_text(), flags=re.DOTALL | re.MULTILINE)
 NAME = re.compile(r"(?:# @package _global_\n)?# (\S+\.(?:py|yaml))\n")

@@ -2,13 +2,13 @@
 
 import pytest
 
+from perceiver.runtime.config import resolved
+from perceiver.runtime.summary import count_parameters
 from perceiver.training.attention_callback import AttentionCallback
 from perceiver.training.build import construct
-from perceiver.training.config import resolved
-from perceiver.training.summary import count_parameters
 from scripts.benchmark_loader import verdict
 from scripts.kill_and_resume import differences
-from tests.training.runs import CAPTIONING, SMALL, composed, script, trained
+from tests.runs import CAPTIONING, SMALL, composed, script, trained
 
 BENCHMARK = [*SMALL, "warmup=1", "steps=2"]
 

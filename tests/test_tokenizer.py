@@ -25,7 +25,7 @@ from perceiver.tokenizer import (
     WordTokenizer,
     words_in,
 )
-from tests.training.runs import ROOT
+from tests.runs import ROOT
 
 TEXTS = [
     *("a red square above a blue circle", "two red circles, one blue star", "A red star (small), and a large one!"),

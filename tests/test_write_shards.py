@@ -7,7 +7,7 @@ import pytest
 from perceiver.data.sources.shards import Shards
 from tests.data.caption_trees import flickr8k_tree
 from tests.data.datasets import dataset
-from tests.training.runs import image_tree, script, train
+from tests.runs import image_tree, script, train
 
 SCENES = ["data=shape_scenes", "data.num_samples={train: 5, val: 2, test: 0}", "data.image_size=31"]
 

@@ -23,8 +23,8 @@ from perceiver.inspection.figures import contact_sheets
 from perceiver.inspection.localization import localization, mean_scores
 from perceiver.inspection.rollout import Alpha, check_alpha
 from perceiver.inspection.statistics import drift
+from perceiver.runtime.loggers.base import log_explanation, log_page
 from perceiver.tasks.base import Task
-from perceiver.training.loggers.base import log_explanation, log_page
 from perceiver.types import Batch
 
 log = logging.getLogger(__name__)

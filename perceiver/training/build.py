@@ -20,12 +20,12 @@ from perceiver.inspection.explanation import Explainer
 from perceiver.inspection.rollout import Alpha
 from perceiver.model import Perceiver
 from perceiver.processes import once_per_machine
+from perceiver.runtime.checkpoints import damage
+from perceiver.runtime.config import targets
+from perceiver.runtime.errors import ConfigError, about, one_line
 from perceiver.tasks.base import Task
 from perceiver.tokenizer import Tokenizer
-from perceiver.training.checkpoints import damage
-from perceiver.training.config import targets
 from perceiver.training.data_module import DataModule
-from perceiver.training.errors import ConfigError, about, one_line
 from perceiver.training.module import TrainingModule
 from perceiver.training.optimization import OptimizerFactory, scheduler_of, try_optimizer
 from perceiver.training.sharding import ShardedModule, is_sharded
@@ -71,7 +71,7 @@ def build(config: dict[str, Any], data_info: DataInfo | None = None) -> Parts:
     """Build data, model, task and training module.
 
     Args:
-        config: a checked config (`perceiver.training.config.resolved`).
+        config: a checked config (`perceiver.runtime.config.resolved`).
         learned: known from a checkpoint; otherwise taken from the data set, which must then be on disk.
     """
     is_new = data_info is None

@@ -12,9 +12,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from torch import Tensor
 
 from perceiver.data.sampler import fold_in
-from perceiver.training.loggers.base import log_now
+from perceiver.runtime.loggers.base import log_now
+from perceiver.runtime.summary import note
 from perceiver.training.module import TrainingModule
-from perceiver.training.summary import note
 from perceiver.types import Batch
 
 

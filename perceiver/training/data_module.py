@@ -34,10 +34,6 @@ MOST_NAMES = 20
 """Of classes in a message."""
 
 
-class PositionError(Exception):
-    """A run cannot be continued at its place in the data, since data, order or batches are others than they were."""
-
-
 class DataModule(LightningDataModule):
     """Loaders over the splits of a data set.
 

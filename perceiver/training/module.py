@@ -16,10 +16,10 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from perceiver.model import Perceiver
 from perceiver.processes import all_gather
+from perceiver.runtime.errors import ConfigError, nearest
+from perceiver.runtime.loggers.base import log_now
 from perceiver.tasks.base import TableRow, Task
 from perceiver.training.accumulation import Accumulation
-from perceiver.training.errors import ConfigError, nearest
-from perceiver.training.loggers.base import log_now
 from perceiver.training.optimization import (
     OptimizerFactory,
     Schedule,

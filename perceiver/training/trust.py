@@ -12,8 +12,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from perceiver.training.config import WHERE_CODE_IS_FOUND, targets
-from perceiver.training.errors import ConfigError
+from perceiver.runtime.config import WHERE_CODE_IS_FOUND, targets
+from perceiver.runtime.errors import ConfigError
 from perceiver.training.optimization import Schedule
 
 TRUSTED_PACKAGES = ("perceiver", "torch", "torchaudio", "lightning", "timm")

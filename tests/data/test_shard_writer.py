@@ -28,7 +28,7 @@ from tests.data.caption_trees import clotho_tree, flickr8k_tree, photo
 from tests.data.datasets import built, dataset
 from tests.data.shard_trees import shard_tree
 from tests.data.tagged_trees import SECONDS, fsd50k_tree, noise
-from tests.training.runs import image_tree
+from tests.runs import image_tree
 
 STAGES = ("train", "val", "test")
 COUNTS = {"train": 5, "val": 2, "test": 3}

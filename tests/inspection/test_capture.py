@@ -34,8 +34,8 @@ from tests.inspection.models import (
     some_masks,
     some_scores,
 )
+from tests.kills import in_fork
 from tests.models import DIM, NUM_CLASSES, latents, logits, small_inputs
-from tests.training.kills import in_fork
 
 RUN_AGAIN = pytest.mark.parametrize("kinds", [(CrossBlock, SelfBlock), (LatentArray, Decoder)], ids=["blocks", "parts"])
 MODELS = pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from perceiver.inspection import faithfulness as deletion_module
 from perceiver.training import attention_callback as callback_module
 from perceiver.training.module import TrainingModule
 from tests.inspection.models import look
-from tests.training.noise import NoiseItems, attention, events, fit
-from tests.training.wandb_file import offline_mirror, rows, run_folders
+from tests.noise import NoiseItems, attention, events, fit
+from tests.wandb_file import offline_mirror, rows, run_folders
 
 
 @pytest.mark.parametrize(

@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from perceiver.commands.results import final_metrics
 from perceiver.inspection import faithfulness as deletion_module
 from perceiver.inspection.capture import Capture
 from perceiver.inspection.statistics import drift, statistics
+from perceiver.runtime.loggers import wandb as wandb_module
+from perceiver.runtime.loggers.curves import Curves
 from perceiver.training import attention_callback as callback_module
-from perceiver.training.loggers import wandb as wandb_module
-from perceiver.training.loggers.curves import Curves
-from perceiver.training.results import final_metrics
 from tests.inspection.explanations import contents_of
 from tests.inspection.models import look
-from tests.training.noise import NoiseItems, attention, events, fit
-from tests.training.runs import ROOT, SMALL, metrics, train, trained
-from tests.training.wandb_file import offline_mirror, rows, run_folders
+from tests.noise import NoiseItems, attention, events, fit
+from tests.runs import ROOT, SMALL, metrics, train, trained
+from tests.wandb_file import offline_mirror, rows, run_folders
 
 DELETION = [f"attention/deletion/{name}" for name in ("mean_map", "relevance", "rollout")]
 

@@ -11,15 +11,15 @@ from perceiver.data.collate import collate
 from perceiver.inspection import localization as truth_module
 from perceiver.inspection.explanation import Explainer
 from perceiver.inspection.localization import localization, mean_scores
+from perceiver.runtime.loggers.curves import Curves
 from perceiver.tasks.captioning import Captioning
 from perceiver.training import attention_callback as callback_module
 from perceiver.training.attention_callback import AttentionCallback
 from perceiver.training.data_module import DataModule
-from perceiver.training.loggers.curves import Curves
 from perceiver.training.module import TrainingModule
 from tests.inspection.explanations import explainer
-from tests.training.noise import attention, events, fit, noise
-from tests.training.wandb_file import offline_mirror, rows, run_folders
+from tests.noise import attention, events, fit, noise
+from tests.wandb_file import offline_mirror, rows, run_folders
 
 SCORES = ["energy_in_box", "energy_in_box_chance", "pointing_game", "pointing_game_chance"]
 

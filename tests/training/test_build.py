@@ -10,12 +10,12 @@ import zipfile
 import pytest
 import torch
 
+from perceiver.runtime.config import resolved
+from perceiver.runtime.errors import ConfigError
 from perceiver.tokenizer import WordTokenizer
 from perceiver.training.build import DataInfo, build, construct, read_checkpoint, tell_loss
-from perceiver.training.config import resolved
-from perceiver.training.errors import ConfigError
 from perceiver.training.trust import is_trusted
-from tests.training.runs import CAPTIONING, SMALL, composed, script
+from tests.runs import CAPTIONING, SMALL, composed, script
 
 
 class Malicious:
@@ -94,7 +94,7 @@ def test_a_damaged_or_foreign_checkpoint_ends_in_one_sentence_and_nothing_in_it_
         ("model", {"_target_": "os.system", "command": "touch MARKER"}),
         ("task", {"_target_": "builtins.eval", "_args_": ["open('MARKER', 'w')"]}),
         ("planted", [{"_target_": "subprocess.run", "args": ["touch", "MARKER"]}]),
-        ("optimizer", {"_target_": "perceiver.training.run.write_metrics", "metrics": {}, "path": "MARKER"}),
+        ("optimizer", {"_target_": "perceiver.commands.train.write_metrics", "metrics": {}, "path": "MARKER"}),
         ("schedule", {"_target_": "perceiver.training.build.torch.save", "obj": {}, "f": "MARKER"}),
         ("data", {"_target_": "torch.hub.load", "repo_or_dir": "MARKER", "model": "x", "source": "local"}),
     ],
@@ -126,7 +126,7 @@ def test_every_target_of_a_run_is_trusted(run):
     [
         *("os.system", "builtins.eval", "torch.load", "torch.hub.load", "torch.nn.Nope", "perceiver.model.torch.load"),
         *(
-            "perceiver.training.run.shutil.rmtree",
+            "perceiver.commands.train.shutil.rmtree",
             "perceiver.data.sources.cifar.read_pickle",
             "perceiver_evil.Model",
             "",

@@ -16,8 +16,8 @@ from perceiver.data.dataset import Split
 from perceiver.tasks.classification import Classification
 from perceiver.training import module
 from perceiver.training.module import TrainingModule
-from tests.training.kills import assert_same_run, before_call, continued, killed_at, rows, run_in_fork
-from tests.training.runs import checkpoint, script, train, trained, weights_equal
+from tests.kills import assert_same_run, before_call, continued, killed_at, rows, run_in_fork
+from tests.runs import checkpoint, script, train, trained, weights_equal
 
 slow = pytest.mark.slow
 LOGGING = ["trainer.log_every_n_steps=1"]

@@ -14,8 +14,8 @@ from perceiver.encoders.stems import ConvStem, PixelStem
 from perceiver.latents import Schedule as Repetitions
 from perceiver.positions import LearnedPositions
 from perceiver.queries.learned import Learned
+from perceiver.runtime.config import resolved
 from perceiver.training.build import construct
-from perceiver.training.config import resolved
 from perceiver.training.optimization import (
     FlatCosine,
     Steps,
@@ -26,9 +26,9 @@ from perceiver.training.optimization import (
     optimizer_of,
     parameter_groups,
 )
+from tests.kills import assert_same_run, continued, killed_at, rows, run_in_fork
 from tests.models import DIM, NUM_CLASSES, image_encoder, small_perceiver
-from tests.training.kills import assert_same_run, continued, killed_at, rows, run_in_fork
-from tests.training.runs import CONF, checkpoint, composed, train, trained
+from tests.runs import CONF, checkpoint, composed, train, trained
 
 slow = pytest.mark.slow
 

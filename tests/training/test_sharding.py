@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from tests.training.kills import assert_same_run, killed_at, rows
-from tests.training.processes import SHARDED, TWO, difference, script_on, train_on, trained_on
-from tests.training.runs import CAPTIONING, checkpoint, metrics, script, trained, weights_equal
+from tests.kills import assert_same_run, killed_at, rows
+from tests.processes import SHARDED, TWO, difference, script_on, train_on, trained_on
+from tests.runs import CAPTIONING, checkpoint, metrics, script, trained, weights_equal
 
 slow = pytest.mark.slow
 CAPTIONS = [*CAPTIONING, "data.num_samples={train: 104, val: 11, test: 12}", "trainer.log_every_n_steps=1"]

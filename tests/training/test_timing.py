@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from perceiver.data.files import UnreadableError
+from perceiver.runtime.config import resolved
 from perceiver.training import timing
 from perceiver.training.build import Parts, build
-from perceiver.training.config import resolved
 from perceiver.training.timing import TrainingStep, example_batch, samples_per_second, training_batches
 from perceiver.types import Batch
-from tests.training.runs import SMALL, composed, weights_equal
+from tests.runs import SMALL, composed, weights_equal
 
 CPU = torch.device("cpu")
 

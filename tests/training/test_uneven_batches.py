@@ -11,9 +11,9 @@ from perceiver.data.dataset import Dataset
 from perceiver.data.files import UnreadableError
 from perceiver.data.sampler import KeyedSampler
 from perceiver.tasks.classification import Classification
-from tests.training.kills import rows
-from tests.training.processes import SHARDED, TWO, difference, train_on, trained_on
-from tests.training.runs import CAPTIONING, checkpoint, metrics, trained
+from tests.kills import rows
+from tests.processes import SHARDED, TWO, difference, train_on, trained_on
+from tests.runs import CAPTIONING, checkpoint, metrics, trained
 
 slow = pytest.mark.slow
 STRATEGIES = pytest.mark.parametrize("strategy", [TWO, SHARDED], ids=["ddp", "fsdp"])

@@ -1,0 +1,229 @@
+"""A checkpoint is whole or it is not there, and one that is damaged is never taken for a whole one."""
+
+import ctypes
+import io
+import logging
+import os
+import pathlib
+import resource
+import shutil
+import signal
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+
+from perceiver.runtime import checkpoints
+from perceiver.runtime.checkpoints import DurableIO, damage
+from perceiver.runtime.errors import ConfigError
+from perceiver.training.build import read_checkpoint
+from tests.kills import assert_same, assert_same_run, before_call, continued, in_fork, run_in_fork
+from tests.runs import script, trained
+from tests.training.test_build import a_malicious_checkpoint, a_malicious_pickle, a_text, emptied, truncated
+
+slow = pytest.mark.slow
+OLD, NEW = ({"weights": torch.full((11, 13), value)} for value in (1.0, 2.0))
+SETUP = ["trainer.max_epochs=3", "trainer.log_every_n_steps=1"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run to which nothing happened. Only read it."""
+    return trained(tmp_path_factory.mktemp("whole") / "run", *SETUP)
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """A run that was killed in its last epoch. Only read it."""
+    run = tmp_path_factory.mktemp("killed") / "run"
+    assert run_in_fork(run, *SETUP, before=before_call(7, "training_step", kill)) == -signal.SIGKILL
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt", "previous.ckpt"}
+    return run
+
+
+@pytest.fixture
+def run(killed, tmp_path):
+    """A copy of it to go on with."""
+    return shutil.copytree(killed, tmp_path / "run")
+
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def room_for(size):
+    """Let no file of this process become larger."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+def obey_permissions():
+    """Have root stopped by them like anybody else."""
+    libc, header, data = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    libc.capget(header, data)
+    data[0] &= ~0b110  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, of those in effect
+    assert libc.capset(header, data) == 0
+
+
+def in_pieces(last):
+    """A `torch.save` that writes a piece at a time, and in place of piece number `last` is killed."""
+
+    def save(content, file):
+        torch.serialization.save(content, whole := io.BytesIO())
+        for number in range(5):
+            if number == last:
+                file.flush()
+                kill()
+            file.write(whole.getbuffer()[number * len(whole.getbuffer()) // 5 :][: len(whole.getbuffer()) // 5 + 1])
+
+    return save
+
+
+class TestWriting:
+    @pytest.mark.parametrize("at", [*range(5), "fsync", "replace", "sync_folder"])
+    def test_whenever_it_is_killed_the_old_one_or_the_new_one_is_there(self, tmp_path, monkeypatch, at):
+        path = tmp_path / "last.ckpt"
+        DurableIO().save_checkpoint(OLD, path)
+        if at == "fsync":
+            monkeypatch.setattr(os, "fsync", lambda descriptor: kill())
+        elif at == "replace":
+            monkeypatch.setattr(pathlib.Path, "replace", lambda *paths: kill())
+        elif at == "sync_folder":
+            monkeypatch.setattr(checkpoints, "sync_folder", lambda folder: kill())
+        else:
+            monkeypatch.setattr(torch, "save", in_pieces(at))
+        assert in_fork(lambda: DurableIO().save_checkpoint(NEW, path)) == -signal.SIGKILL
+        assert damage(path) is None
+        assert_same(torch.load(path), NEW if at == "sync_folder" else OLD)
+        assert {other.name for other in tmp_path.iterdir()} <= {"last.ckpt", "last.part"}
+
+    def test_it_is_on_disk_before_it_has_its_name(self, tmp_path, monkeypatch):
+        done, fsync, replace = [], os.fsync, pathlib.Path.replace
+        monkeypatch.setattr(os, "fsync", lambda descriptor: (done.append("sync"), fsync(descriptor)))
+        monkeypatch.setattr(pathlib.Path, "replace", lambda *paths: (done.append("name"), replace(*paths)))
+        DurableIO().save_checkpoint(OLD, tmp_path / "last.ckpt")
+        assert done == ["sync", "name", "sync"]
+
+    @pytest.mark.parametrize("hinder", ["limit", "full", "forbid"])
+    def test_what_cannot_be_written_leaves_the_old_one_and_is_fatal_the_third_time_in_a_row(self, tmp_path, hinder):
+        path, writer = tmp_path / "last.ckpt", DurableIO()
+        writer.save_checkpoint(OLD, path)
+
+        def write():
+            messages = []
+            logging.getLogger(checkpoints.__name__).warning = lambda text, *args: messages.append(text % args)
+            if hinder == "limit":
+                room_for(100)
+            if hinder == "forbid":
+                obey_permissions()
+                tmp_path.chmod(0o555)
+            for failures in (1, 2):
+                if hinder == "full":
+                    path.with_suffix(".part").symlink_to("/dev/full")
+                writer.save_checkpoint(NEW, path)
+                assert len(messages) == failures
+            for message in messages:
+                assert message.startswith(f"{path} could not be written (")
+                assert message.endswith("); the one before is kept, and training goes on")
+            if hinder == "full":
+                path.with_suffix(".part").symlink_to("/dev/full")
+            with pytest.raises(ConfigError, match=r"could not be written .*, nor could 2 before it"):
+                writer.save_checkpoint(NEW, path)
+
+        assert in_fork(write) == 0
+        tmp_path.chmod(0o755)
+        assert_same(torch.load(path), OLD)
+        assert [other.name for other in tmp_path.iterdir()] == ["last.ckpt"]
+
+    @slow
+    def test_a_run_survives_a_while_without_room(self, tmp_path, whole):
+        def prepare():
+            before_call(3, "training_step", lambda: room_for(20_000))()
+            before_call(5, "training_step", lambda: room_for(resource.RLIM_INFINITY))()
+
+        assert run_in_fork(tmp_path / "run", *SETUP, before=prepare) == 0
+        assert_same_run(tmp_path / "run", whole)
+        assert "could not be written (" in (tmp_path / "run" / "train.log").read_text()
+
+    @slow
+    def test_one_that_finds_no_room_ends_in_one_sentence_and_can_be_continued(self, tmp_path, whole, capfd):
+        run = tmp_path / "run"
+        assert run_in_fork(run, *SETUP, before=before_call(3, "training_step", lambda: room_for(20_000))) == 1
+        err = capfd.readouterr().err
+        assert err.count("error: ") == err.count("nor could 2 before it; older ones are kept") == 1
+        assert "Traceback" not in err
+        assert continued(run) == 0
+        assert_same_run(run, whole)
+
+    @slow
+    @pytest.mark.parametrize("count", range(7))
+    def test_a_run_that_is_killed_while_files_get_their_names_is_continued(self, tmp_path, whole, count):
+        run = tmp_path / "run"
+        named = before_call(count, "replace", kill, owner=pathlib.Path)
+        assert run_in_fork(run, *SETUP, before=named) == -signal.SIGKILL
+        assert continued(run) == 0
+        assert_same_run(run, whole)
+
+
+class TestReading:
+    @pytest.mark.parametrize("trials", [30, pytest.param(200, marks=slow)])
+    def test_a_flipped_bit_is_found_or_changes_nothing(self, killed, tmp_path, trials):
+        path, random = tmp_path / "last.ckpt", Random(trials)
+        content = (killed / "checkpoints" / "last.ckpt").read_bytes()
+        path.write_bytes(content)
+        expected, found = torch.load(path), 0
+        for trial in range(trials):
+            # Every other one in the names and numbers at the end, which say where in the file everything is.
+            byte = random.randrange(len(content)) if trial % 2 else len(content) - 1 - random.randrange(5000)
+            path.write_bytes(content[:byte] + bytes([content[byte] ^ 1 << random.randrange(8)]) + content[byte + 1 :])
+            try:
+                read_checkpoint(path)
+            except ConfigError:
+                found += 1
+            else:
+                assert_same(torch.load(path), expected, f"byte {byte} of {len(content)}")
+        assert found > trials / 2
+
+    @pytest.mark.parametrize(
+        "spoil",
+        [
+            truncated,
+            *(pytest.param(spoil, marks=slow) for spoil in (emptied, a_text)),
+            *(pytest.param(spoil, marks=slow) for spoil in (a_malicious_pickle, a_malicious_checkpoint)),
+        ],
+    )
+    def test_in_place_of_a_damaged_one_the_run_goes_on_from_the_one_before(self, run, whole, tmp_path, spoil):
+        last, marker = run / "checkpoints" / "last.ckpt", tmp_path / "marker"
+        spoil(last, marker)
+        ended = script("experiments/train.py", f"run={run}")
+        assert ended.ok, ended.err
+        log = (run / "train.log").read_text()
+        assert f"{last}: " in log
+        assert f"the run goes on from the checkpoint before that, {run}/checkpoints/previous.ckpt" in log
+        assert not marker.exists()
+        assert_same_run(run, whole)
+
+    def test_where_both_are_damaged_it_ends_in_one_sentence(self, run, tmp_path):
+        for name in ("last", "previous"):
+            truncated(run / "checkpoints" / f"{name}.ckpt", tmp_path / "marker")
+        ended = script("experiments/train.py", f"run={run}")
+        assert (ended.code, ended.err.count("\n")) == (1, 1)
+        assert ended.err.startswith("error: ckpt_path=last: ")
+        assert ended.err.endswith("; to begin anew, give ckpt_path=null\n")
+
+    @pytest.mark.parametrize("target", ["os.system", "torch.hub.load"])
+    def test_what_one_would_call_is_not_called_where_a_run_goes_on(self, run, tmp_path, target):
+        path = run / "checkpoints" / "last.ckpt"
+        content = torch.load(path)
+        content["description"]["config"]["model"] = {"_target_": target, "command": f"touch {tmp_path}/marker"}
+        torch.save(content, path)
+        ended = script("experiments/train.py", f"run={run}", f"ckpt_path={path}")
+        assert ended.ok, ended.err  # by the config of its own command line
+        assert not (tmp_path / "marker").exists()
+
+    @slow
+    def test_what_a_killed_process_has_half_written_is_removed(self, run):
+        for name in ("next.part", "best.part", "next.ckpt"):
+            Path(run / "checkpoints" / name).write_bytes(b"half")
+        assert script("experiments/train.py", f"run={run}").ok
+        assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt", "previous.ckpt"}

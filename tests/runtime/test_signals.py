@@ -1,0 +1,209 @@
+"""A run that is asked to end does so, with a checkpoint and never with status 0."""
+
+import os
+import signal
+import threading
+import time
+from random import Random
+
+import pytest
+
+from perceiver.runtime.signals import PreemptionHandler
+from perceiver.training.data_module import DataModule
+from perceiver.training.module import TrainingModule
+from tests.kills import assert_same_run, before_call, continued, in_fork, killed_at, run_in_fork
+from tests.runs import SMALL, checkpoint, script, train, trained
+
+slow = pytest.mark.slow
+SETUP = [*SMALL, "trainer.max_epochs=4", "trainer.log_every_n_steps=1", "logger.mode=offline"]
+ACCUMULATING = [*SETUP, "trainer.accumulate_grad_batches=3", "trainer.limit_train_batches=7"]
+STATUS = {signal.SIGTERM: 143, signal.SIGHUP: 143, signal.SIGUSR1: 143, signal.SIGINT: 130}
+SLURM = {"SLURM_JOB_ID": "17", "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Runs that nobody asked to end, by their settings."""
+    made = {}
+
+    def run(setup):
+        if (key := tuple(setup)) not in made:
+            made[key] = tmp_path_factory.mktemp("whole") / "run"
+            ended = script("experiments/train.py", f"hydra.run.dir={made[key]}", *setup)
+            assert ended.ok, ended.err
+        return made[key]
+
+    return run
+
+
+@pytest.fixture
+def scontrol(tmp_path, monkeypatch):
+    """The file in which a `scontrol` leaves with what it was called, a line each time."""
+    folder, told = tmp_path / "bin", tmp_path / "told"
+    folder.mkdir()
+    (folder / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> "{told}"\n')
+    (folder / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return told
+
+
+@slow
+def test_a_run_that_is_ended_by_every_signal_there_is_ends_as_if_it_had_not_been(tmp_path, whole, capfd):
+    run = tmp_path / "run"
+    assert run_in_fork(run, setup=SETUP, before=killed_at(1, sent=signal.SIGTERM)) == 143
+    assert checkpoint(run)["global_step"] == 2
+    for sent, method, count, step in (
+        (signal.SIGHUP, "training_step", 1, 4),
+        (signal.SIGUSR1, "training_step", 1, 5),  # where validation is due a checkpoint would leave it out
+        (signal.SIGINT, "validation_step", 5, 8),
+    ):
+        assert continued(run, before=killed_at(count, method, sent)) == STATUS[sent]
+        assert checkpoint(run)["global_step"] == step
+    said = capfd.readouterr()
+    assert said.out.count(f"continue with run={run}") == 4
+    assert "Traceback" not in said.err
+    assert continued(run) == 0
+    assert_same_run(run, whole(SETUP))
+
+
+@slow
+@pytest.mark.parametrize(
+    ("sent", "method", "count"),
+    [
+        (signal.SIGTERM, "training_step", 2),
+        (signal.SIGHUP, "training_step", 5),
+        (signal.SIGUSR1, "training_step", 6),
+        (signal.SIGINT, "training_step", 9),
+        (signal.SIGTERM, "validation_step", 0),
+        (signal.SIGINT, "validation_step", 3),
+    ],
+)
+def test_so_does_one_that_accumulates_gradients(tmp_path, whole, sent, method, count):
+    run = tmp_path / "run"
+    assert run_in_fork(run, setup=ACCUMULATING, before=killed_at(count, method, sent)) == STATUS[sent]
+    assert continued(run) == 0
+    assert_same_run(run, whole(ACCUMULATING))
+
+
+@slow
+@pytest.mark.parametrize("seed", range(6))
+def test_so_does_one_that_is_asked_at_a_random_moment(tmp_path, whole, seed):
+    run, random = tmp_path / "run", Random(seed)
+    setup = [*SETUP, "trainer.max_epochs=20"]
+    sent = random.choice(list(STATUS))
+
+    def send_later():
+        time.sleep(random.uniform(0.0, 1.0))
+        os.kill(os.getpid(), sent)
+
+    later = before_call(0, "training_step", lambda: threading.Thread(target=send_later, daemon=True).start())
+    assert run_in_fork(run, setup=setup, before=later) in (STATUS[sent], 0)
+    assert continued(run) == 0
+    assert_same_run(run, whole(setup))
+
+
+@slow
+def test_asked_twice_by_ctrl_c_it_ends_at_once(tmp_path, capfd):
+    def twice():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    assert run_in_fork(tmp_path / "run", before=before_call(4, "training_step", twice)) == 130
+    err = capfd.readouterr().err
+    assert "Traceback" not in err
+    assert "ignored" not in err
+    assert checkpoint(tmp_path / "run")["global_step"] == 4
+
+
+@slow
+@pytest.mark.parametrize("sent", STATUS)
+@pytest.mark.parametrize(
+    ("owner", "method"),
+    [(DataModule, "prepare_data"), (TrainingModule, "configure_optimizers"), (DataModule, "train_dataloader")],
+    ids=["data", "optimizer", "loader"],
+)
+def test_before_training_it_ends_without_success(tmp_path, sent, owner, method):
+    before = before_call(0, method, lambda: os.kill(os.getpid(), sent), owner=owner)
+    assert run_in_fork(tmp_path / "run", before=before) not in (0, 1)
+
+
+@slow
+@pytest.mark.parametrize("sent", STATUS)
+def test_while_it_is_tested_it_ends_at_once(tmp_path, whole, sent):
+    run = tmp_path / "run"
+    assert run_in_fork(run, setup=SETUP, before=killed_at(3, "test_step", sent)) == STATUS[sent]  # the last batch
+    assert continued(run) == 0
+    assert_same_run(run, whole(SETUP))
+
+
+@slow
+def test_so_does_an_evaluation(whole):
+    def evaluate():
+        killed_at(3, "test_step", signal.SIGTERM)()
+        return script("experiments/evaluate.py", f"run={whole(SETUP)}").code
+
+    assert in_fork(evaluate) == 143
+
+
+def test_what_hangs_is_ended_when_its_time_is_over(tmp_path):
+    def hang():
+        os.kill(os.getpid(), signal.SIGTERM)
+        while True:
+            time.sleep(1000)
+
+    grace = "checkpointing.ending.grace_seconds=0.2"
+    assert run_in_fork(tmp_path / "run", grace, before=before_call(4, "training_step", hang)) == 143
+    assert checkpoint(tmp_path / "run")["global_step"] == 3
+
+
+def test_afterwards_signals_do_what_they_did_before(tmp_path, monkeypatch):
+    def heard():
+        return {number: signal.getsignal(number) for number in signal.valid_signals() - {signal.SIGKILL}}
+
+    before = heard()
+    trained(tmp_path / "run", "trainer.max_epochs=1")
+    threads = threading.active_count()
+    assert heard() == before
+    step = TrainingModule.training_step
+    ended = lambda self, batch, batch_idx: (os.kill(os.getpid(), 15), step(self, batch, batch_idx))[1]  # noqa: E731
+    monkeypatch.setattr(TrainingModule, "training_step", ended)
+    assert train(tmp_path / "ended", "trainer.max_epochs=1").code == 143
+    assert heard() == before
+    assert signal.set_wakeup_fd(-1) == -1
+    assert threading.active_count() == threads
+
+
+@pytest.mark.parametrize(
+    ("sent", "array", "expected"),
+    [
+        (signal.SIGUSR1, {}, "requeue 17\n"),
+        pytest.param(
+            signal.SIGUSR1, {"SLURM_ARRAY_JOB_ID": "13", "SLURM_ARRAY_TASK_ID": "5"}, "requeue 13_5\n", marks=slow
+        ),
+        pytest.param(signal.SIGTERM, {}, None, marks=slow),
+    ],
+)
+def test_under_slurm_only_the_end_of_its_time_has_the_job_queued_again(
+    tmp_path, monkeypatch, scontrol, sent, array, expected
+):
+    for name, value in (SLURM | array).items():
+        monkeypatch.setenv(name, value)
+    assert run_in_fork(tmp_path / "run", before=killed_at(1, sent=sent)) == 143
+    assert (scontrol.read_text() if scontrol.exists() else None) == expected
+
+
+@slow
+def test_a_job_that_slurm_starts_again_goes_on_by_itself(tmp_path, monkeypatch, whole):
+    run = tmp_path / "run"
+    assert run_in_fork(run, setup=SETUP, before=killed_at(4, sent=signal.SIGTERM)) == 143
+    for name, value in (SLURM | {"SLURM_RESTART_COUNT": "1"}).items():
+        monkeypatch.setenv(name, value)
+    assert run_in_fork(run, setup=SETUP, before=killed_at(5)) == -signal.SIGKILL
+    assert checkpoint(run)["global_step"] == 9
+    assert run_in_fork(run, setup=SETUP) == 0
+    assert_same_run(run, whole(SETUP))
+
+
+def test_no_time_at_all_is_refused():
+    with pytest.raises(ValueError, match="grace_seconds=0 must be more than 0"):
+        PreemptionHandler(grace_seconds=0)

@@ -1,0 +1,143 @@
+"""What a model costs, against a count by hand."""
+
+import torch
+from torch import nn
+
+from perceiver.attention import BlockSpec
+from perceiver.data.collate import collate
+from perceiver.decoders.base import Decoder
+from perceiver.decoders.pooled import PooledDecoder
+from perceiver.decoders.text import TextDecoder
+from perceiver.encoders.stems import PixelStem
+from perceiver.latents import Schedule
+from perceiver.model import Perceiver
+from perceiver.positions import FourierPositions
+from perceiver.queries.text import Text
+from perceiver.runtime.summary import console, cost_of, count_parameters, flops_per_sample, metrics_table, model_table
+from perceiver.tasks.captioning import Captioning
+from perceiver.tasks.classification import Classification
+from perceiver.tasks.generation import BeamSearch
+from perceiver.tokenizer import ByteTokenizer
+from perceiver.types import Batch, Sample
+from tests.models import image_encoder, latents, small_inputs, small_perceiver
+from tests.runs import weights_equal
+
+# Sizes are multiples of 8 where the attention kernel would pad them, so that a count by hand is exact.
+ROWS, COLUMNS, LATENTS, DIM, HEADS, CLASSES = 5, 7, 11, 24, 3, 13
+TOKENS = ROWS * COLUMNS
+TOKEN_DIM = 3 + 2 * (2 * 2 + 1)
+TASK = Classification(num_classes=CLASSES, label_smoothing=0.0, mixup=0.0, cutmix=0.0)
+CROSS = BlockSpec(num_heads=1, qk_dim=16, v_dim=16, widening=2)
+SELF = BlockSpec(num_heads=HEADS, widening=1)
+
+
+def perceiver(block_sharing: str = "all", num_self_attends: int = 2, decoder: Decoder | None = None) -> Perceiver:
+    return Perceiver(
+        encoders={"image": image_encoder(PixelStem(channels=3), FourierPositions(num_bands=2, max_resolution=(5, 7)))},
+        memory=latents(
+            num_latents=LATENTS,
+            dim=DIM,
+            cross_attention=CROSS,
+            self_attention=SELF,
+            schedule=Schedule(
+                num_cross_attends=2, num_blocks=3, num_self_attends=num_self_attends, block_sharing=block_sharing
+            ),
+        ),
+        decoder=decoder or PooledDecoder(dim=DIM, num_classes=CLASSES),
+    )
+
+
+def images(count: int) -> Batch:
+    return collate([Sample({"image": torch.rand(3, ROWS, COLUMNS)}, {"label": 0}, str(n)) for n in range(count)])
+
+
+def linear(rows: int, inputs: int, outputs: int) -> int:
+    return 2 * rows * inputs * outputs
+
+
+def by_hand() -> int:
+    cross = (
+        linear(LATENTS, DIM, 16)  # queries
+        + 2 * linear(TOKENS, TOKEN_DIM, 16)  # keys and values
+        + 2 * linear(LATENTS, 16, TOKENS)  # q kᵀ, and weights times values
+        + linear(LATENTS, 16, DIM)
+        + linear(LATENTS, DIM, 2 * DIM)
+        + linear(LATENTS, 2 * DIM, DIM)
+    )
+    self_ = (
+        4 * linear(LATENTS, DIM, DIM)  # queries, keys, values, output
+        + 2 * HEADS * linear(LATENTS, DIM // HEADS, LATENTS)
+        + 2 * linear(LATENTS, DIM, DIM)
+    )
+    return 2 * cross + 3 * 2 * self_ + linear(1, DIM, CLASSES)
+
+
+class TestFlops:
+    def test_they_are_those_of_a_count_by_hand(self):
+        assert flops_per_sample(perceiver(), TASK, images(1)) == by_hand()
+
+    def test_those_of_a_decoder_of_texts_are_counted_with_the_words_that_it_reads(self):
+        layer = BlockSpec(num_heads=1, qk_dim=8, v_dim=8, widening=2)
+        queries = Text(vocab_size=262, max_length=97, dim=16)
+        blocks = {"self_attention": layer, "cross_attention": layer}
+        decoder = TextDecoder(dim=DIM, queries=queries, num_layers=3, dropout=0.0, tied=True, **blocks)
+        generation = BeamSearch(num_beams=1, length_penalty=0.0, presence_penalty=0.0, no_repeat_ngram_size=0)
+        tokenizer = ByteTokenizer(vocab_size=262, max_length=97)
+        task = Captioning(
+            tokenizer=tokenizer, label_smoothing=0.0, captions_per_sample=1, monitor="loss", generation=generation
+        )
+        batch = images(2)
+        batch.targets["caption"] = ["seven words of a text", "as long as this one is"]
+        words = tokenizer.encode_batch(batch.targets["caption"]).shape[1] - 1
+        mlp = 2 * linear(words, 16, 32)
+        self_ = 4 * linear(words, 16, 8) + 2 * linear(words, 8, words) + mlp
+        cross = 2 * linear(words, 16, 8) + 2 * linear(LATENTS, DIM, 8) + 2 * linear(words, 8, LATENTS) + mlp
+        expected = by_hand() - linear(1, DIM, CLASSES) + 3 * (self_ + cross) + linear(words, 16, 262)
+        assert flops_per_sample(perceiver(decoder=decoder), task, batch) == expected
+
+    def test_they_are_of_one_sample_and_do_not_depend_on_shared_weights(self):
+        assert flops_per_sample(perceiver("none"), TASK, images(3)) == by_hand()
+
+    def test_counting_changes_nothing_in_the_model(self):
+        model = perceiver().train()
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        flops_per_sample(model, TASK, images(2))
+        assert model.training
+        assert all(value.device.type == "cpu" and value.requires_grad for value in model.parameters())
+        assert weights_equal(model.state_dict(), before)
+
+    def test_a_masked_batch_and_a_compiled_model_can_be_counted(self):
+        model, inputs = small_perceiver(), small_inputs()
+        present = {"depth": torch.tensor([True, False, True])}
+        batch = Batch(inputs=inputs, targets={}, ids=["a", "b", "c"], masks=present)
+        counted = flops_per_sample(model, TASK, batch)
+        model.compile()
+        assert flops_per_sample(model, TASK, batch) == counted > 0
+
+
+class TestParameters:
+    def test_shared_blocks_count_once(self):
+        one_block = count_parameters(perceiver(num_self_attends=1)) - count_parameters(perceiver(num_self_attends=0))
+        shared, unshared = count_parameters(perceiver("all")), count_parameters(perceiver("none"))
+        assert unshared - shared == 2 * 2 * one_block > 0
+
+    def test_frozen_ones_count_and_buffers_do_not(self):
+        model = nn.Sequential(nn.Linear(5, 7).requires_grad_(False), nn.BatchNorm1d(7))
+        assert count_parameters(model) == 5 * 7 + 7 + 2 * 7
+
+
+class TestTables:
+    def test_the_model_table_names_every_part_with_its_parameters_and_their_sum(self):
+        model = perceiver()
+        with console.capture() as printed:
+            console.print(model_table(model, cost_of(model, TASK, images(1)), images(1)), width=120)
+        text = printed.get()
+        for part in (model.encoders["image"], model.memory, model.decoder, model):
+            assert f"{count_parameters(part):,}" in text
+        assert all(name in text for name in ("encoders.image", "memory", "decoder", "image 3×5×7", "GFLOPs"))
+
+    def test_the_metrics_table_shows_names_as_they_are(self, tmp_path):
+        with console.capture() as printed:
+            console.print(metrics_table({"test/accuracy": 0.98765, "n[bold]": 12345.6}, {"at": tmp_path / "[red]"}))
+        text = printed.get()
+        assert all(part in text for part in ("test/accuracy", "0.9877", "n[bold]", "12,346", "[red]"))
