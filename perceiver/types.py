@@ -271,14 +271,14 @@ class Sample:
             `boxes`, a list of `Box`; `facts`, see `Facts`; `group`, the name of a part of the samples that is measured
             for itself, or empty.
         id: where the sample comes from (a path, or `digits/17`): named in every error, caption and table.
-        views: names of its views where it is looked at in several (windows of a long sound). Every input then has them
-            as one more dimension in front.
+        windows: names of the windows of a long sample (a sound), or empty. Every input of such a sample has one more
+            dimension in front, the windows.
     """
 
     inputs: dict[str, Tensor]
     targets: dict[str, Any]
     id: str
-    views: tuple[str, ...] = ()
+    windows: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "id", writable(self.id))
@@ -295,19 +295,21 @@ class Sample:
         return replace(self, targets=targets)
 
     def split(self) -> list["Sample"]:
-        """Each view as a sample of its own.
+        """Each window as a sample of its own.
 
         Raises:
-            ValueError: an input has more or fewer views than there are names.
+            ValueError: an input has more or fewer windows than there are names.
         """
-        if not self.views:
+        if not self.windows:
             return [self]
         for name, values in self.inputs.items():
-            if len(values) != len(self.views):
-                raise ValueError(f"{self.id}: views={len(self.views)} are named, but input {name!r} has {len(values)}")
+            if len(values) != len(self.windows):
+                raise ValueError(
+                    f"{self.id}: {len(self.windows)} windows are named, but input {name!r} has {len(values)}"
+                )
         return [
-            Sample({name: values[place] for name, values in self.inputs.items()}, self.targets, f"{self.id} {view}")
-            for place, view in enumerate(self.views)
+            Sample({name: values[place] for name, values in self.inputs.items()}, self.targets, f"{self.id} {window}")
+            for place, window in enumerate(self.windows)
         ]
 
 
@@ -322,8 +324,8 @@ class Batch:
         masks: modality name -> Bool, True where the input is real: [batch] where a modality is missing for whole
             samples, [batch, *sizes of the input without channels] where inputs were padded to one size.
         unreadable: what was left out because it could not be read: one message a sample, naming it.
-        views: names of each sample's views, where samples have several. Inputs and masks then have a row a view, those
-            of one sample next to each other; targets and ids have one a sample.
+        windows: names of each sample's windows, where samples have several. Inputs and masks then have a row for each
+            window, those of one sample next to each other; targets and ids have one for each sample.
     """
 
     inputs: dict[str, Tensor]
@@ -331,20 +333,20 @@ class Batch:
     ids: list[str]
     masks: dict[str, Tensor] = field(default_factory=dict)
     unreadable: list[str] = field(default_factory=list)
-    views: list[tuple[str, ...]] = field(default_factory=list)
+    windows: list[tuple[str, ...]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def log_mean_over_views(self, logs: Float[Tensor, "rows *rest"]) -> Float[Tensor, "batch *rest"]:
-        """Logarithms of what the model said of each view -> that of the mean for each sample, however small it is."""
-        if not self.views:
+    def log_mean_over_windows(self, logs: Float[Tensor, "rows *rest"]) -> Float[Tensor, "batch *rest"]:
+        """Logarithms of what the model said of each window -> that of the mean for each sample, however small it is."""
+        if not self.windows:
             return logs
-        parts = torch.split(logs, [len(names) for names in self.views])
+        parts = torch.split(logs, [len(names) for names in self.windows])
         return torch.stack([part.logsumexp(dim=0) - log(len(part)) for part in parts])
 
     def part(self, samples: slice) -> Self:
-        """Some of the samples, none of which has several views."""
+        """Some of the samples, none of which has several windows."""
         return replace(
             self,
             inputs={name: values[samples] for name, values in self.inputs.items()},

@@ -59,8 +59,8 @@ def statistics(split: Split, log_mel: LogMel, num_classes: int) -> tuple[np.ndar
     rows, tags = [], np.zeros((len(split), num_classes), dtype=int)
     for index in range(len(split)):
         sample = split[index]
-        views = [log_mel(view.inputs["audio"])[0] for view in sample.split()]
-        frames = torch.cat(views, dim=1)
+        windows = [log_mel(window.inputs["audio"])[0] for window in sample.split()]
+        frames = torch.cat(windows, dim=1)
         rows.append(torch.cat([frames.mean(dim=1), frames.std(dim=1)]).numpy())
         tags[index, list(split.classes_of(index))] = 1
     return np.stack(rows), tags

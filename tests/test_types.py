@@ -42,31 +42,31 @@ class TestAxis:
 class TestViews:
     def test_a_sample_is_split_into_its_views(self):
         inputs = {"audio": torch.rand(3, 1, 11), "image": torch.rand(3, 2, 5, 7)}
-        sample = Sample(inputs, {"label": 5}, "x.wav", views=("a", "b", "c"))
+        sample = Sample(inputs, {"label": 5}, "x.wav", windows=("a", "b", "c"))
         parts = sample.split()
         assert [part.id for part in parts] == ["x.wav a", "x.wav b", "x.wav c"]
         for place, part in enumerate(parts):
             assert part.targets == {"label": 5}
-            assert part.views == ()
+            assert part.windows == ()
             assert part.split() == [part]
             assert part.inputs.keys() == inputs.keys()
             assert all(torch.equal(part.inputs[name], inputs[name][place]) for name in inputs)
 
     @pytest.mark.parametrize("count", [2, 5])
     def test_more_or_fewer_views_than_names_are_refused(self, count):
-        with pytest.raises(ValueError, match=f"x.wav: views=3 .*'audio' has {count}"):
-            Sample({"audio": torch.rand(count, 1, 11)}, {}, "x.wav", views=("a", "b", "c")).split()
+        with pytest.raises(ValueError, match=f"x.wav: windows=3 .*'audio' has {count}"):
+            Sample({"audio": torch.rand(count, 1, 11)}, {}, "x.wav", windows=("a", "b", "c")).split()
 
     def test_the_mean_over_views_is_that_of_each_sample(self):
         rows = torch.rand(7, 5, 2)
-        batch = Batch({}, {}, ["p", "q", "r"], views=[("a", "b"), ("",), ("a", "b", "c", "d")])
+        batch = Batch({}, {}, ["p", "q", "r"], windows=[("a", "b"), ("",), ("a", "b", "c", "d")])
         expected = torch.stack([rows[:2].mean(dim=0), rows[2], rows[3:].mean(dim=0)])
-        assert_close(batch.log_mean_over_views(rows.log()).exp(), expected)
+        assert_close(batch.log_mean_over_windows(rows.log()).exp(), expected)
 
     def test_without_views_a_row_is_a_sample(self):
         rows = torch.rand(3, 5)
-        assert batch_of(3).log_mean_over_views(rows) is rows
-        assert len(batch_of(0).log_mean_over_views(rows[:0])) == 0
+        assert batch_of(3).log_mean_over_windows(rows) is rows
+        assert len(batch_of(0).log_mean_over_windows(rows[:0])) == 0
 
 
 def batch_of(count: int) -> Batch:
@@ -85,12 +85,12 @@ def test_map_and_to_keep_everything_that_is_no_tensor(change, dtype):
         ids=["p", "q"],
         masks={"x": torch.ones(2)},
         unreadable=["z: gone"],
-        views=[("a",), ("a", "b")],
+        windows=[("a",), ("a", "b")],
     )
     changed = change(batch)
     assert type(changed) is Batch
     assert (changed.ids, changed.unreadable, changed.targets["text"]) == (["p", "q"], ["z: gone"], ["a", "b"])
-    assert changed.views == batch.views
+    assert changed.windows == batch.windows
     for tensor in (changed.inputs["x"], changed.targets["label"], *changed.targets["boxes"], changed.masks["x"]):
         assert tensor.dtype == dtype
         assert (tensor == 1).all()

@@ -250,7 +250,7 @@ def files(of: Subject, paths: Sequence[Path]) -> tuple[Batch, list[str]]:
     Raises:
         UnreadableError: none can.
     """
-    views, unreadable = [], []
+    samples, unreadable = [], []
     for path in paths:
         try:
             windows = of.finished.parts.data.dataset.read(path).split()
@@ -260,10 +260,10 @@ def files(of: Subject, paths: Sequence[Path]) -> tuple[Batch, list[str]]:
         chosen = evenly_spread(len(windows), MOST_WINDOWS)
         if len(chosen) < len(windows):
             console.print(f"{path}: {len(chosen)} of {len(windows)} windows are looked at", soft_wrap=True)
-        views += [windows[place] for place in chosen]
-    if not views:
+        samples += [windows[place] for place in chosen]
+    if not samples:
         raise UnreadableError("; ".join(unreadable))
-    return collate(views).to(of.finished.parts.module.device), unreadable
+    return collate(samples).to(of.finished.parts.module.device), unreadable
 
 
 def measured(of: Subject, explanation: Explanation, tested: Batch) -> dict[str, np.ndarray]:

@@ -36,8 +36,8 @@ log = logging.getLogger(__name__)
 def predict(cfg: DictConfig) -> list[dict[str, Any]]:
     """Answers of a run's checkpoint for files: a table, `predictions.json`, and pictures.
 
-    A file that is looked at in several views (windows of a long sound) has an answer as a whole and one for each view,
-    and a picture of them in a row; its attention is drawn for the view in which its best answer is best.
+    A long sound is answered about as a whole and window by window, with a timeline of the windows; its attention is
+    drawn for the window in which the best answer scores highest.
 
     Raises:
         UnreadableError: some files could not be read; raised after all others have been answered.
@@ -129,21 +129,21 @@ def answer(
     """
     names = parts.module.description["class_names"]
     (predictions,) = predictions_of(parts, [sample], top)
-    views = sample.split()
+    windows = sample.split()
     # Of classes all, so that each has its place in time; of texts one.
-    by_view = predictions_of(parts, views, max(len(names), 1)) if sample.views else [predictions]
-    clearest = max(range(len(views)), key=lambda view: score_of(by_view[view], predictions[0]))
+    by_window = predictions_of(parts, windows, max(len(names), 1)) if sample.windows else [predictions]
+    clearest = max(range(len(windows)), key=lambda place: score_of(by_window[place], predictions[0]))
     result: dict[str, Any] = {"input": sample.id, "predictions": predictions, "attention": {}}
-    if sample.views:
+    if sample.windows:
         result["windows"] = [
-            {"window": view, "predictions": row[:top]} for view, row in zip(sample.views, by_view, strict=True)
+            {"window": window, "predictions": row[:top]} for window, row in zip(sample.windows, by_window, strict=True)
         ]
     try:
         stem.parent.mkdir(parents=True, exist_ok=True)
-        result["attention"] = draw_attention(parts, views[clearest], by_view[clearest], stem, shown=shown)
-        if sample.views and "class" in predictions[0]:
-            strips = {one["class"]: [score_of(row, one) for row in by_view] for one in predictions}
-            timeline(strips, sample.views).save(f"{stem}_timeline.png")
+        result["attention"] = draw_attention(parts, windows[clearest], by_window[clearest], stem, shown=shown)
+        if sample.windows and "class" in predictions[0]:
+            strips = {one["class"]: [score_of(row, one) for row in by_window] for one in predictions}
+            timeline(strips, sample.windows).save(f"{stem}_timeline.png")
             result["timeline"] = f"{stem}_timeline.png"
     except (OSError, RuntimeError, ValueError) as error:
         problems.append(f"{sample.id}: no pictures of it: {one_line(error)}")
@@ -167,7 +167,7 @@ def predictions_of(parts: Parts, samples: Sequence[Sample], top: int) -> list[li
 
 
 class InParts:
-    """A model that is shown a few rows at once, as one sample may have thousands of views; a `GenerativeModel`.
+    """A model that is shown a few rows at once, as one sample may have thousands of windows; a `GenerativeModel`.
 
     Args:
         model: the model.
@@ -209,10 +209,10 @@ class InParts:
 
 
 def draw_attention(
-    parts: Parts, view: Sample, predicted: Sequence[dict[str, Any]], stem: Path, *, shown: dict[str, Any]
+    parts: Parts, window: Sample, predicted: Sequence[dict[str, Any]], stem: Path, *, shown: dict[str, Any]
 ) -> dict[str, str]:
-    """Sheets of one view, of which the model said something: what it shows -> file."""
-    batch = collate([view]).to(parts.module.device)
+    """Sheets of one window, of which the model said something: what it shows -> file."""
+    batch = collate([window]).to(parts.module.device)
     explanation = parts.explainer(shown["rollout_alpha"]).explain(batch, [predicted])
     sheets = contact_sheets(explanation, pictures_of(parts.model, batch.inputs), num_latents=shown["num_latents"])
     files = {}

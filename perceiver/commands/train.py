@@ -249,9 +249,9 @@ def measured_names(parts: Parts, example: Batch) -> set[str]:
     task, model = copy.deepcopy(parts.task), copy.deepcopy(parts.model).eval()
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        outputs = task.merged(task.outputs(model, example), example)
+        outputs = task.average_windows(task.outputs(model, example), example)
         task.update("val", outputs, task.loss(outputs, example), example)
-        task.examine("val", model, example)
+        task.update_generated("val", model, example)
         return set(task.compute("val"))
 
 

@@ -33,7 +33,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         targets=targets,
         ids=[sample.id for sample in samples],
         masks=masks,
-        views=[sample.views or ("",) for sample in samples] if len(rows) > len(samples) else [],
+        windows=[sample.windows or ("",) for sample in samples] if len(rows) > len(samples) else [],
     )
 
 

@@ -102,7 +102,7 @@ class Dataset:
             name: one.values.expand(len(windows), *one.values.shape) if windows and not one.windows else one.values
             for name, one in read.items()
         }
-        return Sample(inputs=inputs, targets=targets, id=item.id, views=windows)
+        return Sample(inputs=inputs, targets=targets, id=item.id, windows=windows)
 
 
 class Split:

@@ -185,7 +185,7 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Explainer:
-    """Looks at a model. Batches have no views.
+    """Looks at a model. Batches have no windows.
 
     Attributes:
         model, task: what is looked at, and how to ask it.

@@ -58,7 +58,7 @@ def flops_per_sample(model: nn.Module, task: Task, batch: Batch) -> int:
     twin = copy.deepcopy(model).to("meta").eval().requires_grad_(False)
     example = batch.to("meta")
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        task.merged(task.outputs(twin, example), example)  # which finds out whether they are the task's
+        task.average_windows(task.outputs(twin, example), example)  # which finds out whether they are the task's
     return counter.get_total_flops() // len(batch)
 
 

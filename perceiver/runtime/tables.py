@@ -166,8 +166,8 @@ def _matrix_of(table: str) -> str:
 
 @torch.no_grad()
 def _drawn(model: Explainable, batch: Batch, numbers: Sequence[int]) -> list[Pictures]:
-    """What there is to see of some samples of a batch; of one with several views, the first."""
-    counts = [len(names) for names in batch.views] or [1] * len(batch)
+    """What there is to see of some samples of a batch; of one with several windows, the first."""
+    counts = [len(names) for names in batch.windows] or [1] * len(batch)
     rows = [sum(counts[:number]) for number in numbers]
     inputs = {name: raw[rows] for name, raw in batch.inputs.items()}
     frames = {name: Frame(picture.grid, picture) for name, picture in pictures_of(model, inputs).items()}

@@ -77,7 +77,7 @@ class Task(nn.Module, ABC):
         return {}
 
     def outputs(self, model: Model, batch: Batch) -> dict[str, Tensor]:
-        """The model's outputs for each view; a view a sample, unless `batch.views` says otherwise."""
+        """The model's outputs for each window; a window a sample, unless `batch.windows` says otherwise."""
         return model(batch.inputs, batch.masks, self.queries(batch))
 
     def own(self, outputs: Mapping[str, Tensor]) -> Tensor:
@@ -91,8 +91,8 @@ class Task(nn.Module, ABC):
         return outputs[self.output]
 
     @abstractmethod
-    def merged(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Outputs of views -> outputs of samples, as if the model had given their mean answers."""
+    def average_windows(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """Outputs of windows -> outputs of samples, as if the model had given their mean answers."""
 
     @abstractmethod
     def probabilities(self, outputs: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "*rest answers"]]:
@@ -135,7 +135,7 @@ class Task(nn.Module, ABC):
     def update(self, stage: Stage, outputs: Mapping[str, Tensor], loss: Float[Tensor, ""], batch: Batch) -> None:
         """Count a batch into the stage's metrics."""
 
-    def examine(self, stage: Stage, model: Model, batch: Batch) -> dict[str, list[str]]:
+    def update_generated(self, stage: Stage, model: Model, batch: Batch) -> dict[str, list[str]]:
         """Count into the metrics of an evaluation what follows not from the outputs, but from asking the model more.
 
         Returns:
@@ -153,9 +153,9 @@ class Task(nn.Module, ABC):
         """Name of a table -> a row for each sample of a batch.
 
         Args:
-            outputs: of samples (`merged`).
+            outputs: of samples (`average_windows`).
             batch: the samples.
-            texts: what `examine` returned for them.
+            texts: what `update_generated` returned for them.
             class_names: by label.
         """
         return {}
@@ -176,7 +176,7 @@ class Task(nn.Module, ABC):
         """The token ids with which the model is asked again to explain an answer, see `answers`.
 
         Args:
-            model, batch: as in `predictions`; without views.
+            model, batch: as in `predictions`; without windows.
             predicted: each row's `predictions`, where they are known: a sampled text might be another one the next
                 time.
         """
@@ -195,6 +195,6 @@ class Task(nn.Module, ABC):
         Args:
             outputs: of the model, when asked with `queries`.
             queries: see `answer_queries`.
-            batch: without views.
+            batch: without windows.
             class_names: by label.
         """

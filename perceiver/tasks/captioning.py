@@ -113,12 +113,12 @@ class Captioning(Task):
         ids = self.tokenizer.encode_batch([caption for of_sample in captions for caption in of_sample])
         return rearrange(ids, "(batch captions) length -> batch captions length", batch=len(batch))
 
-    def merged(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    def average_windows(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         logits = self.own(outputs)
-        if batch.views:
-            views = sum(map(len, batch.views))
-            logs = rearrange(logits.float().log_softmax(dim=-1), "(views texts) ... -> views texts ...", views=views)
-            logits = batch.log_mean_over_views(logs).flatten(0, 1)
+        if batch.windows:
+            rows = sum(map(len, batch.windows))
+            logs = rearrange(logits.float().log_softmax(dim=-1), "(rows texts) ... -> rows texts ...", rows=rows)
+            logits = batch.log_mean_over_windows(logs).flatten(0, 1)
         return {**outputs, self.output: logits}
 
     def probabilities(self, outputs: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "*rest ids"]]:
@@ -147,7 +147,7 @@ class Captioning(Task):
             elif name == "token_accuracy":
                 metric.update(logits.argmax(dim=-1), ids)
 
-    def examine(self, stage: Stage, model: Model, batch: Batch) -> dict[str, list[str]]:
+    def update_generated(self, stage: Stage, model: Model, batch: Batch) -> dict[str, list[str]]:
         texts = [self.tokenizer.decode(ids) for ids in self.generate(model, batch, 1).ids[:, 0].tolist()]
         references, groups = batch.targets["references"], batch.targets.get("group", [""] * len(batch))
         self.metrics(stage)["texts"].update([*map(Record, texts, references, _judged(texts, batch), groups)])
@@ -174,7 +174,7 @@ class Captioning(Task):
         return {"captions": rows}
 
     def generate(self, model: Model, batch: Batch, num_texts: int) -> Texts:
-        """Texts about each sample, by the mean probabilities over its views.
+        """Texts about each sample, by the mean probabilities over its windows.
 
         Raises:
             TypeError: the model generates nothing.
@@ -183,7 +183,7 @@ class Captioning(Task):
             raise TypeError(f"{type(model).__name__} generates no texts; it needs encode() and begin()")
         memory = model.encode(batch.inputs, batch.masks)
         return self.generation(
-            lambda width: _Views(model, memory, batch, self.output, width, self.tokenizer.num_ids),
+            lambda width: _Windows(model, memory, batch, self.output, width, self.tokenizer.num_ids),
             batch_size=len(batch),
             num_texts=num_texts,
             max_length=self.tokenizer.max_length,
@@ -245,18 +245,18 @@ def _judged(texts: Sequence[str], batch: Batch) -> list[dict[str, float]]:
 
 
 def _sample_of_row(batch: Batch, device: torch.device) -> Int[Tensor, " rows"]:
-    """The number of the sample that each row is a view of."""
-    views = batch.views or [("",)] * len(batch)
-    return torch.tensor([number for number, names in enumerate(views) for _ in names], device=device)
+    """The number of the sample that each row is a window of."""
+    windows = batch.windows or [("",)] * len(batch)
+    return torch.tensor([number for number, names in enumerate(windows) for _ in names], device=device)
 
 
-class _Views:
-    """Generates texts about all views of a sample: by the mean of the probabilities that these give to a token.
+class _Windows:
+    """Generates texts about all windows of a sample: by the mean of the probabilities that these give to a token.
 
     Args:
         model: generates.
-        memory: of each view.
-        batch: whose views they are.
+        memory: of each window.
+        batch: whose windows they are.
         output: the model's output that holds the logits.
         width: texts a sample.
         num_ids: ids that there are.
@@ -274,8 +274,8 @@ class _Views:
     def next(self, ids: Int[Tensor, " rows"]) -> Float[Tensor, "rows ids"]:
         of_sample = rearrange(ids, "(batch width) -> batch width", width=self.width)
         logits = self.texts.next(of_sample[self.sample].flatten())[:, : self.num_ids].float()
-        by_view = rearrange(logits.log_softmax(dim=1), "(views width) ids -> views width ids", width=self.width)
-        return self.batch.log_mean_over_views(by_view).flatten(0, 1)
+        by_window = rearrange(logits.log_softmax(dim=1), "(windows width) ids -> windows width ids", width=self.width)
+        return self.batch.log_mean_over_windows(by_window).flatten(0, 1)
 
     def select(self, rows: Int[Tensor, " rows"]) -> None:
         of_sample = rearrange(rows % self.width, "(batch width) -> batch width", width=self.width)

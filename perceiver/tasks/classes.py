@@ -76,16 +76,16 @@ class ClassTask(Task):
     def training_batch(self, batch: Batch) -> Batch:
         return self.mixing(batch)
 
-    def merged(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    def average_windows(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         logits = self.own(outputs)
-        return {**outputs, self.output: self.mean_logits(logits, batch) if batch.views else logits}
+        return {**outputs, self.output: self.mean_logits(logits, batch) if batch.windows else logits}
 
     def probabilities(self, outputs: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "*rest classes"]]:
         return {self.output: self.class_probabilities(self.own(outputs).float())}
 
     @abstractmethod
     def mean_logits(self, logits: Float[Tensor, "rows classes"], batch: Batch) -> Float[Tensor, "batch classes"]:
-        """The logits of the mean probabilities over the views of each sample."""
+        """The logits of the mean probabilities over the windows of each sample."""
 
     @abstractmethod
     def class_probabilities(self, logits: Float[Tensor, "*rest classes"]) -> Float[Tensor, "*rest classes"]: ...
@@ -109,7 +109,7 @@ class ClassTask(Task):
     def predictions(
         self, model: Model, batch: Batch, class_names: Sequence[str], top: int
     ) -> list[list[dict[str, Any]]]:
-        logits = self.own(self.merged(self.outputs(model, batch), batch)).float()
+        logits = self.own(self.average_windows(self.outputs(model, batch), batch)).float()
         labels = logits.topk(min(top, self.num_classes), dim=1).indices
         scores = self.class_probabilities(logits).gather(1, labels)
         return [

@@ -65,7 +65,7 @@ class Classification(ClassTask):
         return MetricCollection(metrics, compute_groups=False)
 
     def mean_logits(self, logits: Float[Tensor, "rows classes"], batch: Batch) -> Float[Tensor, "batch classes"]:
-        return batch.log_mean_over_views(logits.float().log_softmax(dim=-1))
+        return batch.log_mean_over_windows(logits.float().log_softmax(dim=-1))
 
     def class_probabilities(self, logits: Float[Tensor, "*rest classes"]) -> Float[Tensor, "*rest classes"]:
         return logits.softmax(dim=-1)

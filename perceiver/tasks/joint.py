@@ -70,10 +70,10 @@ class JointTask(Task):
     def queries(self, batch: Batch) -> dict[str, Tensor]:
         return {output: ids for task in self.named.values() for output, ids in task.queries(batch).items()}
 
-    def merged(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    def average_windows(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         of_samples = dict(outputs)
         for task in self.named.values():
-            of_samples[task.output] = task.merged(outputs, batch)[task.output]
+            of_samples[task.output] = task.average_windows(outputs, batch)[task.output]
         return of_samples
 
     def probabilities(self, outputs: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "*rest answers"]]:
@@ -112,10 +112,11 @@ class JointTask(Task):
             for task in self.named.values():
                 task.update(stage, outputs, task.loss(outputs, batch), batch)
 
-    def examine(self, stage: Stage, model: Model, batch: Batch) -> dict[str, list[str]]:
-        return {
-            name: texts for task in self.named.values() for name, texts in task.examine(stage, model, batch).items()
-        }
+    def update_generated(self, stage: Stage, model: Model, batch: Batch) -> dict[str, list[str]]:
+        texts: dict[str, list[str]] = {}
+        for task in self.named.values():
+            texts |= task.update_generated(stage, model, batch)
+        return texts
 
     def rows(
         self,

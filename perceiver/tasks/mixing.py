@@ -39,8 +39,8 @@ class Mixing:
     def __call__(self, batch: Batch) -> Batch:
         if not self.methods or len(batch) == 0:
             return batch
-        if batch.views:
-            raise ValueError("mixup and cutmix take samples of one view")
+        if batch.windows:
+            raise ValueError("mixup and cutmix take samples of one window")
         for name, values in batch.inputs.items():
             if not values.is_floating_point() or values.ndim < 3:
                 raise ValueError(

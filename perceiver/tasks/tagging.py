@@ -97,8 +97,8 @@ class Tagging(ClassTask):
 
     def mean_logits(self, logits: Float[Tensor, "rows classes"], batch: Batch) -> Float[Tensor, "batch classes"]:
         if not self.multi_label:
-            return batch.log_mean_over_views(logits.float().log_softmax(dim=-1))
-        applies, does_not = (batch.log_mean_over_views(F.logsigmoid(sign * logits.float())) for sign in (1, -1))
+            return batch.log_mean_over_windows(logits.float().log_softmax(dim=-1))
+        applies, does_not = (batch.log_mean_over_windows(F.logsigmoid(sign * logits.float())) for sign in (1, -1))
         return applies - does_not
 
     def class_probabilities(self, logits: Float[Tensor, "*rest classes"]) -> Float[Tensor, "*rest classes"]:

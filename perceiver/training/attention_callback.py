@@ -23,7 +23,7 @@ from perceiver.inspection.figures import contact_sheets
 from perceiver.inspection.localization import localization, mean_scores
 from perceiver.inspection.rollout import Alpha, check_alpha
 from perceiver.inspection.statistics import drift
-from perceiver.runtime.loggers.base import log_explanation, log_page
+from perceiver.runtime.loggers.base import log_explanation, log_explorer
 from perceiver.tasks.base import Task
 from perceiver.types import Batch
 
@@ -181,7 +181,7 @@ class AttentionCallback(Callback):
                 self._write_event(trainer, step, scored(arrays, scores))
         measured = {f"attention/{name}": value for name, value in scores.items()}
         self.scores |= measured
-        log_page(trainer.loggers, measured, self._write_page(trainer), step)
+        log_explorer(trainer.loggers, measured, self._write_page(trainer), step)
 
     def _observer(self, trainer: Trainer, module: LightningModule) -> Explainer:
         """Looks at the model in the precision of the training."""

@@ -262,7 +262,7 @@ class DataModule(LightningDataModule):
     def probe(self, chosen: int | Sequence[int]) -> Batch:
         """A fixed batch of samples of the validation split, or the next best one.
 
-        Of a sample that is looked at in several views it holds the first, so that each row is one sample.
+        Of a sample that is looked at in several windows it holds the first, so that each row is one sample.
 
         Args:
             chosen: how many, evenly spread; or their numbers in the split.

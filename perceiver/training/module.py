@@ -94,7 +94,7 @@ class TrainingModule(LightningModule):
         if not read:  # its part of the gradient is zero, which other processes and the gradient scaler wait for
             batch = self.trainer.datamodule.stand_in.to(self.device)  # type: ignore[attr-defined]
         batch = self.task.training_batch(batch)
-        outputs = self.task.merged(self.task.outputs(self.model, batch), batch)
+        outputs = self.task.average_windows(self.task.outputs(self.model, batch), batch)
         loss = self.task.loss(outputs, batch)
         terms = loss.new_zeros(()) + (self.task.num_terms(batch) if read else 0)
         weight = self._since_step.add(loss, terms, batch.ids if read else [])
@@ -187,9 +187,9 @@ class TrainingModule(LightningModule):
         """
         if len(batch) == 0:
             return None
-        outputs = self.task.merged(self.task.outputs(self.model, batch), batch)
+        outputs = self.task.average_windows(self.task.outputs(self.model, batch), batch)
         self.task.update(stage, outputs, self.task.loss(outputs, batch), batch)
-        return outputs, batch, self.task.examine(stage, self.model, batch)
+        return outputs, batch, self.task.update_generated(stage, self.model, batch)
 
     def on_train_epoch_end(self) -> None:
         self._log_metrics("train")

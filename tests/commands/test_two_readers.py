@@ -73,7 +73,7 @@ def test_a_sample_has_what_there_is_of_it_and_is_called_as_its_files_without_the
             assert sample.inputs.keys() == {
                 name for name, has in (("image", has_picture), ("audio", has_sound)) if has(number)
             }
-            assert all(len(values) == len(sample.views) for values in sample.inputs.values() if sample.views)
+            assert all(len(values) == len(sample.windows) for values in sample.inputs.values() if sample.windows)
             kinds[tuple(sample.inputs)] += 1
             names.add(split.name_of(index))
     assert min(kinds.values()) > 3

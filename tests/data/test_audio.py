@@ -197,7 +197,7 @@ class TestWindows:
         items = [Item({"audio": torch.rand(1, length)}, {"label": 0}, "x") for length in (1, 503, 1009, 2503)]
         batch = collate([data.sample(item, train=False) for item in items])
         assert batch.inputs["audio"].shape == (7, 1, 7, 20)
-        assert [len(views) for views in batch.views] == [1, 1, 1, 4]
+        assert [len(windows) for windows in batch.windows] == [1, 1, 1, 4]
 
 
 class TestLogMel:
@@ -344,6 +344,6 @@ def test_a_users_file_is_read_in_windows_and_named_by_its_path(tmp_path):
     data = Dataset(source=Sounds(), readers={"audio": reader()}, on_error="raise")
     path = write(tmp_path / "x.ogg", np.stack([ramp(2503 * 2)] * 2, axis=1), 2 * RATE)
     sample = data.read(path)
-    assert (sample.id, sample.targets, len(sample.views)) == (str(path), {}, 4)
+    assert (sample.id, sample.targets, len(sample.windows)) == (str(path), {}, 4)
     with pytest.raises(UnreadableError, match=f"^{tmp_path}/y.wav: no such file$"):
         data.read(tmp_path / "y.wav")

@@ -70,7 +70,7 @@ def test_in_training_parts_and_captions_are_drawn(root):
 def test_in_evaluation_long_sounds_are_looked_at_in_windows(root):
     soundfile.write(root / "evaluation" / "16.wav", torch.rand(RATE).numpy() - 0.5, RATE)
     sample = data(root).split("test")[0]
-    assert len(sample.views) > 1
+    assert len(sample.windows) > 1
     assert sample.targets["references"] == captions_of(16, 5)
 
 

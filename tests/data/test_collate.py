@@ -108,26 +108,26 @@ class TestViews:
         first, second = torch.rand(3, 1, 11), torch.rand(2, 1, 11)
         batch = collate(
             [
-                Sample({"audio": first}, {"label": 5, "tags": torch.ones(7)}, "p", views=("a", "b", "c")),
-                Sample({"audio": second}, {"label": 2, "tags": torch.zeros(7)}, "q", views=("d", "e")),
+                Sample({"audio": first}, {"label": 5, "tags": torch.ones(7)}, "p", windows=("a", "b", "c")),
+                Sample({"audio": second}, {"label": 2, "tags": torch.zeros(7)}, "q", windows=("d", "e")),
             ]
         )
         assert_close(batch.inputs["audio"], torch.cat([first, second]), atol=0, rtol=0)
         assert batch.masks == {}
         assert (len(batch), batch.ids, batch.targets["label"].tolist()) == (2, ["p", "q"], [5, 2])
         assert batch.targets["tags"].shape == (2, 7)
-        assert batch.views == [("a", "b", "c"), ("d", "e")]
+        assert batch.windows == [("a", "b", "c"), ("d", "e")]
 
     def test_samples_without_views_stand_among_those_with(self):
         several, one, long = torch.rand(2, 1, 11) + 0.1, torch.rand(1, 5) + 0.1, torch.rand(3, 1, 13) + 0.1
         batch = collate(
             [
-                Sample({"audio": several}, {}, "p", views=("a", "b")),
+                Sample({"audio": several}, {}, "p", windows=("a", "b")),
                 Sample({"audio": one}, {}, "q"),
-                Sample({"audio": long}, {}, "r", views=("a", "b", "c")),
+                Sample({"audio": long}, {}, "r", windows=("a", "b", "c")),
             ]
         )
-        assert batch.views == [("a", "b"), ("",), ("a", "b", "c")]
+        assert batch.windows == [("a", "b"), ("",), ("a", "b", "c")]
         rows = [*several, one, *long]
         assert batch.inputs["audio"].shape == (6, 1, 13)
         for row, mask, value in zip(batch.inputs["audio"], batch.masks["audio"], rows, strict=True):
@@ -139,18 +139,18 @@ class TestViews:
         audio, image = torch.rand(2, 1, 11), torch.rand(2, 3, 5, 7)
         batch = collate(
             [
-                Sample({"audio": audio}, {}, "p", views=("a", "b")),
-                Sample({"audio": audio, "image": image}, {}, "q", views=("a", "b")),
+                Sample({"audio": audio}, {}, "p", windows=("a", "b")),
+                Sample({"audio": audio, "image": image}, {}, "q", windows=("a", "b")),
                 Sample({"image": image[0]}, {}, "r"),
             ]
         )
         assert batch.masks["image"].tolist() == [False, False, True, True, True]
         assert batch.masks["audio"].tolist() == [True, True, True, True, False]
 
-    @pytest.mark.parametrize("views", [(), ("only",)])
-    def test_one_view_each_is_a_batch_as_any_other(self, views):
+    @pytest.mark.parametrize("windows", [(), ("only",)])
+    def test_one_view_each_is_a_batch_as_any_other(self, windows):
         values = torch.rand(3, 1, 11)
-        samples = [Sample({"audio": value[None] if views else value}, {}, "x", views=views) for value in values]
+        samples = [Sample({"audio": value[None] if windows else value}, {}, "x", windows=windows) for value in values]
         batch = collate(samples)
-        assert batch.views == []
+        assert batch.windows == []
         assert torch.equal(batch.inputs["audio"], values)

@@ -117,7 +117,7 @@ def test_training_and_evaluation_differ(root):
     shutil.copy(root / "FSD50K.dev_audio" / "100.wav", root / "FSD50K.dev_audio" / "102.wav")
     train, val = data(root).split("train"), data(root).split("val")
     assert not torch.equal(train[0].inputs["audio"], train[0].inputs["audio"])
-    assert len(val[0].views) > 1
+    assert len(val[0].windows) > 1
     assert torch.equal(val[0].inputs["audio"], val[0].inputs["audio"])
 
 

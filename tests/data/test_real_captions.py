@@ -101,7 +101,7 @@ def test_clotho(root):
     }
     for sample in test:
         assert 15 * 16000 <= sample.inputs["audio"].shape[-1] <= 30 * 16000
-        assert sample.views == ()
+        assert sample.windows == ()
     assert test[0].targets["caption"] == "A group of people are talking and people are also laughing."
     assert data.split("val") is None
     with pytest.raises(FileNotFoundError, match=r"there is no clotho_captions_development\.csv in it"):

@@ -119,7 +119,7 @@ def test_clips_of_esc10_are_sounds(root):
         samples = [split[index] for index in range(0, len(split), 7)]
         assert all(3.5 * 16000 < sample.inputs["audio"].shape[-1] <= 80000 for sample in samples)
         assert all(0.01 < sample.inputs["audio"].abs().max() < 1.5 for sample in samples)
-        assert Counter(len(sample.views) for sample in samples).most_common(1)[0][0] == 0
+        assert Counter(len(sample.windows) for sample in samples).most_common(1)[0][0] == 0
         assert collate(samples).inputs["audio"].shape[1:] == (1, 80000)
 
 

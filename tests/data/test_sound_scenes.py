@@ -164,7 +164,7 @@ class TestScenes:
 
     def test_clips_cut_shift_and_window_scenes_like_files(self):
         split = scenes(scene_seconds=5.0).split("val")
-        assert split[0].views == ("0.00-3.00 s", "1.00-4.00 s", "2.00-5.00 s")
+        assert split[0].windows == ("0.00-3.00 s", "1.00-4.00 s", "2.00-5.00 s")
         assert wave(split[0]).shape == (3, 1, 3 * RATE)
         loud = scenes(augment=AudioAugment(gain=17.0, time_shift=0.0, polarity=0.0)).split("train")
         plain = scenes().split("train")

@@ -268,6 +268,6 @@ def test_answers_that_the_decoder_asked_for_are_kept_and_classes_it_asks_for_at_
 
 
 def test_rows_are_those_of_the_forward_pass():
-    """Samples that are looked at in several views have a sheet for each."""
+    """Samples that are looked at in several windows have a sheet for each."""
     sheets = contact_sheets(look_of(capture_of_places([3, 11], batch=5)), images(batch=5), num_latents=1)
     assert len(sheets["image/cross0"]) == 5

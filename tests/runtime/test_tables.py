@@ -112,7 +112,7 @@ def test_the_most_confident_errors_come_first_and_several_classes_are_named():
 def test_a_sample_is_shown_by_its_first_view_and_a_missing_modality_by_nothing():
     images = torch.rand(7, 3, 11, 13)
     batch = Batch({"image": images}, {}, list("abc"), {"image": torch.ones(7, dtype=torch.bool)})
-    batch.views = [("0", "1"), ("0", "1", "2"), ("0", "1")]
+    batch.windows = [("0", "1"), ("0", "1", "2"), ("0", "1")]
     batch.masks["image"][5] = False
     drawn = _drawn(perceiver(), batch, [2, 1])
     assert drawn[0] == {}

@@ -45,12 +45,12 @@ def captioning(**overrides) -> Captioning:
     return Captioning(**(defaults | {"generation": beam()} | overrides))
 
 
-def captioned(*texts: str, views: tuple[int, ...] = ()) -> Batch:
+def captioned(*texts: str, windows: tuple[int, ...] = ()) -> Batch:
     return Batch(
         inputs={},
         targets={"caption": list(texts), "references": [[text] for text in texts]},
         ids=[str(row) for row in range(len(texts))],
-        views=[("",) * count for count in views],
+        windows=[("",) * count for count in windows],
     )
 
 
@@ -104,8 +104,8 @@ def images(count: int = 5) -> Batch:
 
 def image_sample(text: str, num_views: int = 0) -> Sample:
     shape = (num_views, 3, 11, 13) if num_views else (3, 11, 13)
-    views = tuple(map(str, range(num_views)))
-    return Sample({"image": torch.rand(shape)}, {"caption": text, "references": [text]}, text, views=views)
+    windows = tuple(map(str, range(num_views)))
+    return Sample({"image": torch.rand(shape)}, {"caption": text, "references": [text]}, text, windows=windows)
 
 
 class KnownFacts:

@@ -172,7 +172,7 @@ class TestExamine:
         recorded = []
         monkeypatch.setattr(task.metrics("val")["texts"], "update", recorded.extend)
         with torch.no_grad():
-            found = task.examine("val", model, batch)
+            found = task.update_generated("val", model, batch)
             written = [task.tokenizer.decode(row) for row in task.generate(model, batch, 1).ids[:, 0].tolist()]
         assert len(set(written)) > 1
         assert found == {"logits": written}
@@ -187,7 +187,7 @@ class TestExamine:
             for stage in ("train", "val"):
                 outputs = task.outputs(model, batch)
                 task.update(stage, outputs, task.loss(outputs, batch), batch)
-            task.examine("val", model, batch)
+            task.update_generated("val", model, batch)
         in_training, in_validation = task.metrics("train").compute(), task.metrics("val").compute()
         assert in_training.keys() == {"loss", "perplexity", "token_accuracy"}
         assert {*in_training, "CIDEr-D", "BLEU-4", "ROUGE-L", "exact_match"} <= in_validation.keys()
@@ -196,7 +196,7 @@ class TestExamine:
     def test_without_facts_and_groups_references_are_enough(self):
         task, model = captioning(), lively(model_of({"image": image_encoder()}))
         with torch.no_grad():
-            task.examine("test", model, images(3))
+            task.update_generated("test", model, images(3))
         assert "distinct_captions" in task.metrics("test")["texts"].compute()
 
 

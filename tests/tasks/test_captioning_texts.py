@@ -1,4 +1,4 @@
-"""Captions of anything: what is written about images, sounds and texts, seen in one view or several."""
+"""Captions of anything: what is written about images, sounds and texts, seen in one window or several."""
 
 import math
 
@@ -33,17 +33,20 @@ from tests.tasks.captioners import (
 
 class TestViews:
     def test_the_outputs_of_views_become_the_mean_of_their_probabilities(self):
-        task, batch = captioning(), captioned(*SENTENCES[:3], views=(3, 1, 2))
+        task, batch = captioning(), captioned(*SENTENCES[:3], windows=(3, 1, 2))
         outputs = 3 * torch.randn(6, 5, NUM_IDS)
         each = outputs.double().softmax(dim=-1)
         expected = torch.stack([each[:3].mean(dim=0), each[3], each[4:].mean(dim=0)])
         assert_close(
-            task.merged(named(outputs), batch)["logits"].double().softmax(dim=-1), expected, atol=1e-6, rtol=1e-4
+            task.average_windows(named(outputs), batch)["logits"].double().softmax(dim=-1),
+            expected,
+            atol=1e-6,
+            rtol=1e-4,
         )
 
     def test_without_views_outputs_stay_as_they_are(self):
         outputs = named(torch.randn(3, 5, NUM_IDS)) | {"other": torch.randn(3, 2)}
-        assert_close(captioning().merged(outputs, captioned(*SENTENCES[:3])), outputs, atol=0, rtol=0)
+        assert_close(captioning().average_windows(outputs, captioned(*SENTENCES[:3])), outputs, atol=0, rtol=0)
 
     def test_a_batch_with_views_is_measured_by_sample(self):
         task, model = captioning(), lively(model_of({"image": image_encoder()}))
@@ -52,10 +55,10 @@ class TestViews:
         outputs = task.outputs(model, batch)
         length = task.tokenizer.encode_batch(SENTENCES[:3]).shape[1] - 1
         assert task.own(outputs).shape == (6, length, NUM_IDS)
-        views = [view for sample in samples for view in sample.split()]
-        alone = collate(views)
+        windows = [window for sample in samples for window in sample.split()]
+        alone = collate(windows)
         assert_close(outputs, task.outputs(model, alone), atol=1e-5, rtol=1e-5)
-        merged = task.merged(outputs, batch)
+        merged = task.average_windows(outputs, batch)
         assert task.loss(merged, batch).isfinite()
         task.update("val", merged, task.loss(merged, batch), batch)
 
@@ -83,14 +86,14 @@ class TestViews:
             words = texts.ids[:, place]
             rows = words[torch.tensor([0, 0, 0, 1, 2, 2])]
             outputs = model(batch.inputs, batch.masks, named(rows[:, :-1]))
-            merged = task.own(task.merged(outputs, batch)).log_softmax(dim=-1)
+            merged = task.own(task.average_windows(outputs, batch)).log_softmax(dim=-1)
             each = merged.gather(2, words[:, 1:, None])[..., 0].masked_fill(words[:, 1:] == PAD, 0.0)
             assert_close(texts.log_probabilities[:, place], each.sum(dim=1), atol=1e-4, rtol=0)
 
     @torch.no_grad()
     def test_texts_are_in_the_order_of_the_samples_however_many_views_each_has(self):
         task, model = captioning(generation=beam(3)), lively(model_of({"image": image_encoder()}))
-        samples = [image_sample(text, views) for text, views in zip(SENTENCES[:4], (1, 3, 0, 2), strict=True)]
+        samples = [image_sample(text, windows) for text, windows in zip(SENTENCES[:4], (1, 3, 0, 2), strict=True)]
         together = task.predictions(model, collate(samples), [], 2)
         alone = [task.predictions(model, collate([sample]), [], 2)[0] for sample in samples]
         assert [[one["caption"] for one in row] for row in together] == [
@@ -184,7 +187,7 @@ class TestAnyModality:
         found = TASK.predictions(model.eval(), batch, [], 1)
         assert [one["caption"] for (one,) in found] == SENTENCES
         with torch.no_grad():
-            TASK.examine("val", model, batch)
+            TASK.update_generated("val", model, batch)
         assert float(TASK.metrics("val")["texts"].compute()["exact_match"]) == 1.0
         TASK.metrics("val").reset()
 

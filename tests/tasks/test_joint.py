@@ -144,9 +144,9 @@ class TestAnswers:
     def test_outputs_of_each_are_merged_and_made_probabilities_by_its_own_rules(self):
         outputs, batch = samples(4)
         rows = {name: values.repeat_interleave(2, dim=0) for name, values in outputs.items()}
-        batch.views = [("a", "b")] * 4
+        batch.windows = [("a", "b")] * 4
         task = joint()
-        merged = task.merged(rows, batch)
+        merged = task.average_windows(rows, batch)
         assert merged.keys() == outputs.keys()
         assert_close(task.probabilities(merged), task.probabilities(outputs), atol=1e-5, rtol=1e-4)
         assert_close(task.probabilities(outputs)["tags/logits"], outputs["tags/logits"].sigmoid())

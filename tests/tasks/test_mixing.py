@@ -76,8 +76,8 @@ def test_waves_of_one_channel_are_added_up():
 
 @METHODS
 def test_samples_in_several_views_are_refused(method):
-    batch = Batch(inputs={"x": torch.rand(3, 1, 5)}, targets={}, ids=["a", "b"], views=[("",), ("p", "q")])
-    with pytest.raises(ValueError, match="one view"):
+    batch = Batch(inputs={"x": torch.rand(3, 1, 5)}, targets={}, ids=["a", "b"], windows=[("",), ("p", "q")])
+    with pytest.raises(ValueError, match="one window"):
         mixing(**{method: 1.0})(batch)
     assert mixing()(batch) is batch
 

@@ -34,9 +34,9 @@ def referenced(batch: Batch) -> Batch:
     return replace(batch, targets={"caption": [texts[0] for texts in references], "references": references})
 
 
-def described(views: tuple[int, ...] = ()) -> Batch:
+def described(windows: tuple[int, ...] = ()) -> Batch:
     """Four samples without any input."""
-    return referenced(captioned(*SENTENCES[:4], views=views))
+    return referenced(captioned(*SENTENCES[:4], windows=windows))
 
 
 def pictures() -> Batch:
@@ -160,18 +160,18 @@ def test_copies_of_a_single_reference_lose_what_it_loses():
 
 
 class TestViews:
-    @pytest.mark.parametrize("views", [(2, 2, 2, 2), (3, 1, 2, 1)], ids=str)
-    def test_outputs_become_the_mean_of_the_probabilities_of_the_views_for_each_caption(self, views):
+    @pytest.mark.parametrize("windows", [(2, 2, 2, 2), (3, 1, 2, 1)], ids=str)
+    def test_outputs_become_the_mean_of_the_probabilities_of_the_views_for_each_caption(self, windows):
         task = captioning(captions_per_sample=3)
-        batch = task.training_batch(described(views))
+        batch = task.training_batch(described(windows))
         length = task.tokenizer.encode_batch(every(batch)).shape[1] - 1
-        outputs = 3 * torch.randn(3 * sum(views), length, NUM_IDS)
-        merged_outputs = task.merged(named(outputs), batch)
+        outputs = 3 * torch.randn(3 * sum(windows), length, NUM_IDS)
+        merged_outputs = task.average_windows(named(outputs), batch)
         merged = task.own(merged_outputs)
         assert merged.shape == (4 * 3, length, NUM_IDS)
         chances = outputs.double().softmax(dim=-1)
         first = 0
-        for sample, count in enumerate(views):
+        for sample, count in enumerate(windows):
             for number in range(3):
                 rows = [chances[3 * view + number] for view in range(first, first + count)]
                 found = merged[3 * sample + number].double().softmax(dim=-1)
@@ -182,17 +182,17 @@ class TestViews:
     def test_without_views_outputs_stay_as_they_are(self):
         task = captioning(captions_per_sample=3)
         outputs = named(torch.randn(4 * 3, 5, NUM_IDS))
-        assert_close(task.merged(outputs, task.training_batch(described())), outputs, atol=0, rtol=0)
+        assert_close(task.average_windows(outputs, task.training_batch(described())), outputs, atol=0, rtol=0)
 
     def test_each_caption_is_held_against_all_views_of_its_sample(self):
         task, model = captioning(captions_per_sample=3), lively(model_of({"image": image_encoder()}))
         batch = task.training_batch(pictures_in_views())
         outputs = task.outputs(model, batch)
         assert len(task.own(outputs)) == 3 * 2 * 3
-        merged, total = task.merged(outputs, batch), torch.tensor(0.0)
+        merged, total = task.average_windows(outputs, batch), torch.tensor(0.0)
         for number in range(3):
             one = place(batch, number)
-            alone = task.merged(task.outputs(model, one), one)
+            alone = task.average_windows(task.outputs(model, one), one)
             of_one = task.own(merged).unflatten(0, (3, 3))[:, number, : task.own(alone).shape[1]]
             assert_close(of_one, task.own(alone), **CLOSE)
             total = total + num_words(task, one.targets["caption"]) * task.loss(alone, one)

@@ -211,15 +211,15 @@ class TestMetrics:
             assert by_class["positives"].tolist() == tags.sum(dim=0).tolist()
 
     @BOTH
-    @pytest.mark.parametrize("views", [1, 3])
-    def test_scores_whose_probabilities_are_rounded_to_one_are_ranked(self, multi_label, views):
+    @pytest.mark.parametrize("windows", [1, 3])
+    def test_scores_whose_probabilities_are_rounded_to_one_are_ranked(self, multi_label, windows):
         outputs, labels = torch.zeros(101, NUM_CLASSES), torch.arange(101) % 2
         outputs[:, 1] = 20.0 + 80.0 * torch.rand(101) + 81.0 * labels
         assert (outputs[:, 1].sigmoid() == 1.0).all()
         tagging, batch = task(multi_label=multi_label), tagged(F.one_hot(labels, NUM_CLASSES).float())
-        if views > 1:
-            rows, batch.views = outputs.repeat_interleave(views, dim=0), [("",) * views] * 101
-            outputs = tagging.merged(named(rows), batch)["logits"]
+        if windows > 1:
+            rows, batch.windows = outputs.repeat_interleave(windows, dim=0), [("",) * windows] * 101
+            outputs = tagging.average_windows(named(rows), batch)["logits"]
         measure(tagging, "val", [(outputs, batch)])
         assert float(tagging.class_metrics("val")["AUC"][1]) == 1.0
         assert float(tagging.class_metrics("val")["AP"][1]) == pytest.approx(1.0)

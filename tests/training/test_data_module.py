@@ -251,15 +251,15 @@ def test_the_probe_leaves_out_what_cannot_be_read():
 
 
 class Windowed(Dataset):
-    """Of whose samples every other is looked at in two or three views, all with the index of the sample in them."""
+    """Of whose samples every other is looked at in two or three windows, all with the index of the sample in them."""
 
     def sample(self, item, *, train):
         sample, index = super().sample(item, train=train), item.targets["label"]
         if index % 2 == 0:
             return sample
-        views = ("early", "late", "later")[: 2 + index % 3]
-        values = torch.stack([torch.full((2,), 10.0 * index + place) for place in range(len(views))])
-        return replace(sample, inputs={"x": values}, views=views)
+        windows = ("early", "late", "later")[: 2 + index % 3]
+        values = torch.stack([torch.full((2,), 10.0 * index + place) for place in range(len(windows))])
+        return replace(sample, inputs={"x": values}, windows=windows)
 
 
 def windowed(*, on_error="raise", **options) -> Dataset:
@@ -268,7 +268,7 @@ def windowed(*, on_error="raise", **options) -> Dataset:
 
 def test_the_probe_holds_the_first_view_of_each_sample():
     probe = module(windowed()).probe(13)
-    assert probe.views == []
+    assert probe.windows == []
     assert probe.inputs["x"].shape == (13, 2)
     assert probe.targets["label"].tolist() == list(range(13))
     assert probe.ids == [f"val/{index}{' early' * (index % 2)}" for index in range(13)]

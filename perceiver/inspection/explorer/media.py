@@ -40,7 +40,7 @@ def samples_of(
     """What a page shows of each sample of a batch.
 
     Args:
-        batch: without views.
+        batch: without windows.
         spans: modality name -> its grid of tokens.
         media: what is known of the inputs.
         class_names: of the labels, if there are any.

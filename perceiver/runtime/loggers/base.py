@@ -204,7 +204,7 @@ def log_explanation(
             logger.log_metrics(dict(scores), step)
 
 
-def log_page(loggers: Iterable[Logger], scores: Mapping[str, float], page: Path, step: int) -> None:
+def log_explorer(loggers: Iterable[Logger], scores: Mapping[str, float], page: Path, step: int) -> None:
     """Log the explorer and what was tested last."""
     for logger in loggers:
         if isinstance(logger, RunLogger):

@@ -1,4 +1,4 @@
-"""Samples that are looked at in several views are answered by the mean of what is said of each."""
+"""Samples that are looked at in several windows are answered by the mean of what is said of each."""
 
 import pytest
 import torch
@@ -26,12 +26,12 @@ def labelled(labels: torch.Tensor) -> Batch:
     return Batch(inputs={}, targets={"label": labels}, ids=[str(row) for row in range(len(labels))])
 
 
-def views(*counts: int) -> Batch:
-    return Batch({}, {}, [str(row) for row in range(len(counts))], views=[("",) * count for count in counts])
+def windows(*counts: int) -> Batch:
+    return Batch({}, {}, [str(row) for row in range(len(counts))], windows=[("",) * count for count in counts])
 
 
 def merged_logits(task: Task, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
-    return task.merged(named(outputs), batch)["logits"]
+    return task.average_windows(named(outputs), batch)["logits"]
 
 
 def tasks_with_answers():
@@ -48,7 +48,7 @@ def tasks_with_answers():
 class TestMerged:
     @pytest.mark.parametrize("spread", [0.1, 3.0, 30.0])
     def test_its_probabilities_are_the_mean_of_those_of_the_views(self, task, answers, spread):
-        batch, outputs = views(3, 1, 2), spread * torch.randn(6, NUM_CLASSES)
+        batch, outputs = windows(3, 1, 2), spread * torch.randn(6, NUM_CLASSES)
         each = answers(outputs.double())
         expected = torch.stack([each[:3].mean(dim=0), each[3], each[4:].mean(dim=0)])
         merged = merged_logits(task, outputs, batch)
@@ -62,25 +62,25 @@ class TestMerged:
 
     def test_without_views_outputs_stay_as_they_are(self, task, answers):
         outputs = named(torch.randn(5, NUM_CLASSES)) | {"other": torch.randn(5, 3)}
-        assert_close(task.merged(outputs, Batch({}, {}, list("abcde"))), outputs, atol=0, rtol=0)
+        assert_close(task.average_windows(outputs, Batch({}, {}, list("abcde"))), outputs, atol=0, rtol=0)
 
     def test_outputs_of_others_stay_as_they_are(self, task, answers):
         outputs = named(torch.randn(5, NUM_CLASSES)) | {"other": torch.randn(5, 3)}
-        assert task.merged(outputs, views(2, 3))["other"] is outputs["other"]
+        assert task.average_windows(outputs, windows(2, 3))["other"] is outputs["other"]
         assert task.probabilities(outputs).keys() == {"logits"}
         with pytest.raises(ValueError, match=r"output='logits'.* other"):
-            task.merged({"other": outputs["other"]}, views(2, 3))
+            task.average_windows({"other": outputs["other"]}, windows(2, 3))
 
     @pytest.mark.parametrize("count", [1, 2, 5])
     def test_views_that_agree_change_no_answer(self, task, answers, count):
         outputs = 11 * torch.randn(3, NUM_CLASSES)
-        batch = views(count, count, 2 * count)
+        batch = windows(count, count, 2 * count)
         rows = outputs.repeat_interleave(torch.tensor([count, count, 2 * count]), dim=0)
         assert_close(answers(merged_logits(task, rows, batch)), answers(outputs), atol=1e-7, rtol=1e-5)
 
     def test_extreme_and_half_precision_outputs_stay_numbers(self, task, answers):
         outputs = 1e4 * torch.randn(5, NUM_CLASSES)
-        merged = task.merged(named(outputs.bfloat16()), views(2, 3))
+        merged = task.average_windows(named(outputs.bfloat16()), windows(2, 3))
         assert merged["logits"].dtype == torch.float32
         assert merged["logits"].isfinite().all()
         batch = labelled(torch.tensor([2, 3]))
@@ -92,9 +92,9 @@ class TestMerged:
         windows = torch.randn(6, 1, 13)
         batch = collate(
             [
-                Sample({"audio": windows[:2]}, {"label": 2}, "p", views=("a", "b")),
+                Sample({"audio": windows[:2]}, {"label": 2}, "p", windows=("a", "b")),
                 Sample({"audio": windows[2, :, :11]}, {"label": 5}, "q"),
-                Sample({"audio": windows[3:]}, {"label": 2}, "r", views=("a", "b", "c")),
+                Sample({"audio": windows[3:]}, {"label": 2}, "r", windows=("a", "b", "c")),
             ]
         )
         seen = []
@@ -106,14 +106,14 @@ class TestMerged:
         outputs = task.outputs(model, batch)
         assert seen == [(batch.inputs, batch.masks, {})]
         assert outputs["logits"].shape == (6, NUM_CLASSES)
-        merged = task.merged(outputs, batch)
+        merged = task.average_windows(outputs, batch)
         task.update("test", merged, task.loss(merged, batch), batch)
         assert merged["logits"].shape == (3, NUM_CLASSES)
         task.reset("test")
 
     def test_predictions_are_of_samples_by_their_views_together_and_answers_are_of_rows(self, task, answers):
         names = [f"class{label}" for label in range(NUM_CLASSES)]
-        outputs, batch = torch.randn(6, NUM_CLASSES), views(3, 1, 2)
+        outputs, batch = torch.randn(6, NUM_CLASSES), windows(3, 1, 2)
 
         def model(inputs, masks, queries):
             return named(outputs)
@@ -138,4 +138,4 @@ class TestMerged:
 def test_views_that_are_sure_and_agree_keep_their_log_odds():
     outputs = torch.linspace(-61.0, 61.0, 3 * NUM_CLASSES).reshape(3, NUM_CLASSES)
     rows = outputs.repeat_interleave(2, dim=0)
-    assert_close(merged_logits(tagging(multi_label=True), rows, views(2, 2, 2)), outputs)
+    assert_close(merged_logits(tagging(multi_label=True), rows, windows(2, 2, 2)), outputs)
