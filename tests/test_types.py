@@ -39,8 +39,8 @@ class TestAxis:
             assert hertz(mel(frequency)) == pytest.approx(frequency)
 
 
-class TestViews:
-    def test_a_sample_is_split_into_its_views(self):
+class TestWindows:
+    def test_a_sample_is_split_into_its_windows(self):
         inputs = {"audio": torch.rand(3, 1, 11), "image": torch.rand(3, 2, 5, 7)}
         sample = Sample(inputs, {"label": 5}, "x.wav", windows=("a", "b", "c"))
         parts = sample.split()
@@ -53,17 +53,17 @@ class TestViews:
             assert all(torch.equal(part.inputs[name], inputs[name][place]) for name in inputs)
 
     @pytest.mark.parametrize("count", [2, 5])
-    def test_more_or_fewer_views_than_names_are_refused(self, count):
-        with pytest.raises(ValueError, match=f"x.wav: windows=3 .*'audio' has {count}"):
+    def test_more_or_fewer_windows_than_names_are_refused(self, count):
+        with pytest.raises(ValueError, match=f"x.wav: 3 windows .*'audio' has {count}"):
             Sample({"audio": torch.rand(count, 1, 11)}, {}, "x.wav", windows=("a", "b", "c")).split()
 
-    def test_the_mean_over_views_is_that_of_each_sample(self):
+    def test_the_mean_over_windows_is_that_of_each_sample(self):
         rows = torch.rand(7, 5, 2)
         batch = Batch({}, {}, ["p", "q", "r"], windows=[("a", "b"), ("",), ("a", "b", "c", "d")])
         expected = torch.stack([rows[:2].mean(dim=0), rows[2], rows[3:].mean(dim=0)])
         assert_close(batch.log_mean_over_windows(rows.log()).exp(), expected)
 
-    def test_without_views_a_row_is_a_sample(self):
+    def test_without_windows_a_row_is_a_sample(self):
         rows = torch.rand(3, 5)
         assert batch_of(3).log_mean_over_windows(rows) is rows
         assert len(batch_of(0).log_mean_over_windows(rows[:0])) == 0

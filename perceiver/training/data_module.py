@@ -25,6 +25,7 @@ from perceiver.data.files import UnreadableError
 from perceiver.data.sampler import NO_SAMPLE, Key, KeyedSampler, class_balancing_weights, fold_in
 from perceiver.data.splits import fingerprint_of
 from perceiver.processes import all_gather, end_with_parent
+from perceiver.runtime.errors import PositionError
 from perceiver.types import Batch, Sample, Stage
 
 log = logging.getLogger(__name__)
