@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from perceiver.mechanisms.base import KeyMask, Residual, Role
 from perceiver.mechanisms.scaled_dot_product import ScaledDotProduct
 
-DEVIATION_OF_CUT = 0.87962566103423978
+TRUNCATED_STD = 0.87962566103423978
 """What is left of a normal distribution's deviation of 1 when it is cut at ±2; DeepMind's code makes up for it, too."""
 
 
@@ -144,7 +144,7 @@ def initialize(module: nn.Module, scale: float | None) -> None:
         raise ValueError(f"init_scale={scale} must be finite and more than 0")
     for linear in module.children():
         if isinstance(linear, nn.Linear):
-            std = scale * linear.in_features**-0.5 / DEVIATION_OF_CUT
+            std = scale * linear.in_features**-0.5 / TRUNCATED_STD
             nn.init.trunc_normal_(linear.weight, std=std, a=-2 * std, b=2 * std)
             nn.init.zeros_(linear.bias)
 

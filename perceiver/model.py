@@ -129,9 +129,9 @@ class Perceiver(nn.Module):
         """Raw inputs -> what the decoder reads; arguments as in `forward`."""
         return self.memory(self.tokens(inputs, masks))
 
-    def begin(self, memory: Memory, output: str) -> IncrementalDecoder:
-        """Begin to generate an output token by token; see `Decoder.begin`."""
-        return self.decoder.begin(memory, output)
+    def incremental_decoder(self, memory: Memory, output: str) -> IncrementalDecoder:
+        """Begin to generate an output token by token; see `Decoder.incremental_decoder`."""
+        return self.decoder.incremental_decoder(memory, output)
 
     def tokens(self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None) -> JoinedTokens:
         """Raw inputs -> the tokens of all modalities; arguments as in `forward`."""
@@ -147,7 +147,7 @@ class Perceiver(nn.Module):
             if name in inputs:
                 tokens[name] = self._tokens(name, inputs[name], masks.get(name))
             elif self.training:
-                nothing = nothing + self._nothing_of(name)
+                nothing = nothing + self._zero_with_gradient(name)
         if self.training and self.modality_dropout and len(tokens) > 1:
             tokens = drop_modalities(tokens, self.modality_dropout)
         joined = self.join(tokens)
@@ -161,7 +161,7 @@ class Perceiver(nn.Module):
             mask = mask.reshape(-1, *[1] * (raw.ndim - 2)).expand(-1, *raw.shape[2:])
         return self.encoders[name](raw, mask)
 
-    def _nothing_of(self, name: str) -> Float[Tensor, ""]:
+    def _zero_with_gradient(self, name: str) -> Float[Tensor, ""]:
         """Zero, with which all parameters of a modality get a gradient, which is zero, though no sample has it.
 
         Another process may have read it. It waits for this one's part of the gradient, and of statistics over a batch.
@@ -175,7 +175,7 @@ class Perceiver(nn.Module):
         return 0.0 * torch.stack(sums).sum() if sums else torch.tensor(0.0)
 
 
-def with_presence(tokens: Tokens, present: Bool[Tensor, " batch"]) -> Tokens:
+def mask_absent(tokens: Tokens, present: Bool[Tensor, " batch"]) -> Tokens:
     """Tokens that are masked throughout for the samples that lack the modality."""
     return Tokens(values=tokens.values, mask=_explicit_mask(tokens) & present[:, None], grid=tokens.grid)
 
@@ -189,4 +189,4 @@ def drop_modalities(tokens: Mapping[str, Tokens], probability: float) -> dict[st
     kept = (chance >= probability) | (
         chance.masked_fill(~there, -1.0).argmax(dim=0) == torch.arange(len(masks), device=there.device)[:, None]
     )
-    return {name: with_presence(part, present) for (name, part), present in zip(tokens.items(), kept, strict=True)}
+    return {name: mask_absent(part, present) for (name, part), present in zip(tokens.items(), kept, strict=True)}

@@ -47,7 +47,7 @@ def is_distributed() -> bool:
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
-def of_its_own() -> distributed.ProcessGroup:
+def backward_group() -> distributed.ProcessGroup:
     """A group of all processes for what they tell each other while gradients are exchanged.
 
     In the group of these, both would have to come in the same order on all of them.

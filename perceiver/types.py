@@ -106,11 +106,11 @@ class Memory:
     def __len__(self) -> int:
         return len(self.values)
 
-    def rows(self, rows: Int[Tensor, " chosen"]) -> "Memory":
+    def select(self, rows: Int[Tensor, " chosen"]) -> "Memory":
         """Some rows of the batch, in a new order; any may be there several times."""
         return replace(self, values=self.values[rows], mask=None if self.mask is None else self.mask[rows])
 
-    def repeated(self, times: int) -> "Memory":
+    def repeat(self, times: int) -> "Memory":
         """Each row of the batch so many times, one after the other."""
         mask = None if self.mask is None else self.mask.repeat_interleave(times, dim=0)
         return replace(self, values=self.values.repeat_interleave(times, dim=0), mask=mask)
@@ -149,7 +149,7 @@ class GenerativeModel(Model, Protocol):
         """Raw inputs -> what the decoder reads."""
         ...
 
-    def begin(self, memory: Memory, output: str) -> IncrementalDecoder:
+    def incremental_decoder(self, memory: Memory, output: str) -> IncrementalDecoder:
         """Begin to generate an output, a sequence for each row of the memory."""
         ...
 
@@ -218,7 +218,7 @@ class Facts(Protocol):
     No dataclass may be one, since Lightning takes them apart.
     """
 
-    def judged(self, text: str) -> dict[str, float]:
+    def scores(self, text: str) -> dict[str, float]:
         """Name of a metric -> the score of the text; metrics that are not defined for it are left out."""
         ...
 
@@ -254,7 +254,7 @@ class Answer:
         return self.label is None
 
 
-def writable(text: str) -> str:
+def utf8_safe(text: str) -> str:
     """A text with escapes for what UTF-8 cannot hold, as in names of files in other encodings."""
     return text.encode(errors="backslashreplace").decode()
 
@@ -281,9 +281,9 @@ class Sample:
     windows: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "id", writable(self.id))
+        object.__setattr__(self, "id", utf8_safe(self.id))
 
-    def relabelled(self, labels: Sequence[int]) -> "Sample":
+    def relabel(self, labels: Sequence[int]) -> "Sample":
         """The sample with each class replaced by that of the given number: `label`, `tags` and those of `boxes`."""
         targets = dict(self.targets)
         if "label" in targets:

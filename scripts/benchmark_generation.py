@@ -85,7 +85,7 @@ def timed(generate: Callable[[], Logits], device: torch.device) -> tuple[float, 
 
 
 def kept(decoder: TextDecoder, memory: Memory, length: int) -> Logits:
-    texts, ids, steps = decoder.begin(memory, LOGITS), beginnings(memory), []
+    texts, ids, steps = decoder.incremental_decoder(memory, LOGITS), beginnings(memory), []
     for _ in range(length):
         steps.append(texts.next(ids))
         ids = steps[-1].argmax(dim=1)

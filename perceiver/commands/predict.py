@@ -25,7 +25,7 @@ from perceiver.model import Perceiver
 from perceiver.runtime.errors import ConfigError, one_line
 from perceiver.runtime.summary import console
 from perceiver.training.build import Parts
-from perceiver.types import IncrementalDecoder, Memory, Sample, writable
+from perceiver.types import IncrementalDecoder, Memory, Sample, utf8_safe
 
 MAX_STEM = 100
 """Bytes of the name of a file that are kept in the names of its pictures."""
@@ -102,8 +102,8 @@ def files_among(paths: Sequence[Path], endings: Collection[str]) -> Iterator[Pat
             raise ConfigError(f"inputs: {path}: there is no {wanted} in it")
         if others:
             counts = Counter(file.suffix or file.name for file in others)
-            kinds = ", ".join(f"{count} × {writable(suffix)}" for suffix, count in counts.most_common(5))
-            log.warning("%s: left out files that are not of the run's kind: %s", writable(str(path)), kinds)
+            kinds = ", ".join(f"{count} × {utf8_safe(suffix)}" for suffix, count in counts.most_common(5))
+            log.warning("%s: left out files that are not of the run's kind: %s", utf8_safe(str(path)), kinds)
         left_out = set(others)
         yield from (file for file in there if file not in left_out)
 
@@ -196,8 +196,8 @@ class InParts:
         mask = torch.cat(kept) if kept else None
         return replace(found[0], values=torch.cat([memory.values for memory in found]), mask=mask)
 
-    def begin(self, memory: Memory, output: str) -> IncrementalDecoder:
-        return self.model.begin(memory, output)
+    def incremental_decoder(self, memory: Memory, output: str) -> IncrementalDecoder:
+        return self.model.incremental_decoder(memory, output)
 
     def _parts(
         self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import IO, Literal, Protocol
 
-from perceiver.types import writable
+from perceiver.types import utf8_safe
 
 log = logging.getLogger(__name__)
 _told: set[str] = set()
@@ -52,7 +52,7 @@ class UnreadableError(Exception):
     """A sample cannot be read; the message names the file and says why."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(writable(message))
+        super().__init__(utf8_safe(message))
 
 
 class File(Protocol):

@@ -29,6 +29,6 @@ class Decoder(nn.Module, ABC):
                 sequences for each sample, as many for each, one after the other.
         """
 
-    def begin(self, memory: Memory, output: str) -> IncrementalDecoder:
+    def incremental_decoder(self, memory: Memory, output: str) -> IncrementalDecoder:
         """Begin to generate one of the outputs in `needs_target_tokens`, a sequence for each row of the memory."""
         raise ValueError(f"{type(self).__name__} generates no output {output!r}")

@@ -44,11 +44,11 @@ class JointDecoder(Decoder):
             outputs |= {f"{name}/{output}": values for output, values in decoder(memory, own).items()}
         return outputs
 
-    def begin(self, memory: Memory, output: str) -> IncrementalDecoder:
+    def incremental_decoder(self, memory: Memory, output: str) -> IncrementalDecoder:
         name, _, own = output.partition("/")
         if name not in self.decoders:
-            return super().begin(memory, output)
-        return dict(self._parts())[name].begin(memory, own)
+            return super().incremental_decoder(memory, output)
+        return dict(self._parts())[name].incremental_decoder(memory, own)
 
     def _parts(self) -> list[tuple[str, Decoder]]:
         return [(name, part) for name, part in self.decoders.items() if isinstance(part, Decoder)]

@@ -22,10 +22,10 @@ class PooledDecoder(Decoder):
         self.head = nn.Linear(dim, num_classes)
 
     def forward(self, memory: Memory, queries: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        return {LOGITS: self.head(mean_of(memory))}
+        return {LOGITS: self.head(masked_mean(memory))}
 
 
-def mean_of(memory: Memory) -> Float[Tensor, "batch dim"]:
+def masked_mean(memory: Memory) -> Float[Tensor, "batch dim"]:
     """The mean over the real elements of each row; zero where there is none."""
     if memory.mask is None:
         return memory.values.mean(dim=1)

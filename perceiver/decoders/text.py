@@ -92,10 +92,10 @@ class TextDecoder(Decoder):
         if queries is None or LOGITS not in queries:
             raise ValueError(f"queries lack {LOGITS!r}: the token ids of the text")
         ids = queries[LOGITS]
-        return {LOGITS: self.logits(memory.repeated(len(ids) // len(memory)), ids)}
+        return {LOGITS: self.logits(memory.repeat(len(ids) // len(memory)), ids)}
 
-    def begin(self, memory: Memory, output: str) -> IncrementalDecoder:
-        return CachedText(self, memory) if output == LOGITS else super().begin(memory, output)
+    def incremental_decoder(self, memory: Memory, output: str) -> IncrementalDecoder:
+        return CachedText(self, memory) if output == LOGITS else super().incremental_decoder(memory, output)
 
     def logits(self, memory: Memory, ids: Ids, start: int = 0, caches: list[LayerCache] | None = None) -> Logits:
         """Logits of the next token at each place, of which the first is the place `start` of the text."""
@@ -122,7 +122,7 @@ class CachedText:
 
     def select(self, rows: Int[Tensor, " chosen"]) -> None:
         """Continue with some of the texts, in a new order; any may be there several times."""
-        self.memory = self.memory.rows(rows)
+        self.memory = self.memory.select(rows)
         for cache in self.caches:
             cache.text.select(rows)
             cache.memory.select(rows)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchaudio.transforms import SpecAugment
 
-from perceiver.encoders.base import Combine, Encoder, check_sizes, combined_dim, positions_of, with_positions
+from perceiver.encoders.base import Combine, Encoder, cell_positions, check_sizes, combined_dim, with_positions
 from perceiver.encoders.stems import RasterEncoder, Stem
 from perceiver.positions import Positions, extents
 from perceiver.spectrogram import LogMel
@@ -170,7 +170,7 @@ class WaveformEncoder(Encoder):
         patches = self._patches(wave / self.std)
         count = patches.shape[1]
         token_mask = None if mask is None else self._patches(mask).any(dim=-1)
-        positions = positions_of(self.positions, (count,), token_mask)
+        positions = cell_positions(self.positions, (count,), token_mask)
         values = with_positions(self.projection(patches), positions, self.combine)
         time = Axis("time", "s", 0.0, count * self.patch_size / self.sample_rate)
         return Tokens(values=values, mask=token_mask, grid=Grid(shape=(count,), axes=(time,)))

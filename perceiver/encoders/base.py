@@ -64,7 +64,7 @@ def combined_dim(feature_dim: int, position_dim: int, combine: Combine) -> int:
     return feature_dim
 
 
-def positions_of(
+def cell_positions(
     positions: Positions, shape: tuple[int, ...], cells: Bool[Tensor, "batch *shape"] | None
 ) -> Float[Tensor, "tokens dim"] | Float[Tensor, "batch tokens dim"]:
     """Positions of the cells of a grid: of each sample those that it would have without what is not real."""

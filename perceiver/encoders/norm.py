@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
-from perceiver.processes import is_distributed, of_its_own
+from perceiver.processes import backward_group, is_distributed
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -61,4 +61,4 @@ def _real(
 
 def _summed(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """The sum over all processes, with gradients to all of them."""
-    return all_reduce(values, group=of_its_own()) if is_distributed() else values  # type: ignore[no-untyped-call]
+    return all_reduce(values, group=backward_group()) if is_distributed() else values  # type: ignore[no-untyped-call]

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perceiver.encoders.base import Combine, Encoder, check_sizes, combined_dim, positions_of, with_positions
+from perceiver.encoders.base import Combine, Encoder, cell_positions, check_sizes, combined_dim, with_positions
 from perceiver.encoders.norm import BatchNorm
 from perceiver.positions import Positions, extents
 from perceiver.types import Axis, Grid, Tokens
@@ -40,9 +40,9 @@ class Stem(nn.Module, ABC):
         self, raster: Float[Tensor, "batch channels height width"], mask: Mask | None = None
     ) -> Float[Tensor, "batch dim rows columns"]: ...
 
-    def cells(self, mask: Mask) -> Bool[Tensor, "batch rows columns"]:
+    def token_mask(self, mask: Mask) -> Bool[Tensor, "batch rows columns"]:
         """Which cells of the feature map are real: those in which anything is."""
-        return cell_mask(mask, self.stride)
+        return downsample_mask(mask, self.stride)
 
 
 class PixelStem(Stem):
@@ -128,18 +128,18 @@ class ConvStem(Stem):
     ) -> Float[Tensor, "batch dim rows columns"]:
         symmetric = self.padding == "symmetric"
         padded = F.pad(raster, (3, 3, 3, 3)) if symmetric else pad_same(raster, kernel_size=7, stride=2)
-        halved = None if mask is None else cell_mask(mask, (2, 2))
-        features = blanked(self.norm(self.conv(padded), halved).relu(), halved)
+        halved = None if mask is None else downsample_mask(mask, (2, 2))
+        features = zero_masked(self.norm(self.conv(padded), halved).relu(), halved)
         if not symmetric:
             # After the ReLU nothing is below zero, so zero padding is as neutral to the maximum as -inf.
             features = pad_same(features, kernel_size=3, stride=2)
         return F.max_pool2d(features, kernel_size=3, stride=2)
 
-    def cells(self, mask: Mask) -> Bool[Tensor, "batch rows columns"]:
-        cells = super().cells(mask)
+    def token_mask(self, mask: Mask) -> Bool[Tensor, "batch rows columns"]:
+        cells = super().token_mask(mask)
         if self.padding == "same":
             return cells
-        for axis, size in enumerate(torch.unbind(extents(cell_mask(mask, (2, 2))), dim=1), start=1):
+        for axis, size in enumerate(torch.unbind(extents(downsample_mask(mask, (2, 2))), dim=1), start=1):
             places = torch.arange(cells.shape[axis], device=cells.device)
             fits = 2 * places + 3 <= size[:, None]
             cells = cells & (fits[:, :, None] if axis == 1 else fits[:, None, :])
@@ -186,8 +186,8 @@ class ConvStack(Stem):
             assert isinstance(layer, nn.Sequential)
             convolution, norm, activation = layer
             stride = 2 ** (number // self.convs_per_level + 1)
-            cells = None if mask is None else cell_mask(mask, (stride, stride))
-            raster = blanked(activation(norm(convolution(raster), cells)), cells)
+            cells = None if mask is None else downsample_mask(mask, (stride, stride))
+            raster = zero_masked(activation(norm(convolution(raster), cells)), cells)
         return raster
 
 
@@ -217,22 +217,22 @@ class RasterEncoder(Encoder):
             raster = raster.masked_fill(~mask[:, None], 0.0)
         features = self.stem(raster, mask)
         rows, columns = features.shape[-2:]
-        cells = None if mask is None else self.stem.cells(mask)[:, :rows, :columns]
+        cells = None if mask is None else self.stem.token_mask(mask)[:, :rows, :columns]
         values = with_positions(
             rearrange(features, "batch dim rows columns -> batch (rows columns) dim"),
-            positions_of(self.positions, (rows, columns), cells),
+            cell_positions(self.positions, (rows, columns), cells),
             self.combine,
         )
         token_mask = None if cells is None else rearrange(cells, "batch rows columns -> batch (rows columns)")
         return Tokens(values=values, mask=token_mask, grid=Grid(shape=(rows, columns), axes=self.axes(rows, columns)))
 
 
-def cell_mask(mask: Mask, stride: tuple[int, int]) -> Bool[Tensor, "batch rows columns"]:
+def downsample_mask(mask: Mask, stride: tuple[int, int]) -> Bool[Tensor, "batch rows columns"]:
     """A cell is real if anything in it is."""
     return F.max_pool2d(pad_to_multiple(mask.float(), stride), kernel_size=stride) > 0
 
 
-def blanked(
+def zero_masked(
     features: Float[Tensor, "batch dim rows columns"], cells: Bool[Tensor, "batch rows columns"] | None
 ) -> Float[Tensor, "batch dim rows columns"]:
     """A feature map with zeros in the cells that are not real."""

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from perceiver.encoders.base import Combine, Encoder, check_sizes, combined_dim, positions_of, with_positions
+from perceiver.encoders.base import Combine, Encoder, cell_positions, check_sizes, combined_dim, with_positions
 from perceiver.positions import Positions
 from perceiver.types import Axis, Grid, Tokens
 
@@ -34,7 +34,7 @@ class TextEncoder(Encoder):
         length, ids = raw.shape[2], raw[:, 0]
         if mask is not None:  # what stands there need not be an id
             ids = ids.masked_fill(~mask, 0)
-        values = with_positions(self.embedding(ids), positions_of(self.positions, (length,), mask), self.combine)
+        values = with_positions(self.embedding(ids), cell_positions(self.positions, (length,), mask), self.combine)
         return Tokens(values=values, mask=mask, grid=Grid((length,), (Axis("place", "", 0.0, float(length)),)))
 
     def example_input(self) -> Int[Tensor, "1 1 length"]:

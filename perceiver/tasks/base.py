@@ -80,7 +80,7 @@ class Task(nn.Module, ABC):
         """The model's outputs for each window; a window a sample, unless `batch.windows` says otherwise."""
         return model(batch.inputs, batch.masks, self.queries(batch))
 
-    def own(self, outputs: Mapping[str, Tensor]) -> Tensor:
+    def get_output(self, outputs: Mapping[str, Tensor]) -> Tensor:
         """The task's output.
 
         Raises:
@@ -105,7 +105,7 @@ class Task(nn.Module, ABC):
         """Of how many terms, or of what total weight, the loss is the mean: what it weighs beside other batches'."""
         return len(batch)
 
-    def keep_metrics(self, make: Callable[[Stage], MetricCollection]) -> None:
+    def build_metrics(self, make: Callable[[Stage], MetricCollection]) -> None:
         """Make the metrics of each stage, as parts of the task, so that they move to its device."""
         stages: tuple[Stage, ...] = ("train", "val", "test")
         self.stage_metrics = nn.ModuleDict({f"{stage}_metrics": make(stage) for stage in stages})
@@ -143,7 +143,7 @@ class Task(nn.Module, ABC):
         """
         return {}
 
-    def rows(
+    def table_rows(
         self,
         outputs: Mapping[str, Tensor],
         batch: Batch,

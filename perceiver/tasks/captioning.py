@@ -18,7 +18,7 @@ from torchmetrics.text import Perplexity
 
 from perceiver.tasks.base import LOWER_IS_BETTER, TableRow, Task
 from perceiver.tasks.generation import Generation, Texts
-from perceiver.tasks.text_metrics import Record, TextMetrics, rouge_l, words_of
+from perceiver.tasks.text_metrics import Record, TextMetrics, caption_words, rouge_l
 from perceiver.tokenizer import PAD, Tokenizer
 from perceiver.types import Answer, Batch, Facts, GenerativeModel, Memory, Model, Stage
 
@@ -66,7 +66,7 @@ class Captioning(Task):
         self.monitor = monitor
         self.monitor_mode: Literal["min", "max"] = "min" if monitor in LOWER_IS_BETTER else "max"
         self.generation = generation
-        self.keep_metrics(self._metrics)
+        self.build_metrics(self._metrics)
 
     def _metrics(self, stage: Stage) -> MetricCollection:
         metrics: dict[str, Metric | MetricCollection] = {
@@ -98,8 +98,8 @@ class Captioning(Task):
         """Those of ids that there are: a vocabulary may turn out smaller than the model has room for."""
         return logits[..., : self.tokenizer.num_ids]
 
-    def own(self, outputs: Mapping[str, Tensor]) -> Float[Tensor, "rows length ids"]:
-        return self._logits(super().own(outputs))
+    def get_output(self, outputs: Mapping[str, Tensor]) -> Float[Tensor, "rows length ids"]:
+        return self._logits(super().get_output(outputs))
 
     def _token_ids(self, batch: Batch, device: torch.device) -> Int[Tensor, "batch captions length"]:
         return self._encoded(batch).to(device)
@@ -114,7 +114,7 @@ class Captioning(Task):
         return rearrange(ids, "(batch captions) length -> batch captions length", batch=len(batch))
 
     def average_windows(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        logits = self.own(outputs)
+        logits = self.get_output(outputs)
         if batch.windows:
             rows = sum(map(len, batch.windows))
             logs = rearrange(logits.float().log_softmax(dim=-1), "(rows texts) ... -> rows texts ...", rows=rows)
@@ -122,10 +122,10 @@ class Captioning(Task):
         return {**outputs, self.output: logits}
 
     def probabilities(self, outputs: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "*rest ids"]]:
-        return {self.output: self.own(outputs).float().softmax(dim=-1)}
+        return {self.output: self.get_output(outputs).float().softmax(dim=-1)}
 
     def loss(self, outputs: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, ""]:
-        logits = self.own(outputs)
+        logits = self.get_output(outputs)
         return F.cross_entropy(
             logits.flatten(0, 1).float(),
             self._token_ids(batch, logits.device)[..., 1:].flatten(),
@@ -137,7 +137,7 @@ class Captioning(Task):
         return (self._encoded(batch)[..., 1:] != PAD).sum()
 
     def update(self, stage: Stage, outputs: Mapping[str, Tensor], loss: Float[Tensor, ""], batch: Batch) -> None:
-        logits = self.own(outputs).detach().float()
+        logits = self.get_output(outputs).detach().float()
         ids = self._token_ids(batch, logits.device)[..., 1:].flatten(0, 1)
         for name, metric in self.metric_parts(stage).items():
             if name == "loss":
@@ -153,7 +153,7 @@ class Captioning(Task):
         self.metrics(stage)["texts"].update([*map(Record, texts, references, _judged(texts, batch), groups)])
         return {self.output: texts}
 
-    def rows(
+    def table_rows(
         self,
         outputs: Mapping[str, Tensor],
         batch: Batch,
@@ -166,7 +166,7 @@ class Captioning(Task):
             TableRow(
                 {"id": id, "caption": text, "references": " | ".join(references[number])}
                 | ({} if groups is None else {"group": groups[number]})
-                | {"ROUGE-L": rouge_l([words_of(text)], [[words_of(one) for one in references[number]]])}
+                | {"ROUGE-L": rouge_l([caption_words(text)], [[caption_words(one) for one in references[number]]])}
                 | judged[number]
             )
             for number, (id, text) in enumerate(zip(batch.ids, captions, strict=True))
@@ -180,7 +180,7 @@ class Captioning(Task):
             TypeError: the model generates nothing.
         """
         if not isinstance(model, GenerativeModel):
-            raise TypeError(f"{type(model).__name__} generates no texts; it needs encode() and begin()")
+            raise TypeError(f"{type(model).__name__} generates no texts; it needs encode() and incremental_decoder()")
         memory = model.encode(batch.inputs, batch.masks)
         return self.generation(
             lambda width: _Windows(model, memory, batch, self.output, width, self.tokenizer.num_ids),
@@ -241,7 +241,7 @@ def _facts(batch: Batch) -> list[Facts | None]:
 
 def _judged(texts: Sequence[str], batch: Batch) -> list[dict[str, float]]:
     """The scores that each sample's facts give to the text about it; none without facts."""
-    return [{} if facts is None else facts.judged(text) for text, facts in zip(texts, _facts(batch), strict=True)]
+    return [{} if facts is None else facts.scores(text) for text, facts in zip(texts, _facts(batch), strict=True)]
 
 
 def _sample_of_row(batch: Batch, device: torch.device) -> Int[Tensor, " rows"]:
@@ -269,7 +269,7 @@ class _Windows:
         self.width = width
         self.num_ids = num_ids
         self.sample = _sample_of_row(batch, memory.values.device)
-        self.texts = model.begin(memory.repeated(width), output)
+        self.texts = model.incremental_decoder(memory.repeat(width), output)
 
     def next(self, ids: Int[Tensor, " rows"]) -> Float[Tensor, "rows ids"]:
         of_sample = rearrange(ids, "(batch width) -> batch width", width=self.width)

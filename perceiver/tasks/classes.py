@@ -24,7 +24,7 @@ class ClassTask(Task):
 
     Args:
         num_classes: classes.
-        least_classes: fewer are refused.
+        min_classes: fewer are refused.
         label_smoothing: see the subclasses.
         mixup, cutmix: see `Mixing`.
         class_weights: factor of the loss of each class, the loss being the weighted mean, as torch's is; or `balanced`:
@@ -43,7 +43,7 @@ class ClassTask(Task):
         self,
         *,
         num_classes: int,
-        least_classes: int,
+        min_classes: int,
         label_smoothing: float,
         mixup: float,
         cutmix: float,
@@ -52,10 +52,8 @@ class ClassTask(Task):
         output: str,
     ) -> None:
         super().__init__()
-        if num_classes < least_classes:
-            raise ValueError(
-                f"num_classes={num_classes}: there is nothing to tell apart with fewer than {least_classes}"
-            )
+        if num_classes < min_classes:
+            raise ValueError(f"num_classes={num_classes}: there is nothing to tell apart with fewer than {min_classes}")
         if not 0.0 <= label_smoothing < 1.0:
             raise ValueError(f"label_smoothing={label_smoothing} must be in [0, 1)")
         check_focal_gamma(focal_gamma)
@@ -77,11 +75,11 @@ class ClassTask(Task):
         return self.mixing(batch)
 
     def average_windows(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        logits = self.own(outputs)
+        logits = self.get_output(outputs)
         return {**outputs, self.output: self.mean_logits(logits, batch) if batch.windows else logits}
 
     def probabilities(self, outputs: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "*rest classes"]]:
-        return {self.output: self.class_probabilities(self.own(outputs).float())}
+        return {self.output: self.class_probabilities(self.get_output(outputs).float())}
 
     @abstractmethod
     def mean_logits(self, logits: Float[Tensor, "rows classes"], batch: Batch) -> Float[Tensor, "batch classes"]:
@@ -94,7 +92,7 @@ class ClassTask(Task):
     def true_classes(self, batch: Batch) -> list[list[int]]:
         """The classes that apply to each sample."""
 
-    def rows(
+    def table_rows(
         self,
         outputs: Mapping[str, Tensor],
         batch: Batch,
@@ -102,14 +100,14 @@ class ClassTask(Task):
         class_names: Sequence[str],
     ) -> dict[str, list[TableRow]]:
         true = [[class_names[label] for label in labels] for labels in self.true_classes(batch)]
-        logits = self.own(outputs).float()
+        logits = self.get_output(outputs).float()
         probabilities = self.class_probabilities(logits)
         return {"predictions": prediction_rows(batch.ids, true, probabilities, logits.argmax(dim=1), class_names)}
 
     def predictions(
         self, model: Model, batch: Batch, class_names: Sequence[str], top: int
     ) -> list[list[dict[str, Any]]]:
-        logits = self.own(self.average_windows(self.outputs(model, batch), batch)).float()
+        logits = self.get_output(self.average_windows(self.outputs(model, batch), batch)).float()
         labels = logits.topk(min(top, self.num_classes), dim=1).indices
         scores = self.class_probabilities(logits).gather(1, labels)
         return [
@@ -124,7 +122,7 @@ class ClassTask(Task):
         batch: Batch,
         class_names: Sequence[str],
     ) -> list[list[Answer]]:
-        best = self.own(outputs).float().topk(min(SHOWN_CLASSES, self.num_classes), dim=1).indices
+        best = self.get_output(outputs).float().topk(min(SHOWN_CLASSES, self.num_classes), dim=1).indices
         return [
             [Answer(class_names[label], (label,), self.output, label=label) for label in row] for row in best.tolist()
         ]

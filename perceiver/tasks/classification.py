@@ -42,7 +42,7 @@ class Classification(ClassTask):
     ) -> None:
         super().__init__(
             num_classes=num_classes,
-            least_classes=2,
+            min_classes=2,
             label_smoothing=label_smoothing,
             mixup=mixup,
             cutmix=cutmix,
@@ -50,7 +50,7 @@ class Classification(ClassTask):
             focal_gamma=focal_gamma,
             output=output,
         )
-        self.keep_metrics(self._metrics)
+        self.build_metrics(self._metrics)
         self.set_monitor(monitor)
 
     def _metrics(self, stage: Stage) -> MetricCollection:
@@ -75,7 +75,7 @@ class Classification(ClassTask):
 
     def loss(self, outputs: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, ""]:
         return softmax_cross_entropy(
-            self.own(outputs),
+            self.get_output(outputs),
             self._targets(batch),
             label_smoothing=self.label_smoothing,
             class_weights=self.class_weights,
@@ -94,7 +94,7 @@ class Classification(ClassTask):
         if labels.ndim == 2:  # mixed: the larger part counts
             labels = labels.argmax(dim=1)
         # Probabilities are for calibration alone: rounded, they are equal where logits still differ.
-        logits = self.own(outputs).detach().float()
+        logits = self.get_output(outputs).detach().float()
         for name, metric in self.metric_parts(stage).items():
             if name == "loss":
                 metric.update(loss.detach(), weight=self.num_terms(batch))

@@ -70,7 +70,7 @@ class Generation(ABC):
             device: where the decoder's numbers are.
         """
 
-    def allowed(
+    def constrain(
         self, log_probabilities: Float[Tensor, "rows vocab"], ids: Int[Tensor, "rows length"]
     ) -> Float[Tensor, "rows vocab"]:
         """Log-probabilities of the next token, by what may follow `ids`."""
@@ -131,7 +131,7 @@ class BeamSearch(Generation):
         first_row = torch.arange(batch_size, device=device)[:, None] * width
         for length in range(1, max_length):
             flat = rearrange(ids, "batch beams length -> (batch beams) length")
-            following = self.allowed(decoder.next(flat[:, -1]).float(), flat)
+            following = self.constrain(decoder.next(flat[:, -1]).float(), flat)
             vocab = following.shape[1]
             totals = live[..., None] + rearrange(following, "(batch beams) vocab -> batch beams vocab", beams=width)
             # Each beam gives at most one end, so that twice as many hold enough that go on.
@@ -202,8 +202,8 @@ class Sampling(Generation):
         totals = torch.zeros(len(ids), device=device)
         ended = torch.zeros(len(ids), dtype=torch.bool, device=device)
         for _ in range(1, max_length):
-            following = self.allowed(decoder.next(ids[:, -1]).float(), ids)
-            drawn = torch.multinomial(self.narrowed(following).softmax(dim=1), 1)
+            following = self.constrain(decoder.next(ids[:, -1]).float(), ids)
+            drawn = torch.multinomial(self.truncate(following).softmax(dim=1), 1)
             totals += following.gather(1, drawn)[:, 0].masked_fill(ended, 0.0)
             ids = torch.cat([ids, drawn.masked_fill(ended[:, None], PAD)], dim=1)
             ended |= ids[:, -1] == EOS
@@ -214,7 +214,7 @@ class Sampling(Generation):
         texts = rearrange(ids, "(batch texts) length -> batch texts length", texts=num_texts)
         return Texts(texts.take_along_dim(order[..., None], dim=1), of_sample.take_along_dim(order, dim=1))
 
-    def narrowed(self, scores: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows vocab"]:
+    def truncate(self, scores: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows vocab"]:
         """Log-probabilities with temperature, and without the tokens that are not drawn from."""
         # Less the highest, so that dividing by next to nothing leaves a finite one.
         scores = (scores - scores.amax(dim=1, keepdim=True)) / self.temperature

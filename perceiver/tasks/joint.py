@@ -50,7 +50,7 @@ class JointTask(Task):
         self.num_answers = max(task.num_answers for task in tasks.values())
         self.needs_target_tokens = tuple(output for task in tasks.values() for output in task.needs_target_tokens)
         self.needs_class_counts = any(task.needs_class_counts for task in tasks.values())
-        self.keep_metrics(lambda stage: MetricCollection({"loss": MeanMetric(nan_strategy=math.nan)}))
+        self.build_metrics(lambda stage: MetricCollection({"loss": MeanMetric(nan_strategy=math.nan)}))
         self.set_monitor(monitor)
 
     @property
@@ -118,7 +118,7 @@ class JointTask(Task):
             texts |= task.update_generated(stage, model, batch)
         return texts
 
-    def rows(
+    def table_rows(
         self,
         outputs: Mapping[str, Tensor],
         batch: Batch,
@@ -128,7 +128,7 @@ class JointTask(Task):
         return {
             f"{name}_{table}": rows
             for name, task in self.named.items()
-            for table, rows in task.rows(outputs, batch, texts, class_names).items()
+            for table, rows in task.table_rows(outputs, batch, texts, class_names).items()
         }
 
     def class_metrics(self, stage: Stage) -> dict[str, Shaped[Tensor, " classes"]]:

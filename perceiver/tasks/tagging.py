@@ -57,7 +57,7 @@ class Tagging(ClassTask):
     ) -> None:
         super().__init__(
             num_classes=num_classes,
-            least_classes=1 if multi_label else 2,
+            min_classes=1 if multi_label else 2,
             label_smoothing=label_smoothing,
             mixup=mixup,
             cutmix=0.0,
@@ -78,7 +78,7 @@ class Tagging(ClassTask):
         self.multi_label = multi_label
         self.needs_class_counts |= positive_weight == "balanced"
         self.register_buffer("positive_weight", positive, persistent=positive_weight == "balanced")
-        self.keep_metrics(self._metrics)
+        self.build_metrics(self._metrics)
         self.set_monitor(monitor)
 
     def set_class_counts(self, counts: Int[Tensor, " classes"], num_samples: int) -> None:
@@ -114,7 +114,7 @@ class Tagging(ClassTask):
         return label.float() if label.ndim == 2 else F.one_hot(label, self.num_classes).float()
 
     def loss(self, outputs: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, ""]:
-        logits = self.own(outputs)
+        logits = self.get_output(outputs)
         if not self.multi_label:
             return softmax_cross_entropy(
                 logits,
@@ -135,7 +135,7 @@ class Tagging(ClassTask):
         return tags / total.where(total > 0.0, 1.0)  # of a sample without any class there are none
 
     def update(self, stage: Stage, outputs: Mapping[str, Tensor], loss: Float[Tensor, ""], batch: Batch) -> None:
-        tags, logits = self._tags(batch), self.own(outputs).detach().float()
+        tags, logits = self._tags(batch), self.get_output(outputs).detach().float()
         for name, metric in self.metric_parts(stage).items():
             if name == "loss":
                 metric.update(loss.detach(), weight=self.num_terms(batch))

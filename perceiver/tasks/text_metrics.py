@@ -3,7 +3,7 @@
 BLEU (Papineni et al. 2002), ROUGE-L (Lin 2004) and CIDEr-D (Vedantam et al. 2015) are those of the COCO caption
 evaluation (Chen et al. 2015; `pycocoevalcap` 1.2) once its input is split into words, but for one thing: where no
 n-gram of a length matches, BLEU for that length and above is 0. Theirs adds 1e-15 to the matches and 1e-9 to the
-n-grams, which is 0.03 rather than 0 for BLEU-4 of three words that are right. For the split into words see `words_of`.
+n-grams, which is 0.03 rather than 0 for BLEU-4 of three words that are right. `caption_words` splits into words.
 
 CIDEr-D weighs n-grams by how few samples' references have them, so it says little of few samples or of samples that are
 alike: an n-gram that all samples have weighs nothing, and if they have all the same, or if there is only one sample,
@@ -39,7 +39,7 @@ CLITIC = re.compile(r"(?<=\w)(?=(?:n't|'(?:s|m|d|re|ve|ll))(?!\w))")
 Words: TypeAlias = Sequence[str]
 
 
-def words_of(text: str) -> list[str]:
+def caption_words(text: str) -> list[str]:
     """The words of a text in small letters, without punctuation, for the metrics below.
 
     As the PTB tokenizer of the COCO caption evaluation has them for plain sentences: `isn't` is `is n't`, `man's` is
@@ -214,8 +214,8 @@ class TextMetrics(Metric):
 
 
 def _measured(records: Sequence[Record]) -> dict[str, float]:
-    hypotheses = [words_of(record.hypothesis) for record in records]
-    references = [[words_of(text) for text in record.references] for record in records]
+    hypotheses = [caption_words(record.hypothesis) for record in records]
+    references = [[caption_words(text) for text in record.references] for record in records]
     judged: dict[str, list[float]] = {}
     for record in records:
         for name, share in record.judged.items():

@@ -359,7 +359,7 @@ class _KeyedSplit(TorchDataset[Sample | UnreadableError | None]):
                 sample = self.split[key[1]]
             except UnreadableError as error:
                 return error
-        return sample if self.labels is None else sample.relabelled(self.labels)
+        return sample if self.labels is None else sample.relabel(self.labels)
 
 
 def _begin_worker(number: int) -> None:

@@ -177,7 +177,7 @@ class TrainingModule(LightningModule):
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, list[TableRow]]:
         """The rows of the task's tables, which callbacks are given."""
         evaluated = self._evaluate("test", batch)
-        return {} if evaluated is None else self.task.rows(*evaluated, self.description["class_names"])
+        return {} if evaluated is None else self.task.table_rows(*evaluated, self.description["class_names"])
 
     def _evaluate(self, stage: Stage, batch: Batch) -> tuple[dict[str, Tensor], Batch, dict[str, list[str]]] | None:
         """Count a batch into the metrics, unless no sample of it could be read.

@@ -50,7 +50,7 @@ def said(things, rng, count=5, left_to_right=False):
 
 def truth(facts, caption):
     """Whether all that a caption states is true."""
-    return float(facts.judged(caption)["spice_precision"] == pytest.approx(1.0))
+    return float(facts.scores(caption)["spice_precision"] == pytest.approx(1.0))
 
 
 class TestCaptions:
@@ -154,7 +154,7 @@ class TestGrammar:
         ],
     )
     def test_sentences(self, caption):
-        assert TWO.judged(caption)["grammatical"] == 1.0
+        assert TWO.scores(caption)["grammatical"] == 1.0
 
     @pytest.mark.parametrize(
         "caption",
@@ -198,8 +198,8 @@ class TestGrammar:
     )
     def test_anything_else_is_no_sentence_and_nothing_in_it_is_true(self, caption):
         assert parsed(caption) is None
-        assert set(TWO.judged(caption).values()) == {0.0}
-        assert {"spice", "spice_precision", "spice_recall", "spice_precision/colour"} <= TWO.judged(caption).keys()
+        assert set(TWO.scores(caption).values()) == {0.0}
+        assert {"spice", "spice_precision", "spice_recall", "spice_precision/colour"} <= TWO.scores(caption).keys()
         assert TWO.mentions(caption) == []
 
     def test_very_long_texts_take_no_time(self):
@@ -224,12 +224,12 @@ class TestGrammar:
         for things, caption in all_said:
             told = ShapeFacts(things, SIDE)
             for text in (tokenizer.decode(tokenizer.encode(caption).tolist()), caption.upper(), f"{caption} ."):
-                assert told.judged(text) == told.judged(caption)
+                assert told.scores(text) == told.scores(caption)
                 assert told.mentions(text) == told.mentions(caption)
 
 
 def precisions(facts, caption):
-    scores = facts.judged(caption)
+    scores = facts.scores(caption)
     names = {kind: f"spice_precision/{kind}" for kind in KINDS}
     return {kind: scores[name] for kind, name in names.items() if name in scores}
 
@@ -264,7 +264,7 @@ class TestSpice:
         weights = {"object": 2, "size": 2, "colour": 2, "shape": 2}  # of two phrases that state as much
         if caption == "a large red circle and a large blue circle":
             overall = sum(weights[kind] * share for kind, share in wanted.items()) / 8
-            assert TWO.judged(caption)["spice_precision"] == pytest.approx(overall)
+            assert TWO.scores(caption)["spice_precision"] == pytest.approx(overall)
 
     def test_against_a_count_of_all_propositions_by_hand(self):
         """Two things that are ordered along both axes: eight propositions of the things, two of their order."""
@@ -275,24 +275,24 @@ class TestSpice:
             ("a small shape", 2, 2, 2),
             ("a large red star and a circle", 4, 6, 4),
         ]:
-            scores = TWO.judged(caption)
+            scores = TWO.scores(caption)
             precision, recall = true / stated, found / 10
             assert scores["spice_precision"] == pytest.approx(precision)
             assert scores["spice_recall"] == pytest.approx(recall)
             assert scores["spice"] == pytest.approx(2 * precision * recall / (precision + recall))
-        counted = THREE_STARS.judged("three stars")  # of which the graph has one count, and three orders along x
+        counted = THREE_STARS.scores("three stars")  # of which the graph has one count, and three orders along x
         assert counted["spice_precision"] == counted["spice/count"] == 1.0
         assert counted["spice_recall"] == pytest.approx((3 + 3 + 1) / (3 * 4 + 1 + 3))
         # True, but not a count of all things of a shape.
-        partly = THREE_STARS.judged("two red stars")
+        partly = THREE_STARS.scores("two red stars")
         assert (partly["spice_precision/count"], partly["spice_recall/count"]) == (1.0, 0.0)
 
     def test_silence_lowers_recall_and_f(self):
         full, less, least = "a small red circle and a large blue square", "a red circle and a square", "a circle"
         for score in ("spice", "spice_recall"):
-            assert TWO.judged(full)[score] > TWO.judged(less)[score] > TWO.judged(least)[score] > 0.0
-        assert TWO.judged(least)["spice/colour"] == TWO.judged(least)["spice_recall/size"] == 0.0
-        assert "spice_precision/colour" not in TWO.judged(least)
+            assert TWO.scores(full)[score] > TWO.scores(less)[score] > TWO.scores(least)[score] > 0.0
+        assert TWO.scores(least)["spice/colour"] == TWO.scores(least)["spice_recall/size"] == 0.0
+        assert "spice_precision/colour" not in TWO.scores(least)
 
     def test_against_brute_force_over_all_matchings(self):
         """Mean over all matchings of phrases to things that make most propositions true; relations apart."""
@@ -322,8 +322,8 @@ class TestSpice:
         for (things, _), (_, rng) in pairwise(scenes(101, alike=True)):
             for caption in said(next(scenes(1))[0], rng):
                 one, other = ShapeFacts(things, SIDE), ShapeFacts(things[::-1], SIDE)
-                assert one.judged(caption) == pytest.approx(other.judged(caption))
-        assert TWO.judged("a blue star and a circle") == pytest.approx(TWO.judged("a circle and a blue star"))
+                assert one.scores(caption) == pytest.approx(other.scores(caption))
+        assert TWO.scores("a blue star and a circle") == pytest.approx(TWO.scores("a circle and a blue star"))
 
     def test_no_caption_of_a_scene_is_a_better_constant_than_the_constant(self):
         everything = list(scenes(101))
@@ -334,7 +334,7 @@ class TestSpice:
             for caption in said(things, rng, 3):
                 assert np.mean([graph.spice(caption) for graph in graphs]) <= score
         told = ShapeFacts(everything[0][0], SIDE, constant)
-        assert told.judged("nonsense")["spice_constant"] == told.judged(constant)["spice"]
+        assert told.scores("nonsense")["spice_constant"] == told.scores(constant)["spice"]
 
     def test_a_number_means_exactly_so_many_and_an_article_at_least_one(self):
         true = (
@@ -348,7 +348,7 @@ class TestSpice:
         false = ("two stars", "four stars", "three red stars", "two red stars and a red star", "two large shapes")
         assert [truth(THREE_STARS, caption) for caption in true] == [1.0] * len(true)
         assert [truth(THREE_STARS, caption) for caption in false] == [0.0] * len(false)
-        assert THREE_STARS.judged("two stars and two red shapes")["spice_precision/count"] == 1 / 2
+        assert THREE_STARS.scores("two stars and two red shapes")["spice_precision/count"] == 1 / 2
 
     def test_the_best_choice_counts_not_the_first(self):
         """A greedy choice would give the large red star to the first phrase."""
@@ -363,7 +363,7 @@ class TestSpice:
 
     def test_of_a_single_thing_no_relation_is_true(self):
         for relation in ("left of", "above"):
-            judged = facts(RED_CIRCLE).judged(f"a circle {relation} a circle")
+            judged = facts(RED_CIRCLE).scores(f"a circle {relation} a circle")
             assert judged["spice_precision/relation"] == 0.0
             assert judged["spice_precision/shape"] == 1 / 2
 

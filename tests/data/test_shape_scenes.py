@@ -75,7 +75,7 @@ class TestSamples:
             references = sample.targets["references"]
             assert len(set(references)) == len(references) == 5
             for reference in references:
-                assert sample.targets["facts"].judged(reference)["spice_precision"] == pytest.approx(1.0)
+                assert sample.targets["facts"].scores(reference)["spice_precision"] == pytest.approx(1.0)
 
     def test_boxes_are_of_all_things_and_inside(self):
         for sample in samples("test"):

@@ -100,4 +100,4 @@ def test_with_a_query_per_class_each_logit_depends_on_its_own_query_only():
 @every_decoder
 def test_what_generates_nothing_says_so(make_decoder):
     with pytest.raises(ValueError, match="Decoder generates no output 'logits'"):
-        make_decoder().begin(Memory(torch.randn(BATCH, LENGTH, DIM)), "logits")
+        make_decoder().incremental_decoder(Memory(torch.randn(BATCH, LENGTH, DIM)), "logits")

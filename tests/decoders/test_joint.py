@@ -47,8 +47,8 @@ def test_outputs_are_those_of_its_decoders_by_their_names(parts, memory):
 @pytest.mark.parametrize("name", ["title", "story"])
 def test_a_text_is_generated_by_its_own_decoder(parts, memory, name):
     texts, expected = (
-        JointDecoder(decoders=parts).eval().begin(memory, f"{name}/logits"),
-        parts[name].begin(memory, "logits"),
+        JointDecoder(decoders=parts).eval().incremental_decoder(memory, f"{name}/logits"),
+        parts[name].incremental_decoder(memory, "logits"),
     )
     for _ in range(3):
         ids = torch.randint(VOCAB, (BATCH,))
@@ -60,7 +60,7 @@ def test_what_none_of_them_generates_is_named(parts, memory, output):
     with pytest.raises(
         ValueError, match=f"generates no output '{output.removeprefix('label/').removeprefix('title/')}'"
     ):
-        JointDecoder(decoders=parts).begin(memory, output)
+        JointDecoder(decoders=parts).incremental_decoder(memory, output)
 
 
 def test_roles_say_to_which_decoder_they_belong(parts):

@@ -37,7 +37,7 @@ def read(decoder: TextDecoder, latents: torch.Tensor, words: torch.Tensor) -> to
 
 
 def begun(decoder: TextDecoder, latents: torch.Tensor):
-    return decoder.begin(Memory(latents), "logits")
+    return decoder.incremental_decoder(Memory(latents), "logits")
 
 
 class TestAllAtOnce:
@@ -207,7 +207,7 @@ class TestMaskedMemory:
         for row, count in enumerate(mask.sum(dim=1)):
             assert_close(whole[row], read(decoder, latents[row : row + 1, :count], words[row : row + 1])[0], **CLOSE)
         rows = torch.tensor([4, 1, 1])
-        writing = decoder.begin(memory, "logits")
+        writing = decoder.incremental_decoder(memory, "logits")
         writing.next(words[:, 0])
         writing.select(rows)
         assert_close(writing.next(words[rows, 1]), whole[rows, 1], **CLOSE)
@@ -222,7 +222,7 @@ def test_without_token_ids_the_output_that_lacks_them_is_named(queries):
 def test_the_output_that_it_generates_is_its_own_alone():
     assert text_decoder().needs_target_tokens == ("logits",)
     with pytest.raises(ValueError, match="TextDecoder generates no output 'text'"):
-        text_decoder().begin(Memory(latents_and_words()[0]), "text")
+        text_decoder().incremental_decoder(Memory(latents_and_words()[0]), "text")
 
 
 @pytest.mark.parametrize("name", ["vocab_size", "max_length", "num_layers"])

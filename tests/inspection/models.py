@@ -194,7 +194,7 @@ class EveryWord:
         self.boxes = boxes
         self.kinds = kinds
 
-    def judged(self, text: str) -> dict[str, float]:
+    def scores(self, text: str) -> dict[str, float]:
         return {"truth": 0.5}
 
     def mentions(self, text: str) -> list[Mention]:

@@ -114,7 +114,7 @@ class KnownFacts:
     def __init__(self, boxes):
         self.boxes = boxes
 
-    def judged(self, text):
+    def scores(self, text):
         return {"lengths": len(text) / 100.0} if text else {}
 
     def mentions(self, text):

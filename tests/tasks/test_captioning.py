@@ -110,7 +110,7 @@ class TestLoss:
         assert task.needs_target_tokens == ("caption/logits",)
         outputs = task.outputs(model, batch)
         assert asked[0].equal(task.tokenizer.encode_batch(SENTENCES)[:, :-1])
-        assert task.own(outputs).shape == (7, asked[0].shape[1], NUM_IDS)
+        assert task.get_output(outputs).shape == (7, asked[0].shape[1], NUM_IDS)
         assert float(task.loss(outputs, batch)) == pytest.approx(math.log(NUM_IDS), abs=1e-5)
 
     def test_samples_without_captions_are_named_as_such(self):
@@ -177,7 +177,7 @@ class TestExamine:
         assert len(set(written)) > 1
         assert found == {"logits": written}
         assert recorded == [
-            Record(text, [SENTENCES[row]], {} if one is None else one.judged(text), group)
+            Record(text, [SENTENCES[row]], {} if one is None else one.scores(text), group)
             for row, (text, one, group) in enumerate(zip(written, facts, batch.targets["group"], strict=True))
         ]
 
@@ -205,12 +205,12 @@ class TestSmallerVocabulary:
 
     def test_words_that_are_none_never_count(self):
         task, model, batch = captioning(), lively(model_of({"image": image_encoder()})), images()
-        before = task.own(task.outputs(model, batch))
+        before = task.get_output(task.outputs(model, batch))
         with torch.no_grad():
             model.decoder.head.bias[NUM_IDS:] = 1e4
         after = task.outputs(model, batch)
-        assert task.own(after).shape[-1] == NUM_IDS < VOCAB
-        assert_close(task.own(after), before, atol=0, rtol=0)
+        assert task.get_output(after).shape[-1] == NUM_IDS < VOCAB
+        assert_close(task.get_output(after), before, atol=0, rtol=0)
         task.loss(after, batch).backward()
         assert (model.decoder.head.bias.grad[NUM_IDS:] == 0).all()
 

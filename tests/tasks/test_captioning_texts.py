@@ -54,7 +54,7 @@ class TestViews:
         batch = collate(samples)
         outputs = task.outputs(model, batch)
         length = task.tokenizer.encode_batch(SENTENCES[:3]).shape[1] - 1
-        assert task.own(outputs).shape == (6, length, NUM_IDS)
+        assert task.get_output(outputs).shape == (6, length, NUM_IDS)
         windows = [window for sample in samples for window in sample.split()]
         alone = collate(windows)
         assert_close(outputs, task.outputs(model, alone), atol=1e-5, rtol=1e-5)
@@ -86,7 +86,7 @@ class TestViews:
             words = texts.ids[:, place]
             rows = words[torch.tensor([0, 0, 0, 1, 2, 2])]
             outputs = model(batch.inputs, batch.masks, named(rows[:, :-1]))
-            merged = task.own(task.average_windows(outputs, batch)).log_softmax(dim=-1)
+            merged = task.get_output(task.average_windows(outputs, batch)).log_softmax(dim=-1)
             each = merged.gather(2, words[:, 1:, None])[..., 0].masked_fill(words[:, 1:] == PAD, 0.0)
             assert_close(texts.log_probabilities[:, place], each.sum(dim=1), atol=1e-4, rtol=0)
 

@@ -239,7 +239,7 @@ class LogProbabilities:
     """What a text decoder generates about latents, in log-probabilities."""
 
     def __init__(self, decoder, latents, width):
-        self.texts = decoder.begin(Memory(latents).repeated(width), "logits")
+        self.texts = decoder.incremental_decoder(Memory(latents).repeat(width), "logits")
         self.select = self.texts.select
 
     def next(self, ids):

@@ -162,7 +162,7 @@ class TestAnswers:
         assert [row[0]["answer"] for row in found] == best
         for row in task.answers(outputs, {}, batch, NAMES):
             assert [answer.output for answer in row] == ["label/logits"] * 3 + ["tags/logits"] * 3
-        assert task.rows(outputs, batch, {}, NAMES).keys() == {"label_predictions", "tags_predictions"}
+        assert task.table_rows(outputs, batch, {}, NAMES).keys() == {"label_predictions", "tags_predictions"}
 
     def test_token_ids_are_asked_for_by_the_output_that_needs_them(self):
         outputs, batch = samples()

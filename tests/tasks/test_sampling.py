@@ -40,9 +40,9 @@ class TestSampling:
         generation = sampling(temperature, top_k, top_p)
         for sample in range(7):
             scores = following(sample, (BOS,))
-            allowed = generation.allowed(scores[None], torch.tensor([[BOS]]))
-            narrowed = generation.narrowed(allowed)[0].softmax(dim=0)
-            assert_close(narrowed, narrowed_by_hand(scores, generation))
+            allowed = generation.constrain(scores[None], torch.tensor([[BOS]]))
+            truncated = generation.truncate(allowed)[0].softmax(dim=0)
+            assert_close(truncated, narrowed_by_hand(scores, generation))
 
     def test_the_seed_decides(self):
         texts = []
@@ -86,7 +86,7 @@ class TestRules:
             [[BOS, 4, 5, 4, 5, 6, 4, 5], [BOS, 4, 4, 4, 4, 4, 4, 4], [BOS, 6, 5, 4, EOS, PAD, PAD, PAD]]
         )
         scores = torch.randn(3, VOCAB).log_softmax(dim=1)
-        allowed = beam(no_repeat_ngram_size=size).allowed(scores, words)
+        allowed = beam(no_repeat_ngram_size=size).constrain(scores, words)
         for row, text in enumerate(words.tolist()):
             there = {tuple(text[place : place + size]) for place in range(len(text) - size + 1)}
             for word in WORDS:
@@ -96,7 +96,7 @@ class TestRules:
 
     def test_a_penalty_is_taken_off_each_word_that_is_there_once(self):
         words, scores = torch.tensor([[BOS, 4, 4, 5], [BOS, 6, EOS, PAD]]), torch.randn(2, VOCAB)
-        allowed = beam(presence_penalty=0.75).allowed(scores, words)
+        allowed = beam(presence_penalty=0.75).constrain(scores, words)
         assert_close(
             scores - allowed,
             torch.tensor([[0.0, 0, 0, 0, 0.75, 0.75, 0], [0, 0, 0.75, 0, 0, 0, 0.75]]).where(
@@ -117,7 +117,7 @@ class TestRules:
 
     def test_rules_that_are_off_change_nothing_but_what_is_never_written(self):
         scores = torch.randn(5, VOCAB)
-        allowed = beam().allowed(scores, torch.full((5, 3), 4))
+        allowed = beam().constrain(scores, torch.full((5, 3), 4))
         assert allowed[:, WORDS].equal(scores[:, WORDS])
         assert allowed[:, list(NEVER)].isinf().all()
 

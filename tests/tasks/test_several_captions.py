@@ -128,7 +128,7 @@ class TestLoss:
         for row, texts in enumerate(batch.targets["captions"]):
             for text in texts:
                 ids = task.tokenizer.encode_batch([text])[:, :-1]
-                outputs = model.decoder(memory.rows(torch.tensor([row])), named(ids))
+                outputs = model.decoder(memory.select(torch.tensor([row])), named(ids))
                 weight = num_words(task, [text])
                 total = total + weight * task.loss(outputs, captioned(text))
                 words += weight
@@ -145,7 +145,7 @@ class TestLoss:
         model, batch = lively(model_of({"image": image_encoder()})), task.training_batch(pictures())
         read = []
         model.encoders["image"].register_forward_hook(lambda module, inputs, tokens: read.append(len(tokens.values)))
-        assert len(task.own(task.outputs(model, batch))) == 4 * count
+        assert len(task.get_output(task.outputs(model, batch))) == 4 * count
         assert read == [4]
 
 
@@ -167,7 +167,7 @@ class TestViews:
         length = task.tokenizer.encode_batch(every(batch)).shape[1] - 1
         outputs = 3 * torch.randn(3 * sum(windows), length, NUM_IDS)
         merged_outputs = task.average_windows(named(outputs), batch)
-        merged = task.own(merged_outputs)
+        merged = task.get_output(merged_outputs)
         assert merged.shape == (4 * 3, length, NUM_IDS)
         chances = outputs.double().softmax(dim=-1)
         first = 0
@@ -188,13 +188,13 @@ class TestViews:
         task, model = captioning(captions_per_sample=3), lively(model_of({"image": image_encoder()}))
         batch = task.training_batch(pictures_in_views())
         outputs = task.outputs(model, batch)
-        assert len(task.own(outputs)) == 3 * 2 * 3
+        assert len(task.get_output(outputs)) == 3 * 2 * 3
         merged, total = task.average_windows(outputs, batch), torch.tensor(0.0)
         for number in range(3):
             one = place(batch, number)
             alone = task.average_windows(task.outputs(model, one), one)
-            of_one = task.own(merged).unflatten(0, (3, 3))[:, number, : task.own(alone).shape[1]]
-            assert_close(of_one, task.own(alone), **CLOSE)
+            of_one = task.get_output(merged).unflatten(0, (3, 3))[:, number, : task.get_output(alone).shape[1]]
+            assert_close(of_one, task.get_output(alone), **CLOSE)
             total = total + num_words(task, one.targets["caption"]) * task.loss(alone, one)
         assert_close(task.loss(merged, batch), total / num_words(task, every(batch)), **CLOSE)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torchmetrics import MetricCollection
 
-from perceiver.tasks.text_metrics import Record, TextMetrics, bleu, cider_d, exact_match, rouge_l, words_of
+from perceiver.tasks.text_metrics import Record, TextMetrics, bleu, caption_words, cider_d, exact_match, rouge_l
 from perceiver.tasks.text_metrics import distinct_captions as distinct
 from perceiver.tasks.text_metrics import vocabulary_used as vocabulary
 
@@ -193,7 +193,7 @@ def test_shares_by_hand():
     ],
 )
 def test_words(text, words):
-    assert words_of(text) == words.split()
+    assert caption_words(text) == words.split()
 
 
 def records() -> list[Record]:

@@ -33,7 +33,7 @@ from perceiver.data.sources.folders import (
 )
 from perceiver.data.splits import HeldOut
 from perceiver.data.text_checks import first_few
-from perceiver.types import Stage, writable
+from perceiver.types import Stage, utf8_safe
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ def _tell_of_loose(folder: Path, roles: Roles) -> None:
     if loose := sorted(name for name in there if not is_left_alone(name)):
         kinds = _plural(roles) if len(loose) != 1 else " or ".join(kind.name for kind in roles.values())
         message = "%s: %d %s in no class folder, so without a label, left out: %s"
-        log.warning(message, folder, len(loose), kinds, writable(first_few(loose)))
+        log.warning(message, folder, len(loose), kinds, utf8_safe(first_few(loose)))
 
 
 def _plural(roles: Roles) -> str:

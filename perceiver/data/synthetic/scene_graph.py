@@ -56,7 +56,7 @@ class ShapeFacts:
         self.image_size = image_size
         self.constant = constant
 
-    def judged(self, text: str) -> dict[str, float]:
+    def scores(self, text: str) -> dict[str, float]:
         """`spice`, `spice_precision` and `spice_recall`, and the same of each kind as `spice/<kind>`, ….
 
         A text that is not a sentence of the grammar has precision and recall 0. Of a kind, precision is defined where
