@@ -14,6 +14,7 @@ from perceiver.data.sources.base import Item, Source
 from perceiver.decoders.queries import QueryDecoder
 from perceiver.queries.learned import Learned
 from perceiver.tasks.classification import Classification
+from perceiver.tasks.losses import LossSpec
 from perceiver.training.attention_callback import AttentionCallback
 from perceiver.training.data_module import DataModule
 from perceiver.training.module import TrainingModule
@@ -101,7 +102,7 @@ def fit(
         decoder = QueryDecoder(
             dim=DIM, num_classes=3, queries=Learned(num_queries=num_queries, dim=13), attention=BlockSpec(num_heads=1)
         )
-        task = Classification(num_classes=3, label_smoothing=0.0, mixup=0.0, cutmix=0.0)
+        task = Classification(num_classes=3, loss=LossSpec(), mixup=0.0, cutmix=0.0)
     module = TrainingModule(
         model=perceiver_io(encoders={"image": image_encoder()}, decoder=decoder, self_attention=DROPPING).train(),
         task=task,

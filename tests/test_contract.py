@@ -31,6 +31,7 @@ from perceiver.runtime.errors import ConfigError
 from perceiver.runtime.loggers.base import RunLogger
 from perceiver.runtime.summary import count_parameters, flops_per_sample
 from perceiver.tasks.classification import Classification
+from perceiver.tasks.losses import LossSpec
 from perceiver.training.build import build, check_room, construct, learn, with_tokenizer
 from perceiver.training.optimization import parameter_groups
 from perceiver.types import Batch
@@ -334,7 +335,7 @@ IMAGENET = [
 PERCEIVER = ["model=perceiver_imagenet", "decoder@model.decoder=pooled"]
 LEARNED = ["encoder@model.encoders.image=image_pixels_learned", "model.encoders.image.positions.project_dim=256"]
 PERCEIVER_IO = ["model=perceiver_io_imagenet", "decoder@model.decoder=queries"]
-CLASSIFICATION = Classification(num_classes=1000, label_smoothing=0.0, mixup=0.0, cutmix=0.0)
+CLASSIFICATION = Classification(num_classes=1000, loss=LossSpec(), mixup=0.0, cutmix=0.0)
 
 
 class TestPapers:

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
+from perceiver.tasks.text_metrics import ScoredText
 from perceiver.types import Answer, Batch, Model, Stage
 
 LOWER_IS_BETTER = ("loss", "perplexity", "calibration_error")
@@ -35,7 +36,7 @@ class Task(nn.Module, ABC):
     Attributes:
         output: the name of its output.
         answer_key: the key under which `predictions` have the answer itself.
-        mixes_samples: whether `training_batch` changes inputs.
+        mixes_samples: whether `prepare` changes inputs.
         monitor, monitor_mode: the validation metric that says which checkpoint is best, and its better direction.
         num_answers: answers about a user's own file, unless more or fewer are asked for.
         needs_target_tokens: outputs for which it hands token ids to the decoder, see `Decoder.needs_target_tokens`.
@@ -68,8 +69,11 @@ class Task(nn.Module, ABC):
         self.monitor = monitor
         self.monitor_mode = "min" if monitor.rpartition("/")[2] in LOWER_IS_BETTER else "max"
 
-    def training_batch(self, batch: Batch) -> Batch:
-        """What the model is trained on: the place for changes that mix samples."""
+    def prepare(self, batch: Batch, *, train: bool) -> Batch:
+        """Return the batch with what several of the methods below need, so that it is computed once.
+
+        In training, this is also the place for changes that mix samples.
+        """
         return batch
 
     def queries(self, batch: Batch) -> dict[str, Tensor]:
@@ -135,11 +139,11 @@ class Task(nn.Module, ABC):
     def update(self, stage: Stage, outputs: Mapping[str, Tensor], loss: Float[Tensor, ""], batch: Batch) -> None:
         """Count a batch into the stage's metrics."""
 
-    def update_generated(self, stage: Stage, model: Model, batch: Batch) -> dict[str, list[str]]:
-        """Count into the metrics of an evaluation what follows not from the outputs, but from asking the model more.
+    def update_generated(self, stage: Stage, model: Model, batch: Batch) -> dict[str, list[ScoredText]]:
+        """Count into the metrics of an evaluation what takes further calls of the model, such as generation.
 
         Returns:
-            Output -> the text that the model wrote about each sample, for outputs that are texts.
+            Output -> the text generated for each sample, for outputs that are texts.
         """
         return {}
 
@@ -147,7 +151,7 @@ class Task(nn.Module, ABC):
         self,
         outputs: Mapping[str, Tensor],
         batch: Batch,
-        texts: Mapping[str, Sequence[str]],
+        texts: Mapping[str, Sequence[ScoredText]],
         class_names: Sequence[str],
     ) -> dict[str, list[TableRow]]:
         """Name of a table -> a row for each sample of a batch.

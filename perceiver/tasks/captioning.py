@@ -18,7 +18,7 @@ from torchmetrics.text import Perplexity
 
 from perceiver.tasks.base import LOWER_IS_BETTER, TableRow, Task
 from perceiver.tasks.generation import Generation, Texts
-from perceiver.tasks.text_metrics import Record, TextMetrics, caption_words, rouge_l
+from perceiver.tasks.text_metrics import ScoredText, TextMetrics, caption_words, rouge_l
 from perceiver.tokenizer import PAD, Tokenizer
 from perceiver.types import Answer, Batch, Facts, GenerativeModel, Memory, Model, Stage
 
@@ -80,37 +80,31 @@ class Captioning(Task):
             metrics["texts"] = TextMetrics()
         return MetricCollection(metrics, compute_groups=False)
 
-    def training_batch(self, batch: Batch) -> Batch:
-        # A batch of which nothing could be read has no targets; what else lacks them is told in `outputs`.
-        if len(batch) == 0 or "caption" not in batch.targets:
-            return batch  # of which nothing could be read; or what lacks them is told in `outputs`
+    def prepare(self, batch: Batch, *, train: bool) -> Batch:
+        if len(batch) == 0 or "caption" not in batch.targets:  # `queries` raises for samples without captions
+            return batch
         references = batch.targets.get("references")
-        if self.captions_per_sample > 1 and references:
+        if train and self.captions_per_sample > 1 and references:
             captions = [list(islice(cycle(texts), self.captions_per_sample)) for texts in references]
             batch = replace(batch, targets={**batch.targets, "captions": captions})
-        return replace(batch, targets={**batch.targets, "token_ids": self._encoded(batch)})
+        return replace(batch, targets={**batch.targets, "token_ids": self._token_ids(batch)})
 
     def queries(self, batch: Batch) -> dict[str, Tensor]:
-        ids = self._token_ids(batch, next(iter(batch.inputs.values())).device)[..., :-1]
+        ids = self._token_ids(batch).to(next(iter(batch.inputs.values())).device)[..., :-1]
         return {self.output: ids[_sample_of_row(batch, ids.device)].flatten(0, 1)}
 
-    def _logits(self, logits: Float[Tensor, "*rows vocab"]) -> Float[Tensor, "*rows ids"]:
-        """Those of ids that there are: a vocabulary may turn out smaller than the model has room for."""
-        return logits[..., : self.tokenizer.num_ids]
-
     def get_output(self, outputs: Mapping[str, Tensor]) -> Float[Tensor, "rows length ids"]:
-        return self._logits(super().get_output(outputs))
+        # A learned vocabulary may be smaller than the model allows for.
+        return super().get_output(outputs)[..., : self.tokenizer.num_ids]
 
-    def _token_ids(self, batch: Batch, device: torch.device) -> Int[Tensor, "batch captions length"]:
-        return self._encoded(batch).to(device)
-
-    def _encoded(self, batch: Batch) -> Int[Tensor, "batch captions length"]:
+    def _token_ids(self, batch: Batch) -> Int[Tensor, "batch captions length"]:
+        """Return the ids of all captions, which a prepared batch contains."""
         if "token_ids" in batch.targets:
             return batch.targets["token_ids"]
         if "caption" not in batch.targets:
             raise ValueError("the samples have no captions; choose data that has them, or another task")
         captions = batch.targets.get("captions") or [[caption] for caption in batch.targets["caption"]]
-        ids = self.tokenizer.encode_batch([caption for of_sample in captions for caption in of_sample])
+        ids = self.tokenizer.encode_batch([text for of_sample in captions for text in of_sample])
         return rearrange(ids, "(batch captions) length -> batch captions length", batch=len(batch))
 
     def average_windows(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
@@ -128,17 +122,17 @@ class Captioning(Task):
         logits = self.get_output(outputs)
         return F.cross_entropy(
             logits.flatten(0, 1).float(),
-            self._token_ids(batch, logits.device)[..., 1:].flatten(),
+            self._token_ids(batch)[..., 1:].flatten().to(logits.device),
             ignore_index=PAD,
             label_smoothing=self.label_smoothing,
         )
 
     def num_terms(self, batch: Batch) -> Tensor:
-        return (self._encoded(batch)[..., 1:] != PAD).sum()
+        return (self._token_ids(batch)[..., 1:] != PAD).sum()
 
     def update(self, stage: Stage, outputs: Mapping[str, Tensor], loss: Float[Tensor, ""], batch: Batch) -> None:
         logits = self.get_output(outputs).detach().float()
-        ids = self._token_ids(batch, logits.device)[..., 1:].flatten(0, 1)
+        ids = self._token_ids(batch)[..., 1:].flatten(0, 1).to(logits.device)
         for name, metric in self.metric_parts(stage).items():
             if name == "loss":
                 metric.update(loss.detach(), weight=self.num_terms(batch))
@@ -147,30 +141,27 @@ class Captioning(Task):
             elif name == "token_accuracy":
                 metric.update(logits.argmax(dim=-1), ids)
 
-    def update_generated(self, stage: Stage, model: Model, batch: Batch) -> dict[str, list[str]]:
+    def update_generated(self, stage: Stage, model: Model, batch: Batch) -> dict[str, list[ScoredText]]:
         texts = [self.tokenizer.decode(ids) for ids in self.generate(model, batch, 1).ids[:, 0].tolist()]
-        references, groups = batch.targets["references"], batch.targets.get("group", [""] * len(batch))
-        self.metrics(stage)["texts"].update([*map(Record, texts, references, _judged(texts, batch), groups)])
-        return {self.output: texts}
+        scores = [{} if one is None else one.scores(text) for text, one in zip(texts, _facts(batch), strict=True)]
+        groups = batch.targets.get("group", [""] * len(batch))
+        scored = [*map(ScoredText, texts, batch.targets["references"], scores, groups)]
+        self.metrics(stage)["texts"].update(scored)
+        return {self.output: scored}
 
     def table_rows(
         self,
         outputs: Mapping[str, Tensor],
         batch: Batch,
-        texts: Mapping[str, Sequence[str]],
+        texts: Mapping[str, Sequence[ScoredText]],
         class_names: Sequence[str],
     ) -> dict[str, list[TableRow]]:
-        captions, references = texts[self.output], batch.targets["references"]
-        judged, groups = _judged(captions, batch), batch.targets.get("group")
-        rows = [
-            TableRow(
-                {"id": id, "caption": text, "references": " | ".join(references[number])}
-                | ({} if groups is None else {"group": groups[number]})
-                | {"ROUGE-L": rouge_l([caption_words(text)], [[caption_words(one) for one in references[number]]])}
-                | judged[number]
-            )
-            for number, (id, text) in enumerate(zip(batch.ids, captions, strict=True))
-        ]
+        rows = []
+        for id, one in zip(batch.ids, texts[self.output], strict=True):
+            group = {"group": one.group} if "group" in batch.targets else {}
+            rouge = rouge_l([caption_words(one.text)], [[caption_words(text) for text in one.references]])
+            values = {"id": id, "caption": one.text, "references": " | ".join(one.references)}
+            rows.append(TableRow(values | group | {"ROUGE-L": rouge} | dict(one.scores)))
         return {"captions": rows}
 
     def generate(self, model: Model, batch: Batch, num_texts: int) -> Texts:
@@ -183,7 +174,7 @@ class Captioning(Task):
             raise TypeError(f"{type(model).__name__} generates no texts; it needs encode() and incremental_decoder()")
         memory = model.encode(batch.inputs, batch.masks)
         return self.generation(
-            lambda width: _Windows(model, memory, batch, self.output, width, self.tokenizer.num_ids),
+            lambda width: _WindowMean(model, memory, batch, self.output, width, self.tokenizer.num_ids),
             batch_size=len(batch),
             num_texts=num_texts,
             max_length=self.tokenizer.max_length,
@@ -239,27 +230,22 @@ def _facts(batch: Batch) -> list[Facts | None]:
     return batch.targets.get("facts", [None] * len(batch))
 
 
-def _judged(texts: Sequence[str], batch: Batch) -> list[dict[str, float]]:
-    """The scores that each sample's facts give to the text about it; none without facts."""
-    return [{} if facts is None else facts.scores(text) for text, facts in zip(texts, _facts(batch), strict=True)]
-
-
 def _sample_of_row(batch: Batch, device: torch.device) -> Int[Tensor, " rows"]:
     """The number of the sample that each row is a window of."""
     windows = batch.windows or [("",)] * len(batch)
     return torch.tensor([number for number, names in enumerate(windows) for _ in names], device=device)
 
 
-class _Windows:
-    """Generates texts about all windows of a sample: by the mean of the probabilities that these give to a token.
+class _WindowMean:
+    """An `IncrementalDecoder` of samples whose log-probabilities are those of the mean over their windows.
 
     Args:
-        model: generates.
-        memory: of each window.
-        batch: whose windows they are.
+        model: decodes each window.
+        memory: one row for each window.
+        batch: the samples.
         output: the model's output that holds the logits.
-        width: texts a sample.
-        num_ids: ids that there are.
+        width: texts per sample.
+        num_ids: size of the vocabulary; further logits are ignored.
     """
 
     def __init__(

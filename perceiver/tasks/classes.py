@@ -1,4 +1,4 @@
-"""What tasks over classes share: a logit for each class of a sample."""
+"""The base of tasks over classes: one logit for each class of a sample."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -6,10 +6,18 @@ from typing import Any, ClassVar
 
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from perceiver.tasks.base import TableRow, Task
-from perceiver.tasks.losses import ClassWeights, check_focal_gamma, weights_by_class
+from perceiver.tasks.losses import (
+    LossSpec,
+    sigmoid_cross_entropy,
+    softmax_cross_entropy,
+    total_weight,
+    weights_by_class,
+)
 from perceiver.tasks.mixing import Mixing
+from perceiver.tasks.text_metrics import ScoredText
 from perceiver.types import Answer, Batch, Model
 
 SHOWN_CLASSES = 3
@@ -17,86 +25,107 @@ SHOWN_CLASSES = 3
 
 
 class ClassTask(Task):
-    """Loss and metrics are the subclasses'.
+    """Loss, predictions and answers of a task over classes; targets and metrics are those of the subclasses.
 
     Attributes:
-        score: what `predictions` call the probability of a class.
+        score: the key under which `predictions` have the probability of a class.
 
     Args:
         num_classes: classes.
-        min_classes: fewer are refused.
-        label_smoothing: see the subclasses.
+        multi_label: True: classes are independent; sigmoid and binary cross-entropy. False: a sample has one; softmax
+            and cross-entropy.
+        loss: smoothing, class weights and focal modulation.
         mixup, cutmix: see `Mixing`.
-        class_weights: factor of the loss of each class, the loss being the weighted mean, as torch's is; or `balanced`:
-            samples / (classes · samples of the class) in training. None for none.
-        focal_gamma: γ of the focal loss; 0 for cross-entropy.
         output: the model's output that holds the logits.
 
     Raises:
-        ValueError: a value is out of range.
+        ValueError: a value is out of range, or has no meaning for independent classes, or for one per sample.
     """
 
     score: ClassVar[str] = "probability"
     class_weights: Float[Tensor, " classes"] | None
+    positive_weight: Float[Tensor, " classes"]
 
     def __init__(
-        self,
-        *,
-        num_classes: int,
-        min_classes: int,
-        label_smoothing: float,
-        mixup: float,
-        cutmix: float,
-        class_weights: ClassWeights,
-        focal_gamma: float,
-        output: str,
+        self, *, num_classes: int, multi_label: bool, loss: LossSpec, mixup: float, cutmix: float, output: str
     ) -> None:
         super().__init__()
-        if num_classes < min_classes:
-            raise ValueError(f"num_classes={num_classes}: there is nothing to tell apart with fewer than {min_classes}")
-        if not 0.0 <= label_smoothing < 1.0:
-            raise ValueError(f"label_smoothing={label_smoothing} must be in [0, 1)")
-        check_focal_gamma(focal_gamma)
+        if num_classes < (min_classes := 1 if multi_label else 2):
+            raise ValueError(f"num_classes={num_classes} must be at least {min_classes}")
         self.num_classes = num_classes
-        self.label_smoothing = label_smoothing
-        self.focal_gamma = focal_gamma
+        self.multi_label = multi_label
+        self.loss_spec = loss
         self.output = output
-        self.needs_class_counts = class_weights == "balanced"
-        weights = weights_by_class("class_weights", class_weights, num_classes)
-        self.register_buffer("class_weights", weights, persistent=self.needs_class_counts)
+        self.needs_class_counts = loss.is_balanced
+        weights = loss.class_weights
+        weights = None if weights is None else weights_by_class("class_weights", weights, num_classes)
+        positive_weight = weights_by_class("positive_weight", loss.positive_weight, num_classes)
+        if multi_label and weights is not None:
+            raise ValueError(f"class_weights={loss.class_weights} needs multi_label=false; use positive_weight")
+        if not multi_label and (positive_weight != 1.0).any():
+            raise ValueError(f"positive_weight={loss.positive_weight} needs multi_label=true; use class_weights")
+        self.register_buffer("class_weights", weights, persistent=loss.is_balanced and not multi_label)
+        self.register_buffer("positive_weight", positive_weight, persistent=loss.is_balanced and multi_label)
         self.mixing = Mixing(num_classes=num_classes, mixup=mixup, cutmix=cutmix)
         self.mixes_samples = bool(self.mixing.methods)
 
     def set_class_counts(self, counts: Int[Tensor, " classes"], num_samples: int) -> None:
-        assert self.class_weights is not None
-        self.class_weights.copy_(num_samples / (self.num_classes * counts.clamp_min(1)))
+        if self.multi_label:
+            self.positive_weight.copy_((num_samples - counts).clamp_min(1) / counts.clamp_min(1))
+        else:
+            assert self.class_weights is not None
+            self.class_weights.copy_(num_samples / (self.num_classes * counts.clamp_min(1)))
 
-    def training_batch(self, batch: Batch) -> Batch:
-        return self.mixing(batch)
+    def prepare(self, batch: Batch, *, train: bool) -> Batch:
+        return self.mixing(batch) if train else batch
 
     def average_windows(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         logits = self.get_output(outputs)
-        return {**outputs, self.output: self.mean_logits(logits, batch) if batch.windows else logits}
+        return {**outputs, self.output: self._mean_logits(logits.float(), batch) if batch.windows else logits}
+
+    def _mean_logits(self, logits: Float[Tensor, "rows classes"], batch: Batch) -> Float[Tensor, "batch classes"]:
+        """Return the logits of the mean probabilities over the windows of each sample."""
+        if not self.multi_label:
+            return batch.log_mean_over_windows(logits.log_softmax(dim=-1))
+        positive, negative = (batch.log_mean_over_windows(F.logsigmoid(sign * logits)) for sign in (1, -1))
+        return positive - negative
 
     def probabilities(self, outputs: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "*rest classes"]]:
         return {self.output: self.class_probabilities(self.get_output(outputs).float())}
 
-    @abstractmethod
-    def mean_logits(self, logits: Float[Tensor, "rows classes"], batch: Batch) -> Float[Tensor, "batch classes"]:
-        """The logits of the mean probabilities over the windows of each sample."""
+    def class_probabilities(self, logits: Float[Tensor, "*rest classes"]) -> Float[Tensor, "*rest classes"]:
+        return logits.sigmoid() if self.multi_label else logits.softmax(dim=-1)
 
     @abstractmethod
-    def class_probabilities(self, logits: Float[Tensor, "*rest classes"]) -> Float[Tensor, "*rest classes"]: ...
+    def class_targets(self, batch: Batch) -> Float[Tensor, "batch classes"]:
+        """Return what the loss is computed against: which classes apply, or the distribution of the one that does."""
 
     @abstractmethod
     def true_classes(self, batch: Batch) -> list[list[int]]:
-        """The classes that apply to each sample."""
+        """Return the classes that apply to each sample."""
+
+    def loss(self, outputs: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, ""]:
+        logits, targets, spec = self.get_output(outputs), self.class_targets(batch), self.loss_spec
+        if self.multi_label:
+            smooth = targets * (1.0 - spec.label_smoothing) + spec.label_smoothing / 2.0
+            gamma = spec.focal_gamma
+            return sigmoid_cross_entropy(logits, smooth, positive_weight=self.positive_weight, focal_gamma=gamma)
+        return softmax_cross_entropy(
+            logits,
+            targets,
+            label_smoothing=spec.label_smoothing,
+            class_weights=self.class_weights,
+            focal_gamma=spec.focal_gamma,
+        )
+
+    def num_terms(self, batch: Batch) -> float | Tensor:
+        return len(batch) if self.multi_label else total_weight(self.class_targets(batch), self.class_weights)
 
     def table_rows(
         self,
         outputs: Mapping[str, Tensor],
         batch: Batch,
-        texts: Mapping[str, Sequence[str]],
+        texts: Mapping[str, Sequence[ScoredText]],
         class_names: Sequence[str],
     ) -> dict[str, list[TableRow]]:
         true = [[class_names[label] for label in labels] for labels in self.true_classes(batch)]

@@ -10,6 +10,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
 from perceiver.tasks.base import TableRow, Task
+from perceiver.tasks.text_metrics import ScoredText
 from perceiver.types import Answer, Batch, Model, Stage
 
 
@@ -54,67 +55,68 @@ class JointTask(Task):
         self.set_monitor(monitor)
 
     @property
-    def named(self) -> dict[str, Task]:
+    def by_name(self) -> dict[str, Task]:
         return {name: cast(Task, task) for name, task in self.tasks.items()}
 
     def set_class_counts(self, counts: Int[Tensor, " classes"], num_samples: int) -> None:
-        for task in self.named.values():
+        for task in self.by_name.values():
             if task.needs_class_counts:
                 task.set_class_counts(counts, num_samples)
 
-    def training_batch(self, batch: Batch) -> Batch:
-        for task in self.named.values():
-            batch = task.training_batch(batch)
+    def prepare(self, batch: Batch, *, train: bool) -> Batch:
+        for task in self.by_name.values():
+            batch = task.prepare(batch, train=train)
         return batch
 
     def queries(self, batch: Batch) -> dict[str, Tensor]:
-        return {output: ids for task in self.named.values() for output, ids in task.queries(batch).items()}
+        return {output: ids for task in self.by_name.values() for output, ids in task.queries(batch).items()}
 
     def average_windows(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         of_samples = dict(outputs)
-        for task in self.named.values():
+        for task in self.by_name.values():
             of_samples[task.output] = task.average_windows(outputs, batch)[task.output]
         return of_samples
 
     def probabilities(self, outputs: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "*rest answers"]]:
-        return {name: found for task in self.named.values() for name, found in task.probabilities(outputs).items()}
+        return {name: found for task in self.by_name.values() for name, found in task.probabilities(outputs).items()}
 
     def loss(self, outputs: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, ""]:
         terms = [
-            self.weights[name] * task.loss(outputs, batch) * task.num_terms(batch) for name, task in self.named.items()
+            self.weights[name] * task.loss(outputs, batch) * task.num_terms(batch)
+            for name, task in self.by_name.items()
         ]
         return torch.stack(terms).sum() / max(len(batch), 1)
 
     def metric_parts(self, stage: Stage) -> dict[str, Metric]:
         parts = super().metric_parts(stage)
-        for name, task in self.named.items():
+        for name, task in self.by_name.items():
             parts |= {f"{name}/{key}": part for key, part in task.metric_parts(stage).items()}
         return parts
 
     def metric_names(self, stage: Stage) -> list[str]:
-        of_tasks = [f"{name}/{key}" for name, task in self.named.items() for key in task.metric_names(stage)]
+        of_tasks = [f"{name}/{key}" for name, task in self.by_name.items() for key in task.metric_names(stage)]
         return ["loss", *of_tasks]
 
     def compute(self, stage: Stage) -> dict[str, Tensor]:
         values = super().compute(stage)
-        for name, task in self.named.items():
+        for name, task in self.by_name.items():
             values |= {f"{name}/{key}": value for key, value in task.compute(stage).items()}
         return values
 
     def reset(self, stage: Stage) -> None:
         super().reset(stage)
-        for task in self.named.values():
+        for task in self.by_name.values():
             task.reset(stage)
 
     def update(self, stage: Stage, outputs: Mapping[str, Tensor], loss: Float[Tensor, ""], batch: Batch) -> None:
         self.metrics(stage)["loss"].update(loss.detach(), weight=len(batch))
         with torch.no_grad():
-            for task in self.named.values():
+            for task in self.by_name.values():
                 task.update(stage, outputs, task.loss(outputs, batch), batch)
 
-    def update_generated(self, stage: Stage, model: Model, batch: Batch) -> dict[str, list[str]]:
-        texts: dict[str, list[str]] = {}
-        for task in self.named.values():
+    def update_generated(self, stage: Stage, model: Model, batch: Batch) -> dict[str, list[ScoredText]]:
+        texts: dict[str, list[ScoredText]] = {}
+        for task in self.by_name.values():
             texts |= task.update_generated(stage, model, batch)
         return texts
 
@@ -122,19 +124,19 @@ class JointTask(Task):
         self,
         outputs: Mapping[str, Tensor],
         batch: Batch,
-        texts: Mapping[str, Sequence[str]],
+        texts: Mapping[str, Sequence[ScoredText]],
         class_names: Sequence[str],
     ) -> dict[str, list[TableRow]]:
         return {
             f"{name}_{table}": rows
-            for name, task in self.named.items()
+            for name, task in self.by_name.items()
             for table, rows in task.table_rows(outputs, batch, texts, class_names).items()
         }
 
     def class_metrics(self, stage: Stage) -> dict[str, Shaped[Tensor, " classes"]]:
         return {
             f"{name}/{key}": values
-            for name, task in self.named.items()
+            for name, task in self.by_name.items()
             for key, values in task.class_metrics(stage).items()
         }
 
@@ -143,7 +145,7 @@ class JointTask(Task):
     ) -> list[list[dict[str, Any]]]:
         """At most `top` answers of each task: its name, the answer, and its score."""
         rows: list[list[dict[str, Any]]] = [[] for _ in batch.ids]
-        for name, task in self.named.items():
+        for name, task in self.by_name.items():
             for row, found in zip(rows, task.predictions(model, batch, class_names, top), strict=True):
                 pairs = [tuple(one.values()) for one in found]
                 row += [{"task": name, "answer": answer, "score": score} for answer, score in pairs]
@@ -153,7 +155,7 @@ class JointTask(Task):
         self, model: Model, batch: Batch, predicted: Sequence[Sequence[dict[str, Any]]] | None = None
     ) -> dict[str, Int[Tensor, "batch length"]]:
         queries: dict[str, Tensor] = {}
-        for name, task in self.named.items():
+        for name, task in self.by_name.items():
             own = None
             if predicted is not None:
                 own = [[{task.answer_key: one["answer"]} for one in row if one["task"] == name] for row in predicted]
@@ -168,7 +170,7 @@ class JointTask(Task):
         class_names: Sequence[str],
     ) -> list[list[Answer]]:
         rows: list[list[Answer]] = [[] for _ in batch.ids]
-        for task in self.named.values():
+        for task in self.by_name.values():
             for row, found in zip(rows, task.answers(outputs, queries, batch, class_names), strict=True):
                 row += found
         return rows

@@ -5,6 +5,7 @@ cross-entropy. Unlike theirs it is a mean over samples, not over positive anchor
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
@@ -12,18 +13,50 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-ClassWeights: TypeAlias = float | Sequence[float] | str | None
+ClassWeights: TypeAlias = float | Sequence[float] | str
 """One for all classes, one for each, or `balanced`."""
 
 
-def weights_by_class(name: str, value: ClassWeights, num_classes: int) -> Float[Tensor, " classes"] | None:
-    """A setting as one weight for each class; NaN for `balanced`, until classes are counted.
+@dataclass(frozen=True, kw_only=True)
+class LossSpec:
+    """Options of the loss of a task over classes.
+
+    Attributes:
+        label_smoothing: share of the target that is spread over all classes; of independent classes, targets are moved
+            to half of it and to its complement.
+        class_weights: of one class per sample: factor of the loss of each class, the loss being the weighted mean, as
+            torch's is; or `balanced`: samples / (classes · samples of the class) in training. None for none.
+        positive_weight: of independent classes: factor of the loss of what applies, for all classes or one for each; or
+            `balanced`: training samples without the class / those with it.
+        focal_gamma: γ of the focal loss; 0 for cross-entropy.
 
     Raises:
-        ValueError: it is not one positive number, or one for each class.
+        ValueError: a value is out of range.
     """
-    if value is None:
-        return None
+
+    label_smoothing: float = 0.0
+    class_weights: ClassWeights | None = None
+    positive_weight: ClassWeights = 1.0
+    focal_gamma: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise ValueError(f"label_smoothing={self.label_smoothing} must be in [0, 1)")
+        if not self.focal_gamma >= 0.0:
+            raise ValueError(f"focal_gamma={self.focal_gamma} must be at least 0")
+
+    @property
+    def is_balanced(self) -> bool:
+        """Whether a weight depends on how often each class occurs in training."""
+        return "balanced" in (self.class_weights, self.positive_weight)
+
+
+def weights_by_class(name: str, value: ClassWeights, num_classes: int) -> Float[Tensor, " classes"]:
+    """Expand a setting to one weight for each class; NaN for `balanced`, until classes are counted.
+
+    Raises:
+        ValueError: it is neither one positive number, nor one for each class, nor `balanced`.
+    """
     if value == "balanced":
         return torch.full((num_classes,), torch.nan)
     if not isinstance(value, str):
@@ -33,20 +66,10 @@ def weights_by_class(name: str, value: ClassWeights, num_classes: int) -> Float[
     raise ValueError(f"{name}={value} must be one positive number, one for each of {num_classes} classes, or balanced")
 
 
-def check_focal_gamma(focal_gamma: float) -> None:
-    """Refuse what makes no focal loss.
-
-    Raises:
-        ValueError: it is less than 0.
-    """
-    if not focal_gamma >= 0.0:
-        raise ValueError(f"focal_gamma={focal_gamma} must be at least 0")
-
-
 def total_weight(
     targets: Float[Tensor, "batch classes"], class_weights: Float[Tensor, " classes"] | None
 ) -> Float[Tensor, ""] | int:
-    """What the mean over a batch divides by: the samples' number, or the sum of their classes' weights.
+    """Return the divisor of the mean over a batch: the number of samples, or the sum of the weights of their classes.
 
     A sample of several classes counts by their shares, one of no class as 1.
     """
@@ -63,9 +86,9 @@ def softmax_cross_entropy(
     class_weights: Float[Tensor, " classes"] | None,
     focal_gamma: float,
 ) -> Float[Tensor, ""]:
-    """Of one class a sample, `targets` being its distribution; the mean by `total_weight`."""
+    """Return the loss of one class per sample, whose distribution is `targets`: the mean by `total_weight`."""
     log_probabilities = outputs.float().log_softmax(dim=1)
-    losses = -_modulated(log_probabilities, focal_gamma)
+    losses = -_focal(log_probabilities, focal_gamma)
     if class_weights is not None:
         losses = losses * class_weights.float()
     smooth = targets * (1.0 - label_smoothing) + label_smoothing / targets.shape[1]
@@ -79,16 +102,17 @@ def sigmoid_cross_entropy(
     positive_weight: Float[Tensor, " classes"],
     focal_gamma: float,
 ) -> Float[Tensor, ""]:
-    """Of independent classes: the mean over samples and classes, what applies times its weight."""
+    """Return the loss of independent classes: the mean over samples and classes, with weights of what applies."""
     logits = outputs.float()
-    positive = _modulated(F.logsigmoid(logits), focal_gamma) * positive_weight.float()
-    negative = _modulated(F.logsigmoid(-logits), focal_gamma)
+    positive = _focal(F.logsigmoid(logits), focal_gamma) * positive_weight.float()
+    negative = _focal(F.logsigmoid(-logits), focal_gamma)
     return -(targets * positive + (1.0 - targets) * negative).mean()
 
 
-def _modulated(log_probabilities: Float[Tensor, "*shape"], focal_gamma: float) -> Float[Tensor, "*shape"]:
+def _focal(log_probabilities: Float[Tensor, "*shape"], focal_gamma: float) -> Float[Tensor, "*shape"]:
+    """Multiply log p by (1 - p)^γ."""
     if focal_gamma == 0.0:
         return log_probabilities
-    # At least the smallest number there is: the power's derivative at 0 may be infinite.
+    # Clamped to the smallest positive number: the derivative of the power at 0 may be infinite.
     rest = (-torch.expm1(log_probabilities)).clamp_min(torch.finfo(log_probabilities.dtype).tiny)
     return rest**focal_gamma * log_probabilities

@@ -1,13 +1,13 @@
-"""How well texts say what their references say: BLEU, ROUGE-L, CIDEr-D, and how much the texts differ among themselves.
+"""Metrics of generated texts against references: BLEU, ROUGE-L, CIDEr-D, and the diversity of the texts.
 
 BLEU (Papineni et al. 2002), ROUGE-L (Lin 2004) and CIDEr-D (Vedantam et al. 2015) are those of the COCO caption
-evaluation (Chen et al. 2015; `pycocoevalcap` 1.2) once its input is split into words, but for one thing: where no
+evaluation (Chen et al. 2015; `pycocoevalcap` 1.2) on the same words, with one deviation: where no
 n-gram of a length matches, BLEU for that length and above is 0. Theirs adds 1e-15 to the matches and 1e-9 to the
 n-grams, which is 0.03 rather than 0 for BLEU-4 of three words that are right. `caption_words` splits into words.
 
-CIDEr-D weighs n-grams by how few samples' references have them, so it says little of few samples or of samples that are
-alike: an n-gram that all samples have weighs nothing, and if they have all the same, or if there is only one sample,
-CIDEr-D is 0 whatever the hypotheses are.
+CIDEr-D weighs n-grams by their rarity among the references of all samples, so it means little for few or similar
+samples: an n-gram that all samples have has weight 0, and with identical references, or with one sample, CIDEr-D is 0
+whatever the hypotheses are.
 """
 
 import json
@@ -40,11 +40,11 @@ Words: TypeAlias = Sequence[str]
 
 
 def caption_words(text: str) -> list[str]:
-    """The words of a text in small letters, without punctuation, for the metrics below.
+    """Split a text into lower-case words without punctuation, for the metrics below.
 
-    As the PTB tokenizer of the COCO caption evaluation has them for plain sentences: `isn't` is `is n't`, `man's` is
-    `man 's`, `t-shirt` is one word, `&` and `%` stay. Other than there, brackets are dropped (there, they become words
-    such as `-lrb-`), what has a mark inside falls apart (`10:30`, `1.50`, `u.s.`, `and/or`), and some words stay whole
+    Plain sentences are split as by the PTB tokenizer of the COCO caption evaluation: `isn't` is `is n't`, `man's` is
+    `man 's`, `t-shirt` is one word, `&` and `%` stay. Deviations: brackets are dropped (there, they become words such
+    as `-lrb-`), words with a mark inside are split (`10:30`, `1.50`, `u.s.`, `and/or`), and some contractions are not
     (`cannot`, `gonna`).
     """
     words = [word.group() for word in words_in(text.lower().replace("’", "'"))]
@@ -52,7 +52,7 @@ def caption_words(text: str) -> list[str]:
 
 
 def bleu(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]]) -> dict[str, float]:
-    """BLEU of the whole corpus for n-grams up to each length, without smoothing: 0 where no n-gram of a length matches.
+    """Return corpus BLEU for n-grams up to each length, without smoothing: 0 where no n-gram of a length matches.
 
     A hypothesis is compared with its reference of the closest length, the shorter of two, for the brevity penalty.
     """
@@ -62,8 +62,8 @@ def bleu(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]]) -> 
         length += len(hypothesis)
         target += min((abs(len(text) - len(hypothesis)), len(text)) for text in texts)[1]
         for place, order in enumerate(ORDERS):
-            counts = Counter(_grams(hypothesis, order))
-            by_text = [Counter(_grams(text, order)) for text in texts]
+            counts = Counter(_ngrams(hypothesis, order))
+            by_text = [Counter(_ngrams(text, order)) for text in texts]
             matches[place] += sum(min(n, max(of.get(gram, 0) for of in by_text)) for gram, n in counts.items())
             grams[place] += counts.total()
     precisions = [matched / max(1, total) for matched, total in zip(matches, grams, strict=True)]
@@ -72,21 +72,21 @@ def bleu(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]]) -> 
 
 
 def rouge_l(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]]) -> float:
-    """Mean F of the longest common subsequence; precision and recall may each be of another reference."""
+    """Return the mean F-score of longest common subsequences; precision and recall may be of different references."""
     return fmean(_rouge_l(hypothesis, texts) for hypothesis, texts in zip(hypotheses, references, strict=True))
 
 
 def _rouge_l(hypothesis: Words, references: Sequence[Words]) -> float:
-    # As in the original, nothing is one empty word: it equals nothing and only that.
+    # As in the original, an empty text has one empty word, which equals only another one.
     hypothesis, *references = [text or [""] for text in (hypothesis, *references)]
-    common = [_common(hypothesis, text) for text in references]
+    common = [_lcs_length(hypothesis, text) for text in references]
     precision = max(common) / len(hypothesis)
     recall = max(count / len(text) for count, text in zip(common, references, strict=True))
     return (1.0 + ROUGE_BETA**2) * precision * recall / (recall + ROUGE_BETA**2 * precision) if recall else 0.0
 
 
-def _common(first: Words, second: Words) -> int:
-    """Length of the longest common subsequence, a row of the table at once as bits of an integer (Hyyrö 2004)."""
+def _lcs_length(first: Words, second: Words) -> int:
+    """Return the length of the longest common subsequence, with a row of the table in one integer (Hyyrö 2004)."""
     places: dict[str, int] = {}
     for place, word in enumerate(first):
         places[word] = places.get(word, 0) | 1 << place
@@ -98,17 +98,17 @@ def _common(first: Words, second: Words) -> int:
 
 
 def cider_d(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]]) -> float:
-    """Mean cosine of n-gram counts weighed by rarity, clipped, less where lengths differ; 10 is the most."""
+    """Return the mean clipped cosine of TF-IDF weighted n-gram counts with a length penalty, times 10."""
     samples_with = Counter(
         gram
         for texts in references
-        for gram in {gram for text in texts for order in ORDERS for gram in _grams(text, order)}
+        for gram in {gram for text in texts for order in ORDERS for gram in _ngrams(text, order)}
     )
     most = log(len(references))
     rarity = {gram: most - log(count) for gram, count in samples_with.items()}
 
     def weights(text: Words) -> list[dict[tuple[str, ...], float]]:
-        counts = (Counter(_grams(text, order)) for order in ORDERS)
+        counts = (Counter(_ngrams(text, order)) for order in ORDERS)
         return [{gram: n * rarity.get(gram, most) for gram, n in of_order.items()} for of_order in counts]
 
     def score(hypothesis: Words, texts: Sequence[Words]) -> float:
@@ -117,7 +117,7 @@ def cider_d(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]]) 
         scores = []
         for text in texts:
             cosines = map(_clipped_cosine, weighed, norms, weights(text))
-            # In the original, numbers of bigrams: as far apart, unless a text is empty and the cosines are 0.
+            # The original takes the difference of numbers of bigrams, which is equal unless a text is empty.
             apart = len(hypothesis) - len(text)
             scores.append(fmean(cosines) * exp(-(apart**2) / (2.0 * CIDER_SIGMA**2)))
         return 10.0 * fmean(scores)
@@ -131,51 +131,51 @@ def _clipped_cosine(hypothesis: dict[tuple[str, ...], float], norm: float, text:
 
 
 def exact_match(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]]) -> float:
-    """The share of hypotheses that are one of their references."""
+    """Return the share of hypotheses that equal one of their references."""
     pairs = zip(hypotheses, references, strict=True)
     return fmean(tuple(hypothesis) in {tuple(text) for text in texts} for hypothesis, texts in pairs)
 
 
 def distinct_captions(hypotheses: Sequence[Words]) -> float:
-    """How many different hypotheses there are, as a share of all: low where a model says the same of everything."""
+    """Return the number of distinct hypotheses as a share of all: low where all samples get the same text."""
     return len({tuple(hypothesis) for hypothesis in hypotheses}) / len(hypotheses)
 
 
 def vocabulary_used(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]]) -> float:
-    """How many different words the hypotheses have, for each that the references have; may be over 1."""
-    said = {word for hypothesis in hypotheses for word in hypothesis}
-    return len(said) / max(1, len({word for texts in references for text in texts for word in text}))
+    """Return the number of distinct words in hypotheses over that in references; may exceed 1."""
+    used = {word for hypothesis in hypotheses for word in hypothesis}
+    return len(used) / max(1, len({word for texts in references for text in texts for word in text}))
 
 
-def _grams(words: Words, order: int) -> Iterator[tuple[str, ...]]:
+def _ngrams(words: Words, order: int) -> Iterator[tuple[str, ...]]:
     return zip(*(words[place:] for place in range(order)), strict=False)
 
 
 @dataclass(frozen=True)
-class Record:
-    """A text about a sample and what it is measured by.
+class ScoredText:
+    """A generated text about a sample, and what it is compared with.
 
     Attributes:
-        hypothesis: the text.
-        references: texts that say it right.
-        judged: name of a metric -> the score that the sample's `perceiver.types.Facts` give to the text.
-        group: the name of a part of the samples that is measured for itself, or empty.
+        text: as generated.
+        references: correct texts.
+        scores: name of a metric -> the score by the sample's `perceiver.types.Facts`.
+        group: the name of a subset of the samples that is measured separately, or empty.
     """
 
-    hypothesis: str
+    text: str
     references: Sequence[str]
-    judged: Mapping[str, float]
+    scores: Mapping[str, float]
     group: str
 
     def __post_init__(self) -> None:
         if not self.references:
-            raise ValueError(f"{self.hypothesis!r} has no references to be compared with")
+            raise ValueError(f"{self.text!r} has no references to be compared with")
 
 
 class TextMetrics(Metric):
-    """All metrics of this module, and the mean of each judged score over the records for which it is defined.
+    """All metrics of this module, and the mean of each score by facts over the texts for which it is defined.
 
-    Those of records with a group have its name in front: `<group>_<name>`. Without records there are no metrics.
+    Metrics of a group are called `<group>_<name>`. Without texts there are no metrics.
     """
 
     is_differentiable = False
@@ -183,43 +183,43 @@ class TextMetrics(Metric):
     full_state_update = False
 
     lines: list[UInt8[Tensor, " bytes"]]
-    """A line of JSON a record, since only tensors are gathered from other processes."""
+    """A line of JSON for each text, since only tensors are gathered from other processes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.add_state("lines", default=[], dist_reduce_fx="cat")
 
-    def update(self, records: Sequence[Record]) -> None:
-        for record in records:
-            line = json.dumps([record.hypothesis, list(record.references), dict(record.judged), record.group])
+    def update(self, texts: Sequence[ScoredText]) -> None:
+        for one in texts:
+            line = json.dumps([one.text, list(one.references), dict(one.scores), one.group])
             self.lines.append(torch.frombuffer(bytearray(f"{line}\n", "ascii"), dtype=torch.uint8).to(self.device))
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
-        # A process without records would give empty floats where the others give bytes, which cannot be gathered.
+        # Without texts, the state would be gathered as floats, where that of the other processes is bytes.
         if len(self.lines) == 0:
             self.lines = [torch.zeros(0, dtype=torch.uint8, device=self.device)]
         super().sync(*args, **kwargs)
 
     def compute(self) -> dict[str, Float[Tensor, ""]]:
         content = dim_zero_cat(self.lines).cpu().numpy().tobytes() if len(self.lines) > 0 else b""
-        groups: dict[str, list[Record]] = {}
+        groups: dict[str, list[ScoredText]] = {}
         for line in content.splitlines():
-            record = Record(*json.loads(line))
-            groups.setdefault(record.group, []).append(record)
+            text = ScoredText(*json.loads(line))
+            groups.setdefault(text.group, []).append(text)
         return {
             f"{group}_{name}" if group else name: torch.tensor(value, dtype=torch.float32, device=self.device)
-            for group, records in sorted(groups.items())
-            for name, value in _measured(records).items()
+            for group, texts in sorted(groups.items())
+            for name, value in _all_metrics(texts).items()
         }
 
 
-def _measured(records: Sequence[Record]) -> dict[str, float]:
-    hypotheses = [caption_words(record.hypothesis) for record in records]
-    references = [[caption_words(text) for text in record.references] for record in records]
-    judged: dict[str, list[float]] = {}
-    for record in records:
-        for name, share in record.judged.items():
-            judged.setdefault(name, []).append(share)
+def _all_metrics(texts: Sequence[ScoredText]) -> dict[str, float]:
+    hypotheses = [caption_words(one.text) for one in texts]
+    references = [[caption_words(text) for text in one.references] for one in texts]
+    scores: dict[str, list[float]] = {}
+    for one in texts:
+        for name, score in one.scores.items():
+            scores.setdefault(name, []).append(score)
     return {
         **bleu(hypotheses, references),
         "ROUGE-L": rouge_l(hypotheses, references),
@@ -227,5 +227,5 @@ def _measured(records: Sequence[Record]) -> dict[str, float]:
         "exact_match": exact_match(hypotheses, references),
         "distinct_captions": distinct_captions(hypotheses),
         "vocabulary_used": vocabulary_used(hypotheses, references),
-        **{name: fmean(shares) for name, shares in sorted(judged.items())},
+        **{name: fmean(values) for name, values in sorted(scores.items())},
     }

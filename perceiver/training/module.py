@@ -19,6 +19,7 @@ from perceiver.processes import all_gather
 from perceiver.runtime.errors import ConfigError, nearest
 from perceiver.runtime.loggers.base import log_now
 from perceiver.tasks.base import TableRow, Task
+from perceiver.tasks.text_metrics import ScoredText
 from perceiver.training.accumulation import Accumulation
 from perceiver.training.optimization import (
     OptimizerFactory,
@@ -93,7 +94,7 @@ class TrainingModule(LightningModule):
         read = len(batch) > 0
         if not read:  # its part of the gradient is zero, which other processes and the gradient scaler wait for
             batch = self.trainer.datamodule.stand_in.to(self.device)  # type: ignore[attr-defined]
-        batch = self.task.training_batch(batch)
+        batch = self.task.prepare(batch, train=True)
         outputs = self.task.average_windows(self.task.outputs(self.model, batch), batch)
         loss = self.task.loss(outputs, batch)
         terms = loss.new_zeros(()) + (self.task.num_terms(batch) if read else 0)
@@ -179,7 +180,9 @@ class TrainingModule(LightningModule):
         evaluated = self._evaluate("test", batch)
         return {} if evaluated is None else self.task.table_rows(*evaluated, self.description["class_names"])
 
-    def _evaluate(self, stage: Stage, batch: Batch) -> tuple[dict[str, Tensor], Batch, dict[str, list[str]]] | None:
+    def _evaluate(
+        self, stage: Stage, batch: Batch
+    ) -> tuple[dict[str, Tensor], Batch, dict[str, list[ScoredText]]] | None:
         """Count a batch into the metrics, unless no sample of it could be read.
 
         Returns:
@@ -187,6 +190,7 @@ class TrainingModule(LightningModule):
         """
         if len(batch) == 0:
             return None
+        batch = self.task.prepare(batch, train=False)
         outputs = self.task.average_windows(self.task.outputs(self.model, batch), batch)
         self.task.update(stage, outputs, self.task.loss(outputs, batch), batch)
         return outputs, batch, self.task.update_generated(stage, self.model, batch)

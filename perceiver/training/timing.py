@@ -42,7 +42,7 @@ class TrainingStep:
         return self.fabric.device
 
     def __call__(self, batch: Batch) -> None:
-        mixed = self.task.training_batch(batch)
+        mixed = self.task.prepare(batch, train=True)
         self.fabric.backward(self.task.loss(self.task.outputs(self.model, mixed), mixed))
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -112,7 +112,7 @@ class TestSettings:
             "+trainer.val_check_interval=1",
             "callbacks=[default,ema]",
             "callbacks=[default,early_stopping]",
-            "task.mixup=0.2 task.cutmix=1.0 task.label_smoothing=0.1",
+            "task.mixup=0.2 task.cutmix=1.0 task.loss.label_smoothing=0.1",
             "decoder@model.decoder=queries model.decoder.queries.num_queries=10 model.decoder.attention.num_heads=2",
             "encoder@model.encoders.image=image_conv",
             "model.encoders.image.combine=add model.encoders.image.stem.dim=26",

@@ -17,6 +17,7 @@ from perceiver.inspection.explanation import Explainer, Explanation
 from perceiver.inspection.rollout import Alpha
 from perceiver.tasks.classification import Classification
 from perceiver.tasks.joint import JointTask
+from perceiver.tasks.losses import LossSpec
 from perceiver.types import Batch
 from tests.inspection.models import captioning, captions, perceiver
 from tests.models import NUM_CLASSES, audio_encoder, image_encoder
@@ -36,7 +37,7 @@ def labelled(inputs: dict[str, Tensor], masks: dict[str, Tensor] | None = None, 
 
 
 def classification(num_classes: int = NUM_CLASSES, **options) -> Classification:
-    return Classification(num_classes=num_classes, label_smoothing=0.0, mixup=0.0, cutmix=0.0, **options)
+    return Classification(num_classes=num_classes, loss=LossSpec(), mixup=0.0, cutmix=0.0, **options)
 
 
 def explainer(model: Explainable, *, alpha: Alpha = 0.5, class_names: Sequence[str] = CLASS_NAMES) -> Explainer:

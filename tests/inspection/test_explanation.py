@@ -19,6 +19,7 @@ from perceiver.inspection.figures import contact_sheets
 from perceiver.inspection.localization import localization
 from perceiver.inspection.rollout import rollout
 from perceiver.tasks.base import Task
+from perceiver.tasks.losses import LossSpec
 from perceiver.tasks.tagging import Tagging
 from perceiver.tokenizer import EOS
 from perceiver.types import Batch, Box
@@ -42,7 +43,7 @@ def classified(masks: bool) -> tuple[Explainer, Batch]:
 
 
 def tagged(masks: bool) -> tuple[Explainer, Batch]:
-    task = Tagging(num_classes=NUM_CLASSES, multi_label=True, label_smoothing=0.0, positive_weight=1.0, mixup=0.0)
+    task = Tagging(num_classes=NUM_CLASSES, multi_label=True, loss=LossSpec(), mixup=0.0)
     batch = labelled(small_inputs(), some_masks() if masks else None, tags=torch.zeros(3, NUM_CLASSES))
     return Explainer(perceiver_io(), task, CLASS_NAMES, "norm"), batch
 

@@ -17,6 +17,7 @@ from perceiver.runtime.summary import console, cost_of, count_parameters, flops_
 from perceiver.tasks.captioning import Captioning
 from perceiver.tasks.classification import Classification
 from perceiver.tasks.generation import BeamSearch
+from perceiver.tasks.losses import LossSpec
 from perceiver.tokenizer import ByteTokenizer
 from perceiver.types import Batch, Sample
 from tests.models import image_encoder, latents, small_inputs, small_perceiver
@@ -26,7 +27,7 @@ from tests.runs import weights_equal
 ROWS, COLUMNS, LATENTS, DIM, HEADS, CLASSES = 5, 7, 11, 24, 3, 13
 TOKENS = ROWS * COLUMNS
 TOKEN_DIM = 3 + 2 * (2 * 2 + 1)
-TASK = Classification(num_classes=CLASSES, label_smoothing=0.0, mixup=0.0, cutmix=0.0)
+TASK = Classification(num_classes=CLASSES, loss=LossSpec(), mixup=0.0, cutmix=0.0)
 CROSS = BlockSpec(num_heads=1, qk_dim=16, v_dim=16, widening=2)
 SELF = BlockSpec(num_heads=HEADS, widening=1)
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from perceiver.tasks.generation import Sampling
-from perceiver.tasks.text_metrics import Record
+from perceiver.tasks.text_metrics import ScoredText
 from perceiver.tokenizer import PAD, Tokenizer
 from perceiver.types import Batch
 from tests.models import image_encoder, named
@@ -175,9 +175,9 @@ class TestExamine:
             found = task.update_generated("val", model, batch)
             written = [task.tokenizer.decode(row) for row in task.generate(model, batch, 1).ids[:, 0].tolist()]
         assert len(set(written)) > 1
-        assert found == {"logits": written}
+        assert [one.text for one in found["logits"]] == written
         assert recorded == [
-            Record(text, [SENTENCES[row]], {} if one is None else one.scores(text), group)
+            ScoredText(text, [SENTENCES[row]], {} if one is None else one.scores(text), group)
             for row, (text, one, group) in enumerate(zip(written, facts, batch.targets["group"], strict=True))
         ]
 

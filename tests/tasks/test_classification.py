@@ -8,6 +8,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 
 from perceiver.tasks.classification import Classification
+from perceiver.tasks.losses import LossSpec
 from perceiver.types import Batch
 from tests.models import named
 
@@ -18,9 +19,9 @@ SIZES = (5, 1, 11, 2)
 WEIGHTS = [0.3, 0.5, 0.7, 1.1, 1.3, 1.7, 1.9]
 
 
-def task(num_classes=NUM_CLASSES, *, label_smoothing=0.0, mixup=0.0, cutmix=0.0, **options) -> Classification:
-    options |= {"label_smoothing": label_smoothing, "mixup": mixup, "cutmix": cutmix}
-    return Classification(num_classes=num_classes, **options)
+def task(num_classes=NUM_CLASSES, *, mixup=0.0, cutmix=0.0, monitor="accuracy", **loss) -> Classification:
+    spec = LossSpec(**loss)
+    return Classification(num_classes=num_classes, loss=spec, mixup=mixup, cutmix=cutmix, monitor=monitor)
 
 
 def labelled(labels: torch.Tensor, masks=None, **inputs: torch.Tensor) -> Batch:

@@ -8,6 +8,7 @@ from perceiver.tasks.base import Task
 from perceiver.tasks.captioning import Captioning
 from perceiver.tasks.classification import Classification
 from perceiver.tasks.joint import JointTask
+from perceiver.tasks.losses import LossSpec
 from perceiver.tasks.tagging import Tagging
 from perceiver.types import Batch
 from tests.tasks.captioners import NUM_IDS, SENTENCES, captioning
@@ -19,18 +20,18 @@ WEIGHTS = {"label": 0.3, "caption": 2.0}
 
 
 def classification(**options) -> Classification:
-    defaults = {"num_classes": NUM_CLASSES, "label_smoothing": 0.0, "mixup": 0.0, "cutmix": 0.0}
+    defaults = {"num_classes": NUM_CLASSES, "loss": LossSpec(), "mixup": 0.0, "cutmix": 0.0}
     return Classification(**(defaults | {"output": "label/logits"} | options))
 
 
 def tagging(**options) -> Tagging:
-    defaults = {"num_classes": NUM_TAGS, "multi_label": True, "label_smoothing": 0.0, "positive_weight": 1.0}
+    defaults = {"num_classes": NUM_TAGS, "multi_label": True, "loss": LossSpec()}
     return Tagging(**(defaults | {"mixup": 0.0, "output": "tags/logits"} | options))
 
 
 def children() -> dict[str, Task]:
     return {
-        "label": classification(class_weights=[0.3, 0.5, 0.7, 1.1, 1.3, 1.7, 1.9]),
+        "label": classification(loss=LossSpec(class_weights=[0.3, 0.5, 0.7, 1.1, 1.3, 1.7, 1.9])),
         "tags": tagging(),
         "caption": captioning(output="caption/logits"),
     }
@@ -131,7 +132,7 @@ class TestMetrics:
         assert (task.monitor, task.monitor_mode) == (monitor, mode)
 
     def test_class_counts_reach_those_that_need_them(self):
-        tags = tagging(positive_weight="balanced")
+        tags = tagging(loss=LossSpec(positive_weight="balanced"))
         task = JointTask(tasks={"label": classification(), "tags": tags}, monitor="loss")
         assert task.needs_class_counts
         task.set_class_counts(torch.tensor([1, 2, 3, 5, 7]), 17)
@@ -169,7 +170,7 @@ class TestAnswers:
         task = joint()
         assert task.needs_target_tokens == ("caption/logits",)
         ids = captioning().tokenizer.encode_batch(SENTENCES)
-        prepared = task.training_batch(batch)
+        prepared = task.prepare(batch, train=True)
         assert {name: found.tolist() for name, found in task.queries(prepared).items()} == {
             "caption/logits": ids[:, :-1].tolist()
         }

@@ -6,6 +6,7 @@ import torch
 
 from perceiver.data.collate import collate
 from perceiver.tasks.classification import Classification
+from perceiver.tasks.losses import LossSpec
 from perceiver.tasks.mixing import Mixing, cut_mix, mix_up
 from perceiver.types import Batch, Sample
 from tests.models import named
@@ -223,9 +224,9 @@ def test_inputs_that_cannot_be_mixed_are_refused_by_name(method, values):
 
 @METHODS
 def test_a_mixed_batch_can_be_trained_on_and_counted(method):
-    options = {"label_smoothing": 0.1, "mixup": 0.0, "cutmix": 0.0} | {method: 1.0}
-    classification = Classification(num_classes=NUM_CLASSES, **options)
-    batch = classification.training_batch(marked_batch())
+    options = {"mixup": 0.0, "cutmix": 0.0} | {method: 1.0}
+    classification = Classification(num_classes=NUM_CLASSES, loss=LossSpec(label_smoothing=0.1), **options)
+    batch = classification.prepare(marked_batch(), train=True)
     labels = batch.targets["label"]
     outputs = torch.randn(BATCH, NUM_CLASSES)
     loss = classification.loss(named(outputs), batch)

@@ -64,25 +64,25 @@ def num_words(task: Captioning, texts: list[str]) -> int:
 
 class TestDraw:
     def test_one_is_the_caption_of_the_sample(self):
-        batch = captioning().training_batch(pictures())
+        batch = captioning().prepare(pictures(), train=True)
         assert "captions" not in batch.targets
         assert batch.targets["token_ids"].shape[:2] == (4, 1)
 
     @pytest.mark.parametrize("count", [2, 3, 5, 11])
     def test_captions_are_the_references_from_the_first_on_and_from_the_first_again(self, count):
-        captions = captioning(captions_per_sample=count).training_batch(described()).targets["captions"]
+        captions = captioning(captions_per_sample=count).prepare(described(), train=True).targets["captions"]
         for texts, references in zip(captions, REFERENCES, strict=True):
             assert texts == [references[number % len(references)] for number in range(count)]
 
     def test_nothing_is_drawn_so_that_the_number_of_processes_does_not_matter(self):
         before = torch.get_rng_state()
-        captioning(captions_per_sample=3).training_batch(described())
+        captioning(captions_per_sample=3).prepare(described(), train=True)
         assert torch.equal(torch.get_rng_state(), before)
 
     def test_all_else_of_a_batch_stays_and_the_batch_that_was_given_is_not_changed(self):
         batch = pictures()
         before = dict(batch.targets)
-        drawn = captioning(captions_per_sample=3).training_batch(batch)
+        drawn = captioning(captions_per_sample=3).prepare(batch, train=True)
         assert batch.targets == before
         assert {name: drawn.targets[name] for name in before} == before
         assert drawn.targets.keys() == {*before, "captions", "token_ids"}
@@ -91,7 +91,7 @@ class TestDraw:
     @pytest.mark.parametrize("count", [1, 3])
     def test_ids_are_made_once_and_are_those_of_the_captions(self, count, monkeypatch):
         task = captioning(captions_per_sample=count)
-        batch = task.training_batch(pictures())
+        batch = task.prepare(pictures(), train=True)
         texts = every(batch) if count > 1 else batch.targets["caption"]
         assert torch.equal(batch.targets["token_ids"].flatten(0, 1), task.tokenizer.encode_batch(texts))
         assert int(task.num_terms(batch)) == num_words(task, texts)
@@ -100,7 +100,7 @@ class TestDraw:
 
     def test_a_batch_of_which_nothing_could_be_read_stays_empty(self):
         batch = Batch({}, {}, [])
-        assert captioning(captions_per_sample=3).training_batch(batch) is batch
+        assert captioning(captions_per_sample=3).prepare(batch, train=True) is batch
 
     def test_samples_without_captions_are_named_as_such(self):
         task, batch = (
@@ -108,7 +108,7 @@ class TestDraw:
             Batch({"x": torch.rand(1, 1)}, {"label": torch.tensor([3])}, ["a"]),
         )
         with pytest.raises(ValueError, match=r"^the samples have no captions"):
-            task.outputs(torch.nn.Linear(1, 1), task.training_batch(batch))
+            task.outputs(torch.nn.Linear(1, 1), task.prepare(batch, train=True))
 
     @pytest.mark.parametrize("count", [0, -1])
     def test_numbers_that_cannot_be_are_named(self, count):
@@ -122,7 +122,7 @@ class TestLoss:
     def test_it_is_the_mean_of_those_of_the_captions_alone_by_their_words(self, count, label_smoothing):
         task = captioning(captions_per_sample=count, label_smoothing=label_smoothing)
         model = lively(model_of({"image": image_encoder()}))
-        batch = task.training_batch(pictures())
+        batch = task.prepare(pictures(), train=True)
         memory = model.encode(batch.inputs, batch.masks)
         total, words = torch.tensor(0.0), 0
         for row, texts in enumerate(batch.targets["captions"]):
@@ -142,7 +142,7 @@ class TestLoss:
 
     def test_each_sample_is_read_once(self, count, label_smoothing):
         task = captioning(captions_per_sample=count, label_smoothing=label_smoothing)
-        model, batch = lively(model_of({"image": image_encoder()})), task.training_batch(pictures())
+        model, batch = lively(model_of({"image": image_encoder()})), task.prepare(pictures(), train=True)
         read = []
         model.encoders["image"].register_forward_hook(lambda module, inputs, tokens: read.append(len(tokens.values)))
         assert len(task.get_output(task.outputs(model, batch))) == 4 * count
@@ -154,7 +154,7 @@ def test_copies_of_a_single_reference_lose_what_it_loses():
     losses = []
     for count in (1, 3):
         task = captioning(captions_per_sample=count)
-        drawn = task.training_batch(batch)
+        drawn = task.prepare(batch, train=True)
         losses.append(task.loss(task.outputs(model, drawn), drawn))
     assert_close(losses[1], losses[0], **CLOSE)
 
@@ -163,7 +163,7 @@ class TestViews:
     @pytest.mark.parametrize("windows", [(2, 2, 2, 2), (3, 1, 2, 1)], ids=str)
     def test_outputs_become_the_mean_of_the_probabilities_of_the_views_for_each_caption(self, windows):
         task = captioning(captions_per_sample=3)
-        batch = task.training_batch(described(windows))
+        batch = task.prepare(described(windows), train=True)
         length = task.tokenizer.encode_batch(every(batch)).shape[1] - 1
         outputs = 3 * torch.randn(3 * sum(windows), length, NUM_IDS)
         merged_outputs = task.average_windows(named(outputs), batch)
@@ -182,11 +182,11 @@ class TestViews:
     def test_without_views_outputs_stay_as_they_are(self):
         task = captioning(captions_per_sample=3)
         outputs = named(torch.randn(4 * 3, 5, NUM_IDS))
-        assert_close(task.average_windows(outputs, task.training_batch(described())), outputs, atol=0, rtol=0)
+        assert_close(task.average_windows(outputs, task.prepare(described(), train=True)), outputs, atol=0, rtol=0)
 
     def test_each_caption_is_held_against_all_views_of_its_sample(self):
         task, model = captioning(captions_per_sample=3), lively(model_of({"image": image_encoder()}))
-        batch = task.training_batch(pictures_in_views())
+        batch = task.prepare(pictures_in_views(), train=True)
         outputs = task.outputs(model, batch)
         assert len(task.get_output(outputs)) == 3 * 2 * 3
         merged, total = task.average_windows(outputs, batch), torch.tensor(0.0)
@@ -204,7 +204,7 @@ class TestMetrics:
     def test_all_captions_count_in_training(self):
         several, one = captioning(captions_per_sample=3), captioning()
         for _ in range(2):
-            batch = several.training_batch(described())
+            batch = several.prepare(described(), train=True)
             alike = captioned(*every(batch))
             logits = 3 * torch.randn(12, several.tokenizer.encode_batch(every(batch)).shape[1] - 1, NUM_IDS)
             for task, given in ((several, batch), (one, alike)):
@@ -215,7 +215,7 @@ class TestMetrics:
 
     def test_their_words_are_the_weight_of_a_batch(self):
         task = captioning(captions_per_sample=2)
-        batches = [task.training_batch(described()) for _ in range(2)]
+        batches = [task.prepare(described(), train=True) for _ in range(2)]
         weights = [num_words(task, every(batch)) for batch in batches]
         for batch, loss in zip(batches, (3.0, 5.0), strict=True):
             length = task.tokenizer.encode_batch(every(batch)).shape[1] - 1

@@ -8,6 +8,7 @@ from torch.testing import assert_close
 from torchvision.ops import sigmoid_focal_loss
 
 from perceiver.tasks.classification import Classification
+from perceiver.tasks.losses import LossSpec
 from perceiver.tasks.tagging import Tagging
 from perceiver.types import Batch
 from tests.models import named
@@ -17,17 +18,9 @@ SIZES = (5, 1, 11, 2)
 BOTH = pytest.mark.parametrize("multi_label", [True, False], ids=["multi-label", "single-label"])
 
 
-def task(
-    num_classes=NUM_CLASSES, *, multi_label=True, label_smoothing=0.0, positive_weight=1.0, mixup=0.0, **options
-) -> Tagging:
-    return Tagging(
-        num_classes=num_classes,
-        multi_label=multi_label,
-        label_smoothing=label_smoothing,
-        positive_weight=positive_weight,
-        mixup=mixup,
-        **options,
-    )
+def task(num_classes=NUM_CLASSES, *, multi_label=True, mixup=0.0, monitor="mAP", **loss) -> Tagging:
+    spec = LossSpec(**loss)
+    return Tagging(num_classes=num_classes, multi_label=multi_label, loss=spec, mixup=mixup, monitor=monitor)
 
 
 def tagged(tags: torch.Tensor, **inputs: torch.Tensor) -> Batch:
@@ -81,7 +74,9 @@ class TestLoss:
     @pytest.mark.parametrize("label_smoothing", [0.0, 0.3])
     def test_of_one_label_a_sample_it_is_that_of_classification(self, label_smoothing):
         outputs, labels = torch.randn(11, NUM_CLASSES), torch.randint(NUM_CLASSES, (11,))
-        classification = Classification(num_classes=NUM_CLASSES, label_smoothing=label_smoothing, mixup=0.0, cutmix=0.0)
+        classification = Classification(
+            num_classes=NUM_CLASSES, loss=LossSpec(label_smoothing=label_smoothing), mixup=0.0, cutmix=0.0
+        )
         tagging = task(multi_label=False, label_smoothing=label_smoothing)
         assert_close(
             tagging.loss(named(outputs), labelled(labels)), classification.loss(named(outputs), labelled(labels))
@@ -116,7 +111,7 @@ class TestLoss:
     def test_of_one_label_weights_and_the_focal_loss_are_those_of_classification(self, options):
         outputs, labels = torch.randn(11, NUM_CLASSES), torch.randint(NUM_CLASSES, (11,))
         options |= {"label_smoothing": 0.1}
-        classification = Classification(num_classes=NUM_CLASSES, mixup=0.0, cutmix=0.0, **options)
+        classification = Classification(num_classes=NUM_CLASSES, mixup=0.0, cutmix=0.0, loss=LossSpec(**options))
         tagging, batch = task(multi_label=False, **options), labelled(labels)
         assert_close(tagging.loss(named(outputs), batch), classification.loss(named(outputs), batch))
         assert_close(tagging.num_terms(batch), classification.num_terms(batch))
@@ -166,7 +161,7 @@ class TestMixing:
         inputs = own[:, None].repeat_interleave(13, dim=2)  # a wave in which each class has its place
         batch = tagged(own, audio=inputs) if kind == "tags" else labelled(torch.arange(NUM_CLASSES), audio=inputs)
         tagging = task(multi_label=multi_label, mixup=0.7, label_smoothing=0.1)
-        mixed = tagging.training_batch(batch)
+        mixed = tagging.prepare(batch, train=True)
         shares = mixed.inputs["audio"][:, 0, ::13]
         assert_close(mixed.targets[kind], shares)
         assert 0.0 < float(shares[0, 0]) < 1.0
@@ -185,7 +180,7 @@ class TestMixing:
     @BOTH
     def test_without_mixup_a_batch_is_left_alone(self, multi_label):
         _, batch = drawn(5)
-        assert task(multi_label=multi_label).training_batch(batch) is batch
+        assert task(multi_label=multi_label).prepare(batch, train=True) is batch
 
 
 class TestMetrics:
@@ -306,7 +301,7 @@ def test_predictions_are_the_best_answers_best_first(multi_label, top):
     ("wrong", "named"),
     [
         ({"num_classes": 0}, "num_classes=0"),
-        ({"num_classes": 1, "multi_label": False}, "num_classes=1: .*fewer than 2"),
+        ({"num_classes": 1, "multi_label": False}, "num_classes=1 must be at least 2"),
         ({"label_smoothing": 1.0}, r"label_smoothing=1\.0"),
         ({"label_smoothing": -0.1}, r"label_smoothing=-0\.1"),
         ({"mixup": -0.1}, r"mixup=-0\.1"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torchmetrics import MetricCollection
 
-from perceiver.tasks.text_metrics import Record, TextMetrics, bleu, caption_words, cider_d, exact_match, rouge_l
+from perceiver.tasks.text_metrics import ScoredText, TextMetrics, bleu, caption_words, cider_d, exact_match, rouge_l
 from perceiver.tasks.text_metrics import distinct_captions as distinct
 from perceiver.tasks.text_metrics import vocabulary_used as vocabulary
 
@@ -196,24 +196,24 @@ def test_words(text, words):
     assert caption_words(text) == words.split()
 
 
-def records() -> list[Record]:
+def records() -> list[ScoredText]:
     draw = random.Random(0)
 
     def text() -> str:
         return " ".join(draw.choices(["Rot", "grün\n", "«blau»", '"e"', "\u2028d", "\\n", "🦊", "a", "b"], k=7)) + "."
 
     return [
-        Record(
-            hypothesis=text(),
+        ScoredText(
+            text=text(),
             references=[text() for _ in range(1 + number % 3)],
-            judged={name: draw.random() for name in ("colours", "shapes") if draw.random() < 0.7},
+            scores={name: draw.random() for name in ("colours", "shapes") if draw.random() < 0.7},
             group=("", "", "held_out", "färben\n")[number % 4],
         )
         for number in range(29)
     ]
 
 
-def measured(records: list[Record]) -> dict[str, float]:
+def measured(records: list[ScoredText]) -> dict[str, float]:
     metric = TextMetrics()
     metric.update(records)
     return values(metric)
@@ -238,8 +238,8 @@ def test_each_group_is_measured_for_itself():
 
 
 def test_its_metrics_are_those_of_the_words():
-    cat = Record("A cat isn't here!", ["a cat IS N'T here.", "cat"], {}, "")
-    metrics = measured([cat, Record("a", ["A. No"], {}, "")])
+    cat = ScoredText("A cat isn't here!", ["a cat IS N'T here.", "cat"], {}, "")
+    metrics = measured([cat, ScoredText("a", ["A. No"], {}, "")])
     words = split({"a cat is n't here": ["a cat is n't here", "cat"], "a": ["a no"]})
     expected = dict(zip([*BLEU, "ROUGE-L", "CIDEr-D"], scores(*words), strict=True))
     assert metrics == pytest.approx(expected | {"exact_match": 1 / 2, "distinct_captions": 1, "vocabulary_used": 5 / 6})
@@ -247,17 +247,17 @@ def test_its_metrics_are_those_of_the_words():
 
 def test_what_was_judged_is_the_mean_over_where_it_was():
     judged = [{"colours": 1.0}, {}, {"colours": 0.0, "shapes": 0.25}, {"colours": 0.5}]
-    metrics = measured([Record("a", ["a"], shares, "") for shares in judged])
+    metrics = measured([ScoredText("a", ["a"], shares, "") for shares in judged])
     assert (metrics["colours"], metrics["shapes"]) == (0.5, 0.25)
 
 
 def test_without_records_there_are_no_metrics_and_without_references_no_records():
-    assert measured([Record("a", ["a"], {}, "new")]).keys() == {f"new_{name}" for name in NAMES}
+    assert measured([ScoredText("a", ["a"], {}, "new")]).keys() == {f"new_{name}" for name in NAMES}
     assert measured([]) == {}
     with pytest.warns(UserWarning, match="before the ``update`` method"):
         assert TextMetrics().compute() == {}
     with pytest.raises(ValueError, match="'a dog' has no references"):
-        Record("a dog", [], {}, "")
+        ScoredText("a dog", [], {}, "")
 
 
 def test_two_metrics_merge_into_one():
@@ -284,13 +284,13 @@ def test_processes_gather_all_records_unchanged_even_where_one_has_none(here):
     assert values(metric) == pytest.approx(measured(records()))
     assert [line.tolist() for line in metric.lines if len(line)] == before
     lines = [bytes(line.tolist()) for line in (*metric.lines, *there.lines) if len(line)]
-    assert [Record(*json.loads(line)) for line in lines] == records()
+    assert [ScoredText(*json.loads(line)) for line in lines] == records()
     assert [line.count(b"\n") for line in lines] == [1] * 29
 
 
 def test_in_a_collection_its_names_have_no_prefix_and_a_reset_forgets_the_records():
     collection = MetricCollection({"text": TextMetrics()}, compute_groups=False)
-    collection["text"].update([Record("a", ["a"], {"colours": 1.0}, "")])
+    collection["text"].update([ScoredText("a", ["a"], {"colours": 1.0}, "")])
     assert collection.compute().keys() == NAMES | {"colours"}
     assert collection.state_dict() == {}
     collection.reset()

@@ -9,6 +9,7 @@ from perceiver.data.collate import collate
 from perceiver.tasks.base import Task
 from perceiver.tasks.classes import SHOWN_CLASSES
 from perceiver.tasks.classification import Classification
+from perceiver.tasks.losses import LossSpec
 from perceiver.tasks.tagging import Tagging
 from perceiver.types import Batch, Sample
 from tests.models import named
@@ -17,9 +18,7 @@ NUM_CLASSES = 7
 
 
 def tagging(*, multi_label: bool) -> Tagging:
-    return Tagging(
-        num_classes=NUM_CLASSES, multi_label=multi_label, label_smoothing=0.0, positive_weight=1.0, mixup=0.0
-    )
+    return Tagging(num_classes=NUM_CLASSES, multi_label=multi_label, loss=LossSpec(), mixup=0.0)
 
 
 def labelled(labels: torch.Tensor) -> Batch:
@@ -36,7 +35,7 @@ def merged_logits(task: Task, outputs: torch.Tensor, batch: Batch) -> torch.Tens
 
 def tasks_with_answers():
     """Each way to answer, and how its outputs become probabilities."""
-    classification = Classification(num_classes=NUM_CLASSES, label_smoothing=0.0, mixup=0.0, cutmix=0.0)
+    classification = Classification(num_classes=NUM_CLASSES, loss=LossSpec(), mixup=0.0, cutmix=0.0)
     return {
         "multi-label": (tagging(multi_label=True), torch.sigmoid),
         "single-label": (tagging(multi_label=False), lambda outputs: outputs.softmax(dim=1)),

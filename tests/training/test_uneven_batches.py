@@ -122,15 +122,15 @@ def without_a_number(monkeypatch, rank, call):
     """The loss of one process is none at its training step number `call`, from 0 on."""
 
     def prepare(of_process):
-        original, calls = Classification.training_batch, iter(range(call + 1))
+        original, calls = Classification.prepare, iter(range(call + 1))
 
-        def training_batch(self, batch):
-            batch = original(self, batch)
-            if of_process == rank and next(calls, None) == call:
+        def prepared(self, batch, *, train):
+            batch = original(self, batch, train=train)
+            if train and of_process == rank and next(calls, None) == call:
                 batch = replace(batch, inputs={name: value * math.nan for name, value in batch.inputs.items()})
             return batch
 
-        monkeypatch.setattr(Classification, "training_batch", training_batch)
+        monkeypatch.setattr(Classification, "prepare", prepared)
 
     return prepare
 
@@ -159,8 +159,12 @@ def test_a_loss_of_one_process_that_is_no_number_is_left_out_by_all(tmp_path, mo
 
 TASKS = {
     "classification": [],
-    "classes with weights": ["task.class_weights=[0.1,0.3,0.5,0.7,1.1,1.3,1.7,1.9,2.3,2.9]"],
-    "balanced classes": ["task.class_weights=balanced", "task.focal_gamma=2", "task.label_smoothing=0.1"],
+    "classes with weights": ["task.loss.class_weights=[0.1,0.3,0.5,0.7,1.1,1.3,1.7,1.9,2.3,2.9]"],
+    "balanced classes": [
+        "task.loss.class_weights=balanced",
+        "task.loss.focal_gamma=2",
+        "task.loss.label_smoothing=0.1",
+    ],
     "tagging": ["task=tagging", "task.multi_label=false"],
     "captioning": CAPTIONING,
 }
