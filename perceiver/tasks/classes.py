@@ -57,8 +57,9 @@ class ClassTask(Task):
         self.loss_spec = loss
         self.output = output
         self.needs_class_counts = loss.is_balanced
-        weights = loss.class_weights
-        weights = None if weights is None else weights_by_class("class_weights", weights, num_classes)
+        weights = None
+        if loss.class_weights is not None:
+            weights = weights_by_class("class_weights", loss.class_weights, num_classes)
         positive_weight = weights_by_class("positive_weight", loss.positive_weight, num_classes)
         if multi_label and weights is not None:
             raise ValueError(f"class_weights={loss.class_weights} needs multi_label=false; use positive_weight")
