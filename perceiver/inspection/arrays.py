@@ -13,7 +13,7 @@ from torch import Tensor
 from perceiver.inspection.explanation import Explanation
 from perceiver.inspection.figures import query_ranking
 from perceiver.inspection.record import Layer
-from perceiver.mechanisms.base import OUTPUTS
+from perceiver.mechanisms.base import LATENTS, OUTPUTS
 
 SCORE = "score/"
 """In front of the name of everything that was measured."""
@@ -28,7 +28,8 @@ def event_arrays(explanation: Explanation, *, max_megabytes: float) -> dict[str,
     per layer that reads the tokens, such as a cross-attend, `cross<k>/weights` [batch, heads, latents, keys] with
     `cross<k>/latents` [batch, latents], the latents' numbers: all of them, or as many as fit into `max_megabytes`,
     which these layers share, those that the outputs read most; `cross<k>/reads` [batch, answers, all latents], what
-    comes in there by each latent on the way to an answer (without latents, read "query" for "latent");
+    comes in there by each latent on the way to an answer; `cross<k>/query_kind`, "latent", or "query" where the outputs
+    read the tokens themselves;
     `decode<k>/weights` [batch, heads, queries, latents] and `decode_self<k>/weights` [batch, heads, queries, queries],
     whole;
     `answers` (JSON: for each sample the fields of each `Answer`, whose `queries` are places along `queries`) with
@@ -96,6 +97,7 @@ def _weights(explanation: Explanation, budget: float) -> dict[str, np.ndarray]:
         ranking = query_ranking(record, name)
         fitting = max(int(budget / len(record.readers) / (len(ranking) * layer.num_heads * layer.num_keys)), 1)
         latents = ranking[:, :fitting].sort(dim=1).values
+        arrays[f"{name}/query_kind"] = np.array("latent" if layer.role.queries == LATENTS else "query")
         arrays[f"{name}/latents"] = latents.cpu().numpy()
         arrays[f"{name}/weights"] = _exact_weights(layer, latents.tolist())
         arrays[f"{name}/reads"] = _half(explanation.rollout.latents[name])

@@ -169,12 +169,14 @@ class TestOneRun:
         assert shown["name"] == page["title"] == f"{run.parent.name}/digits (best)"
         events = shown["events"]
         assert [event["step"] for event in events] == STEPS
-        looks = [event["look"] for event in events]
+        looks = [event["explanation"] for event in events]
         kept = [look for look in looks if look is not None]
         assert kept == list(range(len(kept)))
         assert 3 <= len(kept) <= 6
         assert looks[-1] is not None
-        assert {(one["look"], one["sample"]) for one in maps} == {(look, row) for look in kept for row in range(3)}
+        assert {(one["explanation"], one["sample"]) for one in maps} == {
+            (look, row) for look in kept for row in range(3)
+        }
         assert all("attention/stat/cross0/entropy" in event["values"] for event in events)
 
     def test_the_look_of_the_checkpoint_stands_at_its_step_in_place_of_that_of_the_training(self, asked):
@@ -184,7 +186,7 @@ class TestOneRun:
             f"{run.parent.name}/digits (best) · step {STEPS[2]}"
         ]
         now, before = events[2], arrays_in(run / "attention" / f"step_{STEPS[2]:08d}.npz")
-        assert now["look"] is not None
+        assert now["explanation"] is not None
         assert now["epoch"] == 2
         found = arrays_in(run / "attention" / "index.npz")
         key = "score/stat/cross0/entropy"
@@ -226,8 +228,8 @@ class TestOneRun:
         expected = data.probe(chosen).ids
         assert [sample["id"] for sample in page["samples"]] == expected
         assert arrays_in(tmp_path / "page.npz")["ids"].tolist() == expected
-        now = page["runs"][0]["events"][2]["look"]
-        assert [one["sample"] for one in maps if one["look"] == now] == list(range(len(chosen)))
+        now = page["runs"][0]["events"][2]["explanation"]
+        assert [one["sample"] for one in maps if one["explanation"] == now] == list(range(len(chosen)))
         assert [line.strip() for line in ended.out.splitlines() if line.startswith("digits/")] == expected
 
     def test_without_scored_samples_nothing_is_tested_and_both_say_so(self, digits, tmp_path, monkeypatch):
@@ -292,10 +294,10 @@ class TestComparison:
         assert page["title"] == "family/digits (best) against family/digits (last)"
         assert [one["name"] for one in page["runs"]] == ["family/digits (best)", "family/digits (last)"]
         assert [[event["step"] for event in one["events"]] for one in page["runs"]] == [STEPS, STEPS]
-        looks = [[event["look"] for event in one["events"]] for one in page["runs"]]
+        looks = [[event["explanation"] for event in one["events"]] for one in page["runs"]]
         assert looks == [[None, None, 0, *[None] * (NUM_EPOCHS - 3)], [*[None] * (NUM_EPOCHS - 1), 1]]
-        assert page["opens"] == [[0, 2], [1, NUM_EPOCHS - 1]]
-        assert sorted((one["look"], one["sample"]) for one in maps) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+        assert page["initial_events"] == [[0, 2], [1, NUM_EPOCHS - 1]]
+        assert sorted((one["explanation"], one["sample"]) for one in maps) == [(0, 0), (0, 1), (1, 0), (1, 1)]
         for name, checkpoint_name in (("comparison", "best"), ("comparison_compared", "last")):
             found = arrays_in(run / "attention" / f"{name}.npz")
             check_same(found, by_hand(run, checkpoint_name, [7, 5])[1])
@@ -320,7 +322,7 @@ class TestComparison:
         options = ["scored_samples=3", "samples=2"]
         ended, page, maps = explored(captions, tmp_path / "page.html", f"compare={folders}", *options)
         assert all(sample["id"].startswith("shape_scenes/") for sample in page["samples"])
-        assert [one["answers"][0]["is_word"] for one in sorted(maps, key=lambda one: one["look"])] == [
+        assert [one["answers"][0]["is_word"] for one in sorted(maps, key=lambda one: one["explanation"])] == [
             *(True, True, False, False)
         ]
         ended, page, maps = explored(folders, tmp_path / "page.html", f"compare={captions}", files_of(*pictures))
@@ -448,7 +450,9 @@ class TestTasks:
         assert answers
         assert all(answer["is_word"] for answer in answers)
         assert {answer["name"] for answer in answers} <= {*WORDS, ".", ","}
-        assert all(sample["facts"] and len(words_in(sample["facts"][0])) > 2 for sample in page["samples"])
+        assert all(
+            sample["ground_truth"] and len(words_in(sample["ground_truth"][0])) > 2 for sample in page["samples"]
+        )
         assert ended.out.count("over image") == 2 * 2
 
 

@@ -57,7 +57,7 @@ def look_of(look: int, sample: int) -> dict[str, Any]:
     reads = noise.uniform(0.1, 1, (len(names), LATENTS))
     reads /= reads.sum(axis=1, keepdims=True)
     return {
-        "look": look,
+        "explanation": look,
         "sample": sample,
         "answers": [
             {
@@ -71,10 +71,11 @@ def look_of(look: int, sample: int) -> dict[str, Any]:
         "layers": [
             {
                 "name": f"cross{layer}",
-                "num_latents": LATENTS,
-                "latents": KEPT,
+                "query_kind": "latent",
+                "num_queries": LATENTS,
+                "queries": KEPT,
                 "num_heads": HEADS,
-                "reads": reads[:, KEPT].tolist(),
+                "rollout": reads[:, KEPT].tolist(),
                 "entropy": noise.uniform(1, 3, (HEADS + 1, len(KEPT))).tolist(),
                 "maps": maps_of(shapes, (HEADS, len(KEPT)), look + layer, 10 * look + layer),
             }
@@ -138,7 +139,7 @@ def event(step: int, look: int | None, run: int) -> dict[str, Any]:
         "name": f"step {step} · epoch {step // 10}",
         "step": step,
         "epoch": step // 10,
-        "look": look,
+        "explanation": look,
         "values": values_at(step, run),
         "deletion": deletion() if look == 1 else None,
     }
@@ -169,7 +170,7 @@ def samples() -> list[dict[str, Any]]:
         "levels": None,
         "sound": None,
         "seconds": None,
-        "words": None,
+        "tokens": None,
         "strip": None,
         "boxes": [],
     }
@@ -177,7 +178,7 @@ def samples() -> list[dict[str, Any]]:
     return [
         {
             "id": EVIL,
-            "facts": ["label: dog bark", 'its name holds </script> and "quotes"'],
+            "ground_truth": ["label: dog bark", 'its name holds </script> and "quotes"'],
             "modalities": {
                 "image": plain
                 | {
@@ -205,14 +206,14 @@ def samples() -> list[dict[str, Any]]:
         },
         {
             "id": "texts/3",
-            "facts": [],
+            "ground_truth": [],
             "modalities": {
                 "text": plain
                 | {
                     "axes": [axis("", "", 0, 1), axis("token", "", 0, WORDS[1])],
                     "shape": list(WORDS),
                     "size": [280, 20],
-                    "words": SENTENCE,
+                    "tokens": SENTENCE,
                 }
             },
         },

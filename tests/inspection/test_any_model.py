@@ -126,7 +126,7 @@ def test_everything_that_is_seen_can_be_kept_and_drawn(make, layers, readers):
     for content, answers in zip(maps, look.answers, strict=True):
         assert [answer["name"] for answer in content["answers"]] == [answer.name for answer in answers]
         assert [layer["name"] for layer in content["layers"]] == readers
-        assert all(len(layer["reads"]) == len(answers) for layer in content["layers"])
+        assert all(len(layer["rollout"]) == len(answers) for layer in content["layers"])
     sheets = contact_sheets(look, media.pictures, num_latents=2)
     in_words = {"caption/words"} if any("decode_self" in name for name in layers) else set()
     assert set(sheets) == {f"{modality}/{name}" for modality in batch.inputs for name in readers} | in_words

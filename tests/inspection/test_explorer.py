@@ -59,9 +59,10 @@ def test_maps_are_the_exact_ones_pooled(make, most_values, monkeypatch):
         content = maps_of(arrays, row, most_values=most_values)
         num_answers = len(look.answers[row])
         assert [layer["name"] for layer in content["layers"]] == look.record.readers
+        assert {layer["query_kind"] for layer in content["layers"]} == {"query" if make is direct_text else "latent"}
         for layer in content["layers"]:
-            weights = look.record.layers[layer["name"]].weights(layer["latents"])[row]
-            assert layer["maps"]["count"] == [layer["num_heads"], len(layer["latents"])] == list(weights.shape[:2])
+            weights = look.record.layers[layer["name"]].weights(layer["queries"])[row]
+            assert layer["maps"]["count"] == [layer["num_heads"], len(layer["queries"])] == list(weights.shape[:2])
             assert_maps_are(layer["maps"], look, weights)
         relevance, rollout = content["methods"]
         assert_maps_are(rollout["maps"], look, look.rollout.inputs[row, :num_answers])
@@ -100,7 +101,7 @@ def test_answers_are_those_of_the_look_with_how_probable_they_are(make):
         shown = [float(answer["detail"]) for answer in content["answers"]]
         assert shown == pytest.approx(look.probability[row, : len(answers)].tolist(), abs=6e-4)
         for layer in content["layers"]:
-            assert len(layer["reads"]) == len(answers)
+            assert len(layer["rollout"]) == len(answers)
 
 
 @pytest.mark.parametrize(("alpha", "label"), [(0.3, "rollout, α = 0.3"), ("norm", "rollout, norm-weighted")])
@@ -117,31 +118,31 @@ def test_of_many_latents_those_are_kept_that_the_answers_read_most(most_values, 
     for row in range(3):
         layers = maps_of(arrays, row, most_values=most_values)["layers"]
         read = torch.stack([look.rollout.latents[name][row].sum(dim=0) for name in look.record.readers])
-        kept = layers[0]["latents"]
+        kept = layers[0]["queries"]
         assert kept == sorted(read.sum(dim=0).argsort(descending=True)[: len(kept)].tolist())
         assert (len(kept) < 11) == (most_values < EVERYTHING)
         for layer in layers:
-            assert layer["latents"] == kept, "the same in all cross-attends"
-            assert layer["num_latents"] == 11
+            assert layer["queries"] == kept, "the same in all cross-attends"
+            assert layer["num_queries"] == 11
             weights = look.record.layers[layer["name"]].weights(kept)[row].double()
             rows = torch.cat([weights, weights.mean(dim=0, keepdim=True)])
             assert np.array(layer["entropy"]).shape == (3 + 1, len(kept))
             np.testing.assert_allclose(layer["entropy"], torch.special.entr(rows).sum(dim=-1), atol=5e-3)
-            np.testing.assert_allclose(layer["reads"], look.rollout.latents[layer["name"]][row][:, kept], atol=1e-3)
+            np.testing.assert_allclose(layer["rollout"], look.rollout.latents[layer["name"]][row][:, kept], atol=1e-3)
 
 
 def test_latents_that_an_event_did_not_keep_are_none_of_the_page():
     look = look_at(perceiver)
     arrays = event_arrays(look, max_megabytes=3 * 5 * 3 * 3 * 131 * 2 / 2**20)
     for row in range(3):
-        (kept,) = {tuple(layer["latents"]) for layer in maps_of(arrays, row, most_values=EVERYTHING)["layers"]}
+        (kept,) = {tuple(layer["queries"]) for layer in maps_of(arrays, row, most_values=EVERYTHING)["layers"]}
         assert list(kept) == arrays["cross0/latents"][row].tolist()
         assert len(kept) == 5
         for layer in maps_of(arrays, row, most_values=EVERYTHING)["layers"]:
-            assert layer["num_latents"] == 11
+            assert layer["num_queries"] == 11
             assert_maps_are(layer["maps"], look, look.record.layers[layer["name"]].weights(list(kept))[row])
             np.testing.assert_allclose(
-                layer["reads"], look.rollout.latents[layer["name"]][row][:, list(kept)], atol=1e-3
+                layer["rollout"], look.rollout.latents[layer["name"]][row][:, list(kept)], atol=1e-3
             )
 
 
@@ -149,13 +150,14 @@ def test_layers_whose_queries_are_not_the_same_have_numbers_of_their_own():
     """Latents read the tokens, and the outputs do so, too."""
     arrays = arrays_of(look_at(perceiver))
     asked = {
+        "ask0/query_kind": np.array("query"),
         "ask0/latents": arrays["cross0/latents"][:, :5],
         "ask0/weights": arrays["cross0/weights"][:, :, :5],
         "ask0/reads": arrays["cross0/reads"][..., :5],
     }
     layers = maps_of(arrays | asked, 1, most_values=EVERYTHING)["layers"]
-    counts = {layer["name"]: (layer["num_latents"], len(layer["latents"])) for layer in layers}
-    assert counts == dict.fromkeys(("cross0", "cross1", "cross2"), (11, 11)) | {"ask0": (5, 5)}
+    found = {layer["name"]: (layer["query_kind"], layer["num_queries"], len(layer["queries"])) for layer in layers}
+    assert found == dict.fromkeys(("cross0", "cross1", "cross2"), ("latent", 11, 11)) | {"ask0": ("query", 5, 5)}
 
 
 def num_values(content: dict[str, Any]) -> int:
@@ -177,7 +179,7 @@ def test_maps_take_no_more_bytes_than_they_may(make, most_values, monkeypatch):
 def test_with_hardly_a_byte_there_is_one_latent(make):
     arrays = arrays_of(look_at(make))
     content = maps_of(arrays, 0, most_values=1)
-    assert {len(layer["latents"]) for layer in content["layers"]} == {1}
+    assert {len(layer["queries"]) for layer in content["layers"]} == {1}
     assert all(np.isfinite(values).all() for values in unpacked(content["layers"][0]["maps"]).values())
 
 
@@ -202,6 +204,7 @@ def test_a_sample_of_the_largest_models_takes_less_than_two_megabytes():
         "rollout/alpha": np.array(0.5),
         "relevance/inputs": np.broadcast_to(noise, (1, 3, side * side)),
         "cross0/weights": weights,
+        "cross0/query_kind": np.array("latent"),
         "cross0/latents": np.arange(num_latents)[None],
         "cross0/reads": np.full((1, 3, num_latents), 1 / num_latents),
     }
@@ -209,7 +212,7 @@ def test_a_sample_of_the_largest_models_takes_less_than_two_megabytes():
     assert num_values(content) <= MOST_VALUES // MOST_LOOKS
     assert len(json.dumps(content)) < 2 * 2**20 / MOST_LOOKS
     (layer,) = content["layers"]
-    assert len(layer["latents"]) >= 32
+    assert len(layer["queries"]) >= 32
     assert unpacked(layer["maps"])["image"].sum(axis=(-2, -1)) == pytest.approx(float(noise.sum(dtype=float)), rel=1e-3)
 
 
@@ -236,7 +239,7 @@ def test_a_sample_of_which_nothing_was_said_has_its_latents():
     content = maps_of(arrays | {"answers": np.array(json.dumps(answers))}, 1, most_values=EVERYTHING)
     assert content["answers"] == []
     assert [method["maps"]["count"] for method in content["methods"]] == [[0], [0]]
-    assert len(content["layers"][0]["latents"]) == 11
+    assert len(content["layers"][0]["queries"]) == 11
 
 
 def test_boxes_of_a_class_are_all_that_have_its_label_as_fractions_of_the_plane():

@@ -94,7 +94,7 @@ def event(step: int, maps: dict[str, str], **options) -> Event:
 
 
 def test_looks_are_numbered_through_all_runs_and_maps_belong_to_samples_by_their_ids():
-    samples = [{"id": name, "facts": [], "modalities": {}} for name in ("a", "b", "c")]
+    samples = [{"id": name, "ground_truth": [], "modalities": {}} for name in ("a", "b", "c")]
     test = {"num_samples": 5, "areas": {"rollout": {"mean": 0.1, "error": None}}}
     runs = {
         "first": [event(3, {"c": "0c", "a": "0a"}), event(5, {}), event(7, {"x": "of another data set"})],
@@ -104,14 +104,14 @@ def test_looks_are_numbered_through_all_runs_and_maps_belong_to_samples_by_their
     assert page["title"] == "the <title>"
     assert page["samples"] == samples
     assert [run["name"] for run in page["runs"]] == ["first", "second"]
-    assert [[one["look"] for one in run["events"]] for run in page["runs"]] == [[0, None, None], [1, 2]]
+    assert [[one["explanation"] for one in run["events"]] for run in page["runs"]] == [[0, None, None], [1, 2]]
     assert [[one["step"] for one in run["events"]] for run in page["runs"]] == [[3, 5, 7], [2, 4]]
     assert [[one["values"] for one in run["events"]] for run in page["runs"]][1] == [
         {"attention/x": 0.2},
         {"attention/x": 0.4},
     ]
     assert [[one["deletion"] for one in run["events"]] for run in page["runs"]] == [[None] * 3, [None, test]]
-    assert sorted((one["of"], one["look"], one["sample"]) for one in maps) == [
+    assert sorted((one["of"], one["explanation"], one["sample"]) for one in maps) == [
         ("0a", 0, 0),
         ("0c", 0, 2),
         ("1b", 1, 1),
@@ -124,7 +124,7 @@ def test_a_page_opens_with_what_was_looked_at_last_beside_what_that_is_compared_
     first, other = event(3, {"a": "0a"}), event(3, {"a": "1a"})
     runs = {"first": [event(1, {}), first, event(5, {"a": "2a"})], "second": [other]}
     for opened, expected in (((), []), ((first,), [[0, 1]]), ((first, other), [[0, 1], [1, 0]])):
-        assert contents_of(page_of("title", [], runs, opened=opened))[0]["opens"] == expected
+        assert contents_of(page_of("title", [], runs, opened=opened))[0]["initial_events"] == expected
 
 
 def test_a_page_is_written_as_a_whole_or_not_at_all(tmp_path, monkeypatch):

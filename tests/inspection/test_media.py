@@ -85,7 +85,7 @@ def test_axes_and_sizes_are_those_of_the_picture_from_the_top_down():
     assert [(axis["name"], axis["unit"], axis["start"]) for axis in image["axes"]] == [("y", "px", 0), ("x", "px", 0)]
     assert image["axes"][0]["stop"] < image["axes"][1]["stop"]
     assert image["levels"] is None
-    assert (image["sound"], image["seconds"], image["words"]) == (None, None, None)
+    assert (image["sound"], image["seconds"], image["tokens"]) == (None, None, None)
     frequency, time = sound["axes"]
     assert (frequency["unit"], frequency["scale"], time["unit"]) == ("Hz", "mel", "s")
     assert frequency["start"] > frequency["stop"] >= 0, "high frequencies are on top"
@@ -164,7 +164,7 @@ def test_texts_have_no_picture_and_the_pieces_of_their_sample(tmp_path):
     )
     texts = texts_of(batch, data.pieces)
     found = shown({"text": encoder}, batch, [], texts)
-    words = [sample["modalities"]["text"]["words"] for sample in found]
+    words = [sample["modalities"]["text"]["tokens"] for sample in found]
     first, pad, last = SPECIAL[BOS], SPECIAL[PAD], SPECIAL[EOS]
     assert words == [
         [first, "a", "b", "c", last],
@@ -194,7 +194,7 @@ def test_facts_are_labels_tags_and_the_first_reference_of_their_sample():
         batch = Batch(inputs=raw, targets=targets, ids=["a", "b", "c"])
         found = samples_of(batch, spans, Media(), names)
         assert [sample["id"] for sample in found] == ["a", "b", "c"]
-        return [sample["facts"] for sample in found]
+        return [sample["ground_truth"] for sample in found]
 
     assert facts({"label": torch.tensor([2, 0, 1])}, NAMES) == [["rain"], ["dog"], ["siren"]]
     assert facts({"label": torch.tensor([2, 0, 1])}, []) == [[], [], []]

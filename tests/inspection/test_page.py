@@ -72,11 +72,14 @@ def test_the_numbers_come_back(scripts):
     found = [(attributes, json.loads(text)) for attributes, text in scripts if attributes.get("class") == "maps"]
     assert [content for _, content in found] == maps
     for attributes, content in found:
-        assert (attributes["data-look"], attributes["data-sample"]) == (str(content["look"]), str(content["sample"]))
+        assert (attributes["data-explanation"], attributes["data-sample"]) == (
+            str(content["explanation"]),
+            str(content["sample"]),
+        )
 
 
 def test_maps_come_back_with_their_brightest_cell_and_mass(scripts):
-    content = next(json.loads(text) for attributes, text in scripts if attributes.get("data-look") == "1")
+    content = next(json.loads(text) for attributes, text in scripts if attributes.get("data-explanation") == "1")
     maps = unpacked(content["layers"][0]["maps"])
     image, sound = maps["image"], maps["sound"]
     np.testing.assert_allclose(image.sum(axis=(-1, -2)) + sound.sum(axis=(-1, -2)), 1, atol=1e-5)
@@ -88,7 +91,7 @@ def test_a_name_cannot_leave_its_block(html, scripts):
     # One script runs, the page and each look at each sample are data: nothing that a name holds has become a script.
     kinds = [attributes.get("type") for attributes, _ in scripts]
     assert kinds == ["application/json"] * (1 + 2 * LOOKS - 1) + ["module"]
-    assert LACKING not in [(a.get("data-look"), a.get("data-sample")) for a, _ in scripts]
+    assert LACKING not in [(a.get("data-explanation"), a.get("data-sample")) for a, _ in scripts]
 
 
 @pytest.mark.parametrize("name", ["<!--<script>", "/*SCRIPT*/", "<!--DATA-->", "\\u003c", "\u2028", "</SCRIPT >"])

@@ -174,7 +174,7 @@ def test_colours_are_those_of_python(explorer):
     row, column = (int(at * size) for at, size in zip(middle("image", 1), pixels.shape, strict=False))
     assert tuple(pixels[row, column, :3]) == YELLOW
     first = pixels[int(0.5 / IMAGE[0] * plane["height"]), int(0.5 / IMAGE[1] * plane["width"]), :3]
-    content = next(of_look for of_look in synthetic()[1] if (of_look["look"], of_look["sample"]) == (1, 0))
+    content = next(of_look for of_look in synthetic()[1] if (of_look["explanation"], of_look["sample"]) == (1, 0))
     values = unpacked(content["layers"][0]["maps"])["image"][:, 0].mean(axis=0)
     assert np.abs(first - colorize(values, 0.0, values.max())[0, 0].astype(int)).max() <= 2, "there are 256 steps"
 
@@ -233,13 +233,13 @@ def test_samples_and_answers_are_chosen_by_their_buttons(explorer):
 
 def test_latents_are_sorted_by_what_is_asked(explorer):
     _, maps = synthetic()
-    content = next(m for m in maps if (m["look"], m["sample"]) == (1, 0))
+    content = next(m for m in maps if (m["explanation"], m["sample"]) == (1, 0))
 
     def order() -> list[int]:
         return [int(latent) for latent in explorer.picture()["order"].split(",")[1:]]
 
     layer = content["layers"][0]
-    assert order() == [KEPT[i] for i in sorted(range(len(KEPT)), key=lambda i: -layer["reads"][0][i])]
+    assert order() == [KEPT[i] for i in sorted(range(len(KEPT)), key=lambda i: -layer["rollout"][0][i])]
     explorer.set("sort", "entropy")
     assert order() == [KEPT[i] for i in sorted(range(len(KEPT)), key=lambda i: layer["entropy"][-1][i])]
     explorer.set("sort", "number")
@@ -287,7 +287,7 @@ def test_hovering_tells_place_and_value(explorer):
     assert f"y {row * 8}–{row * 8 + 8} px, x {column * 8}–{column * 8 + 8} px" in read
     assert "weight" in read
     assert "% of the map" in read
-    content = next(of_look for of_look in synthetic()[1] if (of_look["look"], of_look["sample"]) == (1, 0))
+    content = next(of_look for of_look in synthetic()[1] if (of_look["explanation"], of_look["sample"]) == (1, 0))
     value = unpacked(content["layers"][0]["maps"])["image"][:, 0, row, column].mean()
     assert float(read.split("weight ")[1].split(" ")[0]) == pytest.approx(value, rel=0.01)
     bright = explorer.text("#notes")
@@ -545,7 +545,7 @@ def test_it_is_not_wider_than_a_narrow_window(explorer):
 
 def test_latents_are_drawn_anew_at_once(explorer):
     times = explorer.page.evaluate("explorer.redrawMilliseconds(30)")
-    assert times["latents"] == len(KEPT)
+    assert times["queries"] == len(KEPT)
     assert times["median"] < 16
 
 
@@ -569,7 +569,7 @@ def test_it_works_in_a_frame_that_may_only_run_scripts(browser, file, tmp_path):
 def test_a_comparison_opens_as_one_and_stays_without_it_where_that_is_chosen(browser, tmp_path):
     content, maps = synthetic()
     file = tmp_path / "comparison.html"
-    file.write_text(page_html(content | {"opens": [[0, 1], [1, 1]]}, maps), encoding="utf-8")
+    file.write_text(page_html(content | {"initial_events": [[0, 1], [1, 1]]}, maps), encoding="utf-8")
     page = browser.new_page()
     explorer = Explorer(page, file.as_uri())
     assert (explorer.value("event"), explorer.value("compare")) == ("0.1", "1.1")
@@ -626,7 +626,7 @@ def test_a_cell_of_a_film_strip_is_named_by_time_and_place(browser, tmp_path, mo
 def test_a_page_of_numbers_alone_says_so(browser, tmp_path):
     content, _ = synthetic()
     for run in content["runs"]:
-        run["events"] = [event | {"look": None, "deletion": None} for event in run["events"]]
+        run["events"] = [event | {"explanation": None, "deletion": None} for event in run["events"]]
     file = tmp_path / "numbers.html"
     file.write_text(page_html(content | {"samples": []}, []), encoding="utf-8")
     page = browser.new_page()

@@ -116,7 +116,7 @@ def test_each_event_is_in_the_page_as_soon_as_it_is_over(tmp_path, monkeypatch):
     def log_explanation(*args, **options):
         page, maps = page_in(tmp_path)
         found.append([event["step"] for event in page["runs"][0]["events"]])
-        assert {(one["look"], one["sample"]) for one in maps} == {
+        assert {(one["explanation"], one["sample"]) for one in maps} == {
             (look, sample) for look in range(len(found[-1])) for sample in range(3)
         }
         return original(*args, **options)
@@ -133,13 +133,13 @@ def test_the_page_has_what_the_files_have(tmp_path, hides):
     (run,) = page["runs"]
     assert run["name"] == "family/run"
     assert [sample["id"] for sample in page["samples"]] == ["val/0", "val/4", "val/8"]
-    assert [sample["facts"] for sample in page["samples"]] == [["a"], ["b"], ["c"]]
+    assert [sample["ground_truth"] for sample in page["samples"]] == [["a"], ["b"], ["c"]]
     for shown, event in zip(run["events"], events(tmp_path / "family" / "run"), strict=True):
         assert (shown["step"], shown["epoch"]) == (int(event["step"]), int(event["epoch"]))
         expected = {name.replace("score/", "attention/"): float(event[name]) for name in event if "score/" in name}
         assert shown["values"] == pytest.approx({k: None if math.isnan(v) else v for k, v in expected.items()})
         answers = json.loads(str(event["answers"]))
-        for content in (one for one in maps if one["look"] == shown["look"]):
+        for content in (one for one in maps if one["explanation"] == shown["explanation"]):
             assert [one["name"] for one in content["answers"]] == [one["name"] for one in answers[content["sample"]]]
     assert [event["deletion"] is not None for event in run["events"]] == [False, False, True]
     assert run["events"][2]["deletion"]["num_samples"] > 0
@@ -148,12 +148,12 @@ def test_the_page_has_what_the_files_have(tmp_path, hides):
 def test_the_page_of_long_trainings_has_the_maps_of_some_looks_and_the_numbers_of_all(tmp_path):
     fit(tmp_path, attention(), max_epochs=8)
     page, maps = page_in(tmp_path)
-    looks = [event["look"] for event in page["runs"][0]["events"]]
+    looks = [event["explanation"] for event in page["runs"][0]["events"]]
     assert len(looks) == 8
     shown = [look for look in looks if look is not None]
     assert shown == list(range(6))
     assert looks[-1] == 5
-    assert {one["look"] for one in maps} == set(shown)
+    assert {one["explanation"] for one in maps} == set(shown)
     assert all("attention/stat/cross0/entropy" in event["values"] for event in page["runs"][0]["events"])
 
 
@@ -167,7 +167,7 @@ def test_a_resumed_run_goes_on_with_the_page_of_the_looks_before(tmp_path):
     shown, shown_before = (one["runs"][0]["events"] for one in (page, before))
     assert [event["step"] for event in shown] == [2, 5, 8, 11, 14]
     assert [event["values"] for event in shown[:2]] == [event["values"] for event in shown_before[:2]]
-    assert {one["look"] for one in maps} == set(range(5))
+    assert {one["explanation"] for one in maps} == set(range(5))
     again = events(tmp_path)
     assert len(again) == 5
     assert (again[0]["cross0/weights"] == first[0]["cross0/weights"]).all()

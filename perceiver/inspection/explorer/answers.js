@@ -18,7 +18,7 @@ function showPreview(answer) {
 }
 
 function chooseAnswer(answer) {
-  const said = lookAt(eventOf(state).look, state.sample)?.content.answers[answer];
+  const said = lookAt(eventOf(state).explanation, state.sample)?.content.answers[answer];
   if (!said) return;
   choose({ answer, method: state.method === "map" && state.answerMethod ? state.answerMethod : state.method });
   announce(`answer ${said.name}: ${byId("shown").textContent}`);
@@ -31,7 +31,7 @@ function renderSamples() {
     byId("samples").replaceChildren(
       ...page.samples.map(({ id, modalities }, number) => {
         const pictured = Object.values(modalities).find(({ picture }) => picture);
-        const words = Object.values(modalities).find((modality) => modality.words)?.words ?? [];
+        const words = Object.values(modalities).find((modality) => modality.tokens)?.tokens ?? [];
         const image = pictured
           ? element("img", { src: pictured.picture, alt: "" })
           : element("span", { class: "excerpt", "aria-hidden": "true" }, words.slice(0, 12).join(" "));
@@ -52,7 +52,7 @@ function renderSamples() {
       button.setAttribute("aria-pressed", isChosen);
       if (isChosen) button.scrollIntoView({ block: "nearest", inline: "nearest" });
     }
-    const { id, facts } = page.samples[state.sample];
+    const { id, ground_truth: facts } = page.samples[state.sample];
     byId("sample-id").textContent = id;
     byId("facts-heading").hidden = !facts.length;
     byId("facts").replaceChildren(...facts.map((fact) => element("li", {}, fact)));

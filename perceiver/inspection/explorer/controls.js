@@ -90,7 +90,7 @@ function renderControls(look) {
 // What depends on the look: its layers, heads, latents and methods.
 function fillFrom({ layers, methods }) {
   const modalities = Object.keys(page.samples[state.sample].modalities);
-  const { num_heads: heads = 0, latents = [], num_latents: all = 0 } = layers[state.layer] ?? {};
+  const { num_heads: heads = 0, queries: latents = [], num_queries: all = 0 } = layers[state.layer] ?? {};
   fill("method", [
     ...methods.map(({ name, label }) => [name, label]),
     ...(layers.length ? [["map", "attention map of the layer"]] : []),

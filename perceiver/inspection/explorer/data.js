@@ -2,27 +2,27 @@
 //
 // The page, in the block of that id:
 //   title
-//   opens     [[run, event]]: what is shown first, and what it is compared with; both may be missing
+//   initial_events  [[run, event]]: what is shown first, and what it is compared with; both may be missing
 //   runs      [{name, events}], events in the order of their steps: name, step, epoch;
-//             look: the number under which its maps are kept, or null; values: {name: number};
+//             explanation: the number under which its maps are kept, or null; values: {name: number};
 //             deletion: null, or what hiding inputs did: num_samples (0: nothing else), fractions (of the inputs hidden),
 //             curves {map: what is left of the answers' probability at each fraction}, areas {map: {mean, error}} below
 //             that of "random", each with its title and verdict: mark, brief, sentence
 //   colormaps, difference, outline: `perceiver/inspection/colormaps.py`
-//   samples   [{id, facts: [sentence], modalities: {name: how it is drawn}}]
+//   samples   [{id, ground_truth: [sentence], modalities: {name: how it is drawn}}]
 //     axes    of rows and columns: name, unit, start (top, left), stop, scale: "linear" or "mel"; no name: no such axis
 //     ticks   of rows and columns: [{place: from 0 to 1, label}]; shape: rows and columns of its tokens
 //     strip   null, or [{axis, count}]: the axes along the columns, where frames lie side by side, the outermost first
 //     size    width and height at which it is drawn best; picture: null or an address of data, of exactly its extent
 //     levels  null, or {unit, low, high}: what black and white of the picture stand for
-//     sound   null or an address of data, with seconds; words: null, or one for each token
+//     sound   null or an address of data, with seconds; tokens: null, or one for each token
 //     boxes   [{name, left, top, right, bottom}] as shares of width and height
 //
 // One block for each look at each sample:
 //   answers   [{name, detail, is_word, boxes: {modality: [box]}}]: classes, the likeliest first, or the words of a text,
 //             or both; behind them classes that truly apply, where that is known from boxes
-//   layers    [{name, num_latents, latents: numbers of those kept, num_heads, entropy: [heads, then their mean][latents],
-//             reads: [answers][latents], how much of an answer comes in there, maps: of [heads, latents]}]
+//   layers    [{name, query_kind, num_queries, queries: numbers of those kept, num_heads, entropy: [heads, then their mean][latents],
+//             rollout: [answers][queries], how much of an answer comes in there, maps: of [heads, latents]}]
 //   methods   [{name, label, unit, shared: the same for all answers, residual: null or [answers], maps: of [answers]}],
 //             the first of which that is not shared is shown first
 // What maps are is told by `perceiver/inspection/packing.py`.
@@ -36,7 +36,7 @@ const records = new Map();
 const SQUARES = Float32Array.from({ length: 256 }, (_, level) => (level / 255) ** 2);
 
 function eventOf({ run, event }) {
-  return page.runs[run].events[event] ?? { name: "", look: null, values: {}, deletion: null };
+  return page.runs[run].events[event] ?? { name: "", explanation: null, values: {}, deletion: null };
 }
 
 function bytesOf(base64) {
@@ -155,9 +155,9 @@ class Look {
   // Of one head, or of the mean over all of them.
   layer(layer, head) {
     return this.stack(`${layer}/${head}`, () => {
-      const { maps, num_heads, latents } = this.content.layers[layer];
+      const { maps, num_heads, queries } = this.content.layers[layer];
       const heads = head === "mean" ? Array.from({ length: num_heads }, (_, h) => h) : [head];
-      return this.summed(maps, latents.length, heads);
+      return this.summed(maps, queries.length, heads);
     });
   }
 
@@ -191,7 +191,7 @@ class Look {
 function lookAt(look, sample) {
   const key = `${look}/${sample}`;
   if (!records.has(key)) {
-    const block = document.querySelector(`script.maps[data-look="${look}"][data-sample="${sample}"]`);
+    const block = document.querySelector(`script.maps[data-explanation="${look}"][data-sample="${sample}"]`);
     if (!block) return null;
     if (records.size >= MOST_RECORDS) records.delete(records.keys().next().value);
     records.set(key, new Look(JSON.parse(block.textContent)));

@@ -31,13 +31,13 @@ function nameOfEvent({ run, event }) {
 
 // What is to be seen: {left, right, change, notes}; right and change are null where nothing is compared.
 function sceneOf(chosen) {
-  const look = lookAt(eventOf(chosen).look, chosen.sample);
+  const look = lookAt(eventOf(chosen).explanation, chosen.sample);
   const left = look && shown(look, chosen);
   if (!left) return null;
   const scene = { chosen, look, left, right: null, change: null, notes: [...left.notes] };
   if (!chosen.compare) return scene;
   const name = nameOfEvent(chosen.compare);
-  const other = lookAt(eventOf(chosen.compare).look, chosen.sample);
+  const other = lookAt(eventOf(chosen.compare).explanation, chosen.sample);
   const found = counterpart(look, other, name, chosen);
   const right = found.state && shown(other, found.state);
   const change = right && difference(left, right);
@@ -77,8 +77,8 @@ function whyEmpty() {
 }
 
 function panesOf(description, comparing) {
-  if (!comparing) return description.words ? ["over"] : ["over", "alone"];
-  return description.words ? ["over", "other", "change"] : ["over", "other", "alone", "other-alone", "change"];
+  if (!comparing) return description.tokens ? ["over"] : ["over", "alone"];
+  return description.tokens ? ["over", "other", "change"] : ["over", "other", "alone", "other-alone", "change"];
 }
 
 function captionOf(kind, description) {
@@ -108,7 +108,7 @@ function buildPanes(scene) {
     const planes = panesOf(description, comparing).map((kind) => planeOf(kind, description, part));
     // What is much wider than a column, as long sounds are, gets all the width.
     const room = (columns) => Math.max(LEAST_WIDTH, width / columns - ROOM_FOR_PLANE);
-    const fits = (columns) => !description.words && description.size[0] <= MOST_SHRUNK * room(columns);
+    const fits = (columns) => !description.tokens && description.size[0] <= MOST_SHRUNK * room(columns);
     const columns = [3, 2].find((count) => count <= most && fits(count)) ?? 1;
     for (const plane of planes) plane.fit(room(columns), tallest);
     const bars = { map: element("div", { class: "bar" }), change: comparing ? element("div", { class: "bar" }) : null };
@@ -140,7 +140,7 @@ function buildPanes(scene) {
   if (cursor && !figure.modalities.some(stays)) figure.cursor = null;
 }
 
-function factsOf({ words, levels }, { rows, columns, pooled }) {
+function factsOf({ tokens: words, levels }, { rows, columns, pooled }) {
   const facts = [words ? counted(words.length, "token") : `${rows} × ${columns} cells`];
   if (pooled.some((factor) => factor > 1)) facts.push(`each the sum of ${pooled[0]} × ${pooled[1]} tokens`);
   if (levels)
@@ -170,7 +170,7 @@ function paintPanes({ left, right, change, chosen, look }) {
         picture,
         boxes,
         mark: mark && !isChange,
-        alpha: picture || (description.words && !isChange) ? alpha : 1,
+        alpha: picture || (description.tokens && !isChange) ? alpha : 1,
       };
       plane.paint(options, `${part.modality}, ${caption}. ${left.title}`);
     });

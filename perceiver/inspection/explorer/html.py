@@ -39,7 +39,7 @@ def page_html(page: Mapping[str, Any], maps: Sequence[Mapping[str, Any]]) -> str
     """
     blocks = [f'<script type="application/json" id="page">{embedded(page)}</script>']
     blocks += [
-        f'<script type="application/json" class="maps" data-look="{content["look"]:d}" '
+        f'<script type="application/json" class="maps" data-explanation="{content["explanation"]:d}" '
         f'data-sample="{content["sample"]:d}">{embedded(content)}</script>'
         for content in maps
     ]

@@ -27,7 +27,7 @@ function turnSample(step) {
 }
 
 function turnAnswer() {
-  const answers = lookAt(eventOf(state).look, state.sample)?.content.answers ?? [];
+  const answers = lookAt(eventOf(state).explanation, state.sample)?.content.answers ?? [];
   if (answers.length) chooseAnswer((state.answer + 1) % answers.length);
 }
 

@@ -25,9 +25,9 @@ function renderLatents(look) {
 }
 
 function buildLatents(layer) {
-  const options = ["mean", ...layer.latents].map((latent) => {
+  const options = ["mean", ...layer.queries].map((latent) => {
     const canvases = layer.maps.cells.map(({ modality }) => {
-      const { size, words } = page.samples[state.sample].modalities[modality];
+      const { size, tokens: words } = page.samples[state.sample].modalities[modality];
       return element("canvas", { ".style": words ? "height:12px" : `aspect-ratio:${size[0]} / ${size[1]}` });
     });
     const label = element("small", {}, latent === "mean" ? "mean" : String(latent));
@@ -43,18 +43,18 @@ function buildLatents(layer) {
     const [width, height] = page.samples[state.sample].modalities[modality].size;
     return width > 1.8 * height;
   });
-  const { length } = layer.latents;
+  const { length } = layer.queries;
   byId("latents-kept").textContent =
-    length < layer.num_latents ? `${length} of ${layer.num_latents} latents` : `all ${counted(length, "latent")}`;
+    length < layer.num_queries ? `${length} of ${layer.num_queries} latents` : `all ${counted(length, "latent")}`;
 }
 
 // For each latent: the number to sort by, the greatest first, and how it is written.
 function keysOf(look, layer) {
-  const reads = layer.reads[state.answer] ?? [];
+  const reads = layer.rollout[state.answer] ?? [];
   const entropies = layer.entropy[state.head === "mean" ? layer.num_heads : state.head];
   const stack = look.layer(state.layer, state.head);
   const part = stack.layout.find(({ modality }) => state.sort === `share:${modality}`);
-  return layer.latents.map((latent, i) => {
+  return layer.queries.map((latent, i) => {
     const isRead = Number.isFinite(reads[i]);
     const label = [`latent ${latent}`, `entropy ${short(entropies[i])} nats`];
     if (isRead) label.push(`${percent(reads[i])} of the answer comes in here`);
@@ -86,7 +86,7 @@ function orderLatents(look, layer) {
   // Whoever moves through the grid by keys must not lose the place in it.
   if (node.contains(chosen)) chosen.focus();
   const answer = look.content.answers[state.answer];
-  const share = layer.reads[state.answer]?.reduce((sum, part) => sum + part, 0);
+  const share = layer.rollout[state.answer]?.reduce((sum, part) => sum + part, 0);
   byId("latents-read").textContent =
     answer && Number.isFinite(share)
       ? `By the rollout, ${percent(share)} of what ${quoted(answer.name)} rests on comes in through them, in ${layer.name}.`
@@ -97,7 +97,7 @@ function orderLatents(look, layer) {
 function paintLatents(look) {
   cancelAnimationFrame(painting);
   const stack = look.layer(state.layer, state.head);
-  const { latents } = look.content.layers[state.layer];
+  const { queries: latents } = look.content.layers[state.layer];
   const { colours, scale } = state;
   const shared = state.range === "shared" ? stack.tops.map((top) => tone({ colours, scale, top })) : null;
   const waiting = [...byId("latents").children];

@@ -23,9 +23,9 @@ function choose(changes) {
 
 function update() {
   preview = null;
-  const look = lookAt(eventOf(state).look, state.sample);
+  const look = lookAt(eventOf(state).explanation, state.sample);
   settle(look);
-  const other = state.compare && lookAt(eventOf(state.compare).look, state.sample);
+  const other = state.compare && lookAt(eventOf(state.compare).explanation, state.sample);
   const name = look?.content.layers[state.layer]?.name;
   const otherLayer = other ? other.content.layers.findIndex((layer) => layer.name === name) : -1;
   renderControls(look);
@@ -70,20 +70,20 @@ function render(look) {
 
 // How long it takes from choosing a latent to its map, in milliseconds: of `count` latents, one after the other.
 function redrawMilliseconds(count = 100) {
-  const look = lookAt(eventOf(state).look, state.sample);
+  const look = lookAt(eventOf(state).explanation, state.sample);
   const layer = look?.content.layers[state.layer];
   if (!layer || !look.isReady(state.layer)) return null;
   const before = { method: state.method, latent: state.latent };
   const times = Array.from({ length: count }, (_, i) => {
     const start = performance.now();
-    choose({ method: "map", latent: layer.latents[i % layer.latents.length] });
+    choose({ method: "map", latent: layer.queries[i % layer.queries.length] });
     // Reading a pixel waits for everything that was painted.
     document.querySelector("#panes canvas")?.getContext("2d").getImageData(0, 0, 1, 1);
     return performance.now() - start;
   }).sort((a, b) => a - b);
   choose(before);
   const cells = layer.maps.cells.map(({ shape }) => shape);
-  return { median: times[count >> 1], worst: times.at(-1), latents: layer.latents.length, cells };
+  return { median: times[count >> 1], worst: times.at(-1), queries: layer.queries.length, cells };
 }
 
 function start() {

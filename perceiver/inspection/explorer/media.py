@@ -50,7 +50,7 @@ def samples_of(
     return [
         {
             "id": id,
-            "facts": _facts(batch, row, class_names),
+            "ground_truth": _ground_truth(batch, row, class_names),
             "modalities": {
                 name: _modality(name, frame, row, media)
                 | {"boxes": boxes_of(frame, [box for box in all_boxes[row] or () if box.modality == name], class_names)}
@@ -76,7 +76,7 @@ def boxes_of(frame: Frame, boxes: Sequence[Box], class_names: Sequence[str]) -> 
     ]
 
 
-def _facts(batch: Batch, row: int, class_names: Sequence[str]) -> list[str]:
+def _ground_truth(batch: Batch, row: int, class_names: Sequence[str]) -> list[str]:
     """What is true of a sample, one thing a line."""
     facts = []
     label, tags, references = (batch.targets.get(name) for name in ("label", "tags", "references"))
@@ -110,7 +110,7 @@ def _modality(name: str, frame: Frame, row: int, media: Media) -> dict[str, Any]
         else {"unit": shown.unit, "low": shown.low, "high": shown.high},
         "sound": None if sound is None else _flac(sound.values[row], sound.sample_rate),
         "seconds": None if sound is None else sound.seconds,
-        "words": list(media.texts[name][row]) if name in media.texts else None,
+        "tokens": list(media.texts[name][row]) if name in media.texts else None,
     }
 
 

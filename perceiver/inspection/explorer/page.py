@@ -166,10 +166,11 @@ def _group(
     return [
         {
             "name": name,
-            "num_latents": reads[name].shape[1],
-            "latents": kept[chosen].tolist(),
+            "query_kind": str(arrays[f"{name}/query_kind"]),
+            "num_queries": reads[name].shape[1],
+            "queries": kept[chosen].tolist(),
             "num_heads": len(weights[name]),
-            "reads": _rounded(reads[name][:, kept[chosen]]),
+            "rollout": _rounded(reads[name][:, kept[chosen]]),
             "entropy": _rounded(_entropies(weights[name][:, chosen])),
             "maps": packed({modality: maps[:, chosen] for modality, maps in planes[name].items()}, most_cells=cells),
         }
@@ -249,13 +250,13 @@ def page_of(
         for event in events:
             opens += [[run, len(of_run)] for one in opened if one is event]
             found = [(places[id], of_sample) for id, of_sample in event.maps.items() if id in places]
-            maps += [{"look": num_looks, "sample": place, **of_sample} for place, of_sample in found]
+            maps += [{"explanation": num_looks, "sample": place, **of_sample} for place, of_sample in found]
             of_run.append(
                 {
                     "name": event.name,
                     "step": event.step,
                     "epoch": event.epoch,
-                    "look": num_looks if found else None,
+                    "explanation": num_looks if found else None,
                     "values": dict(event.values),
                     "deletion": event.deletion,
                 }
@@ -263,7 +264,9 @@ def page_of(
             num_looks += bool(found)
         described.append({"name": name, "events": of_run})
     colors = {"colormaps": COLORMAPS, "difference": DIFFERENCE, "outline": OUTLINE}
-    return page_html({"title": title, "opens": opens, "runs": described, "samples": list(samples), **colors}, maps)
+    return page_html(
+        {"title": title, "initial_events": opens, "runs": described, "samples": list(samples), **colors}, maps
+    )
 
 
 def events_in(folder: Path, *, num_shown: int = MOST_LOOKS, known: Mapping[int, Event] | None = None) -> list[Event]:

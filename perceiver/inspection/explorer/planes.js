@@ -5,7 +5,7 @@ const SPARE = 1.05; // a multiple that is this much too large is shrunk rather t
 const FACTOR_STEP = 0.5;
 
 function planeOf(kind, description, part) {
-  return description.words ? new TextPlane(kind, description, part) : new CanvasPlane(kind, description, part);
+  return description.tokens ? new TextPlane(kind, description, part) : new CanvasPlane(kind, description, part);
 }
 
 class CanvasPlane {
@@ -92,7 +92,7 @@ function ticksOf(kind, { name, unit }, ticks, side) {
 class TextPlane {
   constructor(kind, description, part) {
     Object.assign(this, { kind, description, part });
-    this.words = description.words.map((word, token) =>
+    this.words = description.tokens.map((word, token) =>
       element("span", { class: "token", "data-token": token }, word === "" ? "␣" : word),
     );
     this.stage = element("p", { class: "stage text" }, ...this.words.flatMap((word) => [word, " "]));

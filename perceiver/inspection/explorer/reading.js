@@ -13,7 +13,7 @@ function pointing({ left, look, chosen }, { part, description }) {
   const start = `Brightest of ${part.modality}: ${where}`;
   const answer = look.content.answers[chosen.answer];
   const boxes = answer?.boxes?.[part.modality] ?? [];
-  if (!answer || description.words || (answer.is_word && !boxes.length)) return `${start}.`;
+  if (!answer || description.tokens || (answer.is_word && !boxes.length)) return `${start}.`;
   if (!boxes.length && !description.boxes.length) return `${start}.`;
   if (!boxes.length) return `${start}; no box of ${quoted(answer.name)} is known here.`;
   const cell = cellOf(brightest(left.map, part), part);
@@ -30,7 +30,7 @@ const ROUNDING = 1e-6;
 const overlap = (low, high, from, to) => Math.min(high, to) - Math.max(low, from) > ROUNDING * (high - low);
 const cellOf = (index, part) => [Math.floor(index / part.columns), index % part.columns];
 
-function placeText({ axes, shape, words, strip }, part, [row, column]) {
+function placeText({ axes, shape, tokens: words, strip }, part, [row, column]) {
   if (words) {
     const factor = part.pooled[1];
     const here = words.slice(column * factor, (column + 1) * factor).join(" ");

@@ -11,12 +11,12 @@ function attended(look, number, head, latent) {
   const layer = look.content.layers[number];
   if (!layer) return null;
   const stack = look.layer(number, head);
-  const index = layer.latents.indexOf(latent);
+  const index = layer.queries.indexOf(latent);
   const heads = head === "mean" ? `mean over ${counted(layer.num_heads, "head")}` : `head ${head}`;
   const notes = [];
-  const kept = layer.latents.length;
-  if (latent === "mean" && kept < layer.num_latents) {
-    notes.push(`The mean is over the ${kept} of ${layer.num_latents} latents whose maps are kept here.`);
+  const kept = layer.queries.length;
+  if (latent === "mean" && kept < layer.num_queries) {
+    notes.push(`The mean is over the ${kept} of ${layer.num_queries} latents whose maps are kept here.`);
   }
   return {
     stack,
@@ -82,7 +82,7 @@ function counterpart(look, other, otherName, chosen) {
     if (!match) return { reason: `${otherName} has no layer ${layer.name}.` };
     if (chosen.head !== "mean" && chosen.head >= match.num_heads)
       return { reason: `${otherName} has no head ${chosen.head}.` };
-    if (chosen.latent !== "mean" && !match.latents.includes(chosen.latent)) {
+    if (chosen.latent !== "mean" && !match.queries.includes(chosen.latent)) {
       return { reason: `The map of latent ${chosen.latent} is not kept in ${otherName}.` };
     }
     if (chosen.compare.run !== chosen.run && (chosen.latent !== "mean" || chosen.head !== "mean")) {

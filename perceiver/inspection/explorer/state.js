@@ -7,7 +7,7 @@ const HASH_DELAY = 200;
 const NOTHING = "nothing"; // is compared, although it usually would be
 
 const looked = page.runs.flatMap(({ events }, run) =>
-  events.flatMap(({ look }, event) => (look === null || look === undefined ? [] : [{ run, event }])),
+  events.flatMap(({ explanation }, event) => (explanation === null || explanation === undefined ? [] : [{ run, event }])),
 );
 const chances = new Map(
   page.runs
@@ -37,7 +37,7 @@ function chanceOf(name) {
 }
 
 function defaults() {
-  const [opened, beside] = (page.opens ?? []).map(([run, event]) => placeOf(place({ run, event })));
+  const [opened, beside] = (page.initial_events ?? []).map(([run, event]) => placeOf(place({ run, event })));
   const first = opened ?? looked.filter(({ run }) => run === 0).at(-1) ?? looked.at(-1);
   const favourite = ["pointing_game", "entropy"].map((end) => statistics.find((name) => name.endsWith(end)));
   return {
@@ -87,7 +87,7 @@ function settle(look) {
   const layer = layers[state.layer];
   if (!layer) return;
   if (state.head !== "mean" && !(state.head < layer.num_heads)) state.head = "mean";
-  if (state.latent !== "mean" && !layer.latents.includes(state.latent)) state.latent = "mean";
+  if (state.latent !== "mean" && !layer.queries.includes(state.latent)) state.latent = "mean";
   const modalities = layer.maps.cells.map(({ modality }) => `share:${modality}`);
   among("sort", ["reads", "entropy", "number", ...(modalities.length > 1 ? modalities : [])]);
   if (state.range === "map" && modalities.length < 2) state.range = "own";

@@ -38,7 +38,7 @@ function curveOf(name) {
     return found;
   });
   const marks = page.runs.flatMap(({ events }, run) =>
-    events.flatMap(({ name: title, step, values, look }, event) => {
+    events.flatMap(({ name: title, step, values, explanation: look }, event) => {
       if (!number(values[name])) return [];
       const hasLook = look !== null && look !== undefined;
       const label = `${nameOfEvent({ run, event })}: ${short(values[name])}${hasLook ? "" : " (no maps)"}`;
