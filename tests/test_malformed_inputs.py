@@ -18,7 +18,7 @@ def test_whatever_is_spoiled_ends_in_a_sentence_or_is_left_out(tmp_path, monkeyp
 @pytest.mark.slow
 def test_what_is_not_found_out_fails_with_the_number_of_its_case(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("perceiver.data.readers.image_file.np.isfinite", lambda values: True)
+    monkeypatch.setattr("perceiver.data.readers.image.np.isfinite", lambda values: True)
     monkeypatch.setattr("scripts.malformed_archives.CHECKPOINT", {"nothing": lambda path, random: None})
     for name in WRITERS.keys() - {"image_folder", "audio_folder", "text_pairs"}:
         monkeypatch.delitem(WRITERS, name)

@@ -1,4 +1,4 @@
-"""Plain numbers as an input: vectors, time series, anything that comes as an array."""
+"""Arrays of numbers: vectors, time series, precomputed features."""
 
 import numpy as np
 import torch
@@ -10,10 +10,10 @@ from perceiver.data.readers.base import Reader, Reading
 
 
 class ArrayReader(Reader[Float[Tensor, "..."]]):
-    """Arrays as NumPy saves them (.npy), or as they are in memory: floats, channels first.
+    """Arrays from .npy files or memory, as float tensors with channels first.
 
     Args:
-        shape: of what is handed out; null stands for any size along an axis.
+        shape: of the output; null for any size along an axis.
     """
 
     kind = ARRAYS
@@ -22,15 +22,15 @@ class ArrayReader(Reader[Float[Tensor, "..."]]):
         self.shape = shape
 
     def read(self, part: File | Float[Tensor, "..."], *, train: bool) -> Reading:
-        values = part if isinstance(part, Tensor) else _array_in(part)
+        values = part if isinstance(part, Tensor) else _load(part)
         fits = [size in (None, found) for size, found in zip(self.shape, values.shape, strict=False)]
         if values.ndim != len(self.shape) or not all(fits):
-            named = "an array" if isinstance(part, Tensor) else str(part)
-            raise UnreadableError(f"{named}: of shape {list(values.shape)}, which must be {self.shape}")
+            name = "an array" if isinstance(part, Tensor) else str(part)
+            raise UnreadableError(f"{name}: has shape {list(values.shape)}, which must be {self.shape}")
         return Reading(values.float())
 
 
-def _array_in(file: File) -> Tensor:
+def _load(file: File) -> Tensor:
     refuse_special(file)
     try:
         with file.open("rb") as raw:

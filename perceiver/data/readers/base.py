@@ -1,4 +1,4 @@
-"""What every reader is: it makes one modality of one part of an item."""
+"""The interface of readers: each makes one modality of a sample from one part of its item."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -13,12 +13,11 @@ InMemory = TypeVar("InMemory")
 
 @dataclass(frozen=True)
 class Reading:
-    """What a reader made of a part.
+    """The raw input that a reader made.
 
     Attributes:
-        values: a raw input as its encoder takes it, channels first; with `windows` these are one more dimension in
-            front.
-        windows: names of the windows, where it is read in several.
+        values: the input of the encoder, channels first; with `windows`, these are an additional first dimension.
+        windows: names of the windows, if there are several.
     """
 
     values: Tensor
@@ -26,7 +25,7 @@ class Reading:
 
 
 class Reader(ABC, Generic[InMemory]):
-    """Reads files of one kind, and what sources that have no files hold in memory instead.
+    """Reads files of one kind, or the in-memory parts of sources without files.
 
     Attributes:
         kind: of file.
@@ -36,14 +35,12 @@ class Reader(ABC, Generic[InMemory]):
 
     @abstractmethod
     def read(self, part: File | InMemory, *, train: bool) -> Reading:
-        """What is in a part, prepared for evaluation, or with what is random if `train`.
-
-        What is random draws from torch's global generator only.
+        """Read a part, with random crops and augmentation if `train`, drawn from torch's global generator only.
 
         Raises:
-            UnreadableError: it is missing or is not of the kind.
+            UnreadableError: the file is missing or not of the kind.
         """
 
     def pieces(self, raw: Tensor) -> list[str] | None:
-        """What the places of a raw input stand for, where it is text."""
+        """Return the text of each position of a raw input, None if it is not text."""
         return None

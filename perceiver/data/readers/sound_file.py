@@ -1,11 +1,11 @@
-"""Files of sound: any part of any of them as one kind of tensor."""
+"""Decoding of sound files: any part of a file, at a given sample rate, mixed down to one channel."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from math import ceil, gcd
-from typing import IO
+from typing import IO, Literal
 
 import numpy as np
 import soundfile
@@ -15,163 +15,201 @@ from scipy.signal import resample_poly
 from torch import Tensor
 
 from perceiver.data.files import File, UnreadableError, refuse_special, warn_once
-from perceiver.data.readers.sound_length import is_cut_off
 
 MIN_RATE, MAX_RATE = 1_000, 768_000
-"""Files that claim fewer or more samples a second are refused: no device records them."""
+"""Sample rates outside of this range are rejected as damaged headers."""
 MAX_VALUES = 2**29
-"""What is longer than this, all channels together, is not read at once: 1.7 hours of stereo at 44.1 kHz, 2 GiB."""
-LOUDEST = 1000.0
-"""60 dB above full scale: no mix is louder than this, but whole numbers that were kept as they are in a float wav."""
-BLOCK = 2**19
+"""Longer parts, all channels together, are not read at once: 1.7 hours of stereo at 44.1 kHz, 2 GiB."""
+MAX_AMPLITUDE = 1000.0
+"""60 dB above full scale: larger values are integers in a floating-point file."""
+BLOCK_VALUES = 2**19
 """Values that are decoded at a time, all channels together: only their mean over channels is kept."""
-CANCELLED = 1e-3
-"""Where the mix has less than this share of its channels' power (-30 dB), they cancel each other, as they do where one
-of two is turned upside down; channels that have nothing to do with each other keep more, 1/31 of 31 of them."""
+MIN_MIX_POWER = 1e-3
+"""A mix with less than this fraction (-30 dB) of its channels' mean power means that they cancel, as they do if one of
+two is inverted; the mix of N independent channels has 1/N."""
 MP3_LEAD = 20 * 1152
-"""Samples of an MP3 that are decoded before a part and dropped: its frames use bits of those before them."""
+"""Samples of an MP3 that are decoded before a part and dropped: its frames use bits of earlier ones."""
 UNKNOWN_LENGTH = 2**62
-"""What libsndfile takes a flac to have that was written to a pipe, and which it cannot read to its end."""
+"""Length that libsndfile reports for a flac that was written to a pipe, which it cannot read to its end."""
+SOUND_CHUNKS: dict[bytes, tuple[bytes, Literal["little", "big"]]] = {
+    b"RIFF": (b"data", "little"),
+    b"FORM": (b"SSND", "big"),
+}
+"""First bytes of wav and aiff -> name of the chunk with the samples, and byte order."""
+UNKNOWN_CHUNK_SIZE = 0x7F000000
+"""Chunk sizes from here on are written to pipes, where the length is not yet known."""
+OGG_MAX_PAGE, OGG_HEADER, OGG_LAST_PAGE = 2**16, 27, 4
+"""Upper bound of the bytes of a page, bytes of its header before the segment sizes, and flag of the last page."""
 
 
 class SoundFile:
-    """A file of sound, of which any part can be read at a wanted sample rate, mixed down to one channel.
+    """A sound file, of which any part can be read. Its format (wav, flac, ogg, mp3, …) is recognized by its content.
 
-    Of a part in which the channels cancel each other the loudest channel is read, and this is warned of. Constant
-    offsets do not count. What it is, wav, flac, ogg or mp3, is told by its content, whatever its name.
+    If the channels of a part cancel when they are mixed, the loudest one is read, with a warning. Constant offsets do
+    not count.
 
     Args:
         path: the file.
-        sample_rate: of what is read, in Hz.
+        sample_rate: of the output, in Hz.
 
     Raises:
-        UnreadableError: missing, not a sound, or without any sample.
+        UnreadableError: the file is missing, not a sound, or has no samples.
     """
 
     def __init__(self, path: File, sample_rate: int) -> None:
         self.path = path
         self.sample_rate = sample_rate
-        with self._opened() as file:
-            self.file_rate, self.channels = file.samplerate, file.channels
-            if not MIN_RATE <= self.file_rate <= MAX_RATE:
-                raise UnreadableError(f"{path}: a sample rate of {self.file_rate} Hz is not believable")
-            if file.frames == 0:
-                raise UnreadableError(f"{path}: there is no sound in it")
-            if file.frames >= UNKNOWN_LENGTH:
-                raise UnreadableError(f"{path}: does not say how long it is")
-            self.file_length = file.frames
+        with self._open() as file:
+            self.file_rate, self.channels, self.file_length = file.samplerate, file.channels, file.frames
+        if not MIN_RATE <= self.file_rate <= MAX_RATE:
+            raise UnreadableError(f"{path}: a sample rate of {self.file_rate} Hz is not plausible")
+        if self.file_length == 0:
+            raise UnreadableError(f"{path}: has no samples")
+        if self.file_length >= UNKNOWN_LENGTH:
+            raise UnreadableError(f"{path}: does not declare its length")
 
     @property
     def seconds(self) -> float:
-        """How long the file claims to be; one that was cut off may be shorter."""
+        """Length that the header declares; a truncated file may be shorter."""
         return self.file_length / self.file_rate
 
     def read(self, start: float = 0.0, seconds: float | None = None) -> Float[Tensor, "1 length"]:
-        """A part of the sound, which ends earlier where the file does.
+        """Read a part of the sound, which ends with the file at the latest.
 
         Args:
-            start: where it begins, in seconds.
-            seconds: how long it is; None for all that follows.
+            start: begin of the part, in seconds.
+            seconds: length of the part; None for the rest of the file.
 
         Raises:
-            UnreadableError: the file is damaged there or ends before, holds values that are no numbers, or is too long.
+            UnreadableError: the file is damaged there or ends before, has values that are not finite, or is too long.
         """
         first = min(round(start * self.file_rate), self.file_length)
         count = self.file_length - first if seconds is None else ceil(seconds * self.file_rate)
         length = count / self.file_rate
         if length * max(self.channels * self.file_rate, self.sample_rate) > MAX_VALUES:
             size = f"{length / 3600:.1f} hours in {self.channels} channels at {self.file_rate} Hz"
-            raise UnreadableError(f"{self.path}: {size} are too much to be read at once")
-        wave, powers = self._decoded(first, count)
+            raise UnreadableError(f"{self.path}: {size} are too much to read at once")
+        wave, powers = self._decode(first, count)
         if len(wave) == 0:
-            raise UnreadableError(f"{self.path}: ends before {start:.2f} s, though it claims {self.seconds:.2f} s")
+            raise UnreadableError(f"{self.path}: ends before {start:.2f} s, but declares {self.seconds:.2f} s")
         if not np.isfinite(wave).all():
             raise UnreadableError(f"{self.path}: holds values that are not finite")
-        if np.var(wave, dtype=np.float64) < CANCELLED * powers.mean():
-            loudest_channel = int(powers.argmax())
-            problem = f"its {self.channels} channels cancel each other when they are mixed; only the loudest is read"
-            warn_once("cancelled", f"{self.path}: {problem}, number {loudest_channel + 1}")
-            wave, _ = self._decoded(first, count, loudest_channel)
-        if (loudest := float(np.abs(wave).max())) > LOUDEST:
-            raise UnreadableError(f"{self.path}: holds {loudest:g} where full scale is 1")
-        wave = resampled(wave, self.file_rate, self.sample_rate)
+        if np.var(wave, dtype=np.float64) < MIN_MIX_POWER * powers.mean():
+            channel = int(powers.argmax())
+            problem = f"its {self.channels} channels cancel when they are mixed; only the loudest is read"
+            warn_once("cancelled", f"{self.path}: {problem}, number {channel + 1}")
+            wave, _ = self._decode(first, count, channel)
+        if (peak := float(np.abs(wave).max())) > MAX_AMPLITUDE:
+            raise UnreadableError(f"{self.path}: holds {peak:g} where full scale is 1")
+        wave = resample(wave, self.file_rate, self.sample_rate)
         if seconds is not None:
             wave = wave[: round(seconds * self.sample_rate)]
         return torch.from_numpy(wave)[None]
 
-    def _decoded(
+    def _decode(
         self, first: int, count: int, channel: int | None = None
     ) -> tuple[Float[np.ndarray, " length"], Float[np.ndarray, " channels"]]:
-        """Samples from `first` on, of one channel or the mean of all, and the power of each channel about its mean."""
+        """Decode one channel, or the mean of all, and the power of each channel about its mean."""
         length, sums, squares = 0, np.zeros(self.channels), np.zeros(self.channels)
         waves = [np.zeros(0, np.float32)]
-        with self._opened() as file, np.errstate(all="ignore"):  # what is not finite is told by the caller
+        block_size = -(-BLOCK_VALUES // self.channels)
+        with self._open() as file, np.errstate(all="ignore"):  # the caller checks that values are finite
             lead = min(first, MP3_LEAD) if file.format == "MP3" else 0
             file.seek(first - lead)
             file.read(lead)
-            for block in _blocks(file, count):
+            while length < count:
+                block = file.read(min(count - length, block_size), dtype="float32", always_2d=True)
+                if len(block) == 0:
+                    break
+                length += len(block)
                 waves.append(block.mean(axis=1) if channel is None else block[:, channel])
                 if self.channels > 1:
-                    length += len(block)
                     sums += block.sum(axis=0, dtype=np.float64)
                     squares += np.square(block, dtype=np.float64).sum(axis=0)
-            powers = (squares - sums**2 / max(length, 1)) / max(length, 1)
-            powers[powers < 1e-12 * squares / max(length, 1)] = 0.0  # no power, but rounding
+            squares /= max(length, 1)
+            powers = squares - (sums / max(length, 1)) ** 2
+            powers[powers < 1e-12 * squares] = 0.0  # rounding errors
         return np.concatenate(waves), powers
 
     @contextmanager
-    def _opened(self) -> Iterator[soundfile.SoundFile]:
-        """The file, whose errors name it while it is open."""
+    def _open(self) -> Iterator[soundfile.SoundFile]:
+        """Open the file; errors within the block name it."""
         refuse_special(self.path)
         try:
             with self.path.open("rb") as raw:
                 if raw.seek(0, os.SEEK_END) == 0:
                     raise UnreadableError(f"{self.path}: the file is empty")
-                if is_cut_off(raw):
-                    raise UnreadableError(f"{self.path}: was cut off: it is shorter than it claims")
-                # By name, libsndfile would take any text called x.au for a sound.
-                with _Onward(_handle(raw), closefd=False) as file:
+                if is_truncated(raw):
+                    raise UnreadableError(f"{self.path}: is truncated: shorter than its header declares")
+                # Never by name: libsndfile would take any text with the name x.au for a sound.
+                with _SequentialSoundFile(_handle(raw), closefd=False) as file:
                     yield file
         except FileNotFoundError as error:
             raise UnreadableError(f"{self.path}: no such file") from error
         except OSError as error:
             raise UnreadableError(f"{self.path}: {error.strerror}") from error
         except soundfile.LibsndfileError as error:
-            raise UnreadableError(f"{self.path}: {_reason(error)}") from error
+            reason = error.error_string.removeprefix("Error : ").removesuffix(".")
+            # Code 7 is "File does not exist", also of an MP3 without a complete frame.
+            raise UnreadableError(f"{self.path}: {'Format not recognised' if error.code == 7 else reason}") from error
 
 
-class _Onward(soundfile.SoundFile):  # type: ignore[misc]
-    """Goes on reading where it stopped; soundfile seeks that place again, after which an MP3 is decoded wrongly."""
+class _SequentialSoundFile(soundfile.SoundFile):  # type: ignore[misc]
+    """Reads on from the current position, to which soundfile would seek again, and then decode an MP3 wrongly."""
 
     def seekable(self) -> bool:
         return False
 
 
 def _handle(raw: IO[bytes]) -> int | IO[bytes]:
-    """What libsndfile reads by itself; what lies in memory it asks python for."""
+    """Return the descriptor of a file on disk, which libsndfile reads by itself."""
     if isinstance(raw, BytesIO):
         return raw
-    os.lseek(raw.fileno(), 0, os.SEEK_SET)  # python's own place may be one in its buffer
+    os.lseek(raw.fileno(), 0, os.SEEK_SET)  # Python's buffer has moved it
     return raw.fileno()
 
 
-def _blocks(file: soundfile.SoundFile, count: int) -> Iterator[Float[np.ndarray, "length channels"]]:
-    """The next `count` samples, or as many as there are."""
-    size = -(-BLOCK // file.channels)
-    while count > 0 and len(block := file.read(min(count, size), dtype="float32", always_2d=True)):
-        count -= len(block)
-        yield block
+def resample(wave: Float[np.ndarray, " length"], rate: int, new_rate: int) -> Float[np.ndarray, " resampled"]:
+    """Resample a wave, also between rates without a common factor."""
+    factor = gcd(rate, new_rate)
+    # The wave is extended by its mean: with zeros, a constant offset would click at both ends.
+    return wave if rate == new_rate else resample_poly(wave, new_rate // factor, rate // factor, padtype="mean")
 
 
-def _reason(error: soundfile.LibsndfileError) -> str:
-    """What libsndfile says."""
-    if error.code == 7:  # "File does not exist": said of an MP3 without a single whole frame
-        return "Format not recognised"
-    return error.error_string.removeprefix("Error : ").removesuffix(".")
+def is_truncated(file: IO[bytes]) -> bool:
+    """Return whether a wav, aiff or Ogg file lacks its end, which libsndfile does not report.
+
+    False for other formats, and for files of unknown length that were written to a pipe. The file is rewound.
+    """
+    end = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    magic = file.read(4)
+    if magic == b"OggS":
+        truncated = _lacks_last_page(file, end)
+    else:
+        truncated = magic in SOUND_CHUNKS and _lacks_samples(file, end, *SOUND_CHUNKS[magic])
+    file.seek(0)
+    return truncated
 
 
-def resampled(wave: Float[np.ndarray, " length"], rate: int, wanted: int) -> Float[np.ndarray, " resampled"]:
-    """A wave at another sample rate; also between rates without a common factor."""
-    common = gcd(rate, wanted)
-    # Beyond both ends stands the mean: with zeros, a constant offset would click there.
-    return wave if rate == wanted else resample_poly(wave, wanted // common, rate // common, padtype="mean")
+def _lacks_samples(file: IO[bytes], end: int, sound_chunk: bytes, order: Literal["little", "big"]) -> bool:
+    """Return whether the chunk with the samples exceeds the end of a wav or aiff."""
+    start = 12
+    while start + 8 <= end:
+        file.seek(start)
+        name, size = file.read(4), int.from_bytes(file.read(4), order)
+        if name == sound_chunk:
+            return size < UNKNOWN_CHUNK_SIZE and start + 8 + size > end
+        start += 8 + size + size % 2
+    return False
+
+
+def _lacks_last_page(file: IO[bytes], end: int) -> bool:
+    file.seek(max(end - OGG_MAX_PAGE, 0))
+    tail = file.read()
+    page = tail[max(tail.rfind(b"OggS"), 0) :]
+    if len(page) < OGG_HEADER or not page[5] & OGG_LAST_PAGE:
+        return True
+    num_segments = page[OGG_HEADER - 1]
+    segments = page[OGG_HEADER : OGG_HEADER + num_segments]
+    return len(segments) < num_segments or OGG_HEADER + num_segments + sum(segments) > len(page)

@@ -1,4 +1,4 @@
-"""Texts as an input: ids of a tokenizer."""
+"""Texts as token ids."""
 
 from torch import Tensor
 
@@ -10,10 +10,10 @@ from perceiver.tokenizer import Tokenizer
 
 
 class TextReader(Reader[str]):
-    """A file of text, or a text, as ids [1, length].
+    """Text files, or texts in memory, as token ids [1, length].
 
     Args:
-        tokenizer: makes the ids.
+        tokenizer: of the run.
     """
 
     kind = TEXTS
@@ -22,14 +22,13 @@ class TextReader(Reader[str]):
         self.tokenizer = tokenizer
 
     def read(self, part: File | str, *, train: bool) -> Reading:
-        text = part if isinstance(part, str) else _text_in(part)
-        return Reading(self.tokenizer.encode(text)[None])
+        return Reading(self.tokenizer.encode(part if isinstance(part, str) else _load(part))[None])
 
     def pieces(self, raw: Tensor) -> list[str]:
         return self.tokenizer.pieces(raw[0].tolist())
 
 
-def _text_in(file: File) -> str:
+def _load(file: File) -> str:
     try:
         text = tidy(read_text(file))
     except FileNotFoundError as error:
