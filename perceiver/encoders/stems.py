@@ -127,6 +127,9 @@ class ConvStem(Stem):
         self, raster: Float[Tensor, "batch channels height width"], mask: Mask | None = None
     ) -> Float[Tensor, "batch dim rows columns"]:
         symmetric = self.padding == "symmetric"
+        if symmetric and min(raster.shape[-2:]) < 5:  # half of it, rounded up, is less than the window of the pooling
+            height, width = raster.shape[-2:]
+            raise ValueError(f"padding=symmetric needs rasters of at least 5 × 5, not {height} × {width}")
         padded = F.pad(raster, (3, 3, 3, 3)) if symmetric else pad_same(raster, kernel_size=7, stride=2)
         halved = None if mask is None else downsample_mask(mask, (2, 2))
         features = zero_masked(self.norm(self.conv(padded), halved).relu(), halved)

@@ -1,10 +1,11 @@
-"""What every task is: how to call the model, what it loses, how it is measured, and what it answers."""
+"""The contract of a task: the call of the model, loss, metrics, predictions and answers."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
@@ -12,36 +13,42 @@ from torchmetrics import Metric, MetricCollection
 from perceiver.tasks.text_metrics import ScoredText
 from perceiver.types import Answer, Batch, Model, Stage
 
-LOWER_IS_BETTER = ("loss", "perplexity", "calibration_error")
+LOWER_IS_BETTER = ("loss", "perplexity", "error")
+"""Endings of the names of metrics."""
 
 
 @dataclass(frozen=True)
 class TableRow:
-    """What a table of the tested samples shows of one of them.
+    """One tested sample in a table.
 
     Attributes:
         values: column -> plain value.
-        rank: rows are sorted by it, the lowest first; those with the same rank are in the order of the data set.
+        rank: sorts the rows, the lowest first; equal ranks keep the order of the data set.
     """
 
     values: dict[str, Any]
     rank: float = 0.0
 
 
-class Task(nn.Module, ABC):
-    """Knows the meaning of one output of the model and of targets; knows neither modalities nor the training loop.
+def monitor_mode(metric: str) -> Literal["min", "max"]:
+    """Return the better direction of a metric."""
+    return "min" if metric.endswith(LOWER_IS_BETTER) else "max"
 
-    Outputs are the model's, by name; a task reads and changes its own and leaves the others as they are.
+
+class Task(nn.Module, ABC):
+    """Interprets one output of the model and the targets; independent of modalities and of the training loop.
+
+    Outputs are those of the model, by name; a task reads and changes its own and leaves the others unchanged.
 
     Attributes:
-        output: the name of its output.
-        answer_key: the key under which `predictions` have the answer itself.
+        output: name of the output that it reads.
+        answer_key: key of the answer itself in `predictions`.
         mixes_samples: whether `prepare` changes inputs.
-        monitor, monitor_mode: the validation metric that says which checkpoint is best, and its better direction.
-        num_answers: answers about a user's own file, unless more or fewer are asked for.
-        needs_target_tokens: outputs for which it hands token ids to the decoder, see `Decoder.needs_target_tokens`.
-        needs_class_counts: whether `set_class_counts` must be called before training. What
-            follows from them is saved with the weights.
+        monitor, monitor_mode: the metric of validation that determines the best checkpoint, and its better direction.
+        num_answers: default number of answers about a user's own file.
+        needs_target_tokens: outputs whose decoder gets token ids from `queries`, see `Decoder.needs_target_tokens`.
+        needs_class_counts: whether `set_class_counts` must be called before training. Weights derived from the counts
+            are saved with those of the model.
     """
 
     output: str
@@ -54,11 +61,11 @@ class Task(nn.Module, ABC):
     needs_class_counts: bool = False
 
     def set_class_counts(self, counts: Int[Tensor, " classes"], num_samples: int) -> None:
-        """Take over how many of the training samples each class applies to."""
+        """Set the number of training samples to which each class applies."""
         raise NotImplementedError
 
     def set_monitor(self, monitor: str) -> None:
-        """Choose the checkpoints' metric; the metrics must have been made.
+        """Choose the metric that determines the best checkpoint, after `build_metrics`.
 
         Raises:
             ValueError: validation has no such metric.
@@ -67,7 +74,7 @@ class Task(nn.Module, ABC):
         if monitor not in known:
             raise ValueError(f"monitor={monitor!r} must be one of the metrics of validation: {', '.join(known)}")
         self.monitor = monitor
-        self.monitor_mode = "min" if monitor.rpartition("/")[2] in LOWER_IS_BETTER else "max"
+        self.monitor_mode = monitor_mode(monitor)
 
     def prepare(self, batch: Batch, *, train: bool) -> Batch:
         """Return the batch with what several of the methods below need, so that it is computed once.
@@ -77,15 +84,15 @@ class Task(nn.Module, ABC):
         return batch
 
     def queries(self, batch: Batch) -> dict[str, Tensor]:
-        """Token ids of the targets, for outputs in `needs_target_tokens`."""
+        """Return the token ids of the targets, for outputs in `needs_target_tokens`."""
         return {}
 
     def outputs(self, model: Model, batch: Batch) -> dict[str, Tensor]:
-        """The model's outputs for each window; a window a sample, unless `batch.windows` says otherwise."""
+        """Return the model's outputs for each window; without `batch.windows`, each sample is one window."""
         return model(batch.inputs, batch.masks, self.queries(batch))
 
     def get_output(self, outputs: Mapping[str, Tensor]) -> Tensor:
-        """The task's output.
+        """Return the output of the model that the task reads.
 
         Raises:
             ValueError: the model has no such output.
@@ -94,42 +101,52 @@ class Task(nn.Module, ABC):
             raise ValueError(f"no output={self.output!r}, which the task reads; there are {', '.join(outputs)}")
         return outputs[self.output]
 
-    @abstractmethod
     def average_windows(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Outputs of windows -> outputs of samples, as if the model had given their mean answers."""
+        """Return the outputs of samples from those of their windows: by default their mean.
 
-    @abstractmethod
+        Where outputs stand for probabilities, it is these that are averaged.
+        """
+        values = self.get_output(outputs)
+        if batch.windows:
+            values = torch.stack([rows.mean(dim=0) for rows in values.split([len(names) for names in batch.windows])])
+        return {**outputs, self.output: values}
+
     def probabilities(self, outputs: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "*rest answers"]]:
-        """Outputs -> how probable each answer is, a class or the token at a place, by name of the output."""
+        """Return the probability of each answer, a class or the token at a place, by name of the output.
+
+        By default that is NaN, for a task without `answers`.
+        """
+        return {self.output: torch.full_like(self.get_output(outputs), torch.nan)}
 
     @abstractmethod
-    def loss(self, outputs: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, ""]: ...
+    def loss(self, outputs: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, ""]:
+        """Return the mean loss over the terms of a batch."""
 
     def num_terms(self, batch: Batch) -> float | Tensor:
-        """Of how many terms, or of what total weight, the loss is the mean: what it weighs beside other batches'."""
+        """Return the number of terms that the loss is the mean of, or their total weight: by default the samples."""
         return len(batch)
 
     def build_metrics(self, make: Callable[[Stage], MetricCollection]) -> None:
-        """Make the metrics of each stage, as parts of the task, so that they move to its device."""
+        """Register the metrics of each stage as submodules, so that they move with the task to its device."""
         stages: tuple[Stage, ...] = ("train", "val", "test")
         self.stage_metrics = nn.ModuleDict({f"{stage}_metrics": make(stage) for stage in stages})
 
     def metrics(self, stage: Stage) -> MetricCollection:
-        """The metrics of a stage, always the same object; its keys are the names that are logged after `stage/`."""
+        """Return the metrics of a stage, always the same object; a metric is logged as `<stage>/<key>`."""
         metrics = self.stage_metrics[f"{stage}_metrics"]
         assert isinstance(metrics, MetricCollection)
         return metrics
 
     def metric_parts(self, stage: Stage) -> dict[str, Metric]:
-        """Every metric of a stage, by a name that no other has."""
+        """Return every metric of a stage by a unique name."""
         return dict(self.metrics(stage).items(keep_base=True))
 
     def metric_names(self, stage: Stage) -> list[str]:
-        """The keys of `compute`, as far as they are known before anything is counted."""
+        """Return the keys of `compute`, as far as they are known before the first update."""
         return [name for key, part in self.metric_parts(stage).items() for name in getattr(part, "names", (key,))]
 
     def compute(self, stage: Stage) -> dict[str, Tensor]:
-        """What was counted since `reset`, by the names that are logged after `stage/`."""
+        """Return the metrics since the last `reset`; each is logged as `<stage>/<key>`."""
         return self.metrics(stage).compute()
 
     def reset(self, stage: Stage) -> None:
@@ -137,10 +154,10 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def update(self, stage: Stage, outputs: Mapping[str, Tensor], loss: Float[Tensor, ""], batch: Batch) -> None:
-        """Count a batch into the stage's metrics."""
+        """Update the metrics of a stage with a batch."""
 
     def update_generated(self, stage: Stage, model: Model, batch: Batch) -> dict[str, list[ScoredText]]:
-        """Count into the metrics of an evaluation what takes further calls of the model, such as generation.
+        """Update the metrics of an evaluation with what takes further calls of the model, such as generation.
 
         Returns:
             Output -> the text generated for each sample, for outputs that are texts.
@@ -154,7 +171,7 @@ class Task(nn.Module, ABC):
         texts: Mapping[str, Sequence[ScoredText]],
         class_names: Sequence[str],
     ) -> dict[str, list[TableRow]]:
-        """Name of a table -> a row for each sample of a batch.
+        """Return tables by name: a row for each sample of a batch.
 
         Args:
             outputs: of samples (`average_windows`).
@@ -165,28 +182,29 @@ class Task(nn.Module, ABC):
         return {}
 
     def class_metrics(self, stage: Stage) -> dict[str, Shaped[Tensor, " classes"]]:
-        """Metrics of each class, from when the stage's metrics were last computed; NaN where one is not defined."""
+        """Return metrics of each class as of the last `compute`; NaN where one is not defined."""
         return {}
 
     @abstractmethod
     def predictions(
         self, model: Model, batch: Batch, class_names: Sequence[str], top: int
     ) -> list[list[dict[str, Any]]]:
-        """For each sample at most `top` answers, best first, as plain values with the same keys throughout."""
+        """Return at most `top` answers for each sample, best first, as plain values with the same keys throughout.
+
+        One key is `answer_key`; another one, if any, has the score of the answer.
+        """
 
     def answer_queries(
         self, model: Model, batch: Batch, predicted: Sequence[Sequence[dict[str, Any]]] | None = None
     ) -> dict[str, Int[Tensor, "batch length"]]:
-        """The token ids with which the model is asked again to explain an answer, see `answers`.
+        """Return the token ids for the forward pass that is explained, see `answers`.
 
         Args:
             model, batch: as in `predictions`; without windows.
-            predicted: each row's `predictions`, where they are known: a sampled text might be another one the next
-                time.
+            predicted: `predictions` of each row, if known: a text that is sampled again may differ.
         """
         return {}
 
-    @abstractmethod
     def answers(
         self,
         outputs: Mapping[str, Tensor],
@@ -194,11 +212,12 @@ class Task(nn.Module, ABC):
         batch: Batch,
         class_names: Sequence[str],
     ) -> list[list[Answer]]:
-        """For each row what the model says, with the decoder's queries that say it.
+        """Return the answers of each row to be explained, with the decoder queries that give them: by default none.
 
         Args:
-            outputs: of the model, when asked with `queries`.
+            outputs: of the model for `queries`.
             queries: see `answer_queries`.
             batch: without windows.
             class_names: by label.
         """
+        return [[] for _ in batch.ids]

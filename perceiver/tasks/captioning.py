@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import cycle, islice
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -16,7 +16,7 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.text import Perplexity
 
-from perceiver.tasks.base import LOWER_IS_BETTER, TableRow, Task
+from perceiver.tasks.base import TableRow, Task, monitor_mode
 from perceiver.tasks.generation import Generation, Texts
 from perceiver.tasks.text_metrics import ScoredText, TextMetrics, caption_words, rouge_l
 from perceiver.tokenizer import PAD, Tokenizer
@@ -64,7 +64,7 @@ class Captioning(Task):
         self.label_smoothing = label_smoothing
         self.captions_per_sample = captions_per_sample
         self.monitor = monitor
-        self.monitor_mode: Literal["min", "max"] = "min" if monitor in LOWER_IS_BETTER else "max"
+        self.monitor_mode = monitor_mode(monitor)
         self.generation = generation
         self.build_metrics(self._metrics)
 

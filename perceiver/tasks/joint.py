@@ -17,14 +17,14 @@ from perceiver.types import Answer, Batch, Model, Stage
 class JointTask(Task):
     """The weighted sum of the losses of several tasks, and the metrics of all as `<task>/<metric>`.
 
-    The loss of a task is a mean over its terms: samples, or tokens of captions. Their sum weighs each by the number of
-    its terms per sample: `loss` is the mean over samples of the weighted sum of all terms of a sample, so that it does
-    not depend on how samples are divided among batches and processes.
+    The loss of a task is a mean over its terms: samples, or tokens of captions. `loss` is the mean over samples of the
+    weighted sum of all terms of a sample, so that it does not depend on how samples are divided among batches and
+    processes.
 
     Args:
         tasks: name -> task, each with an output of its own.
         weights: name -> factor of the task's loss; 1 for those that are left out.
-        monitor: the metric of validation that says which checkpoint is best.
+        monitor: the metric of validation that determines the best checkpoint.
 
     Raises:
         ValueError: there is no task, a weight is negative or belongs to no task, two tasks have one output, or a task
@@ -143,12 +143,13 @@ class JointTask(Task):
     def predictions(
         self, model: Model, batch: Batch, class_names: Sequence[str], top: int
     ) -> list[list[dict[str, Any]]]:
-        """At most `top` answers of each task: its name, the answer, and its score."""
+        """Return at most `top` answers of each task: its name, the answer, and its score, if it has one."""
         rows: list[list[dict[str, Any]]] = [[] for _ in batch.ids]
         for name, task in self.by_name.items():
             for row, found in zip(rows, task.predictions(model, batch, class_names, top), strict=True):
-                pairs = [tuple(one.values()) for one in found]
-                row += [{"task": name, "answer": answer, "score": score} for answer, score in pairs]
+                for one in found:
+                    scores = [value for key, value in one.items() if key != task.answer_key]
+                    row.append({"task": name, "answer": one[task.answer_key], "score": scores[0] if scores else None})
         return rows
 
     def answer_queries(

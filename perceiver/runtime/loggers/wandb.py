@@ -14,7 +14,7 @@ from PIL import Image
 from wandb.sdk.lib.runid import generate_id
 
 from perceiver.runtime.loggers.base import RunInfo, RunLogger
-from perceiver.tasks.base import LOWER_IS_BETTER
+from perceiver.tasks.base import monitor_mode
 
 log = logging.getLogger(__name__)
 
@@ -197,7 +197,7 @@ class WandB(RunLogger):
             return
         for name in sorted(row.keys() - self._summarized):
             if name.startswith("val/"):
-                best = "min" if name.rpartition("/")[2] in LOWER_IS_BETTER else "max"
+                best = monitor_mode(name)
                 self.experiment.define_metric(name, step_metric=STEP, step_sync=True, summary=best)
         self._summarized.update(row)
         self.experiment.log({**row, STEP: step})
