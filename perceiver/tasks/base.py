@@ -108,7 +108,8 @@ class Task(nn.Module, ABC):
         """
         values = self.get_output(outputs)
         if batch.windows:
-            values = torch.stack([rows.mean(dim=0) for rows in values.split([len(names) for names in batch.windows])])
+            parts = torch.split(values, [len(names) for names in batch.windows])
+            values = torch.stack([rows.mean(dim=0) for rows in parts])
         return {**outputs, self.output: values}
 
     def probabilities(self, outputs: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "*rest answers"]]:
