@@ -1,8 +1,8 @@
-"""Text <-> ids: bytes, words, or byte-pair encoding.
+"""Text <-> token ids: bytes, words, or byte-pair encoding.
 
-Every text is encoded as BOS, its ids, EOS, cut off at `max_length`, where EOS follows all the same. PAD fills up
-batches. Bytes are numbered as in Perceiver IO (Jaegle et al. 2022, section 4.1; DeepMind's `bytes_tokenizer`): six ids
-for special use, then the 256 bytes of UTF-8.
+A text is encoded as BOS, its ids, EOS; longer texts are truncated to `max_length`, including EOS. Batches are padded
+with PAD. Bytes are numbered as in Perceiver IO (Jaegle et al. 2022, section 4.1; DeepMind's `bytes_tokenizer`): six
+special ids, then the 256 bytes of UTF-8.
 """
 
 import re
@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from os.path import commonprefix
 
 import tokenizers
 import torch
@@ -22,79 +22,78 @@ from torch.nn.utils.rnn import pad_sequence
 PAD, BOS, EOS, UNKNOWN = range(4)
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 FIRST_BYTE = 6
-"""In front of the bytes stand PAD, BOS, EOS, and three that DeepMind's language models use."""
+"""Id of byte 0, after PAD, BOS, EOS and three that DeepMind's language models use."""
 
 WORD = re.compile(r"<unk>|\w+(?:['’-]\w+)*|[^\w\s]")
+"""A word or a punctuation mark."""
 
 
-def words_in(text: str) -> list[re.Match[str]]:
-    """The words and marks of punctuation of a text, each for itself, with their places in it."""
-    return list(WORD.finditer(text))
+def split_words(text: str) -> list[str]:
+    """Split a text into words and punctuation marks."""
+    return WORD.findall(text)
 
 
 @dataclass(frozen=True)
-class Word:
-    """A word of an encoded text and the places of the ids that make it."""
+class WordSpan:
+    """A word of an encoded text and the positions of its ids."""
 
     text: str
-    places: tuple[int, ...]
+    positions: tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Loss:
-    """What encoding loses of some texts.
+class EncodingLoss:
+    """What is lost by encoding texts.
 
     Attributes:
-        num_texts, num_cut: how many there are, and of how many `max_length` cuts off the end.
-        num_ids, num_unknown, num_cut_off: how many ids they would have without BOS and EOS, and how many of these are
-            UNKNOWN or are cut off.
-        longest: the `max_length` that would cut none.
+        num_texts, num_truncated: number of texts, and of those that are truncated.
+        num_ids, num_unknown, num_ids_truncated: number of all ids without BOS and EOS, and of those that are UNKNOWN or
+            beyond `max_length`.
+        longest: the `max_length` that would truncate none.
     """
 
     num_texts: int
-    num_cut: int
+    num_truncated: int
     num_ids: int
     num_unknown: int
-    num_cut_off: int
+    num_ids_truncated: int
     longest: int
 
 
 class Tokenizer(ABC):
-    """Text <-> ids.
+    """Text <-> token ids. Tokenizers that learn nothing inherit `is_trained`, `train`, `vocabulary` and `restore`.
 
     Args:
-        vocab_size: ids that a model must have room for.
-        max_length: most ids of an encoded text, BOS and EOS among them.
+        vocab_size: number of ids that a model provides for.
+        max_length: most ids of an encoded text, including BOS and EOS.
     """
 
     def __init__(self, *, vocab_size: int, max_length: int) -> None:
         if max_length < 3:
-            raise ValueError(f"max_length={max_length} must be at least 3: one id between begin and end")
+            raise ValueError(f"max_length={max_length} must be at least 3: BOS, one id, EOS")
         self.vocab_size = vocab_size
         self.max_length = max_length
 
     @property
     def is_trained(self) -> bool:
-        """Whether it can be used."""
+        """Whether texts can be encoded."""
         return True
+
+    @property
+    def vocabulary(self) -> str | None:
+        """What was learned, to be stored with a model."""
+        return None
 
     @property
     @abstractmethod
     def num_ids(self) -> int:
-        """How many ids are in use: those from here to `vocab_size` stand for nothing."""
+        """Number of ids in use; those from here to `vocab_size` have no meaning."""
 
-    @abstractmethod
-    def train(self, texts: Iterable[str]) -> None:
+    def train(self, texts: Iterable[str]) -> None:  # noqa: B027
         """Learn the vocabulary from texts."""
 
-    @property
-    @abstractmethod
-    def vocabulary(self) -> str | None:
-        """What was learned, to be kept with a model; None where nothing is to be learned."""
-
-    @abstractmethod
-    def restore(self, vocabulary: str) -> None:
-        """Take over what was learned before."""
+    def restore(self, vocabulary: str) -> None:  # noqa: B027
+        """Load a `vocabulary` that was learned before."""
 
     @abstractmethod
     def _ids(self, text: str) -> list[int]: ...
@@ -103,79 +102,73 @@ class Tokenizer(ABC):
     def _text(self, ids: Sequence[int]) -> str: ...
 
     def encode(self, text: str) -> Int[Tensor, " length"]:
-        """The ids of a text, from BOS to EOS."""
+        """Return the ids of a text, from BOS to EOS."""
         return torch.tensor([BOS, *self._ids(text)[: self.max_length - 2], EOS])
 
-    def loss(self, texts: Iterable[str]) -> Loss:
-        """How much of some texts `encode` loses."""
-        encoded = [self._ids(text) for text in texts]
-        spare = [len(ids) + 2 - self.max_length for ids in encoded]
-        return Loss(
-            num_texts=len(encoded),
-            num_cut=sum(count > 0 for count in spare),
-            num_ids=sum(map(len, encoded)),
-            num_unknown=sum(ids.count(UNKNOWN) for ids in encoded),
-            num_cut_off=sum(max(count, 0) for count in spare),
-            longest=max(spare, default=0) + self.max_length,
-        )
-
-    def begin(self, text: str) -> Int[Tensor, " length"]:
-        """The ids of a text that may go on, from BOS: one more than `encode` keeps, as it has no EOS."""
+    def encode_prefix(self, text: str) -> Int[Tensor, " length"]:
+        """Return the ids of a text to be continued: BOS, no EOS, and thus one more id than `encode` keeps."""
         return torch.tensor([BOS, *self._ids(text)[: self.max_length - 1]])
 
     def encode_batch(self, texts: Sequence[str]) -> Int[Tensor, "batch length"]:
-        """The ids of several texts, padded with PAD at the end."""
+        """Return the ids of several texts, padded at the end."""
         return pad_sequence([self.encode(text) for text in texts], batch_first=True, padding_value=PAD)
 
+    def encoding_loss(self, texts: Iterable[str]) -> EncodingLoss:
+        """Measure how much of some texts `encode` loses."""
+        encoded = [self._ids(text) for text in texts]
+        excess = [len(ids) + 2 - self.max_length for ids in encoded]
+        return EncodingLoss(
+            num_texts=len(encoded),
+            num_truncated=sum(count > 0 for count in excess),
+            num_ids=sum(map(len, encoded)),
+            num_unknown=sum(ids.count(UNKNOWN) for ids in encoded),
+            num_ids_truncated=sum(max(count, 0) for count in excess),
+            longest=max(excess, default=0) + self.max_length,
+        )
+
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, up to the first EOS."""
-        return self._text(_content(ids)[1])
+        """Return the text of ids, up to the first EOS."""
+        return self._text([id for _, id in _content(ids)])
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """What each id stands for by itself."""
+        """Return the text of each id alone."""
         return [SPECIAL[id] if id < len(SPECIAL) else self._text([id]) for id in ids]
 
-    def words(self, ids: Sequence[int]) -> list[Word]:
-        """The words of `decode(ids)` with the places of their ids in `ids`.
+    def words(self, ids: Sequence[int]) -> list[WordSpan]:
+        """Return the words of `decode(ids)` with the positions of their ids in `ids`.
 
-        An id belongs to the word in which what it changes of the text ends; one that adds nothing but space, to none.
+        An id belongs to the word in which its change of the text ends; an id that adds only space belongs to none.
         """
-        places, content = _content(ids)
-        text = self._text(content)
-        parts = [self._text(content[:count]).rstrip() for count in range(len(content) + 1)]
-        # A character that takes several ids is another one until the last of them is there.
-        starts = [_num_common(part, text) for part in parts[:-1]]
+        content = _content(ids)
+        text = self.decode(ids)
+        parts = [self._text([id for _, id in content[:count]]).rstrip() for count in range(len(content) + 1)]
+        # Before the last of its ids, a character of several ids is decoded as another one.
+        starts = [len(commonprefix([part, text])) for part in parts[:-1]]
         ends = [len(part) for part in parts[1:]]
         return [
-            Word(
+            WordSpan(
                 word.group(),
                 tuple(
-                    place
-                    for place, start, end in zip(places, starts, ends, strict=True)
+                    position
+                    for (position, _), start, end in zip(content, starts, ends, strict=True)
                     if end > start and word.start() < end <= word.end()
                 ),
             )
-            for word in words_in(text)
+            for word in WORD.finditer(text)
         ]
 
 
-def _num_common(one: str, other: str) -> int:
-    """How many characters two texts begin with in common."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
-
-
-def _content(ids: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Places and values of the ids of a text: those before the first EOS, without what frames it."""
-    end = next((place for place, id in enumerate(ids) if id == EOS), len(ids))
-    found = [(place, int(id)) for place, id in enumerate(ids[:end]) if id not in (PAD, BOS)]
-    return [place for place, _ in found], [id for _, id in found]
+def _content(ids: Sequence[int]) -> list[tuple[int, int]]:
+    """Return positions and values of the ids before the first EOS, without BOS and PAD."""
+    end = next((position for position, id in enumerate(ids) if id == EOS), len(ids))
+    return [(position, int(id)) for position, id in enumerate(ids[:end]) if id not in (PAD, BOS)]
 
 
 class ByteTokenizer(Tokenizer):
-    """The bytes of UTF-8: nothing to learn, nothing unknown.
+    """The bytes of UTF-8; nothing is learned or unknown.
 
     Args:
-        max_length: see `Tokenizer`.
+        vocab_size, max_length: see `Tokenizer`.
     """
 
     def __init__(self, *, vocab_size: int, max_length: int) -> None:
@@ -186,16 +179,6 @@ class ByteTokenizer(Tokenizer):
     @property
     def num_ids(self) -> int:
         return FIRST_BYTE + 256
-
-    def train(self, texts: Iterable[str]) -> None:
-        pass
-
-    @property
-    def vocabulary(self) -> None:
-        return None
-
-    def restore(self, vocabulary: str) -> None:
-        pass
 
     def _ids(self, text: str) -> list[int]:
         return [FIRST_BYTE + byte for byte in text.encode("utf-8", errors="replace")]
@@ -208,9 +191,9 @@ class TrainedTokenizer(Tokenizer):
     """A tokenizer of Hugging Face's `tokenizers`, whose vocabulary is learned from the training texts.
 
     Args:
-        vocab_size: most ids, the special ones among them.
+        vocab_size: most ids, including special ones.
         max_length: see `Tokenizer`.
-        lowercase: whether capitals are told apart from small letters.
+        lowercase: convert texts to lower case.
     """
 
     def __init__(self, *, vocab_size: int, max_length: int, lowercase: bool) -> None:
@@ -225,7 +208,7 @@ class TrainedTokenizer(Tokenizer):
     @property
     def _tokenizer(self) -> tokenizers.Tokenizer:
         if self.trained is None:
-            raise ValueError("the tokenizer has not learned a vocabulary yet: train() or restore() it")
+            raise ValueError("the tokenizer has not learned a vocabulary yet: call train() or restore()")
         return self.trained
 
     @property
@@ -239,59 +222,59 @@ class TrainedTokenizer(Tokenizer):
     def restore(self, vocabulary: str) -> None:
         try:
             restored = tokenizers.Tokenizer.from_str(vocabulary)
-        except Exception as error:  # of no class that could be named
+        except Exception as error:  # `tokenizers` raises nothing more specific
             raise ValueError(f"the tokenizer's vocabulary is damaged: {error}") from error
         special = tuple(map(restored.id_to_token, range(len(SPECIAL))))
-        if special != SPECIAL or restored.get_added_tokens_decoder():  # which would be found in texts
+        if special != SPECIAL or restored.get_added_tokens_decoder():  # which would match in texts
             raise ValueError(f"the tokenizer's vocabulary is damaged: it must begin with {' '.join(SPECIAL)}")
         self.trained = restored
 
     def _normalized(self, text: str) -> str:
-        # A lone surrogate is no text to `tokenizers`.
+        # `tokenizers` rejects lone surrogates.
         return self.normalizer.normalize_str(text.encode("utf-8", errors="replace").decode())
 
 
 class WordTokenizer(TrainedTokenizer):
-    """Words and marks of punctuation, the frequent ones; the others are unknown.
+    """Frequent words and punctuation marks; others are unknown.
 
     Args:
         vocab_size, max_length, lowercase: see `TrainedTokenizer`.
-        min_frequency: how often a word must occur in the training texts to be in the vocabulary.
+        min_frequency: least number of occurrences in the training texts of a word of the vocabulary.
     """
 
     def __init__(self, *, vocab_size: int, max_length: int, lowercase: bool, min_frequency: int) -> None:
         super().__init__(vocab_size=vocab_size, max_length=max_length, lowercase=lowercase)
         if vocab_size <= len(SPECIAL):
-            raise ValueError(f"vocab_size={vocab_size} must be more than {len(SPECIAL)}, which are for special use")
+            raise ValueError(f"vocab_size={vocab_size} must be more than {len(SPECIAL)}, the special ids")
         self.min_frequency = min_frequency
 
     def train(self, texts: Iterable[str]) -> None:
         counts = Counter(word for text in texts for word in self._words(text) if word not in SPECIAL)
-        # Not `tokenizers`' own trainer: among equally frequent words its choice differs from process to process.
+        # The trainer of `tokenizers` chooses among equally frequent words differently in each process.
         frequent = sorted((-count, word) for word, count in counts.items() if count >= self.min_frequency)
         if not frequent:
-            raise ValueError(f"min_frequency={self.min_frequency}: no word of the training texts comes as often")
+            raise ValueError(f"min_frequency={self.min_frequency}: no word of the training texts is as frequent")
         words = [*SPECIAL, *(word for _, word in frequent[: self.vocab_size - len(SPECIAL)])]
         self.trained = tokenizers.Tokenizer(
             models.WordLevel({word: number for number, word in enumerate(words)}, unk_token=SPECIAL[UNKNOWN])
         )
 
     def _words(self, text: str) -> list[str]:
-        # Not by `tokenizers`, whose regular expressions have other letters: that of ² or of vowel signs.
-        return [word.group() for word in words_in(self._normalized(text))]
+        # The regular expressions of `tokenizers` differ in \w, as in ² and vowel signs.
+        return split_words(self._normalized(text))
 
     def _ids(self, text: str) -> list[int]:
         known = map(self._tokenizer.token_to_id, self._words(text))
         return [UNKNOWN if id is None else id for id in known]
 
     def _text(self, ids: Sequence[int]) -> str:
-        # Words with spaces between them, but for marks of punctuation that close.
+        # No space before closing punctuation.
         words = [self._tokenizer.id_to_token(id) or "" for id in ids]
         return re.sub(r"\s+([,.;:!?)\]}])", r"\1", " ".join(word for word in words if word))
 
 
 class BPETokenizer(TrainedTokenizer):
-    """Byte-pair encoding over bytes (Sennrich et al. 2016; Radford et al. 2019): nothing is unknown.
+    """Byte-pair encoding over bytes (Sennrich et al. 2016; Radford et al. 2019); nothing is unknown.
 
     Args:
         vocab_size, max_length, lowercase: see `TrainedTokenizer`.
@@ -309,10 +292,10 @@ class BPETokenizer(TrainedTokenizer):
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        learner = _byte_level(models.BPE())
-        learner.train_from_iterator(map(self._normalized, texts), trainer)
-        # Its model alone: to the learner, `<eos>` in a text would be the id.
-        self.trained = _byte_level(learner.model)
+        trained = _byte_level(models.BPE())
+        trained.train_from_iterator(map(self._normalized, texts), trainer)
+        # Only its model: the trained tokenizer would encode the text `<eos>` as EOS.
+        self.trained = _byte_level(trained.model)
 
     def _ids(self, text: str) -> list[int]:
         return self._tokenizer.encode(self._normalized(text)).ids

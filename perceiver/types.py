@@ -202,7 +202,7 @@ class Mention:
     """What a word of a text speaks of, where that is known to be right.
 
     Attributes:
-        word: its number among the words of the text (`perceiver.tokenizer.words_in`).
+        word: its number among the words of the text (`perceiver.tokenizer.split_words`).
         kind: of word: `colour`, `relation`, …
         boxes: where that is.
     """

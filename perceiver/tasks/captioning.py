@@ -199,7 +199,7 @@ class Captioning(Task):
     ) -> dict[str, Int[Tensor, "batch length"]]:
         if predicted is None:
             return {self.output: self.generate(model, batch, 1).ids[:, 0]}
-        texts = [self.tokenizer.begin(row[0]["caption"]) for row in predicted]  # what was cut off has no end
+        texts = [self.tokenizer.encode_prefix(row[0]["caption"]) for row in predicted]  # what was cut off has no end
         ids = pad_sequence(texts, batch_first=True, padding_value=PAD)
         return {self.output: ids.to(next(iter(batch.inputs.values())).device)}
 
@@ -218,8 +218,10 @@ class Captioning(Task):
         mentions = {} if facts is None else {one.word: one for one in facts.mentions(self.tokenizer.decode(ids))}
         answers = []
         for number, word in enumerate(self.tokenizer.words(ids)):
-            queries = tuple(place - 1 for place in word.places)  # each token is predicted at the place before it
-            answer = Answer(word.text, queries, self.output, ids=tuple(ids[place] for place in word.places))
+            queries = tuple(
+                position - 1 for position in word.positions
+            )  # each token is predicted at the place before it
+            answer = Answer(word.text, queries, self.output, ids=tuple(ids[position] for position in word.positions))
             if known := mentions.get(number):
                 answer = replace(answer, kind=known.kind, boxes=tuple(known.boxes))
             answers.append(answer)

@@ -25,7 +25,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
-from perceiver.tokenizer import words_in
+from perceiver.tokenizer import split_words
 
 ORDERS = range(1, 5)
 """Lengths of the n-grams that are counted."""
@@ -47,7 +47,7 @@ def caption_words(text: str) -> list[str]:
     as `-lrb-`), words with a mark inside are split (`10:30`, `1.50`, `u.s.`, `and/or`), and some contractions are not
     (`cannot`, `gonna`).
     """
-    words = [word.group() for word in words_in(text.lower().replace("’", "'"))]
+    words = split_words(text.lower().replace("’", "'"))
     return [part for word in words if word not in DROPPED for part in CLITIC.split(word)]
 
 

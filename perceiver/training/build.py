@@ -144,13 +144,13 @@ def learn(dataset: Dataset, tokenizer: Tokenizer | None) -> DataInfo:
 def tell_loss(tokenizer: Tokenizer, texts: Sequence[str]) -> None:
     """Say how much of the training texts the tokenizer loses, of many by a sample of them; warn where it is much."""
     step = -(-len(texts) // MOST_ENCODED)
-    loss = tokenizer.loss(texts[::step] if step > 1 else texts)
-    unknown, cut = loss.num_unknown / max(loss.num_ids, 1), loss.num_cut / max(loss.num_texts, 1)
+    loss = tokenizer.encoding_loss(texts[::step] if step > 1 else texts)
+    unknown, cut = loss.num_unknown / max(loss.num_ids, 1), loss.num_truncated / max(loss.num_texts, 1)
     log.info(
         "tokenizer: %.1f %% of the words in the training texts are unknown, and %.1f %% of the texts are cut at "
         "tokenizer.max_length=%d%s",
         *(100 * unknown, 100 * cut, tokenizer.max_length),
-        f" (the longest would take {loss.longest})" if loss.num_cut else "",
+        f" (the longest would take {loss.longest})" if loss.num_truncated else "",
     )
     if unknown > MOST_UNKNOWN:
         is_full = tokenizer.num_ids >= tokenizer.vocab_size
@@ -164,7 +164,7 @@ def tell_loss(tokenizer: Tokenizer, texts: Sequence[str]) -> None:
         problem = (
             "tokenizer: %.1f %% of the texts are cut, and lose %.1f %% of all ids; tokenizer.max_length=%d keeps all"
         )
-        log.warning(problem, 100 * cut, 100 * loss.num_cut_off / loss.num_ids, loss.longest)
+        log.warning(problem, 100 * cut, 100 * loss.num_ids_truncated / loss.num_ids, loss.longest)
 
 
 def check_room(config: dict[str, Any], tokenizer: Tokenizer) -> None:

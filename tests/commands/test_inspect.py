@@ -19,7 +19,7 @@ from perceiver.inspection.arrays import event_arrays
 from perceiver.inspection.explanation import Explainer, Explanation
 from perceiver.inspection.faithfulness import verdict_of
 from perceiver.runtime.errors import ConfigError
-from perceiver.tokenizer import words_in
+from perceiver.tokenizer import split_words
 from tests.commands.test_sound_run import SMALL_SOUND
 from tests.inspection.explanations import contents_of
 from tests.runs import CAPTIONING, CONF, Ended, checkpoint, image_tree, script, trained
@@ -451,7 +451,7 @@ class TestTasks:
         assert all(answer["is_word"] for answer in answers)
         assert {answer["name"] for answer in answers} <= {*WORDS, ".", ","}
         assert all(
-            sample["ground_truth"] and len(words_in(sample["ground_truth"][0])) > 2 for sample in page["samples"]
+            sample["ground_truth"] and len(split_words(sample["ground_truth"][0])) > 2 for sample in page["samples"]
         )
         assert ended.out.count("over image") == 2 * 2
 

@@ -12,7 +12,7 @@ from perceiver.commands.evaluate import load
 from perceiver.commands.predict import predictions_of
 from perceiver.data.synthetic.shape_grammar import WORDS
 from perceiver.inspection.contact_sheet import BAR_WIDTH, GAP, TILE, TITLE_HEIGHT
-from perceiver.tokenizer import words_in
+from perceiver.tokenizer import split_words
 from tests.data.caption_trees import clotho_tree
 from tests.runs import script
 
@@ -59,7 +59,7 @@ def check_caption(one):
     """Some words that are known, and how likely they are together."""
     assert list(one) == ["caption", "log_probability"]
     assert one["log_probability"] < 0.0
-    assert {word.group() for word in words_in(one["caption"])} <= {*WORDS, "."}
+    assert set(split_words(one["caption"])) <= {*WORDS, "."}
 
 
 class TestPictures:
@@ -102,7 +102,7 @@ class TestPictures:
         """A tile of the picture and one for each word, in even rows."""
         _, answers = asked(scenes_run, pictures, tmp_path, f"top={top}")
         for answer in answers:
-            tiles = 1 + len(words_in(answer["predictions"][0]["caption"]))
+            tiles = 1 + len(split_words(answer["predictions"][0]["caption"]))
             rows = -(-tiles // 8)
             with Image.open(answer["attention"]["caption/words"]) as strip:
                 assert strip.width == -(-tiles // rows) * (TILE + GAP) + BAR_WIDTH

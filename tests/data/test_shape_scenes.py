@@ -12,7 +12,7 @@ from perceiver.data.files import UnreadableError
 from perceiver.data.synthetic.shape_grammar import COUNTS, WORDS, parsed
 from perceiver.data.synthetic.shape_scene import COLOURS, SHAPES
 from perceiver.data.synthetic.shape_scenes import NUM_TEXTS, ShapeScenes
-from perceiver.tokenizer import words_in
+from perceiver.tokenizer import split_words
 from tests.data.datasets import dataset
 
 SIDE = 37
@@ -234,9 +234,7 @@ class TestParameters:
         assert image(scenes(image_size=61).split("val")[0]).shape == (3, 61, 61)
 
     def test_some_scenes_have_things_to_count(self):
-        words = Counter(
-            word.group() for s in samples("val") for text in s.targets["references"] for word in words_in(text)
-        )
+        words = Counter(word for s in samples("val") for text in s.targets["references"] for word in split_words(text))
         assert words["two"] > words["three"] > words["four"]
         assert words["three"] > 5
 
@@ -278,14 +276,14 @@ class TestTexts:
         first, again = list(scenes().texts()), list(scenes().texts())
         assert first == again != list(scenes(seed=4).texts())
         assert torch.equal(before, torch.get_rng_state())
-        counts = Counter(word.group() for text in first for word in words_in(text))
+        counts = Counter(word for text in first for word in split_words(text))
         assert set(counts) == set(WORDS)
         assert min(counts[word] for word in COUNTS) >= 7
         assert all(parsed(text) for text in first[:NUM_TEXTS])
 
     def test_simple_scenes_have_the_same_words(self):
         texts = scenes(num_objects=(1, 1), order="left_to_right").texts()
-        assert {word.group() for text in texts for word in words_in(text)} == set(WORDS)
+        assert {word for text in texts for word in split_words(text)} == set(WORDS)
 
 
 class TestFiles:

@@ -23,7 +23,7 @@ from perceiver.queries.learned import Learned
 from perceiver.queries.text import Text
 from perceiver.tasks.captioning import Captioning
 from perceiver.tasks.generation import BeamSearch, Generation
-from perceiver.tokenizer import SPECIAL, WordTokenizer, words_in
+from perceiver.tokenizer import SPECIAL, WordTokenizer, split_words
 from perceiver.types import Axis, Batch, Box, Grid, JoinedTokens, Mention, Picture, Span, Tokens
 from tests.models import DIM, NUM_CLASSES, PERCEIVER_IO, direct, latents, small_inputs, small_perceiver
 
@@ -200,7 +200,7 @@ class EveryWord:
     def mentions(self, text: str) -> list[Mention]:
         return [
             Mention(number, self.kinds[number % len(self.kinds)], list(self.boxes))
-            for number, _ in enumerate(words_in(text))
+            for number, _ in enumerate(split_words(text))
         ]
 
 

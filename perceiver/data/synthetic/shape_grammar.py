@@ -9,7 +9,6 @@ there is such a thing, a number that there are exactly so many. What of it is tr
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 from perceiver.data.synthetic.shape_scene import (
     COLOURS,
@@ -21,7 +20,7 @@ from perceiver.data.synthetic.shape_scene import (
     Thing,
     holds,
 )
-from perceiver.tokenizer import words_in
+from perceiver.tokenizer import split_words
 
 ATTRIBUTES = ("size", "colour", "shape")
 COUNTS = {"two": 2, "three": 3, "four": 4}
@@ -100,7 +99,8 @@ class Statement:
 
 def parsed(caption: str) -> Statement | None:
     """What a caption states; None if it is no sentence of the grammar. Capitals and a final dot make no difference."""
-    words = [word.group().lower() for word in islice(words_in(caption), MOST_WORDS + 1)]
+    words = split_words(caption)
+    words = [word.lower() for word in words]
     letters = "".join(_LETTERS.get(word, "?") for word in words)
     if len(words) > MOST_WORDS or not _SENTENCE.fullmatch(letters):
         return None
