@@ -38,7 +38,8 @@ from perceiver.runtime.config import resolved
 from perceiver.runtime.errors import USER_ERRORS, ConfigError, explain, explained
 from perceiver.runtime.launch import command_line
 from perceiver.runtime.summary import console
-from perceiver.training.build import Parts, build, read_checkpoint
+from perceiver.training.build import Parts, build
+from perceiver.training.checkpoint import read_checkpoint
 from perceiver.training.trust import check_trust
 from scripts.malformed_archives import CHECKPOINT, FOLDER, TAR_SAMPLE, TAR_WHOLE
 from scripts.malformed_faults import IMAGE, JSON, PICKLE, SOUND, TABLE, TEXT, WHOLE_FILE

@@ -23,7 +23,7 @@ from perceiver.runtime.config import check_parts, register_resolvers
 from perceiver.runtime.errors import ConfigError, explained
 from perceiver.runtime.launch import command_line
 from perceiver.runtime.summary import console
-from perceiver.training.build import blamed_on, construct
+from perceiver.training.build import config_errors, construct
 from perceiver.types import Stage
 
 STAGES: tuple[Stage, ...] = ("train", "val", "test")
@@ -58,7 +58,7 @@ def main(cfg: DictConfig) -> None:
     rates = [node["sample_rate"] for node in config["data"]["readers"].values() if "sample_rate" in node]
     packer = Packer(num_workers=cfg.loader.num_workers, on_error=dataset.on_error)
     try:
-        with blamed_on(config, "data"):
+        with config_errors(config, "data"):
             dataset.prepare()
             for stage in STAGES:
                 if (split := dataset.split(stage)) is not None:

@@ -36,7 +36,7 @@ from perceiver.runtime.loggers.base import RunLogger
 from perceiver.runtime.summary import count_parameters, flops_per_sample
 from perceiver.tasks.classification import Classification
 from perceiver.tasks.losses import LossSpec
-from perceiver.training.build import build, check_room, construct, with_tokenizer
+from perceiver.training.build import build, check_tokenizer_size, construct, insert_tokenizer
 from perceiver.training.optimization import parameter_groups
 from perceiver.types import Batch, Sample
 from tests.runs import CONF, JOINT, composed
@@ -168,13 +168,13 @@ def batch_of(dataset: Dataset, model: Perceiver) -> Batch:
 def check_built(config: dict[str, Any], tmp_path: Path) -> None:
     """Build everything that a config names and compute a loss, on the device without memory."""
     tokenizer = construct(config, "tokenizer") if config.get("tokenizer") else None
-    shared = {key: with_tokenizer(config[key], tokenizer) for key in ("data", "task")}
+    shared = {key: insert_tokenizer(config[key], tokenizer) for key in ("data", "task")}
     dataset = construct(shared, "data")
     construct(config, "loader", dataset=dataset)
     if tokenizer is not None:
         if not tokenizer.is_trained:
             tokenizer.train(5 * TEXTS)
-        check_room(config, tokenizer)
+        check_tokenizer_size(config, tokenizer)
     if "root" not in inspect.signature(type(dataset.source)).parameters:
         assert len(dataset.class_names) == dataset.num_classes
     with torch.device("meta"):

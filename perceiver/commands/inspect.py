@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
-from perceiver.commands.evaluate import Finished, check_data, check_writable, load, located
+from perceiver.commands.finished_run import FinishedRun, check_writable, load
 from perceiver.commands.predict import files_among, named, to_accelerator
 from perceiver.commands.train import prepare_torch
 from perceiver.data.collate import collate
@@ -33,9 +33,8 @@ from perceiver.inspection.explorer.page import (
 from perceiver.inspection.faithfulness import faithfulness, together
 from perceiver.inspection.localization import localization, mean_scores
 from perceiver.inspection.report import report
-from perceiver.runtime.errors import ConfigError, nearest, one_line
+from perceiver.runtime.errors import ConfigError, one_line
 from perceiver.runtime.summary import console
-from perceiver.training.build import blamed_on
 from perceiver.types import Batch
 
 MOST_WINDOWS = 32
@@ -55,7 +54,7 @@ class Subject:
 
     name: str
     folder: Path
-    finished: Finished
+    finished: FinishedRun
     explainer: Explainer
 
 
@@ -116,19 +115,12 @@ def subject(cfg: DictConfig, key: str, checkpoint_key: str, overrides: Sequence[
     Raises:
         ConfigError: there is no such run or checkpoint.
     """
-    path, folder = located(str(cfg[key]), cfg[checkpoint_key], key, checkpoint_key)
-    if Path(str(cfg[key])).is_dir():
-        there = sorted(path.stem for path in (folder / "checkpoints").glob("*.ckpt"))
-        if not there:
-            raise ConfigError(f"{key}={folder}: there are no checkpoints in it, so it is no run that can be looked at")
-        if path.stem not in there:
-            raise ConfigError(
-                f"{checkpoint_key}={path.stem}: {folder} has no such checkpoint{nearest(path.stem, there)}"
-            )
-    finished = load(str(cfg[key]), cfg[checkpoint_key], overrides, cfg.trusted)
+    finished = load(str(cfg[key]), cfg[checkpoint_key], overrides, cfg.trusted, keys=(key, checkpoint_key))
     to_accelerator(finished.parts)
     explainer = finished.parts.explainer(finished.config["attention"]["rollout_alpha"])
-    return Subject(f"{'/'.join(folder.absolute().parts[-2:])} ({path.stem})", folder, finished, explainer)
+    folder = finished.output_dir
+    name = f"{'/'.join(folder.absolute().parts[-2:])} ({finished.checkpoint.stem})"
+    return Subject(name, folder, finished, explainer)
 
 
 def compared(cfg: DictConfig, first: Subject) -> Subject:
@@ -225,9 +217,7 @@ def probe(of: Subject, samples: Any, key: str) -> Batch:
         raise ConfigError(f"{key}={samples}: must be how many samples, from {least} on, or a list of different numbers")
     if chosen == 0:
         return collate([])
-    with blamed_on(config, "data"):
-        data.prepare_data()
-        check_data(of.finished.parts, data.probed, allow_trained=True)
+    of.finished.check_data(data.probe_stage, allow_trained=True)
     try:
         found = data.probe(chosen)
     except ValueError as error:

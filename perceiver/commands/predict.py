@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from rich.table import Table
 from torch import Tensor
 
-from perceiver.commands.evaluate import check_writable, load
+from perceiver.commands.finished_run import check_writable, load
 from perceiver.commands.train import prepare_torch
 from perceiver.data.collate import collate
 from perceiver.data.files import UnreadableError
@@ -51,7 +51,7 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
     config, parts = finished.config, finished.parts
     prepare_torch(config)
     to_accelerator(parts)
-    output = finished.home / "predictions" if cfg.output is None else Path(cfg.output)
+    output = finished.output_dir / "predictions" if cfg.output is None else Path(cfg.output)
     check_writable(output)
     top = parts.task.num_answers if cfg.top is None else cfg.top
     files = list(files_among(paths, parts.data.dataset.file_endings))

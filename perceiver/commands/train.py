@@ -1,11 +1,11 @@
-"""A run, from its config to its directory: build, fit, test, write down."""
+"""Training: compose and check the config, build the run, fit, test the best checkpoint, write the results."""
 
-import copy
 import logging
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,45 +18,37 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
 
+from perceiver.commands.checks import callback_nodes, check_lengths, check_monitors
 from perceiver.commands.results import (
     METRICS,
-    MetricsOfTraining,
+    WriteTrainingMetrics,
     best_checkpoint,
     best_score,
-    class_rows,
     final_metrics,
     log_classes,
-    of_best,
+    read_metrics,
+    show_results,
     test,
-    unreadable,
+    unreadable_samples,
     write_metrics,
-    written_metrics,
 )
-from perceiver.commands.resume import check_lengths, prepare
+from perceiver.commands.resume import build_or_resume
 from perceiver.inspection.explorer.page import PAGE
 from perceiver.runtime.checkpoints import BEST, LAST, NEXT, BestCheckpoint, DurableIO
 from perceiver.runtime.config import resolved
-from perceiver.runtime.errors import USER_ERRORS, ConfigError, nearest, one_line
+from perceiver.runtime.errors import USER_ERRORS, ConfigError, one_line
 from perceiver.runtime.launch import environment_plugins, leave_last, needs_processes_of_its_own, run_in_subprocess
 from perceiver.runtime.lock import LOCK, lock, release
 from perceiver.runtime.loggers.base import RunInfo, RunLogger, run_loggers
 from perceiver.runtime.loggers.curves import Curves
 from perceiver.runtime.overrides import interpolations
 from perceiver.runtime.signals import INTERRUPTED, TERMINATED, EndedBySignal
-from perceiver.runtime.summary import (
-    class_table,
-    console,
-    cost_of,
-    metrics_table,
-    model_table,
-    note,
-    of_whole_sets,
-    show,
-)
+from perceiver.runtime.summary import console, cost_of, model_table, note, of_whole_sets, show
 from perceiver.runtime.sweep import display_name, group_of
 from perceiver.runtime.tables import TestedSamples
-from perceiver.training.build import Parts, blamed_on, construct, load_weights, read_checkpoint
+from perceiver.training.build import Parts, config_errors, construct
 from perceiver.training.callbacks import RunLog, StepLog, StepSeeds, TrainingClock
+from perceiver.training.checkpoint import load_weights, read_checkpoint
 from perceiver.training.module import DivergedError
 from perceiver.training.sharding import is_sharded
 from perceiver.training.timing import peak_bytes
@@ -64,18 +56,42 @@ from perceiver.types import Batch
 
 log = logging.getLogger(__name__)
 
-EXAMPLES = 4
-"""Samples on which the cost of the model is counted; several, since one may be unreadable."""
-UNHELPFUL_WARNINGS = (
+NUM_EXAMPLES = 4
+"""Samples for which the cost of the model is computed; several, since one may be unreadable."""
+IGNORED_WARNINGS = (
     ".*does not have many workers.*",  # small data sets on few cores train faster without
     ".*The number of training batches.*",
     ".*Total length of `list` across ranks is zero.*",  # there is no validation set
-    "(?s).*exists and is not empty.*",  # Hydra made the run directory
+    "(?s).*exists and is not empty.*",  # Hydra creates the run directory
     ".*treespec.*is deprecated.*",
-    ".*but have no logger configured.*",  # what is measured again is printed and written
-    ".*sync_dist=True.*",  # the metrics that are logged are those of all processes already
-    ".*resuming from a checkpoint that ended before the epoch ended.*",  # the data module goes on where it stopped
+    ".*but have no logger configured.*",  # evaluation prints its metrics and writes them to a file
+    ".*sync_dist=True.*",  # metrics are already those of all processes
+    ".*resuming from a checkpoint that ended before the epoch ended.*",  # the data module continues within the epoch
 )
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run, ready to be fitted.
+
+    Attributes:
+        folder: the run directory.
+        config: checked.
+        parts: data, model, task.
+        trainer: with loggers and callbacks.
+        clock, tested: the callbacks that measure speed and collect the tested samples.
+        start: the checkpoint that training is resumed from, if any.
+        cost: parameters and FLOPs of the model, as metrics; empty if no sample can be read.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    parts: Parts
+    trainer: Trainer
+    clock: TrainingClock
+    tested: TestedSamples
+    start: Path | None
+    cost: dict[str, float]
 
 
 def train(cfg: DictConfig) -> float | None:
@@ -86,92 +102,70 @@ def train(cfg: DictConfig) -> float | None:
     """
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     try:
-        return train_in(run_dir, cfg)
+        with discarded_if_refused(run_dir):
+            config = resolved(cfg)
+            prepare_torch(config)
+            if is_distributed_in_sweep(config):
+                run_in_subprocess(run_dir)
+                return best_score(read_metrics(run_dir / METRICS))
+            lock(run_dir)
+            run = build_run(config, interpolations(cfg), run_dir)
+        with loggers_closed(run.trainer):
+            fit(run)
+            metrics = training_metrics(run)
+            best = restore_best(run)
+            metrics |= test(run.trainer, run.parts, config) | unreadable_samples(run.parts)
+            log_results(run, metrics, best)
+        write_results(run, metrics, best)
+        return best_score(metrics)
     finally:
         release(run_dir)
 
 
-def train_in(run_dir: Path, cfg: DictConfig) -> float | None:
-    """The same in a directory, which is then locked."""
+def prepare_torch(config: Mapping[str, Any]) -> None:
+    """Process-wide settings: seed, precision, threads, and warnings to ignore."""
+    seed_everything(config["seed"], workers=True, verbose=False)
+    torch.set_float32_matmul_precision(config["matmul_precision"])
+    if config["num_threads"] is not None:
+        torch.set_num_threads(config["num_threads"])
+    for message in IGNORED_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+@contextmanager
+def discarded_if_refused(run_dir: Path) -> Iterator[None]:
+    """At a user error, remove a run directory with only Hydra's files; not one of a sweep, or of a resumed run."""
     try:
-        config = resolved(cfg)
-        prepare_torch(config)
-        if HydraConfig.get().mode == RunMode.MULTIRUN and needs_processes_of_its_own(
-            construct(config, "trainer", logger=False, enable_checkpointing=False)
-        ):
-            run_in_subprocess(run_dir)
-            return best_score(run_dir)
-        lock(run_dir)
-        parts, start, step = prepare(config, run_dir)
-        parts.module.description["interpolations"] = interpolations(cfg)
-        trainer, clock, tested = build_trainer(config, parts, run_dir, step)
-        example = parts.data.probe(EXAMPLES)
-        with blamed_on(config, "model"):  # it may not take what the data holds
-            cost = cost_of(parts.model, parts.task, example) if len(example) else {}
-            table = model_table(parts.model, cost, example) if cost else None
-        check_monitors(trainer, config, parts, example)
-        check_lengths(trainer, parts.data, config, begins=start is None)
+        yield
     except USER_ERRORS:
-        discard_if_unused(run_dir)
+        hydra = HydraConfig.get()
+        in_sweep = hydra.mode == RunMode.MULTIRUN or (run_dir.parent / "multirun.yaml").exists()
+        if not in_sweep and "ckpt_path=last" not in hydra.overrides.task:
+            names = {path.name for path in run_dir.iterdir()} if run_dir.exists() else set()
+            if names <= {".hydra", f"{hydra.job.name}.log", LOCK}:
+                rank_zero_only(shutil.rmtree)(run_dir, ignore_errors=True)  # another process may be writing to it
         raise
-    if trainer.is_global_zero and table is not None:
-        show(table)
-    if trainer.is_global_zero and parts.tokenizer is not None and parts.tokenizer.vocabulary is not None:
-        (run_dir / "tokenizer.json").write_text(parts.tokenizer.vocabulary)
-    exit_code = 1
-    try:
-        with warnings_in_log():
-            fit(trainer, parts, config, start)
-        if start is not None and not clock.has_trained:
-            ends = f"trainer.max_epochs={trainer.max_epochs}, trainer.max_steps={trainer.max_steps}"
-            log.warning("%s: nothing more is trained, the run was at its end there (%s, or stopped early)", start, ends)
-        metrics = final_metrics(trainer) | clock.metrics | cost
-        if start is not None:
-            before = written_metrics(run_dir / METRICS)
-            # What a run wrote at its end is more than its last checkpoint knows, which was saved before.
-            metrics = before | metrics if clock.has_trained else metrics | before
-        checkpoints = trainer.checkpoint_callback
-        assert isinstance(checkpoints, ModelCheckpoint)
-        if checkpoints.best_model_score is not None:
-            metrics[f"best/{checkpoints.monitor}"] = float(checkpoints.best_model_score)
-        if trainer.is_global_zero:
-            write_metrics(metrics, run_dir / METRICS)  # of a run that is killed while it is tested
-        best = best_checkpoint(trainer, run_dir / "checkpoints") or (None if clock.has_trained else start)
-        if best is not None:
-            load_weights(parts.module, read_checkpoint(best), best)
-        metrics |= test(trainer, parts, config)
-        log_classes(trainer, parts)
-        tested.send(trainer)
-        metrics |= unreadable(parts)
-        last = run_dir / "checkpoints" / LAST
-        for logger in run_loggers(trainer):
-            logger.attempt(logger.summary, of_whole_sets(metrics))
-            logger.attempt(logger.checkpoints, best, of_best(metrics), last, trainer.global_step)
-        exit_code = 0
-    finally:
-        for logger in run_loggers(trainer):
-            logger.end(exit_code)
-    if trainer.is_global_zero:
-        write_metrics(metrics, run_dir / METRICS)
-        tables = tested.write(run_dir)
-        if rows := class_rows(parts):
-            show(class_table(rows))
-        kind = "checkpoint" if best == start else "last checkpoint, not validated"
-        written = {
-            "best checkpoint" if checkpoints.best_model_score is not None else kind: best,
-            "metrics": run_dir / METRICS,
-            **tables,
-            "attention": run_dir / "attention" / PAGE,
-        }
-        show(metrics_table(metrics, {name: path for name, path in written.items() if path and path.exists()}))
-        note("done")
-    return metrics.get(f"best/{checkpoints.monitor}")
 
 
-def build_trainer(
-    config: dict[str, Any], parts: Parts, run_dir: Path, step: int
-) -> tuple[Trainer, TrainingClock, TestedSamples]:
-    """The trainer with its loggers and callbacks, two of which are wanted afterwards; `step` as in `RunInfo`."""
+def is_distributed_in_sweep(config: dict[str, Any]) -> bool:
+    """Whether a sweep's run would start further processes, which would each run the whole sweep."""
+    return HydraConfig.get().mode == RunMode.MULTIRUN and needs_processes_of_its_own(
+        construct(config, "trainer", logger=False, enable_checkpointing=False)
+    )
+
+
+def build_run(config: dict[str, Any], interpolated: dict[str, str], run_dir: Path) -> Run:
+    """Build the run, check it against its data, and print its model.
+
+    Args:
+        config: a checked config.
+        interpolated: key -> interpolation, for the values of the config that are computed from others.
+        run_dir: the run directory.
+    """
+    parts, start, step = build_or_resume(config, run_dir)
+    parts.module.description["interpolations"] = interpolated
     clock, tested, curves = TrainingClock(), TestedSamples(), Curves(run_dir / "metrics.csv")
     folder = run_dir / "checkpoints"
     callbacks: list[Callback] = [
@@ -182,110 +176,43 @@ def build_trainer(
         StepLog(),
         RunLog(),
         construct(config, "attention"),
+        *(construct(config, f"callbacks.{name}") for name in callback_nodes(config)),
+        WriteTrainingMetrics(run_dir / METRICS),
+        tested,
     ]
-    chosen = config.get("callbacks") or {}
-    callbacks += [construct(config, f"callbacks.{name}") for name, node in chosen.items() if node is not None]
-    callbacks += [MetricsOfTraining(run_dir / METRICS), tested]
     if is_sharded(config["trainer"]) and any(isinstance(callback, WeightAveraging) for callback in callbacks):
-        raise ConfigError("callbacks: a moving average of divided weights is not kept; leave out ema, or trainer=ddp")
+        raise ConfigError("callbacks: the average of sharded weights is not supported; leave out ema, or trainer=ddp")
     for path in (*folder.glob("*.part"), folder / NEXT):  # of a process that was killed
         path.unlink(missing_ok=True)
-    hydra = HydraConfig.get()
-    experiment = hydra.runtime.choices.get("experiment")
-    name, group = display_name(run_dir, experiment, hydra.overrides.task), group_of(run_dir, experiment)
-    logger: RunLogger = construct(config, "logger")
-    logger.begin(RunInfo(folder=run_dir, config=config, name=name, group=group, step=step))
-    trainer: Trainer = construct(
-        config,
-        "trainer",
-        callbacks=callbacks,
-        logger=[curves, logger],
-        plugins=[DurableIO(), *environment_plugins()],
-        default_root_dir=run_dir,
-    )
-    if trainer.max_steps == -1 and trainer.max_epochs in (None, -1):
-        given = "null" if trainer.max_epochs is None else -1
-        raise ConfigError(
-            f"trainer.max_epochs={given}: the schedule needs an end; give trainer.max_epochs or max_steps"
-        )
-    return trainer, clock, tested
+    trainer = build_trainer(config, callbacks, [curves, build_logger(config, run_dir, step)], run_dir)
+    example = parts.data.probe(NUM_EXAMPLES)
+    cost = model_cost(parts, config, example)
+    check_monitors(trainer, config, parts, example)
+    check_lengths(trainer, parts.data, config, resumed=start is not None)
+    if trainer.is_global_zero and cost:
+        show(model_table(parts.model, cost, example))
+    if trainer.is_global_zero and parts.tokenizer is not None and parts.tokenizer.vocabulary is not None:
+        (run_dir / "tokenizer.json").write_text(parts.tokenizer.vocabulary)
+    return Run(run_dir, config, parts, trainer, clock, tested, start, cost)
 
 
-def check_monitors(trainer: Trainer, config: Mapping[str, Any], parts: Parts, example: Batch) -> None:
-    """Refuse early stopping, or a choice of checkpoints, by what is not measured.
+def model_cost(parts: Parts, config: dict[str, Any], example: Batch) -> dict[str, float]:
+    """Parameters and FLOPs of the model; empty without an example.
 
     Raises:
-        ConfigError: it is; with what there is.
+        ConfigError: the model cannot process the example.
     """
-    validates = parts.data.splits["val"] is not None and trainer.limit_val_batches != 0
-    chosen = (config.get("callbacks") or {}).items()
-    monitors = [("task.monitor", f"val/{parts.task.monitor}")] if validates else []
-    for stopping in trainer.early_stopping_callbacks:
-        asked = str(stopping.monitor)
-        key = next((f"callbacks.{name}.monitor" for name, node in chosen if (node or {}).get("monitor") == asked), "")
-        monitors.append((key, asked))
-    for key, asked in monitors:
-        if asked.startswith("val/") and not validates:
-            raise ConfigError(f"{key}={asked}: nothing is validated; leave out early_stopping")
-        names = [f"train/{name}" for name in parts.task.metric_parts("train")]
-        names += [f"val/{name}" for name in parts.task.metric_parts("val")]
-        if asked not in names and len(example):  # some are known only when something was measured
-            names = sorted({*names, *(f"val/{name}" for name in measured_names(parts, example))})
-        if len(example) and not any(_may_be(asked, name) for name in names):
-            close = nearest(asked, names)
-            if key == "task.monitor":  # which is told without its stage
-                asked, close = asked.removeprefix("val/"), close.replace("val/", "")
-            raise ConfigError(f"{key}={asked}: no such metric{close}")
-
-
-def _may_be(asked: str, name: str) -> bool:
-    """Whether a metric is the named one, or that of a part of the samples or of a kind, which a few need not have."""
-    return asked == name or asked.startswith(f"{name}/") or asked.endswith(f"_{name.removeprefix('val/')}")
-
-
-@torch.no_grad()
-def measured_names(parts: Parts, example: Batch) -> set[str]:
-    """The names of what a validation of a few samples measures."""
-    task, model = copy.deepcopy(parts.task), copy.deepcopy(parts.model).eval()
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        outputs = task.average_windows(task.outputs(model, example), example)
-        task.update("val", outputs, task.loss(outputs, example), example)
-        task.update_generated("val", model, example)
-        return set(task.compute("val"))
-
-
-@rank_zero_only
-def discard_if_unused(run_dir: Path) -> None:
-    """Remove a run directory that holds nothing but what Hydra puts there; not a sweep's, which counts its runs."""
-    of_sweep = HydraConfig.get().mode == RunMode.MULTIRUN or (run_dir.parent / "multirun.yaml").exists()
-    if of_sweep or "ckpt_path=last" in HydraConfig.get().overrides.task:  # the latter is of a run that goes on
-        return
-    job = HydraConfig.get().job.name
-    if {path.name for path in run_dir.iterdir()} <= {".hydra", f"{job}.log", LOCK}:
-        shutil.rmtree(run_dir, ignore_errors=True)  # another process may be writing to it
-
-
-def prepare_torch(config: Mapping[str, Any]) -> None:
-    """Process-wide settings."""
-    seed_everything(config["seed"], workers=True, verbose=False)
-    torch.set_float32_matmul_precision(config["matmul_precision"])
-    if config["num_threads"] is not None:
-        torch.set_num_threads(config["num_threads"])
-    for message in UNHELPFUL_WARNINGS:
-        warnings.filterwarnings("ignore", message=message)
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    with config_errors(config, "model"):
+        return cost_of(parts.model, parts.task, example) if len(example) else {}
 
 
 def checkpoint_callback(parts: Parts, config: Mapping[str, Any], folder: Path) -> ModelCheckpoint:
-    """`best.ckpt` by the task's validation metric, or the newest where nothing is validated."""
+    """Keeps `best.ckpt` by the task's validation metric; without validation the newest."""
     settings = config["trainer"]
-    validates = parts.data.splits["val"] is not None and settings.get("limit_val_batches") != 0
     return BestCheckpoint(
         dirpath=folder,
         filename=Path(BEST).stem,
-        monitor=f"val/{parts.task.monitor}" if validates else None,
+        monitor=f"val/{parts.task.monitor}" if parts.data.has_validation(settings.get("limit_val_batches")) else None,
         mode=parts.task.monitor_mode,
         # After the training epoch, when all callbacks have seen the validation; unless there are several in an epoch.
         save_on_train_epoch_end=settings.get("val_check_interval") is None,
@@ -294,49 +221,92 @@ def checkpoint_callback(parts: Parts, config: Mapping[str, Any], folder: Path) -
     )
 
 
-def fit(trainer: Trainer, parts: Parts, config: Mapping[str, Any], start: Path | None) -> None:
-    """Train; Ctrl-C and signals leave `last.ckpt` and say how to go on."""
+def build_logger(config: dict[str, Any], run_dir: Path, step: int) -> RunLogger:
+    """The logger of a run that starts at an optimizer step."""
+    hydra = HydraConfig.get()
+    experiment = hydra.runtime.choices.get("experiment")
+    name, group = display_name(run_dir, experiment, hydra.overrides.task), group_of(run_dir, experiment)
+    logger: RunLogger = construct(config, "logger")
+    logger.begin(RunInfo(folder=run_dir, config=config, name=name, group=group, step=step))
+    return logger
+
+
+def build_trainer(config: dict[str, Any], callbacks: list[Callback], loggers: list[Any], run_dir: Path) -> Trainer:
+    """The trainer, which must have an end.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    plugins = [DurableIO(), *environment_plugins()]
+    trainer: Trainer = construct(
+        config, "trainer", callbacks=callbacks, logger=loggers, plugins=plugins, default_root_dir=run_dir
+    )
+    if trainer.max_steps == -1 and trainer.max_epochs in (None, -1):
+        value = "null" if trainer.max_epochs is None else -1
+        raise ConfigError(
+            f"trainer.max_epochs={value}: the schedule needs an end; give trainer.max_epochs or max_steps"
+        )
+    return trainer
+
+
+@contextmanager
+def loggers_closed(trainer: Trainer) -> Iterator[None]:
+    """Close the loggers at the end, with exit code 0 or, after an error, 1."""
+    exit_code = 1
     try:
-        trainer.fit(parts.module, datamodule=parts.data, ckpt_path=start, weights_only=True)
-        for stopping in trainer.early_stopping_callbacks:
-            if stopping.stopping_reason_message and trainer.is_global_zero:
-                log.info("training stopped early: %s", stopping.stopping_reason_message)
+        yield
+        exit_code = 0
+    finally:
+        for logger in run_loggers(trainer):
+            logger.end(exit_code)
+
+
+def fit(run: Run) -> None:
+    """Train; Ctrl-C and signals leave `last.ckpt` and print the command that resumes the run.
+
+    Raises:
+        ConfigError: memory or loader settings do not suit the machine, or the loss diverged.
+        SystemExit: a signal ended the run.
+    """
+    trainer = run.trainer
+    logging.captureWarnings(True)  # so that train.log has them, too
+    try:
+        trainer.fit(run.parts.module, datamodule=run.parts.data, ckpt_path=run.start, weights_only=True)
     except (EndedBySignal, DivergedError):
-        tell_how_to_go_on(trainer)
+        log_how_to_continue(trainer)
         leave_last()
         raise
     except SystemExit as end:
         if not trainer.interrupted:
             raise
-        tell_how_to_go_on(trainer)
+        log_how_to_continue(trainer)
         raise SystemExit(TERMINATED if isinstance(end, SIGTERMException) else INTERRUPTED) from end
     except (RuntimeError, MemoryError) as error:
-        if advice := advice_on(error, config, trainer):
+        if advice := advice_on(error, run.config, trainer):
             raise ConfigError(advice) from error
         raise
-
-
-@contextmanager
-def warnings_in_log() -> Iterator[None]:
-    """Python's warnings go where the program's own go: to the terminal and to the run's log file."""
-    logging.captureWarnings(True)
-    try:
-        yield
     finally:
         logging.captureWarnings(False)
+    for stopping in trainer.early_stopping_callbacks:
+        if stopping.stopping_reason_message and trainer.is_global_zero:
+            log.info("training stopped early: %s", stopping.stopping_reason_message)
+    if run.start is not None and not run.clock.has_trained:
+        ends = f"trainer.max_epochs={trainer.max_epochs}, trainer.max_steps={trainer.max_steps}"
+        log.warning("%s: nothing is trained: the run has reached its end (%s, or early stopping)", run.start, ends)
 
 
-def tell_how_to_go_on(trainer: Trainer) -> None:
-    """The command that continues the run, if there is a checkpoint to continue from."""
+@rank_zero_only
+def log_how_to_continue(trainer: Trainer) -> None:
+    """Print the argument that resumes the run, if there is a checkpoint to resume from."""
     run_dir = Path(trainer.default_root_dir)
-    if trainer.is_global_zero and (run_dir / "checkpoints" / LAST).exists():
-        how = f"ended at step {trainer.global_step}; continue with run={run_dir}"
-        console.print(how, soft_wrap=True)
-        note(how, logging.WARNING)
+    if (run_dir / "checkpoints" / LAST).exists():
+        message = f"ended at step {trainer.global_step}; continue with run={run_dir}"
+        console.print(message, soft_wrap=True)
+        note(message, logging.WARNING)
 
 
 def advice_on(error: BaseException, config: Mapping[str, Any], trainer: Trainer) -> str | None:
-    """What to do about an error that says nothing of the run's settings; None for those that are no such."""
+    """Which settings to change after an error of memory or of loader workers; None for any other error."""
     text, loader = str(error), config["loader"]
     size = loader["batch_size"]
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
@@ -350,12 +320,62 @@ def advice_on(error: BaseException, config: Mapping[str, Any], trainer: Trainer)
         )
     if "DataLoader worker" in text and "timed out" not in text:
         return (
-            f"one of loader.num_workers={loader['num_workers']} reading processes has died ({one_line(error)}), mostly "
-            "for want of memory: fewer of them, or num_workers=0, which shows where"
+            f"one of loader.num_workers={loader['num_workers']} worker processes died ({one_line(error)}), usually of "
+            "too little memory: use fewer, or num_workers=0, which shows where"
         )
     if "DataLoader timed out" in text:
         return (
-            f"no batch came from the reading processes in loader.timeout_seconds={loader['timeout_seconds']}; "
-            "more loader.num_workers, a longer time, or num_workers=0, which shows where it hangs"
+            f"the worker processes gave no batch within loader.timeout_seconds={loader['timeout_seconds']}; use more "
+            "loader.num_workers, a longer time, or num_workers=0, which shows where it hangs"
         )
     return None
+
+
+def training_metrics(run: Run) -> dict[str, float]:
+    """Metrics of training and validation, speed, cost, and the best score; written, as the test may be killed."""
+    path, checkpoints = run.folder / METRICS, run.trainer.checkpoint_callback
+    assert isinstance(checkpoints, ModelCheckpoint)
+    metrics = final_metrics(run.trainer) | run.clock.metrics | run.cost
+    if run.start is not None:
+        before = read_metrics(path)
+        # The file of a run that has ended has more metrics than its last checkpoint, which was saved before.
+        metrics = before | metrics if run.clock.has_trained else metrics | before
+    if checkpoints.best_model_score is not None:
+        metrics[f"best/{checkpoints.monitor}"] = float(checkpoints.best_model_score)
+    if run.trainer.is_global_zero:
+        write_metrics(metrics, path)
+    return metrics
+
+
+def restore_best(run: Run) -> Path | None:
+    """Load the weights of the best checkpoint: of this run, or the one it started from if nothing was trained."""
+    best = best_checkpoint(run.trainer, run.folder / "checkpoints") or (None if run.clock.has_trained else run.start)
+    if best is not None:
+        load_weights(run.parts.module, read_checkpoint(best), best)
+    return best
+
+
+def log_results(run: Run, metrics: Mapping[str, float], best: Path | None) -> None:
+    """Log tables, the summary and the checkpoints of a tested run."""
+    log_classes(run.trainer, run.parts)
+    run.tested.send(run.trainer)
+    of_best = {name: value for name, value in metrics.items() if name.startswith(("best/", "test/"))}
+    last = run.folder / "checkpoints" / LAST
+    for logger in run_loggers(run.trainer):
+        logger.attempt(logger.summary, of_whole_sets(metrics))
+        logger.attempt(logger.checkpoints, best, of_best, last, run.trainer.global_step)
+
+
+@rank_zero_only
+def write_results(run: Run, metrics: Mapping[str, float], best: Path | None) -> None:
+    """Write metrics and tables to the run directory, and print the metrics and where everything is."""
+    write_metrics(metrics, run.folder / METRICS)
+    name = "checkpoint" if best == run.start else "last checkpoint, not validated"
+    files = {
+        "best checkpoint" if best_score(metrics) is not None else name: best,
+        "metrics": run.folder / METRICS,
+        **run.tested.write(run.folder),
+        "attention": run.folder / "attention" / PAGE,
+    }
+    show_results(metrics, run.parts, {name: path for name, path in files.items() if path and path.exists()})
+    note("done")

@@ -1,9 +1,9 @@
-"""The batches of one optimizer step, accumulated and of all processes, and the mean over all their terms.
+"""The batches of one optimizer step, over accumulation and processes, and the mean loss over all their terms.
 
 One large batch, its parts accumulated, and its parts on several processes give the same step. Lightning averages the
 batches' means, whatever their sizes. Here each mean is weighted by its number of terms relative to the first batch's,
 since a sum of terms could overflow in half precision, and the accumulated gradient is corrected to the mean over the
-total before its norm is measured.
+total before its norm is computed.
 """
 
 from typing import NamedTuple
@@ -15,79 +15,78 @@ from torch import Tensor, distributed
 from perceiver.processes import all_gather, is_distributed
 
 
-class Part(NamedTuple):
-    """One of the batches.
+class AccumulatedBatch(NamedTuple):
+    """The loss of a batch.
 
     Attributes:
-        of_all: its mean loss over all processes.
-        terms: of how many terms that is the mean.
-        loss, ids: of this process: its mean loss, and its samples.
+        mean_loss, terms: mean loss over all processes, and its number of terms.
+        local_loss, ids: mean loss and samples of this process.
     """
 
-    of_all: Float[Tensor, ""]
+    mean_loss: Float[Tensor, ""]
     terms: Float[Tensor, ""]
-    loss: Float[Tensor, ""]
+    local_loss: Float[Tensor, ""]
     ids: list[str]
 
 
 class Accumulation:
-    """What was accumulated since the last optimizer step, in the order in which it came."""
+    """The batches since the last optimizer step, in order."""
 
     def __init__(self) -> None:
-        self.parts: list[Part] = []
+        self.batches: list[AccumulatedBatch] = []
 
     def add(self, loss: Float[Tensor, ""], terms: Float[Tensor, ""], ids: list[str]) -> Float[Tensor, ""]:
-        """Take in a batch of this process: its mean loss, over how many terms, and its samples.
+        """Add a batch of this process: mean loss, number of terms, samples.
 
         Returns:
             The weight of the loss in the accumulated gradient.
         """
         loss = loss.detach()
-        total, of_all, world_size = terms, torch.where(terms > 0, loss, 0.0), 1
+        total, mean, world_size = terms, torch.where(terms > 0, loss, 0.0), 1
         if is_distributed():
-            totals = torch.stack([terms, of_all * terms])
-            distributed.all_reduce(totals)
-            total, of_all = totals[0], totals[1] / _or_one(totals[0])
-            world_size = distributed.get_world_size()  # over which gradients are averaged
-        self.parts.append(Part(of_all, total, loss, ids))
-        return terms * world_size / self._unit
+            sums = torch.stack([terms, mean * terms])
+            distributed.all_reduce(sums)
+            total, mean = sums[0], sums[1] / _nonzero(sums[0])
+            world_size = distributed.get_world_size()  # gradients are averaged over processes
+        self.batches.append(AccumulatedBatch(mean, total, loss, ids))
+        return terms * world_size / self._reference_terms
 
     @property
-    def _unit(self) -> Float[Tensor, ""]:
-        """How many terms have weight 1: those of the first batch that has any."""
-        unit = self.parts[0].terms
-        for part in self.parts[1:]:
-            unit = torch.where(unit > 0, unit, part.terms)
-        return _or_one(unit)
+    def _reference_terms(self) -> Float[Tensor, ""]:
+        """The number of terms that has weight 1: that of the first batch that has any."""
+        reference = self.batches[0].terms
+        for batch in self.batches[1:]:
+            reference = torch.where(reference > 0, reference, batch.terms)
+        return _nonzero(reference)
 
     @property
     def terms(self) -> Float[Tensor, ""]:
-        return torch.stack([part.terms for part in self.parts]).sum()
+        return torch.stack([batch.terms for batch in self.batches]).sum()
 
     @property
     def loss(self) -> Float[Tensor, ""]:
         """The mean over all terms."""
-        mean, terms = self.parts[0].of_all, self.parts[0].terms
-        for part in self.parts[1:]:
-            terms = terms + part.terms
-            mean = mean + (part.of_all - mean) * (part.terms / _or_one(terms))
+        mean, terms = self.batches[0].mean_loss, self.batches[0].terms
+        for batch in self.batches[1:]:
+            terms = terms + batch.terms
+            mean = mean + (batch.mean_loss - mean) * (batch.terms / _nonzero(terms))
         return mean
 
     def correction(self, num_batches: int) -> float:
-        """By what to multiply the gradient of the weighted losses, which was divided by `num_batches`."""
-        return float(num_batches * self._unit / _or_one(self.terms))
+        """The factor that makes the sum of weighted gradients, divided by `num_batches`, the mean over all terms."""
+        return float(num_batches * self._reference_terms / _nonzero(self.terms))
 
     @property
     def is_finite(self) -> Tensor:
-        return torch.stack([part.of_all.isfinite() for part in self.parts]).all()
+        return torch.stack([batch.mean_loss.isfinite() for batch in self.batches]).all()
 
     def nonfinite_samples(self) -> list[str]:
-        """The samples of all processes whose loss is not finite, or else all samples. All processes must ask."""
-        own = [(sample, bool(part.loss.isfinite())) for part in self.parts for sample in part.ids]
-        read = [one for of_process in all_gather(own) for one in of_process]
-        return [sample for sample, finite in read if not finite] or [sample for sample, _ in read]
+        """The samples of all processes whose loss is not finite, or else all samples. A collective operation."""
+        own = [(sample, bool(batch.local_loss.isfinite())) for batch in self.batches for sample in batch.ids]
+        samples = [pair for of_process in all_gather(own) for pair in of_process]
+        return [sample for sample, finite in samples if not finite] or [sample for sample, _ in samples]
 
 
-def _or_one(terms: Float[Tensor, ""]) -> Float[Tensor, ""]:
-    """A number of terms to divide by."""
+def _nonzero(terms: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """A number of terms as a divisor: 1 in place of 0."""
     return torch.where(terms > 0, terms, 1.0)

@@ -1,4 +1,4 @@
-"""What happens around the training steps."""
+"""Callbacks of the training loop: seeds, logs, speed, and a moving average of the weights."""
 
 import random
 import time
@@ -19,9 +19,9 @@ from perceiver.types import Batch
 
 
 class StepSeeds(Callback):
-    """Seeds what is random in a step (dropout, mixing, SpecAugment) by (seed, process, batches done).
+    """Seeds the random draws of a step (dropout, mixing, SpecAugment) by (seed, process, batches done).
 
-    A run that is resumed so draws what it would have drawn without the stop.
+    The draws of a resumed run are therefore those of an uninterrupted one.
     """
 
     def __init__(self, *, seed: int) -> None:
@@ -44,7 +44,7 @@ class StepSeeds(Callback):
 
 
 class StepLog(Callback):
-    """Logs what was measured at a training step, every `log_every_n_steps` of them."""
+    """Logs `TrainingModule.progress` every `log_every_n_steps` optimizer steps."""
 
     def __init__(self) -> None:
         self._step = 0
@@ -63,15 +63,15 @@ class StepLog(Callback):
 
 
 class MovingAverage(WeightAveraging):
-    """The exponential moving average of the weights is what is validated, saved and tested.
+    """Validates, saves and tests the exponential moving average of the weights.
 
-    Lightning's own EMA takes d·a + (1 - d)·b, which for a = b is not always a: windows, filters and frequencies would
-    drift away from those that a checkpoint is loaded into. Here it is a + (1 - d)·(b - a).
+    Lightning's computes d·a + (1 - d)·b, which for a = b is not always a: constant buffers (windows, filters,
+    frequencies) would drift away from those that a checkpoint is loaded into. Here it is a + (1 - d)·(b - a).
 
     Args:
         decay: d, in [0, 1].
         warmup: after n updates d is at most (1 + n) / (10 + n), as in TensorFlow's `ExponentialMovingAverage` with
-            `num_updates`. Without it, the weights of the first step keep a share of dⁿ.
+            `num_updates`. Without it, the first weights keep the weight dⁿ.
         update_every_n_steps: optimizer steps from one update of the average to the next.
     """
 
@@ -80,29 +80,27 @@ class MovingAverage(WeightAveraging):
             raise ValueError(f"decay={decay} must be in [0, 1]")
         if update_every_n_steps < 1:
             raise ValueError(f"update_every_n_steps={update_every_n_steps} must be at least 1")
-        super().__init__(avg_fn=partial(_moved, decay, warmup))
+        super().__init__(avg_fn=partial(_update_average, decay, warmup))
         self.update_every_n_steps = update_every_n_steps
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         return step_idx is not None and step_idx % self.update_every_n_steps == 0
 
 
-def _moved(decay: float, warmup: bool, average: Tensor, current: Tensor, num_averaged: Tensor | int) -> Tensor:
-    """An average of so many, moved by a share of the way to what is averaged; whole numbers are not averaged."""
+def _update_average(decay: float, warmup: bool, average: Tensor, current: Tensor, num_averaged: Tensor | int) -> Tensor:
+    """The average after one more update; integers are replaced by the current ones."""
     if not average.is_floating_point():
         return current
     num = torch.as_tensor(num_averaged, dtype=average.dtype, device=average.device)
-    share = (9.0 / (10.0 + num) if warmup else torch.zeros_like(num)).clamp_min(1.0 - decay)
-    return average.lerp(current.to(average.dtype), share)
+    rate = (9.0 / (10.0 + num) if warmup else torch.zeros_like(num)).clamp_min(1.0 - decay)
+    return average.lerp(current.to(average.dtype), rate)
 
 
 class TrainingClock(Callback):
-    """Measures `samples_per_second` of the training steps, their data included and validation left out.
-
-    A run that is continued goes on counting.
+    """Measures `samples_per_second` of the training steps with data loading, without validation; over all resumes.
 
     Attributes:
-        has_trained: whether there was a step in this process.
+        has_trained: whether this process has done a step.
     """
 
     def __init__(self) -> None:
@@ -118,7 +116,7 @@ class TrainingClock(Callback):
         self.samples, self.seconds = state_dict["samples"], state_dict["seconds"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._since = time.perf_counter()  # a run that is continued within an epoch does not start one
+        self._since = time.perf_counter()  # a run resumed within an epoch starts none
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._since = time.perf_counter()
@@ -141,7 +139,7 @@ class TrainingClock(Callback):
 
 
 class RunLog(Callback):
-    """Writes to the run's log file what is trained on what, each validation, and each checkpoint that is the best."""
+    """Writes device and data sizes, the metrics of each validation, and each new best checkpoint to the run's log."""
 
     def __init__(self) -> None:
         self._best: str | None = None
@@ -151,7 +149,7 @@ class RunLog(Callback):
         device = trainer.strategy.root_device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
         note(
-            f"trains in {trainer.world_size} process(es) on {device.type} ({name}), precision {trainer.precision}; "
+            f"training in {trainer.world_size} process(es) on {device.type} ({name}), precision {trainer.precision}; "
             f"samples: {', '.join(f'{split} {size:,}' for split, size in sizes.items())}"
         )
 
@@ -159,7 +157,7 @@ class RunLog(Callback):
         self._best = self._score(trainer)
         ends = {"max_epochs": trainer.max_epochs, "max_steps": trainer.max_steps}
         until = ", ".join(f"{key} {value}" for key, value in ends.items() if value not in (None, -1))
-        note(f"begins at step {trainer.global_step}, epoch {trainer.current_epoch}; until {until}")
+        note(f"starts at step {trainer.global_step}, epoch {trainer.current_epoch}; until {until}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
@@ -180,7 +178,7 @@ class RunLog(Callback):
         note(f"{when}, step {trainer.global_step}: {text}")
 
     def _note_best(self, trainer: Trainer) -> None:
-        """Checkpoints are written after all callbacks of an epoch; the next event tells of them."""
+        """Called one event late, since checkpoints are written after the other callbacks of an epoch."""
         if (score := self._score(trainer)) != self._best:
             self._best = score
             checkpoints = trainer.checkpoint_callback

@@ -1,4 +1,4 @@
-"""The one DataModule: any data set -> batches, in an order and with an augmentation that a resumed run repeats."""
+"""The DataModule for all data sets: batches in an order and with an augmentation that a resumed run repeats."""
 
 import logging
 import math
@@ -30,22 +30,25 @@ from perceiver.types import Batch, Sample, Stage
 
 log = logging.getLogger(__name__)
 
-
-MOST_NAMES = 20
-"""Of classes in a message."""
+MAX_CLASS_NAMES = 20
+"""Class names listed in an error."""
 
 
 class DataModule(LightningDataModule):
     """Loaders over the splits of a data set.
 
-    The place in the training data is one integer, the number of batches done, which Lightning keeps. It stands for the
-    same samples whatever the number of processes, as long as all their batches together are as large.
+    The position in the training data is one integer, the number of batches done, which Lightning stores. It denotes the
+    same samples for any number of processes with the same total batch size.
+
+    Attributes:
+        tested: the split that is tested, each sample once.
+        unreadable: errors of the samples that were skipped, in order (a dict, as an ordered set).
 
     Args:
-        dataset: where the samples come from.
+        dataset: the samples.
         batch_size: samples per process and step.
         num_workers: processes that read ahead; 0 reads in the training process.
-        timeout_seconds: how long to wait for a batch of theirs; 0 for ever.
+        timeout_seconds: for a batch of a worker; 0 waits forever.
         drop_last: leave out a last training batch that is smaller than the others.
         class_balanced: draw the training samples of an epoch with replacement, those of rare classes more often
             (`class_balancing_weights`).
@@ -82,10 +85,8 @@ class DataModule(LightningDataModule):
         self.pin_memory = pin_memory
         self.seed = seed
         self.tested: Stage = "test"
-        """The split that is tested: whichever it is, each of its samples once."""
-        self._labels: list[int] | None = None
         self.unreadable: dict[str, None] = {}
-        """What was left out so far because it could not be read, in the order it was met."""
+        self._labels: list[int] | None = None  # label of the run, by label of the data set
 
     def prepare_data(self) -> None:
         self.dataset.prepare()
@@ -103,19 +104,22 @@ class DataModule(LightningDataModule):
             raise ValueError("the data set has no training samples")
         if self.drop_last and len(split) < self.batch_size:
             raise ValueError(self._no_batch(len(split)))
-        self._train_weights  # noqa: B018  (that there is nothing to balance is found now)
+        self._train_weights  # noqa: B018  (raises if there are no classes to balance)
         return split
 
+    def has_validation(self, limit_val_batches: float | None) -> bool:
+        """Whether there are validation samples, and the trainer's limit is not 0."""
+        return self.splits["val"] is not None and limit_val_batches != 0
+
     def _no_batch(self, num_samples: int) -> str:
-        """Why there is nothing to train on."""
         problem = f"loader.drop_last=true leaves no batch of {num_samples} training samples for a process"
         return f"{problem}, as loader.batch_size={self.batch_size}; choose a smaller one, or loader.drop_last=false"
 
     def check_readable(self, *stages: Stage) -> None:
-        """Make sure that each of some stages has a sample that can be read, if those that cannot are skipped.
+        """Check that each stage with samples has a readable one, if unreadable ones are skipped.
 
         Raises:
-            UnreadableError: one has some samples, but none that can be; says why of the first.
+            UnreadableError: one has none; with the errors of its first samples.
         """
         for stage in stages:
             if self.dataset.on_error == "skip" and self.splits[stage]:
@@ -135,13 +139,13 @@ class DataModule(LightningDataModule):
 
     @cached_property
     def _train_weights(self) -> Float64[Tensor, " samples"] | None:
-        """How often each training sample is drawn, relative to the others; None where each comes once an epoch."""
+        """Relative frequency of each training sample in an epoch; None if each is drawn once."""
         if not self.class_balanced or self.splits["train"] is None:
             return None
         return class_balancing_weights(self._train_classes("loader.class_balanced=true"))
 
     def class_counts(self) -> tuple[Int64[Tensor, " classes"], int]:
-        """How many training samples each class applies to, and how many there are.
+        """The number of training samples of each class, and of all.
 
         Raises:
             ValueError: they have no classes.
@@ -150,31 +154,28 @@ class DataModule(LightningDataModule):
         labels = torch.tensor([label for of_sample in classes for label in set(of_sample)])
         return labels.bincount(minlength=self.dataset.num_classes), len(classes)
 
-    def _train_classes(self, asked: str) -> list[Sequence[int]]:
+    def _train_classes(self, setting: str) -> list[Sequence[int]]:
         split = self.splits["train"]
         classes = [] if split is None else [split.classes_of(index) for index in range(len(split))]
         if not any(classes):
-            raise ValueError(f"{asked}: the training samples have no classes to balance")
+            raise ValueError(f"{setting}: the training samples have no classes to balance")
         return classes
 
     def match_classes(self, class_names: Sequence[str]) -> None:
-        """Number the classes as a run does that has them in this order, whatever their order in the data set.
+        """Map the labels of the data set to those of a run that has its classes in another order.
 
         Raises:
             ValueError: the data set has other classes.
         """
         own = self.dataset.class_names
         if sorted(own) != sorted(class_names):
-            mine, theirs = (
-                ", ".join(names[:MOST_NAMES]) + ", …"[: 3 * (len(names) > MOST_NAMES)] for names in (own, class_names)
-            )
-            raise ValueError(f"its classes are {mine}, but those that the run has learned are {theirs}")
+            raise ValueError(f"its classes are {_listed(own)}, but those of the run are {_listed(class_names)}")
         labels = {name: label for label, name in enumerate(class_names)}
         order = [labels[name] for name in own]
         self._labels = None if order == list(range(len(own))) else order
 
     def fingerprints(self, stage: Stage) -> Int64[Tensor, " samples"]:
-        """What a stage's samples are recognised by, in their order."""
+        """Hashes of the names of a stage's samples, in their order."""
         split = self.splits[stage]
         if split is None:
             return torch.zeros(0, dtype=torch.int64)
@@ -183,7 +184,7 @@ class DataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         loader = self._loader("train")
         if self.trainer is not None:
-            # The loops are restored by now: leave out what a run that is resumed has already seen.
+            # The loops are restored by now: skip the batches that a resumed run has already processed.
             done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
             epoch, batches = divmod(done, max(self.batches_in_epoch(loader), 1))
             assert isinstance(loader.sampler, KeyedSampler)
@@ -191,25 +192,25 @@ class DataModule(LightningDataModule):
         return loader
 
     def batches_in_epoch(self, loader: DataLoader[Any]) -> int:
-        """How many of a loader's batches a training epoch has."""
+        """The number of a loader's batches in a training epoch, which the trainer may limit."""
         limit = 1.0 if self.trainer is None else self.trainer.limit_train_batches
         return min(limit, len(loader)) if isinstance(limit, int) else int(limit * len(loader))
 
     def total_steps(self) -> int:
-        """Optimizer steps of the trainer's whole run.
+        """Optimizer steps from the start of the run to its end.
 
-        Lightning's `estimated_stepping_batches` would be the same number, but asking for it makes the training loader
-        start to read, before a run that is resumed knows from where on.
+        Lightning's `estimated_stepping_batches` is the same number, but starts to load training data before the
+        position of a resumed run is restored.
         """
         trainer = self.trainer
         assert trainer is not None
-        epochs = -1 if trainer.max_epochs is None else trainer.max_epochs  # as Lightning reads it when it trains
+        epochs = -1 if trainer.max_epochs is None else trainer.max_epochs  # as in Lightning's fit
         batches = self.batches_in_epoch(self.train_dataloader())
         ends = (math.ceil(batches / trainer.accumulate_grad_batches) * epochs, trainer.max_steps)
         return min(end for end in ends if end >= 0)
 
-    def _place(self) -> dict[str, int]:
-        """What the number of batches done counts from and in."""
+    def _position(self) -> dict[str, int]:
+        """The values on which the meaning of the number of batches done depends."""
         world_size = 1 if self.trainer is None else self.trainer.world_size
         return {
             "loader.seed": self.seed,
@@ -220,27 +221,25 @@ class DataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         unreadable = {message: None for part in all_gather(list(self.unreadable)) for message in part}
-        return {"place": self._place(), "unreadable": list(unreadable)}
+        return {"place": self._position(), "unreadable": list(unreadable)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what was unreadable so far.
+        """Restore the unreadable samples.
 
         Raises:
-            PositionError: the place in the data has no meaning any more.
+            PositionError: the number of batches done has another meaning.
         """
-        was, now = state_dict["place"], self._place()
-        if changed := [f"{name} {was.get(name)}, now {value}" for name, value in now.items() if was.get(name) != value]:
+        old, new = state_dict["place"], self._position()
+        if changed := [f"{name} {old.get(name)}, now {value}" for name, value in new.items() if old.get(name) != value]:
             raise PositionError(
-                f"the run cannot be continued at its place in the data: {'; '.join(changed)}. With another number of "
-                "processes, choose loader.batch_size so that their batches together are as large as before"
+                f"the run cannot be resumed at its position in the data: {'; '.join(changed)}. With another number of "
+                "processes, choose loader.batch_size so that the batch size of all processes together stays the same"
             )
         self.unreadable |= dict.fromkeys(state_dict["unreadable"])
 
     @cached_property
-    def stand_in(self) -> Batch:
-        """The first training sample that can be read, for a process whose batch has none: it must go along.
-
-        Its inputs are masked, so that it counts in no statistics either.
+    def placeholder(self) -> Batch:
+        """A batch for a process that could read none of its samples: the first readable training sample, masked.
 
         Raises:
             UnreadableError: there is none.
@@ -256,22 +255,20 @@ class DataModule(LightningDataModule):
         return self._loader(self.tested, trains=False) if self.splits[self.tested] is not None else []
 
     @property
-    def probed(self) -> Stage:
-        """The split that is looked at: the one for validation, or the next best."""
+    def probe_stage(self) -> Stage:
+        """The split that the probe is taken from: validation, else test, else training."""
         return next((stage for stage in ("val", "test") if self.splits[stage] is not None), "train")
 
     def probe(self, chosen: int | Sequence[int]) -> Batch:
-        """A fixed batch of samples of the validation split, or the next best one.
-
-        Of a sample that is looked at in several windows it holds the first, so that each row is one sample.
+        """A fixed batch of samples of `probe_stage`; of a sample with several windows the first.
 
         Args:
-            chosen: how many, evenly spread; or their numbers in the split.
+            chosen: how many, evenly spread; or their indices in the split.
 
         Raises:
-            ValueError: there is no sample of such a number.
+            ValueError: an index is out of range.
         """
-        split = self.splits[self.probed] or self.train_samples
+        split = self.splits[self.probe_stage] or self.train_samples
         if isinstance(chosen, int):
             count = min(chosen, len(split))
             chosen = [index * len(split) // count for index in range(count)]
@@ -300,7 +297,7 @@ class DataModule(LightningDataModule):
             raise MisconfigurationException(self._no_batch(len(sampler)))
         batches: dict[str, Any] = {"batch_size": self.batch_size, "sampler": sampler}
         if len(sampler) == 0 < len(split):
-            batches = {"batch_sampler": [[]]}  # the other processes have some, and would wait for this one
+            batches = {"batch_sampler": [[]]}  # one empty batch, since the other processes have one
         elif train:
             batches["drop_last"] = self.drop_last
         return DataLoader(
@@ -310,35 +307,34 @@ class DataModule(LightningDataModule):
             collate_fn=_collate_readable,
             pin_memory=self.pin_memory,
             persistent_workers=self.num_workers > 0,
-            worker_init_fn=_begin_worker,
+            worker_init_fn=_init_worker,
             timeout=self.timeout_seconds if self.num_workers else 0,
-            generator=torch.Generator(),  # the loader draws from it, and would else draw from the global one
+            generator=torch.Generator(),  # otherwise the loader would draw from the global one
         )
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         return self._without_unreadable(batch)
 
     def _without_unreadable(self, batch: Batch) -> Batch:
-        """The batch, if the data set allows for what it lacks. Here and not in a worker, whose traceback hides names.
+        """Report the samples of a batch that could not be read; here, since errors of a worker hide the file name.
 
         Raises:
-            UnreadableError: a sample could not be read, and none may be skipped.
+            UnreadableError: there is one, and the data set does not skip them.
         """
         if batch.unreadable and self.dataset.on_error == "raise":
             raise UnreadableError(batch.unreadable[0])
         for message in batch.unreadable:
             if message not in self.unreadable:
                 self.unreadable[message] = None
-                log.warning("left out, number %d: %s", len(self.unreadable), message)
+                log.warning("skipped sample %d: %s", len(self.unreadable), message)
         return batch
 
 
 class _KeyedSplit(TorchDataset[Sample | UnreadableError | None]):
-    """A split asked by a sampler's key, with torch's generator seeded from it for the time of the answer.
+    """A split indexed by (epoch, index), which seed torch's generator while a sample is read.
 
-    Labels of the data set are translated into those of the run, where these are others.
-
-    Asked by index alone, as by the sampler that Lightning puts in for `overfit_batches`, it answers as in epoch 0.
+    An index alone, as from Lightning's sampler for `overfit_batches`, means epoch 0. Labels are mapped to those of the
+    run.
     """
 
     def __init__(self, split: Split, seed: int, labels: Sequence[int] | None) -> None:
@@ -362,21 +358,25 @@ class _KeyedSplit(TorchDataset[Sample | UnreadableError | None]):
         return sample if self.labels is None else sample.relabel(self.labels)
 
 
-def _begin_worker(number: int) -> None:
-    """A reading process ends with the one that it reads for, however that ends, and leaves others' signals to it."""
+def _init_worker(number: int) -> None:
+    """Let a worker end with the training process, which alone handles the signals sent to all processes."""
     if sys.platform == "linux":
         end_with_parent(signal.SIGKILL)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_when_asked_by, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_exit_on_sigterm_of, args=(os.getppid(),), daemon=True).start()
     for name in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(name, signal.SIG_IGN)
 
 
-def _end_when_asked_by(process: int) -> None:
-    """End on this process's SIGTERM, and nobody else's: it waits for one that hangs, else for ever."""
+def _exit_on_sigterm_of(process: int) -> None:
+    """Exit at a SIGTERM of the given process, ignoring those of others; it waits for workers that hang."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != process:
         pass
     os._exit(128 + signal.SIGTERM)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:MAX_CLASS_NAMES]) + (", …" if len(names) > MAX_CLASS_NAMES else "")
 
 
 def _collate_readable(items: Sequence[Sample | UnreadableError | None]) -> Batch:

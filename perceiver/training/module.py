@@ -1,4 +1,4 @@
-"""The one LightningModule: any task, any model, one step."""
+"""The LightningModule for all tasks and models: training, validation and test steps, optimizer, metrics."""
 
 import json
 from collections.abc import Mapping
@@ -24,23 +24,23 @@ from perceiver.training.accumulation import Accumulation
 from perceiver.training.optimization import (
     OptimizerFactory,
     Schedule,
+    build_optimizer,
+    build_scheduler,
     full_tensor,
     gradient_norm,
-    optimizer_of,
     remove_gradients,
     scale_gradients,
-    scheduler_of,
 )
 from perceiver.types import Batch, Stage
 
 
 class DivergedError(ConfigError):
-    """The loss or its gradient is not a number any more; no step was taken with it."""
+    """The loss or its gradient is not finite; no optimizer step was done with it."""
 
 
 OnNonfinite: TypeAlias = Literal["stop", "skip"]
 MAX_SKIPPED_IN_A_ROW = 50
-"""A run that skips so many optimizer steps one after the other learns nothing any more."""
+"""Optimizer steps that may be skipped one after the other."""
 
 
 class TrainingModule(LightningModule):
@@ -49,20 +49,20 @@ class TrainingModule(LightningModule):
     The loss of an optimizer step is the mean over all terms (`Task.num_terms`) of its batches (`Accumulation`).
 
     Attributes:
-        progress: what was measured at the last training step, by the name under which it is logged.
-        measured: the newest metrics of training and validation, which a run that is continued goes on with.
-        skipped: optimizer steps left out so far.
+        progress: values of the last optimizer step, by the name under which they are logged.
+        measured: the latest metrics of training and validation, restored from checkpoints.
+        skipped: number of optimizer steps skipped.
 
     Args:
-        model: what is trained.
+        model: is trained.
         task: loss and metrics.
         optimizer: parameter groups -> optimizer.
-        schedule: factor of the learning rate by optimizer step; or a scheduler of torch's that lacks its optimizer. It
+        schedule: factor of the learning rate by optimizer step; or one of torch's schedulers, without its optimizer. It
             advances at each optimizer step, `ReduceLROnPlateau` at each validation by the task's monitored metric.
         decay_embeddings: whether latents, queries, learned positions and other embeddings have weight decay.
-        description: plain values that travel in every checkpoint, enough to rebuild the run (its config, class names).
-        on_nonfinite: a loss or gradient that is NaN or infinite ends the run, with the names of its samples, or its
-            optimizer step is left out and counted. No step is ever taken with it.
+        description: plain values stored in every checkpoint, from which the run can be rebuilt (config, class names).
+        on_nonfinite: if a loss or gradient is NaN or infinite, `stop` the run and list the samples, or `skip` and count
+            the optimizer step.
     """
 
     def __init__(
@@ -88,22 +88,21 @@ class TrainingModule(LightningModule):
         self.measured: dict[str, float] = {}
         self.skipped = 0
         self._skipped_in_a_row = 0
-        self._since_step = Accumulation()
+        self._accumulation = Accumulation()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
-        read = len(batch) > 0
-        if not read:  # its part of the gradient is zero, which other processes and the gradient scaler wait for
-            batch = self.trainer.datamodule.stand_in.to(self.device)  # type: ignore[attr-defined]
+        has_samples = len(batch) > 0
+        if not has_samples:  # other processes and the gradient scaler need a gradient, which is zero
+            batch = self.trainer.datamodule.placeholder.to(self.device)  # type: ignore[attr-defined]
         batch = self.task.prepare(batch, train=True)
         outputs = self.task.average_windows(self.task.outputs(self.model, batch), batch)
         loss = self.task.loss(outputs, batch)
-        terms = loss.new_zeros(()) + (self.task.num_terms(batch) if read else 0)
-        weight = self._since_step.add(loss, terms, batch.ids if read else [])
-        counts = self.on_nonfinite == "stop" or bool(self._since_step.parts[-1].of_all.isfinite())  # else left out
-        if read and counts:
-            self.task.update("train", outputs, loss, batch)
-        if read:
-            mean = self._since_step.loss
+        terms = loss.new_zeros(()) + (self.task.num_terms(batch) if has_samples else 0)
+        weight = self._accumulation.add(loss, terms, batch.ids if has_samples else [])
+        if has_samples:
+            if self.on_nonfinite == "stop" or bool(self._accumulation.batches[-1].mean_loss.isfinite()):
+                self.task.update("train", outputs, loss, batch)
+            mean = self._accumulation.loss
             self.log("train/loss_step", mean, prog_bar=True, logger=False, batch_size=len(batch))
         return loss * weight
 
@@ -113,21 +112,21 @@ class TrainingModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Make the gradient that of the mean over all terms, measure it, refuse one that is not finite, and clip it."""
+        """Correct the gradient to that of the mean over all terms, check that it is finite, and clip it."""
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        done, self._since_step = self._since_step, Accumulation()
+        done, self._accumulation = self._accumulation, Accumulation()
         if (num_batches := self.trainer.accumulate_grad_batches) > 1:
-            scale_gradients(parameters, done.correction(num_batches))  # Lightning has divided by that number
+            scale_gradients(parameters, done.correction(num_batches))  # Lightning divided by num_batches
         sharded_norm = gradient_norm(parameters)
         norm = full_tensor(sharded_norm)
-        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # leaves out such steps by itself
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # skips such steps itself
         if not (done.is_finite if scaled else done.is_finite & norm.isfinite()):
             if self.on_nonfinite == "stop":
                 raise self._diverged(done)
             self._skip()
             remove_gradients(parameters)
             return
-        if not done.terms > 0:  # nothing could be read
+        if not done.terms > 0:  # no sample could be read
             remove_gradients(parameters)
             return
         self._skipped_in_a_row = 0
@@ -142,51 +141,50 @@ class TrainingModule(LightningModule):
         }
 
     def _skip(self) -> None:
-        """Count what is left out.
+        """Count a skipped step.
 
         Raises:
-            DivergedError: nothing else was done for long.
+            DivergedError: the steps before it were skipped, too.
         """
         self.skipped += 1
         self._skipped_in_a_row += 1
         self.progress["train/skipped"] = float(self.skipped)
         if self._skipped_in_a_row > MAX_SKIPPED_IN_A_ROW:
             raise DivergedError(
-                f"{self._skipped_in_a_row} steps in a row had a loss or gradient that was not finite and were left "
-                f"out, up to step {self.trainer.global_step}: training diverged; try a lower optimizer.lr"
+                f"{self._skipped_in_a_row} steps in a row had a loss or gradient that was not finite and were "
+                f"skipped, up to step {self.trainer.global_step}: training diverged; try a lower optimizer.lr"
             )
 
     def _diverged(self, done: Accumulation) -> DivergedError:
-        """What to raise, with the names left in `nonfinite.json` of the samples whose loss it is, or of all."""
-        step = self.trainer.global_step
-        ids = done.nonfinite_samples()
+        """The error to raise; the samples whose loss is not finite, or else all, are listed in `nonfinite.json`."""
+        step, ids = self.trainer.global_step, done.nonfinite_samples()
         path = Path(self.trainer.default_root_dir) / "nonfinite.json"
-        value = ", ".join(dict.fromkeys(f"{float(part.of_all):g}" for part in done.parts))
-        told = {"step": step, "epoch": self.current_epoch, "loss": value, "samples": ids}
+        value = ", ".join(dict.fromkeys(f"{float(batch.mean_loss):g}" for batch in done.batches))
+        content = {"step": step, "epoch": self.current_epoch, "loss": value, "samples": ids}
         if self.trainer.is_global_zero:
-            with suppress(OSError):  # a full disk must not hide why the run ends
-                path.write_text(json.dumps(told, indent=2) + "\n")
+            with suppress(OSError):  # a full disk must not hide the error
+                path.write_text(json.dumps(content, indent=2) + "\n")
         return DivergedError(
             f"train/loss is {value} and its gradient not finite at step {step}, epoch {self.current_epoch}; "
-            f"{path} names the samples. Try a lower optimizer.lr, trainer.gradient_clip_val=1.0, "
-            "or on_nonfinite=skip, which leaves out such steps"
+            f"{path} lists the samples. Try a lower optimizer.lr, trainer.gradient_clip_val=1.0, "
+            "or on_nonfinite=skip, which skips such steps"
         )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate("val", batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, list[TableRow]]:
-        """The rows of the task's tables, which callbacks are given."""
+        """Return the rows of the task's tables, for callbacks."""
         evaluated = self._evaluate("test", batch)
         return {} if evaluated is None else self.task.table_rows(*evaluated, self.description["class_names"])
 
     def _evaluate(
         self, stage: Stage, batch: Batch
     ) -> tuple[dict[str, Tensor], Batch, dict[str, list[ScoredText]]] | None:
-        """Count a batch into the metrics, unless no sample of it could be read.
+        """Add a batch to the metrics, unless no sample of it could be read.
 
         Returns:
-            The outputs of samples, the batch, and the texts that the model wrote.
+            The outputs per sample, the batch, and the generated texts.
         """
         if len(batch) == 0:
             return None
@@ -200,8 +198,8 @@ class TrainingModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val")
-        fits = self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking
-        if fits and isinstance(scheduler := self.lr_schedulers(), ReduceLROnPlateau):
+        is_fitting = self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking
+        if is_fitting and isinstance(scheduler := self.lr_schedulers(), ReduceLROnPlateau):
             scheduler.step(self.measured[f"val/{self.task.monitor}"])
 
     def on_test_epoch_end(self) -> None:
@@ -211,50 +209,47 @@ class TrainingModule(LightningModule):
         monitor, values = self.task.monitor, self.task.compute(stage)
         if stage == "val" and monitor not in values:
             raise ConfigError(f"task.monitor={monitor}: validation has no such metric{nearest(monitor, list(values))}")
-        shown = (monitor, "loss")
         for name, value in values.items():
-            prog_bar = stage == "val" and name in shown  # of the epoch so far; training's would be the epoch's before
+            prog_bar = stage == "val" and name in (monitor, "loss")  # those of training would be an epoch old
             self.log(f"{stage}/{name}", value, prog_bar=prog_bar, logger=stage != "train")
         if stage != "test":
             self.measured |= {f"{stage}/{name}": float(value) for name, value in values.items()}
-        if stage == "train":  # now, so that the checkpoint that follows contains it
+        if stage == "train":  # before the checkpoint is written
             log_now(self.trainer, {f"{stage}/{name}": value for name, value in values.items()})
         self.task.reset(stage)
 
     def new_optimizer(self) -> Optimizer:
-        """An optimizer of all parameters that are trained."""
-        return optimizer_of(self.make_optimizer, self.model, decay_embeddings=self.decay_embeddings)
+        """An optimizer of all trainable parameters."""
+        return build_optimizer(self.make_optimizer, self.model, decay_embeddings=self.decay_embeddings)
 
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
         optimizer, mode = self.new_optimizer(), self.task.monitor_mode
         self._settings = [{name: group[name] for name in group if name != "params"} for group in optimizer.param_groups]
         total_steps = self.trainer.datamodule.total_steps()  # type: ignore[attr-defined]
         try:
-            scheduler = scheduler_of(self.schedule, optimizer, total_steps=total_steps, monitor_mode=mode)
+            scheduler = build_scheduler(self.schedule, optimizer, total_steps=total_steps, monitor_mode=mode)
         except ValueError as error:
             raise ConfigError(f"schedule: {error}") from error
-        if isinstance(scheduler, ReduceLROnPlateau) and not self._validates():
-            raise ConfigError("schedule: ReduceLROnPlateau goes by validations, and the run has none; choose another")
-        # Lightning would step ReduceLROnPlateau after an epoch's checkpoint, and leave that out on going on from there.
-        how = {"scheduler": scheduler, "interval": "step", "reduce_on_plateau": False}
-        return {"optimizer": optimizer, "lr_scheduler": how}
+        has_validation = self.trainer.datamodule.has_validation(self.trainer.limit_val_batches)  # type: ignore[attr-defined]
+        if isinstance(scheduler, ReduceLROnPlateau) and not has_validation:
+            raise ConfigError("schedule: ReduceLROnPlateau needs a validation, and the run has none; choose another")
+        # Lightning would step ReduceLROnPlateau after the checkpoint of an epoch, and never in a run resumed from it.
+        options = {"scheduler": scheduler, "interval": "step", "reduce_on_plateau": False}
+        return {"optimizer": optimizer, "lr_scheduler": options}
 
     def lr_scheduler_step(self, scheduler: LRScheduler, metric: Any) -> None:
         if not isinstance(scheduler, ReduceLROnPlateau):
             scheduler.step()
 
     def on_train_start(self) -> None:
-        """Have the optimizer's settings of the config, in place of those with which a run began that is continued."""
+        """Replace the optimizer settings in the checkpoint of a resumed run by those of the config."""
         scheduler = self.lr_schedulers()
-        if not isinstance(scheduler, LambdaLR):  # others keep some settings by themselves
+        if not isinstance(scheduler, LambdaLR):  # others restore some settings themselves
             return
         scheduler.base_lrs = [settings["lr"] for settings in self._settings]
         factor = scheduler.lr_lambdas[0](scheduler.last_epoch)
         for group, settings in zip(scheduler.optimizer.param_groups, self._settings, strict=True):
             group |= settings | {"initial_lr": settings["lr"], "lr": settings["lr"] * factor}
-
-    def _validates(self) -> bool:
-        return self.trainer.datamodule.splits["val"] is not None and self.trainer.limit_val_batches != 0  # type: ignore[attr-defined]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         counted = {
@@ -270,7 +265,7 @@ class TrainingModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.skipped = checkpoint.get("skipped", 0)
         self.measured, self.progress = (dict(checkpoint.get(name, {})) for name in ("measured", "progress"))
-        # What each process had counted of the epoch; of one that is no more, another takes it over.
+        # The state of each process's metrics within the epoch; with fewer processes, one takes several.
         metrics = self.task.metric_parts("train")
         for counted in checkpoint.get("counted", [])[self.trainer.global_rank :: self.trainer.world_size]:
             for name, state in counted.items():
@@ -278,13 +273,13 @@ class TrainingModule(LightningModule):
                 metric.merge_state({key: value.to(metric.device) for key, value in state.items()})
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Have the weights of a checkpoint.
+        """Load the weights of a checkpoint.
 
         Raises:
-            RuntimeError: they are those of another model.
+            RuntimeError: they do not fit the model.
         """
         self.load_state_dict(weights)
 
     def full_parameters(self) -> AbstractContextManager[None]:
-        """Inside, each process has all weights, so that its use of the model does not depend on the others."""
+        """A context in which each process has all weights and can run the model independently of the others."""
         return nullcontext()

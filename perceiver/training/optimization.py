@@ -1,4 +1,4 @@
-"""Which parameters decay, and how the learning rate goes over a run."""
+"""Optimizers with weight decay by parameter group, and schedules of the learning rate."""
 
 import inspect
 import math
@@ -21,11 +21,12 @@ DECAYED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 
 
-def optimizer_of(factory: OptimizerFactory, model: nn.Module, *, decay_embeddings: bool) -> Optimizer:
-    """The optimizer of a model's parameters.
+def build_optimizer(factory: OptimizerFactory, model: nn.Module, *, decay_embeddings: bool) -> Optimizer:
+    """Build the optimizer of a model's parameters.
 
-    One that falls back to AdamW, as timm's Muon does, is used for the matrices of attention and MLP blocks only; input
-    and output layers, embeddings, norms and biases fall back (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
+    One that has AdamW as a fallback, such as timm's Muon, updates the matrices of attention and MLP blocks; AdamW
+    updates input and output layers, embeddings, norms and biases (Jordan et al. 2024,
+    kellerjordan.github.io/posts/muon).
     """
     groups = parameter_groups(model, decay_embeddings=decay_embeddings)
     if "fallback_lr_scale" in inspect.signature(factory).parameters:
@@ -40,7 +41,7 @@ def optimizer_of(factory: OptimizerFactory, model: nn.Module, *, decay_embedding
 
 
 def parameter_groups(model: nn.Module, *, decay_embeddings: bool = False) -> list[dict[str, Any]]:
-    """Two groups for an optimizer: what decays by its `weight_decay`, and what does not decay.
+    """Return the parameters with weight decay and those without as two groups; empty groups are left out.
 
     Weights of linear and convolutional layers decay; biases and norms do not; latents, queries, learned positions and
     other embeddings do with `decay_embeddings`.
@@ -73,13 +74,13 @@ def scale_gradients(parameters: Sequence[nn.Parameter], factor: float) -> None:
 
 
 def remove_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Have an optimizer leave everything as it is."""
+    """Remove all gradients, so that an optimizer step changes nothing."""
     for parameter in parameters:
         parameter.grad = None
 
 
 def full_tensor(value: Tensor) -> Tensor:
-    """A DTensor as the tensor that it stands for; all its processes must ask."""
+    """The full tensor of a DTensor; a collective operation."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
@@ -91,9 +92,7 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Warmup(ABC):
-    """Linear rise over `warmup_steps`, then whatever follows, down to `final_factor`.
-
-    A run of fewer steps than four times `warmup_steps` warms up over a quarter of its steps.
+    """Linear rise over `warmup_steps`, at most a quarter of the run; then the decay of a subclass to `final_factor`.
 
     Raises:
         ValueError: `warmup_steps` is negative.
@@ -112,12 +111,12 @@ class Warmup(ABC):
 
     @abstractmethod
     def after(self, step: int, num_steps: int, total_steps: int) -> float:
-        """The factor at one of the `num_steps` steps after the rise, in a run of `total_steps`."""
+        """The factor at a step after the warmup, of `num_steps`, in a run of `total_steps`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WarmupCosine(Warmup):
-    """After the rise (see `Warmup`) half a cosine."""
+    """Cosine decay after the warmup."""
 
     def after(self, step: int, num_steps: int, total_steps: int) -> float:
         return _cosine(step, num_steps, self.final_factor)
@@ -125,7 +124,7 @@ class WarmupCosine(Warmup):
 
 @dataclass(frozen=True, kw_only=True)
 class WarmupLinear(Warmup):
-    """After the rise (see `Warmup`) a linear fall, as of BERT (Devlin et al. 2019)."""
+    """Linear decay after the warmup, as of BERT (Devlin et al. 2019)."""
 
     def after(self, step: int, num_steps: int, total_steps: int) -> float:
         return 1.0 - (1.0 - self.final_factor) * _progress(step, num_steps)
@@ -133,10 +132,10 @@ class WarmupLinear(Warmup):
 
 @dataclass(frozen=True, kw_only=True)
 class WarmupStableDecay(Warmup):
-    """After the rise (see `Warmup`) constant, and a decay over the last `decay_fraction` of the run.
+    """Constant after the warmup, and a decay over the last `decay_fraction` of the run.
 
-    WSD of MiniCPM (Hu et al. 2024, arXiv:2404.06395). Its decay is 1 - √progress, which Hägele et al. 2024
-    (arXiv:2405.18392) found best. A checkpoint from before the decay can be continued to any later end.
+    WSD of MiniCPM (Hu et al. 2024, arXiv:2404.06395). Its decay is 1 - √progress, the best of
+    Hägele et al. 2024 (arXiv:2405.18392). A run can be resumed from a checkpoint before the decay to any later end.
 
     Raises:
         ValueError: `warmup_steps` is negative, or `decay_fraction` is not a fraction.
@@ -184,7 +183,7 @@ class Steps:
     Perceiver's ImageNet recipe: ÷ 10 at epochs 84, 102 and 114 of 120.
 
     Raises:
-        ValueError: a milestone is not a fraction (but an epoch, say).
+        ValueError: a milestone is not a fraction, but an epoch, for example.
     """
 
     milestones: Sequence[float]
@@ -211,38 +210,38 @@ def _cosine(step: int, num_steps: int, final: float) -> float:
     return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * _progress(step, num_steps)))
 
 
-def is_of_torch(schedule: Schedule | partial[LRScheduler]) -> bool:
-    """Whether a schedule is one of torch's schedulers, which only lacks its optimizer."""
+def is_torch_scheduler(schedule: Schedule | partial[LRScheduler]) -> bool:
+    """Whether a schedule is one of torch's schedulers without its optimizer."""
     return isinstance(schedule, partial) and isinstance(schedule.func, type) and issubclass(schedule.func, LRScheduler)
 
 
-def scheduler_of(
+def build_scheduler(
     schedule: Schedule | partial[LRScheduler],
     optimizer: Optimizer,
     *,
     total_steps: int,
     monitor_mode: Literal["min", "max"],
 ) -> LRScheduler:
-    """What sets the learning rate before each step.
+    """Build the scheduler of the learning rate.
 
-    One of torch's is told where it has to be told, unless the schedule says it: how many steps the run has, and whether
-    the metric that it waits for gets better as it falls or as it rises.
+    For torch's schedulers, the total number of steps (`OneCycleLR`) and the direction in which the metric improves
+    (`ReduceLROnPlateau`) are filled in if the config does not set them.
 
     Raises:
-        ValueError: it takes no such values, or ends before the run does.
+        ValueError: an argument is missing or contradicts the task, or the schedule ends before the run.
     """
-    if not isinstance(schedule, partial) or not is_of_torch(schedule):
+    if not isinstance(schedule, partial) or not is_torch_scheduler(schedule):
         factor = cast(Schedule, schedule)
         return LambdaLR(optimizer, lambda step: factor(step, total_steps))
-    told: dict[str, Any] = {}
+    derived: dict[str, Any] = {}
     if "total_steps" in inspect.signature(schedule).parameters and "epochs" not in schedule.keywords:
-        told = {"total_steps": schedule.keywords.get("total_steps") or total_steps}
+        derived = {"total_steps": schedule.keywords.get("total_steps") or total_steps}
     if issubclass(schedule.func, ReduceLROnPlateau):  # type: ignore[arg-type]
-        told = {"mode": schedule.keywords.get("mode", monitor_mode)}
-        if told["mode"] != monitor_mode:
-            raise ValueError(f"mode={told['mode']}: of task.monitor the better direction is {monitor_mode}")
+        derived = {"mode": schedule.keywords.get("mode", monitor_mode)}
+        if derived["mode"] != monitor_mode:
+            raise ValueError(f"mode={derived['mode']}: the better direction of task.monitor is {monitor_mode}")
     try:
-        scheduler = schedule(optimizer, **told)
+        scheduler = schedule(optimizer, **derived)
     except TypeError as error:  # an argument is missing
         raise ValueError(str(error)) from error
     own = getattr(scheduler, "total_steps", total_steps)
@@ -251,8 +250,8 @@ def scheduler_of(
     return scheduler
 
 
-def try_optimizer(factory: OptimizerFactory) -> None:
-    """Let an optimizer refuse its settings before training; not all of them look at theirs.
+def check_optimizer(factory: OptimizerFactory) -> None:
+    """Check the settings of an optimizer before training; not all optimizers check theirs.
 
     Raises:
         ValueError: a setting is out of range.

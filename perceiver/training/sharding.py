@@ -1,8 +1,8 @@
-"""Training whose weights, gradients and optimizer states are divided over the processes (FSDP2, `trainer=fsdp`).
+"""Training with weights, gradients and optimizer states sharded over the processes (FSDP2, `trainer=fsdp`).
 
-Zhao et al. 2023, arXiv:2304.11277, as torch's `fully_shard` has it. Each block of memory and decoder is gathered when
-it runs, and freed afterwards. What else there is, encoders above all, is gathered for the whole step: a process
-whose batch lacks a modality runs no encoder for it, and would leave the others waiting.
+Zhao et al. 2023, arXiv:2304.11277, with torch's `fully_shard`. Each block of memory and decoder is gathered when it
+runs, and freed afterwards. All other parameters, such as the encoders, are gathered for the whole step, since a process
+whose batch lacks a modality does not run its encoder and would not take part in gathering it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ BLOCKS = (CrossBlock, SelfBlock)
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """Divides over all processes; checkpoints are whole and in one file, as those of any run."""
+    """Shards over all processes; checkpoints are single files with full weights."""
 
     def __init__(self) -> None:
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
@@ -32,13 +32,13 @@ class ShardedStrategy(ModelParallelStrategy):
 
 
 def is_sharded(trainer: Mapping[str, Any]) -> bool:
-    """Whether a trainer's config asks for it."""
+    """Whether a trainer's config has the sharded strategy."""
     strategy = trainer.get("strategy")
     return isinstance(strategy, dict) and strategy.get("_target_") == f"{__name__}.{ShardedStrategy.__name__}"
 
 
 class ShardedModule(TrainingModule):
-    """A training module that is divided when its trainer has met the other processes; arguments as there."""
+    """A training module that is sharded once the processes are connected; arguments as `TrainingModule`."""
 
     def configure_model(self) -> None:
         if isinstance(self.model, FSDPModule):
@@ -56,7 +56,7 @@ class ShardedModule(TrainingModule):
         parts = [part for part in self.model.modules() if isinstance(part, FSDPModule)]
         for part in parts:
             part.set_reshard_after_forward(False, recurse=False)
-            part.set_reshard_after_backward(False, recurse=False)  # there is one where relevance is asked for
+            part.set_reshard_after_backward(False, recurse=False)  # relevance computes gradients
             part.unshard()
         try:
             yield

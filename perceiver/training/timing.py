@@ -1,4 +1,4 @@
-"""Training steps without a trainer around them, how fast things are, and what they hold."""
+"""Speed and memory of training steps, without a trainer."""
 
 import resource
 import time
@@ -17,7 +17,10 @@ from perceiver.types import Batch
 
 
 class TrainingStep:
-    """Forward, backward and optimizer of a run, on the device and in the precision that its trainer would take.
+    """Forward, backward and optimizer step of a run, on the device and in the precision of its trainer.
+
+    Attributes:
+        description: device and precision.
 
     Args:
         parts: of the run; the model moves to the device.
@@ -35,7 +38,6 @@ class TrainingStep:
         if self.device.type == "cuda":
             name = torch.cuda.get_device_name(self.device)
         self.description = f"{name}, {trainer['precision']}{', compiled' if config['compile'] else ''}"
-        """Device and precision, in words."""
 
     @property
     def device(self) -> torch.device:
@@ -55,7 +57,7 @@ def example_batch(data: DataModule) -> Batch:
 
 
 def training_batches(data: DataModule) -> Iterator[Batch]:
-    """What a run trains on, epoch after epoch, without end; batches of which nothing could be read are left out."""
+    """The batches of a run without end, epoch after epoch, except those of which no sample could be read."""
     loader = data.train_dataloader()
     assert isinstance(loader.sampler, KeyedSampler)
     for epoch in count():
@@ -68,14 +70,14 @@ def training_batches(data: DataModule) -> Iterator[Batch]:
 def samples_per_second(
     batches: Iterable[Batch], use: Callable[[Batch], Any], device: torch.device, *, warmup: int, repeats: int
 ) -> float:
-    """How many samples pass through `use` in a second.
+    """Measure samples per second.
 
     Args:
-        batches: taken one after the other; getting them counts.
-        use: what is done with each; its work on the device counts.
-        device: where that is done.
+        batches: at least `warmup + repeats`; the time to get them is included.
+        use: is called with each; its work on the device is included.
+        device: of that work.
         warmup: batches that are not counted.
-        repeats: batches that are, of which there must be so many.
+        repeats: batches that are counted.
     """
     endless = iter(batches)
     for batch in islice(endless, warmup):
@@ -90,13 +92,13 @@ def samples_per_second(
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a device has done what it was given."""
+    """Wait for the work on a device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Most memory held so far: the device's allocations, or the whole process on the CPU."""
+    """Peak memory so far: of the device's allocations, or of the whole process on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,4 +1,4 @@
-"""What a config out of a checkpoint may build: a file from anywhere must not run what its author likes."""
+"""Which classes the config of a checkpoint may build, as a file from elsewhere must not execute arbitrary code."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,79 +18,78 @@ from perceiver.training.optimization import Schedule
 
 TRUSTED_PACKAGES = ("perceiver", "torch", "torchaudio", "lightning", "timm")
 TRUSTED_KINDS = (nn.Module, Optimizer, LRScheduler, Trainer, Callback, Strategy)
-"""What a config that comes out of a checkpoint may name: classes of these packages that are of one of these kinds, and
-any class or schedule of our own. `torch.hub.load`, say, is neither. A user adds packages with `trusted`."""
+"""The config of a checkpoint may name classes of these packages that are of one of these kinds, and any class or
+schedule of our own; not `torch.hub.load`, for example. Users add packages with `trusted`."""
 NEVER_TRUSTED = (*sys.stdlib_module_names, *sys.builtin_module_names, *TRUSTED_PACKAGES, "hydra", "omegaconf")
-"""Packages of which no more can be trusted: some of their functions run whatever they are given."""
+"""Packages that `trusted` may not name: some of their functions execute their arguments."""
 
 
 def check_trust(config: Mapping[str, Any], trusted: Sequence[str], path: Path) -> None:
-    """Refuse a config from a file that would call what is not trusted.
+    """Check that the config of a checkpoint builds trusted classes only.
 
     Args:
         config: from a checkpoint.
-        trusted: packages of the user's own, or modules of these, of which it may name any class or function.
-        path: of the checkpoint.
+        trusted: the user's own packages or modules, of which it may name any class or function.
+        path: the checkpoint.
 
     Raises:
-        ConfigError: it would, or `trusted` names what cannot be.
+        ConfigError: it does not, or `trusted` names a package that cannot be trusted.
     """
     for package in trusted:
         if package.partition(".")[0] in NEVER_TRUSTED:
-            problem = "only packages of your own, or ones that you know, can be trusted beside those that are"
+            problem = "only packages of your own, or ones that you know, can be added to those that are trusted"
             raise ConfigError(f"trusted=[{package}]: {problem}")
     for key, node in targets(config):
         target = str(node["_target_"])
         if is_trusted(target, trusted):
             continue
         problem = f"{path}: its config builds {target!r} as {key}"
-        imported = any(is_below(target, package) for package in trusted)
-        home = home_of(target) if imported else target
-        if not home:
+        module = defining_module(target) if any(is_within(target, package) for package in trusted) else target
+        if not module:
             raise ConfigError(f"{problem}, which cannot be imported; {WHERE_CODE_IS_FOUND}")
-        wanted = home.partition(".")[0]
-        if wanted in NEVER_TRUSTED or not wanted.isidentifier():
+        package = module.partition(".")[0]
+        if package in NEVER_TRUSTED or not package.isidentifier():
             raise ConfigError(f"{problem}, which is no class of {', '.join(TRUSTED_PACKAGES)}")
-        raise ConfigError(f"{problem}; if that code is yours, give trusted=[{','.join([*trusted, wanted])}]")
+        raise ConfigError(f"{problem}; if that code is yours, give trusted=[{','.join([*trusted, package])}]")
 
 
-def trust_needed(config: Mapping[str, Any]) -> dict[str, list[str]]:
-    """What a config names that would not be trusted in a checkpoint, and the packages that must be trusted for it.
+def untrusted_targets(config: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The targets that `check_trust` would refuse: target -> packages to trust, none if that would not help.
 
-    For what no package can be trusted for there are none. The config must be one that was built in this process.
+    The config must have been built in this process.
     """
-    needed = {}
+    refused = {}
     for target in (str(node["_target_"]) for _, node in targets(config)):
         if not is_trusted(target):
-            packages = {name.partition(".")[0] for name in (target, home_of(target))}.difference(NEVER_TRUSTED)
-            needed[target] = sorted(packages) if is_trusted(target, [*packages]) else []
-    return needed
-
-
-def is_below(name: str, package: str) -> bool:
-    """Whether something is a package or module, or in it."""
-    return name == package or name.startswith(f"{package}.")
-
-
-def home_of(target: str) -> str:
-    """The module in which what has this name was defined; empty where it cannot be imported."""
-    try:
-        return str(getattr(get_object(target), "__module__", None) or "")
-    except Exception:  # whatever an import raises
-        return ""
+            packages = {name.partition(".")[0] for name in (target, defining_module(target))}.difference(NEVER_TRUSTED)
+            refused[target] = sorted(packages) if is_trusted(target, [*packages]) else []
+    return refused
 
 
 def is_trusted(target: str, trusted: Sequence[str] = ()) -> bool:
-    """Whether a name from a file may be called; `trusted` are packages or modules of the user's own."""
-    own = any(is_below(target, package) for package in trusted)
+    """Whether a target may be called; `trusted` are the user's own packages or modules."""
+    own = any(is_within(target, package) for package in trusted)
     if not own and target.partition(".")[0] not in TRUSTED_PACKAGES:
+        return False  # without importing it
+    module = defining_module(target)
+    if not module:
         return False
-    home = home_of(target)
-    if not home:
-        return False
-    if any(is_below(home, package) for package in trusted):
+    if any(is_within(module, package) for package in trusted):
         return True
-    found, package = get_object(target), home.partition(".")[0]
+    found, package = get_object(target), module.partition(".")[0]
     if package == "perceiver":
-        return isinstance(found, type) or home == Schedule.__module__
+        return isinstance(found, type) or module == Schedule.__module__
     return isinstance(found, type) and package in TRUSTED_PACKAGES and issubclass(found, TRUSTED_KINDS)
+
+
+def is_within(name: str, package: str) -> bool:
+    """Whether a name is that of a package or module, or of something in it."""
+    return name == package or name.startswith(f"{package}.")
+
+
+def defining_module(target: str) -> str:
+    """The module that defines a target; empty if it cannot be imported."""
+    try:
+        return str(getattr(get_object(target), "__module__", None) or "")
+    except Exception:  # an import may raise anything
+        return ""

@@ -251,7 +251,7 @@ class TestPredict:
             (["top=0"], "top=0"),
             (["top=many"], "top=many"),
             (["inputs=[]"], "inputs=[]"),
-            (["checkpoint=nosuch"], "nosuch.ckpt: no such checkpoint"),
+            (["checkpoint=nosuch"], "checkpoint=nosuch: "),
             (["run=/no/such"], "run=/no/such: no such run directory"),
         ],
     )

@@ -13,7 +13,7 @@ import torch
 from omegaconf import OmegaConf
 
 from perceiver.commands import inspect as exploration
-from perceiver.commands.evaluate import load
+from perceiver.commands.finished_run import load
 from perceiver.data.synthetic.shape_grammar import WORDS
 from perceiver.inspection.arrays import event_arrays
 from perceiver.inspection.explanation import Explainer, Explanation
@@ -525,7 +525,7 @@ class TestMistakes:
     def test_a_folder_that_cannot_be_written_to(self, digits, tmp_path, monkeypatch):
         monkeypatch.setattr("perceiver.commands.evaluate.os.access", lambda *args: False)
         message = refused(run=str(digits), output=f"{tmp_path}/page.html")
-        assert f"output={tmp_path}: nothing can be written there" in message
+        assert f"output={tmp_path}: is not writable" in message
 
     @pytest.mark.parametrize(
         ("override", "expected"),

@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 
-from perceiver.training.build import read_checkpoint
+from perceiver.training.checkpoint import read_checkpoint
 from tests.runs import image_tree, metrics, script, train, trained
 
 FOLDERS = ["data=image_folder", "data.image_size=8", "data.channels=1", "data.val_fraction=0.2", "data.augment=null"]
@@ -59,7 +59,7 @@ def test_files_that_are_gone_or_renamed_are_told(copied):
     for path in sorted((root / "cat").iterdir())[:11]:
         path.rename(path.with_stem(f"renamed {path.stem}"))
     ended = evaluated(run, f"data.root={root}")
-    assert "no longer there" in ended.out + ended.err
+    assert "are missing" in ended.out + ended.err
     ended = script("experiments/train.py", f"run={run}", f"data.root={root}", "trainer.max_epochs=3")
     assert not ended.ok
     assert ended.err.strip().splitlines()[-1].startswith("error: ckpt_path=")

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from perceiver.runtime.errors import ConfigError
-from perceiver.training.build import read_checkpoint
-from perceiver.training.trust import check_trust, is_trusted, trust_needed
+from perceiver.training.checkpoint import read_checkpoint
+from perceiver.training.trust import check_trust, is_trusted, untrusted_targets
 from tests.kills import assert_same_run, continued, killed_at, run_in_fork
 from tests.own_code import CHOICES, write_package
 from tests.processes import TWO
@@ -38,7 +38,7 @@ def lab(tmp_path_factory):
 
 def test_a_run_is_tested_as_any_other_and_says_what_the_tools_will_need(lab):
     assert metrics(lab / "run").keys() >= {"best/val/accuracy", "test/accuracy"}
-    assert f"will need {TRUSTED}" in (lab / "run" / "train.log").read_text()
+    assert f"need {TRUSTED}" in (lab / "run" / "train.log").read_text()
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ class TestTrust:
         config = read_checkpoint(tmp_path / "x.ckpt").config
         with pytest.raises(ConfigError, match=r"model\.encoders\.image\.stem\.dim.* no class of"):
             check_trust(config, ["ownlab"], tmp_path / "x.ckpt")
-        assert [] in trust_needed(config).values()
+        assert [] in untrusted_targets(config).values()
 
     def test_an_interpolation_in_a_checkpoint_is_refused(self, lab, tmp_path):
         """It could make a node that only the resolver shows."""

@@ -8,7 +8,7 @@ import soundfile
 import torch
 from PIL import Image
 
-from perceiver.commands.evaluate import load
+from perceiver.commands.finished_run import load
 from perceiver.commands.predict import predictions_of
 from perceiver.data.synthetic.shape_grammar import WORDS
 from perceiver.inspection.contact_sheet import BAR_WIDTH, GAP, TILE, TITLE_HEIGHT

@@ -37,7 +37,7 @@ def test_a_finished_run_only_is_tested_again_and_loses_nothing(finished, run):
     assert ended.ok, ended.err
     assert_same_run(run, finished)
     assert metrics(run)["train/seconds"] == metrics(finished)["train/seconds"]
-    assert "nothing more is trained" in (run / "train.log").read_text()
+    assert "nothing is trained" in (run / "train.log").read_text()
 
 
 def test_a_run_that_begins_at_its_end_tests_the_checkpoint_that_it_was_given(finished, tmp_path):
@@ -59,8 +59,8 @@ def test_a_finished_run_goes_on_to_a_later_end_and_says_what_is_different(run, t
     assert ended.ok, ended.err
     assert_same(rows(run), rows(whole := trained(tmp_path / "whole", *CONSTANT, "trainer.max_epochs=3")))
     assert_same_run(run, whole)
-    told = [line for line in (run / "train.log").read_text().splitlines() if "goes on with" in line]
-    assert [line.partition(" - ")[2] for line in told] == ["goes on with trainer.max_epochs=3, which was 2"]
+    told = [line for line in (run / "train.log").read_text().splitlines() if "resumed with" in line]
+    assert [line.partition(" - ")[2] for line in told] == ["resumed with trainer.max_epochs=3 instead of 2"]
 
 
 @pytest.mark.parametrize("name", ["a::b", pytest.param("memory://c\nd\udcff", marks=slow)])
@@ -104,7 +104,7 @@ def test_where_its_place_in_the_data_would_mean_something_else_it_is_refused(run
     before = (run / "metrics.json").read_bytes()
     ended = go_on(run, override, "trainer.max_epochs=3")
     assert (ended.code, ended.err.count("\n")) == (1, 1)
-    assert ended.err.startswith(f"error: the run cannot be continued at its place in the data: {said}. ")
+    assert ended.err.startswith(f"error: the run cannot be resumed at its position in the data: {said}. ")
     assert (run / "metrics.json").read_bytes() == before
 
 
@@ -152,7 +152,7 @@ def test_so_it_is_where_samples_came_or_went(tmp_path):
     ended = go_on(tmp_path / "run", "trainer.max_epochs=3")
     assert ended.code == 1
     assert ended.err.startswith("error: ckpt_path=")
-    assert "the training samples are not those of before, 0 are gone" in ended.err
+    assert "the training samples are not those of before: 0 are gone" in ended.err
 
 
 STANDING = ["optimizer.lr=0", "callbacks=[early_stopping]", "callbacks.early_stopping.patience=1"]

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Trainer
 from PIL import Image
 
-from perceiver.commands.evaluate import load
+from perceiver.commands.finished_run import load
 from perceiver.commands.predict import predictions_of
 from perceiver.data.synthetic.sound_events import EVENTS
 from tests.runs import ROOT, checkpoint, metrics, script

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from perceiver.data.synthetic.shape_scenes import ShapeScenes
-from perceiver.training.build import DataInfo, build, read_checkpoint
+from perceiver.training.build import DataInfo, build
+from perceiver.training.checkpoint import read_checkpoint
 from perceiver.training.module import TrainingModule
 from tests.data.caption_trees import text_pairs_tree
 from tests.kills import rows
@@ -287,7 +288,7 @@ class TestCaptions:
         last = written / "checkpoints" / "last.ckpt"
         ended = train(tmp_path / "run", *CAPTIONING, "tokenizer.min_frequency=97", f"ckpt_path={last}")
         assert (ended.code, ended.err.count("\n")) == (1, 1)
-        assert ended.err.startswith(f"error: ckpt_path={last}: its tokenizer has learned other words")
+        assert ended.err.startswith(f"error: ckpt_path={last}: its tokenizer was trained on other texts")
 
     def test_a_checkpoint_from_before_there_were_vocabularies_is_read(self, run, tmp_path):
         content = checkpoint(run)

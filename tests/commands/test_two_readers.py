@@ -7,7 +7,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from perceiver.commands.evaluate import load
+from perceiver.commands.finished_run import load
 from tests.runs import checkpoint, metrics, script, table, train, trained
 
 RATE = 16_000

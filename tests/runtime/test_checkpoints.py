@@ -17,7 +17,7 @@ import torch
 from perceiver.runtime import checkpoints
 from perceiver.runtime.checkpoints import DurableIO, damage
 from perceiver.runtime.errors import ConfigError
-from perceiver.training.build import read_checkpoint
+from perceiver.training.checkpoint import read_checkpoint
 from tests.kills import assert_same, assert_same_run, before_call, continued, in_fork, run_in_fork
 from tests.runs import script, trained
 from tests.training.test_build import a_malicious_checkpoint, a_malicious_pickle, a_text, emptied, truncated
@@ -199,7 +199,7 @@ class TestReading:
         assert ended.ok, ended.err
         log = (run / "train.log").read_text()
         assert f"{last}: " in log
-        assert f"the run goes on from the checkpoint before that, {run}/checkpoints/previous.ckpt" in log
+        assert f"the run is resumed from the checkpoint before that, {run}/checkpoints/previous.ckpt" in log
         assert not marker.exists()
         assert_same_run(run, whole)
 
@@ -209,7 +209,7 @@ class TestReading:
         ended = script("experiments/train.py", f"run={run}")
         assert (ended.code, ended.err.count("\n")) == (1, 1)
         assert ended.err.startswith("error: ckpt_path=last: ")
-        assert ended.err.endswith("; to begin anew, give ckpt_path=null\n")
+        assert ended.err.endswith("; to start from scratch, give ckpt_path=null\n")
 
     @pytest.mark.parametrize("target", ["os.system", "torch.hub.load"])
     def test_what_one_would_call_is_not_called_where_a_run_goes_on(self, run, tmp_path, target):

@@ -343,7 +343,7 @@ def test_a_grid_of_impossible_sizes_is_refused(image_size, stride):
         ),
         (
             ["experiments/predict.py", "run=/no/such", "inputs=[a.png]"],
-            "error: run=/no/such: no such run directory, nor a checkpoint\n",
+            "error: run=/no/such: no such run directory or checkpoint\n",
         ),
     ],
 )

@@ -13,7 +13,8 @@ import torch
 from perceiver.runtime.config import resolved
 from perceiver.runtime.errors import ConfigError
 from perceiver.tokenizer import WordTokenizer
-from perceiver.training.build import DataInfo, build, construct, read_checkpoint, tell_loss
+from perceiver.training.build import DataInfo, build, construct, log_tokenizer_coverage
+from perceiver.training.checkpoint import read_checkpoint
 from perceiver.training.trust import is_trusted
 from tests.runs import CAPTIONING, SMALL, composed, script
 
@@ -177,7 +178,7 @@ class TestWhatTheTokenizerLoses:
         )
         tokenizer.train(texts)
         caplog.set_level(logging.INFO)
-        tell_loss(tokenizer, texts)
+        log_tokenizer_coverage(tokenizer, texts)
         return [(record.levelno, record.message) for record in caplog.records]
 
     def test_both_shares_are_told_in_one_line_where_they_are_small(self, caplog):

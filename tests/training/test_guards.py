@@ -182,14 +182,14 @@ class TestReadingProcesses:
         reading(lambda: os.kill(os.getpid(), signal.SIGKILL))
         ended = train(tmp_path / "run", *WORKERS)
         assert (ended.code, ended.err.count("\n")) == (1, 1)
-        assert ended.err.startswith("error: one of loader.num_workers=2 reading processes has died (")
+        assert ended.err.startswith("error: one of loader.num_workers=2 worker processes died (")
 
     @slow
     def test_one_that_hangs_ends_it_when_its_time_is_over_and_is_ended_itself(self, tmp_path, readable):
         reading(lambda: time.sleep(1000))
         ended = train(tmp_path / "run", *WORKERS, "loader.timeout_seconds=1")
         assert (ended.code, ended.err.count("\n")) == (1, 1)
-        assert ended.err.startswith("error: no batch came from the reading processes in loader.timeout_seconds=1; ")
+        assert ended.err.startswith("error: the worker processes gave no batch within loader.timeout_seconds=1; ")
         assert not multiprocessing.active_children()
 
     def test_none_outlives_the_one_that_it_reads_for(self, tmp_path):

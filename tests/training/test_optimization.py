@@ -22,8 +22,8 @@ from perceiver.training.optimization import (
     WarmupCosine,
     WarmupLinear,
     WarmupStableDecay,
+    build_optimizer,
     constant,
-    optimizer_of,
     parameter_groups,
 )
 from tests.kills import assert_same_run, continued, killed_at, rows, run_in_fork
@@ -115,7 +115,7 @@ def stepped(*overrides, scale=1.0):
     """An optimizer, what its first step has changed of each parameter, the parameters, and what they were before."""
     model = everything()
     with composed(*overrides) as cfg:
-        optimizer = optimizer_of(construct(resolved(cfg), "optimizer"), model, decay_embeddings=False)
+        optimizer = build_optimizer(construct(resolved(cfg), "optimizer"), model, decay_embeddings=False)
     generator, before = torch.Generator().manual_seed(1), {}
     for name, parameter in model.named_parameters():
         parameter.data += 0.1  # none is zero

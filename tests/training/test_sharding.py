@@ -91,5 +91,5 @@ def test_blocks_that_are_run_again_draw_the_same_dropout(tmp_path):
 @slow
 def test_a_moving_average_of_divided_weights_is_refused(tmp_path):
     both = train_on(2, tmp_path / "run", "callbacks=[ema]", *SHARDED)
-    sentence = "callbacks: a moving average of divided weights is not kept; leave out ema, or trainer=ddp"
+    sentence = "callbacks: the average of sharded weights is not supported; leave out ema, or trainer=ddp"
     assert [(ended.code, ended.err) for ended in both] == [(1, f"error: {sentence}\n")] * 2

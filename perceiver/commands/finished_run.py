@@ -1,0 +1,161 @@
+"""A finished run, rebuilt from one of its checkpoints: for evaluation, prediction, inspection, and notebooks."""
+
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from perceiver.runtime.config import check_parts
+from perceiver.runtime.errors import ConfigError, nearest
+from perceiver.runtime.overrides import overridden
+from perceiver.training.build import Parts, build, config_errors
+from perceiver.training.checkpoint import load_weights, read_checkpoint
+from perceiver.training.trust import check_trust
+from perceiver.types import Stage
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run at one of its checkpoints.
+
+    Attributes:
+        config: the run's config, with overrides.
+        parts: built from it, with the weights of the checkpoint, in evaluation mode.
+        step, epoch: the last that were trained.
+        checkpoint: the file.
+        output_dir: where results are written: the run directory, or for a checkpoint outside of one a folder beside it,
+            named like it without the suffix.
+    """
+
+    config: dict[str, Any]
+    parts: Parts
+    step: int
+    epoch: int
+    checkpoint: Path
+    output_dir: Path
+
+    def check_data(self, stage: Stage, *, allow_trained: bool) -> None:
+        """Compare the data of a stage with that of the run: the classes, and which samples were trained on.
+
+        Args:
+            stage: the split that will be used.
+            allow_trained: only warn of samples outside of the training set that were trained on.
+
+        Raises:
+            ConfigError: the classes differ, or such samples exist.
+        """
+        with config_errors(self.config, "data"):
+            self.parts.data.prepare_data()
+            self.parts.data.match_classes(self.parts.module.description["class_names"])
+            self._check_trained_on(stage, allow_trained=allow_trained)
+
+    def _check_trained_on(self, stage: Stage, *, allow_trained: bool) -> None:
+        data, before = self.parts.data, self.parts.module.description["trained_on"]
+        if before is None:
+            log.warning("the checkpoint does not list its training samples, so that none of them can be recognized")
+            return
+        train, tested = data.fingerprints("train"), data.fingerprints(stage)
+        if missing := int((~torch.isin(before, train)).sum()):
+            hint = "if they were only renamed or moved, samples that the run was trained on may be tested"
+            log.warning("%d of the %d training samples of the run are missing; %s", missing, len(before), hint)
+        known = torch.isin(tested, before)
+        split = data.splits[stage]
+        if stage == "train" or split is None or not known.any():
+            return
+        first = split.name_of(int(known.nonzero()[0]))
+        problem = f"{int(known.sum())} of its {len(known)} {stage} samples were trained on, such as {first}"
+        # A name that is in both splits, then and now, has not moved: two samples may have the same name.
+        if not allow_trained and (known & ~torch.isin(tested, train)).any():
+            hint = "use the data and the split of the run, or evaluate all the same with allow_trained=true"
+            raise ValueError(f"{problem}; {hint}")
+        log.warning("%s", problem)
+
+
+def load(
+    run: str,
+    checkpoint: str | None = None,
+    overrides: Sequence[str] = (),
+    trusted: str | Iterable[str] = (),
+    *,
+    augment: bool = True,
+    keys: tuple[str, str] = ("run", "checkpoint"),
+) -> FinishedRun:
+    """Rebuild a run from one of its checkpoints.
+
+    Args:
+        run: the run directory, or the file of a checkpoint.
+        checkpoint: of the run directory, `best` (also if None) or `last`.
+        overrides: changes to the run's config, as `key=value`.
+        trusted: the user's own packages, of which the run may build any class; one or several.
+        augment: whether training samples are augmented as in the run.
+        keys: the settings that name run and checkpoint, for errors.
+
+    Raises:
+        ConfigError: the run or checkpoint does not exist or is not readable, or an override is not valid.
+    """
+    path, output_dir = locate_checkpoint(run, checkpoint, *keys)
+    content = read_checkpoint(path)
+    check_trust(content.config, [trusted] if isinstance(trusted, str) else list(map(str, trusted)), path)
+    config = overridden(content.config, overrides, content.interpolations)
+    if not augment:
+        config["data"] = without_augmentation(config["data"])
+    check_parts(config)
+    parts = build(config, content.data_info)
+    try:
+        load_weights(parts.module, content, path)
+    except ConfigError as error:
+        raise ConfigError(f"overrides={list(overrides)}: {error}" if overrides else str(error)) from error
+    parts.module.description["trained_on"] = content.trained_on
+    parts.module.eval()
+    return FinishedRun(config, parts, content.step, content.epoch, path, output_dir)
+
+
+def locate_checkpoint(run: str, checkpoint: str | None, run_key: str, checkpoint_key: str) -> tuple[Path, Path]:
+    """The file of a checkpoint, and the folder for results, see `FinishedRun`.
+
+    Raises:
+        ConfigError: run or checkpoint does not exist, or the two contradict each other.
+    """
+    path = Path(run)
+    if path.is_dir():
+        names = sorted(file.stem for file in (path / "checkpoints").glob("*.ckpt"))
+        name = str(checkpoint or "best")
+        if not names:
+            raise ConfigError(f"{run_key}={run}: there are no checkpoints in it")
+        if name not in names:
+            raise ConfigError(f"{checkpoint_key}={name}: {run} has no such checkpoint{nearest(name, names)}")
+        return path / "checkpoints" / f"{name}.ckpt", path
+    if not path.exists():
+        raise ConfigError(f"{run_key}={run}: no such run directory or checkpoint")
+    if checkpoint not in (None, path.stem):
+        problem = f"{run_key}={run} is another checkpoint; leave one of them out"
+        raise ConfigError(f"{checkpoint_key}={checkpoint}: {problem}")
+    folder = path.absolute().parent
+    in_run = folder.name == "checkpoints" and (folder.parent / ".hydra").is_dir()
+    if not (in_run or path.suffix):
+        raise ConfigError(f"{run_key}={run}: neither a run directory nor a checkpoint, whose name ends in .ckpt")
+    return path, folder.parent if in_run else path.with_suffix("")
+
+
+def without_augmentation(node: Any) -> Any:
+    """The config of a data set with each `augment` set to null."""
+    if not isinstance(node, dict):
+        return node
+    return {key: None if key == "augment" else without_augmentation(value) for key, value in node.items()}
+
+
+def check_writable(folder: Path) -> None:
+    """Check that files can be written to a folder, which may not exist yet.
+
+    Raises:
+        ConfigError: it, or its nearest existing parent, is not a writable folder.
+    """
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
+        raise ConfigError(f"output={folder}: is not writable; choose another place with output=…")
