@@ -155,8 +155,10 @@ def log_tokenizer_coverage(tokenizer: Tokenizer, texts: Sequence[str]) -> None:
         problem = "tokenizer: %.1f %% of the words are not in its vocabulary of %d; %s, to keep more of them"
         log.warning(problem, 100 * unknown, tokenizer.num_ids, advice)
     if cut > MAX_CUT:
-        problem = "tokenizer: truncation drops %.1f %% of all tokens; tokenizer.max_length=%d keeps all"
-        log.warning(problem, 100 * loss.num_ids_truncated / loss.num_ids, loss.longest)
+        problem = (
+            "tokenizer: %.1f %% of the texts are truncated, by %.1f %% of all tokens; tokenizer.max_length=%d keeps all"
+        )
+        log.warning(problem, 100 * cut, 100 * loss.num_ids_truncated / loss.num_ids, loss.longest)
 
 
 def check_tokenizer_size(config: dict[str, Any], tokenizer: Tokenizer) -> None:
