@@ -1,240 +1,166 @@
-"""A page of the explorer with everything its data may hold: planted maps whose brightest cell is known."""
+"""A page of the explorer with two runs, three explanations and two samples, in whose maps single cells are planted."""
 
-import base64
-import io
-from typing import Any
+import json
+from dataclasses import asdict
+from unittest import mock
 
 import numpy as np
-import soundfile
-from PIL import Image
+import torch
 
-from perceiver.inspection.colormap import COLORMAPS, DIFFERENCE, OUTLINE
-from perceiver.inspection.explorer.packing import packed
-from perceiver.inspection.faithfulness import judged
+from perceiver.decoders.base import LOGITS
+from perceiver.inspection.arrays import SCORE
+from perceiver.inspection.axes import runs_upwards
+from perceiver.inspection.explorer import page as page_module
+from perceiver.inspection.explorer.media import Media, samples_of
+from perceiver.inspection.explorer.page import Event, event_of, page_of
+from perceiver.inspection.faithfulness import FRACTIONS, Deletion
+from perceiver.types import Answer, Axis, Batch, Box, Grid, Picture, Sound, Span
 
-HEADS, LATENTS, RATE = 3, 13, 8000
+HEADS, LATENTS, RATE, SECONDS = 3, 13, 8000, 2.3
 KEPT = [latent for latent in range(LATENTS) if latent not in (4, 9)]
-IMAGE, SOUND, WORDS = (5, 7), (11, 23), (1, 7)
-SECONDS = 2.3
+TIME = Axis("time", "s", 0.0, SECONDS)
+GRIDS = {
+    "image": Grid((5, 7), (Axis("y", "px", 0.0, 40.0), Axis("x", "px", 0.0, 56.0))),
+    "sound": Grid((11, 23), (Axis("frequency", "Hz", 50.0, 4000.0, scale="mel"), TIME)),
+    "text": Grid((7,), (Axis("token", "", 0.0, 7.0),)),
+}
+POOLED = {"image": 1, "sound": 2, "text": 1}
+"""Tokens per cell of the page, along each axis."""
 EVIL = 'clips/17 "quoted" </script><script>alert(1)</script> – Ünï'
-CAPTION = ["a", "small", "dog", "barks"]
+TITLE = "audio_tagging/2026-11-22 </title>"
+IDS = (EVIL, "texts/3")
+CLASSES = ("dog bark", "siren")
+CAPTION = ("a", "small", "dog", "barks")
 SENTENCE = ["the", "red", "square", "is", "left", "of", "it"]
-LOOKS = 3
-LACKING = (2, 1)
-"""The look and the sample of which there are no maps."""
 
 
-def planted(modality: str, number: int) -> tuple[int, int]:
-    """Row and column of the brightest cell of a map: of latent `number` of a head, or of an answer."""
-    rows, columns = {"image": IMAGE, "sound": SOUND, "text": WORDS}[modality]
-    return (number + 1) % rows, (2 * number + 3) % columns
+def spans() -> dict[str, Span]:
+    ends = np.cumsum([grid.num_tokens for grid in GRIDS.values()]).tolist()
+    return {name: Span(end - grid.num_tokens, end, grid) for (name, grid), end in zip(GRIDS.items(), ends, strict=True)}
 
 
-def maps_of(shapes: dict[str, tuple[int, int]], count: tuple[int, ...], shift: int, seed: int) -> dict[str, Any]:
-    """Packed maps [*count, …], each of mass 1 over all modalities, with noise below its planted cells."""
+def plane_shape(modality: str) -> tuple[int, int]:
+    return (1, *GRIDS[modality].shape)[-2:]
+
+
+def planted(modality: str, index: int) -> tuple[int, int]:
+    """Row and column, from the top left, of the largest value of a map: of the query or answer of that index."""
+    rows, columns = plane_shape(modality)
+    return (index + 1) % rows, (2 * index + 3) % columns
+
+
+def planted_maps(*count: int, shift: int, seed: int) -> np.ndarray:
+    """Maps [*count, tokens] of mass 1, with noise below their planted cells; `shift` is the index of the first."""
     noise = np.random.default_rng(seed)
-    maps = {modality: noise.uniform(0.05, 0.2, (int(np.prod(count)), *shape)) for modality, shape in shapes.items()}
-    for modality, values in maps.items():
-        for number, value in enumerate(values):
-            row, column = planted(modality, number % count[-1] + shift)
-            value[row, column] = 6.0 + number // count[-1]
-    mass = sum(values.sum(axis=(1, 2), keepdims=True) for values in maps.values())
-    return packed({m: (v / mass).reshape(*count, *shapes[m]) for m, v in maps.items()}, most_cells=100)
+    values = noise.uniform(0.05, 0.2, (*count, spans()["text"].stop))
+    for modality, span in spans().items():
+        for place in np.ndindex(*count):
+            row, column = planted(modality, place[-1] + shift)
+            rows, columns = plane_shape(modality)
+            row = rows - 1 - row if runs_upwards(span.grid.axes[0]) else row
+            values[(*place, span.start + row * columns + column)] = 6.0 + sum(place[:-1])
+    return (values / values.sum(axis=-1, keepdims=True)).astype(np.float16)
 
 
-def look_of(look: int, sample: int) -> dict[str, Any]:
-    """Everything of one look at one sample."""
-    shapes: dict[str, tuple[int, int]] = {"text": WORDS} if sample else {"image": IMAGE, "sound": SOUND}
-    noise = np.random.default_rng(look)
-    names = CAPTION if sample else ["dog bark", "siren"]
-    row, column = planted("image", look)
-    box = {
-        "left": column / IMAGE[1],
-        "right": (column + 1) / IMAGE[1],
-        "top": row / IMAGE[0],
-        "bottom": (row + 1) / IMAGE[0],
+def answers() -> list[list[Answer]]:
+    """Classes of the first sample, words of the second."""
+    classes = [Answer(name, (label,), LOGITS, label=label) for label, name in enumerate(CLASSES)]
+    return [classes, [Answer(word, (place,), LOGITS, ids=(place,)) for place, word in enumerate(CAPTION)]]
+
+
+def boxes(explanation: int) -> list[list[Box]]:
+    """The first class of the first sample at its peak of the rollout, and the second in the sound."""
+    row, column = planted("image", explanation)
+    cell = {"y": (8.0 * row, 8.0 * (row + 1)), "x": (8.0 * column, 8.0 * (column + 1))}
+    return [[Box(0, "image", cell), Box(1, "sound", {"time": (1.2, 2.1)})], []]
+
+
+def arrays_at(explanation: int, kind: str = "latent") -> dict[str, np.ndarray]:
+    """The arrays of an event, as `event_arrays` returns them: two layers with queries of a kind, and both methods."""
+    noise = np.random.default_rng(explanation)
+    reads = noise.dirichlet(np.ones(LATENTS), (2, len(CAPTION))).astype(np.float16)
+    arrays = {
+        "ids": np.array(IDS),
+        "answers": np.array(json.dumps([[asdict(answer) for answer in row] for row in answers()])),
+        "answers/probability": np.tile([0.9, 0.7, 0.5, 0.3], (2, 1)),
+        "boxes": np.array(json.dumps([[asdict(box) for box in row] for row in boxes(explanation)])),
+        "rollout/inputs": planted_maps(2, len(CAPTION), shift=explanation, seed=5),
+        "rollout/residual": np.full((2, len(CAPTION)), 0.13),
+        "rollout/alpha": np.array(0.5),
+        "relevance/inputs": planted_maps(2, len(CAPTION), shift=explanation + 2, seed=6),
     }
-    reads = noise.uniform(0.1, 1, (len(names), LATENTS))
-    reads /= reads.sum(axis=1, keepdims=True)
-    return {
-        "explanation": look,
-        "sample": sample,
-        "answers": [
-            {
-                "name": name,
-                "detail": f"{0.9 - 0.2 * i:.3f}",
-                "is_word": bool(sample),
-                "boxes": {"image": [box]} if not sample and not i else {},
-            }
-            for i, name in enumerate(names)
-        ],
-        "layers": [
-            {
-                "name": f"cross{layer}",
-                "query_kind": "latent",
-                "num_queries": LATENTS,
-                "queries": KEPT,
-                "num_heads": HEADS,
-                "rollout": reads[:, KEPT].tolist(),
-                "entropy": noise.uniform(1, 3, (HEADS + 1, len(KEPT))).tolist(),
-                "maps": maps_of(shapes, (HEADS, len(KEPT)), look + layer, 10 * look + layer),
-            }
-            for layer in range(2)
-        ],
-        "methods": [
-            {
-                "name": "rollout",
-                "label": "rollout, α = 0.5",
-                "unit": "share",
-                "shared": False,
-                "residual": [0.13] * len(names),
-                "maps": maps_of(shapes, (len(names),), look, 5),
-            },
-            {
-                "name": "relevance",
-                "label": "gradient-weighted relevance (Chefer et al. 2021)",
-                "unit": "relevance",
-                "shared": True,
-                "residual": None,
-                "maps": maps_of(shapes, (len(names),), look + 1, 6),
-            },
-        ],
-    }
+    for name, span in spans().items():
+        arrays[f"grid/{name}"] = np.array(span.grid.shape)
+        arrays[f"span/{name}"] = np.array([span.start, span.stop])
+        arrays[f"axes/{name}"] = np.array(json.dumps([asdict(axis) for axis in span.grid.axes]))
+    for layer in range(2):
+        maps = planted_maps(2, HEADS, len(KEPT), shift=explanation + layer, seed=10 * explanation + layer)
+        arrays |= {
+            f"cross{layer}/query_kind": np.array(kind),
+            f"cross{layer}/weights": maps,
+            f"cross{layer}/latents": np.tile(KEPT, (2, 1)),
+            f"cross{layer}/reads": reads,
+        }
+    return arrays
 
 
 def values_at(step: int, run: int) -> dict[str, float]:
     return {
-        "attention/pointing_game": 0.2 + step / 100 + run / 10,
-        "attention/pointing_game_chance": 0.13,
-        "attention/relevance/pointing_game": 0.4 + step / 100 + run / 10,
-        "attention/relevance/pointing_game_chance": 0.13,
-        "attention/word_overlap": 0.84,
-        "attention/energy_in_box": 0.1 + step / 200,
-        "attention/energy_in_box_chance": 0.08,
-        "attention/stat/cross0/entropy": 3 - step / 40 + run / 5,
-        "attention/stat/cross0/head_overlap": 0.9 - step / 100,
+        "pointing_game": 0.2 + step / 100 + run / 10,
+        "pointing_game_chance": 0.13,
+        "relevance/pointing_game": 0.4 + step / 100 + run / 10,
+        "relevance/pointing_game_chance": 0.13,
+        "word_overlap": 0.84,
+        "energy_in_box": 0.1 + step / 200,
+        "energy_in_box_chance": 0.08,
+        "stat/cross0/entropy": 3 - step / 40 + run / 5,
+        "stat/cross0/head_redundancy": 0.9 - step / 100,
     }
 
 
-def deletion() -> dict[str, Any]:
-    fractions = [0.0, 0.1, 0.2, 0.4, 0.8]
-    return {
-        "num_samples": 61,
-        "fractions": fractions,
-        "curves": {
-            "rollout": [1 - 0.9 * f for f in fractions],
-            "relevance": [1 - 0.52 * f for f in fractions],
-            "mean_map": [1 - 0.2 * f for f in fractions],
-            "random": [1 - 0.5 * f for f in fractions],
-        },
-        "areas": {
-            name: judged(name, mean, error, 61)
-            for name, mean, error in (("rollout", 0.21, 0.03), ("relevance", 0.01, 0.02), ("mean_map", -0.12, 0.04))
-        },
-    }
+def deletion() -> Deletion:
+    """A test of which rollout is above, relevance at, and the mean attention below chance."""
+    fractions, noise = torch.tensor(FRACTIONS), torch.linspace(-0.1, 0.1, 61)[:, None]
+    slopes = {"random": 0.5, "rollout": 0.9, "relevance": 0.5, "mean_map": 0.2}
+    return Deletion({name: 1 - (slope + (name != "random") * noise) * fractions for name, slope in slopes.items()})
 
 
-def event(step: int, look: int | None, run: int) -> dict[str, Any]:
-    return {
-        "name": f"step {step} · epoch {step // 10}",
-        "step": step,
-        "epoch": step // 10,
-        "explanation": look,
-        "values": values_at(step, run),
-        "deletion": deletion() if look == 1 else None,
-    }
+def event(step: int, run: int, explanation: int | None = None, **options) -> Event:
+    """An event, with maps if it has an explanation; the last explanation lacks the second sample."""
+    arrays = {"ids": np.array([])} if explanation is None else arrays_at(explanation, **options)
+    if explanation == 2:
+        arrays["ids"] = np.array(IDS[:1])
+    if explanation == 1:
+        arrays["deletion"] = np.array(json.dumps(deletion().summary))
+    arrays |= {"step": np.array(step), "epoch": np.array(step // 10)}
+    arrays |= {f"{SCORE}{name}": np.array(value) for name, value in values_at(step, run).items()}
+    with mock.patch.object(page_module, "CELLS", (100,)):
+        return event_of(arrays, most_values=10**6)
 
 
-def picture(shape: tuple[int, int]) -> str:
-    rows, columns = np.indices((8 * shape[0], 8 * shape[1]))
-    file = io.BytesIO()
-    Image.fromarray(((rows * 5 + columns * 3) % 256).astype(np.uint8)).save(file, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def sound() -> str:
-    file = io.BytesIO()
-    wave = 0.1 * np.sin(2 * np.pi * 440 * np.arange(int(RATE * SECONDS)) / RATE)
-    soundfile.write(file, wave, RATE, format="FLAC")
-    return f"data:audio/flac;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def axis(name: str, unit: str, start: float, stop: float, scale: str = "linear") -> dict[str, Any]:
-    return {"name": name, "unit": unit, "start": start, "stop": stop, "scale": scale}
-
-
-def samples() -> list[dict[str, Any]]:
-    plain = {
-        "ticks": [[], []],
-        "picture": None,
-        "levels": None,
-        "sound": None,
-        "seconds": None,
-        "tokens": None,
-        "strip": None,
-        "boxes": [],
-    }
-    siren = {"name": "siren", "left": 0.5, "right": 0.9, "top": 0.1, "bottom": 0.4}
-    return [
+def samples() -> list[dict]:
+    generator = torch.Generator().manual_seed(1)
+    image, sound = GRIDS["image"], GRIDS["sound"]
+    references = [["label: dog bark", ""], [""]]
+    batch = Batch({}, {"boxes": boxes(1), "references": references}, list(IDS))
+    media = Media(
         {
-            "id": EVIL,
-            "ground_truth": ["label: dog bark", 'its name holds </script> and "quotes"'],
-            "modalities": {
-                "image": plain
-                | {
-                    "axes": [axis("y", "px", 0, 40), axis("x", "px", 0, 56)],
-                    "shape": list(IMAGE),
-                    "size": [112, 80],
-                    "picture": picture(IMAGE),
-                    "boxes": [siren],
-                },
-                "sound": plain
-                | {
-                    "axes": [axis("frequency", "Hz", 4000, 50, "mel"), axis("time", "s", 0, SECONDS)],
-                    "ticks": [
-                        [{"place": 0.0, "label": "4k"}, {"place": 0.5, "label": "1.3k"}],
-                        [{"place": 0.0, "label": "0"}, {"place": 1 / SECONDS, "label": "1"}],
-                    ],
-                    "shape": list(SOUND),
-                    "size": [230, 88],
-                    "picture": picture(SOUND),
-                    "levels": {"unit": "dB", "low": -71.2, "high": 3.0},
-                    "sound": sound(),
-                    "seconds": SECONDS,
-                },
-            },
+            "image": Picture(torch.rand(2, 3, 40, 56, generator=generator), Grid((40, 56), image.axes), ""),
+            "sound": Picture(torch.randn(2, 1, 88, 230, generator=generator), Grid((88, 230), sound.axes), "dB"),
         },
-        {
-            "id": "texts/3",
-            "ground_truth": [],
-            "modalities": {
-                "text": plain
-                | {
-                    "axes": [axis("", "", 0, 1), axis("token", "", 0, WORDS[1])],
-                    "shape": list(WORDS),
-                    "size": [280, 20],
-                    "tokens": SENTENCE,
-                }
-            },
-        },
-    ]
+        {"sound": Sound(0.1 * torch.randn(2, int(RATE * SECONDS), generator=generator), RATE)},
+        {"text": [SENTENCE, SENTENCE]},
+    )
+    return samples_of(batch, spans(), media, CLASSES)
 
 
-def synthetic() -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The page, and its maps: two runs, three looks, two samples."""
-    page = {
-        "title": "audio_tagging/2026-11-22 </title>",
-        "colormaps": COLORMAPS,
-        "difference": DIFFERENCE,
-        "outline": OUTLINE,
-        "runs": [
-            {
-                "name": "outputs/audio_tagging/first",
-                "events": [event(10, None, 0), event(20, 0, 0), event(30, None, 0), event(40, 1, 0)],
-            },
-            {"name": "outputs/audio_tagging/second", "events": [event(20, None, 1), event(40, 2, 1)]},
-        ],
-        "samples": samples(),
+def runs(**options) -> dict[str, list[Event]]:
+    return {
+        "outputs/audio_tagging/first": [event(10, 0), event(20, 0, 0), event(30, 0), event(40, 0, 1, **options)],
+        "outputs/audio_tagging/second": [event(20, 1), event(40, 1, 2)],
     }
-    pairs = [(look, sample) for look in range(LOOKS) for sample in range(2)]
-    return page, [look_of(*pair) for pair in pairs if pair != LACKING]
+
+
+def planted_page(**options) -> str:
+    """The page; the options are those of the arrays at its first event."""
+    return page_of(TITLE, samples(), runs(**options))

@@ -1,117 +1,94 @@
-// What Python handed over: the page, and maps that are unpacked once, when they are first looked at.
+// The data of the page, and maps, which are unpacked when they are first shown.
 //
-// The page, in the block of that id:
+// The page, in the block with that id:
 //   title
-//   initial_events  [[run, event]]: what is shown first, and what it is compared with; both may be missing
+//   initial_events  [[run, event]]: the event shown first, and the one it is compared with; both optional
 //   runs      [{name, events}], events in the order of their steps: name, step, epoch;
-//             explanation: the number under which its maps are kept, or null; values: {name: number};
-//             deletion: null, or what hiding inputs did: num_samples (0: nothing else), fractions (of the inputs hidden),
-//             curves {map: what is left of the answers' probability at each fraction}, areas {map: {mean, error}} below
-//             that of "random", each with its title and verdict: mark, brief, sentence
-//   colormaps, difference, outline: `perceiver/inspection/colormaps.py`
-//   samples   [{id, ground_truth: [sentence], modalities: {name: how it is drawn}}]
+//             explanation: index of its maps, or null; values: {name: number};
+//             deletion: null, or the deletion test: num_samples (if 0, nothing else), fractions (of tokens removed),
+//             curves {map: relative probability of the answers at each fraction}, areas {map: {mean, error}} between
+//             the curve of "random" and that of the map, each with its title and verdict: mark, brief, sentence
+//   colormaps, difference, outline: see `perceiver/inspection/colormap.py`
+//   samples   [{id, ground_truth: [line], modalities: {name: as below}}]
 //     axes    of rows and columns: name, unit, start (top, left), stop, scale: "linear" or "mel"; no name: no such axis
-//     ticks   of rows and columns: [{place: from 0 to 1, label}]; shape: rows and columns of its tokens
+//     ticks   of rows and columns: [{place: fraction, label}]; shape: rows and columns of its tokens
 //     strip   null, or [{axis, count}]: the axes along the columns, where frames lie side by side, the outermost first
-//     size    width and height at which it is drawn best; picture: null or an address of data, of exactly its extent
-//     levels  null, or {unit, low, high}: what black and white of the picture stand for
-//     sound   null or an address of data, with seconds; tokens: null, or one for each token
-//     boxes   [{name, left, top, right, bottom}] as shares of width and height
+//     size    preferred width and height; picture: null or a data URL, of exactly the extent of the axes
+//     levels  null, or {unit, low, high}: the values of black and white in the picture
+//     sound   null or a data URL, with its length in seconds; tokens: null, or the text of each token
+//     boxes   [{name, left, top, right, bottom}] as fractions of width and height
 //
-// One block for each look at each sample:
-//   answers   [{name, detail, is_word, boxes: {modality: [box]}}]: classes, the likeliest first, or the words of a text,
-//             or both; behind them classes that truly apply, where that is known from boxes
-//   layers    [{name, query_kind, num_queries, queries: numbers of those kept, num_heads, entropy: [heads, then their mean][latents],
-//             rollout: [answers][queries], how much of an answer comes in there, maps: of [heads, latents]}]
+// For each explanation and sample one block:
+//   answers   [{name, detail, is_word, boxes: {modality: [box]}}]: the most probable classes, or the words of a text, or
+//             both; then the annotated classes that are not among them
+//   layers    [{name, query_kind: "latent" or "query", num_queries, queries: indices of those with maps, num_heads,
+//             entropy: [heads, then their mean][queries], maps: of [heads, queries],
+//             rollout: [answers][queries], the share of an answer's rollout through each query}]
 //   methods   [{name, label, unit, shared: the same for all answers, residual: null or [answers], maps: of [answers]}],
-//             the first of which that is not shared is shown first
-// What maps are is told by `perceiver/inspection/packing.py`.
+//             of which the first that is not shared is the default
+// `perceiver/inspection/explorer/packing.py` describes the format of maps.
 
-const MOST_RECORDS = 6;
-const MOST_STACKS = 4;
+const MAX_CACHED_EXPLANATIONS = 6;
 const page = JSON.parse(document.getElementById("page").textContent);
-const records = new Map();
+const explanations = new Map();
 
-// (q / 255)² for each of the 256 levels a cell may have.
-const SQUARES = Float32Array.from({ length: 256 }, (_, level) => (level / 255) ** 2);
+const eventsWithMaps = page.runs.flatMap(({ events }, run) =>
+  events.flatMap(({ explanation }, event) => (Number.isInteger(explanation) ? [{ run, event }] : [])),
+);
 
-function eventOf({ run, event }) {
+const valueNames = [...new Set(page.runs.flatMap(({ events }) => events.flatMap(({ values }) => Object.keys(values))))];
+// The chance level of `pointing_game` is `pointing_game_chance`; for one kind of word, `pointing_game_chance_color`.
+const isChance = (name) => /_chance(_|$)/.test(name);
+const chanceNames = new Map(valueNames.filter(isChance).map((name) => [name.replace("_chance", ""), name]));
+const statistics = valueNames.filter((name) => !isChance(name)).sort();
+
+function eventAt({ run, event }) {
   return page.runs[run].events[event] ?? { name: "", explanation: null, values: {}, deletion: null };
 }
 
+function eventName({ run, event }) {
+  const { name } = eventAt({ run, event });
+  return page.runs.length > 1 ? `${name} of run ${run + 1}` : name;
+}
+
+const runLabel = ({ name }, run) => (page.runs.length > 1 ? `run ${run + 1}: ${name}` : name);
+
 function bytesOf(base64) {
-  const text = atob(base64);
-  const bytes = new Uint8Array(text.length);
-  for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
-  return bytes;
+  return Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
 }
 
-async function inflated(base64) {
-  const stream = new Blob([bytesOf(base64)]).stream().pipeThrough(new DecompressionStream("deflate"));
-  return new Uint8Array(await new Response(stream).arrayBuffer());
-}
-
-// Where the cells of each modality lie in a map: [{modality, rows, columns, pooled, start, stop}].
-function layoutOf(packed) {
-  let start = 0;
-  return packed.cells.map(({ modality, shape: [rows, columns], pooled }) => {
-    const part = { modality, rows, columns, pooled, start, stop: start + rows * columns };
-    start = part.stop;
-    return part;
-  });
-}
-
-// All maps of one packed block, as levels; `add` makes numbers of one of them.
-class Packed {
-  constructor(content, levels) {
-    this.layout = layoutOf(content);
-    this.cells = this.layout.at(-1).stop;
-    this.levels = levels;
-    this.scales = new Float32Array(bytesOf(content.scales).buffer);
-  }
-
-  add(number, target, offset, share = 1) {
-    const first = number * this.cells;
-    this.layout.forEach(({ start, stop }, part) => {
-      const scale = this.scales[number * this.layout.length + part] * share;
-      for (let cell = start; cell < stop; cell++) {
-        target[offset + cell] += SQUARES[this.levels[first + cell]] * scale;
-      }
-    });
-  }
-}
-
-// Several maps of the same cells, one behind the other, with what is asked of all of them at once.
-class Stack {
+// Maps over the same cells. layout: [{modality, rows, columns, pooled, start, stop}], the cells of each modality.
+class MapStack {
   constructor(layout, values) {
-    this.layout = layout;
-    this.cells = layout.at(-1).stop;
-    this.values = values;
-    this.count = values.length / this.cells;
-    this.tops = layout.map((part) => {
-      let top = 0;
-      for (let number = 0; number < this.count; number++) top = Math.max(top, largest(this.map(number), part));
-      return top;
-    });
+    Object.assign(this, { layout, values, numCells: layout.at(-1).stop });
+    this.count = values.length / this.numCells;
   }
 
-  map(number) {
-    return this.values.subarray(number * this.cells, (number + 1) * this.cells);
+  map(index) {
+    return this.values.subarray(index * this.numCells, (index + 1) * this.numCells);
   }
 
   get mean() {
-    if (!this.average) {
-      this.average = new Float32Array(this.cells);
-      for (let number = 0; number < this.count; number++) {
-        const map = this.map(number);
-        for (let cell = 0; cell < this.cells; cell++) this.average[cell] += map[cell] / this.count;
-      }
-    }
-    return this.average;
+    this.cachedMean ??= averaged(this.values, this.count);
+    return this.cachedMean;
+  }
+
+  // The maximum of each modality over all maps.
+  get maxima() {
+    const maps = Array.from({ length: this.count }, (_, index) => this.map(index));
+    this.cachedMaxima ??= this.layout.map((part) => Math.max(0, ...maps.map((map) => maximum(map, part))));
+    return this.cachedMaxima;
   }
 }
 
-function largest(map, { start, stop }) {
+// The mean of `count` consecutive groups of values of the same length.
+function averaged(values, count) {
+  const mean = new Float32Array(values.length / count);
+  for (let i = 0; i < values.length; i++) mean[i % mean.length] += values[i] / count;
+  return mean;
+}
+
+function maximum(map, { start, stop }) {
   let top = 0;
   for (let cell = start; cell < stop; cell++) if (map[cell] > top) top = map[cell];
   return top;
@@ -123,78 +100,81 @@ function massOf(map, { start, stop } = { start: 0, stop: map.length }) {
   return mass;
 }
 
-function brightest(map, { start, stop }) {
+// [row, column] of the largest value; null if there is no positive one.
+function peakCell(map, { start, stop, columns }) {
   let best = start;
   for (let cell = start + 1; cell < stop; cell++) if (map[cell] > map[best]) best = cell;
-  return best - start;
+  return map[best] > 0 ? [Math.floor((best - start) / columns), (best - start) % columns] : null;
 }
 
-// One look at one sample. `prepare` unpacks what is to be shown; all else is then there at once.
-class Look {
-  constructor(content) {
-    this.content = content;
-    this.packed = new Map();
-    this.stacks = new Map();
+async function unpack({ cells, scales, data }) {
+  const layout = [];
+  for (const { modality, shape: [rows, columns], pooled } of cells) {
+    const start = layout.at(-1)?.stop ?? 0;
+    layout.push({ modality, rows, columns, pooled, start, stop: start + rows * columns });
+  }
+  const stream = new Blob([bytesOf(data)]).stream().pipeThrough(new DecompressionStream("deflate"));
+  const levels = new Uint8Array(await new Response(stream).arrayBuffer());
+  const factors = new Float32Array(bytesOf(scales).buffer);
+  const squares = Float32Array.from({ length: 256 }, (_, level) => (level / 255) ** 2);
+  const stack = new MapStack(layout, new Float32Array(levels.length));
+  for (let index = 0; index < stack.count; index++) {
+    layout.forEach(({ start, stop }, part) => {
+      const factor = factors[index * layout.length + part];
+      const first = index * stack.numCells;
+      for (let cell = first + start; cell < first + stop; cell++) stack.values[cell] = squares[levels[cell]] * factor;
+    });
+  }
+  return stack;
+}
+
+// The explanation of one sample: `answers`, `layers`, `methods`, and their maps once they are prepared.
+class Explanation {
+  constructor({ answers, layers, methods }) {
+    Object.assign(this, { answers, layers, methods, unpacked: new Map(), heads: new Map() });
+  }
+
+  packedMaps(layer) {
+    return [...this.methods, this.layers[layer]].flatMap((part) => part?.maps ?? []);
   }
 
   async prepare(layer) {
-    const wanted = this.content.methods.map(({ maps }) => maps);
-    if (this.content.layers[layer]) wanted.push(this.content.layers[layer].maps);
-    for (const maps of wanted) {
-      if (!this.packed.has(maps)) this.packed.set(maps, new Packed(maps, await inflated(maps.data)));
+    for (const maps of this.packedMaps(layer)) {
+      if (!this.unpacked.has(maps)) this.unpacked.set(maps, await unpack(maps));
     }
   }
 
   isReady(layer) {
-    const { layers, methods } = this.content;
-    return (
-      methods.every(({ maps }) => this.packed.has(maps)) && (!layers[layer] || this.packed.has(layers[layer].maps))
-    );
+    return this.packedMaps(layer).every((maps) => this.unpacked.has(maps));
   }
 
-  // Of one head, or of the mean over all of them.
-  layer(layer, head) {
-    return this.stack(`${layer}/${head}`, () => {
-      const { maps, num_heads, queries } = this.content.layers[layer];
-      const heads = head === "mean" ? Array.from({ length: num_heads }, (_, h) => h) : [head];
-      return this.summed(maps, queries.length, heads);
-    });
+  methodMaps(method) {
+    return this.unpacked.get(method.maps);
   }
 
-  method(number) {
-    return this.stack(`method/${number}`, () => {
-      const { maps } = this.content.methods[number];
-      return this.summed(maps, maps.count[0], [0]);
-    });
-  }
-
-  summed(maps, count, groups) {
-    const packed = this.packed.get(maps);
-    const values = new Float32Array(count * packed.cells);
-    for (const group of groups) {
-      for (let i = 0; i < count; i++) packed.add(group * count + i, values, i * packed.cells, 1 / groups.length);
+  // The maps of all queries, of one head or of the mean over heads.
+  layerMaps(layer, head) {
+    const key = `${layer}/${head}`;
+    if (!this.heads.has(key)) {
+      const { maps, num_heads: numHeads } = this.layers[layer];
+      const { layout, values } = this.unpacked.get(maps);
+      const size = values.length / numHeads;
+      const chosen = head === "mean" ? averaged(values, numHeads) : values.subarray(head * size, (head + 1) * size);
+      this.heads.set(key, new MapStack(layout, chosen));
     }
-    return new Stack(packed.layout, values);
-  }
-
-  stack(key, make) {
-    if (!this.stacks.has(key)) {
-      const heads = [...this.stacks.keys()].filter((other) => !other.startsWith("method/"));
-      if (heads.length >= MOST_STACKS) this.stacks.delete(heads[0]);
-      this.stacks.set(key, make());
-    }
-    return this.stacks.get(key);
+    return this.heads.get(key);
   }
 }
 
-// Null where the look has no maps of that sample.
-function lookAt(look, sample) {
-  const key = `${look}/${sample}`;
-  if (!records.has(key)) {
-    const block = document.querySelector(`script.maps[data-explanation="${look}"][data-sample="${sample}"]`);
+// Null if the event has no maps of the sample.
+function explanationAt(event, sample) {
+  const index = eventAt(event).explanation;
+  const key = `${index}/${sample}`;
+  if (!explanations.has(key)) {
+    const block = document.querySelector(`script.maps[data-explanation="${index}"][data-sample="${sample}"]`);
     if (!block) return null;
-    if (records.size >= MOST_RECORDS) records.delete(records.keys().next().value);
-    records.set(key, new Look(JSON.parse(block.textContent)));
+    if (explanations.size >= MAX_CACHED_EXPLANATIONS) explanations.delete(explanations.keys().next().value);
+    explanations.set(key, new Explanation(JSON.parse(block.textContent)));
   }
-  return records.get(key);
+  return explanations.get(key);
 }

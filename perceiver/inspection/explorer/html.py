@@ -7,26 +7,27 @@ from importlib import resources
 from typing import Any
 
 SCRIPTS = (
+    "dom.js",
+    "format.js",
     "data.js",
-    "colours.js",
-    "numbers.js",
+    "colors.js",
     "state.js",
-    "shown.js",
-    "draw.js",
-    "planes.js",
+    "selection.js",
+    "canvas.js",
+    "panels.js",
+    "audio.js",
     "figure.js",
-    "reading.js",
-    "sound.js",
-    "answers.js",
-    "latents.js",
-    "curves.js",
+    "readout.js",
+    "samples.js",
+    "queries.js",
+    "chart.js",
     "statistics.js",
-    "belief.js",
+    "faithfulness.js",
     "controls.js",
-    "keys.js",
+    "shortcuts.js",
     "main.js",
 )
-"""In the order in which they need each other. They share one scope, that of the page's only module."""
+"""Concatenated in this order into one module, whose scope they share."""
 
 
 def page_html(page: Mapping[str, Any], maps: Sequence[Mapping[str, Any]]) -> str:

@@ -1,87 +1,71 @@
-// From a choice to the picture: everything is drawn again that depends on what has changed.
+// From a change of state to the page: maps are unpacked, then all parts are rendered whose dependencies changed.
 
-const drawn = new Map();
-const preparedSamples = new Set();
-let requests = 0;
+const decodedSamples = new Set();
+let numUpdates = 0;
 
-// Draws only if what it depends on is not what it was.
-function when(name, dependencies, draw) {
-  const key = JSON.stringify(dependencies);
-  if (drawn.get(name) === key) return;
-  drawn.set(name, key);
-  draw();
-}
-
-function forget(name) {
-  drawn.delete(name);
-}
-
-function choose(changes) {
+function setState(changes) {
   Object.assign(state, changes);
   update();
 }
 
 function update() {
-  preview = null;
-  const look = lookAt(eventOf(state).explanation, state.sample);
-  settle(look);
-  const other = state.compare && lookAt(eventOf(state.compare).explanation, state.sample);
-  const name = look?.content.layers[state.layer]?.name;
-  const otherLayer = other ? other.content.layers.findIndex((layer) => layer.name === name) : -1;
-  renderControls(look);
+  const explanation = explanationAt(state, state.sample);
+  validateState(explanation);
+  const { sample, layer, compare } = state;
+  const other = compare && explanationAt(compare, sample);
+  const name = explanation?.layers[layer]?.name;
+  const otherLayer = other?.layers.findIndex((candidate) => candidate.name === name);
+  renderControls(explanation);
   renderSamples();
-  const request = ++requests;
+  const number = ++numUpdates;
   const isReady =
-    preparedSamples.has(state.sample) && (!look || look.isReady(state.layer)) && (!other || other.isReady(otherLayer));
-  figure.isWaiting = !isReady;
+    decodedSamples.has(sample) && (explanation?.isReady(layer) ?? true) && (other?.isReady(otherLayer) ?? true);
+  figure.isLoading = !isReady;
   if (isReady) {
-    render(look);
+    render(explanation);
     return;
   }
-  const { sample, layer } = state;
-  byId("status").textContent = "Unpacking…";
-  Promise.all([preparePictures(sample), look?.prepare(layer), other?.prepare(otherLayer)])
+  byId("status").textContent = "Loading…";
+  Promise.all([decodeImages(sample), explanation?.prepare(layer), other?.prepare(otherLayer)])
     .then(() => {
-      preparedSamples.add(sample);
-      // Whoever has chosen something else in the meantime is not shown this.
-      if (request === requests) update();
+      decodedSamples.add(sample);
+      if (number === numUpdates) update(); // else something else has been selected
     })
     .catch((error) => {
-      byId("status").textContent = `These maps cannot be read: ${error.message}`;
+      byId("status").textContent = `The maps cannot be read: ${error.message}`;
       throw error;
     });
 }
 
-function render(look) {
+function render(explanation) {
   byId("status").textContent = "";
-  renderAnswers(look);
+  renderAnswers(explanation);
   renderFigure();
-  renderLatents(look);
+  renderQueries(explanation);
   renderStatistics();
-  renderBelief();
+  renderFaithfulness();
   writeHash();
-  const { sample, run, event, method, layer, head, latent, answer } = state;
-  when("announced", [sample, run, event, method, layer, head, latent, answer], () => {
-    const seen = byId("shown").textContent || byId("panes").textContent;
-    announce(`${page.samples[sample]?.id ?? "no sample"}, ${nameOfEvent(state)}: ${seen}`);
+  const { sample, run, event, method, layer, head, query, answer } = state;
+  renderOnChange("announcement", [sample, run, event, method, layer, head, query, answer], () => {
+    const content = byId("map-title").textContent || byId("panels").textContent;
+    announce(`${page.samples[sample]?.id ?? "no sample"}, ${eventName(state)}: ${content}`);
   });
-  document.documentElement.dataset.drawn = requests;
+  document.documentElement.dataset.rendered = numUpdates;
 }
 
-// How long it takes from choosing a latent to its map, in milliseconds: of `count` latents, one after the other.
+// Benchmark: milliseconds from selecting a query to its map, for `count` queries.
 function redrawMilliseconds(count = 100) {
-  const look = lookAt(eventOf(state).explanation, state.sample);
-  const layer = look?.content.layers[state.layer];
-  if (!layer || !look.isReady(state.layer)) return null;
-  const before = { method: state.method, latent: state.latent };
+  const layer = explanationAt(state, state.sample)?.layers[state.layer];
+  if (!layer || figure.isLoading) return null;
+  const { method, query } = state;
   const times = Array.from({ length: count }, (_, i) => {
     const start = performance.now();
-    choose({ method: "map", latent: layer.queries[i % layer.queries.length] });
-    // Reading a pixel waits for everything that was painted.
-    document.querySelector("#panes canvas")?.getContext("2d").getImageData(0, 0, 1, 1);
+    setState({ method: "attention", query: layer.queries[i % layer.queries.length] });
+    // Reading a pixel waits until everything is painted.
+    document.querySelector("#panels canvas")?.getContext("2d").getImageData(0, 0, 1, 1);
     return performance.now() - start;
   }).sort((a, b) => a - b);
-  choose(before);
+  setState({ method, query });
   const cells = layer.maps.cells.map(({ shape }) => shape);
   return { median: times[count >> 1], worst: times.at(-1), queries: layer.queries.length, cells };
 }
@@ -89,28 +73,27 @@ function redrawMilliseconds(count = 100) {
 function start() {
   document.title = `${page.title} – attention explorer`;
   byId("title").textContent = page.title;
-  const runs = page.runs.map(({ name }, run) => (page.runs.length > 1 ? `run ${run + 1}: ${name}` : name));
-  byId("runs").replaceChildren(...runs.map((name) => element("li", {}, name)));
-  byId("runs").hidden = runs.length === 1 && runs[0] === page.title;
-  for (const node of byId("figure").querySelectorAll(".controls")) node.hidden = !looked.length;
-  readHash();
+  byId("runs").replaceChildren(...page.runs.map((run, index) => element("li", {}, runLabel(run, index))));
+  byId("runs").hidden = page.runs.length === 1 && page.runs[0].name === page.title;
+  for (const node of byId("figure").querySelectorAll(".controls")) node.hidden = !eventsWithMaps.length;
   listenToControls();
-  listenToLatents();
-  listenToKeys();
-  window.addEventListener("hashchange", () => {
+  listenToQueries();
+  listenToShortcuts();
+  const load = () => {
     readHash();
     update();
-  });
-  figure.width = byId("panes").clientWidth;
-  // Asked for at each redraw, the width would have everything laid out anew.
+  };
+  window.addEventListener("hashchange", load);
+  // The width is stored, since measuring it at each redraw would force a layout.
   new ResizeObserver(() => {
-    if (figure.width === byId("panes").clientWidth) return;
-    figure.width = byId("panes").clientWidth;
+    if (figure.width === byId("panels").clientWidth) return;
+    figure.width = byId("panels").clientWidth;
     renderFigure();
-  }).observe(byId("panes"));
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", renderFigure);
+  }).observe(byId("panels"));
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => renderFigure());
   window.explorer = { redrawMilliseconds };
-  update();
+  figure.width = byId("panels").clientWidth;
+  load();
 }
 
 start();

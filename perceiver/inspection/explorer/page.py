@@ -105,7 +105,7 @@ def maps_of(arrays: Arrays, row: int, *, most_values: int) -> dict[str, Any]:
         "methods": [
             {
                 "name": "relevance",
-                "label": "gradient-weighted relevance (Chefer et al. 2021)",
+                "label": "relevance (Chefer et al. 2021)",
                 "unit": "share of relevance",
                 "shared": False,
                 "residual": None,

@@ -1,141 +1,129 @@
-// What is chosen, and the hash of the address that keeps it.
+// The state: everything the user has selected, its validation, and the URL fragment that stores it.
 
-const SCALES = ["linear", "sqrt", "log"];
-const RANGES = ["own", "clipped", "map", "shared"];
+const RANGES = {
+  own: "per map",
+  clipped: "per map, up to 99th percentile",
+  map: "all modalities of the map",
+  shared: "all maps of this kind",
+};
+const SORTS = { rollout: "rollout share", entropy: "entropy, lowest first", index: "index" };
 const THEMES = ["auto", "light", "dark"];
-const HASH_DELAY = 200;
-const NOTHING = "nothing"; // is compared, although it usually would be
+const NO_COMPARISON = "none";
+const HASH_DELAY = 200; // milliseconds
 
-const looked = page.runs.flatMap(({ events }, run) =>
-  events.flatMap(({ explanation }, event) => (explanation === null || explanation === undefined ? [] : [{ run, event }])),
-);
-const chances = new Map(
-  page.runs
-    .flatMap(({ events }) => events.flatMap(({ values }) => Object.keys(values)))
-    .filter(isChance)
-    .map((name) => [name.replace("_chance", ""), name]),
-);
-const statistics = statisticNames();
-const place = ({ run, event }) => `${run}.${event}`;
-const placeOf = (text) => looked.find((other) => place(other) === text);
+const eventKey = ({ run, event }) => `${run}.${event}`;
+const eventFrom = (text) => eventsWithMaps.find((event) => eventKey(event) === text);
+const integer = (text) => (/^\d{1,6}$/.test(text) ? Number(text) : undefined);
+const integerOrMean = (text) => (text === "mean" ? text : integer(text));
+const flag = (text) => ({ true: true, false: false })[text];
+const string = (text) => text;
+
+// State of a text in the URL or of a control; undefined if it is not valid.
+const PARSERS = {
+  sample: (text) => (page.samples[integer(text)] ? integer(text) : undefined),
+  compare: (text) => (text === NO_COMPARISON ? null : eventFrom(text)),
+  method: string,
+  layer: integer,
+  head: integerOrMean,
+  query: integerOrMean,
+  answer: integer,
+  scale: string,
+  range: string,
+  colormap: string,
+  opacity: (text) => (text !== "" && text >= 0 && text <= 1 ? Number(text) : undefined),
+  boxes: flag,
+  peak: flag,
+  sort: string,
+  statistic: string,
+  theme: string,
+};
+
 const state = defaults();
 let hashTimer = null;
 
-function statisticNames() {
-  const names = new Set(page.runs.flatMap(({ events }) => events.flatMap(({ values }) => Object.keys(values))));
-  return [...names].filter((name) => !isChance(name)).sort();
-}
-
-// What a score would be by chance stands beside it, as `pointing_game_chance` or, of one kind of words,
-// `pointing_game_chance_colour`.
-function isChance(name) {
-  return /_chance(_|$)/.test(name);
-}
-
-function chanceOf(name) {
-  return chances.get(name);
-}
-
 function defaults() {
-  const [opened, beside] = (page.initial_events ?? []).map(([run, event]) => placeOf(place({ run, event })));
-  const first = opened ?? looked.filter(({ run }) => run === 0).at(-1) ?? looked.at(-1);
-  const favourite = ["pointing_game", "entropy"].map((end) => statistics.find((name) => name.endsWith(end)));
+  const [initial, compare] = (page.initial_events ?? []).map(([run, event]) => eventFrom(eventKey({ run, event })));
+  const first = initial ?? eventsWithMaps.filter(({ run }) => run === 0).at(-1) ?? eventsWithMaps.at(-1);
+  const preferred = ["pointing_game", "entropy"].map((end) => statistics.find((name) => name.endsWith(end)));
   return {
     sample: 0,
     run: first?.run ?? 0,
     event: first?.event ?? page.runs[0].events.length - 1,
-    compare: beside ?? null,
-    method: "",
-    answerMethod: "",
+    compare: compare ?? null,
+    method: "", // "attention", or the name of a method of attribution
+    attribution: "", // the method to return to from "attention"
     layer: 0,
     head: "mean",
-    latent: "mean",
+    query: "mean",
     answer: 0,
     scale: "linear",
     range: "own",
-    colours: "viridis",
-    alpha: 0.6,
-    sort: "reads",
+    colormap: "viridis",
+    opacity: 0.6,
+    sort: "rollout",
     boxes: true,
-    mark: true,
-    statistic: favourite.find(Boolean) ?? statistics[0] ?? "",
+    peak: true,
+    statistic: preferred.find(Boolean) ?? statistics[0] ?? "",
     theme: "auto",
   };
 }
 
-// Whatever does not exist in what is looked at becomes the nearest thing that does.
-function settle(look) {
+// Replaces what does not exist in the explanation by the default.
+function validateState(explanation) {
   const usual = defaults();
-  const among = (key, choices) => {
+  const allow = (key, choices) => {
     if (!choices.includes(state[key])) state[key] = usual[key];
   };
-  among("scale", SCALES);
-  among("range", RANGES);
-  among("colours", COLOURS);
-  among("theme", THEMES);
-  among("statistic", statistics);
-  if (!look) return;
-  const { layers, methods, answers } = look.content;
+  allow("scale", Object.keys(SCALES));
+  allow("range", Object.keys(RANGES));
+  allow("colormap", COLORMAPS);
+  allow("theme", THEMES);
+  allow("statistic", statistics);
+  if (!explanation) return;
+  const { layers, methods, answers } = explanation;
   const names = methods.map(({ name }) => name);
-  // A map that is the same for all answers tells less about one.
-  const telling = methods.find(({ shared }) => !shared) ?? methods[0];
-  if (!names.includes(state.answerMethod)) state.answerMethod = telling?.name ?? "";
-  if (names.includes(state.method)) state.answerMethod = state.method;
-  else if (state.method !== "map" || !layers.length) state.method = state.answerMethod || "map";
+  if (!names.includes(state.attribution)) {
+    state.attribution = (methods.find(({ shared }) => !shared) ?? methods[0])?.name ?? "";
+  }
+  if (names.includes(state.method)) state.attribution = state.method;
+  else if (state.method !== "attention" || !layers.length) state.method = state.attribution || "attention";
   if (!(state.answer < answers.length)) state.answer = 0;
   if (!(state.layer < layers.length)) state.layer = 0;
-  const layer = layers[state.layer];
-  if (!layer) return;
-  if (state.head !== "mean" && !(state.head < layer.num_heads)) state.head = "mean";
-  if (state.latent !== "mean" && !layer.queries.includes(state.latent)) state.latent = "mean";
-  const modalities = layer.maps.cells.map(({ modality }) => `share:${modality}`);
-  among("sort", ["reads", "entropy", "number", ...(modalities.length > 1 ? modalities : [])]);
-  if (state.range === "map" && modalities.length < 2) state.range = "own";
+  if (!layers.length) return;
+  const { num_heads: numHeads, queries, maps } = layers[state.layer];
+  allow("head", ["mean", ...Array(numHeads).keys()]);
+  allow("query", ["mean", ...queries]);
+  const shares = maps.cells.length > 1 ? maps.cells.map(({ modality }) => `share:${modality}`) : [];
+  allow("sort", [...Object.keys(SORTS), ...shares]);
+  if (state.range === "map" && maps.cells.length < 2) state.range = "own";
 }
 
-const wholeNumber = (text) => (/^\d{1,6}$/.test(text) ? Number(text) : null);
+const stateTexts = (values) => ({
+  ...values,
+  event: eventKey(values),
+  compare: values.compare ? eventKey(values.compare) : NO_COMPARISON,
+});
 
 function writeHash() {
   clearTimeout(hashTimer);
   hashTimer = setTimeout(() => {
-    const usual = defaults();
-    const parts = new URLSearchParams({ sample: state.sample, event: place(state), method: state.method });
-    for (const key of Object.keys(usual)) {
-      if (["sample", "run", "event", "method", "answerMethod", "compare"].includes(key)) continue;
-      if (state[key] !== usual[key]) parts.set(key, state[key]);
-    }
-    if (state.compare || usual.compare) parts.set("compare", state.compare ? place(state.compare) : NOTHING);
+    const [texts, usual] = [stateTexts(state), stateTexts(defaults())];
+    const parts = new URLSearchParams({ sample: texts.sample, event: texts.event, method: texts.method });
+    for (const key of Object.keys(PARSERS)) if (texts[key] !== usual[key]) parts.set(key, texts[key]);
     try {
       history.replaceState(null, "", `#${parts}`);
     } catch {
-      // A sandboxed frame may have no address of its own.
+      // A sandboxed frame may not change its URL.
     }
   }, HASH_DELAY);
 }
 
-// Into the state, as far as it makes sense; the rest of the hash is as good as absent.
+// Ignores whatever is not valid.
 function readHash() {
-  let parts;
-  try {
-    parts = new URLSearchParams(location.hash.slice(1));
-  } catch {
-    return;
+  const parts = new URLSearchParams(location.hash.slice(1));
+  Object.assign(state, defaults(), eventFrom(parts.get("event")));
+  for (const [key, parse] of Object.entries(PARSERS)) {
+    const value = parts.has(key) ? parse(parts.get(key)) : undefined;
+    if (value !== undefined) state[key] = value;
   }
-  Object.assign(state, defaults());
-  const read = (key, accept) => {
-    const value = parts.has(key) ? accept(parts.get(key)) : null;
-    if (value !== null && value !== undefined) state[key] = value;
-  };
-  const text = (value) => value;
-  const flag = (value) => ({ true: true, false: false })[value];
-  const numberOrMean = (value) => (value === "mean" ? value : wholeNumber(value));
-  read("sample", (value) => (page.samples[wholeNumber(value)] ? wholeNumber(value) : null));
-  Object.assign(state, placeOf(parts.get("event")));
-  if (parts.get("compare") === NOTHING) state.compare = null;
-  else read("compare", placeOf);
-  for (const key of ["method", "scale", "range", "colours", "sort", "statistic", "theme"]) read(key, text);
-  for (const key of ["layer", "answer"]) read(key, wholeNumber);
-  for (const key of ["head", "latent"]) read(key, numberOrMean);
-  for (const key of ["boxes", "mark"]) read(key, flag);
-  read("alpha", (value) => (value !== "" && value >= 0 && value <= 1 ? Number(value) : null));
 }

@@ -1,89 +1,82 @@
-// Statistics over training: one of them as curves of all runs, and all of them for the chosen event.
+// Statistics over training: one as curves of all runs, and all of them at the selected event.
 
-const plain = (name) => name.replace(/^attention\//, "");
+const shortName = (name) => name.replace(/^attention\//, "");
+const lastPart = (name) => name.split("/").at(-1);
 
-// Names by what stands before their last slash: [[group, [name]]].
-function grouped(names) {
+// Names grouped by what precedes their last slash: [[group, names]].
+function groupedNames(names) {
   const groups = new Map();
   for (const name of names) {
-    const parts = plain(name).split("/");
-    const group = parts.slice(0, -1).join(" / ") || "scores";
+    const group = shortName(name).split("/").slice(0, -1).join(" / ") || "scores";
     groups.set(group, [...(groups.get(group) ?? []), name]);
   }
   return [...groups];
 }
 
-const lastPart = (name) => plain(name).split("/").at(-1);
-
 function renderStatistics() {
   byId("statistics-section").hidden = !statistics.length;
   if (!statistics.length) return;
-  when("curve", [state.statistic, state.run, state.event], () =>
-    byId("curve").replaceChildren(curveOf(state.statistic)),
-  );
-  when("values", [state.statistic, state.run, state.event], renderValues);
+  renderOnChange("statistics", [state.statistic, state.run, state.event], () => {
+    byId("curve").replaceChildren(statisticChart(state.statistic));
+    renderValues();
+  });
 }
 
-function curveOf(name) {
-  const number = (value) => value !== null && value !== undefined;
-  const pointsOf = (events, key) =>
-    events.filter(({ values }) => number(values[key])).map(({ step, values }) => [step, values[key]]);
-  const chance = chanceOf(name);
-  const series = page.runs.flatMap(({ events }, run) => {
-    const style = `run${run % 4}`;
-    const [title, other] =
-      page.runs.length > 1 ? [`run ${run + 1}`, `chance, run ${run + 1}`] : [lastPart(name), "chance"];
-    const found = [{ name: title, points: pointsOf(events, name), style }];
-    if (chance) found.push({ name: other, points: pointsOf(events, chance), style: `${style} chance` });
-    return found;
-  });
-  const marks = page.runs.flatMap(({ events }, run) =>
-    events.flatMap(({ name: title, step, values, explanation: look }, event) => {
-      if (!number(values[name])) return [];
-      const hasLook = look !== null && look !== undefined;
-      const label = `${nameOfEvent({ run, event })}: ${short(values[name])}${hasLook ? "" : " (no maps)"}`;
-      const isChosen = run === state.run && event === state.event;
-      const chosen = hasLook ? () => chooseEvent({ run, event }) : null;
-      return [{ x: step, y: values[name], style: `run${run % 4}`, label, isChosen, choose: chosen }];
-    }),
-  );
-  return chart({
-    series,
-    marks,
+function statisticChart(name) {
+  const runCurves = ({ events }, run) => {
+    const pointsOf = (key) =>
+      events.filter(({ values }) => Number.isFinite(values[key])).map(({ step, values }) => [step, values[key]]);
+    const isSingle = page.runs.length === 1;
+    return [
+      { name: isSingle ? lastPart(name) : `run ${run + 1}`, points: pointsOf(name), style: `run${run % 4}` },
+      {
+        name: isSingle ? "chance" : `chance, run ${run + 1}`,
+        points: pointsOf(chanceNames.get(name)),
+        style: `run${run % 4} chance`,
+      },
+    ];
+  };
+  const runMarkers = ({ events }, run) =>
+    events.flatMap(({ step, values, explanation }, event) => {
+      if (!Number.isFinite(values[name])) return [];
+      const hasMaps = Number.isInteger(explanation);
+      return {
+        x: step,
+        y: values[name],
+        style: `run${run % 4}`,
+        label: `${eventName({ run, event })}: ${short(values[name])}${hasMaps ? "" : " (no maps)"}`,
+        isSelected: run === state.run && event === state.event,
+        select: hasMaps ? () => selectEvent({ run, event }) : null,
+      };
+    });
+  return lineChart({
+    series: page.runs.flatMap(runCurves),
+    markers: page.runs.flatMap(runMarkers),
     xLabel: "training step",
-    yLabel: plain(name),
-    description: `${plain(name)} over training`,
+    yLabel: shortName(name),
+    description: `${shortName(name)} over training`,
   });
 }
 
-function changeOf(value, before) {
-  return Number.isFinite(value) && Number.isFinite(before) ? signed(value - before) : "–";
-}
-
-function chooseEvent({ run, event }) {
+function selectEvent(event) {
   const hadFocus = byId("curve").contains(document.activeElement);
-  choose({ run, event });
+  setState(event);
   if (hadFocus) byId("curve").querySelector('[aria-pressed="true"]')?.focus();
-  announce(`event ${nameOfEvent({ run, event })}`);
 }
 
 function renderValues() {
-  const { events } = page.runs[state.run];
-  const { values } = eventOf(state);
-  const before = events[state.event - 1]?.values ?? {};
-  byId("values-caption").textContent = `All values of ${nameOfEvent(state)}`;
-  const rows = grouped(statistics.filter((name) => name in values)).flatMap(([group, names]) => [
+  const { values } = eventAt(state);
+  const previous = page.runs[state.run].events[state.event - 1]?.values ?? {};
+  byId("values-caption").textContent = `All statistics at ${eventName(state)}`;
+  const names = statistics.filter((name) => name in values);
+  const rows = groupedNames(names).flatMap(([group, members]) => [
     element("tr", {}, element("th", { colspan: 4, scope: "rowgroup", class: "group" }, group)),
-    ...names.map((name) =>
-      element(
-        "tr",
-        { class: name === state.statistic ? "chosen" : null },
-        element("th", { scope: "row" }, lastPart(name)),
-        element("td", {}, short(values[name])),
-        element("td", {}, changeOf(values[name], before[name])),
-        element("td", {}, short(values[chanceOf(name)])),
-      ),
-    ),
+    ...members.map((name) => {
+      const hasBoth = Number.isFinite(values[name]) && Number.isFinite(previous[name]);
+      const change = hasBoth ? signed(values[name] - previous[name]) : "–";
+      const cells = [short(values[name]), change, short(values[chanceNames.get(name)])];
+      return tableRow(lastPart(name), cells, { class: name === state.statistic ? "selected" : null });
+    }),
   ]);
   byId("values").replaceChildren(...rows);
 }

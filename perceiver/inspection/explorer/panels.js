@@ -1,0 +1,142 @@
+// Panels: one map over one modality, on a canvas with axes or as the background of the tokens of a text.
+
+const MAX_PIXEL_RATIO = 2;
+const SCALE_STEP = 0.5;
+const SCALE_TOLERANCE = 1.05; // a multiple that exceeds the available space by this factor is shrunk to fit
+
+// kind: "overlay" (map over input), "map", "other-overlay" and "other-map" (of the event compared with), "difference".
+function createPanel(kind, description, part) {
+  return description.tokens ? new TextPanel(kind, description, part) : new CanvasPanel(kind, description, part);
+}
+
+class Panel {
+  constructor(kind, description, part) {
+    Object.assign(this, { kind, description, part, caption: element("figcaption") });
+  }
+
+  assemble(...content) {
+    const frame = element("div", { class: "frame" }, ...content);
+    this.node = element("figure", { class: "panel", "data-panel": this.kind }, this.caption, frame);
+  }
+}
+
+class CanvasPanel extends Panel {
+  constructor(kind, description, part) {
+    super(kind, description, part);
+    this.canvas = element("canvas", { role: "img" });
+    this.cell = element("div", { class: "cell", hidden: true });
+    this.time = element("div", { class: "time", hidden: true });
+    this.stage = element("div", { class: "stage" }, this.canvas, this.cell, this.time);
+    const [rows, columns] = description.axes.map(({ name }, i) => (name ? axisNode(description, i) : null));
+    this.assemble(rows, this.stage, columns);
+  }
+
+  // Multiples of the preferred size, unless there is less space.
+  fit(width, height) {
+    const [preferredWidth, preferredHeight] = this.description.size;
+    const space = SCALE_TOLERANCE * Math.min(width / preferredWidth, height / preferredHeight);
+    const factor = Math.max(1, SCALE_STEP * Math.floor(space / SCALE_STEP));
+    const shown = Math.min(preferredWidth * factor, width);
+    this.ratio = Math.min(window.devicePixelRatio || 1, MAX_PIXEL_RATIO);
+    this.canvas.width = Math.round(shown * this.ratio);
+    this.canvas.height = Math.round((shown * preferredHeight * this.ratio) / preferredWidth);
+    this.stage.style.width = `${shown}px`;
+    this.stage.style.aspectRatio = `${preferredWidth} / ${preferredHeight}`;
+  }
+
+  paint(options, label) {
+    paintMap(this.canvas, { part: this.part, ratio: this.ratio, shape: this.description.shape, ...options });
+    this.canvas.setAttribute("aria-label", label);
+  }
+
+  // [down, across] of a pointer event, as fractions of the plane.
+  positionOf(event) {
+    const { left, top, width, height } = this.stage.getBoundingClientRect();
+    return [(event.clientY - top) / height, (event.clientX - left) / width].map((x) => Math.max(0, Math.min(1, x)));
+  }
+
+  cellAt(event) {
+    const { pooled, rows, columns } = this.part;
+    return this.positionOf(event).map((position, axis) => {
+      const index = Math.floor((position * this.description.shape[axis]) / pooled[axis]);
+      return Math.min((axis ? columns : rows) - 1, index);
+    });
+  }
+
+  showCell(cell) {
+    this.cell.hidden = !cell;
+    if (!cell) return;
+    const [[top, bottom], [left, right]] = cellBounds(cell, this.part, this.description.shape);
+    const sides = { top, left, height: bottom - top, width: right - left };
+    for (const [side, value] of Object.entries(sides)) this.cell.style[side] = `${100 * value}%`;
+  }
+
+  showTime(share) {
+    this.time.hidden = false;
+    this.time.style.left = `${100 * share}%`;
+  }
+}
+
+// Ticks and title of the rows (0) or columns (1).
+function axisNode({ axes, ticks }, index) {
+  const { name, unit, start, stop, scale } = axes[index];
+  let labels = ticks[index];
+  if (!labels.length && scale === "linear") {
+    const values = niceTicks(Math.min(start, stop), Math.max(start, stop), 4);
+    labels = values.map((value) => ({ place: (value - start) / (stop - start), label: short(value) }));
+  }
+  const spans = labels.map(({ place, label }) =>
+    element("span", { ".style": `${index ? "left" : "top"}:${100 * place}%` }, label),
+  );
+  return element(
+    "div",
+    { class: `ticks ${index ? "columns" : "rows"}`, "aria-hidden": "true" },
+    element("div", {}, ...spans),
+    element("span", { class: "title" }, unit ? `${name} (${unit})` : name),
+  );
+}
+
+class TextPanel extends Panel {
+  constructor(kind, description, part) {
+    super(kind, description, part);
+    this.tokens = description.tokens.map((text, token) =>
+      element("span", { class: "token", "data-token": token }, text === "" ? "␣" : text),
+    );
+    this.stage = element("p", { class: "stage text" }, ...this.tokens.flatMap((token) => [token, " "]));
+    this.assemble(this.stage);
+  }
+
+  fit() {}
+
+  paint({ map, colors, opacity, showPeak }, label) {
+    const peak = showPeak ? peakCell(map, this.part)?.[1] : null;
+    const background = isDark() ? 24 : 255;
+    this.forEachToken((node, cell) => {
+      const color = colors.color(map[this.part.start + cell]);
+      const mixed = color.map((channel) => Math.round(opacity * channel + (1 - opacity) * background));
+      node.style.backgroundColor = `rgb(${mixed.join(" ")})`;
+      node.style.color = textColorOn(mixed);
+      node.classList.toggle("peak", cell === peak);
+    });
+    this.stage.setAttribute("aria-label", label);
+  }
+
+  forEachToken(act) {
+    this.tokens.forEach((node, token) => act(node, Math.floor(token / this.part.pooled[1])));
+  }
+
+  cellAt(event) {
+    const token = event.target.closest?.(".token")?.dataset.token;
+    return token === undefined ? null : [0, Math.floor(token / this.part.pooled[1])];
+  }
+
+  showCell(cell) {
+    this.forEachToken((node, index) => node.classList.toggle("cursor", index === cell?.[1]));
+  }
+
+  showTime() {}
+}
+
+function isDark() {
+  return state.theme === "auto" ? matchMedia("(prefers-color-scheme: dark)").matches : state.theme === "dark";
+}

@@ -1,0 +1,95 @@
+// The map that the state selects, the corresponding one of another event, and their descriptions.
+
+const CLIP_QUANTILE = 0.99;
+
+// {map, stack, unit, title, notes}; null if there is none.
+function selectMap(explanation, { method, layer, head, query, answer }) {
+  return method === "attention"
+    ? attentionMap(explanation, layer, head, query)
+    : attributionMap(explanation, method, answer);
+}
+
+function attentionMap(explanation, index, head, query) {
+  const layer = explanation.layers[index];
+  if (!layer) return null;
+  const { name, query_kind: kind, num_heads: numHeads, num_queries: numQueries, queries } = layer;
+  const stack = explanation.layerMaps(index, head);
+  const rows = query === "mean" ? `mean over ${plural(kind)}` : `${kind} ${query}`;
+  const heads = head === "mean" ? `mean over ${counted(numHeads, "head")}` : `head ${head}`;
+  const isPartial = query === "mean" && queries.length < numQueries;
+  return {
+    stack,
+    map: query === "mean" ? stack.mean : stack.map(queries.indexOf(query)),
+    unit: "weight",
+    title: `Attention weights of ${name}: ${rows}, ${heads}`,
+    notes: isPartial ? [`Mean over the ${queries.length} of ${numQueries} ${plural(kind)} with maps in this page.`] : [],
+  };
+}
+
+function attributionMap(explanation, name, answer) {
+  const method = explanation.methods.find((other) => other.name === name);
+  if (!method || !explanation.answers[answer]) return null;
+  const { label, unit, shared, residual } = method;
+  const stack = explanation.methodMaps(method);
+  const notes = [];
+  if (shared) notes.push("All answers share this map, because the decoder has no queries of their own for them.");
+  if (residual?.[answer] > 0) {
+    notes.push(`${percent(residual[answer])} of it ends at the initial latents, which do not depend on the input.`);
+  }
+  const target = shared ? "all answers" : quoted(explanation.answers[answer].name);
+  return { stack, map: stack.map(answer), unit, title: `${capitalized(label)}: ${target}`, notes };
+}
+
+// The value of the brightest color, for one modality of a map.
+function rangeMaximum({ map, stack }, index, range) {
+  const part = stack.layout[index];
+  if (range === "shared") return stack.maxima[index];
+  if (range === "map") return Math.max(...stack.layout.map((other) => maximum(map, other)));
+  if (range === "clipped") {
+    const sorted = map.slice(part.start, part.stop).sort();
+    return sorted[Math.floor(CLIP_QUANTILE * (sorted.length - 1))] || sorted.at(-1);
+  }
+  return maximum(map, part);
+}
+
+// The same selection at the event that it is compared with: {state, notes}, or {reason} if there is none.
+function correspondingState(explanation, other, selected) {
+  const name = eventName(selected.compare);
+  if (!other) return { reason: `${name} has no maps of this sample.` };
+  return selected.method === "attention"
+    ? correspondingLayer(explanation.layers[selected.layer], other, selected, name)
+    : correspondingAnswer(explanation.answers[selected.answer], other, selected, name);
+}
+
+function correspondingLayer(layer, other, selected, name) {
+  const { head, query } = selected;
+  const index = other.layers.findIndex((candidate) => candidate.name === layer.name);
+  const match = other.layers[index];
+  if (!match) return { reason: `${name} has no layer ${layer.name}.` };
+  if (head !== "mean" && head >= match.num_heads) return { reason: `${name} has no head ${head}.` };
+  if (query !== "mean" && !match.queries.includes(query)) {
+    return { reason: `${name} has no map of ${match.query_kind} ${query} in this page.` };
+  }
+  const isSameModel = selected.compare.run === selected.run || (query === "mean" && head === "mean");
+  const notes = isSameModel ? [] : ["Latents and heads of different runs do not correspond, even if the index is equal."];
+  return { state: { ...selected, layer: index }, notes };
+}
+
+function correspondingAnswer(answer, other, selected, name) {
+  const { answers, methods } = other;
+  if (!methods.some((method) => method.name === selected.method)) return { reason: `${name} has no ${selected.method}.` };
+  const index = answers.findIndex(
+    (candidate, position) => candidate.name === answer.name && (!answer.is_word || position === selected.answer),
+  );
+  if (index >= 0) return { state: { ...selected, answer: index }, notes: [] };
+  const names = answers.slice(0, 12).map((candidate) => candidate.name);
+  const position = answer.is_word ? ` at position ${selected.answer + 1}` : "";
+  const predicted = names.join(answer.is_word ? " " : ", ");
+  return { reason: `${name} did not predict ${quoted(answer.name)}${position}, but: ${predicted}.` };
+}
+
+// Left minus right; null if their cells differ.
+function differenceOf(left, right) {
+  if (JSON.stringify(left.stack.layout) !== JSON.stringify(right.stack.layout)) return null;
+  return left.map.map((value, cell) => value - right.map[cell]);
+}
