@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
+from itertools import takewhile
 
 import tokenizers
 import torch
@@ -143,7 +143,7 @@ class Tokenizer(ABC):
         text = self.decode(ids)
         parts = [self._text([id for _, id in content[:count]]).rstrip() for count in range(len(content) + 1)]
         # Before the last of its ids, a character of several ids is decoded as another one.
-        starts = [len(commonprefix([part, text])) for part in parts[:-1]]
+        starts = [_common_length(part, text) for part in parts[:-1]]
         ends = [len(part) for part in parts[1:]]
         return [
             WordSpan(
@@ -156,6 +156,11 @@ class Tokenizer(ABC):
             )
             for word in WORD.finditer(text)
         ]
+
+
+def _common_length(one: str, other: str) -> int:
+    """Return the length of the longest common prefix."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def _content(ids: Sequence[int]) -> list[tuple[int, int]]:

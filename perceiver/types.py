@@ -203,7 +203,7 @@ class Mention:
 
     Attributes:
         word: its number among the words of the text (`perceiver.tokenizer.split_words`).
-        kind: of word: `colour`, `relation`, …
+        kind: of word: `color`, `relation`, …
         boxes: where that is.
     """
 

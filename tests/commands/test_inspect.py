@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from perceiver.commands import inspect as exploration
 from perceiver.commands.finished_run import load
-from perceiver.data.synthetic.shape_grammar import WORDS
+from perceiver.data.synthetic.shape_captions import WORDS
 from perceiver.inspection.arrays import event_arrays
 from perceiver.inspection.explanation import Explainer, Explanation
 from perceiver.inspection.faithfulness import verdict_of

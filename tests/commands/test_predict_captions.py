@@ -10,7 +10,7 @@ from PIL import Image
 
 from perceiver.commands.finished_run import load
 from perceiver.commands.predict import predictions_of
-from perceiver.data.synthetic.shape_grammar import WORDS
+from perceiver.data.synthetic.shape_captions import WORDS
 from perceiver.inspection.contact_sheet import BAR_WIDTH, GAP, TILE, TITLE_HEIGHT
 from perceiver.tokenizer import split_words
 from tests.data.caption_trees import clotho_tree

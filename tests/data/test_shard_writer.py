@@ -20,7 +20,9 @@ from perceiver.data.sources.flickr8k import Flickr8k
 from perceiver.data.sources.fsd50k import FSD50K
 from perceiver.data.sources.shard_index import TarShards
 from perceiver.data.sources.shards import Shards
-from perceiver.data.synthetic.shape_scenes import ShapeScenes
+from perceiver.data.synthetic.shape_captions import CaptionSampler
+from perceiver.data.synthetic.shape_scenes import PairSampler, ShapeScenes
+from perceiver.data.synthetic.shapes import ObjectSampler
 from perceiver.data.synthetic.sound_scenes import SoundScenes
 from perceiver.tokenizer import ByteTokenizer
 from perceiver.types import Sample
@@ -38,9 +40,12 @@ LONG_CLIPS = {"sample_rate": 13007, "seconds": 9.0, "hop_seconds": 9.0}
 
 
 def scenes(root: Path) -> Dataset:
-    sizes = {"num_objects": (1, 3), "small": (0.14, 0.2), "large": (0.28, 0.38)}
-    texts = {"order": "random", "num_references": 3, "held_out": ["red square"], "unseen_share": 0.5}
-    return dataset(ShapeScenes, "image", image_size=31, num_samples=COUNTS, seed=0, **sizes, **texts)
+    parts = {
+        "objects": ObjectSampler(num_objects=(1, 3), small=(0.14, 0.2), large=(0.28, 0.38)),
+        "pairs": PairSampler(held_out=["red square"], unseen_fraction=0.5),
+        "captions": CaptionSampler(order="random", num_references=3),
+    }
+    return dataset(ShapeScenes, "image", image_size=31, num_samples=COUNTS, seed=0, **parts)
 
 
 def sound_scenes(root: Path) -> Dataset:
