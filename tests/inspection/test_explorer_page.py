@@ -1,4 +1,4 @@
-"""Which looks are in the explorer's page, and what it says of them."""
+"""Which events of a run are in the page of the explorer, and with which contents."""
 
 import json
 from pathlib import Path
@@ -13,23 +13,18 @@ from tests.inspection.explanations import arrays_of, contents_of, look_at
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5, 6, 7, 11, 101])
-@pytest.mark.parametrize("num_chosen", [1, 2, 6])
-def test_numbers_are_evenly_spread_with_the_last_among_them(count, num_chosen):
+@pytest.mark.parametrize("num_chosen", [0, 1, 2, 6])
+def test_numbers_are_evenly_spread_and_include_the_last(count, num_chosen):
     chosen = evenly_spread(count, num_chosen)
     assert len(chosen) == min(count, num_chosen)
     assert chosen == sorted(set(chosen) & set(range(count)))
-    if count:
-        assert chosen[-1] == count - 1
-    if min(count, num_chosen) > 1:
+    assert chosen[-1:] == list(range(count))[-1:][: len(chosen)]
+    if len(chosen) > 1:
         assert chosen[0] == 0
         assert np.ptp(np.diff(chosen)) <= 1
 
 
-def test_of_no_event_none_is_chosen():
-    assert evenly_spread(5, 0) == []
-
-
-def test_an_event_has_what_was_measured_under_the_names_by_which_it_is_logged():
+def test_an_event_has_the_scores_under_their_logged_names():
     arrays = arrays_of(look_at(), 11, 3, **{"stat/cross0/entropy": 1.5, "energy_in_box": 0.25})
     summary = {"num_samples": 61, "areas": {"rollout": judged("rollout", 0.5, 0.1, 61)}}
     arrays["deletion"] = np.array(json.dumps(summary))
@@ -44,7 +39,7 @@ def test_an_event_has_what_was_measured_under_the_names_by_which_it_is_logged():
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Eleven looks, the latest written first, the seventh with a deletion test."""
+    """Eleven events, the latest written first, the seventh with a deletion test."""
     arrays = arrays_of(look_at())
     for number in reversed(range(11)):
         more = {"step": np.array(13 * number + 5), "epoch": np.array(number)}
@@ -54,21 +49,17 @@ def folder(tmp_path) -> Path:
     return tmp_path
 
 
-def test_a_page_has_all_events_in_order_and_the_maps_of_some_with_the_last_among_them(folder):
+def test_a_page_has_the_values_of_all_events_in_order_and_the_maps_of_some(folder, tmp_path_factory):
     events = events_in(folder, num_shown=3)
-    assert [event.step for event in events] == [13 * number + 5 for number in range(11)]
-    assert [event.epoch for event in events] == list(range(11))
+    assert [(event.step, event.epoch) for event in events] == [(13 * number + 5, number) for number in range(11)]
     assert [event.values["attention/energy_in_box"] for event in events] == [number / 100 for number in range(11)]
-    assert [number for number, event in enumerate(events) if event.maps] == [0, 5, 10]
+    assert [number for number, event in enumerate(events) if event.maps] == [0, 5, 10], "the last is one of them"
     assert [number for number, event in enumerate(events) if event.deletion] == [6]
     assert [event.step for event in events_in(folder, num_shown=0) if event.maps] == []
+    assert events_in(tmp_path_factory.mktemp("empty")) == []
 
 
-def test_no_events_are_no_events(tmp_path):
-    assert events_in(tmp_path) == []
-
-
-def test_files_are_read_again_only_for_maps_that_are_not_there(folder, monkeypatch):
+def test_files_are_read_again_only_for_missing_maps(folder, monkeypatch):
     known = {event.step: event for event in events_in(folder, num_shown=3)}
     read, original = [], np.load
 
@@ -88,12 +79,11 @@ def test_files_are_read_again_only_for_maps_that_are_not_there(folder, monkeypat
 
 
 def event(step: int, maps: dict[str, str], **options) -> Event:
-    return Event(
-        f"step {step}", step, 0, {"attention/x": step / 10}, {id: {"of": of} for id, of in maps.items()}, **options
-    )
+    named = {id: {"name": name} for id, name in maps.items()}
+    return Event(f"step {step}", step, 0, {"attention/x": step / 10}, named, **options)
 
 
-def test_looks_are_numbered_through_all_runs_and_maps_belong_to_samples_by_their_ids():
+def test_explanations_are_numbered_over_all_runs_and_maps_belong_to_samples_by_id():
     samples = [{"id": name, "ground_truth": [], "modalities": {}} for name in ("a", "b", "c")]
     test = {"num_samples": 5, "areas": {"rollout": {"mean": 0.1, "error": None}}}
     runs = {
@@ -101,33 +91,25 @@ def test_looks_are_numbered_through_all_runs_and_maps_belong_to_samples_by_their
         "second": [event(2, {"b": "1b", "x": "of another"}), event(4, {"a": "2a", "c": "2c"}, deletion=test)],
     }
     page, maps = contents_of(page_of("the <title>", samples, runs))
-    assert page["title"] == "the <title>"
-    assert page["samples"] == samples
+    assert (page["title"], page["samples"]) == ("the <title>", samples)
     assert [run["name"] for run in page["runs"]] == ["first", "second"]
-    assert [[one["explanation"] for one in run["events"]] for run in page["runs"]] == [[0, None, None], [1, 2]]
-    assert [[one["step"] for one in run["events"]] for run in page["runs"]] == [[3, 5, 7], [2, 4]]
-    assert [[one["values"] for one in run["events"]] for run in page["runs"]][1] == [
-        {"attention/x": 0.2},
-        {"attention/x": 0.4},
-    ]
-    assert [[one["deletion"] for one in run["events"]] for run in page["runs"]] == [[None] * 3, [None, test]]
-    assert sorted((one["of"], one["explanation"], one["sample"]) for one in maps) == [
-        ("0a", 0, 0),
-        ("0c", 0, 2),
-        ("1b", 1, 1),
-        ("2a", 2, 0),
-        ("2c", 2, 2),
-    ]
+    found = [one for run in page["runs"] for one in run["events"]]
+    assert [one["explanation"] for one in found] == [0, None, None, 1, 2]
+    assert [one["step"] for one in found] == [3, 5, 7, 2, 4]
+    assert [one["values"] for one in found] == [{"attention/x": step / 10} for step in (3, 5, 7, 2, 4)]
+    assert [one["deletion"] for one in found] == [None] * 4 + [test]
+    expected = {"0a": (0, 0), "0c": (0, 2), "1b": (1, 1), "2a": (2, 0), "2c": (2, 2)}
+    assert {one["name"]: (one["explanation"], one["sample"]) for one in maps} == expected
 
 
-def test_a_page_opens_with_what_was_looked_at_last_beside_what_that_is_compared_with():
+def test_a_page_names_its_initial_event_and_the_one_compared_with():
     first, other = event(3, {"a": "0a"}), event(3, {"a": "1a"})
     runs = {"first": [event(1, {}), first, event(5, {"a": "2a"})], "second": [other]}
     for opened, expected in (((), []), ((first,), [[0, 1]]), ((first, other), [[0, 1], [1, 0]])):
         assert contents_of(page_of("title", [], runs, opened=opened))[0]["initial_events"] == expected
 
 
-def test_a_page_is_written_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_a_page_is_written_completely_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "index.html"
     assert write_page(path, "the old page – α") == path
     assert path.read_text(encoding="utf-8") == "the old page – α"

@@ -18,7 +18,7 @@ from perceiver.inspection.faithfulness import FRACTIONS, RANDOM, Deletion
 from tests.inspection import pages
 from tests.inspection.explanations import contents_of
 from tests.inspection.pages import KEPT, plane_shape, planted, planted_page
-from tests.inspection.videos import COLUMNS, FRAMES, ROWS, looked, page_with
+from tests.inspection.videos import COLUMNS, FRAMES, ROWS, explained, video_page
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium")
@@ -553,7 +553,7 @@ def test_a_deletion_test_without_testable_answers_differs_from_a_missing_one(ope
         assert explorer.page.locator("#not-measured").count() == 0
 
 
-def test_a_page_without_maps_has_the_statistics(open_page):
+def test_a_video_pageout_maps_has_the_statistics(open_page):
     runs = {name: [replace(one, maps={}, deletion=None) for one in events] for name, events in pages.runs().items()}
     with open_page(page_of(pages.TITLE, [], runs)) as explorer:
         assert len(explorer.text("#runs").splitlines()) == 2
@@ -589,7 +589,7 @@ POSITIONS = {
 @pytest.mark.parametrize("cells", POSITIONS)
 def test_cells_of_a_strip_of_frames_are_read_by_time_and_position(open_page, monkeypatch, cells):
     monkeypatch.setattr(page_module, "CELLS", (cells,))
-    with open_page(page_with(*looked())) as explorer:
+    with open_page(video_page(explained())) as explorer:
         for (frame, row, column), expected in POSITIONS[cells].items():
             explorer.hover("video", (row + 0.5) / ROWS, (frame * COLUMNS + column + 0.5) / (FRAMES * COLUMNS))
             assert f"video, {expected}" in explorer.text("#readout")

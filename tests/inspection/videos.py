@@ -1,4 +1,4 @@
-"""Tokens of a video beside those of an image, classes that have boxes in them, and the page that shows them."""
+"""Tokens of a video beside those of an image, classes with boxes in them, and the page of their explanation."""
 
 import torch
 
@@ -6,7 +6,7 @@ from perceiver.inspection.capture import pictures_of
 from perceiver.inspection.explanation import Explanation
 from perceiver.inspection.explorer.media import Media, samples_of
 from perceiver.inspection.explorer.page import event_of, page_of
-from perceiver.types import Axis, Batch, Box, Grid
+from perceiver.types import Axis, Box, Grid
 from tests.inspection.explanations import CLASS_NAMES, arrays_of, explainer, labelled
 from tests.inspection.models import AsTheyAre, perceiver_io
 from tests.models import image_encoder
@@ -17,7 +17,7 @@ VIDEO = Grid((FRAMES, ROWS, COLUMNS), (TIME, Y, X))
 
 
 def cells(label: int, **ranges: tuple[float, float]) -> Box:
-    """A box that covers cells of `VIDEO` from one number to another."""
+    """A box over ranges of cells of `VIDEO`."""
     axes = {axis.name: (axis, count) for axis, count in zip(VIDEO.axes, VIDEO.shape, strict=True)}
     found = {
         name: tuple(axes[name][0].value(place / axes[name][1]) for place in places) for name, places in ranges.items()
@@ -36,18 +36,17 @@ BOXES = [
 ]
 
 
-def looked() -> tuple[Batch, Explanation]:
-    """A look at three videos, each class of which asks for itself."""
+def explained() -> Explanation:
+    """An explanation of three videos, by a model with one query per class."""
     torch.manual_seed(3)
     encoders = {"image": image_encoder(), "video": AsTheyAre(23, VIDEO)}
     inputs = {"image": torch.rand(3, 3, 11, 13), "video": 2 * torch.randn(3, VIDEO.num_tokens, 23)}
-    batch = labelled(inputs, boxes=BOXES)
-    look = explainer(perceiver_io(encoders=encoders)).explain(batch)
-    return batch, look
+    return explainer(perceiver_io(encoders=encoders)).explain(labelled(inputs, boxes=BOXES))
 
 
-def page_with(batch: Batch, look: Explanation) -> str:
-    """The page of one look."""
-    pictures = pictures_of(perceiver_io(encoders={"image": image_encoder()}), {"image": batch.inputs["image"]})
-    samples = samples_of(batch, look.record.spans, Media(pictures), CLASS_NAMES)
-    return page_of("video", samples, {"run": [event_of(arrays_of(look))]})
+def video_page(explanation: Explanation) -> str:
+    """The page of one explanation."""
+    images = {"image": explanation.batch.inputs["image"]}
+    media = Media(pictures_of(perceiver_io(encoders={"image": image_encoder()}), images))
+    samples = samples_of(explanation.batch, explanation.record.spans, media, CLASS_NAMES)
+    return page_of("video", samples, {"run": [event_of(arrays_of(explanation))]})

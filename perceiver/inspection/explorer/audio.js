@@ -1,34 +1,24 @@
 // Audio players of the sample: the time cursor over the panels of their modality, and seeking.
 
 const SAMPLE_RATE = 44100;
-const WAV_HEADER_SIZE = 44;
 const players = new Map(); // by modality
 
 // A URL of the same sound as 16-bit PCM: Chromium cannot seek in a short FLAC without an index.
 async function seekableURL(url) {
   const decoded = await new OfflineAudioContext(1, 1, SAMPLE_RATE).decodeAudioData(bytesOf(url.split(",")[1]).buffer);
-  return URL.createObjectURL(new Blob([wavOf(decoded.getChannelData(0))], { type: "audio/wav" }));
+  return URL.createObjectURL(wavOf(decoded.getChannelData(0)));
 }
 
-// A WAV file of one channel.
+// A WAV file of one channel. In its header, numbers are little-endian, as on all platforms of today's browsers.
 function wavOf(samples) {
-  const size = 2 * samples.length;
-  const view = new DataView(new ArrayBuffer(WAV_HEADER_SIZE + size));
-  const text = (at, letters) => [...letters].forEach((letter, i) => view.setUint8(at + i, letter.charCodeAt(0)));
-  text(0, "RIFF");
-  view.setUint32(4, WAV_HEADER_SIZE - 8 + size, true);
-  text(8, "WAVEfmt ");
-  view.setUint32(16, 16, true); // size of the format: PCM, 1 channel, rate, bytes per second, 2 bytes per sample, 16 bits
-  view.setUint16(20, 1, true);
-  view.setUint16(22, 1, true);
-  view.setUint32(24, SAMPLE_RATE, true);
-  view.setUint32(28, 2 * SAMPLE_RATE, true);
-  view.setUint16(32, 2, true);
-  view.setUint16(34, 16, true);
-  text(36, "data");
-  view.setUint32(40, size, true);
-  samples.forEach((x, i) => view.setInt16(WAV_HEADER_SIZE + 2 * i, 32767 * Math.max(-1, Math.min(1, x)), true));
-  return view.buffer;
+  const data = Int16Array.from(samples, (value) => 32767 * Math.max(-1, Math.min(1, value)));
+  const format = [16, 0x00010001, SAMPLE_RATE, 2 * SAMPLE_RATE, 0x00100002]; // its size; PCM, 1 channel; 16 bits
+  const header = [
+    ["RIFF", Uint32Array.of(36 + data.byteLength)],
+    ["WAVEfmt ", Uint32Array.from(format)],
+    ["data", Uint32Array.of(data.byteLength)],
+  ];
+  return new Blob([...header.flat(), data], { type: "audio/wav" });
 }
 
 class Player {

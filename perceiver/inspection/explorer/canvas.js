@@ -95,12 +95,12 @@ function paintPeak(context, bounds, ratio) {
 }
 
 // The labeled values of a color bar, ascending, with both ends.
-function barTicks({ top, scale, isSigned }) {
+function barTicks({ top, scale, isSigned, position }) {
   if (!(top > 0)) return [0];
   const ticks = scale === "log" ? decadesBelow(top) : niceTicks(0, top, 4);
   const ascending = [...ticks.filter((value) => value < top * 0.9999), top];
   if (!isSigned) return ascending;
-  const positive = ascending.filter((value) => value > 0);
+  const positive = ascending.filter((value) => position(value) > 0.5);
   return [...positive.map((value) => -value).reverse(), 0, ...positive];
 }
 
