@@ -43,15 +43,18 @@ def key_mask(num_keys=11, *, empty_sample=None):
 
 @every_length
 @pytest.mark.parametrize(("qk_dim", "v_dim"), WIDTHS.values(), ids=WIDTHS)
-@pytest.mark.parametrize("heads", [1, 3])
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 @pytest.mark.parametrize("masked", [False, True], ids=["all keys", "masked keys"])
 def test_fused_attention_equals_the_explicit_weights_times_the_values(
-    num_queries, num_keys, qk_dim, v_dim, heads, causal, masked
+    num_queries, num_keys, qk_dim, v_dim, causal, masked
 ):
-    q, k, v = qkv(num_queries, num_keys, heads, qk_dim, v_dim)
+    q, k, v = qkv(num_queries, num_keys, 3, qk_dim, v_dim)
     options = {"mask": key_mask(num_keys) if masked else None, "causal": causal}
-    assert_close(attend(q, k, v, **options), attention_weights(q, k, **options) @ v, atol=1e-5, rtol=1e-5)
+    out = attend(q, k, v, **options)
+    assert_close(out, attention_weights(q, k, **options) @ v, atol=1e-5, rtol=1e-5)
+    if masked:
+        junk = ~options["mask"][:, None, :, None]
+        assert_close(attend(q, k.masked_fill(junk, 1e6), v.masked_fill(junk, 1e6), **options), out, atol=1e-6, rtol=0)
 
 
 @every_length
@@ -64,19 +67,17 @@ def test_weights_of_chosen_queries_are_those_among_all(num_queries, num_keys, ch
     assert_close(attention_weights(q, k, **options, queries=chosen), attention_weights(q, k, **options)[:, :, chosen])
 
 
-def test_explicit_weights_are_the_softmax_of_the_papers():
+def test_explicit_weights_are_the_softmax_of_the_papers_in_float32_and_zero_for_masked_keys():
     q, k, _ = qkv(qk_dim=4)
     expected = torch.einsum("bhqd,bhkd->bhqk", q, k).div(2.0).exp()
     assert_close(attention_weights(q, k), expected / expected.sum(dim=-1, keepdim=True))
-
-
-def test_weights_sum_to_one_over_real_keys_and_are_exactly_zero_elsewhere():
-    q, k, _ = qkv()
     mask = key_mask()
     weights = attention_weights(q, k, mask=mask)
     assert_close(weights.sum(dim=-1), torch.ones(weights.shape[:-1]))
-    assert (weights.transpose(1, 3)[~mask] == 0).all()
-    assert (weights.transpose(1, 3)[mask] > 0).all()
+    assert torch.equal(weights > 0, mask[:, None, None].expand_as(weights))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_close(attention_weights(q, k, mask=mask), weights, atol=0, rtol=0)
+        assert attention_weights(q.bfloat16(), k.bfloat16()).dtype == torch.float32
 
 
 @pytest.mark.parametrize("function", ["attend", "attention_weights"])
@@ -91,16 +92,6 @@ def test_rows_without_a_real_key_are_exact_zeros_with_zero_gradients(function):
         assert x.grad.isfinite().all()
         assert (x.grad[1] == 0).all()
         assert (x.grad[0] != 0).any()
-
-
-@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
-def test_masked_keys_and_values_cannot_change_the_output(causal):
-    q, k, v = qkv()
-    mask = key_mask()
-    before = attend(q, k, v, mask=mask, causal=causal)
-    junk = ~mask[:, None, :, None]
-    after = attend(q, k.masked_fill(junk, 1e6), v.masked_fill(junk, 1e6), mask=mask, causal=causal)
-    assert_close(after, before, atol=1e-6, rtol=0)
 
 
 def test_permuting_keys_permutes_the_weights_and_leaves_the_output():
@@ -123,17 +114,6 @@ def test_a_causal_query_sees_exactly_the_keys_up_to_its_place_counted_from_the_e
         expected = mask & (torch.arange(num_keys) <= last_key)
         assert ((weights[:, 0, query] > 0) == expected).all()
     assert ((weights[:, 0, -1] > 0) == mask).all()
-
-
-@pytest.mark.parametrize(("num_queries", "num_keys"), [(7, 7), (5, 11)], ids=["square", "fewer queries"])
-def test_later_keys_cannot_change_what_an_earlier_causal_query_reads(num_queries, num_keys):
-    q, k, v = qkv(num_queries, num_keys)
-    before = attend(q, k, v, causal=True)
-    k[:, :, -2:] += 1.0
-    v[:, :, -2:] += 1.0
-    after = attend(q, k, v, causal=True)
-    assert_close(after[:, :, :-2], before[:, :, :-2], atol=1e-6, rtol=0)
-    assert ((after - before)[:, :, -2:].abs() > 1e-3).any(dim=-1).all()
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["all keys", "masked keys"])
@@ -179,14 +159,6 @@ def test_bfloat16_autocast_stays_close_to_float32():
         lowered = attention(queries, inputs, mask=mask)
     assert lowered.dtype == torch.bfloat16
     assert_close(lowered.float(), attention(queries, inputs, mask=mask), atol=2e-2, rtol=2e-2)
-
-
-def test_explicit_weights_are_float32_under_autocast():
-    q, k, _ = qkv()
-    with torch.autocast("cpu", torch.bfloat16):
-        assert_close(attention_weights(q, k), attention_weights(q.clone(), k.clone()), atol=0, rtol=0)
-        lowered = attention_weights(q.bfloat16(), k.bfloat16())
-    assert lowered.dtype == torch.float32
 
 
 def test_without_query_residual_a_block_is_attention_and_mlp_alone():
