@@ -1,3 +1,5 @@
+"""Decoders over classes: the mean of the memory, and learned queries."""
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -35,24 +37,15 @@ def decoded(decoder, values, mask=None) -> torch.Tensor:
 
 
 @every_decoder
-def test_there_is_one_logit_per_class_for_a_memory_of_any_length(make_decoder):
-    decoder = make_decoder()
+def test_samples_are_decoded_separately_whatever_the_length_and_order_of_the_memory(make_decoder):
+    decoder, values = make_decoder(), torch.randn(BATCH, LENGTH, DIM)
     assert decoder.needs_target_tokens == ()
-    for length in (1, LENGTH):
-        outputs = decoder(Memory(torch.randn(BATCH, length, DIM)))
-        assert {name: values.shape for name, values in outputs.items()} == {"logits": (BATCH, NUM_CLASSES)}
-
-
-@every_decoder
-def test_the_order_of_the_memory_does_not_matter(make_decoder):
-    decoder, values = make_decoder(), torch.randn(BATCH, LENGTH, DIM)
-    assert_close(decoded(decoder, values[:, torch.randperm(LENGTH)]), decoded(decoder, values))
-
-
-@every_decoder
-def test_every_sample_is_decoded_by_itself(make_decoder):
-    decoder, values = make_decoder(), torch.randn(BATCH, LENGTH, DIM)
-    assert_close(torch.cat([decoded(decoder, sample[None]) for sample in values]), decoded(decoder, values))
+    found = decoded(decoder, values)
+    assert found.shape == decoded(decoder, values[:, :1]).shape == (BATCH, NUM_CLASSES)
+    assert_close(decoded(decoder, values[:, torch.randperm(LENGTH)]), found)
+    assert_close(torch.cat([decoded(decoder, sample[None]) for sample in values]), found)
+    with pytest.raises(ValueError, match="Decoder generates no output 'logits'"):
+        decoder.incremental_decoder(Memory(values), "logits")
 
 
 @every_decoder
@@ -95,9 +88,3 @@ def test_with_a_query_per_class_each_logit_depends_on_its_own_query_only():
     for label, logit in enumerate(logits):
         (gradient,) = torch.autograd.grad(logit, decoder.queries.array, retain_graph=True)
         assert (gradient != 0).any(dim=1).tolist() == [label == other for other in range(NUM_CLASSES)]
-
-
-@every_decoder
-def test_what_generates_nothing_says_so(make_decoder):
-    with pytest.raises(ValueError, match="Decoder generates no output 'logits'"):
-        make_decoder().incremental_decoder(Memory(torch.randn(BATCH, LENGTH, DIM)), "logits")
