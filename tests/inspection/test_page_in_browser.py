@@ -1,5 +1,7 @@
 """The explorer in Chromium: pixels of its canvases, controls, keys, sound, and announcements."""
 
+import base64
+import io
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -9,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from perceiver.inspection.colormap import colorize
 from perceiver.inspection.explorer import page as page_module
@@ -16,6 +19,7 @@ from perceiver.inspection.explorer.packing import unpacked
 from perceiver.inspection.explorer.page import page_of
 from perceiver.inspection.faithfulness import FRACTIONS, RANDOM, Deletion
 from tests.inspection import pages
+from tests.inspection.drawn import bright_place
 from tests.inspection.explanations import contents_of
 from tests.inspection.pages import KEPT, plane_shape, planted, planted_page
 from tests.inspection.videos import COLUMNS, FRAMES, ROWS, explained, video_page
@@ -26,21 +30,6 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 
 PLAIN = {"peak": "false", "boxes": "false", "colormap": "gray"}
 PANEL = '[data-modality="{}"] [data-panel="{}"] '
-PIXELS = """([selector, points]) => {
-  const canvas = document.querySelector(selector);
-  const context = canvas.getContext("2d");
-  return points.map(([y, x]) => [...context.getImageData(x * canvas.width, y * canvas.height, 1, 1).data]);
-}"""
-BRIGHTEST = """selector => {
-  const canvas = document.querySelector(selector);
-  const { width, height } = canvas;
-  const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
-  const lights = Array.from({ length: width * height }, (_, i) => data[4 * i] + data[4 * i + 1] + data[4 * i + 2]);
-  const top = lights.reduce((a, b) => Math.max(a, b));
-  const found = lights.flatMap((light, i) => (light === top ? [i] : []));
-  const mean = position => found.reduce((sum, i) => sum + position(i), 0) / found.length;
-  return [(mean(i => Math.floor(i / width)) + 0.5) / height, (mean(i => i % width) + 0.5) / width];
-}"""
 CONTENT = """() => {
   const all = (selector, read) => [...document.querySelectorAll(selector)].map(read).join();
   const image = canvas => canvas?.toDataURL();
@@ -125,9 +114,17 @@ class Explorer:
         box = stage.bounding_box()
         stage.hover(position={"x": column * box["width"], "y": row * box["height"]})
 
-    def pixels(self, selector: str, *points: tuple[float, float]) -> np.ndarray:
-        """Red, green, blue and alpha at points of a canvas, as fractions of its height and width."""
-        return np.array(self.page.evaluate(PIXELS, [selector, points]))
+    def canvas(self, selector: str) -> np.ndarray:
+        """The pixels of a canvas [rows, columns, red/green/blue]."""
+        url = self.page.evaluate("selector => document.querySelector(selector).toDataURL()", selector)
+        image = Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))
+        return np.asarray(image.convert("RGB")).astype(int)
+
+    def cell_colors(self, panel: str) -> np.ndarray:
+        """The colors in the centers of the image's cells [rows, columns, red/green/blue]."""
+        pixels = self.canvas(PANEL.format("image", panel) + "canvas")
+        centers = [((np.arange(n) + 0.5) / n * size).astype(int) for n, size in zip((5, 7), pixels.shape, strict=False)]
+        return pixels[np.ix_(*centers)]
 
 
 @pytest.fixture(scope="module")
@@ -182,11 +179,11 @@ def layer(html) -> dict[str, Any]:
     return next(one for one in contents_of(html)[1] if (one["explanation"], one["sample"]) == (1, 0))["layers"][0]
 
 
-def center(modality: str, index: int) -> list[float]:
+def center(modality: str, index: int) -> tuple[float, ...]:
     """Center of a planted cell, as fractions. The last cells of the sound are cut off at its end."""
     factor = pages.POOLED[modality]
     starts = [token // factor * factor for token in planted(modality, index)]
-    return [(s + min(s + factor, n)) / 2 / n for s, n in zip(starts, plane_shape(modality), strict=True)]
+    return tuple((s + min(s + factor, n)) / 2 / n for s, n in zip(starts, plane_shape(modality), strict=True))
 
 
 def test_the_brightest_pixels_are_those_of_the_planted_cell(explorer):
@@ -195,18 +192,17 @@ def test_the_brightest_pixels_are_those_of_the_planted_cell(explorer):
     for view, index in views:
         explorer.view(**view, **PLAIN)
         for modality in ("image", "sound"):
-            found = explorer.page.evaluate(BRIGHTEST, PANEL.format(modality, "map") + "canvas")
+            found = bright_place(explorer.canvas(PANEL.format(modality, "map") + "canvas"))
             assert found == pytest.approx(center(modality, index + 1), abs=0.01), (view, modality)
 
 
 def test_colors_are_those_of_python(explorer, layer):
     explorer.view(method="attention", query=KEPT[0], peak="false", boxes="false")
-    bar = explorer.pixels('[data-modality="image"] .bar canvas', *[(0, i / 256) for i in range(256)])
-    assert np.abs(bar[:, :3] - colorize(np.linspace(0, 1, 256)[None], 0.0, 1.0)[0]).max() <= 1
+    bar = explorer.canvas('[data-modality="image"] .bar canvas')
+    assert np.abs(bar - colorize(np.linspace(0, 1, 256)[None], 0.0, 1.0)).max() <= 1
     values = unpacked(layer["maps"])["image"][:, 0].mean(axis=0)
-    points = [((row + 0.5) / 5, (column + 0.5) / 7) for row in range(5) for column in range(7)]
-    found = explorer.pixels(PANEL.format("image", "map") + "canvas", *points)[:, :3].reshape(5, 7, 3)
-    assert np.abs(found - colorize(values, 0.0, values.max()).astype(int)).max() <= 2, "there are 256 steps"
+    expected = colorize(values, 0.0, values.max()).astype(int)
+    assert np.abs(explorer.cell_colors("map") - expected).max() <= 2, "there are 256 steps"
 
 
 @pytest.mark.parametrize(
@@ -453,12 +449,11 @@ def test_the_time_cursor_follows_the_sound_and_seeks(explorer):
 
 
 def test_a_difference_is_neutral_orange_where_positive_and_blue_where_negative(explorer):
-    canvas = PANEL.format("image", "difference") + "canvas"
     explorer.view(method="rollout", compare="0.3", boxes="false")
-    points = [((row + 0.5) / 5, (column + 0.5) / 7) for row in range(5) for column in range(7)]
-    assert (explorer.pixels(canvas, *points) == (247, 247, 247, 255)).all()
+    assert (explorer.cell_colors("difference") == 247).all()
     explorer.view(method="rollout", compare="0.1", boxes="false")
-    more, less = explorer.pixels(canvas, center("image", 1), center("image", 0))
+    colors = explorer.cell_colors("difference")
+    more, less = (colors[planted("image", index)] for index in (1, 0))
     assert more[0] > more[2]
     assert less[0] < less[2]
 

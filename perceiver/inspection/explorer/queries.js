@@ -43,40 +43,35 @@ function createQueries(layer) {
       : `All ${counted(numQueries, kind)}`;
 }
 
-// For each query its sort key, largest first, the text of that key, and a label.
-function sortKeys(explanation, layer) {
-  const shares = layer.rollout[state.answer] ?? [];
-  const entropies = layer.entropy[state.head === "mean" ? layer.num_heads : state.head];
+// The value of each query by which the grid is sorted.
+function sortValues(explanation, layer) {
   const stack = explanation.layerMaps(state.layer, state.head);
   const part = stack.layout.find(({ modality }) => state.sort === `share:${modality}`);
-  return layer.queries.map((query, i) => {
-    const labels = [`${layer.query_kind} ${query}`, `entropy ${short(entropies[i])} nats`];
-    const hasShare = Number.isFinite(shares[i]);
-    if (hasShare) labels.push(`${percent(shares[i])} of the answer's rollout`);
-    const modalityShare = part ? massOf(stack.map(i), part) / massOf(stack.map(i)) : 0;
-    const [key, text] = part
-      ? [modalityShare, percent(modalityShare)]
-      : {
-          rollout: [shares[i] ?? 0, hasShare ? percent(shares[i]) : ""],
-          entropy: [-entropies[i], short(entropies[i])],
-          index: [-query, ""],
-        }[state.sort];
-    return { query, key, text, label: labels.join(", ") };
-  });
+  if (part) return layer.queries.map((_, i) => massOf(stack.map(i), part) / massOf(stack.map(i)));
+  return { rollout: layer.rollout[state.answer] ?? [], entropy: entropiesOf(layer), index: layer.queries }[state.sort];
 }
+
+const entropiesOf = (layer) => layer.entropy[state.head === "mean" ? layer.num_heads : state.head];
 
 function sortQueries(explanation, layer) {
   const node = byId("queries");
   const options = new Map([...node.children].map((option) => [option.dataset.query, option]));
   const focused = document.activeElement;
-  const sorted = sortKeys(explanation, layer).sort((a, b) => b.key - a.key || a.query - b.query);
-  const ordered = sorted.map(({ query, text, label }) => {
+  const values = sortValues(explanation, layer);
+  const entropies = entropiesOf(layer);
+  const shares = layer.rollout[state.answer] ?? [];
+  const isAscending = ["entropy", "index"].includes(state.sort);
+  const format = { entropy: short, index: () => "" }[state.sort] ?? percent;
+  layer.queries.forEach((query, i) => {
     const option = options.get(String(query));
+    const text = i in values ? format(values[i]) : "";
+    const share = i in shares ? `, ${percent(shares[i])} of the answer's rollout` : "";
     option.lastChild.textContent = text ? `${query} · ${text}` : query;
-    option.setAttribute("aria-label", label);
-    option.title = label;
-    return option;
+    option.title = `${layer.query_kind} ${query}, entropy ${short(entropies[i])} nats${share}`;
+    option.setAttribute("aria-label", option.title);
   });
+  const order = [...layer.queries.keys()].sort((i, j) => (isAscending ? 1 : -1) * (values[i] - values[j]) || i - j);
+  const ordered = order.map((i) => options.get(String(layer.queries[i])));
   node.replaceChildren(options.get("mean"), ...ordered);
   if (node.contains(focused)) focused.focus();
   const answer = explanation.answers[state.answer];
