@@ -13,11 +13,11 @@ from PIL import Image
 
 from perceiver.commands.finished_run import load
 from perceiver.commands.predict import predictions_of
-from perceiver.data.synthetic.sound_events import EVENTS
+from perceiver.data.synthetic.sound_scenes import EVENTS
 from tests.runs import ROOT, checkpoint, metrics, script
 from tests.wandb_file import rows, run_folders
 
-CLASSES = [event.__name__ for event in EVENTS[:5]]
+CLASSES = list(EVENTS)[:5]
 SMALL_SOUND = [
     *(
         "experiment=audio_tagging",

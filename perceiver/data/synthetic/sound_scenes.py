@@ -1,47 +1,194 @@
-"""Scenes of overlapping sounds, made as they are asked for: twelve kinds of event over background noise.
+"""Synthetic scenes of overlapping sound events over background noise, with known onset, offset and frequency band.
 
-A scene has 1 to `max_events` events at random onset, duration, level and pitch, of which onset, offset and frequency
-band are known (`boxes`). Which kinds of event a scene has is a function of (seed, stage, index). All else about it is
-too in validation and testing; in training it is drawn anew every time. Precedents: scaper (Salamon et al. 2017), DESED.
+Which of the twelve kinds of event a scene has is a function of (seed, stage, index), and so is all else in validation
+and testing; in training it is drawn anew each time. Precedents: scaper (Salamon et al. 2017), DESED.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.fft import irfft, rfft, rfftfreq
+from scipy.signal import butter, lfilter, oaconvolve, sosfilt
 from torch import Tensor
 
 from perceiver.data.sources.base import Item, Roles, Source, multi_hot
-from perceiver.data.synthetic.sound_events import (
-    EVENTS,
-    LEAST_RATE,
-    LONGEST_PAUSE,
-    Random,
-    Wave,
-    background,
-    band,
-    faded,
-)
 from perceiver.types import Box, Stage
 
+Wave: TypeAlias = Float[np.ndarray, " length"]
+Random: TypeAlias = np.random.Generator
+
 PEAK_LEVEL = (-30.0, -3.0)
-"""Of a scene, in dB of full scale."""
+"""Range of the peaks of scenes, in dB of full scale."""
+FADE_SECONDS = 0.01
+BAND_ENERGY = 0.95
+"""Fraction of an event's energy within its band."""
+MIN_BAND_FACTOR = 2.0 ** (1 / 6)
+"""Least ratio of a band's limits to its center: a band has at least a third of an octave."""
+MAX_PAUSE = 0.34
+"""Longest time between two knocks, in seconds: any longer event is audible."""
+MIN_SAMPLE_RATE = 12_500
+"""In Hz, for the highest of the events."""
 STAGES: tuple[Stage, ...] = ("train", "val", "test")
 
 
+def log_uniform(random: Random, low: float, high: float) -> float:
+    """Draw a frequency in Hz, uniform in octaves."""
+    return float(np.exp(random.uniform(np.log(low), np.log(high))))
+
+
+def oscillator(frequency: Wave | float, length: int, rate: int) -> Wave:
+    """Return a sine of a constant or varying frequency."""
+    return np.sin(2 * np.pi * np.cumsum(np.broadcast_to(frequency, length)) / rate)
+
+
+def decay(length: int, rate: int, seconds: float) -> Wave:
+    """Return an exponential envelope, 1/e after `seconds`."""
+    return np.exp(-np.arange(length) / (seconds * rate))
+
+
+def tone(random: Random, length: int, rate: int) -> Wave:
+    """A sine of one frequency."""
+    return oscillator(log_uniform(random, 200, 3000), length, rate)
+
+
+def hum(random: Random, length: int, rate: int) -> Wave:
+    """A low tone with many harmonics."""
+    base = log_uniform(random, 70, 200)
+    return sum((oscillator(base * k, length, rate) / k**0.7 for k in range(1, 13)), np.zeros(length))
+
+
+def chirp_up(random: Random, length: int, rate: int) -> Wave:
+    """A sine that rises by one to two octaves."""
+    start = log_uniform(random, 200, 1500)
+    return oscillator(np.geomspace(start, start * random.uniform(1.8, 4.0), length), length, rate)
+
+
+def chirp_down(random: Random, length: int, rate: int) -> Wave:
+    """A sine that falls by one to two octaves."""
+    stop = log_uniform(random, 200, 1500)
+    return oscillator(np.geomspace(stop * random.uniform(1.8, 4.0), stop, length), length, rate)
+
+
+def tremolo(random: Random, length: int, rate: int) -> Wave:
+    """A tone with amplitude modulation."""
+    envelope = 0.5 + 0.5 * oscillator(random.uniform(5, 12), length, rate)
+    return tone(random, length, rate) * envelope
+
+
+def siren(random: Random, length: int, rate: int) -> Wave:
+    """A sine with wide frequency modulation."""
+    modulation = oscillator(random.uniform(2, 5), length, rate)
+    return oscillator(log_uniform(random, 400, 2000) * 1.5**modulation, length, rate)
+
+
+def noise_burst(random: Random, length: int, rate: int) -> Wave:
+    """Stationary noise, about an octave wide."""
+    low = log_uniform(random, 300, 3000)
+    limits = [low, min(low * random.uniform(1.5, 2.5), 0.49 * rate)]
+    return sosfilt(butter(2, limits, btype="bandpass", fs=rate, output="sos"), random.standard_normal(length))
+
+
+def whoosh(random: Random, length: int, rate: int) -> Wave:
+    """Noise whose level and band rise and fall."""
+    noise = random.standard_normal(length)
+    center = log_uniform(random, 500, 1500)
+    envelope = np.sin(np.pi * np.linspace(0, 1, length)) ** 2
+    carrier = oscillator(center * (0.5 + 1.5 * envelope), length, rate)
+    smoothing = np.exp(-2 * np.pi * center * 0.15 / rate)
+    return carrier * lfilter([1 - smoothing], [1, -smoothing], noise) * envelope
+
+
+def clicks(random: Random, length: int, rate: int) -> Wave:
+    """Evenly spaced broadband impulses."""
+    wave = np.zeros(length)
+    wave[int(random.uniform(0, 0.02) * rate) :: int(rate / random.uniform(6, 14))] = 1.0
+    size = int(0.01 * rate)
+    return oaconvolve(wave, decay(size, rate, 0.001) * random.standard_normal(size))[:length]
+
+
+def pluck(random: Random, length: int, rate: int) -> Wave:
+    """A plucked string (Karplus & Strong 1983), every half second."""
+    period = int(rate / log_uniform(random, 100, 500))
+    excitation = np.zeros(length)
+    for start in range(0, length, rate // 2):
+        part = excitation[start : start + period]
+        noise = random.uniform(-1, 1, period)
+        part += (noise - noise.mean())[: len(part)]  # the loop would sustain a mean
+    feedback = np.zeros(period + 2)
+    feedback[0], feedback[period : period + 2] = 1.0, -0.4975
+    return lfilter([1.0], feedback, excitation)
+
+
+def bell(random: Random, length: int, rate: int) -> Wave:
+    """Decaying inharmonic partials."""
+    base = log_uniform(random, 300, 1000)
+    partials = ((1.0, 1.0, 0.5), (2.0, 0.6, 0.35), (2.76, 0.5, 0.3), (4.07, 0.3, 0.2), (5.4, 0.3, 0.15))
+    return sum(
+        (level * decay(length, rate, last) * oscillator(base * ratio, length, rate) for ratio, level, last in partials),
+        np.zeros(length),
+    )
+
+
+def knocks(random: Random, length: int, rate: int) -> Wave:
+    """Low decaying thuds, a few per second."""
+    wave = np.zeros(length)
+    wave[:: int(rate / random.uniform(3, 6))] = 1.0
+    size = int(0.12 * rate)
+    return oaconvolve(wave, decay(size, rate, 0.025) * oscillator(log_uniform(random, 80, 250), size, rate))[:length]
+
+
+EVENTS: dict[str, Callable[[Random, int, int], Wave]] = {
+    event.__name__: event
+    for event in (
+        *(bell, chirp_down, chirp_up, clicks, hum, knocks),
+        *(noise_burst, pluck, siren, tone, tremolo, whoosh),
+    )
+}
+"""Class -> a function of generator, length in samples and sample rate, in alphabetical order."""
+
+
+def band(wave: Wave, rate: int) -> tuple[float, float]:
+    """Return the frequency band in Hz that has `BAND_ENERGY` of a wave's energy, at least a third of an octave."""
+    energy = np.cumsum(np.abs(rfft(wave)) ** 2)
+    excluded = (1 - BAND_ENERGY) / 2
+    bins = np.searchsorted(energy / energy[-1], [excluded, 1 - excluded])
+    low, high = (float(limit) for limit in bins * rate / len(wave))
+    center = max(np.sqrt(max(low, 1.0) * max(high, 1.0)), 1.0)
+    return float(min(low, center / MIN_BAND_FACTOR)), float(min(max(high, center * MIN_BAND_FACTOR), rate / 2))
+
+
+def background(random: Random, length: int, rate: int) -> Wave:
+    """Return noise of power 1/f^α, α from 0 (white) to 1.5, with a slowly varying level, of RMS 1."""
+    frequencies = np.maximum(rfftfreq(length, 1 / rate), 20.0)
+    parts = random.standard_normal((2, len(frequencies)))
+    wave = irfft((parts[0] + 1j * parts[1]) * frequencies ** (-random.uniform(0, 1.5) / 2), length)
+    wave *= 10 ** (random.uniform(0, 3) * oscillator(random.uniform(0.1, 0.5), length, rate) / 20)
+    return wave / np.sqrt(np.mean(wave**2))
+
+
+def fade(wave: Wave, rate: int) -> Wave:
+    """Fade a wave in and out, in place."""
+    ramp = np.linspace(0, 1, round(FADE_SECONDS * rate))
+    wave[: len(ramp)] *= ramp
+    wave[-len(ramp) :] *= ramp[::-1]
+    return wave
+
+
 class SoundScenes(Source):
-    """Made-up scenes; a scene is a sample with the targets `tags` and `boxes`.
+    """Synthetic scenes with the target `tags` and, except in training, `boxes`.
 
     Args:
-        num_classes: the first so many kinds of event, in alphabetical order.
-        sample_rate: of the sounds, in Hz.
+        num_classes: number of kinds of event, the first in alphabetical order.
+        sample_rate: in Hz.
         num_samples: scenes of each stage; 0 for none.
         scene_seconds: length of a scene.
-        max_events: most events in a scene.
+        max_events: most events of a scene, each of another kind.
         event_seconds: shortest and longest event.
-        snr: least and greatest level of an event against the background, in dB.
+        snr: least and greatest level of an event relative to the background, in dB.
         seed: of the scenes.
     """
 
@@ -58,12 +205,12 @@ class SoundScenes(Source):
         seed: int,
     ) -> None:
         if not 2 <= num_classes <= len(EVENTS):
-            raise ValueError(f"num_classes={num_classes}: there are 2 to {len(EVENTS)} kinds of event")
+            raise ValueError(f"num_classes={num_classes} must be 2 to {len(EVENTS)}")
         if not 1 <= max_events <= num_classes:
             raise ValueError(f"max_events={max_events} must be 1 to num_classes={num_classes}")
-        if not LONGEST_PAUSE < event_seconds[0] <= event_seconds[1] <= scene_seconds:
+        if not MAX_PAUSE < event_seconds[0] <= event_seconds[1] <= scene_seconds:
             raise ValueError(
-                f"event_seconds={list(event_seconds)} must ascend from more than {LONGEST_PAUSE} "
+                f"event_seconds={list(event_seconds)} must ascend from more than {MAX_PAUSE} "
                 f"to at most scene_seconds={scene_seconds}"
             )
         if snr[0] > snr[1]:
@@ -72,8 +219,8 @@ class SoundScenes(Source):
             raise ValueError(f"num_samples={dict(num_samples)} must be at least 0")
         if seed < 0:
             raise ValueError(f"seed={seed} must be at least 0")
-        if sample_rate < LEAST_RATE:
-            raise ValueError(f"sample_rate={sample_rate}: the events need at least {LEAST_RATE} Hz")
+        if sample_rate < MIN_SAMPLE_RATE:
+            raise ValueError(f"sample_rate={sample_rate} must be at least {MIN_SAMPLE_RATE} Hz for all events")
         super().__init__(num_classes=num_classes)
         self.sample_rate = sample_rate
         self.num_samples = num_samples
@@ -85,7 +232,7 @@ class SoundScenes(Source):
 
     @property
     def class_names(self) -> list[str]:
-        return [event.__name__ for event in EVENTS[: self.num_classes]]
+        return list(EVENTS)[: self.num_classes]
 
     def items(self, stage: Stage, roles: Roles) -> "SceneItems | None":
         return SceneItems(self, stage) if self.num_samples[stage] else None
@@ -93,7 +240,7 @@ class SoundScenes(Source):
 
 @dataclass(frozen=True)
 class _Event:
-    """What sounds in a scene, from which sample on."""
+    """An event of a class, and its first sample in the scene."""
 
     label: int
     onset: int
@@ -121,25 +268,22 @@ class SceneItems:
         return f"sound_scenes/{self.stage}/{index}"
 
     def __getitem__(self, index: int) -> Item:
-        labels, id = self.classes_of(index), self.name_of(index)
-        tags = multi_hot(labels, self.scenes.num_classes)
-        if self.stage == "train":  # torch's generator is seeded by (seed, epoch, index); nothing is trained on boxes
-            wave, _ = self._scene(self._random(index, 1, int(torch.randint(2**62, ()))), labels)
-            return Item({"audio": wave}, {"tags": tags}, id)
-        wave, events = self._scene(self._random(index, 1), labels)
-        return Item({"audio": wave}, {"tags": tags, "boxes": [self._box(event) for event in events]}, id)
+        labels, train = self.classes_of(index), self.stage == "train"
+        # torch's generator is seeded by (seed, epoch, index).
+        wave, events = self._scene(self._random(index, 1, *([int(torch.randint(2**62, ()))] if train else [])), labels)
+        boxes = {} if train else {"boxes": [self._box(event) for event in events]}
+        return Item({"audio": wave}, {"tags": multi_hot(labels, self.scenes.num_classes)} | boxes, self.name_of(index))
 
     def _random(self, index: int, *more: int) -> Random:
         return np.random.default_rng([self.scenes.seed, STAGES.index(self.stage), index, *more])
 
     def _scene(self, random: Random, labels: Sequence[int]) -> tuple[Float[Tensor, "1 length"], list[_Event]]:
-        rate = self.scenes.sample_rate
+        rate, synthesizers = self.scenes.sample_rate, list(EVENTS.values())
         length = round(self.scenes.scene_seconds * rate)
         scene, events = background(random, length, rate), []
         for label in labels:
-            low, high = self.scenes.event_seconds
-            size = min(round(random.uniform(low, high) * rate), length)
-            wave = faded(EVENTS[label](random, size, rate), rate)
+            size = min(round(random.uniform(*self.scenes.event_seconds) * rate), length)
+            wave = fade(synthesizers[label](random, size, rate), rate)
             wave *= 10 ** (random.uniform(*self.scenes.snr) / 20) / np.sqrt(np.mean(wave**2))
             onset = int(random.integers(length - size + 1))
             scene[onset : onset + size] += wave
