@@ -1,7 +1,7 @@
 // Colormaps, and the mapping of values to colors.
 
 const COLORMAPS = Object.keys(page.colormaps);
-const NUM_STEPS = 256;
+const NUM_STEPS = 257; // odd, so that zero of a signed scale is a color of its own
 const NUM_DECADES = 3; // of the logarithmic scale
 const palettes = new Map();
 
@@ -11,7 +11,7 @@ const SCALES = {
   log: (share) => (share > 0 ? Math.max(0, 1 + Math.log10(share) / NUM_DECADES) : 0),
 };
 
-// The 256 colors of a colormap, each [red, green, blue], interpolated between equidistant anchors.
+// The colors of a colormap, each [red, green, blue], interpolated between equidistant anchors; and the same as pixels.
 function palette(name) {
   if (!palettes.has(name)) {
     const codes = { ...page.colormaps, difference: page.difference }[name].split(" ");
@@ -21,35 +21,28 @@ function palette(name) {
       const left = Math.min(Math.floor(position), anchors.length - 2);
       return anchors[left].map((low, i) => Math.round(low + (anchors[left + 1][i] - low) * (position - left)));
     });
-    palettes.set(name, { colors, middle: anchors[(anchors.length - 1) / 2], pixels: pixelsOf(colors) });
+    const bytes = new Uint8ClampedArray(colors.flatMap((color) => [...color, 255]));
+    palettes.set(name, { colors, pixels: new Uint32Array(bytes.buffer) });
   }
   return palettes.get(name);
 }
 
-// Opaque colors as 32-bit numbers in the byte order of ImageData.
-function pixelsOf(colors) {
-  return new Uint32Array(new Uint8ClampedArray(colors.flatMap((color) => [...color, 255])).buffer);
-}
-
 // Maps [0, top], or [-top, top] if signed, to positions from 0 to 1 and to colors.
 function colorScale({ colormap, scale, top, isSigned = false }) {
-  const { colors, middle, pixels } = palette(isSigned ? "difference" : colormap);
+  const { colors, pixels } = palette(isSigned ? "difference" : colormap);
   const position = (value) => {
     const share = top > 0 ? SCALES[scale](Math.min(1, Math.abs(value) / top)) : 0;
     return isSigned ? 0.5 + (Math.sign(value) * share) / 2 : share;
   };
   const step = (value) => Math.round(position(value) * (NUM_STEPS - 1));
-  // Zero of a difference is the neutral color itself, which lies between two steps.
-  const isNeutral = (value) => isSigned && position(value) === 0.5;
-  const [neutral] = isSigned ? pixelsOf([middle]) : [];
   return {
     scale,
     top,
     isSigned,
     position,
     pixels,
-    color: (value) => (isNeutral(value) ? middle : colors[step(value)]),
-    pixel: (value) => (isNeutral(value) ? neutral : pixels[step(value)]),
+    color: (value) => colors[step(value)],
+    pixel: (value) => pixels[step(value)],
   };
 }
 

@@ -70,7 +70,7 @@ function renderShares({ left, explanation, selected }) {
     const shares = layout.map((part) => (mass > 0 ? massOf(map, part) / mass : 0));
     const text = layout.map(({ modality }, i) => `${modality} ${percent(shares[i])}`).join(" · ");
     const parts = shares.map((share, i) =>
-      element("span", { class: `part part${i % 4}`, ".style": `width:${100 * share}%` }),
+      element("span", { class: `part run${i % 4}`, ".style": `width:${100 * share}%` }),
     );
     const track = element("span", { class: "track" }, ...parts);
     return element("div", { class: "share" }, element("span", {}, name), track, element("span", {}, text));
