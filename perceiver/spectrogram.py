@@ -1,10 +1,10 @@
-"""Waves -> log-mel spectrograms, for encoders on the device and for data sets that would rather do it themselves.
+"""Log-mel spectrograms of waveforms, computed by encoders on the device or by readers in the loader's workers.
 
 Short-time Fourier transform with a Hann window, power, triangular filters on the mel scale (HTK's, without area
-normalisation), decibel: torchaudio's functions under one rule of our own: frame t is centred on the middle of its hop,
-(t + 1/2) · hop_length, and zeros stand beyond both ends. Frames so cover a sound from end to end, each sample in
-exactly one hop, and zeros after a sound change none of its frames. 0 dB is the power of a sine of amplitude 1: its
-bands add up to that, whatever window and transform.
+normalization), decibels: torchaudio's functions, except that frame t is centered on the middle of its hop,
+(t + 1/2) · hop_length, with zeros beyond both ends. Frames thus tile a sound from end to end, each sample is in exactly
+one hop, and zeros after a sound change none of its frames. 0 dB is the power of a sine of amplitude 1: its bands add up
+to that for any window and transform.
 """
 
 import warnings
@@ -21,23 +21,23 @@ from torchaudio import functional as AF
 
 from perceiver.types import Axis, Grid, Picture, hertz, mel
 
-QUIETEST = 1e-10
-"""Power below which nothing is told apart: -100 dB."""
+MIN_POWER = 1e-10
+"""Smaller powers are clamped: -100 dB."""
 
 
 class LogMel(nn.Module):
-    """Wave -> decibels over mel bands and frames.
+    """Waveform -> log-mel spectrogram in decibels.
 
     Args:
         sample_rate: of the wave, in Hz.
         n_fft: length of the Fourier transform, in samples.
         win_length: length of the window, in samples.
         hop_length: from one frame to the next, in samples.
-        n_mels: mel bands.
+        n_mels: number of mel bands.
         f_min, f_max: lower edge of the first and upper edge of the last band, in Hz.
 
     Raises:
-        ValueError: the sizes contradict each other, or a band has no bin of the Fourier transform in it.
+        ValueError: sizes are inconsistent, or a band contains no bin of the Fourier transform.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class LogMel(nn.Module):
 
     def _constants(self) -> dict[str, Tensor]:
         with torch.device("cpu"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about bands without a bin, which the constructor refuses
+            warnings.simplefilter("ignore")  # of bands without a bin, which the constructor refuses
             filters = AF.melscale_fbanks(
                 self.n_fft // 2 + 1, self.f_min, self.f_max, self.n_mels, self.sample_rate, norm=None, mel_scale="htk"
             )
@@ -85,21 +85,21 @@ class LogMel(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.window.dtype != torch.float32:  # `model.bfloat16()` must not round them
+        if self.window.dtype != torch.float32:  # `model.bfloat16()` must not round the constants
             for name, tensor in self._constants().items():
                 setattr(self, name, tensor.to(self.window.device))
         return self
 
     def num_frames(self, length: int) -> int:
-        """Frames of a wave of `length` samples: one for each hop that was begun."""
+        """Return the number of frames of a wave of `length` samples: one per hop, also of an incomplete one."""
         return -(-length // self.hop_length)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, wave: Float[Tensor, "*batch length"]) -> Float[Tensor, "*batch mels frames"]:
-        """In dB of full scale; never below -100.
+        """Compute the spectrogram, in dB of full scale, at least -100.
 
         Raises:
-            ValueError: there is no sample.
+            ValueError: the wave has no samples.
         """
         if wave.shape[-1] < 1:
             raise ValueError(f"wave of shape {list(wave.shape)}: a spectrogram needs at least one sample")
@@ -121,25 +121,25 @@ class LogMel(nn.Module):
                 center=False,
             )
             full_scale = self.n_fft * self.window.square().sum() / 4.0
-            power = torch.view_as_real(bins).square().sum(dim=-1)  # a fifth of the time of torchaudio's |bins|²
+            power = torch.view_as_real(bins).square().sum(dim=-1)  # five times as fast as torchaudio's |bins|²
             mels = rearrange(power / full_scale, "... bins frames -> ... frames bins") @ self.filters
-            return rearrange(10.0 * mels.clamp_min(QUIETEST).log10(), "... frames mels -> ... mels frames")
+            return rearrange(10.0 * mels.clamp_min(MIN_POWER).log10(), "... frames mels -> ... mels frames")
 
     def frame_mask(self, mask: Bool[Tensor, "batch length"]) -> Bool[Tensor, "batch frames"]:
-        """A frame is real if any sample of its hop is."""
+        """Return the frames in whose hop any sample is valid."""
         frames = self.num_frames(mask.shape[-1])
         padded = F.pad(mask, (0, frames * self.hop_length - mask.shape[-1]))
         return rearrange(padded, "batch (frames hop) -> batch frames hop", hop=self.hop_length).any(dim=-1)
 
     def frequencies(self, rows: int, mels_per_row: int = 1) -> Axis:
-        """The axis of `rows` cells of bands; filters overlap, and each band here ends half-way to the next."""
+        """Return the axis of `rows` cells of bands. Filters overlap; here each band ends half-way to the next."""
         low, high = mel(self.f_min), mel(self.f_max)
         width = (high - low) / (self.n_mels + 1)
         start, stop = low + width / 2, low + width / 2 + rows * mels_per_row * width
         return Axis("frequency", "Hz", hertz(start), hertz(stop), scale="mel")
 
     def times(self, columns: int, frames_per_column: int = 1) -> Axis:
-        """The axis of `columns` cells of frames."""
+        """Return the axis of `columns` cells of frames."""
         return Axis("time", "s", 0.0, columns * frames_per_column * self.hop_length / self.sample_rate)
 
     def picture(self, spectrogram: Float[Tensor, "batch 1 mels frames"]) -> Picture:
