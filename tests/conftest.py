@@ -21,14 +21,14 @@ def _seed():
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory):
-    """A finished run with everything that a run has. Only read it."""
+    """A finished run with W&B and attention events. Read-only."""
     overrides = ["logger.mode=offline", "attention.every_n_epochs=1", "attention.num_samples=3"]
     return trained(tmp_path_factory.mktemp("finished") / "run", *overrides)
 
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory):
-    """Two photographs of noise, one with a name that needs care. Only read them."""
+    """Two images of noise, one with a name that is a glob pattern. Read-only."""
     folder, random = tmp_path_factory.mktemp("pictures"), np.random.default_rng(1)
     for name in ("one.png", "two [2].png"):
         Image.fromarray(random.integers(255, size=(37, 41, 3), dtype=np.uint8)).save(folder / name)

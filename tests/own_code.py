@@ -1,4 +1,4 @@
-"""A package outside of this repository, as a user writes one: data, encoder, schedule, callback, and their configs."""
+"""A user's package outside of this repository: source, encoder, schedule, callback, and their configs."""
 
 from pathlib import Path
 
@@ -63,7 +63,7 @@ CHOICES = ["data=bars", "encoder@model.encoders.image=inverted", "callbacks=[ste
 
 
 def write_package(folder: Path, name: str) -> Path:
-    """The package in a folder, and beside it `conf` with its configs."""
+    """Write the package into a folder, and its configs into `conf` beside it."""
     (folder / name).mkdir(parents=True)
     (folder / name / "parts.py").write_text(CODE)
     for path, config in CONFIGS.items():

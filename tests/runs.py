@@ -1,4 +1,4 @@
-"""Configs and whole runs for tests, in this process: another would import torch and lightning for ten seconds."""
+"""Configs and runs for tests, in this process: a new one would import torch and Lightning for ten seconds."""
 
 import csv
 import io
@@ -27,38 +27,31 @@ CONF = ROOT / "conf"
 
 SMALL = [
     *("data=digits", "model=perceiver", "encoder@model.encoders.image=image_patches", "decoder@model.decoder=pooled"),
-    *(
-        "model.memory.num_latents=5",
-        "model.memory.dim=14",
-        "model.memory.cross_attention.num_heads=1",
-        "model.memory.self_attention.num_heads=2",
-    ),
-    *(
-        "model.memory.schedule.num_cross_attends=2",
-        "model.memory.schedule.num_blocks=3",
-        "model.memory.schedule.num_self_attends=1",
-    ),
+    *("model.memory.num_latents=5", "model.memory.dim=14"),
+    *("model.memory.cross_attention.num_heads=1", "model.memory.self_attention.num_heads=2"),
+    *("model.memory.schedule.num_cross_attends=2", "model.memory.schedule.num_blocks=3"),
+    "model.memory.schedule.num_self_attends=1",
     *("loader.batch_size=53", "loader.num_workers=0", "trainer=cpu", "trainer.max_epochs=2"),
     *("trainer.limit_train_batches=3", "callbacks=[]", "logger.mode=disabled", "attention.every_n_epochs=0"),
 ]
-"""A run on the digits in less than a second, whatever the defaults are."""
+"""A run on the digits in about a second."""
 CAPTIONING = [
     *("data=shape_scenes", "decoder@model.decoder=text", "task=captioning", "tokenizer=words_small"),
     *("data.image_size=24", "data.num_samples={train: 211, val: 13, test: 17}"),
     *("tokenizer.max_length=13", "model.decoder.num_layers=1", "model.decoder.self_attention.num_heads=2"),
     *("model.decoder.cross_attention.num_heads=1", "optimizer.lr=0.01"),
 ]
-"""Behind `SMALL`: a run on captions in about a second."""
+"""After `SMALL`: a run on captions."""
 JOINT = [
     *("task=joint", "+task@task.tasks.label=classification", "task.tasks.label.output=label/logits"),
     *("decoder@model.decoder=joint", "+decoder@model.decoder.decoders.label=queries"),
 ]
-"""One task of several, and one decoder of several; each may be followed by more."""
+"""A joint task and a joint decoder with one part each, to which more can be added."""
 
 
 @contextmanager
 def composed(*overrides: str, conf: Path = CONF, name: str = "train"):
-    """A config as Hydra hands it to a main function."""
+    """A composed config, as a Hydra main receives it."""
     with initialize_config_dir(str(conf), version_base="1.3"):
         cfg = compose(name, overrides=[in_full(override) for override in overrides], return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
@@ -72,7 +65,7 @@ def composed(*overrides: str, conf: Path = CONF, name: str = "train"):
 
 @dataclass(frozen=True)
 class Ended:
-    """How a script ended."""
+    """Exit code and output of a script."""
 
     code: Any
     out: str
@@ -83,17 +76,25 @@ class Ended:
         return self.code in (None, 0)
 
 
+def assert_refused(ended: Ended, *parts: str) -> None:
+    """Assert that a script ended with status 1 and an error of one line that contains all parts."""
+    assert (ended.code, ended.err.count("\n")) == (1, 1), ended.err
+    assert ended.err.startswith("error: ")
+    for part in parts:
+        assert part in ended.err
+
+
 def script(path: str, *arguments: str) -> Ended:
-    """Run a script of the repository as a user does, and leave the process as it was."""
+    """Run a script of the repository as from the command line, and restore the state of the process."""
     out, err = io.StringIO(), io.StringIO()
-    with _untouched_process(), redirect_stdout(out), redirect_stderr(err):
+    with _restored_process(), redirect_stdout(out), redirect_stderr(err):
         sys.argv = [str(ROOT / path), *arguments]
         try:
             runpy.run_path(sys.argv[0], run_name="__main__")
             code: Any = 0
         except SystemExit as end:
             code = end.code
-            if isinstance(code, str):  # as the interpreter does with it
+            if isinstance(code, str):  # as the interpreter does
                 err.write(f"{code}\n")
                 code = 1
     return Ended(code, out.getvalue(), err.getvalue())
@@ -104,7 +105,7 @@ def train(run_dir: Path, *overrides: str) -> Ended:
 
 
 def trained(run_dir: Path, *overrides: str) -> Path:
-    """The directory of a run that must succeed."""
+    """Train a run that must succeed, and return its directory."""
     ended = train(run_dir, *overrides)
     assert ended.ok, ended.err
     return run_dir
@@ -131,18 +132,18 @@ def weights_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) 
 
 
 def image_tree(root: Path, classes: tuple[str, ...] = ("cat", "dog", "eel"), per_class: int = 7) -> Path:
-    """Class folders with small images of 13×11 pixels, a colour a class."""
+    """Class folders with small images of 13×11 pixels, one color per class."""
     for number, name in enumerate(classes):
         (root / name).mkdir(parents=True)
         for index in range(per_class):
-            colour = tuple(30 + 60 * ((number + channel) % 3) + 5 * index for channel in range(3))
-            Image.new("RGB", (13, 11), colour).save(root / name / f"{index}.png")
+            color = tuple(30 + 60 * ((number + channel) % 3) + 5 * index for channel in range(3))
+            Image.new("RGB", (13, 11), color).save(root / name / f"{index}.png")
     return root
 
 
 @contextmanager
-def _untouched_process():
-    """Undo what a main program may do to its process: arguments, environment, logging, signals."""
+def _restored_process():
+    """Restore arguments, environment, logging and signals of this process."""
     root: Logger = getLogger()
     handlers, level, interrupt = root.handlers[:], root.level, signal.getsignal(signal.SIGINT)
     precision, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()

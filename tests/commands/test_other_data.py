@@ -1,4 +1,4 @@
-"""Data that is not that of the run any more: what is tested, what labels mean, and where a run goes on."""
+"""Data that has changed since the training: which samples are tested, their labels, and resuming."""
 
 import shutil
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from perceiver.training.checkpoint import read_checkpoint
-from tests.runs import image_tree, metrics, script, train, trained
+from tests.runs import assert_refused, image_tree, metrics, script, train, trained
 
 FOLDERS = ["data=image_folder", "data.image_size=8", "data.channels=1", "data.val_fraction=0.2", "data.augment=null"]
 
@@ -20,45 +20,41 @@ def photos(tmp_path_factory):
 
 @pytest.fixture
 def copied(photos, tmp_path):
-    root, run = photos
-    shutil.copytree(root, tmp_path / "root")
-    shutil.copytree(run, tmp_path / "run")
-    return tmp_path / "root", tmp_path / "run"
+    """Copies of the data and the run."""
+    return tuple(shutil.copytree(path, tmp_path / path.name) for path in photos)
 
 
-def evaluated(run, *overrides, more=()):
+def evaluate(run, *overrides, more=()):
     names = ",".join(f'"{override}"' for override in overrides)
     return script("experiments/evaluate.py", f"run={run}", f"overrides=[{names}]", *more)
 
 
-def test_pictures_that_are_added_do_not_move_the_test_set_and_are_not_trained_on(copied):
+def test_training_samples_are_recorded_and_added_images_do_not_move_the_test_set(copied, tmp_path):
     root, run = copied
-    image_tree(root / "more", per_class=1)
+    again = trained(tmp_path / "again", *FOLDERS, f"data.root={root}", "data.test_fraction=0.3")
+    one, other = (read_checkpoint(folder / "checkpoints" / "last.ckpt").trained_on for folder in (run, again))
+    assert torch.equal(one, other), "whatever the name of the root"
+    assert len(one) > 20
     for name in ("cat", "dog", "eel"):
-        (root / "more" / name / "0.png").rename(root / name / "new.png")
-    shutil.rmtree(root / "more")
-    ended = evaluated(run, f"data.root={root}")
+        shutil.copy(root / name / "0.png", root / name / "new.png")
+    ended = evaluate(run, f"data.root={root}")
     assert ended.ok, ended.err
 
 
 @pytest.mark.parametrize("change", ["data.test_fraction=0.6", "data.fold=2"])
-def test_samples_that_were_trained_on_are_not_tested_but_on_demand(copied, change):
+def test_training_samples_are_tested_only_with_allow_trained(copied, change):
     _, run = copied
-    ended = evaluated(run, change)
-    assert not ended.ok
-    assert ended.err.startswith("error: ")
-    assert "trained on" in ended.err
-    assert "allow_trained" in ended.err
-    ended = evaluated(run, change, more=["allow_trained=true"])
+    assert_refused(evaluate(run, change), "trained on", "allow_trained")
+    ended = evaluate(run, change, more=["allow_trained=true"])
     assert ended.ok, ended.err
     assert "trained on" in ended.out + ended.err
 
 
-def test_files_that_are_gone_or_renamed_are_told(copied):
+def test_missing_or_renamed_files_are_warned_of_and_not_resumed(copied):
     root, run = copied
     for path in sorted((root / "cat").iterdir())[:11]:
         path.rename(path.with_stem(f"renamed {path.stem}"))
-    ended = evaluated(run, f"data.root={root}")
+    ended = evaluate(run, f"data.root={root}")
     assert "are missing" in ended.out + ended.err
     ended = script("experiments/train.py", f"run={run}", f"data.root={root}", "trainer.max_epochs=3")
     assert not ended.ok
@@ -71,39 +67,29 @@ def test_other_classes_are_refused_with_both_lists(copied):
     for old, new in (("cat", "apple"), ("dog", "grass"), ("eel", "sky")):
         (root / old).rename(root / new)
     for ended in (
-        evaluated(run, f"data.root={root}"),
+        evaluate(run, f"data.root={root}"),
         script("experiments/inspect_attention.py", f"run={run}", f'overrides=["data.root={root}"]'),
-        script("experiments/train.py", f"run={run}", f"data.root={root}", "trainer.max_epochs=3"),
+        train(run, *FOLDERS, f"data.root={root}", f"ckpt_path={run}/checkpoints/last.ckpt"),
     ):
         assert not ended.ok
         assert "cat, dog, eel" in ended.err
         assert "apple, grass, sky" in ended.err
 
 
-def test_classes_in_another_order_are_told_apart_by_their_names(photos, tmp_path):
-    """The checkpoint has them, and the weights of its head, in another order than the disk."""
-    _, run = photos
-    shutil.copytree(run, tmp_path / "run")
-    path = tmp_path / "run" / "checkpoints" / "best.ckpt"
+def test_classes_in_another_order_are_matched_by_name(photos, copied):
+    """The checkpoint lists them, and the weights of its head, in another order than the data set."""
+    (_, run), (_, other) = photos, copied
+    path = other / "checkpoints" / "best.ckpt"
     content = torch.load(path, weights_only=True)
     order = [2, 0, 1]
     content["description"]["class_names"] = [content["description"]["class_names"][label] for label in order]
-    heads = [
-        name for name, value in content["state_dict"].items() if name.startswith("model.decoder") and len(value) == 3
-    ]
+    state = content["state_dict"]
+    heads = [name for name, value in state.items() if name.startswith("model.decoder") and len(value) == 3]
     assert heads
     for name in heads:
-        content["state_dict"][name] = content["state_dict"][name][order]
+        state[name] = state[name][order]
     torch.save(content, path)
-    assert evaluated(run).ok
-    assert evaluated(tmp_path / "run").ok
-    assert metrics(tmp_path / "run", "evaluation") == pytest.approx(metrics(run, "evaluation"))
-
-
-def test_what_was_trained_on_is_in_the_checkpoint_whatever_the_root_is_called(copied):
-    root, run = copied
-    again = root.parent / "again"
-    assert train(again, *FOLDERS, f"data.root={root}", "data.test_fraction=0.3").ok
-    one, other = (read_checkpoint(folder / "checkpoints" / "last.ckpt").trained_on for folder in (run, again))
-    assert torch.equal(one, other)
-    assert len(one) > 20
+    for folder in (run, other):
+        ended = evaluate(folder)
+        assert ended.ok, ended.err
+    assert metrics(other, "evaluation") == pytest.approx(metrics(run, "evaluation"))
