@@ -1,20 +1,19 @@
-"""Whether data comes fast enough: `uv run scripts/benchmark_loader.py [any override of experiments/train.py]`.
+"""Speed of data loading: `uv run scripts/benchmark_loader.py [any override of experiments/train.py]`.
 
-Prints how many samples a second the loader reads with its workers, how many the training step takes from a batch that
-stays on the device, and how many both do together, where each step waits for the batch it is to train on.
+Prints the samples per second of the loader alone, of the training step alone (on one batch on the device), and of both
+together, where each step waits for its batch.
 """
 
 from itertools import repeat
 
 import hydra
 from omegaconf import DictConfig, open_dict
-from rich.table import Table
 
 from perceiver.commands.train import prepare_torch
 from perceiver.runtime.config import resolved
 from perceiver.runtime.errors import explained
 from perceiver.runtime.launch import command_line
-from perceiver.runtime.summary import console
+from perceiver.runtime.summary import console, show_values
 from perceiver.training.build import build
 from perceiver.training.timing import TrainingStep, example_batch, samples_per_second, training_batches
 
@@ -30,33 +29,31 @@ def main(cfg: DictConfig) -> None:
     prepare_torch(config)
     parts = build(config)
     step = TrainingStep(parts, config)
-    alone = repeat(example_batch(parts.data).to(step.device))
-    step_rate = samples_per_second(alone, step, step.device, warmup=warmup, repeats=repeats)
+    same = repeat(example_batch(parts.data).to(step.device))
+    step_rate = samples_per_second(same, step, step.device, warmup=warmup, repeats=repeats)
     num_workers = parts.data.num_workers
-    read = training_batches(parts.data)
-    warmup += 2 * num_workers  # what waits already would be counted as read in no time
-    loader_rate = samples_per_second(read, lambda _: None, step.device, warmup=warmup, repeats=repeats)
-    both_rate = samples_per_second(
-        read, lambda batch: step(batch.to(step.device, non_blocking=True)), step.device, warmup=warmup, repeats=repeats
-    )
+    batches = training_batches(parts.data)
+    warmup += 2 * num_workers  # batches that the workers have prefetched
+    loader_rate = samples_per_second(batches, lambda _: None, step.device, warmup=warmup, repeats=repeats)
+    train = lambda batch: step(batch.to(step.device, non_blocking=True))  # noqa: E731
+    both_rate = samples_per_second(batches, train, step.device, warmup=warmup, repeats=repeats)
     ratio = loader_rate / step_rate
-    table = Table(show_header=False)
-    for name, value in {
-        "device": step.description,
-        "batch size": f"{parts.data.batch_size}",
-        "workers": f"{num_workers}",
-        "loader alone": f"{loader_rate:,.1f} samples per second",
-        "step alone": f"{step_rate:,.1f} samples per second",
-        "both together": f"{both_rate:,.1f} samples per second",
-        "loader / step": f"{ratio:.2f}",
-    }.items():
-        table.add_row(name, value)
-    console.print(table)
+    show_values(
+        {
+            "device": step.description,
+            "batch size": f"{parts.data.batch_size}",
+            "workers": f"{num_workers}",
+            "loader alone": f"{loader_rate:,.1f} samples per second",
+            "step alone": f"{step_rate:,.1f} samples per second",
+            "both together": f"{both_rate:,.1f} samples per second",
+            "loader / step": f"{ratio:.2f}",
+        }
+    )
     console.print(verdict(ratio, num_workers), soft_wrap=True)
 
 
 def verdict(ratio: float, num_workers: int) -> str:
-    """What the rate of the loader, in units of that of the step, means for training."""
+    """A sentence about the rate of the loader, in units of that of the step."""
     if num_workers == 0:
         return "Without workers every step waits until its batch is read; loader.num_workers=1 would read ahead."
     if ratio >= 1.0:

@@ -52,7 +52,6 @@ from perceiver.training.checkpoint import load_weights, read_checkpoint
 from perceiver.training.module import DivergedError
 from perceiver.training.sharding import is_sharded
 from perceiver.training.timing import peak_bytes
-from perceiver.types import Batch
 
 log = logging.getLogger(__name__)
 
@@ -166,27 +165,11 @@ def build_run(config: dict[str, Any], interpolated: dict[str, str], run_dir: Pat
     """
     parts, start, step = build_or_resume(config, run_dir)
     parts.module.description["interpolations"] = interpolated
-    clock, tested, curves = TrainingClock(), TestedSamples(), Curves(run_dir / "metrics.csv")
-    folder = run_dir / "checkpoints"
-    callbacks: list[Callback] = [
-        checkpoint_callback(parts, config, folder),
-        construct(config, "checkpointing", folder=str(folder), curves=curves),
-        clock,
-        StepSeeds(seed=config["seed"]),
-        StepLog(),
-        RunLog(),
-        construct(config, "attention"),
-        *(construct(config, f"callbacks.{name}") for name in callback_nodes(config)),
-        WriteTrainingMetrics(run_dir / METRICS),
-        tested,
-    ]
-    if is_sharded(config["trainer"]) and any(isinstance(callback, WeightAveraging) for callback in callbacks):
-        raise ConfigError("callbacks: the average of sharded weights is not supported; leave out ema, or trainer=ddp")
-    for path in (*folder.glob("*.part"), folder / NEXT):  # of a process that was killed
-        path.unlink(missing_ok=True)
-    trainer = build_trainer(config, callbacks, [curves, build_logger(config, run_dir, step)], run_dir)
+    clock, tested = TrainingClock(), TestedSamples()
+    trainer = build_trainer(config, parts, run_dir, step, clock, tested)
     example = parts.data.probe(NUM_EXAMPLES)
-    cost = model_cost(parts, config, example)
+    with config_errors(config, "model"):  # which may not be able to process the data
+        cost = cost_of(parts.model, parts.task, example) if len(example) else {}
     check_monitors(trainer, config, parts, example)
     check_lengths(trainer, parts.data, config, resumed=start is not None)
     if trainer.is_global_zero and cost:
@@ -196,20 +179,24 @@ def build_run(config: dict[str, Any], interpolated: dict[str, str], run_dir: Pat
     return Run(run_dir, config, parts, trainer, clock, tested, start, cost)
 
 
-def model_cost(parts: Parts, config: dict[str, Any], example: Batch) -> dict[str, float]:
-    """Parameters and FLOPs of the model; empty without an example.
+def build_trainer(config: dict[str, Any], parts: Parts, run_dir: Path, step: int, *measures: Callback) -> Trainer:
+    """Build the trainer with its callbacks and loggers.
+
+    Args:
+        config: a checked config.
+        parts: of the run.
+        run_dir: the run directory.
+        step: optimizer steps done.
+        measures: callbacks that measure the run.
 
     Raises:
-        ConfigError: the model cannot process the example.
+        ConfigError: training has no end, or callbacks and strategy do not fit together.
     """
-    with config_errors(config, "model"):
-        return cost_of(parts.model, parts.task, example) if len(example) else {}
-
-
-def checkpoint_callback(parts: Parts, config: Mapping[str, Any], folder: Path) -> ModelCheckpoint:
-    """Keeps `best.ckpt` by the task's validation metric; without validation the newest."""
-    settings = config["trainer"]
-    return BestCheckpoint(
+    folder, curves = run_dir / "checkpoints", Curves(run_dir / "metrics.csv")
+    settings, hydra = config["trainer"], HydraConfig.get()
+    for path in (*folder.glob("*.part"), folder / NEXT):  # of a process that was killed
+        path.unlink(missing_ok=True)
+    best = BestCheckpoint(
         dirpath=folder,
         filename=Path(BEST).stem,
         monitor=f"val/{parts.task.monitor}" if parts.data.has_validation(settings.get("limit_val_batches")) else None,
@@ -219,27 +206,22 @@ def checkpoint_callback(parts: Parts, config: Mapping[str, Any], folder: Path) -
         enable_version_counter=False,
         auto_insert_metric_name=False,
     )
-
-
-def build_logger(config: dict[str, Any], run_dir: Path, step: int) -> RunLogger:
-    """The logger of a run that starts at an optimizer step."""
-    hydra = HydraConfig.get()
+    last = construct(config, "checkpointing", folder=str(folder), curves=curves)
+    chosen = [construct(config, f"callbacks.{name}") for name in callback_nodes(config)]
+    if is_sharded(settings) and any(isinstance(callback, WeightAveraging) for callback in chosen):
+        raise ConfigError("callbacks: the average of sharded weights is not supported; leave out ema, or trainer=ddp")
+    logs = [StepSeeds(seed=config["seed"]), StepLog(), RunLog(), construct(config, "attention")]
     experiment = hydra.runtime.choices.get("experiment")
     name, group = display_name(run_dir, experiment, hydra.overrides.task), group_of(run_dir, experiment)
     logger: RunLogger = construct(config, "logger")
     logger.begin(RunInfo(folder=run_dir, config=config, name=name, group=group, step=step))
-    return logger
-
-
-def build_trainer(config: dict[str, Any], callbacks: list[Callback], loggers: list[Any], run_dir: Path) -> Trainer:
-    """The trainer, which must have an end.
-
-    Raises:
-        ConfigError: it has none.
-    """
-    plugins = [DurableIO(), *environment_plugins()]
     trainer: Trainer = construct(
-        config, "trainer", callbacks=callbacks, logger=loggers, plugins=plugins, default_root_dir=run_dir
+        config,
+        "trainer",
+        callbacks=[best, last, *measures, *logs, *chosen, WriteTrainingMetrics(run_dir / METRICS)],
+        logger=[curves, logger],
+        plugins=[DurableIO(), *environment_plugins()],
+        default_root_dir=run_dir,
     )
     if trainer.max_steps == -1 and trainer.max_epochs in (None, -1):
         value = "null" if trainer.max_epochs is None else -1

@@ -45,6 +45,14 @@ def show(table: Table) -> None:
     note("\n".join(line.rstrip() for line in text.getvalue().splitlines()))
 
 
+def show_values(values: Mapping[str, str]) -> None:
+    """Print named values as a table of two columns."""
+    table = Table(show_header=False)
+    for row in values.items():
+        table.add_row(*row)
+    console.print(table)
+
+
 def count_parameters(module: nn.Module) -> int:
     """Trainable and frozen parameters, shared ones once."""
     return sum(parameter.numel() for parameter in module.parameters())

@@ -142,7 +142,7 @@ class RunLog(Callback):
     """Writes device and data sizes, the metrics of each validation, and each new best checkpoint to the run's log."""
 
     def __init__(self) -> None:
-        self._best: str | None = None
+        self._best: Tensor | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         sizes = {split: len(samples) for split, samples in trainer.datamodule.splits.items() if samples is not None}  # type: ignore[attr-defined]
@@ -154,7 +154,7 @@ class RunLog(Callback):
         )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._best = self._score(trainer)
+        self._best = getattr(trainer.checkpoint_callback, "best_model_score", None)
         ends = {"max_epochs": trainer.max_epochs, "max_steps": trainer.max_steps}
         until = ", ".join(f"{key} {value}" for key, value in ends.items() if value not in (None, -1))
         note(f"starts at step {trainer.global_step}, epoch {trainer.current_epoch}; until {until}")
@@ -179,12 +179,9 @@ class RunLog(Callback):
 
     def _note_best(self, trainer: Trainer) -> None:
         """Called one event late, since checkpoints are written after the other callbacks of an epoch."""
-        if (score := self._score(trainer)) != self._best:
+        checkpoints = trainer.checkpoint_callback
+        assert isinstance(checkpoints, ModelCheckpoint)
+        score = checkpoints.best_model_score
+        if score is not None and score != self._best:
             self._best = score
-            checkpoints = trainer.checkpoint_callback
-            assert isinstance(checkpoints, ModelCheckpoint)
-            note(f"best checkpoint so far: {checkpoints.monitor} {score}, {checkpoints.best_model_path}")
-
-    def _score(self, trainer: Trainer) -> str | None:
-        score = getattr(trainer.checkpoint_callback, "best_model_score", None)
-        return None if score is None else f"{float(score):.4g}"
+            note(f"best checkpoint: {checkpoints.monitor} {score:.4g}, {checkpoints.best_model_path}")

@@ -277,7 +277,7 @@ class DataModule(LightningDataModule):
         samples = _KeyedSplit(split, self.seed, self._labels)
         items = [samples[0, index] for index in chosen]
         batch = _collate_readable([item.split()[0] if isinstance(item, Sample) else item for item in items])
-        return self._without_unreadable(batch)
+        return self.on_before_batch_transfer(batch, 0)
 
     def _loader(self, stage: Stage, *, trains: bool | None = None) -> DataLoader[Any]:
         split = self.splits[stage]
@@ -313,9 +313,6 @@ class DataModule(LightningDataModule):
         )
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        return self._without_unreadable(batch)
-
-    def _without_unreadable(self, batch: Batch) -> Batch:
         """Report the samples of a batch that could not be read; here, since errors of a worker hide the file name.
 
         Raises:

@@ -1,6 +1,7 @@
 """Speed and memory of training steps, without a trainer."""
 
 import resource
+import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import count, islice
@@ -89,6 +90,17 @@ def samples_per_second(
         samples += len(batch)
     synchronize(device)
     return samples / (time.perf_counter() - start)
+
+
+def median_seconds(function: Callable[[], Any], device: torch.device, *, warmup: int, repeats: int) -> float:
+    """Median wall time of a call, including its work on the device."""
+    times = []
+    for _ in range(warmup + repeats):
+        start = time.perf_counter()
+        function()
+        synchronize(device)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[warmup:])
 
 
 def synchronize(device: torch.device) -> None:
