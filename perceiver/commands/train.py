@@ -101,7 +101,7 @@ def train(cfg: DictConfig) -> float | None:
     """
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     try:
-        with discarded_if_refused(run_dir):
+        try:
             config = resolved(cfg)
             prepare_torch(config)
             if is_distributed_in_sweep(config):
@@ -109,6 +109,9 @@ def train(cfg: DictConfig) -> float | None:
                 return best_score(read_metrics(run_dir / METRICS))
             lock(run_dir)
             run = build_run(config, interpolations(cfg), run_dir)
+        except USER_ERRORS:
+            discard_if_unused(run_dir)
+            raise
         with loggers_closed(run.trainer):
             fit(run)
             metrics = training_metrics(run)
@@ -133,19 +136,15 @@ def prepare_torch(config: Mapping[str, Any]) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-@contextmanager
-def discarded_if_refused(run_dir: Path) -> Iterator[None]:
-    """At a user error, remove a run directory with only Hydra's files; not one of a sweep, or of a resumed run."""
-    try:
-        yield
-    except USER_ERRORS:
-        hydra = HydraConfig.get()
-        in_sweep = hydra.mode == RunMode.MULTIRUN or (run_dir.parent / "multirun.yaml").exists()
-        if not in_sweep and "ckpt_path=last" not in hydra.overrides.task:
-            names = {path.name for path in run_dir.iterdir()} if run_dir.exists() else set()
-            if names <= {".hydra", f"{hydra.job.name}.log", LOCK}:
-                rank_zero_only(shutil.rmtree)(run_dir, ignore_errors=True)  # another process may be writing to it
-        raise
+@rank_zero_only
+def discard_if_unused(run_dir: Path) -> None:
+    """Remove a run directory with only Hydra's files; not one of a sweep, or of a resumed run."""
+    hydra = HydraConfig.get()
+    in_sweep = hydra.mode == RunMode.MULTIRUN or (run_dir.parent / "multirun.yaml").exists()
+    if in_sweep or "ckpt_path=last" in hydra.overrides.task:
+        return
+    if {path.name for path in run_dir.iterdir()} <= {".hydra", f"{hydra.job.name}.log", LOCK}:
+        shutil.rmtree(run_dir, ignore_errors=True)  # another process may be writing to it
 
 
 def is_distributed_in_sweep(config: dict[str, Any]) -> bool:
