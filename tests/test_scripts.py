@@ -86,16 +86,16 @@ def test_the_benchmark_of_the_loader_says_whether_it_keeps_ahead(ratio, num_work
     assert verdict(ratio, num_workers).startswith(said)
 
 
-PARTS_OF_A_LOOK = [
-    *("forward pass", "forward pass, captured", "look: capture, rollout, relevance", "statistics", "exact maps"),
-    *("exact maps to disk", "maps for the explorer", "contact sheets", "deletion test"),
+PARTS_OF_AN_EVENT = [
+    *("forward pass", "forward pass, captured", "explanation: capture, rollout, relevance", "statistics"),
+    *("event file", "maps for the explorer", "contact sheets", "deletion test"),
 ]
-LOOKS = ["attention.every_n_epochs=1", "attention.num_samples=3", "attention.num_scored_samples=2"]
+EVENTS = ["attention.every_n_epochs=1", "attention.num_samples=3", "attention.num_scored_samples=2"]
 
 
-def looks_benchmarked(folder, *overrides: str) -> tuple[str, list[list[str]]]:
+def benchmark_explanations(folder, *overrides: str) -> tuple[str, list[list[str]]]:
     """What is printed, and the rows of the tables in it."""
-    ended = script("scripts/benchmark_looks.py", f"hydra.run.dir={folder}", *SMALL, *LOOKS, *overrides)
+    ended = script("scripts/benchmark_explanations.py", f"hydra.run.dir={folder}", *SMALL, *EVENTS, *overrides)
     assert ended.ok, ended.err
     rows = [
         [cell.strip() for cell in line.strip("│ ").split("│")] for line in ended.out.splitlines() if line[:1] == "│"
@@ -104,9 +104,9 @@ def looks_benchmarked(folder, *overrides: str) -> tuple[str, list[list[str]]]:
 
 
 @pytest.mark.parametrize("overrides", [[], CAPTIONING], ids=["classes", "captions"])
-def test_the_benchmark_of_looks_prints_what_each_part_takes_and_leaves_no_files(tmp_path, overrides):
-    out, found = looks_benchmarked(tmp_path / "run", *overrides, "train=false")
-    assert [row[0] for row in found] == PARTS_OF_A_LOOK
+def test_the_benchmark_of_explanations_prints_what_each_part_takes_and_leaves_no_files(tmp_path, overrides):
+    out, found = benchmark_explanations(tmp_path / "run", *overrides, "train=false")
+    assert [row[0] for row in found] == PARTS_OF_AN_EVENT
     for _, seconds, memory in found:
         assert float(seconds) >= 0
         assert float(memory.removesuffix(" MiB").replace(",", "")) >= 0
@@ -115,13 +115,13 @@ def test_the_benchmark_of_looks_prints_what_each_part_takes_and_leaves_no_files(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_benchmark_of_looks_measures_them_inside_of_a_run(tmp_path):
+def test_the_benchmark_of_explanations_measures_them_inside_of_a_run(tmp_path):
     methods = [AttentionCallback.on_train_epoch_end, AttentionCallback.on_train_end]
-    _, found = looks_benchmarked(tmp_path / "run")
-    whole, looks, share = found[-3:]
-    assert [row[0] for row in found][: len(PARTS_OF_A_LOOK)] == PARTS_OF_A_LOOK
-    assert [whole[0], looks[0], share[0]] == ["all of it", "looks at attention", "looks, of the rest"]
-    total, seconds = float(whole[1]), float(looks[1])
+    _, found = benchmark_explanations(tmp_path / "run")
+    whole, events, share = found[-3:]
+    assert [row[0] for row in found][: len(PARTS_OF_AN_EVENT)] == PARTS_OF_AN_EVENT
+    assert [whole[0], events[0], share[0]] == ["total", "explanations", "explanations, relative to the rest"]
+    total, seconds = float(whole[1]), float(events[1])
     assert 0 < seconds < total
     assert float(share[1].removesuffix("%")) / 100 == pytest.approx(seconds / (total - seconds), rel=0.2, abs=0.01)
     assert (tmp_path / "run" / "attention" / "index.html").exists()
@@ -131,8 +131,8 @@ def test_the_benchmark_of_looks_measures_them_inside_of_a_run(tmp_path):
 
 
 @pytest.mark.parametrize("mistake", ["model.memory.num_latentz=3", "model.memory.dim=15", "attention.num_samples=0"])
-def test_a_mistake_ends_the_benchmark_of_looks_in_one_sentence(tmp_path, mistake):
-    ended = script("scripts/benchmark_looks.py", f"hydra.run.dir={tmp_path}/run", *SMALL, mistake)
+def test_a_mistake_ends_the_benchmark_of_explanations_in_one_sentence(tmp_path, mistake):
+    ended = script("scripts/benchmark_explanations.py", f"hydra.run.dir={tmp_path}/run", *SMALL, mistake)
     assert ended.code == 1
     assert ended.err.startswith(f"error: {mistake.partition('=')[0].split('.')[0]}")
     assert ended.err.count("\n") == 1

@@ -1,4 +1,4 @@
-"""A finished run's answers about a user's own files, and the attention that led to them."""
+"""Predictions of a finished run for a user's files, with contact sheets of their explanations."""
 
 import json
 import logging
@@ -18,9 +18,8 @@ from perceiver.commands.train import prepare_torch
 from perceiver.data.collate import collate
 from perceiver.data.files import UnreadableError
 from perceiver.data.sources.folders import files_below
-from perceiver.inspection.capture import pictures_of
 from perceiver.inspection.contact_sheet import timeline
-from perceiver.inspection.figures import contact_sheets
+from perceiver.inspection.writer import ExplanationWriter
 from perceiver.model import Perceiver
 from perceiver.runtime.errors import ConfigError, one_line
 from perceiver.runtime.summary import console
@@ -28,25 +27,26 @@ from perceiver.training.build import Parts
 from perceiver.types import IncrementalDecoder, Memory, Sample, utf8_safe
 
 MAX_STEM = 100
-"""Bytes of the name of a file that are kept in the names of its pictures."""
+"""Bytes of the name of a file in the names of its figures."""
 
 log = logging.getLogger(__name__)
 
 
 def predict(cfg: DictConfig) -> list[dict[str, Any]]:
-    """Answers of a run's checkpoint for files: a table, `predictions.json`, and pictures.
+    """Predict with a run's checkpoint for files: a table, `predictions.json`, and figures.
 
-    A long sound is answered about as a whole and window by window, with a timeline of the windows; its attention is
-    drawn for the window in which the best answer scores highest.
+    A long sound has predictions as a whole and for each window, with a timeline of the windows; its contact sheets show
+    the window in which the best answer has its highest score.
 
     Raises:
-        UnreadableError: some files could not be read; raised after all others have been answered.
+        ConfigError: a setting is not valid.
+        UnreadableError: some files could not be read; raised after all others.
     """
     paths = named(cfg.inputs)
     if not paths:
         raise ConfigError("inputs=[]: name at least one file")
     if cfg.top is not None and (not isinstance(cfg.top, int) or cfg.top < 1):
-        raise ConfigError(f"top={cfg.top}: must be a whole number from 1 on")
+        raise ConfigError(f"top={cfg.top}: must be a whole number, at least 1")
     finished = load(str(cfg.run), cfg.checkpoint, cfg.overrides, cfg.trusted)
     config, parts = finished.config, finished.parts
     prepare_torch(config)
@@ -54,7 +54,7 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
     output = finished.output_dir / "predictions" if cfg.output is None else Path(cfg.output)
     check_writable(output)
     top = parts.task.num_answers if cfg.top is None else cfg.top
-    files = list(files_among(paths, parts.data.dataset.file_endings))
+    files = list(input_files(paths, parts.data.dataset.file_endings))
     answers: list[dict[str, Any]] = []
     errors: list[str] = []
     try:
@@ -64,8 +64,8 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
             except UnreadableError as error:
                 errors.append(str(error))
                 continue
-            stem = output / stem_of(number, sample.id)
-            answers.append(answer(parts, sample, top, stem, shown=config["attention"], problems=errors))
+            stem = output / figure_stem(number, sample.id)
+            answers.append(answer(parts, sample, top, stem, attention=config["attention"], problems=errors))
     finally:
         if answers:
             output.mkdir(parents=True, exist_ok=True)
@@ -80,57 +80,62 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
 
 
 def named(inputs: Any) -> list[Path]:
-    """One file or folder, or several, as they are named on the command line."""
-    single = isinstance(inputs, str) or not isinstance(inputs, Iterable)  # 5 may be a file, too
+    """Return the paths of one file or folder, or of several, named on the command line."""
+    single = isinstance(inputs, str) or not isinstance(inputs, Iterable)  # a file may be named 5
     return [Path(str(path)) for path in ([inputs] if single else inputs)]
 
 
-def files_among(paths: Sequence[Path], endings: Collection[str]) -> Iterator[Path]:
-    """The files among some paths, and those with one of the endings (or any, if there are none) in folders of them.
+def input_files(paths: Sequence[Path], endings: Collection[str]) -> Iterator[Path]:
+    """Yield the files among some paths, and in folders the files with one of the endings, if there are any.
 
     Raises:
-        ConfigError: there is no such file in a folder.
+        ConfigError: a folder contains no such file.
     """
     for path in paths:
         if not path.is_dir():
             yield path
             continue
-        there = [Path(name) for name in files_below(path)]
-        others = [file for file in there if endings and file.suffix.lower() not in endings]
-        if len(others) == len(there):
-            wanted = f"file with one of the endings {' '.join(sorted(endings))}" if endings else "file"
-            raise ConfigError(f"inputs: {path}: there is no {wanted} in it")
+        files = [Path(name) for name in files_below(path)]
+        others = [file for file in files if endings and file.suffix.lower() not in endings]
+        if len(others) == len(files):
+            expected = f"file with one of the endings {' '.join(sorted(endings))}" if endings else "file"
+            raise ConfigError(f"inputs: {path}: contains no {expected}")
         if others:
             counts = Counter(file.suffix or file.name for file in others)
             kinds = ", ".join(f"{count} × {utf8_safe(suffix)}" for suffix, count in counts.most_common(5))
-            log.warning("%s: left out files that are not of the run's kind: %s", utf8_safe(str(path)), kinds)
-        left_out = set(others)
-        yield from (file for file in there if file not in left_out)
+            log.warning("%s: ignored files that are not of the run's kind: %s", utf8_safe(str(path)), kinds)
+        yield from (file for file in files if file not in set(others))
 
 
-def stem_of(number: int, id: str) -> str:
-    """What the names of a file's pictures begin with: not so long that nothing could follow, and each another."""
+def figure_stem(number: int, id: str) -> str:
+    """Return a unique prefix of limited length for the names of a file's figures."""
     return f"{number:03d}_{Path(id).stem.encode()[:MAX_STEM].decode(errors='ignore')}"
 
 
 def to_accelerator(parts: Parts) -> None:
-    """Bring the model to where it runs fastest, ready to answer."""
+    """Move the model to the accelerator, if there is one, in evaluation mode."""
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     parts.module.to(device).eval()
 
 
 @torch.no_grad()
 def answer(
-    parts: Parts, sample: Sample, top: int, stem: Path, *, shown: dict[str, Any], problems: list[str]
+    parts: Parts, sample: Sample, top: int, stem: Path, *, attention: dict[str, Any], problems: list[str]
 ) -> dict[str, Any]:
-    """Predictions for one file, with pictures whose names begin with `stem`, drawn as the run drew its own.
+    """Return predictions for one file, and write its figures.
 
-    Where these cannot be drawn or written, `problems` says why, and the predictions come without.
+    Args:
+        parts: of the run.
+        sample: the file.
+        top: number of predictions.
+        stem: prefix of the paths of figures.
+        attention: the run's settings of figures.
+        problems: receives the error if figures cannot be drawn or written.
     """
     names = parts.module.description["class_names"]
     (predictions,) = predictions_of(parts, [sample], top)
     windows = sample.split()
-    # Of classes all, so that each has its place in time; of texts one.
+    # All classes, for the timeline; one text.
     by_window = predictions_of(parts, windows, max(len(names), 1)) if sample.windows else [predictions]
     clearest = max(range(len(windows)), key=lambda place: score_of(by_window[place], predictions[0]))
     result: dict[str, Any] = {"input": sample.id, "predictions": predictions, "attention": {}}
@@ -140,25 +145,25 @@ def answer(
         ]
     try:
         stem.parent.mkdir(parents=True, exist_ok=True)
-        result["attention"] = draw_attention(parts, windows[clearest], by_window[clearest], stem, shown=shown)
+        result["attention"] = draw_attention(parts, windows[clearest], by_window[clearest], stem, attention=attention)
         if sample.windows and "class" in predictions[0]:
             strips = {one["class"]: [score_of(row, one) for row in by_window] for one in predictions}
             timeline(strips, sample.windows).save(f"{stem}_timeline.png")
             result["timeline"] = f"{stem}_timeline.png"
     except (OSError, RuntimeError, ValueError) as error:
-        problems.append(f"{sample.id}: no pictures of it: {one_line(error)}")
+        problems.append(f"{sample.id}: its figures cannot be drawn: {one_line(error)}")
     return result
 
 
-def score_of(predictions: Sequence[dict[str, Any]], wanted: dict[str, Any]) -> float:
-    """The score of the same class as that of `wanted`; where there are no classes, that of the best answer."""
-    found = next((one for one in predictions if one.get("class") == wanted.get("class")), predictions[0])
+def score_of(predictions: Sequence[dict[str, Any]], prediction: dict[str, Any]) -> float:
+    """Return the score of the class of `prediction`; without classes, that of the best answer."""
+    found = next((one for one in predictions if one.get("class") == prediction.get("class")), predictions[0])
     *_, score = found.values()
     return float(score)
 
 
 def predictions_of(parts: Parts, samples: Sequence[Sample], top: int) -> list[list[dict[str, Any]]]:
-    """What the model says of some samples; it is shown no more than a batch at once."""
+    """Return the predictions for samples, with at most a batch of rows in each forward pass."""
     size, names = parts.data.batch_size, parts.module.description["class_names"]
     model = InParts(parts.model, size)
     batches = (collate(samples[start : start + size]) for start in range(0, len(samples), size))
@@ -167,11 +172,11 @@ def predictions_of(parts: Parts, samples: Sequence[Sample], top: int) -> list[li
 
 
 class InParts:
-    """A model that is shown a few rows at once, as one sample may have thousands of windows; a `GenerativeModel`.
+    """A `GenerativeModel` that processes a few rows at a time, since a sample may have thousands of windows.
 
     Args:
         model: the model.
-        size: how many rows.
+        size: number of rows.
     """
 
     def __init__(self, model: Perceiver, size: int) -> None:
@@ -202,28 +207,27 @@ class InParts:
     def _parts(
         self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor]
     ) -> Iterator[tuple[slice, list[dict[str, Tensor]]]]:
-        """Where each part is, and its inputs and masks."""
+        """Yield the rows of each part, and its inputs and masks."""
         for start in range(0, len(next(iter(inputs.values()))), self.size):
             at = slice(start, start + self.size)
             yield at, [{name: rows[at] for name, rows in named.items()} for named in (inputs, masks)]
 
 
 def draw_attention(
-    parts: Parts, window: Sample, predicted: Sequence[dict[str, Any]], stem: Path, *, shown: dict[str, Any]
+    parts: Parts, window: Sample, predicted: Sequence[dict[str, Any]], stem: Path, *, attention: dict[str, Any]
 ) -> dict[str, str]:
-    """Sheets of one window, of which the model said something: what it shows -> file."""
-    batch = collate([window]).to(parts.module.device)
-    explanation = parts.explainer(shown["rollout_alpha"]).explain(batch, [predicted])
-    sheets = contact_sheets(explanation, pictures_of(parts.model, batch.inputs), num_latents=shown["num_latents"])
+    """Draw the contact sheets of one window with its predictions, and return their files by name."""
+    explainer = parts.explainer(attention["rollout_alpha"])
+    explanation = explainer.explain(collate([window]).to(parts.module.device), [predicted])
     files = {}
-    for key, (sheet,) in sheets.items():
+    for key, (sheet,) in ExplanationWriter(explainer, explanation).contact_sheets(attention["num_latents"]).items():
         files[key] = f"{stem}_{key.replace('/', '_')}.png"
         sheet.save(files[key])
     return files
 
 
 def predictions_table(answers: Sequence[dict[str, Any]]) -> Table:
-    """One row per file and answer, and one per window with its best answers."""
+    """Return a table with a row per file and answer, and one per window with its best answers."""
     columns = list(answers[0]["predictions"][0])
     table = Table("input", *columns)
     for item in answers:

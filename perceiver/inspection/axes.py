@@ -1,4 +1,4 @@
-"""What lies where along the axes of grids and pictures: the way between physical units, cells and ticks."""
+"""Conversion between physical units, cells and ticks along the axes of grids and pictures."""
 
 import math
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from jaxtyping import Float, Int
 from perceiver.types import Axis, Box, Grid
 
 UNBROKEN = Axis("", "", 0.0, 1.0)
-"""The axis that a one-dimensional grid lacks on a plane: one cell, which covers everything."""
+"""The axis of the single row on which a one-dimensional grid is drawn: one cell, which covers everything."""
 OCTAVES = tuple(125.0 * 2**octave for octave in range(8))
-"""Centres of the octave bands of acoustics, in Hz."""
+"""Centers of the octave bands of acoustics, in Hz."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,10 @@ class Tick:
 
 
 def plane(grid: Grid) -> Grid:
-    """The rows and columns on which a grid is drawn, whatever the number of its axes.
+    """Return the rows and columns on which a grid of any number of axes is drawn.
 
-    A single axis runs along the columns of a single row. Of three axes and more the last two make a frame, and frames,
-    where there are several, lie side by side, those of the second axis within those of the first: a video is a film
-    strip.
+    A single axis becomes the columns of one row. Of three and more axes the last two form a frame; several frames lie
+    side by side, those of the second axis within those of the first, so that a video becomes a film strip.
     """
     if len(grid.shape) == 1:
         return Grid((1, *grid.shape), (UNBROKEN, *grid.axes))
@@ -41,44 +40,44 @@ def plane(grid: Grid) -> Grid:
 
 
 def strip(grid: Grid) -> list[tuple[Axis, int]]:
-    """The axes that lie along the columns of a plane, the outermost first, with their numbers of cells."""
+    """Return the axes along the columns of a plane, the outermost first, with their numbers of cells."""
     axes = list(zip(grid.axes, grid.shape, strict=True))
     return axes if len(axes) == 1 else [*axes[:-2], axes[-1]]
 
 
 def num_frames(grid: Grid) -> int:
-    """How many frames lie side by side on the plane of a grid."""
+    """Return the number of frames side by side on the plane of a grid."""
     return prod(grid.shape[:-2])
 
 
 def on_plane(values: Float[np.ndarray, "*rest tokens"], grid: Grid) -> Float[np.ndarray, "*rest rows columns"]:
-    """Values of the tokens of a grid, as they lie on its plane: high frequencies on top."""
+    """Arrange the values of a grid's tokens on its plane, high frequencies on top."""
     cells = values.reshape(*values.shape[:-1], num_frames(grid), *(grid.shape[-2:] if len(grid.shape) > 1 else (1, -1)))
-    placed = np.moveaxis(cells, -3, -2).reshape(*values.shape[:-1], *plane(grid).shape)
-    return placed[..., ::-1, :] if runs_upwards(plane(grid).axes[0]) else placed
+    values = np.moveaxis(cells, -3, -2).reshape(*values.shape[:-1], *plane(grid).shape)
+    return values[..., ::-1, :] if runs_upwards(plane(grid).axes[0]) else values
 
 
 def runs_upwards(axis: Axis) -> bool:
-    """Whether an axis of rows begins at the bottom, as people draw frequencies."""
+    """Return whether an axis of rows starts at the bottom, as frequencies do."""
     return axis.unit == "Hz"
 
 
 def extent(box: Box, axis: Axis) -> tuple[float, float]:
-    """From where to where a box reaches along an axis, as fractions of it; what lies beyond the axis is cut off."""
+    """Return start and stop of a box along an axis as fractions of the axis, clipped to it."""
     start, stop = box.ranges.get(axis.name, (axis.start, axis.stop))
     return min(max(axis.fraction(start), 0.0), 1.0), min(max(axis.fraction(stop), 0.0), 1.0)
 
 
 def cells_along(axis: Axis, *, shown: Axis, num_cells: int) -> Int[np.ndarray, " places"]:
-    """Which cells of the axis `shown` one meets on the way along another, in steps of their width.
+    """Return the cells of the axis `shown` along another axis, in steps of their width.
 
     Args:
-        axis: the one to follow, in the unit of `shown`; it may end earlier or later.
-        shown: the one that is cut into cells, equally wide on its scale.
-        num_cells: how many.
+        axis: in the unit of `shown`; it may end earlier or later.
+        shown: the axis that is divided into cells of equal width on its scale.
+        num_cells: number of these cells.
 
     Returns:
-        Numbers of cells, -1 where `axis` is outside of `shown`.
+        Numbers of cells, -1 outside `shown`.
     """
     count = max(round(num_cells * (shown.fraction(axis.stop) - shown.fraction(axis.start))), 1)
     place = np.array([shown.fraction(axis.value((step + 0.5) / count)) for step in range(count)])
@@ -86,7 +85,7 @@ def cells_along(axis: Axis, *, shown: Axis, num_cells: int) -> Int[np.ndarray, "
 
 
 def ticks(axis: Axis, *, apart: float) -> list[Tick]:
-    """Round values along an axis, no two closer than the fraction `apart`; none where it only counts pixels."""
+    """Return round values along an axis, no two closer than the fraction `apart`; none for pixels or without a unit."""
     if axis.unit in ("", "px"):
         return []
     values = [octave for octave in OCTAVES if axis.start <= octave <= axis.stop]
@@ -101,7 +100,7 @@ def ticks(axis: Axis, *, apart: float) -> list[Tick]:
 
 
 def frame_ticks(grid: Grid, *, apart: float) -> list[Tick]:
-    """Where the frames of a film strip begin along the innermost of the other axes, no two closer than `apart`."""
+    """Return the starts of a film strip's frames along the innermost leading axis, no two closer than `apart`."""
     axis, count = grid.axes[-3], grid.shape[-3]
     frames = num_frames(grid)
     step = max(math.ceil(apart * frames), 1)
@@ -112,7 +111,7 @@ def frame_ticks(grid: Grid, *, apart: float) -> list[Tick]:
 
 
 def _round_values(start: float, stop: float, *, most: int) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten, so wide apart that about `most` steps make the whole."""
+    """Return multiples of 1, 2 or 5 times a power of ten, in about `most` steps from start to stop."""
     power = 10.0 ** math.floor(math.log10((stop - start) / most))
     step = next(factor * power for factor in (1, 2, 5, 10, 20) if factor * power * most >= (stop - start) * (1 - 1e-9))
     first, last = math.ceil(start / step - 1e-9), math.floor(stop / step + 1e-9)

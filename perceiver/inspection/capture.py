@@ -1,7 +1,7 @@
-"""Looking at attention without touching the training path.
+"""Recording of attention without changes to the training path.
 
-Training always runs the fused kernel, which never holds the weights. Inside `capture(model)` every `ScaledDotProduct`
-leaves its queries, keys and mask here. Outside, nothing is left in the model: no flag, no hook, no recompilation.
+Training always runs the fused kernel, which never stores the weights. Inside `capture(model)` hooks record the queries,
+keys and mask of every `Mechanism`. Afterwards nothing remains in the model: no flag, no hook, no recompilation.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from perceiver.encoders.base import Encoder
 from perceiver.inspection.record import Layer, Record
 from perceiver.inspection.relevance import relevance
-from perceiver.inspection.rollout import Alpha, Rollout, readers_of, rollout
+from perceiver.inspection.rollout import Alpha, Rollout, mean_of_queries, rollout
 from perceiver.inspection.statistics import statistics
 from perceiver.mechanisms.base import KeyMask, Mechanism, Residual
 from perceiver.types import JoinedTokens, Model, Picture, Sound
@@ -25,10 +25,10 @@ from perceiver.types import JoinedTokens, Model, Picture, Sound
 
 @runtime_checkable
 class Explainable(Model, Protocol):
-    """What inspection needs of a model besides attention through `Mechanism`s that declare their role.
+    """A model that can be explained, whose attention is computed by `Mechanism`s that declare their role.
 
     It is a `torch.nn.Module` whose `forward` passes its inputs through a part that returns `JoinedTokens`. A `Residual`
-    adds to the queries what attention read; without one, nothing goes on beside it.
+    adds attention to its queries; without one, attention replaces them.
 
     Attributes:
         encoders: modality name -> encoder.
@@ -37,36 +37,50 @@ class Explainable(Model, Protocol):
     encoders: nn.ModuleDict
 
     def forward_tokens(self, tokens: JoinedTokens, queries: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """What `forward` makes of the tokens."""
+        """Return the outputs of `forward` for the joined tokens of its inputs."""
         ...
 
 
 class Capture(Record):
-    """The attention of the last forward pass, and what there is to ask of it."""
+    """The attention of the last forward pass, and what is computed from it."""
 
-    def rollout(self, queries: Sequence[int] | None = None, *, alpha: Alpha = 0.5) -> Rollout:
-        """Where chosen queries of the decoder (None: each) get their information from; see `rollout`."""
+    def rollout(
+        self, queries: Sequence[int] | None = None, *, output: str | None = None, alpha: Alpha = 0.5
+    ) -> Rollout:
+        """Return the shares of the tokens in chosen queries of the decoder (None: each); see `rollout`.
+
+        Args:
+            queries: numbers of queries.
+            output: the output whose decoder is meant; required if the model has several outputs.
+            alpha: share of attention as opposed to the residual.
+
+        Raises:
+            ValueError: `output` is missing or is not an output of the model, or alpha is not valid.
+        """
+        if (len(self.outputs) > 1) if output is None else (output not in self.outputs):
+            raise ValueError(f"output={output}: must be one of the model's outputs {', '.join(self.outputs)}")
+        record = self if output is None else self.for_output(output)
         if queries is None:
-            return rollout(self, alpha=alpha)
-        readers = readers_of([[[one] for one in queries]] * self.num_rows, self.num_outputs)
-        return rollout(self, alpha=alpha, readers=readers)
+            return rollout(record, alpha=alpha)
+        weights = mean_of_queries([[[one] for one in queries]] * self.num_rows, record.num_outputs)
+        return rollout(record, alpha=alpha, query_weights=weights)
 
     def relevance(self, scores: Float[Tensor, "batch readers"]) -> Float[Tensor, "batch readers tokens"]:
-        """How much each score depends on each token; for `capture(model, gradients=True)`; see `relevance`."""
+        """Return how much each score depends on each token, in `capture(model, gradients=True)`; see `relevance`."""
         return relevance(self, scores)
 
     def statistics(self, *, alpha: Alpha = 0.5) -> dict[str, float]:
-        """`<layer>/<name>` -> number; see `statistics`."""
+        """Return `<layer>/<name>` -> number; see `statistics`."""
         return statistics(self, alpha=alpha)
 
 
 @contextmanager
 def capture(model: nn.Module, *, gradients: bool = False) -> Iterator[Capture]:
-    """Record the attention of what `model` runs inside the context.
+    """Record the attention of the forward passes of `model` inside the context.
 
-    The model runs in eval mode, without gradients and uncompiled. Mode of every part, random state and compilation are
-    afterwards what they were. Recorded is the attention of every `Mechanism` that declares a role, in the forward pass
-    of an `Explainable` model; what is generated token by token is not.
+    The model runs in eval mode, without gradients and uncompiled; the mode of every module, the random state and
+    compilation are restored afterwards. The attention of every `Mechanism` with a role is recorded in the forward pass
+    of an `Explainable` model, but not during generation token by token.
 
         with capture(model) as attention:
             model(inputs)
@@ -74,13 +88,13 @@ def capture(model: nn.Module, *, gradients: bool = False) -> Iterator[Capture]:
 
     Args:
         model: an `Explainable` model, or a module that holds one.
-        gradients: keep what `Capture.relevance` needs, which must be asked for inside the context. No parameter gets a
-            gradient from it.
+        gradients: record what `Capture.relevance` needs, which must be called inside the context. No parameter gets a
+            gradient.
     """
     captured = Capture()
     recorder = _Recorder(captured, gradients)
     with undisturbed(model), torch.set_grad_enabled(gradients):
-        hooks = [hook for module in model.modules() for hook in recorder.follow(module)]
+        hooks = [hook for module in model.modules() for hook in recorder.hooks(module)]
         try:
             yield captured
         finally:
@@ -90,9 +104,9 @@ def capture(model: nn.Module, *, gradients: bool = False) -> Iterator[Capture]:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Inside, the model runs in eval mode, without gradients and uncompiled; afterwards all is as it was before."""
+    """Run the model in eval mode, without gradients and uncompiled; restore modes and random state afterwards."""
     modes = {module: module.training for module in model.modules()}
-    # Left to itself, `fork_rng` would touch every GPU of the machine.
+    # By default, `fork_rng` initializes every GPU of the machine.
     devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
     model.eval()
     try:
@@ -104,14 +118,14 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 def pictures_of(model: Explainable, inputs: Mapping[str, Tensor]) -> dict[str, Picture]:
-    """What there is to see of raw inputs: modality name -> picture, for those that have one."""
+    """Return the pictures of raw inputs by modality, of those that can be drawn."""
     with torch.no_grad():
         found = {name: _encoder(model, name).picture(raw) for name, raw in inputs.items()}
     return {name: picture for name, picture in found.items() if picture is not None}
 
 
 def sounds_of(model: Explainable, inputs: Mapping[str, Tensor]) -> dict[str, Sound]:
-    """What there is to hear of raw inputs: modality name -> sound, for those that have one."""
+    """Return the sounds of raw inputs by modality, of those that can be played."""
     found = {name: _encoder(model, name).sound(raw) for name, raw in inputs.items()}
     return {name: sound for name, sound in found.items() if sound is not None}
 
@@ -123,64 +137,66 @@ def _encoder(model: Explainable, name: str) -> Encoder:
 
 
 class _Recorder:
-    """Leaves in a capture what a forward pass does.
+    """Hooks that record a forward pass in a capture.
 
-    Only what runs inside of the model's `forward` is kept. What is generated token by token is not: kept, it would hold
-    all keys as often as there are tokens. Neither is what activation checkpointing runs again for the gradients.
+    Only what runs inside the model's `forward` is recorded: neither generation token by token, which would store all
+    keys once per token, nor what activation checkpointing recomputes in the backward pass.
     """
 
     def __init__(self, captured: Capture, gradients: bool) -> None:
         self.captured = captured
         self.gradients = gradients
         self.recording = False
-        self.last: str | None = None  # the layer whose residual comes next
+        self.last: str | None = None  # the layer whose residual follows
 
-    def follow(self, module: nn.Module) -> list[RemovableHandle]:
-        """Hooks on what a forward pass runs through."""
-        hooks = [module.register_forward_hook(self._joined)]
+    def hooks(self, module: nn.Module) -> list[RemovableHandle]:
+        """Register the hooks of one module."""
+        hooks = [module.register_forward_hook(self._after_join)]
         if isinstance(module, Explainable):
             assert isinstance(module, nn.Module)
             hooks += [
-                module.register_forward_pre_hook(self._begins, with_kwargs=True),
-                module.register_forward_hook(self._ends),
-                module.register_forward_hook(lambda *_: self._record(False), always_call=True),
+                module.register_forward_pre_hook(self._before_forward, with_kwargs=True),
+                module.register_forward_hook(self._after_forward),
+                module.register_forward_hook(lambda *_: self._set_recording(False), always_call=True),
             ]
         if isinstance(module, Mechanism):
-            hooks.append(module.register_forward_hook(self._attends, with_kwargs=True))
+            hooks.append(module.register_forward_hook(self._after_attention, with_kwargs=True))
         if isinstance(module, Residual):
-            hooks.append(module.register_forward_hook(self._adds))
+            hooks.append(module.register_forward_hook(self._after_residual))
         return hooks
 
-    def _begins(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if _runs_again():
+    def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if _is_recomputed():
             return
-        self._record(True)
+        self._set_recording(True)
         self.captured.layers.clear()
         self.captured.outputs, self.captured.tokens = {}, None
         self.captured.queries = (args[2] if len(args) > 2 else kwargs.get("queries")) or {}
 
-    def _ends(self, module: nn.Module, args: tuple[Any, ...], output: dict[str, Tensor]) -> None:
-        if not _runs_again():
+    def _after_forward(self, module: nn.Module, args: tuple[Any, ...], output: dict[str, Tensor]) -> None:
+        if not _is_recomputed():
             self.captured.outputs = output
 
-    def _record(self, does: bool) -> None:
-        self.recording = does and not _runs_again()
+    def _set_recording(self, recording: bool) -> None:
+        self.recording = recording and not _is_recomputed()
 
-    def _joined(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _after_join(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self.recording and isinstance(output, JoinedTokens):
             self.captured.tokens = replace(output, values=output.values.detach())
 
-    def _attends(self, module: Mechanism, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor | None:
+    def _after_attention(
+        self, module: Mechanism, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor
+    ) -> Tensor | None:
         self.last = None
         if module.role is None:
             return None
-        if self.gradients and not out.requires_grad:  # of a model whose parameters are frozen
+        if self.gradients and not out.requires_grad:  # all parameters are frozen
             out = out.detach().requires_grad_()
         if self.recording:
-            self._keep(module, out, *args, **kwargs)
-        return out if self.gradients else None  # what is run again must be what was run before, too
+            self._add_layer(module, out, *args, **kwargs)
+        return out if self.gradients else None  # a recomputation must return the same
 
-    def _keep(
+    def _add_layer(
         self,
         module: Mechanism,
         out: Tensor,
@@ -192,25 +208,25 @@ class _Recorder:
     ) -> None:
         role = module.role
         assert role is not None
-        added = q.new_ones(q.shape[0], q.shape[2], dtype=torch.float32)  # until a residual is seen
-        layer = Layer(role, module, q.detach(), k.detach(), mask, causal, added, has_residual=False)
+        share = q.new_ones(q.shape[0], q.shape[2], dtype=torch.float32)  # unless a residual follows
+        layer = Layer(role, module, q.detach(), k.detach(), mask, causal, share, has_residual=False)
         if self.gradients:
             layer = replace(layer, v=v.detach(), out=out)
         kind = f"{role.decoder}/{role.name}" if role.decoder else role.name
         self.last = f"{kind}{sum(name.rstrip('0123456789') == kind for name in self.captured.layers)}"
         self.captured.layers[self.last] = layer
 
-    def _adds(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    def _after_residual(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         if not self.recording or self.last is None:
             return
-        queries, read = (x.detach().float().norm(dim=-1) for x in args)
-        total = queries + read
-        share = read / total.clamp_min(torch.finfo(total.dtype).tiny)
+        queries, attention = (x.detach().float().norm(dim=-1) for x in args)
+        total = queries + attention
+        share = attention / total.clamp_min(torch.finfo(total.dtype).tiny)
         layer = self.captured.layers[self.last]
-        self.captured.layers[self.last] = replace(layer, added=share, has_residual=True)
+        self.captured.layers[self.last] = replace(layer, attention_share=share, has_residual=True)
         self.last = None
 
 
-def _runs_again() -> bool:
-    """Whether this is a backward pass, in which activation checkpointing runs modules again."""
-    return torch._C._current_graph_task_id() != -1  # what torch's own checkpointing asks, too
+def _is_recomputed() -> bool:
+    """Return whether a backward pass is running, in which activation checkpointing recomputes modules."""
+    return torch._C._current_graph_task_id() != -1  # as in torch.utils.checkpoint

@@ -1,4 +1,4 @@
-"""The colormaps of figures and of the page, which is handed them."""
+"""The colormaps of figures and of the explorer's page."""
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -18,15 +18,15 @@ COLORMAPS = {
     ),
     "gray": "000000 ffffff",
 }
-"""Name -> anchors at even distances, between which colors are interpolated; all but gray are perceptually even."""
+"""Name -> anchors at equal distances, between which colors are interpolated; all but gray are perceptually uniform."""
 DIFFERENCE = "053a72 1b5fa0 4a8bc2 8ab6db c3dbee f7f7f7 fbdcb4 f5b469 e08a2b b45f06 7f3b08"
-"""Blue, white, orange, of signed values: told apart by those who do not see red and green as two."""
+"""Blue, white, orange, for signed values; suitable for red-green color blindness."""
 OUTLINE = "#ff5a4f"
-"""Of boxes and marks: no colormap has it. A dark line around it parts it from bright cells for all eyes."""
+"""Color of boxes and marks, in no colormap; a dark line around it gives contrast to bright cells."""
 
 
 def colorize(values: Float[np.ndarray, "rows columns"], low: float, high: float) -> UInt8[np.ndarray, "rows columns 3"]:
-    """Viridis over [low, high]."""
+    """Map [low, high] to viridis."""
     codes = COLORMAPS["viridis"].split()
     anchors = np.array([[int(code[i : i + 2], 16) for i in (0, 2, 4)] for code in codes], dtype=np.float64)
     place = np.clip((values - low) / max(high - low, 1e-12), 0, 1) * (len(anchors) - 1)

@@ -1,198 +1,119 @@
-"""Looking at batches: what a model says of them, where each answer comes from, and how far that may be believed."""
+"""Explanations of batches: what a model answers for each sample, and how much each answer depends on each token."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from functools import cached_property
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perceiver.inspection.capture import Capture, Explainable, capture
-from perceiver.inspection.record import Record
+from perceiver.inspection.record import Layer, Record
 from perceiver.inspection.relevance import relevance
-from perceiver.inspection.rollout import Alpha, Rollout, even_share, readers_of, rollout
+from perceiver.inspection.rollout import Alpha, Rollout, mean_of_queries, rollout
+from perceiver.mechanisms.base import LATENTS
 from perceiver.tasks.base import Task
 from perceiver.types import Answer, Batch, Box
 
 TOKENS_AT_ONCE = 2**16
-"""How many tokens take part at once where gradients are needed, for which all activations are kept."""
+"""Tokens of a forward pass with gradients, for which all activations are stored."""
 Answers = Sequence[Sequence[Answer]]
-"""For each row of a batch what the model said of it."""
-Weighed: TypeAlias = tuple[Answer, Float[Tensor, " tokens"]]
-"""An answer, and the share that each token has in it."""
-
-
-def shares_of(mass: Float[Tensor, "*rest tokens"]) -> Float[Tensor, "*rest tokens"]:
-    """What each token has of the whole; 0 throughout where nothing has any."""
-    total = mass.sum(dim=-1, keepdim=True)
-    return mass / total.where(total > 0, 1.0)
-
-
-def outputs_of(answers: Answers) -> list[str]:
-    """The outputs of the model that some answers are read from."""
-    return list(dict.fromkeys(answer.output for row in answers for answer in row))
-
-
-def from_output(answers: Answers, output: str) -> list[list[Answer]]:
-    """Those answers that are read from one output."""
-    return [[answer for answer in row if answer.output == output] for row in answers]
-
-
-def own_answers(record: Record, answers: Answers, num_classes: int) -> list[list[Answer]]:
-    """Those answers for which the decoder has queries of their own: none where it asks for all classes at once."""
-    per_class = {output for output in outputs_of(answers) if record.for_output(output).num_outputs == num_classes}
-    return [[answer for answer in row if answer.is_word or answer.output in per_class] for row in answers]
-
-
-def answer_readers(record: Record, answers: Answers, num_classes: int) -> Float[Tensor, "batch answers queries"]:
-    """The decoder's queries that gave each answer of one output, as shares; all where it has none of its own."""
-    every = range(record.num_outputs)
-    asked = record.num_outputs == num_classes
-    queries = [[answer.queries if asked or answer.is_word else every for answer in row] for row in answers]
-    return readers_of(queries, record.num_outputs)
-
-
-def rollout_of(record: Record, answers: Answers, *, num_classes: int, alpha: Alpha) -> Rollout:
-    """The rollout from each answer; readers are answers."""
-    outputs = outputs_of(answers)
-    if len(outputs) <= 1:
-        part = record.for_output(outputs[0]) if outputs else record.parts[0]
-        return rollout(part, alpha=alpha, readers=answer_readers(part, answers, num_classes))
-    found = {}
-    for output in outputs:
-        part, own = record.for_output(output), from_output(answers, output)
-        found[output] = rollout(part, alpha=alpha, readers=answer_readers(part, own, num_classes))
-    names = dict.fromkeys(name for one in found.values() for name in one.latents)
-    return Rollout(
-        inputs=_placed({output: one.inputs for output, one in found.items()}, answers),
-        residual=_placed({output: one.residual for output, one in found.items()}, answers),
-        latents={
-            name: _placed({output: one.latents[name] for output, one in found.items() if name in one.latents}, answers)
-            for name in names
-        },
-    )
-
-
-def relevance_of(
-    record: Record, logits: Mapping[str, Float[Tensor, "batch *places answers"]], answers: Answers
-) -> Float[Tensor, "batch answers tokens"]:
-    """The relevance of each token for the logits of each answer; see `relevance`."""
-    outputs = outputs_of(answers)
-    if len(outputs) <= 1:
-        return relevance(record.for_output(outputs[0]) if outputs else record, said(logits, answers))
-    found = {
-        output: relevance(record.for_output(output), said(logits, from_output(answers, output))) for output in outputs
-    }
-    return _placed(found, answers)
-
-
-def _placed(
-    found: Mapping[str, Float[Tensor, "batch _ *rest"]], answers: Answers
-) -> Float[Tensor, "batch answers *rest"]:
-    """What was found for the answers of each output by itself, in the order of all; zero where nothing was."""
-    first = next(iter(found.values()))
-    placed = first.new_zeros(len(answers), max(map(len, answers)), *first.shape[2:])
-    for output, values in found.items():
-        for row, of_row in enumerate(answers):
-            slots = [slot for slot, answer in enumerate(of_row) if answer.output == output]
-            placed[row, slots] = values[row, : len(slots)]
-    return placed
-
-
-def said(
-    values: Mapping[str, Float[Tensor, "batch *places answers"]], answers: Answers
-) -> Float[Tensor, "batch slots"]:
-    """What the outputs, or what follows from them place by place, are for each answer.
-
-    Of a class its own value, of a word the sum over its ids; 0 where a row has no more answers.
-    """
-    empty = next(iter(values.values()))
-    rows = [
-        torch.stack([_value(values[answer.output][row], answer) for answer in of_row]) if of_row else empty.new_zeros(0)
-        for row, of_row in enumerate(answers)
-    ]
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-
-
-def probability_of(
-    probabilities: Mapping[str, Float[Tensor, "batch *places answers"]], answers: Answers
-) -> Float[Tensor, "batch slots"]:
-    """How probable each answer is, from `Task.probabilities`: of a word, the product over its ids."""
-    return said({name: values.log() for name, values in probabilities.items()}, answers).exp()
-
-
-def _value(values: Float[Tensor, "*places answers"], answer: Answer) -> Float[Tensor, ""]:
-    if answer.label is not None:
-        return values[answer.label]
-    return values[list(answer.queries), list(answer.ids)].sum()
+"""The answers of each row of a batch."""
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What is seen of a batch.
+    """The explanation of a batch; everything derived from it is computed on first use, once.
 
     Attributes:
-        batch: what was looked at.
+        batch: the samples.
         record: the forward pass.
-        answers: for each row what the model said.
-        own: of these the ones for which the decoder has queries of their own.
+        answers: the model's answers for each sample.
+        num_classes: of the data; 0 where answers are texts.
         probability: of each answer.
-        alpha, rollout: see `rollout`; a reader an answer.
-        relevance: see `relevance`; a score an answer.
+        alpha, rollout: see `rollout`.
+        relevance: see `relevance`.
     """
 
     batch: Batch
     record: Capture
     answers: list[list[Answer]]
-    own: list[list[Answer]]
+    num_classes: int
     probability: Float[Tensor, "batch answers"]
     alpha: Alpha
     rollout: Rollout
     relevance: Float[Tensor, "batch answers tokens"]
 
+    def has_own_queries(self, answer: Answer) -> bool:
+        """Return whether the decoder has queries for this answer alone, and so a rollout of its own."""
+        return _has_own_queries(answer, self.record.for_output(answer.output), self.num_classes)
+
     @property
+    def boxes(self) -> list[list[Box]]:
+        """The boxes of each sample; empty where they are unknown."""
+        return [list(boxes or ()) for boxes in self.batch.targets.get("boxes", [None] * len(self.answers))]
+
+    @cached_property
     def statistics(self) -> dict[str, float]:
         """`stat/<layer>/<name>` -> number; see `statistics`."""
         return {f"stat/{name}": value for name, value in self.record.statistics(alpha=self.alpha).items()}
 
-    @property
+    @cached_property
     def relevance_shares(self) -> Float[Tensor, "batch answers tokens"]:
-        """What of an answer's relevance each token has; 0 throughout where nothing has any."""
-        return shares_of(self.relevance)
+        """The share of each token in an answer's relevance; zeros where it has none."""
+        return normalized(self.relevance)
 
-    @property
-    def relevant(self) -> list[list[Weighed]]:
-        """For each row its answers with the share of their relevance that each token has."""
-        rows = zip(self.answers, self.relevance_shares, strict=True)
-        return [list(zip(row, of_row, strict=False)) for row, of_row in rows]
+    @cached_property
+    def mean_maps(self) -> dict[str, Float[Tensor, "batch tokens"]]:
+        """For each layer that reads the tokens the mean of its weights over heads and queries."""
+        layers = {name: self.record.layers[name] for name in self.record.input_layers}
+        return {name: layer.propagate(layer.uniform)[:, 0] for name, layer in layers.items()}
 
     @property
     def maps(self) -> dict[str, Float[Tensor, "batch answers tokens"]]:
-        """Kind of map -> how much it marks each token for each answer.
+        """Kind of map -> its value at each token, for each answer.
 
-        The mean map is the same for all, and missing where nothing but tokens reads the tokens.
+        The mean map is the same for all answers; it is missing where only tokens read the tokens.
         """
         maps = {"relevance": self.relevance, "rollout": self.rollout.inputs}
-        layers = [self.record.layers[name] for name in self.record.readers]
-        if layers:
-            mean = torch.stack([layer.through(even_share(layer)) for layer in layers]).mean(dim=0)
-            maps["mean_map"] = mean.expand(-1, self.relevance.shape[1], -1)
+        if self.mean_maps:
+            mean = torch.stack(list(self.mean_maps.values())).mean(dim=0)
+            maps["mean_map"] = mean[:, None].expand(-1, self.relevance.shape[1], -1)
         return maps
+
+    @cached_property
+    def query_rankings(self) -> dict[str, Int[Tensor, "batch queries"]]:
+        """For each layer that reads the tokens its queries in order: latents by how much the outputs read from them.
+
+        Without decoder attention, and where the outputs read the tokens themselves, by increasing entropy.
+        """
+        record = self.record
+        layers = {name: record.layers[name] for name in record.input_layers}
+        if not all(layer.role.queries == LATENTS for layer in layers.values()):
+            return {name: _by_entropy(layer) for name, layer in layers.items()}
+        if not layers:
+            return {}
+        if decoders := record.decode_layers:
+            ranking = record.map(decoders[-1]).mean(dim=1).argsort(dim=1, descending=True, stable=True)
+        else:
+            ranking = _by_entropy(layers[record.input_layers[-1]])
+        return dict.fromkeys(layers, ranking)
 
 
 @dataclass(frozen=True)
 class Explainer:
-    """Looks at a model. Batches have no windows.
+    """Explains the answers of a model for batches without windows.
 
     Attributes:
-        model, task: what is looked at, and how to ask it.
-        class_names: by label; none where answers are texts.
+        model, task: the model, and what it is trained for.
+        class_names: by label; empty where answers are texts.
         alpha: of rollouts.
-        converted: brings inputs into the type that the model takes.
-        forward_context: makes what the model runs in, such as the context of a precision.
+        converted: converts inputs to the precision of the model.
+        forward_context: the context of a forward pass, such as that of a precision.
     """
 
     model: Explainable
@@ -202,75 +123,160 @@ class Explainer:
     converted: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict
     forward_context: Callable[[], AbstractContextManager[Any]] = nullcontext
 
-    def explain(self, batch: Batch, predicted: Sequence[Sequence[dict[str, Any]]] | None = None) -> Explanation:
-        """Everything there is to see of a batch.
-
-        Args:
-            batch: what the model is asked about.
-            predicted: each row's predictions where they are known, see `Task.answer_queries`.
-        """
-        converted = replace(batch, inputs=self.converted(batch.inputs))
-        with capture(self.module) as record, self.forward_context():
-            queries = self.task.answer_queries(self.model, converted, predicted)
-            outputs = self.model(converted.inputs, converted.masks, queries)
-            answers = self._located(self.task.answers(outputs, queries, converted, self.class_names), batch)
-        return Explanation(
-            batch=batch,
-            record=record,
-            answers=answers,
-            own=own_answers(record, answers, len(self.class_names)),
-            probability=probability_of(self.task.probabilities(record.outputs), answers),
-            alpha=self.alpha,
-            rollout=rollout_of(record, answers, num_classes=len(self.class_names), alpha=self.alpha),
-            relevance=self._relevance(batch, record, answers),
-        )
-
-    def _located(self, answers: Sequence[Sequence[Answer]], batch: Batch) -> list[list[Answer]]:
-        """Answers with the boxes of their classes; those classes that truly apply follow the likeliest ones."""
-        outputs = dict.fromkeys(answer.output for row in answers for answer in row if not answer.is_word)
-        found = []
-        for row, boxes in zip(answers, batch.targets.get("boxes", [None] * len(batch)), strict=True):
-            of_label: dict[int, list[Box]] = {}
-            for box in boxes or ():
-                of_label.setdefault(box.label, []).append(box)
-            located = [
-                one if one.label is None else replace(one, boxes=tuple(of_label.get(one.label, ()))) for one in row
-            ]
-            for output in outputs:
-                known = {one.label for one in row if one.output == output}
-                located += [
-                    Answer(self.class_names[label], (label,), output, label=label, boxes=tuple(there))
-                    for label, there in sorted(of_label.items())
-                    if label not in known
-                ]
-            found.append(located)
-        return found
-
     @property
     def module(self) -> nn.Module:
         """The model as a module."""
         assert isinstance(self.model, nn.Module)
         return self.model
 
-    def _relevance(
-        self, batch: Batch, record: Capture, answers: Sequence[Sequence[Answer]]
-    ) -> Float[Tensor, "batch answers tokens"]:
-        """The relevance of each token for the logits of each answer, a few rows at a time."""
-        assert record.tokens is not None
-        at_once = max(TOKENS_AT_ONCE // record.tokens.values.shape[1], 1)
+    def explain(self, batch: Batch, predicted: Sequence[Sequence[dict[str, Any]]] | None = None) -> Explanation:
+        """Explain the model's answers for a batch.
+
+        Args:
+            batch: the samples.
+            predicted: the predictions for each row where they are known, see `Task.answer_queries`.
+        """
+        converted = replace(batch, inputs=self.converted(batch.inputs))
+        with capture(self.module) as record, self.forward_context():
+            queries = self.task.answer_queries(self.model, converted, predicted)
+            outputs = self.model(converted.inputs, converted.masks, queries)
+            answers = self._with_boxes(self.task.answers(outputs, queries, converted, self.class_names), batch)
+        num_classes = len(self.class_names)
+        logs = {name: values.log() for name, values in self.task.probabilities(record.outputs).items()}
+        return Explanation(
+            batch=batch,
+            record=record,
+            answers=answers,
+            num_classes=num_classes,
+            probability=answer_scores(logs, answers).exp(),
+            alpha=self.alpha,
+            rollout=answer_rollout(record, answers, num_classes=num_classes, alpha=self.alpha),
+            relevance=self._relevance(batch, record, answers),
+        )
+
+    def _with_boxes(self, answers: Answers, batch: Batch) -> list[list[Answer]]:
+        """Add the boxes of classes to answers, and the classes that apply but are not among the likeliest ones."""
+        outputs = dict.fromkeys(answer.output for row in answers for answer in row if not answer.is_word)
         found = []
-        for rows, part in in_parts(batch, at_once):
+        for row, boxes in zip(answers, batch.targets.get("boxes", [None] * len(batch)), strict=True):
+            by_label: dict[int, list[Box]] = {}
+            for box in boxes or ():
+                by_label.setdefault(box.label, []).append(box)
+            located = [
+                one if one.label is None else replace(one, boxes=tuple(by_label.get(one.label, ()))) for one in row
+            ]
+            for output in outputs:
+                labels = {one.label for one in row if one.output == output}
+                located += [
+                    Answer(self.class_names[label], (label,), output, label=label, boxes=tuple(of_label))
+                    for label, of_label in sorted(by_label.items())
+                    if label not in labels
+                ]
+            found.append(located)
+        return found
+
+    def _relevance(self, batch: Batch, record: Capture, answers: Answers) -> Float[Tensor, "batch answers tokens"]:
+        """Compute the relevance of each token for the logits of each answer, a few rows at a time."""
+        assert record.tokens is not None
+        found = []
+        for rows, part in in_parts(batch, max(TOKENS_AT_ONCE // record.tokens.values.shape[1], 1)):
             with capture(self.module, gradients=True) as again, self.forward_context():
                 queries = {name: ids[rows] for name, ids in record.queries.items()}
                 outputs = self.model(self.converted(part.inputs), part.masks, queries)
                 logits = {name: values.float() for name, values in outputs.items()}
-                found.append(relevance_of(again, logits, answers[rows]))
+                found.append(answer_relevance(again, logits, answers[rows]))
         most = max(part.shape[1] for part in found)
         return torch.cat([F.pad(part, (0, 0, 0, most - part.shape[1])) for part in found])
 
 
 def in_parts(batch: Batch, size: int) -> Iterator[tuple[slice, Batch]]:
-    """The batch in parts of so many samples, and where each is."""
+    """Yield the batch in parts of `size` samples, with the rows of each."""
     for start in range(0, len(batch), size):
         rows = slice(start, start + size)
         yield rows, batch.part(rows)
+
+
+def normalized(values: Float[Tensor, "*rest tokens"]) -> Float[Tensor, "*rest tokens"]:
+    """Divide by the sum over tokens; zeros stay zeros."""
+    total = values.sum(dim=-1, keepdim=True)
+    return values / total.where(total > 0, 1.0)
+
+
+def answer_scores(
+    values: Mapping[str, Float[Tensor, "batch *places answers"]], answers: Answers
+) -> Float[Tensor, "batch answers"]:
+    """Select the value of each answer from outputs, or from log probabilities of their shape.
+
+    Of a class it is its own value, of a word the sum over its ids; 0 pads rows with fewer answers.
+    """
+    empty = next(iter(values.values()))
+    rows = [
+        torch.stack([_value(values[answer.output][row], answer) for answer in of_row]) if of_row else empty.new_zeros(0)
+        for row, of_row in enumerate(answers)
+    ]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
+def answer_rollout(record: Record, answers: Answers, *, num_classes: int, alpha: Alpha) -> Rollout:
+    """Return the rollout of each answer from its queries: from all queries where all classes share them."""
+
+    def of_output(output: str, own: Answers) -> dict[str, Tensor]:
+        part = record.for_output(output)
+        every = range(part.num_outputs)
+        queries = [
+            [answer.queries if _has_own_queries(answer, part, num_classes) else every for answer in row] for row in own
+        ]
+        found = rollout(part, alpha=alpha, query_weights=mean_of_queries(queries, part.num_outputs))
+        latents = {f"latents/{name}": shares for name, shares in found.latents.items()}
+        return {"inputs": found.inputs, "residual": found.residual} | latents
+
+    merged = _by_output(record, answers, of_output)
+    inputs, residual = merged.pop("inputs"), merged.pop("residual")
+    return Rollout(inputs, residual, {name.removeprefix("latents/"): shares for name, shares in merged.items()})
+
+
+def answer_relevance(
+    record: Record, logits: Mapping[str, Float[Tensor, "batch *places answers"]], answers: Answers
+) -> Float[Tensor, "batch answers tokens"]:
+    """Return the relevance of each token for the logits of each answer; see `relevance`."""
+
+    def of_output(output: str, own: Answers) -> dict[str, Tensor]:
+        return {"tokens": relevance(record.for_output(output), answer_scores(logits, own))}
+
+    return _by_output(record, answers, of_output)["tokens"]
+
+
+def _by_output(
+    record: Record, answers: Answers, compute: Callable[[str, Answers], Mapping[str, Float[Tensor, "batch _ *rest"]]]
+) -> dict[str, Float[Tensor, "batch answers *rest"]]:
+    """Compute tensors for the answers of each output alone, and merge them in the order of all answers.
+
+    A tensor is zero for the answers of outputs that do not have it.
+    """
+    first = next(iter(record.outputs), "")
+    merged: dict[str, Tensor] = {}
+    for output in dict.fromkeys(answer.output for row in answers for answer in row) or [first]:
+        own = [[answer for answer in row if answer.output == output] for row in answers]
+        for name, values in compute(output, own).items():
+            if name not in merged:
+                merged[name] = values.new_zeros(len(answers), max(map(len, answers), default=0), *values.shape[2:])
+            for row, of_row in enumerate(answers):
+                slots = [slot for slot, answer in enumerate(of_row) if answer.output == output]
+                merged[name][row, slots] = values[row, : len(slots)]
+    return merged
+
+
+def _has_own_queries(answer: Answer, part: Record, num_classes: int) -> bool:
+    return answer.is_word or part.num_outputs == num_classes
+
+
+def _value(values: Float[Tensor, "*places answers"], answer: Answer) -> Float[Tensor, ""]:
+    if answer.label is not None:
+        return values[answer.label]
+    return values[list(answer.queries), list(answer.ids)].sum()
+
+
+def _by_entropy(layer: Layer) -> Int[Tensor, "batch queries"]:
+    """Return the queries of a layer by increasing entropy of their weights (mean over heads)."""
+    entropies = [torch.special.entr(layer.weights(chunk).mean(dim=1)).sum(dim=-1) for chunk in layer.chunks()]
+    return (-torch.cat(entropies, dim=1)).argsort(dim=1, descending=True, stable=True)

@@ -1,56 +1,59 @@
-"""Faithfulness of maps by deletion: hide what a map marks, and see what is left of the answer (Petsiuk et al. 2018).
+"""Faithfulness of maps by deletion of the tokens with the highest values (Petsiuk et al. 2018).
 
-Tokens are hidden from the most marked on, in growing shares, by masking them: nothing can read them any more. What is
-left of an answer's probability is compared with what is left when as many random tokens are hidden. The area between
-the two curves is the result: more than 0 where what the map marks matters more than chance, 0 for a map that says
-nothing.
+Increasing shares of the tokens are masked, those with the highest values first. The deletion curve is the remaining
+probability of the answer; it is compared with the curve for tokens masked in random order. The score is the area
+between the two curves: positive where the marked tokens matter more than random ones, 0 for an uninformative map.
 
 Deviations from the paper: tokens are masked instead of pixels blackened, so that the input stays one that the model
-knows; curves are relative to the probability with nothing hidden; and the random curve is measured, not assumed.
+knows; curves are relative to the probability of the complete input; and the random curve is measured, not assumed.
 
-Tokens of stems with overlapping fields still carry some of their hidden neighbours.
+Tokens of stems with overlapping receptive fields still contain part of their masked neighbors.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import isfinite
-from typing import Any
+from typing import Any, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from perceiver.inspection.capture import Explainable, undisturbed
-from perceiver.inspection.explanation import Answers, Explainer, Explanation, probability_of
+from perceiver.inspection.explanation import Answers, Explainer, Explanation, answer_scores
 from perceiver.inspection.record import Record
-from perceiver.types import JoinedTokens
 
 FRACTIONS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
-"""Shares of the real tokens that are hidden: close together where maps differ from chance."""
+"""Shares of the real tokens that are masked: close together where maps differ from chance."""
 NUM_RANDOM = 2
 """Random orders that are averaged."""
 MOST_ANSWERS, LEAST_LOSS = 2, 0.1
-"""Answers of a sample that are tested: at most so many, which lose at least so much when everything is hidden. What
-needs no input, as some words do, tells nothing about maps."""
+"""Tested answers of a sample: at most so many, whose probability falls by at least so much without any input. Answers
+that do not need the input, such as some words, cannot test a map."""
 LEAST_SAMPLES = 8
-"""Of fewer, the standard error is not told: it would be too uncertain itself to judge a map by."""
+"""Samples needed for a standard error: of fewer, it is too uncertain itself."""
 RANDOM = "random"
 ERRORS = 2
-"""Standard errors that a mean must be away from zero."""
+"""Standard errors between 0 and a mean that differs from it."""
 TITLES = {"mean_map": "the mean attention of all layers"}
-"""Kind of map -> what it is called in sentences, where that is not its name."""
+"""Kind of map -> its name in sentences, where they differ."""
 
 
 @dataclass(frozen=True)
-class Deletion:
-    """What is left of the probability of each sample's tested answers (their mean), by share of the tokens hidden.
+class DeletionCurves:
+    """The remaining probability of each sample's tested answers (their mean), by share of the tokens masked.
 
     Attributes:
-        curves: name of a kind of map, and `random` -> relative to the probability with nothing hidden. Samples of which
-            no answer was tested are left out.
+        curves: kind of map, and `random` -> probability relative to that of the complete input. Samples without a
+            tested answer are excluded.
     """
 
     curves: dict[str, Float[Tensor, "samples fractions"]]
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Self]) -> Self:
+        """Return the curves of several batches as one."""
+        return cls({name: torch.cat([part.curves[name] for part in parts]) for name in parts[0].curves})
 
     @property
     def num_samples(self) -> int:
@@ -65,47 +68,47 @@ class Deletion:
 
     @property
     def scores(self) -> dict[str, float]:
-        """`deletion/<kind of map>` -> mean area, by which it is logged; nothing where there is no sample."""
+        """`deletion/<kind of map>` -> mean area; empty without samples."""
         return {f"deletion/{name}": float(area.mean()) for name, area in self.areas.items() if len(area)}
 
     @property
     def summary(self) -> dict[str, Any]:
-        """Means over samples, and standard errors of the areas, as plain values; no curve where there is no sample."""
+        """Means over samples, and standard errors of the areas, as plain values; without samples, without curves."""
         return {
             "num_samples": self.num_samples,
             "fractions": list(FRACTIONS),
             "curves": {name: values.mean(dim=0).tolist() for name, values in self.curves.items() if len(values)},
             "areas": {
-                name: judged(name, float(values.mean()), _standard_error(values), len(values))
+                name: area_summary(name, float(values.mean()), _standard_error(values), len(values))
                 for name, values in self.areas.items()
                 if len(values)
             },
         }
 
 
-def judged(name: str, mean: float, error: float | None, num_samples: int) -> dict[str, Any]:
-    """Mean and standard error of the area of a map, its title, and what follows from them; see `verdict_of`."""
-    verdict = verdict_of(name, mean, error, num_samples)
-    return {"title": TITLES.get(name, name), "mean": mean, "error": error, **asdict(verdict)}
-
-
 @dataclass(frozen=True)
 class Verdict:
-    """What the area of a map says about it: as a sign, in a few words, and in a sentence."""
+    """The conclusion from the area of a map: as a sign, in a few words, and in a sentence."""
 
     mark: str
     brief: str
     sentence: str
 
 
+def area_summary(name: str, mean: float, error: float | None, num_samples: int) -> dict[str, Any]:
+    """Return the mean area of a kind of map, its standard error, its title, and the fields of its `Verdict`."""
+    verdict = verdict_of(name, mean, error, num_samples)
+    return {"title": TITLES.get(name, name), "mean": mean, "error": error, **asdict(verdict)}
+
+
 def verdict_of(name: str, mean: float, error: float | None, num_samples: int) -> Verdict:
-    """Judge a map by the mean area of the deletion test and its standard error.
+    """Compare the mean area of a kind of map with its standard error.
 
     Args:
         name: of the kind of map.
         mean: of the area between the random curve and that of the map.
-        error: standard error of the mean; None where too few samples were tested.
-        num_samples: how many were.
+        error: standard error of the mean; None with too few samples.
+        num_samples: that were tested.
     """
     title = TITLES.get(name, name)
     if error is None or not isfinite(mean) or not isfinite(error):
@@ -126,19 +129,14 @@ def verdict_of(name: str, mean: float, error: float | None, num_samples: int) ->
 
 
 def _standard_error(values: Float[Tensor, " samples"]) -> float | None:
-    """Of the mean; None where too few cannot tell."""
+    """Return the standard error of the mean; None with too few samples."""
     return float(values.std()) / len(values) ** 0.5 if len(values) >= LEAST_SAMPLES else None
 
 
-def together(parts: Sequence[Deletion]) -> Deletion:
-    """The tests of several batches as one."""
-    return Deletion({name: torch.cat([part.curves[name] for part in parts]) for name in parts[0].curves})
-
-
-def faithfulness(explainer: Explainer, explanation: Explanation, *, seed: int) -> Deletion:
-    """How much more than chance every kind of map marks what matters; see `deletion`."""
+def faithfulness(explainer: Explainer, explanation: Explanation, *, seed: int) -> DeletionCurves:
+    """Compute the deletion curves of all maps of an explanation; see `deletion_curves`."""
     with undisturbed(explainer.module), explainer.forward_context():
-        return deletion(
+        return deletion_curves(
             explainer.model,
             explanation.record,
             explanation.maps,
@@ -148,7 +146,7 @@ def faithfulness(explainer: Explainer, explanation: Explanation, *, seed: int) -
         )
 
 
-def deletion(
+def deletion_curves(
     model: Explainable,
     record: Record,
     maps: Mapping[str, Float[Tensor, "batch answers tokens"]],
@@ -156,20 +154,33 @@ def deletion(
     probabilities: Callable[[dict[str, Tensor]], dict[str, Tensor]],
     *,
     seed: int = 0,
-) -> Deletion:
-    """Test maps by hiding what they mark.
+) -> DeletionCurves:
+    """Compute the deletion curves of maps.
 
     Args:
-        model: in eval mode and without gradients, as inside of `capture`.
+        model: in eval mode and without gradients, as inside `capture`.
         record: its forward pass.
-        maps: kind of map -> how much it marks each token, for each answer.
-        answers: what was said of each row.
+        maps: kind of map -> its value at each token, for each answer.
+        answers: of each row.
         probabilities: of the model's outputs.
-        seed: of what is random.
+        seed: of the random orders.
     """
-    trial = _Trial.of(model, record, answers, probabilities)
-    whole, nothing = trial.probable(trial.real), trial.probable(torch.zeros_like(trial.real))
-    loss = (whole - nothing).cpu()
+    assert record.tokens is not None
+    tokens, mask = record.tokens, record.tokens.mask
+    real = torch.ones(tokens.values.shape[:2], dtype=torch.bool, device=tokens.values.device) if mask is None else mask
+
+    def probability(
+        rows: Int[Tensor, " cases"], answers: Answers, visible: Bool[Tensor, "cases tokens"]
+    ) -> Float[Tensor, "cases answers"]:
+        """Return the probability of answers of some rows from the visible tokens alone."""
+        values = tokens.values[rows].masked_fill(~visible[..., None], 0.0)
+        queries = {name: ids[rows] for name, ids in record.queries.items()}
+        outputs = probabilities(model.forward_tokens(replace(tokens, values=values, mask=visible), queries))
+        return answer_scores({name: output.log() for name, output in outputs.items()}, answers).exp()
+
+    every = torch.arange(len(real))
+    complete, empty = (probability(every, answers, visible) for visible in (real, torch.zeros_like(real)))
+    loss = (complete - empty).cpu()
     tested = [
         (row, slot)
         for row, of_row in enumerate(answers)
@@ -177,79 +188,30 @@ def deletion(
         if loss[row, slot] >= LEAST_LOSS
     ]
     if not tested:
-        return Deletion({name: torch.zeros(0, len(FRACTIONS)) for name in (RANDOM, *maps)})
+        return DeletionCurves({name: torch.zeros(0, len(FRACTIONS)) for name in (RANDOM, *maps)})
     rows, slots = torch.tensor(tested).unbind(dim=1)
-    cases = trial.cases(tested)
+    cases, num_real = [[answers[row][slot]] for row, slot in tested], real[rows].sum(dim=1, keepdim=True)
     generator = torch.Generator().manual_seed(seed)
 
-    def curves(marked: Float[Tensor, "cases tokens"]) -> Float[Tensor, "samples fractions"]:
-        left = [whole[rows, slots], *cases.without(ranks(marked, cases.real, generator)), nothing[rows, slots]]
-        of_answers = (torch.stack(left, dim=1) / whole[rows, slots, None]).cpu()
-        # The answers of one sample are no independent trials.
+    def curves(values: Float[Tensor, "cases tokens"]) -> Float[Tensor, "samples fractions"]:
+        ranks = deletion_ranks(values, real[rows], generator)
+        masked = [real[rows] & (ranks >= (share * num_real).round()) for share in FRACTIONS[1:-1]]
+        left = [probability(rows, cases, visible)[:, 0] for visible in masked]
+        left = [complete[rows, slots], *left, empty[rows, slots]]
+        of_answers = (torch.stack(left, dim=1) / complete[rows, slots, None]).cpu()
+        # The answers of one sample are not independent.
         return torch.stack([of_answers[rows == row].mean(dim=0) for row in sorted(set(rows.tolist()))])
 
-    unmarked = torch.zeros(cases.real.shape, device=cases.real.device)
-    by_chance = torch.stack([curves(unmarked) for _ in range(NUM_RANDOM)]).mean(dim=0)
-    return Deletion({RANDOM: by_chance} | {name: curves(marked[rows, slots]) for name, marked in maps.items()})
+    equal = torch.zeros(real[rows].shape, device=real.device)
+    by_chance = torch.stack([curves(equal) for _ in range(NUM_RANDOM)]).mean(dim=0)
+    return DeletionCurves({RANDOM: by_chance} | {name: curves(values[rows, slots]) for name, values in maps.items()})
 
 
-def ranks(
-    marked: Float[Tensor, "cases tokens"], real: Bool[Tensor, "cases tokens"], generator: torch.Generator
+def deletion_ranks(
+    values: Float[Tensor, "cases tokens"], real: Bool[Tensor, "cases tokens"], generator: torch.Generator
 ) -> Int[Tensor, "cases tokens"]:
-    """The place of each token, the most marked first; among equals chance decides. What is not real comes last."""
-    shuffled = torch.rand(marked.shape, generator=generator).argsort(dim=1).to(marked.device)
-    marked = marked.masked_fill(~real, -torch.inf)
-    order = marked.gather(1, shuffled).argsort(dim=1, descending=True, stable=True)
+    """Return the rank of each token: the highest value first, ties in random order, tokens that are not real last."""
+    shuffled = torch.rand(values.shape, generator=generator).argsort(dim=1).to(values.device)
+    values = values.masked_fill(~real, -torch.inf)
+    order = values.gather(1, shuffled).argsort(dim=1, descending=True, stable=True)
     return shuffled.gather(1, order).argsort(dim=1)
-
-
-@dataclass(frozen=True)
-class _Trial:
-    """A model that is run on the tokens of a forward pass, of which some are hidden.
-
-    Attributes:
-        model, probabilities: the model, and what its outputs mean.
-        tokens, real, queries: of the forward pass; `real` is True where a token is real.
-        answers: whose probability is wanted.
-    """
-
-    model: Explainable
-    probabilities: Callable[[dict[str, Tensor]], dict[str, Tensor]]
-    tokens: JoinedTokens
-    real: Bool[Tensor, "batch tokens"]
-    queries: Mapping[str, Tensor]
-    answers: Answers
-
-    @classmethod
-    def of(
-        cls,
-        model: Explainable,
-        record: Record,
-        answers: Answers,
-        probabilities: Callable[[dict[str, Tensor]], dict[str, Tensor]],
-    ) -> "_Trial":
-        """The forward pass as it was."""
-        assert record.tokens is not None
-        values, mask = record.tokens.values, record.tokens.mask
-        real = torch.ones(values.shape[:2], dtype=torch.bool, device=values.device) if mask is None else mask
-        return cls(model, probabilities, record.tokens, real, record.queries, answers)
-
-    def cases(self, chosen: Sequence[tuple[int, int]]) -> "_Trial":
-        """A row for each of some answers, given by row and place."""
-        rows = [row for row, _ in chosen]
-        queries = {name: ids[rows] for name, ids in self.queries.items()}
-        tokens = replace(self.tokens, values=self.tokens.values[rows])
-        answers = [[self.answers[row][slot]] for row, slot in chosen]
-        return replace(self, tokens=tokens, real=self.real[rows], queries=queries, answers=answers)
-
-    def probable(self, shown: Bool[Tensor, "batch tokens"]) -> Float[Tensor, "batch answers"]:
-        """How probable the answers are when only some tokens are shown."""
-        values = self.tokens.values.masked_fill(~shown[..., None], 0.0)
-        outputs = self.model.forward_tokens(replace(self.tokens, values=values, mask=shown), self.queries)
-        return probability_of(self.probabilities(outputs), self.answers)
-
-    def without(self, ranks: Int[Tensor, "cases tokens"]) -> Iterator[Float[Tensor, " cases"]]:
-        """How probable the answer of each case is, by share of the tokens that are hidden, those of low rank first."""
-        num_real = self.real.sum(dim=1, keepdim=True)
-        for share in FRACTIONS[1:-1]:
-            yield self.probable(self.real & (ranks >= (share * num_real).round()))[:, 0]

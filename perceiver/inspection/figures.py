@@ -1,13 +1,12 @@
-"""Attention on the grid of its input, and contact sheets of it."""
+"""Maps and inputs drawn on the grid of their tokens, and contact sheets of an explanation."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import product
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
@@ -24,48 +23,38 @@ from perceiver.inspection.axes import (
     ticks,
 )
 from perceiver.inspection.contact_sheet import (
+    InputImage,
     Outline,
+    Pixels,
     Tile,
     contact_sheet,
-    image_picture,
-    level_picture,
+    input_image,
     overlay,
     tile_size,
 )
-from perceiver.inspection.explanation import Explanation, Weighed, shares_of
-from perceiver.inspection.record import Record
-from perceiver.inspection.rollout import even_share, mean_reader, rollout
+from perceiver.inspection.explanation import Explanation, normalized
+from perceiver.inspection.rollout import mean_of_all_queries, rollout
 from perceiver.mechanisms.base import LATENTS
-from perceiver.types import Answer, Axis, Box, Grid, Picture, Span
+from perceiver.types import Axis, Box, Grid, Picture, Span
 
 STRETCHED = (384, 128)
-"""Width and height of a tile whose axes measure different things, so that no shape of its cells is the right one."""
+"""Width and height of a tile whose axes have different units, so that its cells have no natural shape."""
 STRIP_HEIGHT = 40
 WIDEST_STRIP = 960
-"""Pixels of the frames of a film strip together."""
+"""Width in pixels of all frames of a film strip."""
 ROUNDING = 1e-6
-"""By how much of a cell a box may reach across a common edge without reaching into the next frame."""
+"""Part of a cell by which a box may extend over a common edge without reaching into the next frame."""
 ROWS_APART, COLUMNS_APART = 0.13, 0.15
-"""Least distance between ticks as fractions of a tile: what their labels need."""
-
-
-@dataclass(frozen=True)
-class Shown:
-    """An input as it is drawn; `low` and `high` are what black and white stand for, in `unit`, if that is not empty."""
-
-    pixels: UInt8[np.ndarray, "rows columns 3"]
-    unit: str = ""
-    low: float = 0.0
-    high: float = 1.0
+"""Least distance between ticks as a fraction of a tile, for their labels."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The tiles of one modality have its grid's extent; an axis in Hz runs upwards in them.
+    """Draws the tiles of one modality in the extent of its grid, with an axis in Hz upwards.
 
     Attributes:
         grid: of the tokens.
-        picture: the inputs, on a grid of one or two axes; None where there is nothing to see.
+        picture: the inputs, on a grid of one or two axes; None where they cannot be drawn.
     """
 
     grid: Grid
@@ -73,112 +62,106 @@ class Frame:
 
     @property
     def max_columns(self) -> int:
-        """How many tiles stand side by side."""
+        """Number of tiles side by side."""
         if len(self.grid.shape) == 1:
             return 2
         if num_frames(self.grid) > 1:
             return 1
-        return 8 if self._keeps_its_shape else 3
+        return 8 if self._has_aspect else 3
 
     @property
-    def _keeps_its_shape(self) -> bool:
+    def _has_aspect(self) -> bool:
         return len(self.grid.shape) > 1 and self.grid.axes[-2].unit == self.grid.axes[-1].unit
 
     @property
     def axes(self) -> tuple[Axis, Axis]:
-        """What rows and columns of the picture's tiles measure; a strip leaves its rows to the picture."""
+        """Axes of the rows and columns of input tiles; on a grid of one axis the rows are those of the picture."""
         rows, columns = plane(self.grid).axes
         return self.picture.grid.axes[0] if self.picture and rows == UNBROKEN else rows, columns
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of a tile in pixels."""
+        if not self._has_aspect:
+            return STRETCHED
+        height, width = (axis.stop - axis.start for axis in self.grid.axes[-2:])
+        across, down = tile_size(self.grid.shape[-1], aspect=height / width)
+        frames = num_frames(self.grid)
+        scale = min(1.0, WIDEST_STRIP / (frames * across))
+        return round(frames * across * scale), max(round(down * scale), 1)
+
     def map_tile(self, title: str, values: Float[np.ndarray, "*grid"], boxes: Sequence[Box] = ()) -> Tile:
-        """A map in the shape of the grid, and boxes over it."""
+        """Return the tile of a map in the shape of the grid, with boxes."""
         rows, columns = plane(self.grid).axes
         size = (STRETCHED[0], STRIP_HEIGHT) if rows == UNBROKEN else self.size
         return self._with_axes(Tile(title, on_plane(values.reshape(-1), self.grid), size), (rows, columns), boxes)
 
     def picture_tiles(self, row: int, values: Float[np.ndarray, "*grid"] | None, boxes: Sequence[Box]) -> list[Tile]:
-        """The input of one row of the batch, with its boxes, and under a map, if there is one."""
-        shown = self.input_of(row)
-        if shown is None:
+        """Return tiles of the input of one row of the batch: with its boxes, and below a map if there is one."""
+        image = self.input_of(row)
+        if image is None:
             return []
-        title = f"input, {shown.low:.0f} to {shown.high:.0f} {shown.unit}" if shown.unit else "input"
-        tiles = [self._with_axes(Tile(title, shown.pixels, self.size, is_map=False), self.axes, boxes)]
+        title = f"input, {image.low:.0f} to {image.high:.0f} {image.unit}" if image.unit else "input"
+        tiles = [self._with_axes(Tile(title, image.pixels, self.size, is_map=False), self.axes, boxes)]
         if values is not None:
-            over = overlay(shown.pixels, on_plane(values.reshape(-1), self.grid), self.size)
+            over = overlay(image.pixels, on_plane(values.reshape(-1), self.grid), self.size)
             tiles.append(self._with_axes(Tile("mean over input", over, self.size, is_map=False), self.axes, ()))
         return tiles
 
-    def input_of(self, row: int) -> Shown | None:
-        """The input of one row of the batch in the grid's extent, if there is something to see."""
+    def input_of(self, row: int) -> InputImage | None:
+        """Draw the input of one row of the batch in the extent of the grid, if it can be drawn."""
         if self.picture is None:
             return None
-        values, unit = self.picture.values[row], self.picture.unit
-        if not unit:
-            return Shown(self._as_far_as_the_grid(image_picture(values)))
-        pixels, (low, high) = level_picture(values, unit)
-        return Shown(self._as_far_as_the_grid(pixels), unit, low, high)
+        image = input_image(self.picture.values[row], self.picture.unit)
+        return replace(image, pixels=self._in_grid_extent(image.pixels))
 
     def outlines(self, box: Box) -> list[Outline]:
-        """A box on the input, once in each frame that it reaches into; nothing where it lies beyond."""
+        """Return a box on the input, once for each frame that it reaches; nothing outside the grid."""
         return outlines_on(box, self.grid, self.axes)
 
     @property
     def ticks(self) -> tuple[list[Tick], list[Tick]]:
-        """Round values along rows, from the top, and columns of the input."""
-        tile = self._with_axes(Tile("", np.zeros((1, 1)), self.size), self.axes, ())
-        return list(tile.row_ticks), list(tile.column_ticks)
+        """Ticks along rows, from the top, and columns of the input."""
+        return self._ticks(self.axes)
 
-    @property
-    def size(self) -> tuple[int, int]:
-        if not self._keeps_its_shape:
-            return STRETCHED
-        height, width = (axis.stop - axis.start for axis in self.grid.axes[-2:])
-        across, down = tile_size(self.grid.shape[-1], aspect=height / width)
-        frames = num_frames(self.grid)
-        shrunk = min(1.0, WIDEST_STRIP / (frames * across))
-        return round(frames * across * shrunk), max(round(down * shrunk), 1)
+    def _ticks(self, axes: tuple[Axis, Axis]) -> tuple[list[Tick], list[Tick]]:
+        rows, columns = axes
+        row_ticks = ticks(rows, apart=ROWS_APART)
+        if runs_upwards(rows):
+            row_ticks = [replace(tick, place=1 - tick.place) for tick in row_ticks]
+        if num_frames(self.grid) > 1:
+            return row_ticks, frame_ticks(self.grid, apart=COLUMNS_APART)
+        column_ticks = ticks(columns, apart=COLUMNS_APART)
+        if column_ticks:
+            column_ticks[-1] = Tick(column_ticks[-1].place, f"{column_ticks[-1].label} {columns.unit}")
+        return row_ticks, column_ticks
 
-    def _as_far_as_the_grid(self, picture: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "rows columns 3"]:
-        """A picture, cut or continued in black to end where the grid does: stems pad, or leave a border out."""
-        rows, columns = self._cells
-        canvas = picture[rows][:, columns]
-        canvas[rows < 0], canvas[:, columns < 0] = 0, 0
-        return canvas[::-1] if runs_upwards(self.axes[0]) else canvas
-
-    @property
-    def _cells(self) -> tuple[Int[np.ndarray, " rows"], Int[np.ndarray, " columns"]]:
-        """Which rows and columns of the picture lie where in a tile, -1 for none."""
+    def _in_grid_extent(self, pixels: Pixels) -> Pixels:
+        """Crop or pad a picture in black to the extent of the grid: stems pad, or ignore a border."""
         assert self.picture is not None
         rows, columns = (
-            cells_along(axis, shown=shown, num_cells=num_cells)
-            for axis, shown, num_cells in zip(
+            cells_along(axis, shown=own, num_cells=num_cells)
+            for axis, own, num_cells in zip(
                 self.axes, self.picture.grid.axes, self.picture.values.shape[-2:], strict=True
             )
         )
-        return rows, columns
+        canvas = pixels[rows][:, columns]
+        canvas[rows < 0], canvas[:, columns < 0] = 0, 0
+        return canvas[::-1] if runs_upwards(self.axes[0]) else canvas
 
     def _with_axes(self, tile: Tile, axes: tuple[Axis, Axis], boxes: Sequence[Box]) -> Tile:
-        rows, columns = axes
-        upwards = runs_upwards(rows)
-        row_ticks = ticks(rows, apart=ROWS_APART)
-        if upwards:
-            row_ticks = [replace(tick, place=1 - tick.place) for tick in row_ticks]
-        column_ticks = ticks(columns, apart=COLUMNS_APART)
-        if num_frames(self.grid) > 1:
-            column_ticks = frame_ticks(self.grid, apart=COLUMNS_APART)
-        elif column_ticks:
-            column_ticks[-1] = Tick(column_ticks[-1].place, f"{column_ticks[-1].label} {columns.unit}")
+        row_ticks, column_ticks = self._ticks(axes)
         return replace(
             tile,
             outlines=[outline for box in boxes for outline in outlines_on(box, self.grid, axes)],
             row_ticks=row_ticks,
             column_ticks=column_ticks,
-            row_unit=rows.unit,
+            row_unit=axes[0].unit,
         )
 
 
 def outlines_on(box: Box, grid: Grid, axes: tuple[Axis, Axis] | None = None) -> list[Outline]:
-    """A box on the plane of a grid, once in each frame that it reaches into; nothing where it lies beyond.
+    """Return a box on the plane of a grid, once for each frame that it reaches; nothing outside the grid.
 
     Args:
         axes: rows and columns of a frame, where they are not the grid's own.
@@ -198,142 +181,111 @@ def outlines_on(box: Box, grid: Grid, axes: tuple[Axis, Axis] | None = None) -> 
     return [Outline((frame + left) / count, top, (frame + right) / count, bottom) for frame in frames]
 
 
-def _overlaps(reach: tuple[float, float], cell: int, count: int) -> bool:
-    start, stop = reach
+def _overlaps(interval: tuple[float, float], cell: int, count: int) -> bool:
+    start, stop = interval
     return start * count < cell + 1 - ROUNDING and stop * count > cell + ROUNDING
 
 
 def on_grid(weights: Float[Tensor, "*rows keys"], span: Span) -> Float[np.ndarray, "..."]:
-    """The part of the weights that falls on one modality, in the shape of its grid."""
+    """Return the weights on one modality in the shape of its grid."""
     part = weights[..., span.start : span.stop]
     return part.reshape(*weights.shape[:-1], *span.grid.shape).float().cpu().numpy()
-
-
-def query_ranking(record: Record, name: str) -> Int[Tensor, "batch queries"]:
-    """The queries of a layer that reads the tokens: latents by how much the outputs read from them.
-
-    Without decoder attention, and where the outputs read the tokens themselves, by how sharply they attend.
-    """
-    layer = record.layers[name]
-    if layer.role.queries == LATENTS:
-        if decoders := record.decoders:
-            score = record.map(decoders[-1]).mean(dim=1)
-            return score.argsort(dim=1, descending=True, stable=True)
-        layer = record.layers[record.readers[-1]]
-    score = torch.cat([-_entropy(layer.weights(chunk)) for chunk in layer.chunks(range(layer.num_queries))], dim=1)
-    return score.argsort(dim=1, descending=True, stable=True)
-
-
-def _entropy(weights: Float[Tensor, "batch heads queries keys"]) -> Float[Tensor, "batch queries"]:
-    return torch.special.entr(weights.mean(dim=1)).sum(dim=-1)
 
 
 def contact_sheets(
     explanation: Explanation, pictures: Mapping[str, Picture], *, num_latents: int
 ) -> dict[str, list[Image.Image]]:
-    """All sheets of a batch that was looked at, one a row under each name.
+    """Draw all contact sheets of a batch, one per row under each name.
 
     Args:
-        look: the batch.
-        pictures: modality name -> its inputs, a row each; a modality without has maps alone.
-        num_latents: how many latents to show.
+        explanation: of the batch.
+        pictures: modality -> its inputs; a modality without has maps alone.
+        num_latents: number of latents drawn.
 
     Returns:
         `<modality>/<layer>` for each layer that reads the tokens: the input, the mean over latents over it and alone,
-        the rollout from the outputs to the input (from each class that has a query of its own; else from all together),
-        the relevance of each class, and the `num_latents` latents that the outputs read most. `caption/words`, where
-        answers are words: the input, and the relevance of each word. Boxes, where there are any, are drawn on the input
-        and on maps of answers; on that of a class, its own.
+        the rollout (of each class that has a query of its own; else of all together), the relevance of each class, and
+        the `num_latents` latents that the outputs read most. `caption/words`, where answers are words: the input, and
+        the relevance of each word. Boxes are drawn on the input and on maps of answers; on that of a class, its own.
     """
-    spans = explanation.record.spans
+    spans, answers = explanation.record.spans, explanation.answers
     frames = {modality: Frame(span.grid, pictures.get(modality)) for modality, span in spans.items()}
-    drawn = _Sheets(explanation, spans, frames)
-    sheets = drawn.by_latents(num_latents)
-    if frames and any(answer.is_word for row in explanation.answers for answer in row):
-        sheets["caption/words"] = drawn.by_words()
+    sheets = _layer_sheets(explanation, frames, num_latents)
+    if frames and any(answer.is_word for row in answers for answer in row):
+        sheets["caption/words"] = [_word_sheet(explanation, frames, row) for row in range(len(answers))]
     return sheets
 
 
-@dataclass(frozen=True)
-class _Sheets:
-    """What the sheets of a batch are drawn from."""
+def _layer_sheets(
+    explanation: Explanation, frames: Mapping[str, Frame], num_latents: int
+) -> dict[str, list[Image.Image]]:
+    """Draw a sheet for each layer that reads the tokens, modality and row."""
+    record = explanation.record
+    of_answers = [
+        [*_rollout_maps(explanation, row), *_relevance_maps(explanation, row)] for row in range(record.num_rows)
+    ]
+    sheets: dict[str, list[Image.Image]] = {}
+    for name, ranking in explanation.query_rankings.items():
+        layer, means = record.layers[name], explanation.mean_maps[name]
+        one, several = ("latent", "latents") if layer.role.queries == LATENTS else ("query", "queries")
+        for row, chosen in enumerate(ranking[:, :num_latents].tolist()):
+            latents = {f"{one} {number}": layer.sample(row).weights([number]).mean(dim=1)[0, 0] for number in chosen}
+            for modality, frame in frames.items():
+                span, boxes = record.spans[modality], _boxes_in(explanation.boxes[row], modality)
+                mean = on_grid(means[row], span)
+                tiles = [*frame.picture_tiles(row, mean, boxes), frame.map_tile(f"mean over {several}", mean)]
+                for title, label, weights in of_answers[row]:
+                    own = [box for box in boxes if label in (None, box.label)]
+                    tiles.append(frame.map_tile(title, on_grid(weights, span), own))
+                tiles += [frame.map_tile(title, on_grid(weights, span)) for title, weights in latents.items()]
+                sheet = contact_sheet(tiles, max_columns=frame.max_columns)
+                sheets.setdefault(f"{modality}/{name}", []).append(sheet)
+    return sheets
 
-    explanation: Explanation
-    spans: Mapping[str, Span]
-    frames: Mapping[str, Frame]
 
-    def by_latents(self, num_latents: int) -> dict[str, list[Image.Image]]:
-        """A sheet for each layer that reads the tokens, modality and row, all maps of a sheet on one colour scale."""
-        record = self.explanation.record
-        rolled_out = [self._rolled_out(row) for row in range(record.num_rows)]
-        sheets: dict[str, list[Image.Image]] = {}
-        for name in record.readers:
-            layer = record.layers[name]
-            kind = "latent" if layer.role.queries == LATENTS else "query"
-            means = layer.through(even_share(layer))
-            for row, chosen in enumerate(query_ranking(record, name)[:, :num_latents].tolist()):
-                maps = {f"{kind} {one}": layer.sample(row).weights([one]).mean(dim=1)[0, 0] for one in chosen}
-                for modality, span in self.spans.items():
-                    frame, mean = self.frames[modality], on_grid(means[row, 0], span)
-                    here = self._boxes_in(modality, row)
-                    plural = "latents" if kind == "latent" else "queries"
-                    tiles = [*frame.picture_tiles(row, mean, here), frame.map_tile(f"mean over {plural}", mean)]
-                    for title, answer, weights in (
-                        *(("rollout from", *weighed) for weighed in rolled_out[row]),
-                        *(
-                            ("relevance of", *weighed)
-                            for weighed in self.explanation.relevant[row]
-                            if not weighed[0].is_word
-                        ),
-                    ):
-                        own = [box for box in here if answer.label in (None, box.label)]
-                        tiles.append(frame.map_tile(f"{title} {answer.name}", on_grid(weights, span), own))
-                    tiles += [frame.map_tile(title, on_grid(weights, span)) for title, weights in maps.items()]
-                    sheet = contact_sheet(tiles, max_columns=frame.max_columns)
-                    sheets.setdefault(f"{modality}/{name}", []).append(sheet)
-        return sheets
+def _word_sheet(explanation: Explanation, frames: Mapping[str, Frame], row: int) -> Image.Image:
+    """Draw each modality's input, then the relevance of each word, with the boxes of its referent."""
+    maps = zip(explanation.answers[row], explanation.relevance_shares[row], strict=False)
+    words = [(answer, weights) for answer, weights in maps if answer.is_word]
+    tiles: list[Tile] = []
+    for modality, frame in frames.items():
+        span = explanation.record.spans[modality]
+        tiles += frame.picture_tiles(row, None, _boxes_in(explanation.boxes[row], modality))
+        for answer, weights in words:
+            tiles.append(frame.map_tile(answer.name, on_grid(weights, span), _boxes_in(answer.boxes, modality)))
+    if not words:
+        tiles += [frame.map_tile("no words", np.zeros(frame.grid.shape)) for frame in frames.values()]
+    return contact_sheet(tiles, max_columns=max(frame.max_columns for frame in frames.values()), unit="relevance")
 
-    def by_words(self) -> list[Image.Image]:
-        """A strip for each row: each modality's input, then what each word depended on, with its true place."""
-        strips = []
-        for row, weighed in enumerate(self.explanation.relevant):
-            of_words = [(answer, weights) for answer, weights in weighed if answer.is_word]
-            tiles: list[Tile] = []
-            for modality, span in self.spans.items():
-                frame = self.frames[modality]
-                tiles += frame.picture_tiles(row, None, self._boxes_in(modality, row))
-                for answer, weights in of_words:
-                    own = [box for box in answer.boxes if box.modality == modality]
-                    tiles.append(frame.map_tile(answer.name, on_grid(weights, span), own))
-            if not of_words:
-                nothing = [(self.frames[name], np.zeros(span.grid.shape)) for name, span in self.spans.items()]
-                tiles += [frame.map_tile("nothing was said", weights) for frame, weights in nothing]
-            max_columns = max(frame.max_columns for frame in self.frames.values())
-            strips.append(contact_sheet(tiles, max_columns=max_columns, unit="relevance"))
-        return strips
 
-    def _rolled_out(self, row: int) -> list[Weighed]:
-        """The rollout from each class with a query of its own, from the words together, or from all outputs."""
-        explanation = self.explanation
-        maps = list(zip(explanation.answers[row], explanation.rollout.inputs[row], strict=False))
-        classes = [(answer, inputs) for answer, inputs in maps if not answer.is_word and answer in explanation.own[row]]
-        words = [(answer, inputs) for answer, inputs in maps if answer.is_word]
-        found = [(answer, shares_of(inputs)) for answer, inputs in classes]
-        if words:  # rollout is linear in its readers, and the mean over queries is that of their rollouts
-            total = torch.stack([inputs * len(answer.queries) for answer, inputs in words]).sum(dim=0)
-            found.append((replace(words[0][0], name="caption"), shares_of(total)))
-        if not found:
-            inputs = maps[0][1] if maps else self._from_all_outputs[row]
-            found.append((Answer("output", (), maps[0][0].output if maps else ""), shares_of(inputs)))
-        return found
+def _relevance_maps(explanation: Explanation, row: int) -> Iterator[tuple[str, int | None, Tensor]]:
+    """Yield title, label and map of the relevance of each class."""
+    for answer, weights in zip(explanation.answers[row], explanation.relevance_shares[row], strict=False):
+        if not answer.is_word:
+            yield f"relevance of {answer.name}", answer.label, weights
 
-    @cached_property
-    def _from_all_outputs(self) -> Float[Tensor, "batch tokens"]:
-        """The rollout from the mean of all that there is to say."""
-        alpha, parts = self.explanation.alpha, self.explanation.record.parts
-        found = [rollout(part, alpha=alpha, readers=mean_reader(part)).inputs[:, 0] for part in parts]
-        return torch.stack(found).mean(dim=0)
 
-    def _boxes_in(self, modality: str, row: int) -> list[Box]:
-        boxes = self.explanation.batch.targets.get("boxes", [None] * self.explanation.record.num_rows)
-        return [box for box in boxes[row] or () if box.modality == modality]
+def _rollout_maps(explanation: Explanation, row: int) -> Iterator[tuple[str, int | None, Tensor]]:
+    """Yield title, label and map of the rollout of each class with its own query, of all words, or of all outputs."""
+    maps = list(zip(explanation.answers[row], explanation.rollout.inputs[row], strict=False))
+    own = [(answer, inputs) for answer, inputs in maps if explanation.has_own_queries(answer)]
+    words = [(answer, inputs) for answer, inputs in own if answer.is_word]
+    for answer, inputs in own:
+        if not answer.is_word:
+            yield f"rollout from {answer.name}", answer.label, normalized(inputs)
+    if words:  # rollout is linear in the query weights, so the mean over queries is that of their rollouts
+        total = torch.stack([inputs * len(answer.queries) for answer, inputs in words]).sum(dim=0)
+        yield "rollout from caption", None, normalized(total)
+    if not own:
+        inputs = maps[0][1] if maps else _rollout_of_all_queries(explanation)[row]
+        yield "rollout from output", None, normalized(inputs)
+
+
+def _rollout_of_all_queries(explanation: Explanation) -> Float[Tensor, "batch tokens"]:
+    parts = explanation.record.parts
+    found = [rollout(part, alpha=explanation.alpha, query_weights=mean_of_all_queries(part)) for part in parts]
+    return torch.stack([one.inputs[:, 0] for one in found]).mean(dim=0)
+
+
+def _boxes_in(boxes: Sequence[Box], modality: str) -> list[Box]:
+    return [box for box in boxes if box.modality == modality]

@@ -1,19 +1,19 @@
-"""From an output back to the inputs, through all layers: attention rollout (Abnar & Zuidema 2020), in reverse.
+"""Attention rollout (Abnar & Zuidema 2020), computed backwards from an output to the input tokens.
 
-Each layer passes on (1 - α) of what flows through it by its residual and α by its attention. Followed backwards from
-the outputs, `g` is how much of each latent an output rests on, in the beginning what its query reads of the latents
-(the mean over the layers of a decoder that has several; a word's own reading, not that of the words before it):
+Each layer passes on (1 - α) of its input by its residual and α by its attention. Backwards, `g` is the share of each
+latent in an output; it starts as the attention of the output's query over the latents (the mean over the layers of a
+decoder that has several, without the self-attention of the decoder):
 
     self-attention A:   g ← (1 - α) g + α g A
     cross-attention W:  inputs += α g W,   g ← (1 - α) g
 
-so that any number of cross-attends costs memory for queries × tokens only. What is left in `g` at the end rests on the
-initial latents, which are the same for every input; it is returned, not hidden.
+so that any number of cross-attends needs memory for queries × tokens only. The rest of `g` at the end is the share of
+the initial latents, which are the same for every input; it is returned as `residual`.
 
-α is a convention. A number holds for all layers (0.5 in the paper). `norm` takes for each latent, layer and input the
-share that attention has of what goes on: ‖added‖ / (‖latent‖ + ‖added‖), the mixing ratio of Kobayashi et al. (2021)
-but for what a latent reads of itself, which they count as kept. MLPs are left out in both. Either way the result says
-where information could come from, not what the answer depends on; for that see `relevance`.
+α is a convention. A number holds for all layers (0.5 in the paper). `norm` uses, for each latent, layer and input,
+‖attention‖ / (‖latent‖ + ‖attention‖): the mixing ratio of Kobayashi et al. (2021), who count the attention of a latent
+to itself as kept. MLPs are ignored in both. Rollout shows where information could come from, not what the
+answer depends on; for that see `relevance`.
 """
 
 from collections.abc import Sequence
@@ -32,61 +32,62 @@ Alpha: TypeAlias = float | Literal["norm"]
 
 @dataclass(frozen=True)
 class Rollout:
-    """Where outputs get their information from; `inputs` sums with `residual` to one, to zero where there is neither.
+    """The shares of tokens and initial latents in outputs.
+
+    `inputs` and `residual` sum to one; both are zero for a row of query weights that is zero.
 
     Attributes:
         inputs: share of each input token.
-        residual: share of the initial latents, which know nothing of the input; zero without latents.
-        latents: for each layer that reads the tokens, the share that each of its queries reads there: in a Perceiver
-            for each cross-attend the share that came in by each latent.
+        residual: share of the initial latents, which do not depend on the input; zero without latents.
+        latents: for each layer that reads the tokens, the share that each of its queries reads there: in a Perceiver,
+            the share that enters through each latent of a cross-attend.
     """
 
-    inputs: Float[Tensor, "batch readers tokens"]
-    residual: Float[Tensor, "batch readers"]
-    latents: dict[str, Float[Tensor, "batch readers latents"]] = field(default_factory=dict)
+    inputs: Float[Tensor, "batch answers tokens"]
+    residual: Float[Tensor, "batch answers"]
+    latents: dict[str, Float[Tensor, "batch answers latents"]] = field(default_factory=dict)
 
 
 def rollout(
-    record: Record, *, alpha: Alpha = 0.5, readers: Float[Tensor, "batch readers queries"] | None = None
+    record: Record, *, alpha: Alpha = 0.5, query_weights: Float[Tensor, "batch answers queries"] | None = None
 ) -> Rollout:
     """Roll the attention of a forward pass back from the decoder's queries to the input tokens.
 
-    A decoder without attention pools: there is one query, which reads all of the memory alike.
+    A decoder without attention pools: it has one query, which reads all of the memory with equal weights.
 
     Args:
-        record: the forward pass.
-        alpha: share of attention against residual.
-        readers: what is rolled back: mixtures of the decoder's queries, by the share of each (`mean_reader`,
-            `readers_of`); None for each query by itself.
+        record: the forward pass, with one decoder (`Record.for_output`).
+        alpha: share of attention as opposed to the residual.
+        query_weights: the mixtures of queries that are rolled back (`mean_of_queries`); None for each query alone.
 
     Raises:
         ValueError: alpha is neither in [0, 1] nor `norm`.
     """
     check_alpha(alpha)
-    read_memory, parts = read_of_memory(record, readers)
-    shares = {record.memory: read_memory}
+    memory, latents = decoder_attention(record, query_weights)
+    shares = {record.memory: memory}
     for name, layer in reversed(record.layers.items()):
-        queries, keys = layer.role.queries, record.reads(layer)
+        queries, keys = layer.role.queries, record.keys_of(layer)
         if queries == OUTPUTS or queries not in shares:
             continue
-        passed = _passed(layer, alpha)
-        by_attention = passed * shares[queries]
-        shares[queries] = (1 - passed) * shares[queries]
-        read = layer.through(by_attention)
+        attention_share = _attention_share(layer, alpha)
+        by_attention = attention_share * shares[queries]
+        shares[queries] = (1 - attention_share) * shares[queries]
+        read = layer.propagate(by_attention)
         shares[keys] = shares[keys] + read if keys in shares else read
-        if name in record.readers:
-            parts[name] = by_attention
+        if name in record.input_layers:
+            latents[name] = by_attention
     inputs = shares.pop(TOKENS)
     residual = torch.stack([share.sum(dim=-1) for share in shares.values()]).sum(dim=0) if shares else None
     return Rollout(
         inputs=inputs,
         residual=inputs.new_zeros(inputs.shape[:2]) if residual is None else residual,
-        latents={name: parts[name] for name in record.readers},
+        latents={name: latents[name] for name in record.input_layers},
     )
 
 
 def check_alpha(alpha: Alpha) -> None:
-    """Refuse what is no share.
+    """Check the value of `attention.rollout_alpha`.
 
     Raises:
         ValueError: it is neither in [0, 1] nor `norm`.
@@ -95,63 +96,58 @@ def check_alpha(alpha: Alpha) -> None:
         raise ValueError(f"rollout_alpha={alpha} must be norm, or a number from 0 to 1")
 
 
-def read_of_memory(
-    record: Record, readers: Float[Tensor, "batch readers queries"] | None = None
-) -> tuple[Float[Tensor, "batch readers memory"], dict[str, Float[Tensor, "batch readers queries"]]]:
-    """What the decoder's queries, or mixtures of them, read of each element of the memory; pooling reads all alike.
+def decoder_attention(
+    record: Record, query_weights: Float[Tensor, "batch answers queries"] | None
+) -> tuple[Float[Tensor, "batch answers memory"], dict[str, Float[Tensor, "batch answers queries"]]]:
+    """Return the attention of mixtures of the decoder's queries over the memory: the mean over the decoder's layers.
 
     Returns:
-        That, and by which queries of each layer it is read.
+        The attention, and for each layer the share of each query in it.
     """
-    decoders = {name: record.layers[name] for name in record.decoders}
+    decoders = {name: record.layers[name] for name in record.decode_layers}
     if not decoders:
-        num_readers = 1 if readers is None else readers.shape[1]
-        return even_memory(record).expand(-1, num_readers, -1), {}
+        num_answers = 1 if query_weights is None else query_weights.shape[1]
+        return uniform_memory(record).expand(-1, num_answers, -1), {}
     last = next(reversed(decoders.values()))
-    if readers is None:
-        readers = torch.eye(last.num_queries, device=last.q.device).expand(last.num_rows, -1, -1)
-    readers = readers.to(last.q.device)
-    read = torch.stack([layer.through(readers) for layer in decoders.values()]).mean(dim=0)
-    return read, {name: readers / len(decoders) for name in decoders}
+    if query_weights is None:
+        query_weights = torch.eye(last.num_queries).expand(last.num_rows, -1, -1)
+    weights = query_weights.to(last.q.device)
+    read = torch.stack([layer.propagate(weights) for layer in decoders.values()]).mean(dim=0)
+    return read, {name: weights / len(decoders) for name in decoders}
 
 
-def even_memory(record: Record) -> Float[Tensor, "batch 1 memory"]:
-    """The share that a mean over the memory gives to each of its elements."""
+def uniform_memory(record: Record) -> Float[Tensor, "batch 1 memory"]:
+    """Return the shares of the elements of the memory in a mean over it."""
     if record.memory != TOKENS:
-        return even_share(next(one for one in reversed(record.layers.values()) if one.role.queries == record.memory))
+        return next(one for one in reversed(record.layers.values()) if one.role.queries == record.memory).uniform
     assert record.tokens is not None
     real = record.tokens.values.new_ones(record.tokens.values.shape[:2], dtype=torch.float32)
     real = real if record.tokens.mask is None else real * record.tokens.mask
     return (real / real.sum(dim=1, keepdim=True).clamp_min(1))[:, None]
 
 
-def readers_of(
+def mean_of_queries(
     queries: Sequence[Sequence[Sequence[int]]], num_queries: int
-) -> Float[Tensor, "batch readers num_queries"]:
-    """For each sample and reader the numbers of the queries it is the mean of -> shares; zeros fill up the samples."""
-    shares = torch.zeros(len(queries), max(map(len, queries), default=0), num_queries)
-    for sample, of_sample in enumerate(queries):
-        for reader, chosen in enumerate(of_sample):
-            shares[sample, reader, list(chosen)] = 1 / max(len(chosen), 1)
-    return shares
+) -> Float[Tensor, "batch answers num_queries"]:
+    """Return query weights: for each sample and answer the mean of the queries with the given numbers, zero-padded."""
+    weights = torch.zeros(len(queries), max(map(len, queries), default=0), num_queries)
+    for row, of_row in enumerate(queries):
+        for slot, chosen in enumerate(of_row):
+            weights[row, slot, list(chosen)] = 1 / max(len(chosen), 1)
+    return weights
 
 
-def mean_reader(record: Record) -> Float[Tensor, "batch 1 queries"]:
-    """The mean over all queries of the decoder."""
-    return torch.full((record.num_rows, 1, record.num_outputs), 1 / record.num_outputs)
+def mean_of_all_queries(record: Record) -> Float[Tensor, "batch 1 queries"]:
+    """Return the query weights of the mean over all queries of the decoder."""
+    return mean_of_queries([[range(record.num_outputs)]] * record.num_rows, record.num_outputs)
 
 
-def even_share(layer: Layer) -> Float[Tensor, "batch 1 queries"]:
-    """The share of each query of a layer where all have the same."""
-    return layer.q.new_full((layer.num_rows, 1, layer.num_queries), 1 / layer.num_queries, dtype=torch.float32)
-
-
-def _passed(layer: Layer, alpha: Alpha) -> Float[Tensor, "batch 1 queries"] | Float[Tensor, "batch 1 1"]:
-    """What goes on by attention: all where there is no residual, nothing where a sample has no real key."""
-    if alpha == "norm" and layer.added is not None:
-        passed = layer.added[:, None]
+def _attention_share(layer: Layer, alpha: Alpha) -> Float[Tensor, "batch 1 queries"] | Float[Tensor, "batch 1 1"]:
+    """Return the share of attention in the output of a layer: 1 without a residual, 0 without a real key."""
+    if alpha == "norm" and layer.attention_share is not None:
+        share = layer.attention_share[:, None]
     else:
         if alpha == "norm":
             raise ValueError("rollout_alpha=norm needs a `Residual` around each attention; choose a number from 0 to 1")
-        passed = layer.q.new_full((layer.num_rows, 1, 1), alpha if layer.has_residual else 1.0, dtype=torch.float32)
-    return passed if layer.mask is None else passed * layer.mask.any(dim=1)[:, None, None].float()
+        share = layer.q.new_full((layer.num_rows, 1, 1), alpha if layer.has_residual else 1.0, dtype=torch.float32)
+    return share if layer.mask is None else share * layer.mask.any(dim=1)[:, None, None].float()

@@ -1,6 +1,5 @@
-"""Every few epochs a look at the same samples: exact maps and the explorer into the run directory, sheets to W&B."""
+"""Explanations of the same samples every few epochs, in the run directory and for the loggers."""
 
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -8,21 +7,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from PIL import Image
 
-from perceiver.inspection.arrays import event_arrays, event_path, event_paths, scored, write_arrays
-from perceiver.inspection.capture import Explainable, pictures_of, sounds_of
-from perceiver.inspection.explanation import Explainer, in_parts
-from perceiver.inspection.explorer.media import Media, samples_of, texts_of
-from perceiver.inspection.explorer.page import PAGE, Event, events_in, page_of, write_page
-from perceiver.inspection.faithfulness import faithfulness, together
-from perceiver.inspection.figures import contact_sheets
-from perceiver.inspection.localization import localization, mean_scores
+from perceiver.inspection.capture import Explainable
+from perceiver.inspection.events import event_path, event_paths, scores_in
+from perceiver.inspection.explanation import Explainer, Explanation
+from perceiver.inspection.explorer.page import PAGE, Event, events_in, explorer_page, write_page
 from perceiver.inspection.rollout import Alpha, check_alpha
-from perceiver.inspection.statistics import drift
+from perceiver.inspection.writer import Evaluation, ExplanationWriter, add_evaluation, evaluate, explain_in_parts
 from perceiver.runtime.loggers.base import log_explanation, log_explorer
 from perceiver.tasks.base import Task
 from perceiver.types import Batch
@@ -30,29 +24,29 @@ from perceiver.types import Batch
 log = logging.getLogger(__name__)
 
 MAX_FAILURES = 3
-TOO_MUCH_ALIKE = 0.95
-"""Overlap of the maps of different words from which on a warning says so."""
+HIGH_OVERLAP = 0.95
+"""Overlap of the maps of different words above which a warning is logged."""
 
 
 class AttentionCallback(Callback):
-    """Looks at the attention on a fixed probe set at the end of epochs, at the step of their metrics.
+    """Explains a fixed set of validation samples at the end of epochs, at the step of their metrics.
 
-    Each look measures how the attention is (`statistics`) and, where the data says where things truly are (`boxes`),
-    on a second probe set how well maps lie there (`truth`). At the end of training it is tested how far maps may be
-    believed (`deletion`). Failing three times switches all of it off with a warning; training goes on.
+    Each event has statistics of the attention (`statistics`) and, for data with boxes or texts, the localization of
+    maps on a second set of samples (`localization`). At the end of training the faithfulness of maps is tested on it
+    (`faithfulness`). Three errors switch the callback off with a warning; training continues.
 
     Attributes:
-        scores: how far the maps of the last look may be believed, by the names under which that is logged.
+        scores: localization and faithfulness of the last event, by the names under which they are logged.
 
     Args:
-        every_n_epochs: epochs between two looks; the end of training is always looked at. 0 for never.
-        sheets_every_n_epochs: at multiples of it, and at the end, looks draw contact sheets, which take the most time.
-        num_samples: size of the probe set, spread evenly over the validation samples.
-        num_scored_samples: size of the second one, spread likewise, for truth and test; 0 for none.
-        num_latents: latents shown in a contact sheet.
-        rollout_alpha: share of attention against residual in the rollout, or `norm`.
-        max_megabytes: of exact weights kept per event.
-        max_seconds: an event that has taken so long draws no contact sheets.
+        every_n_epochs: epochs between two events; there is always one at the end of training. 0 for never.
+        sheets_every_n_epochs: contact sheets, which take the most time, are drawn at multiples of it and at the end.
+        num_samples: number of samples, evenly spread over the validation samples.
+        num_scored_samples: size of the second set, spread likewise; 0 for no localization and faithfulness.
+        num_latents: latents in a contact sheet.
+        rollout_alpha: share of attention as opposed to the residual in the rollout, or `norm`.
+        max_megabytes: limit of the exact weights stored per event.
+        max_seconds: an event that takes longer draws no contact sheets.
     """
 
     def __init__(
@@ -85,106 +79,104 @@ class AttentionCallback(Callback):
         self.max_megabytes = max_megabytes
         self.max_seconds = max_seconds
         self.failures = 0
-        self._late = False
         self.scores: dict[str, float] = {}
+        self._is_slow = False
         self._last_step: int | None = None
         self._probes: dict[int, Batch] = {}
         self._samples: list[dict[str, Any]] = []
         self._events: dict[int, Event] = {}
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        done = trainer.current_epoch + 1
-        if self.every_n_epochs and done % self.every_n_epochs == 0:
-            draws = done % self.sheets_every_n_epochs == 0 or done == trainer.max_epochs
-            self._try_to_look(trainer, pl_module, trainer.current_epoch, draws=draws)
+        epochs = trainer.current_epoch + 1
+        if self.every_n_epochs and epochs % self.every_n_epochs == 0:
+            draw = epochs % self.sheets_every_n_epochs == 0 or epochs == trainer.max_epochs
+            self._try_event(trainer, pl_module, trainer.current_epoch, draw=draw)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.every_n_epochs:
             return
-        if self._last_step != _last_step(trainer):  # however training came to its end
-            self._try_to_look(trainer, pl_module, trainer.current_epoch - 1, draws=True)
-        self._try(trainer, pl_module, "deletion test", lambda: self._test(trainer, pl_module))
+        if self._last_step != _last_step(trainer):  # training may end at any step
+            self._try_event(trainer, pl_module, trainer.current_epoch - 1, draw=True)
+        self._try(trainer, pl_module, "deletion test", lambda: self._test_faithfulness(trainer, pl_module))
         overlap = self.scores.get("attention/word_overlap", 0.0)
-        if overlap > TOO_MUCH_ALIKE:  # told once, since every training begins so
+        if overlap > HIGH_OVERLAP:  # not earlier, since it is high at the start of every training
             log.warning("attention maps of different words are nearly the same: word_overlap %.3f", overlap)
 
-    def _try_to_look(self, trainer: Trainer, module: LightningModule, epoch: int, *, draws: bool) -> None:
+    def _try_event(self, trainer: Trainer, module: LightningModule, epoch: int, *, draw: bool) -> None:
         self._last_step = _last_step(trainer)
         name = f"attention maps of epoch {epoch}"
-        self._try(trainer, module, name, lambda: self._look(trainer, module, epoch, draws=draws))
+        self._try(trainer, module, name, lambda: self._explain(trainer, module, epoch, draw=draw))
 
-    def _try(self, trainer: Trainer, module: LightningModule, what: str, do: Callable[[], None]) -> None:
+    def _try(self, trainer: Trainer, module: LightningModule, name: str, function: Callable[[], None]) -> None:
         if self.failures >= MAX_FAILURES:
             return
         try:
             with _validated_weights(trainer, module):
-                do()
-        except Exception as error:  # whatever breaks here, the training is worth more
+                function()
+        except Exception as error:  # no error of inspection may end a training
             self.failures += 1
             off = "; attention maps are off now" if self.failures == MAX_FAILURES else ""
-            log.warning("%s failed (%s: %s)%s", what, type(error).__name__, error, off)
+            log.warning("%s failed (%s: %s)%s", name, type(error).__name__, error, off)
 
-    def _look(self, trainer: Trainer, module: LightningModule, epoch: int, *, draws: bool) -> None:
+    def _explain(self, trainer: Trainer, module: LightningModule, epoch: int, *, draw: bool) -> None:
+        """Write and log one event."""
         started = time.monotonic()
         self.scores = {}
-        explainer, step = self._observer(trainer, module), _last_step(trainer)
+        explainer, step, folder = self._explainer(trainer, module), _last_step(trainer), _folder(trainer)
         batch = self._probe(trainer, self.num_samples).to(module.device)
         explanation = explainer.explain(batch)
-        scores = explanation.statistics
+        evaluation = Evaluation({})
         if "boxes" in batch.targets or any(answer.is_word for row in explanation.answers for answer in row):
-            scores |= mean_scores(localization(explainer.explain(part)) for part in self._scored(trainer, module))
+            scored = self._scored(trainer, module, explainer)
+            evaluation = evaluate(explainer, scored, with_localization=True, with_deletion=False)
         if not trainer.is_global_zero:
             return
-        folder = _folder(trainer)
-        arrays = event_arrays(explanation, max_megabytes=self.max_megabytes)
-        if earlier := [path for before, path in event_paths(folder).items() if before < step]:
-            with np.load(earlier[-1]) as before:
-                scores |= {f"stat/{name}": value for name, value in drift(before, arrays).items()}
-        arrays |= {"step": np.array(step), "epoch": np.array(epoch)}
-        self._write_event(trainer, step, scored(arrays, scores))
-        measured = {f"attention/{name}": value for name, value in scores.items()}
-        pictures = pictures_of(explainer.model, batch.inputs) if draws or not self._samples else {}
-        if not self._samples:
-            pieces = trainer.datamodule.dataset.pieces  # type: ignore[attr-defined]
-            media = Media(pictures, sounds_of(explainer.model, batch.inputs), texts_of(batch, pieces))
-            self._samples = samples_of(batch, explanation.record.spans, media, explainer.class_names)
+        writer = ExplanationWriter(explainer, explanation)
+        arrays = writer.write_event(
+            event_path(folder, step),
+            step=step,
+            epoch=epoch,
+            evaluation=evaluation,
+            max_megabytes=self.max_megabytes,
+            previous=next((path for one, path in reversed(event_paths(folder).items()) if one < step), None),
+        )
+        self._events.pop(step, None)  # of an earlier run in the same directory
+        self._samples = self._samples or writer.page_samples(trainer.datamodule.dataset.pieces)  # type: ignore[attr-defined]
         self._write_page(trainer)
         sheets: dict[str, list[Image.Image]] = {}
-        in_time = time.monotonic() - started < self.max_seconds
-        if draws and in_time:
-            sheets = contact_sheets(explanation, pictures, num_latents=self.num_latents)
-        elif not in_time and not self._late:
-            self._late = True
+        is_slow = time.monotonic() - started >= self.max_seconds
+        if draw and not is_slow:
+            sheets = writer.contact_sheets(self.num_latents)
+        elif is_slow and not self._is_slow:
+            self._is_slow = True
             log.warning(
-                "attention: a look takes more than max_seconds=%g; contact sheets are left out. "
+                "attention: an event takes more than max_seconds=%g; contact sheets are not drawn. "
                 "A smaller attention.num_samples or num_scored_samples makes it faster",
                 self.max_seconds,
             )
+        scores = {f"attention/{name}": value for name, value in scores_in(arrays).items()}
         named = {f"attention/{key}": of_samples for key, of_samples in sheets.items()}
         captions = [f"{id} · step {step} · epoch {epoch}" for id in batch.ids]
-        log_explanation(trainer.loggers, measured, named, captions, step)
-        self.scores = {name: value for name, value in measured.items() if not name.startswith("attention/stat/")}
+        log_explanation(trainer.loggers, scores, named, captions, step)
+        self.scores = {name: value for name, value in scores.items() if not name.startswith("attention/stat/")}
 
-    def _test(self, trainer: Trainer, module: LightningModule) -> None:
-        """The deletion test, and the page with it."""
-        explainer, step = self._observer(trainer, module), _last_step(trainer)
-        results = [faithfulness(explainer, explainer.explain(part), seed=0) for part in self._scored(trainer, module)]
-        if not trainer.is_global_zero or not self._samples:  # without a look there is no page
+    def _test_faithfulness(self, trainer: Trainer, module: LightningModule) -> None:
+        """Add the deletion test to the last event and to the page."""
+        explainer, step = self._explainer(trainer, module), _last_step(trainer)
+        scored = self._scored(trainer, module, explainer)
+        evaluation = evaluate(explainer, scored, with_localization=False, with_deletion=True)
+        if not trainer.is_global_zero or not self._samples:  # without any event there is no page
             return
-        scores: dict[str, float] = {}
-        if results:
-            result = together(results)
-            scores = result.scores
-            if (path := event_path(_folder(trainer), step)).exists():  # the last look may have failed
-                with np.load(path) as event:
-                    arrays = dict(event) | {"deletion": np.array(json.dumps(result.summary))}
-                self._write_event(trainer, step, scored(arrays, scores))
-        measured = {f"attention/{name}": value for name, value in scores.items()}
-        self.scores |= measured
-        log_explorer(trainer.loggers, measured, self._write_page(trainer), step)
+        path = event_path(_folder(trainer), step)
+        if evaluation.deletion is not None and path.exists():  # the last event may have failed
+            add_evaluation(path, evaluation)
+            self._events.pop(step, None)
+        scores = {f"attention/{name}": value for name, value in evaluation.scores.items()}
+        self.scores |= scores
+        log_explorer(trainer.loggers, scores, self._write_page(trainer), step)
 
-    def _observer(self, trainer: Trainer, module: LightningModule) -> Explainer:
-        """Looks at the model in the precision of the training."""
+    def _explainer(self, trainer: Trainer, module: LightningModule) -> Explainer:
+        """Return an explainer of the model in the precision of the training."""
         assert isinstance(module.model, Explainable)
         assert isinstance(module.task, Task)
         description: Mapping[str, Any] = module.description  # type: ignore[assignment]
@@ -199,50 +191,41 @@ class AttentionCallback(Callback):
         )
 
     def _probe(self, trainer: Trainer, num_samples: int) -> Batch:
-        """The fixed samples of one size of probe set, read once."""
+        """Return the fixed samples of a set of this size, which are read once."""
         if num_samples not in self._probes:
             self._probes[num_samples] = trainer.datamodule.probe(num_samples)  # type: ignore[attr-defined]
         return self._probes[num_samples]
 
-    def _scored(self, trainer: Trainer, module: LightningModule) -> Iterator[Batch]:
-        """The second probe set, in parts that take no more memory than training does, which keeps all activations."""
+    def _scored(self, trainer: Trainer, module: LightningModule, explainer: Explainer) -> Iterator[Explanation]:
+        """Explain the second set in parts that need no more memory than training, which stores all activations."""
         if self.num_scored_samples:
-            probe = self._probe(trainer, self.num_scored_samples)
-            for _, part in in_parts(probe, 2 * trainer.datamodule.batch_size):  # type: ignore[attr-defined]
-                yield part.to(module.device)
-
-    def _write_event(self, trainer: Trainer, step: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """An event in place of what is known of its step, be it of an earlier run in the same directory."""
-        write_arrays(event_path(_folder(trainer), step), arrays)
-        self._events.pop(step, None)
+            probe = self._probe(trainer, self.num_scored_samples).to(module.device)
+            yield from explain_in_parts(explainer, probe, 2 * trainer.datamodule.batch_size)  # type: ignore[attr-defined]
 
     def _write_page(self, trainer: Trainer) -> Path:
-        """The explorer of all looks so far."""
+        """Write the explorer of all events so far."""
         folder = _folder(trainer)
         events = events_in(folder, known=self._events)
         self._events = {event.step: event for event in events}
         name = "/".join(Path(trainer.default_root_dir).absolute().parts[-2:])
-        return write_page(folder / PAGE, page_of(name, self._samples, {name: events}))
+        return write_page(folder / PAGE, explorer_page(name, self._samples, {name: events}))
 
 
 def _folder(trainer: Trainer) -> Path:
-    """Where looks are kept in the run directory."""
+    """Return the folder of events in the run directory."""
     folder = Path(trainer.default_root_dir) / "attention"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def _last_step(trainer: Trainer) -> int:
-    """The step under which Lightning logs what it measures at the end of an epoch, `val/loss` among it."""
+    """Return the step under which Lightning logs the metrics at the end of an epoch, such as `val/loss`."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped - 1
 
 
 @contextmanager
 def _validated_weights(trainer: Trainer, module: LightningModule) -> Iterator[None]:
-    """Inside, `module` has the weights that are validated, saved and tested: where weights are averaged, the mean.
-
-    Each process has all of them, also where they are divided.
-    """
+    """Give `module` the weights that are validated, saved and tested: averaged and gathered, where they are."""
     averaging = [callback for callback in trainer.callbacks if isinstance(callback, WeightAveraging)]  # type: ignore[attr-defined]
     for callback in averaging:
         callback.on_validation_epoch_start(trainer, module)

@@ -12,10 +12,10 @@ import soundfile
 import torch
 from omegaconf import OmegaConf
 
-from perceiver.commands import inspect as exploration
+from perceiver.commands import inspect as inspect_module
 from perceiver.commands.finished_run import load
 from perceiver.data.synthetic.shape_captions import WORDS
-from perceiver.inspection.arrays import event_arrays
+from perceiver.inspection.events import event_arrays
 from perceiver.inspection.explanation import Explainer, Explanation
 from perceiver.inspection.faithfulness import verdict_of
 from perceiver.runtime.errors import ConfigError
@@ -98,8 +98,8 @@ def by_hand(run: Path, name: str, chosen: int | list[int]) -> tuple[Explanation,
     parts, settings = finished.parts, finished.config["attention"]
     names = parts.module.description["class_names"]
     explainer = Explainer(parts.model.eval(), parts.task, names, settings["rollout_alpha"])
-    look = explainer.explain(parts.data.probe(chosen))
-    return look, event_arrays(look, max_megabytes=settings["max_megabytes"])
+    explanation = explainer.explain(parts.data.probe(chosen))
+    return explanation, event_arrays(explanation, max_megabytes=settings["max_megabytes"])
 
 
 def check_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
@@ -127,13 +127,13 @@ def with_value(node: Any, key: str, value: Any) -> Any:
 def refused(**settings: Any) -> str:
     """What is wrong with some settings; without the command line, which takes longer than to find out."""
     cfg = OmegaConf.load(CONF / "inspect_attention.yaml")
-    with pytest.raises(ConfigError) as error, mock.patch.object(exploration, "prepare_torch"):
-        exploration.inspect_attention(OmegaConf.merge(cfg, {"samples": 1, "scored_samples": 0}, settings))
+    with pytest.raises(ConfigError) as error, mock.patch.object(inspect_module, "prepare_torch"):
+        inspect_module.inspect_attention(OmegaConf.merge(cfg, {"samples": 1, "scored_samples": 0}, settings))
     assert "\n" not in str(error.value)
     return str(error.value)
 
 
-def said(ended: Ended) -> str:
+def error_of(ended: Ended) -> str:
     """The one sentence with which a mistake must end."""
     assert ended.code == 1, ended.out
     assert ended.err.startswith("error: ")
@@ -170,12 +170,12 @@ class TestOneRun:
         events = shown["events"]
         assert [event["step"] for event in events] == STEPS
         looks = [event["explanation"] for event in events]
-        kept = [look for look in looks if look is not None]
+        kept = [explanation for explanation in looks if explanation is not None]
         assert kept == list(range(len(kept)))
         assert 3 <= len(kept) <= 6
         assert looks[-1] is not None
         assert {(one["explanation"], one["sample"]) for one in maps} == {
-            (look, row) for look in kept for row in range(3)
+            (explanation, row) for explanation in kept for row in range(3)
         }
         assert all("attention/stat/cross0/entropy" in event["values"] for event in events)
 
@@ -202,13 +202,13 @@ class TestOneRun:
 
     def test_the_terminal_says_the_same_as_the_page(self, asked):
         run, ended = asked
-        look, _ = by_hand(run, "best", 3)
-        for name, value in look.record.statistics(alpha=look.alpha).items():
+        explanation, _ = by_hand(run, "best", 3)
+        for name, value in explanation.record.statistics(alpha=explanation.alpha).items():
             assert f"{value:.3f}" in ended.out, name
-        for row, id in enumerate(look.batch.ids):
+        for row, id in enumerate(explanation.batch.ids):
             assert f"\n{id} " in ended.out
-            assert f"{look.answers[row][0].name} " in ended.out
-            assert f"{float(look.probability[row, 0]):.3f}" in ended.out
+            assert f"{explanation.answers[row][0].name} " in ended.out
+            assert f"{float(explanation.probability[row, 0]):.3f}" in ended.out
         assert max(map(len, ended.out.splitlines()[:-2])) <= 80
 
     def test_the_last_checkpoint_may_be_chosen(self, digits, tmp_path):
@@ -236,12 +236,12 @@ class TestOneRun:
         def never(*args, **options):
             raise AssertionError("nobody asked for it")
 
-        monkeypatch.setattr("perceiver.commands.inspect.faithfulness", never)
-        monkeypatch.setattr("perceiver.commands.inspect.localization", never)
+        monkeypatch.setattr("perceiver.inspection.writer.faithfulness", never)
+        monkeypatch.setattr("perceiver.inspection.writer.localization", never)
         ended, page, _ = explored(digits, tmp_path / "page.html", "scored_samples=0")
         assert page["runs"][0]["events"][2]["deletion"] is None
         assert "deletion" not in arrays_in(tmp_path / "page.npz")
-        assert "it was not tested whether" in ended.out
+        assert "scored_samples=0" in ended.out
 
     def test_what_is_tested_is_tested_on_as_many_samples_as_asked_for(self, digits, tmp_path, monkeypatch):
         monkeypatch.setattr("perceiver.inspection.faithfulness.LEAST_LOSS", -1.0)
@@ -263,7 +263,7 @@ class TestOneRun:
         monkeypatch.setattr("perceiver.inspection.faithfulness.LEAST_LOSS", 2.0)
         ended, page, _ = explored(digits, tmp_path / "page.html", "scored_samples=5")
         assert page["runs"][0]["events"][2]["deletion"]["num_samples"] == 0
-        assert "nothing to test maps on" in ended.out
+        assert "could not be tested" in ended.out
 
     def test_a_single_sample_proves_nothing(self, digits, tmp_path, monkeypatch):
         monkeypatch.setattr("perceiver.inspection.faithfulness.LEAST_LOSS", -1.0)
@@ -336,7 +336,7 @@ class TestComparison:
             ({"compare": "{digits}"}, "compare={digits}, compare_checkpoint=best: the same checkpoint"),
             ({"compare": "{digits}/../digits"}, "compare_checkpoint=best: the same checkpoint"),
             ({"compare": "{sounds}"}, "compare={sounds}: its model reads audio, that of run reads image"),
-            ({"compare": "{captions}"}, "compare={captions}: it cannot look at samples of run={digits}"),
+            ({"compare": "{captions}"}, "compare={captions}: it cannot read the samples of run={digits}"),
             ({"compare": "/no/such"}, "compare=/no/such: no such run directory"),
             (
                 {"compare": "{captions}", "compare_checkpoint": "bets"},
@@ -354,8 +354,8 @@ class TestComparison:
 
     def test_whatever_the_other_model_refuses_names_both_runs(self, digits, captions, monkeypatch):
         run, other = str(digits), str(captions)
-        monkeypatch.setattr(exploration, "check_reads_alike", mock.Mock(side_effect=RuntimeError("3 and 5\ndiffer")))
-        assert f"compare={other}: it cannot look at samples of run={run} (3 and 5 differ)" in refused(
+        monkeypatch.setattr(inspect_module, "check_reads_alike", mock.Mock(side_effect=RuntimeError("3 and 5\ndiffer")))
+        assert f"compare={other}: it cannot read the samples of run={run} (3 and 5 differ)" in refused(
             run=run, compare=other, output=str(digits.parent / "page.html")
         )
 
@@ -366,7 +366,7 @@ class TestComparison:
         saved["description"]["config"] = with_value(saved["description"]["config"], "sample_rate", 24_000)
         torch.save(saved, other / "checkpoints" / "best.ckpt")
         options = [f"output={tmp_path}/page.html", "samples=1", "scored_samples=0"]
-        assert "its audio has 24000 Hz and not 16000" in said(inspected(sounds, f"compare={other}", *options))
+        assert "its audio has 24000 Hz and not 16000" in error_of(inspected(sounds, f"compare={other}", *options))
 
 
 class TestInputs:
@@ -379,7 +379,7 @@ class TestInputs:
 
     def test_without_them_it_says_that_the_data_is_not_there(self, folders, tmp_path):
         output = tmp_path / "page.html"
-        assert "data.source.root=" in said(inspected(folders, f"output={output}"))
+        assert "data.source.root=" in error_of(inspected(folders, f"output={output}"))
         assert not output.exists()
 
     def test_one_may_be_named_without_brackets_and_twice_is_once(self, folders, pictures, tmp_path):
@@ -397,7 +397,7 @@ class TestInputs:
         broken = tmp_path / "broken.png"
         broken.write_bytes(pictures[0].read_bytes()[:50])
         inputs = files_of(broken, pictures[1], tmp_path / "nosuch.png")
-        message = said(inspected(folders, f"output={tmp_path}/page.html", inputs))
+        message = error_of(inspected(folders, f"output={tmp_path}/page.html", inputs))
         assert f"{broken}: " in message
         assert f"{tmp_path}/nosuch.png: " in message
         page, maps = contents(tmp_path / "page.html")
@@ -406,7 +406,7 @@ class TestInputs:
 
     def test_where_none_can_be_read_there_is_no_page(self, folders, tmp_path):
         ended = inspected(folders, f"output={tmp_path}/page.html", f"inputs={tmp_path}/nosuch.png")
-        assert "nosuch.png: " in said(ended)
+        assert "nosuch.png: " in error_of(ended)
         assert list(tmp_path.iterdir()) == []
 
     def test_each_window_of_a_long_sound_is_a_sample(self, sounds, tmp_path):
@@ -419,7 +419,7 @@ class TestInputs:
         assert all(sample["modalities"]["audio"]["sound"] for sample in page["samples"])
 
     def test_of_a_very_long_sound_some_windows_are_looked_at_and_it_says_so(self, sounds, tmp_path, monkeypatch):
-        monkeypatch.setattr(exploration, "MOST_WINDOWS", 3)
+        monkeypatch.setattr(inspect_module, "MOST_WINDOWS", 3)
         long = tmp_path / "long.wav"
         soundfile.write(long, 0.1 * np.random.default_rng(1).standard_normal(round(2.03 * 16_000)), 16_000)
         ended, page, _ = explored(sounds, tmp_path / "page.html", files_of(long))
@@ -462,19 +462,19 @@ class TestMistakes:
     )
     def test_what_is_no_choice_of_samples(self, chosen):
         node = OmegaConf.create({"samples": chosen})
-        assert not exploration.is_choice(node.samples, 1)
+        assert not inspect_module.is_choice(node.samples, 1)
 
     @pytest.mark.parametrize(("chosen", "least"), [(1, 1), (0, 0), (7, 0), ([0], 1), ([5, 3], 1)])
     def test_what_is_one(self, chosen, least):
-        assert exploration.is_choice(OmegaConf.create({"samples": chosen}).samples, least)
+        assert inspect_module.is_choice(OmegaConf.create({"samples": chosen}).samples, least)
 
     @pytest.mark.parametrize(
         ("settings", "expected"),
         [
-            ({"samples": 0}, "samples=0: must be how many samples, from 1 on"),
-            ({"samples": True}, "samples=True: must be how many samples, from 1 on"),
-            ({"samples": [1, "x"]}, "samples=[1, 'x']: must be how many samples, from 1 on"),
-            ({"scored_samples": -1}, "scored_samples=-1: must be how many samples, from 0 on"),
+            ({"samples": 0}, "samples=0: must be a number of samples, at least 1"),
+            ({"samples": True}, "samples=True: must be a number of samples, at least 1"),
+            ({"samples": [1, "x"]}, "samples=[1, 'x']: must be a number of samples, at least 1"),
+            ({"scored_samples": -1}, "scored_samples=-1: must be a number of samples, at least 0"),
             ({"samples": [3, 999]}, "samples=[3, 999]: there is no sample 999; the split has 0 to 176"),
             ({"scored_samples": [-1]}, "scored_samples=[-1]: there is no sample -1; the split has 0 to 176"),
         ],
@@ -490,7 +490,7 @@ class TestMistakes:
             path.write_bytes(b"no picture")
         options = [f"output={tmp_path}/page.html", "samples=2"]
         overrides = f'overrides=["data.root={root}","data.on_error=skip"]'
-        assert ".png: " in said(inspected(folders, *options, overrides))
+        assert ".png: " in error_of(inspected(folders, *options, overrides))
         assert not (tmp_path / "page.html").exists()
 
     @pytest.mark.parametrize(
@@ -505,8 +505,8 @@ class TestMistakes:
             ({"output": "{folder}"}, "output={folder}: must be a file whose name ends in .html"),
             ({"output": "{empty}/page.npz"}, "output={empty}/page.npz: must be a file whose name ends in .html"),
             ({"output": 3}, "output=3: must be a file whose name ends in .html"),
-            ({"output": "{file}/page.html"}, "output={file}/page.html: its folder cannot be made"),
-            ({"output": "{file}/new/page.html"}, "output={file}/new/page.html: its folder cannot be made"),
+            ({"output": "{file}/page.html"}, "output={file}/page.html: its folder cannot be created"),
+            ({"output": "{file}/new/page.html"}, "output={file}/new/page.html: its folder cannot be created"),
         ],
         ids=str,
     )
@@ -523,7 +523,7 @@ class TestMistakes:
         assert list(names["empty"].iterdir()) == []
 
     def test_a_folder_that_cannot_be_written_to(self, digits, tmp_path, monkeypatch):
-        monkeypatch.setattr("perceiver.commands.evaluate.os.access", lambda *args: False)
+        monkeypatch.setattr("perceiver.commands.finished_run.os.access", lambda *args: False)
         message = refused(run=str(digits), output=f"{tmp_path}/page.html")
         assert f"output={tmp_path}: is not writable" in message
 
@@ -536,7 +536,7 @@ class TestMistakes:
         ],
     )
     def test_on_the_command_line_they_end_in_one_sentence(self, digits, override, expected):
-        assert expected in said(inspected(digits, override))
+        assert expected in error_of(inspected(digits, override))
 
     def test_the_run_must_be_named(self):
-        assert "run must be given" in said(script("experiments/inspect_attention.py"))
+        assert "run must be given" in error_of(script("experiments/inspect_attention.py"))

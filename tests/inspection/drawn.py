@@ -3,16 +3,17 @@
 import io
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
-from perceiver.decoders.base import LOGITS
 from perceiver.inspection.capture import Capture
 from perceiver.inspection.contact_sheet import GAP, TILE, TITLE_HEIGHT, Tile, tile_size
-from perceiver.inspection.explanation import Explanation, own_answers, rollout_of
-from perceiver.types import Answer, Batch, Box, Picture, Span
+from perceiver.inspection.explanation import Explanation, answer_rollout
+from perceiver.types import Answer, Batch, Picture, Span
 from tests.inspection.models import captured_with, grid, images_of, layer
 
+HEIGHT = round(TILE * 5 / 7)
 LUMINANCE = np.array([0.299, 0.587, 0.114])
 BRIGHTEST = (253, 231, 37)
 SPANS = {"image": Span(0, 35, grid(5, 7, cell=3)), "depth": Span(35, 35 + 11 * 13, grid(11, 13))}
@@ -56,7 +57,7 @@ def images(batch: int = 2, channels: int = 3) -> dict[str, Picture]:
 
 
 def capture_of_places(places: list[int], batch: int = 2) -> Capture:
-    """Each query asks a latent of its own, which looks at one token."""
+    """Each query reads a latent of its own, which reads one token."""
     tokens = SPANS["depth"].stop
     weights = torch.full((batch, 1, len(places), tokens), 0.1 / tokens)
     for latent, place in enumerate(places):
@@ -65,11 +66,7 @@ def capture_of_places(places: list[int], batch: int = 2) -> Capture:
     return captured_with(SPANS, cross0=layer("cross", weights), decode0=layer("decode", reads))
 
 
-def of_class(name: str, label: int, *boxes: Box) -> Answer:
-    return Answer(name, (label,), LOGITS, label=label, boxes=boxes)
-
-
-def look_of(
+def explanation_of(
     captured: Capture,
     answers: list[list[Answer]] | None = None,
     *,
@@ -77,7 +74,7 @@ def look_of(
     relevance: torch.Tensor | None = None,
     boxes: list | None = None,
 ) -> Explanation:
-    """A look at what was captured.
+    """The explanation of a planted capture.
 
     Args:
         captured: the attention.
@@ -88,12 +85,12 @@ def look_of(
     """
     answers = [[] for _ in range(captured.num_rows)] if answers is None else answers
     num_classes = captured.num_outputs if own else 0
-    found = rollout_of(captured, answers, num_classes=num_classes, alpha=0.5)
+    found = answer_rollout(captured, answers, num_classes=num_classes, alpha=0.5)
     return Explanation(
         batch=Batch({}, {} if boxes is None else {"boxes": boxes}, [f"s/{row}" for row in range(len(answers))]),
         record=captured,
         answers=answers,
-        own=own_answers(captured, answers, num_classes),
+        num_classes=num_classes,
         probability=torch.ones(found.residual.shape),
         alpha=0.5,
         rollout=found,
@@ -101,9 +98,24 @@ def look_of(
     )
 
 
-def tiles_of(sheet: Image.Image, count: int, row: int = 0) -> list[np.ndarray]:
+def tiles_of(sheet: Image.Image, count: int) -> list[np.ndarray]:
     """The first tiles of a sheet of 5×7 cells."""
-    height = round(TILE * 5 / 7)
-    top = row * (height + TITLE_HEIGHT + GAP) + TITLE_HEIGHT
-    pixels = np.asarray(sheet).astype(float)
-    return [pixels[top : top + height, number * (TILE + GAP) :][:, :TILE] for number in range(count)]
+    pixels = np.asarray(sheet).astype(float)[TITLE_HEIGHT : TITLE_HEIGHT + HEIGHT]
+    return [pixels[:, number * (TILE + GAP) :][:, :TILE] for number in range(count)]
+
+
+def bright_cell(tile: np.ndarray) -> int:
+    """The number of the brightest of 5×7 cells."""
+    row, column = bright_place(tile)
+    assert (row * 5 % 1, column * 7 % 1) == pytest.approx((0.5, 0.5), abs=0.1), "between cells"
+    return int(row * 5) * 7 + int(column * 7)
+
+
+def color_at(tile: np.ndarray, cell: int) -> tuple[float, ...]:
+    """The color of one of 5×7 cells."""
+    return tuple(tile[round((cell // 7 + 0.5) / 5 * HEIGHT), round((cell % 7 + 0.5) / 7 * TILE)])
+
+
+def changed_tiles(sheet: Image.Image, other: Image.Image, count: int) -> list[bool]:
+    """Which of the first tiles of two sheets differ."""
+    return [bool((a != b).any()) for a, b in zip(tiles_of(sheet, count), tiles_of(other, count), strict=True)]

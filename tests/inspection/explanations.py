@@ -1,7 +1,9 @@
-"""Looks at small models, and what the page makes of them."""
+"""Explanations of small models, and the content of their pages."""
 
+import base64
 import json
 import re
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,8 +13,8 @@ from torch import Tensor
 
 from perceiver.decoders.joint import JointDecoder
 from perceiver.decoders.text import TextDecoder
-from perceiver.inspection.arrays import event_arrays, scored
 from perceiver.inspection.capture import Explainable
+from perceiver.inspection.events import event_arrays, with_scores
 from perceiver.inspection.explanation import Explainer, Explanation
 from perceiver.inspection.rollout import Alpha
 from perceiver.tasks.classification import Classification
@@ -51,7 +53,7 @@ def explainer(model: Explainable, *, alpha: Alpha = 0.5, class_names: Sequence[s
     return Explainer(model=model, task=task, class_names=class_names, alpha=alpha)
 
 
-def seen(
+def explain(
     model: Explainable,
     inputs: dict[str, Tensor],
     masks: dict[str, Tensor] | None = None,
@@ -59,7 +61,7 @@ def seen(
     alpha: Alpha = 0.5,
     **targets,
 ) -> Explanation:
-    """A look at what `model` says of some inputs: words of a text decoder, classes of any other."""
+    """Explain the answers of `model` for some inputs: words of a text decoder, classes of any other."""
     if not isinstance(getattr(model, "decoder", None), TextDecoder):
         return explainer(model, alpha=alpha).explain(labelled(inputs, masks, **targets))
     batch = captions(inputs, **targets)
@@ -74,18 +76,18 @@ def image_and_sound() -> dict[str, torch.Tensor]:
     return {"image": image, "audio": 0.1 * torch.randn(3, 1, 4001, generator=generator)}
 
 
-def look_at(make=perceiver, *, alpha: Alpha = 0.5, **targets) -> Explanation:
-    """Always the same look at an image and a sound."""
+def example_explanation(make=perceiver, *, alpha: Alpha = 0.5, **targets) -> Explanation:
+    """Always the same explanation, of an image and a sound."""
     torch.manual_seed(5)
-    return seen(
+    return explain(
         make(encoders={"image": image_encoder(), "audio": audio_encoder()}), image_and_sound(), alpha=alpha, **targets
     )
 
 
-def arrays_of(look: Explanation, step: int = 7, epoch: int = 2, **scores: float) -> dict[str, np.ndarray]:
+def arrays_of(explanation: Explanation, step: int = 7, epoch: int = 2, **scores: float) -> dict[str, np.ndarray]:
     """The arrays of an event."""
-    arrays = event_arrays(look, max_megabytes=7) | {"step": np.array(step), "epoch": np.array(epoch)}
-    return scored(arrays, scores)
+    arrays = event_arrays(explanation, max_megabytes=7) | {"step": np.array(step), "epoch": np.array(epoch)}
+    return with_scores(arrays, scores)
 
 
 def contents_of(page: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -93,3 +95,15 @@ def contents_of(page: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     blocks = re.findall(r'<script type="application/json" (id="page"|class="maps"[^>]*)>(.*?)</script>', page, re.S)
     (whole,) = [json.loads(text) for kind, text in blocks if kind.startswith("id")]
     return whole, [json.loads(text) for kind, text in blocks if kind.startswith("class")]
+
+
+def unpacked(content: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Packed maps as a browser reads them, by modality."""
+    sizes = [cells["shape"][0] * cells["shape"][1] for cells in content["cells"]]
+    levels = np.frombuffer(zlib.decompress(base64.b64decode(content["data"])), dtype=np.uint8).reshape(-1, sum(sizes))
+    scales = np.frombuffer(base64.b64decode(content["scales"]), dtype="<f4").reshape(-1, len(sizes))
+    parts = np.split((levels / 255) ** 2, np.cumsum(sizes)[:-1], axis=1)
+    return {
+        cells["modality"]: (part * scales[:, [number]]).reshape(*content["count"], *cells["shape"])
+        for number, (cells, part) in enumerate(zip(content["cells"], parts, strict=True))
+    }

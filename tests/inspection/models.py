@@ -24,7 +24,7 @@ from perceiver.queries.text import Text
 from perceiver.tasks.captioning import Captioning
 from perceiver.tasks.generation import BeamSearch, Generation
 from perceiver.tokenizer import SPECIAL, WordTokenizer, split_words
-from perceiver.types import Axis, Batch, Box, Grid, JoinedTokens, Mention, Picture, Span, Tokens
+from perceiver.types import Answer, Axis, Batch, Box, Grid, JoinedTokens, Mention, Picture, Span, Tokens
 from tests.models import DIM, NUM_CLASSES, PERCEIVER_IO, direct, latents, small_inputs, small_perceiver
 
 VOCAB_SIZE, MAX_LENGTH, NUM_WORDS = 31, 13, 7
@@ -172,6 +172,14 @@ def captioning(generation: Generation | None = None, **options) -> Captioning:
     )
 
 
+def of_class(label: int, *boxes: Box, name: str | None = None) -> Answer:
+    return Answer(name or f"class {label}", (label,), LOGITS, label=label, boxes=boxes)
+
+
+def word(queries: Sequence[int], ids: Sequence[int], name: str = "word") -> Answer:
+    return Answer(name, tuple(queries), LOGITS, ids=tuple(ids))
+
+
 def beams(count: int) -> BeamSearch:
     return BeamSearch(num_beams=count, length_penalty=0.0, presence_penalty=0.0, no_repeat_ngram_size=0)
 
@@ -230,7 +238,7 @@ def asked(model: nn.Module, ids: Tensor) -> dict[str, Tensor]:
     return dict.fromkeys(model.decoder.needs_target_tokens, ids)
 
 
-def look(
+def forward_record(
     model: Perceiver,
     inputs: dict[str, Tensor] | None = None,
     masks: dict[str, Tensor] | None = None,
@@ -252,7 +260,7 @@ def some_scores(outputs: dict[str, Tensor]) -> Tensor:
     return torch.stack([logits[:, 1, 11] + logits[:, 2, 5], logits[:, 5, 13]], dim=1)
 
 
-def look_with_relevance(
+def capture_relevance(
     model: Perceiver, inputs: dict[str, Tensor], masks: dict[str, Tensor] | None = None
 ) -> tuple[Capture, Tensor]:
     """What `model` attends to, and how much `some_scores` hang on each token."""
@@ -279,7 +287,7 @@ def captured_with(spans: dict[str, Span], **layers: Layer) -> Capture:
 
 def lay_out(captured: Capture, spans: dict[str, Span]) -> None:
     """Have the tokens that were read belong to these modalities."""
-    read = captured.layers[captured.readers[0]]
+    read = captured.layers[captured.input_layers[0]]
     captured.tokens = JoinedTokens(torch.zeros(read.num_rows, read.num_keys, 1), read.mask, spans)
 
 
@@ -293,7 +301,7 @@ def images_of(inputs: dict[str, Tensor]) -> dict[str, Picture]:
     return {name: Picture(raw, grid(*raw.shape[-2:]), "") for name, raw in inputs.items()}
 
 
-def held_weights(monkeypatch) -> list[int]:
+def computed_weights(monkeypatch) -> list[int]:
     """Collects how many weights are held at once from here on."""
     sizes, original = [], ScaledDotProduct.weights
 

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 from perceiver.decoders.base import LOGITS
-from perceiver.inspection.arrays import SCORE
 from perceiver.inspection.axes import runs_upwards
+from perceiver.inspection.events import SCORE
 from perceiver.inspection.explorer import page as page_module
-from perceiver.inspection.explorer.media import Media, samples_of
-from perceiver.inspection.explorer.page import Event, event_of, page_of
-from perceiver.inspection.faithfulness import FRACTIONS, Deletion
+from perceiver.inspection.explorer.media import Media, page_samples
+from perceiver.inspection.explorer.page import Event, explorer_page, page_event
+from perceiver.inspection.faithfulness import FRACTIONS, DeletionCurves
 from perceiver.types import Answer, Axis, Batch, Box, Grid, Picture, Sound, Span
 
 HEADS, LATENTS, RATE, SECONDS = 3, 13, 8000, 2.3
@@ -118,11 +118,13 @@ def values_at(step: int, run: int) -> dict[str, float]:
     }
 
 
-def deletion() -> Deletion:
+def deletion() -> DeletionCurves:
     """A test of which rollout is above, relevance at, and the mean attention below chance."""
     fractions, noise = torch.tensor(FRACTIONS), torch.linspace(-0.1, 0.1, 61)[:, None]
     slopes = {"random": 0.5, "rollout": 0.9, "relevance": 0.5, "mean_map": 0.2}
-    return Deletion({name: 1 - (slope + (name != "random") * noise) * fractions for name, slope in slopes.items()})
+    return DeletionCurves(
+        {name: 1 - (slope + (name != "random") * noise) * fractions for name, slope in slopes.items()}
+    )
 
 
 def event(step: int, run: int, explanation: int | None = None, **options) -> Event:
@@ -135,7 +137,7 @@ def event(step: int, run: int, explanation: int | None = None, **options) -> Eve
     arrays |= {"step": np.array(step), "epoch": np.array(step // 10)}
     arrays |= {f"{SCORE}{name}": np.array(value) for name, value in values_at(step, run).items()}
     with mock.patch.object(page_module, "CELLS", (100,)):
-        return event_of(arrays, most_values=10**6)
+        return page_event(arrays, most_values=10**6)
 
 
 def samples() -> list[dict]:
@@ -151,7 +153,7 @@ def samples() -> list[dict]:
         {"sound": Sound(0.1 * torch.randn(2, int(RATE * SECONDS), generator=generator), RATE)},
         {"text": [SENTENCE, SENTENCE]},
     )
-    return samples_of(batch, spans(), media, CLASSES)
+    return page_samples(batch, spans(), media, CLASSES)
 
 
 def runs(**options) -> dict[str, list[Event]]:
@@ -163,4 +165,4 @@ def runs(**options) -> dict[str, list[Event]]:
 
 def planted_page(**options) -> str:
     """The page; the options are those of the arrays at its first event."""
-    return page_of(TITLE, samples(), runs(**options))
+    return explorer_page(TITLE, samples(), runs(**options))

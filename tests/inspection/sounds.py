@@ -7,8 +7,8 @@ import torch
 from perceiver.inspection.capture import Capture
 from perceiver.inspection.explanation import Explanation
 from perceiver.types import Answer, Axis, Box, Grid, Span
-from tests.inspection.drawn import look_of, of_class
-from tests.inspection.models import captured_with, layer
+from tests.inspection.drawn import explanation_of
+from tests.inspection.models import captured_with, layer, of_class
 
 ROWS, COLUMNS = 5, 7
 SOUND = Grid(
@@ -53,22 +53,25 @@ def planted_maps(places: list[list[tuple[int, int]]]) -> torch.Tensor:
 
 
 def classes_of(boxes: Sequence[Sequence[Box] | None]) -> list[list[Answer]]:
-    """For each sample the classes that it truly has, as a look answers for them."""
+    """For each sample the classes that apply to it, as answers."""
     return [
-        [of_class(str(label), label, *(box for box in row or () if box.label == label)) for label in sorted(labels)]
+        [
+            of_class(label, *(box for box in row or () if box.label == label), name=str(label))
+            for label in sorted(labels)
+        ]
         for row in boxes
         for labels in [{box.label for box in row or ()}]
     ]
 
 
-def look_at_maps(
+def explanation_of_maps(
     maps: torch.Tensor,
     boxes: Sequence[Sequence[Box] | None] | None = None,
     answers: list[list[Answer]] | None = None,
     mask: torch.Tensor | None = None,
     **options,
 ) -> Explanation:
-    """A look at a model whose rollout from each query is a map, [batch, queries, tokens].
+    """The explanation of a model whose rollout from each query is a map, [batch, queries, tokens].
 
     Args:
         maps: of each query.
@@ -79,4 +82,4 @@ def look_at_maps(
     """
     boxes = [None] * len(maps) if boxes is None else boxes
     answers = classes_of(boxes) if answers is None else answers
-    return look_of(capture_of(maps, mask), answers, boxes=list(boxes), **options)
+    return explanation_of(capture_of(maps, mask), answers, boxes=list(boxes), **options)

@@ -10,8 +10,8 @@ from perceiver import Perceiver
 from perceiver.decoders.joint import JointDecoder
 from perceiver.decoders.pooled import PooledDecoder
 from perceiver.inspection.capture import Explainable, pictures_of, sounds_of
-from perceiver.inspection.explorer.media import Media, samples_of
-from perceiver.inspection.explorer.page import event_of, page_of
+from perceiver.inspection.explorer.media import Media, page_samples
+from perceiver.inspection.explorer.page import explorer_page, page_event
 from perceiver.inspection.faithfulness import faithfulness
 from perceiver.inspection.figures import contact_sheets
 from perceiver.inspection.localization import localization
@@ -85,49 +85,49 @@ def asked(model: Explainable, masked: bool):
 def test_everything_there_is_to_see_is_seen(make, layers, readers, masked, alpha):
     model = make()
     batch, watching = asked(model, masked), explainer(model, alpha=alpha)
-    look = watching.explain(batch)
-    num_tokens = look.record.tokens.values.shape[1]
-    assert list(look.record.layers) == layers
-    assert look.record.readers == readers
-    widths = torch.tensor([len(row) for row in look.answers])
-    said = torch.arange(int(widths.max())) < widths[:, None]
-    assert look.rollout.inputs.shape == look.relevance.shape == (*said.shape, num_tokens)
-    torch.testing.assert_close(look.rollout.inputs.sum(dim=-1) + look.rollout.residual, said.float())
-    assert (look.rollout.residual > 0).any() == ("cross0" in layers)
-    assert (look.relevance.sum(dim=-1) > 0)[said].float().mean() > 0.9
-    assert (look.relevance >= 0).all()
-    assert (look.relevance[~said] == 0).all()
-    assert ((look.probability > 0) == said).all()
+    explanation = watching.explain(batch)
+    num_tokens = explanation.record.tokens.values.shape[1]
+    assert list(explanation.record.layers) == layers
+    assert explanation.record.input_layers == readers
+    widths = torch.tensor([len(row) for row in explanation.answers])
+    is_answer = torch.arange(int(widths.max())) < widths[:, None]
+    assert explanation.rollout.inputs.shape == explanation.relevance.shape == (*is_answer.shape, num_tokens)
+    torch.testing.assert_close(explanation.rollout.inputs.sum(dim=-1) + explanation.rollout.residual, is_answer.float())
+    assert (explanation.rollout.residual > 0).any() == ("cross0" in layers)
+    assert (explanation.relevance.sum(dim=-1) > 0)[is_answer].float().mean() > 0.9
+    assert (explanation.relevance >= 0).all()
+    assert (explanation.relevance[~is_answer] == 0).all()
+    assert ((explanation.probability > 0) == is_answer).all()
     if masked:
-        hidden = ~look.record.token_mask[:, None]
-        assert not look.rollout.inputs.masked_select(hidden).any()
-        assert not look.relevance.masked_select(hidden).any()
-    assert all(map(isfinite, look.statistics.values()))
-    assert {name.split("/", 1)[1].rpartition("/")[0] for name in look.statistics} == {
+        hidden = ~explanation.record.token_mask[:, None]
+        assert not explanation.rollout.inputs.masked_select(hidden).any()
+        assert not explanation.relevance.masked_select(hidden).any()
+    assert all(map(isfinite, explanation.statistics.values()))
+    assert {name.split("/", 1)[1].rpartition("/")[0] for name in explanation.statistics} == {
         name for name in layers if "decode_self" not in name
     }
-    found = faithfulness(watching, look, seed=0)
+    found = faithfulness(watching, explanation, seed=0)
     assert set(found.curves) == {"random", "relevance", "rollout"} | ({"mean_map"} if readers else set())
-    assert set(localization(look)) <= {"word_overlap"}, "there are no boxes"
+    assert set(localization(explanation)) <= {"word_overlap"}, "there are no boxes"
 
 
 @MODELS
 def test_everything_that_is_seen_can_be_kept_and_drawn(make, layers, readers):
     model = make()
     batch = asked(model, masked=True)
-    look = explainer(model).explain(batch)
-    arrays = arrays_of(look, **look.statistics)
+    explanation = explainer(model).explain(batch)
+    arrays = arrays_of(explanation, **explanation.statistics)
     assert [name.removesuffix("/latents") for name in arrays if name.endswith("/latents")] == readers
-    event = event_of(arrays)
+    event = page_event(arrays)
     media = Media(pictures_of(model, batch.inputs), sounds_of(model, batch.inputs))
-    samples = samples_of(batch, look.record.spans, media, CLASS_NAMES)
-    page, maps = contents_of(page_of("title", samples, {"run": [event]}))
+    samples = page_samples(batch, explanation.record.spans, media, CLASS_NAMES)
+    page, maps = contents_of(explorer_page("title", samples, {"run": [event]}))
     assert [list(sample["modalities"]) for sample in page["samples"]] == [list(batch.inputs)] * 3
-    for content, answers in zip(maps, look.answers, strict=True):
+    for content, answers in zip(maps, explanation.answers, strict=True):
         assert [answer["name"] for answer in content["answers"]] == [answer.name for answer in answers]
         assert [layer["name"] for layer in content["layers"]] == readers
         assert all(len(layer["rollout"]) == len(answers) for layer in content["layers"])
-    sheets = contact_sheets(look, media.pictures, num_latents=2)
+    sheets = contact_sheets(explanation, media.pictures, num_latents=2)
     in_words = {"caption/words"} if any("decode_self" in name for name in layers) else set()
     assert set(sheets) == {f"{modality}/{name}" for modality in batch.inputs for name in readers} | in_words
     assert all(len(of_rows) == 3 for of_rows in sheets.values())

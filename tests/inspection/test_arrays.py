@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from perceiver.inspection.arrays import event_arrays, event_path, event_paths, scored, write_arrays
-from perceiver.inspection.figures import query_ranking
-from perceiver.inspection.rollout import readers_of, rollout
+from perceiver.inspection.events import event_arrays, event_path, event_paths, with_scores, write_arrays
+from perceiver.inspection.rollout import mean_of_queries, rollout
 from perceiver.mechanisms.base import ENCODE, SELF
 from perceiver.types import Answer, Axis, Box
-from tests.inspection.explanations import seen
+from tests.inspection.explanations import explain
 from tests.inspection.models import EveryWord, direct_text, perceiver, perceiver_io, perceiver_text, some_masks
 from tests.models import NUM_CLASSES, small_inputs
 
@@ -20,9 +19,9 @@ MAKERS = [perceiver, perceiver_io, perceiver_text, direct_text]
 @pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
 def test_arrays_are_what_the_look_says_and_load_without_pickle(make, alpha, tmp_path):
     inputs = small_inputs()
-    look = seen(make(), inputs, some_masks(), alpha=alpha, words=["a", "b", "c"])
-    record = look.record
-    write_arrays(tmp_path / "event.npz", event_arrays(look, max_megabytes=7))
+    explanation = explain(make(), inputs, some_masks(), alpha=alpha, words=["a", "b", "c"])
+    record = explanation.record
+    write_arrays(tmp_path / "event.npz", event_arrays(explanation, max_megabytes=7))
     with np.load(tmp_path / "event.npz", allow_pickle=False) as arrays:
         assert arrays["ids"].tolist() == ["s/0", "s/1", "s/2"]
         assert "target/words" not in arrays
@@ -36,22 +35,22 @@ def test_arrays_are_what_the_look_says_and_load_without_pickle(make, alpha, tmp_
         for name in kept:
             assert arrays[f"{name}/weights"].dtype == np.float16
             np.testing.assert_allclose(arrays[f"{name}/weights"], record.layers[name].weights(), atol=3e-4)
-        for name in record.readers:
+        for name in record.input_layers:
             assert (arrays[f"{name}/latents"] == np.arange(record.layers[name].num_queries)).all()
-            np.testing.assert_allclose(arrays[f"{name}/reads"], look.rollout.latents[name], atol=3e-4)
-        np.testing.assert_allclose(arrays["rollout/inputs"], look.rollout.inputs, atol=3e-4)
-        np.testing.assert_allclose(arrays["rollout/residual"], look.rollout.residual, atol=3e-4)
+            np.testing.assert_allclose(arrays[f"{name}/reads"], explanation.rollout.latents[name], atol=3e-4)
+        np.testing.assert_allclose(arrays["rollout/inputs"], explanation.rollout.inputs, atol=3e-4)
+        np.testing.assert_allclose(arrays["rollout/residual"], explanation.rollout.residual, atol=3e-4)
         assert arrays["rollout/alpha"] == alpha
-        np.testing.assert_allclose(arrays["answers/probability"], look.probability)
+        np.testing.assert_allclose(arrays["answers/probability"], explanation.probability)
         if make in (perceiver, perceiver_io):
             assert arrays["target/label"].tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
 def test_relevance_is_kept_as_shares_since_it_has_no_unit(make):
-    look = seen(make(), small_inputs())
-    found = event_arrays(look, max_megabytes=7)["relevance/inputs"].astype(np.float32)
-    expected = look.relevance.numpy()
+    explanation = explain(make(), small_inputs())
+    found = event_arrays(explanation, max_megabytes=7)["relevance/inputs"].astype(np.float32)
+    expected = explanation.relevance.numpy()
     mass = expected.sum(axis=-1, keepdims=True)
     assert (mass > 0).any()
     np.testing.assert_allclose(found.sum(axis=-1, keepdims=True), mass > 0, atol=3e-3)
@@ -60,7 +59,7 @@ def test_relevance_is_kept_as_shares_since_it_has_no_unit(make):
 
 def test_what_reaches_answers_comes_in_by_latents():
     """The shares of the latents of all cross-attends are those of the tokens."""
-    arrays = event_arrays(seen(perceiver(), small_inputs()), max_megabytes=7)
+    arrays = event_arrays(explain(perceiver(), small_inputs()), max_megabytes=7)
     by_latent = sum(arrays[f"cross{number}/reads"].astype(np.float32).sum(axis=-1) for number in range(3))
     assert by_latent.shape == (3, 3)
     np.testing.assert_allclose(by_latent, arrays["rollout/inputs"].astype(np.float32).sum(axis=-1), atol=2e-3)
@@ -68,18 +67,18 @@ def test_what_reaches_answers_comes_in_by_latents():
 
 def test_ids_of_a_text_are_kept_as_they_are():
     """Float16 has not all numbers from 2049 on."""
-    look = seen(perceiver(), small_inputs())
-    look.batch.inputs["text"] = torch.tensor([[[2049, 4099, 8191]]] * 3)
-    kept = event_arrays(look, max_megabytes=1)["input/text"]
+    explanation = explain(perceiver(), small_inputs())
+    explanation.batch.inputs["text"] = torch.tensor([[[2049, 4099, 8191]]] * 3)
+    kept = event_arrays(explanation, max_megabytes=1)["input/text"]
     assert kept.tolist() == [[[2049, 4099, 8191]]] * 3
 
 
 @pytest.mark.parametrize(("max_megabytes", "kept"), [(0.0, 1), (3 * 5 * 3 * 3 * 55 * 2 / 2**20, 5), (1.0, 11)])
 def test_weights_stay_in_their_budget_by_keeping_the_latents_that_are_read_most(max_megabytes, kept):
-    look = seen(perceiver(), small_inputs())
-    captured, arrays = look.record, event_arrays(look, max_megabytes=max_megabytes)
-    most_read = query_ranking(captured, "cross0")[:, :kept].sort(dim=1).values
-    for name in captured.readers:
+    explanation = explain(perceiver(), small_inputs())
+    captured, arrays = explanation.record, event_arrays(explanation, max_megabytes=max_megabytes)
+    most_read = explanation.query_rankings["cross0"][:, :kept].sort(dim=1).values
+    for name in captured.input_layers:
         latents = torch.from_numpy(arrays[f"{name}/latents"])
         assert torch.equal(latents, most_read)
         whole = captured.layers[name].weights()
@@ -92,10 +91,10 @@ def test_weights_stay_in_their_budget_by_keeping_the_latents_that_are_read_most(
 
 def test_axes_and_boxes_can_be_read_back_without_pickle(tmp_path):
     boxes = [[Box(2, "image", {"y": (1.0, 5.5)}), Box(0, "depth", {})], [], [Box(1, "image", {"x": (0.0, 13.0)})]]
-    look = seen(perceiver(), small_inputs(), boxes=boxes)
-    write_arrays(tmp_path / "event.npz", event_arrays(look, max_megabytes=1))
+    explanation = explain(perceiver(), small_inputs(), boxes=boxes)
+    write_arrays(tmp_path / "event.npz", event_arrays(explanation, max_megabytes=1))
     with np.load(tmp_path / "event.npz", allow_pickle=False) as arrays:
-        for name, span in look.record.spans.items():
+        for name, span in explanation.record.spans.items():
             axes = tuple(Axis(**fields) for fields in json.loads(str(arrays[f"axes/{name}"])))
             assert axes == span.grid.axes
         found = [
@@ -109,12 +108,12 @@ def test_axes_and_boxes_can_be_read_back_without_pickle(tmp_path):
 
 
 def test_without_boxes_there_is_no_such_array():
-    assert "boxes" not in event_arrays(seen(perceiver(), small_inputs()), max_megabytes=1)
+    assert "boxes" not in event_arrays(explain(perceiver(), small_inputs()), max_megabytes=1)
 
 
 def test_a_sample_that_knows_of_no_boxes_has_an_empty_list():
-    look = seen(perceiver(), small_inputs(), boxes=[None, [Box(2, "image", {})], None])
-    arrays = event_arrays(look, max_megabytes=1)
+    explanation = explain(perceiver(), small_inputs(), boxes=[None, [Box(2, "image", {})], None])
+    arrays = event_arrays(explanation, max_megabytes=1)
     assert [len(row) for row in json.loads(str(arrays["boxes"]))] == [0, 1, 0]
 
 
@@ -133,11 +132,11 @@ def read_answers(arrays: dict[str, np.ndarray]) -> list[list[Answer]]:
 
 def test_words_can_be_read_back_with_what_they_read(tmp_path):
     facts = [EveryWord(Box(2, "image", {"y": (1.0, 5.5)})), None, EveryWord()]
-    look = seen(perceiver_text(), small_inputs(), facts=facts)
-    write_arrays(tmp_path / "event.npz", event_arrays(look, max_megabytes=1))
+    explanation = explain(perceiver_text(), small_inputs(), facts=facts)
+    write_arrays(tmp_path / "event.npz", event_arrays(explanation, max_megabytes=1))
     with np.load(tmp_path / "event.npz", allow_pickle=False) as arrays:
         found = read_answers(arrays)
-        assert found == look.answers
+        assert found == explanation.answers
         assert all(len(answer.ids) == len(answer.queries) > 0 for row in found for answer in row)
         assert [bool(row) and all(answer.boxes for answer in row) for row in found] == [True, False, False]
         num_queries = arrays["decode0/weights"].shape[2]
@@ -146,17 +145,19 @@ def test_words_can_be_read_back_with_what_they_read(tmp_path):
             assert weights.shape == (3, 2, num_queries, num_queries)
             assert (np.triu(weights, k=1) == 0).all()
             np.testing.assert_allclose(weights.sum(axis=-1), 1, atol=2e-3)
-        readers = readers_of([[answer.queries for answer in row] for row in found], num_queries)
-        np.testing.assert_allclose(arrays["rollout/inputs"], rollout(look.record, readers=readers).inputs, atol=3e-4)
+        readers = mean_of_queries([[answer.queries for answer in row] for row in found], num_queries)
+        np.testing.assert_allclose(
+            arrays["rollout/inputs"], rollout(explanation.record, query_weights=readers).inputs, atol=3e-4
+        )
 
 
 @pytest.mark.parametrize("make", [perceiver, perceiver_io], ids=lambda make: make.__name__)
 def test_classes_can_be_read_back_with_their_probability(make):
-    look = seen(make(), small_inputs())
-    arrays = event_arrays(look, max_megabytes=1)
+    explanation = explain(make(), small_inputs())
+    arrays = event_arrays(explanation, max_megabytes=1)
     found = read_answers(arrays)
-    assert found == look.answers
-    probability = look.record.outputs["logits"].softmax(dim=-1)
+    assert found == explanation.answers
+    probability = explanation.record.outputs["logits"].softmax(dim=-1)
     assert probability.shape == (3, NUM_CLASSES)
     labels = torch.tensor([[answer.label for answer in row] for row in found])
     assert torch.equal(labels, probability.topk(3).indices)
@@ -165,7 +166,7 @@ def test_classes_can_be_read_back_with_their_probability(make):
 
 def test_what_was_measured_stands_beside_the_arrays():
     arrays = {"ids": np.array(["a"])}
-    found = scored(arrays, {"stat/cross0/entropy": 1.5, "energy_in_box": 0.25})
+    found = with_scores(arrays, {"stat/cross0/entropy": 1.5, "energy_in_box": 0.25})
     assert {name: values.tolist() for name, values in found.items()} == {
         "ids": ["a"],
         "score/stat/cross0/entropy": 1.5,

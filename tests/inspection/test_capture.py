@@ -23,10 +23,10 @@ from perceiver.mechanisms.base import TOKENS
 from perceiver.mechanisms.scaled_dot_product import ScaledDotProduct
 from tests.inspection.models import (
     AsTheyAre,
+    capture_relevance,
+    computed_weights,
     direct_text,
-    held_weights,
-    look,
-    look_with_relevance,
+    forward_record,
     perceiver,
     perceiver_io,
     perceiver_text,
@@ -52,7 +52,7 @@ def test_weights_times_values_are_what_the_fused_kernel_gave(make, masks):
     for module in model.modules():
         if isinstance(module, ScaledDotProduct):
             module.register_forward_hook(lambda module, args, output: runs.append((args[2], output)))
-    layers = list(look(model, masks=masks).layers.values())
+    layers = list(forward_record(model, masks=masks).layers.values())
     assert len(layers) == len(runs)
     for layer, (values, output) in zip(layers, runs, strict=True):
         torch.testing.assert_close(layer.weights() @ values, output, rtol=0, atol=1e-5)
@@ -61,7 +61,7 @@ def test_weights_times_values_are_what_the_fused_kernel_gave(make, masks):
 @MODELS
 @MASKS
 def test_with_gradients_each_layer_has_the_values_and_outputs_of_its_own(make, masks):
-    captured, _ = look_with_relevance(make(), small_inputs(), masks)
+    captured, _ = capture_relevance(make(), small_inputs(), masks)
     for layer in captured.layers.values():
         torch.testing.assert_close(layer.weights() @ layer.v, layer.out, rtol=0, atol=1e-5)
         one = layer.sample(1)
@@ -73,7 +73,7 @@ def test_with_gradients_each_layer_has_the_values_and_outputs_of_its_own(make, m
 def test_with_gradients_values_and_outputs_are_close_under_bfloat16(make):
     model, inputs = make(), small_inputs()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        captured, _ = look_with_relevance(model, inputs)
+        captured, _ = capture_relevance(model, inputs)
     for layer in captured.layers.values():
         assert layer.v.dtype == torch.bfloat16
         torch.testing.assert_close(layer.weights() @ layer.v.float(), layer.out.float(), rtol=0.01, atol=0.01)
@@ -82,11 +82,11 @@ def test_with_gradients_values_and_outputs_are_close_under_bfloat16(make):
 @MODELS
 def test_gradients_change_nothing_of_what_is_seen(make):
     model, inputs = make(), small_inputs()
-    captured, expected = look_with_relevance(model, inputs)[0], look(model, inputs)
+    captured, expected = capture_relevance(model, inputs)[0], forward_record(model, inputs)
     assert list(captured.layers) == list(expected.layers)
     assert all(torch.equal(captured.map(name), expected.map(name)) for name in expected.layers)
     for name, layer in expected.layers.items():
-        assert torch.equal(captured.layers[name].added, layer.added)
+        assert torch.equal(captured.layers[name].attention_share, layer.attention_share)
         assert layer.v is layer.out is None, "held for nothing"
     torch.testing.assert_close(captured.outputs, expected.outputs)
     assert not any(output.requires_grad for output in expected.outputs.values())
@@ -95,20 +95,20 @@ def test_gradients_change_nothing_of_what_is_seen(make):
 @MODELS
 @MASKS
 def test_rows_sum_to_one(make, masks):
-    for layer in look(make(), masks=masks).layers.values():
+    for layer in forward_record(make(), masks=masks).layers.values():
         sums = layer.weights().sum(dim=-1)
         torch.testing.assert_close(sums, torch.ones_like(sums))
 
 
 @MODELS
 def test_masked_keys_get_exactly_nothing_and_all_others_something(make):
-    captured = look(make(), masks=some_masks())
+    captured = forward_record(make(), masks=some_masks())
     real = torch.ones(3, 4 * 5 + 5 * 7, dtype=torch.bool)
     cells = torch.zeros(4, 5, dtype=torch.bool)
     cells[:3, :2] = True
     real[1, :20] = cells.flatten()
     real[2, 20:] = False
-    reads_tokens = [name for name, layer in captured.layers.items() if captured.reads(layer) == TOKENS]
+    reads_tokens = [name for name, layer in captured.layers.items() if captured.keys_of(layer) == TOKENS]
     for name in reads_tokens:
         assert ((captured.map(name) > 0) == real[:, None]).all()
 
@@ -126,7 +126,9 @@ def test_permuted_tokens_give_permuted_cross_maps_and_all_that_follows_and_the_s
     torch.testing.assert_close(maps[1].rollout().inputs, maps[0].rollout().inputs[..., order])
     for name in maps[0].layers:
         expected = maps[0].map(name)
-        torch.testing.assert_close(maps[1].map(name), expected[..., order] if name in maps[0].readers else expected)
+        torch.testing.assert_close(
+            maps[1].map(name), expected[..., order] if name in maps[0].input_layers else expected
+        )
 
 
 @pytest.mark.parametrize(
@@ -141,7 +143,7 @@ def test_permuted_tokens_give_permuted_cross_maps_and_all_that_follows_and_the_s
 )
 def test_layers_are_named_by_role_in_the_order_in_which_they_ran(make, expected):
     model = make()
-    captured = look(model)
+    captured = forward_record(model)
     assert list(captured.layers) == expected.split()
     attentions = sum(isinstance(module, ScaledDotProduct) for module in model.modules())
     assert attentions < len(captured.layers) or make is direct_text, "shared weights run several times"
@@ -155,7 +157,7 @@ def test_layers_are_named_by_role_in_the_order_in_which_they_ran(make, expected)
 @pytest.mark.parametrize("queries", [None, [7], [5, 2, 2, 0], []])
 @pytest.mark.parametrize("head", [None, 0, 1])
 def test_chosen_queries_and_head_are_slices_of_the_full_map(name, queries, head):
-    captured = look(perceiver_io())
+    captured = forward_record(perceiver_io())
     full = captured.layers[name].weights()
     expected = (full.mean(dim=1) if head is None else full[:, head])[:, slice(None) if queries is None else queries]
     torch.testing.assert_close(captured.map(name, head=head, queries=queries), expected)
@@ -163,12 +165,12 @@ def test_chosen_queries_and_head_are_slices_of_the_full_map(name, queries, head)
 
 def test_unknown_layer_is_refused_with_the_names_there_are():
     with pytest.raises(KeyError, match=r"cross1.*cross0.*decode0"):
-        look(perceiver_io()).map("cross1")
+        forward_record(perceiver_io()).map("cross1")
 
 
 @pytest.mark.parametrize(("name", "head", "query"), [("cross0", 3, 0), ("self2", -1, 0), ("decode0", 0, NUM_CLASSES)])
 def test_heads_and_queries_that_do_not_exist_are_refused_with_those_that_do(name, head, query):
-    captured = look(perceiver_io())
+    captured = forward_record(perceiver_io())
     layer = captured.layers[name]
     if not 0 <= head < layer.num_heads:
         with pytest.raises(IndexError, match=f"{name} has heads 0 to {layer.num_heads - 1}, not {head}"):
@@ -184,7 +186,7 @@ def test_a_second_forward_replaces_the_first():
     with capture(model) as captured:
         model(small_inputs(batch=2))
         model({"image": inputs["image"]})
-    alone = look(model, {"image": inputs["image"]})
+    alone = forward_record(model, {"image": inputs["image"]})
     assert list(captured.layers) == list(alone.layers)
     assert captured.spans == alone.spans
     torch.testing.assert_close(captured.map("cross2"), alone.map("cross2"))
@@ -196,7 +198,7 @@ def test_a_second_forward_with_gradients_replaces_the_first():
     with capture(model, gradients=True) as captured:
         model(small_inputs(batch=2))
         found = captured.relevance(some_scores(model(inputs)))
-    torch.testing.assert_close(found, look_with_relevance(model, inputs)[1])
+    torch.testing.assert_close(found, capture_relevance(model, inputs)[1])
 
 
 @RUN_AGAIN
@@ -204,7 +206,7 @@ def test_a_second_forward_with_gradients_replaces_the_first():
 @pytest.mark.parametrize("frozen", [False, True])
 def test_what_checkpointing_runs_again_is_not_recorded_again(kinds, make, frozen):
     model, inputs = make().requires_grad_(not frozen), small_inputs()
-    expected, relevance = look_with_relevance(model, inputs)
+    expected, relevance = capture_relevance(model, inputs)
     wrapper = partial(checkpoint_wrapper, checkpoint_impl=CheckpointImpl.NO_REENTRANT)
     calls = []
     apply_activation_checkpointing(
@@ -224,14 +226,14 @@ def test_what_checkpointing_runs_again_is_not_recorded_again(kinds, make, frozen
     assert list(captured.layers) == list(expected.layers)
     for name, layer in expected.layers.items():
         assert torch.equal(captured.map(name), expected.map(name))
-        assert torch.equal(captured.layers[name].added, layer.added)
+        assert torch.equal(captured.layers[name].attention_share, layer.attention_share)
     assert captured.outputs is outputs
     torch.testing.assert_close(found, relevance)
 
 
 def test_a_whole_model_that_checkpointing_runs_again_is_not_recorded_again():
     model, inputs = perceiver_io(), small_inputs()
-    expected, relevance = look_with_relevance(model, inputs)
+    expected, relevance = capture_relevance(model, inputs)
     with capture(model, gradients=True) as captured:
         found = captured.relevance(some_scores(checkpoint(model, inputs, use_reentrant=False)))
     assert list(captured.layers) == list(expected.layers)
@@ -242,12 +244,12 @@ def test_a_whole_model_that_checkpointing_runs_again_is_not_recorded_again():
 @MODELS
 def test_frozen_models_give_the_same_relevance_and_stay_frozen(make):
     model, inputs = make(), small_inputs()
-    expected = look_with_relevance(model, inputs)[1]
+    expected = capture_relevance(model, inputs)[1]
     model.requires_grad_(False)
     next(block for block in model.modules() if isinstance(block, CrossBlock)).requires_grad_(True)
-    torch.testing.assert_close(look_with_relevance(model, inputs)[1], expected)
+    torch.testing.assert_close(capture_relevance(model, inputs)[1], expected)
     model.requires_grad_(False)
-    torch.testing.assert_close(look_with_relevance(model, inputs)[1], expected)
+    torch.testing.assert_close(capture_relevance(model, inputs)[1], expected)
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
@@ -295,9 +297,11 @@ def break_off(model, inputs):
         1 / 0  # noqa: B018
 
 
-@pytest.mark.parametrize("looks", [look, look_with_relevance, break_off], ids=["look", "relevance", "broken off"])
+@pytest.mark.parametrize(
+    "inspect", [forward_record, capture_relevance, break_off], ids=["record", "relevance", "interrupted"]
+)
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_training_goes_on_bit_for_bit_as_without_a_look(looks, precision):
+def test_training_goes_on_bit_for_bit_as_without_a_capture(inspect, precision):
     losses, weights = [], []
     for looking in (False, True):
         torch.manual_seed(0)
@@ -308,11 +312,11 @@ def test_training_goes_on_bit_for_bit_as_without_a_look(looks, precision):
             optimizer.zero_grad()
             with torch.autocast("cpu", dtype=precision, enabled=precision != torch.float32):
                 if looking:
-                    looks(model, inputs)
+                    inspect(model, inputs)
                 loss = logits(model, inputs).square().mean()
             loss.backward()
             if looking:
-                looks(model, inputs)
+                inspect(model, inputs)
             optimizer.step()
             losses.append(loss.item())
         weights.append(model.state_dict())
@@ -336,11 +340,11 @@ def _look_at_a_compiled_model() -> None:
     logits(model, inputs).mean().backward()
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert graphs > 0
-    captured, expected = look(model, inputs), look(eager, inputs)
+    captured, expected = forward_record(model, inputs), forward_record(eager, inputs)
     assert list(captured.layers) == list(expected.layers)
     for name in expected.layers:
         torch.testing.assert_close(captured.map(name), expected.map(name))
-    torch.testing.assert_close(look_with_relevance(model, inputs)[1], look_with_relevance(eager, inputs)[1])
+    torch.testing.assert_close(capture_relevance(model, inputs)[1], capture_relevance(eager, inputs)[1])
     logits(model, inputs).mean().backward()
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
 
@@ -349,8 +353,8 @@ def _look_at_a_compiled_model() -> None:
 def test_under_bfloat16_the_maps_are_float32_and_close(make):
     model, inputs = make(), small_inputs()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        captured = look(model, inputs)
-    exact = look(model, inputs)
+        captured = forward_record(model, inputs)
+    exact = forward_record(model, inputs)
     for name in exact.layers:
         found = captured.map(name)
         assert found.dtype == torch.float32
@@ -368,8 +372,8 @@ def test_a_module_that_holds_the_model_can_be_looked_at():
     wrapper = Wrapper(model)
     with capture(wrapper, gradients=True) as captured:
         found = captured.relevance(some_scores(wrapper.net(inputs)))
-    torch.testing.assert_close(found, look_with_relevance(model, inputs)[1])
-    expected = look(model, inputs)
+    torch.testing.assert_close(found, capture_relevance(model, inputs)[1])
+    expected = forward_record(model, inputs)
     assert list(captured.layers) == list(expected.layers)
     assert all(torch.equal(captured.map(name), expected.map(name)) for name in expected.layers)
 
@@ -385,14 +389,14 @@ def test_a_map_of_few_latents_never_holds_the_whole_map(monkeypatch):
         ),
         decoder=PooledDecoder(dim=DIM, num_classes=NUM_CLASSES),
     )
-    largest = held_weights(monkeypatch)
+    largest = computed_weights(monkeypatch)
     with capture(model) as captured:
         model({"tokens": torch.randn(1, tokens, 8)})
     assert largest == [], "nothing is computed that nobody asked for"
     few = captured.map("cross0", queries=[3, 59, 7])
     one_head = captured.map("cross0", queries=[3, 59, 7], head=2)
     assert largest == [3 * heads * tokens] * 2
-    monkeypatch.setattr("perceiver.inspection.record.HELD_WEIGHTS", 5 * heads * tokens)
+    monkeypatch.setattr("perceiver.inspection.record.MAX_WEIGHTS", 5 * heads * tokens)
     whole = captured.map("cross0")
     assert max(largest) == 5 * heads * tokens
     torch.testing.assert_close(few, whole[:, [3, 59, 7]])

@@ -4,13 +4,22 @@ import torch
 from perceiver.inspection.capture import capture
 from perceiver.inspection.explanation import Explainer
 from perceiver.tasks.generation import Sampling
-from tests.inspection.models import NUM_WORDS, asked, beams, captioning, captions, look, perceiver_text, some_words
+from tests.inspection.models import (
+    NUM_WORDS,
+    asked,
+    beams,
+    captioning,
+    captions,
+    forward_record,
+    perceiver_text,
+    some_words,
+)
 from tests.models import small_inputs
 
 
 @pytest.mark.parametrize("name", ["decode_self0", "decode_self1"])
 def test_words_see_themselves_and_what_comes_before_and_nothing_that_comes_later(name):
-    captured = look(perceiver_text())
+    captured = forward_record(perceiver_text())
     weights = captured.layers[name].weights()
     assert (weights.triu(diagonal=1) == 0).all()
     assert (weights > 0).all(dim=(0, 1)).equal(torch.ones(NUM_WORDS, NUM_WORDS).tril().bool())
@@ -18,7 +27,7 @@ def test_words_see_themselves_and_what_comes_before_and_nothing_that_comes_later
 
 
 def test_every_layer_has_the_shape_of_what_it_reads_by_what_is_read():
-    captured = look(perceiver_text())
+    captured = forward_record(perceiver_text())
     shapes = {
         "cross": (3, 3, 11, 4 * 5 + 5 * 7),
         "self": (3, 2, 11, 11),
@@ -33,9 +42,9 @@ def test_every_layer_has_the_shape_of_what_it_reads_by_what_is_read():
 
 def test_words_that_come_later_change_no_map_of_those_before():
     model, inputs, words = perceiver_text(), small_inputs(), some_words()
-    before = look(model, inputs, words=words)
+    before = forward_record(model, inputs, words=words)
     words[:, 5:] = words[:, 5:].flip(0)
-    after = look(model, inputs, words=words)
+    after = forward_record(model, inputs, words=words)
     for name in ("decode_self1", "decode1"):
         torch.testing.assert_close(after.map(name)[:, :5], before.map(name)[:, :5])
         assert not torch.allclose(after.map(name)[:, 5:], before.map(name)[:, 5:])
@@ -48,7 +57,7 @@ def test_answers_in_words_leave_the_forward_pass_over_what_was_written_and_nothi
     found = Explainer(model, task, [], 0.5).explain(captions(inputs))
     captured, answers = found.record, found.answers
     words = task.generate(model, captions(inputs), 1).ids[:, 0]
-    alone = look(model, inputs, words=words)
+    alone = forward_record(model, inputs, words=words)
     assert list(captured.layers) == list(alone.layers)
     for name, layer in alone.layers.items():
         assert torch.equal(captured.layers[name].weights(), layer.weights())
@@ -62,7 +71,7 @@ def test_what_is_written_word_by_word_is_not_held():
         captioning().generate(model, captions(inputs), 1)
         assert not captured.layers
         model(inputs, None, asked(model, some_words()))
-    assert list(captured.layers) == list(look(model, inputs).layers)
+    assert list(captured.layers) == list(forward_record(model, inputs).layers)
 
 
 def test_writing_by_chance_in_a_capture_leaves_modes_and_random_state_as_they_were():

@@ -1,10 +1,13 @@
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from perceiver.inspection.axes import Tick
 from perceiver.inspection.contact_sheet import (
     BAR_WIDTH,
     COLUMN_TICKS_HEIGHT,
+    DYNAMIC_RANGE,
     GAP,
     MAX_TILE,
     MIN_BAR_HEIGHT,
@@ -13,14 +16,18 @@ from perceiver.inspection.contact_sheet import (
     TITLE_HEIGHT,
     Outline,
     Tile,
+    colorize,
     contact_sheet,
+    draw_outlines,
+    input_image,
     overlay,
+    resize,
     tile_size,
 )
 from tests.inspection.drawn import BRIGHTEST, LUMINANCE, bright_place, decoded, planted, square_tile, tile_at
 
 
-@pytest.mark.parametrize("number", [0, 2, 9, 12])
+@pytest.mark.parametrize("number", [0, 9])
 @pytest.mark.parametrize(("rows", "columns", "row", "column"), [(5, 7, 3, 1), (7, 5, 0, 4), (1, 13, 0, 11)])
 def test_the_bright_place_is_at_the_right_pixels_of_the_right_tile(number, rows, columns, row, column):
     tiles = [square_tile(f"map {index}", np.full((rows, columns), 0.01)) for index in range(13)]
@@ -34,8 +41,8 @@ def test_the_bright_place_is_at_the_right_pixels_of_the_right_tile(number, rows,
     assert not any((other == BRIGHTEST).all(axis=-1).any() for other in others)
 
 
-@pytest.mark.parametrize(("tiles", "rows", "columns"), [(1, 1, 1), (8, 1, 8), (9, 2, 5), (19, 3, 7)])
-@pytest.mark.parametrize(("shape", "tile"), [((5, 7), TILE), ((2, 29), TILE), ((1, 1), TILE), ((3, 199), 199)])
+@pytest.mark.parametrize(("tiles", "rows", "columns"), [(1, 1, 1), (8, 1, 8), (19, 3, 7)])
+@pytest.mark.parametrize(("shape", "tile"), [((5, 7), TILE), ((1, 1), TILE), ((3, 199), 199)])
 def test_sheets_are_as_large_as_their_tiles(tiles, rows, columns, shape, tile):
     sheet = contact_sheet([square_tile("map", np.random.rand(*shape)) for _ in range(tiles)])
     height = max(round(tile * shape[0] / shape[1]), MIN_BAR_HEIGHT)
@@ -43,7 +50,7 @@ def test_sheets_are_as_large_as_their_tiles(tiles, rows, columns, shape, tile):
     assert sheet.size == (columns * (tile + GAP) + BAR_WIDTH, rows * (height + TITLE_HEIGHT + GAP))
 
 
-def test_equal_weights_have_equal_colours_in_all_maps_of_a_sheet():
+def test_equal_weights_have_equal_colors_in_all_maps_of_a_sheet():
     first, second = planted(5, 7, 1, 2, 0.4), planted(5, 7, 4, 6, 0.9)
     second[0, 0] = 0.4
     tiles = [square_tile("first", first), square_tile("second", second)]
@@ -55,15 +62,9 @@ def test_equal_weights_have_equal_colours_in_all_maps_of_a_sheet():
     assert (weak != pictures[1][int(4.5 * cell), int(6.5 * cell)]).any()
 
 
-def test_sheets_have_contrast_although_the_weights_are_small():
-    sheet = decoded(contact_sheet([square_tile("map", planted(13, 17, 3, 4, 1e-5) * 1e-3)]))
-    tile = tile_at(sheet, 0, round(TILE * 13 / 17))
-    assert np.ptp(tile) > 60
-
-
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("value", [0.0, 1 / 35, 1.0])
-def test_constant_maps_give_one_even_colour(value):
+def test_constant_maps_give_one_color(value):
     values = np.full((5, 7), value)
     picture = np.zeros((10, 14, 3), dtype=np.uint8)
     tiles = [
@@ -141,3 +142,84 @@ def test_outlines_are_drawn_on_the_tile_that_has_them():
     height = round(TILE * 5 / 7)
     assert len(np.unique(tile_at(sheet, 0, height).reshape(-1, 3), axis=0)) == 1
     assert len(np.unique(tile_at(sheet, 1, height).reshape(-1, 3), axis=0)) == 3
+
+
+def test_colors_grow_brighter_with_the_weight_and_are_clipped_at_both_ends():
+    luminance = colorize(np.linspace(0, 1, 257)[None], 0.0, 1.0)[0] @ LUMINANCE
+    assert (np.diff(luminance) > -1).all(), "not darker, but for rounding"
+    assert (np.diff(luminance[::16]) > 3).all()
+    low, high, below, above = colorize(np.array([[2.0, 3.0, -9.0, 9.0]]), 2.0, 3.0)[0]
+    assert (below == low).all()
+    assert tuple(above) == tuple(high) == BRIGHTEST
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_images_of_any_number_of_channels_become_rgb(channels):
+    image = torch.rand(channels, 5, 7) * 1.5 - 0.25
+    pixels = input_image(image).pixels
+    assert (pixels.shape, pixels.dtype) == ((5, 7, 3), np.uint8)
+    rgb = image[:3] if channels > 1 else image.expand(3, -1, -1)
+    np.testing.assert_allclose(pixels, (rgb.clamp(0, 1) * 255).permute(1, 2, 0).numpy(), atol=0.51)
+
+
+def test_levels_are_gray_from_black_to_white_over_their_range():
+    found = input_image(torch.linspace(-59.0, 0.0, 11 * 13).reshape(1, 11, 13), "Pa")
+    assert (found.pixels == found.pixels[..., :1]).all()
+    assert (np.diff(found.pixels[..., 0].ravel().astype(int)) >= 0).all()
+    assert (found.pixels.min(), found.pixels.max()) == (0, 255)
+    assert (found.low, found.high, found.unit) == (pytest.approx(-59.0, abs=1.0), 0.0, "Pa")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("quietest", [-200.0, -23.0, 3.0])
+def test_decibels_range_from_the_quietest_to_the_loudest_within_a_limit(quietest):
+    levels = torch.full((1, 17, 19), quietest)
+    levels[0, 2, 5] = 3.0
+    found = input_image(levels, "dB")
+    assert (found.low, found.high) == pytest.approx((max(quietest, 3.0 - DYNAMIC_RANGE), 3.0))
+    assert (found.pixels[2, 5] == 255).all() == (quietest < 3.0), "silence is black"
+    assert (found.pixels == 0).sum() == 3 * (17 * 19 - (quietest < 3.0))
+
+
+@pytest.mark.parametrize("size", [(23, 29), (5, 29), (23, 3), (5, 3)])
+def test_cells_grow_without_smoothing_and_shrink_without_loss_on_each_axis_by_itself(size):
+    picture = np.zeros((7, 11, 3), dtype=np.uint8)
+    picture[::2, ::2] = 255
+    width, height = size
+    found = np.asarray(resize(picture, size))
+    assert found.shape == (height, width, 3)
+    along_columns, along_rows = found.max(axis=0)[:, 0], found.max(axis=1)[:, 0]
+    assert set(along_columns) <= {0, found.max()} if width > 11 else along_columns.min() > 0
+    assert set(along_rows) <= {0, found.max()} if height > 7 else along_rows.min() > 0
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(5, 7), (2, 13)])
+def test_an_overlay_is_bright_at_the_maximum_of_the_map_and_contains_the_picture(rows, columns):
+    picture = np.zeros((rows * 3, columns * 3, 3), dtype=np.uint8)
+    picture[:, : 3 * (columns // 2)] = (255, 0, 0)
+    size = tile_size(columns, aspect=rows / columns)
+    found = overlay(picture, planted(rows, columns, rows - 1, columns - 1), size).astype(float)
+    assert found.shape == (round(TILE * rows / columns), TILE, 3)
+    row, column = np.unravel_index((found @ LUMINANCE).argmax(), found.shape[:2])
+    assert (int((row + 0.5) * rows / found.shape[0]), int((column + 0.5) * columns / TILE)) == (rows - 1, columns - 1)
+    assert found[0, 0, 0] > found[0, -1, 0] + 60, "red on the left"
+
+
+@pytest.mark.parametrize("color", [(0, 0, 0), (255, 255, 255), (128, 128, 128), BRIGHTEST, (68, 1, 84)])
+def test_outlines_contrast_with_any_color_and_leave_the_inside_unchanged(color):
+    picture = Image.new("RGB", (61, 43), color)
+    found = np.asarray(draw_outlines(picture, [Outline(1 / 6, 1 / 3, 1 / 2, 2 / 3)])).astype(float)
+    line = found[14, 10:31]
+    assert (np.abs(line - color).max(axis=-1) > 60).all()
+    assert abs(line[0] @ LUMINANCE - found[13, 10] @ LUMINANCE) > 60, "two shades, so that one of them differs"
+    assert (found[15:28, 11:30] == color).all()
+    assert (np.concatenate([found[:12].reshape(-1, 3), found[31:].reshape(-1, 3)]) == color).all()
+
+
+def test_outlines_of_everything_and_of_zero_width_stay_on_the_picture():
+    picture = Image.new("RGB", (61, 43), "white")
+    found = np.asarray(draw_outlines(picture, [Outline(0, 0, 1, 1)]))
+    assert all((edge != 255).any(axis=-1).all() for edge in (found[0], found[-1], found[:, 0], found[:, -1]))
+    instant = np.asarray(draw_outlines(picture, [Outline(0.5, 0, 0.5, 1)]))
+    assert (instant[:, 30] != 255).any(axis=-1).all()
+    assert np.asarray(picture).min() == 255, "the picture itself is unchanged"

@@ -2,40 +2,45 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.nn import functional as F
 
+from perceiver import Perceiver
+from perceiver.decoders.base import LOGITS
 from perceiver.inspection.capture import capture
 from perceiver.inspection.explanation import (
     Explainer,
     Explanation,
-    answer_readers,
-    from_output,
+    answer_relevance,
+    answer_rollout,
+    answer_scores,
     in_parts,
-    outputs_of,
-    said,
 )
 from perceiver.inspection.faithfulness import faithfulness
 from perceiver.inspection.figures import contact_sheets
 from perceiver.inspection.localization import localization
-from perceiver.inspection.rollout import rollout
+from perceiver.inspection.rollout import mean_of_queries, rollout
 from perceiver.tasks.base import Task
 from perceiver.tasks.losses import LossSpec
 from perceiver.tasks.tagging import Tagging
 from perceiver.tokenizer import EOS
 from perceiver.types import Batch, Box
-from tests.inspection.explanations import CLASS_NAMES, explainer, labelled, seen
+from tests.inspection.explanations import CLASS_NAMES, explain, explainer, labelled
 from tests.inspection.models import (
     EveryWord,
     captions,
     direct_text,
+    forward_record,
+    of_class,
     perceiver,
     perceiver_io,
     perceiver_joint,
     perceiver_text,
     query_decoder,
     some_masks,
+    word,
 )
 from tests.models import NUM_CLASSES, logits, small_inputs
+
+TEXTS = ("a small red circle", "", "blue squares")
 
 
 def classified(masks: bool) -> tuple[Explainer, Batch]:
@@ -52,7 +57,7 @@ def captioned(masks: bool, make=perceiver_text) -> tuple[Explainer, Batch]:
     batch = captions(small_inputs())
     batch.masks = some_masks() if masks else {}
     model = make()
-    model.decoder.head.bias.data[EOS] = -9.0  # untrained, it might have nothing to say
+    model.decoder.head.bias.data[EOS] = -9.0  # an untrained model might write nothing
     return explainer(model, alpha=0.3), batch
 
 
@@ -60,26 +65,27 @@ def without_latents(masks: bool) -> tuple[Explainer, Batch]:
     return captioned(masks, direct_text)
 
 
-TEXTS = ("a small red circle", "", "blue squares")
-
-
 def joint(masks: bool, *names: str) -> tuple[Explainer, Batch]:
     """Classes, and words as many as in `TEXTS`."""
     found = explainer(perceiver_joint(*names), alpha=0.3)
-    say_texts(found.task.tasks["caption"])
+    predict_texts(found.task.tasks["caption"])
     box = Box(3, "image", {"y": (0.0, 5.0)})
     facts, boxes = [EveryWord(box)] * 3, [[box], None, [Box(5, "depth", {})]]
     return found, labelled(small_inputs(), some_masks() if masks else None, facts=facts, boxes=boxes)
 
 
-def say_texts(task: Task) -> None:
-    asked, predicted = task.answer_queries, [[{"caption": text}] for text in TEXTS]
-    task.answer_queries = lambda model, batch, *_: asked(model, batch, predicted)
-
-
 def joint_with_words_first(masks: bool) -> tuple[Explainer, Batch]:
-    """A row's words stand where another row's classes do."""
+    """The words of a row are in the slots of another row's classes."""
     return joint(masks, "caption", "label")
+
+
+def predict_texts(task: Task) -> None:
+    queries, predicted = task.answer_queries, [[{"caption": text}] for text in TEXTS]
+    task.answer_queries = lambda model, batch, *_: queries(model, batch, predicted)
+
+
+def one_query() -> Perceiver:
+    return perceiver_io(decoder=query_decoder(1))
 
 
 KINDS = pytest.mark.parametrize(
@@ -87,108 +93,91 @@ KINDS = pytest.mark.parametrize(
     [classified, tagged, captioned, without_latents, joint, joint_with_words_first],
     ids=lambda make: make.__name__,
 )
-MASKS = pytest.mark.parametrize("masks", [False, True], ids=["whole", "masked"])
+JOINT = pytest.mark.parametrize("make", [joint, joint_with_words_first], ids=lambda make: make.__name__)
 
 
 @KINDS
-@MASKS
+@pytest.mark.parametrize("masks", [False, True], ids=["whole", "masked"])
 def test_each_answer_has_its_rollout_relevance_and_probability(make, masks):
     explainer, batch = make(masks)
-    look = explainer.explain(batch)
-    widths, tokens = [len(row) for row in look.answers], look.record.tokens.values.shape[1]
-    shape = (3, max(widths))
-    assert max(widths) > 1
-    assert look.rollout.inputs.shape == look.relevance.shape == (*shape, tokens)
-    assert look.rollout.residual.shape == look.probability.shape == shape
-    said_anything = torch.arange(max(widths)) < torch.tensor(widths)[:, None]
-    total = look.rollout.inputs.sum(dim=-1) + look.rollout.residual
-    torch.testing.assert_close(total, said_anything.float())
-    assert (look.relevance[said_anything].sum(dim=-1) > 0).any()
-    assert (look.relevance[~said_anything] == 0).all()
-    model = explainer.model
+    found = explainer.explain(batch)
+    widths, num_tokens = torch.tensor([len(row) for row in found.answers]), found.record.tokens.values.shape[1]
+    shape = (3, int(widths.max()))
+    assert shape[1] > 1
+    assert found.rollout.inputs.shape == found.relevance.shape == (*shape, num_tokens)
+    assert found.rollout.residual.shape == found.probability.shape == shape
+    is_answer = torch.arange(shape[1]) < widths[:, None]
+    torch.testing.assert_close(found.rollout.inputs.sum(dim=-1) + found.rollout.residual, is_answer.float())
+    assert (found.relevance[is_answer].sum(dim=-1) > 0).any()
+    assert (found.relevance[~is_answer] == 0).all()
     with torch.no_grad():
-        probabilities = explainer.task.probabilities(model(batch.inputs, batch.masks, look.record.queries))
-    for row, answers in enumerate(look.answers):
+        outputs = explainer.model(batch.inputs, batch.masks, found.record.queries)
+    probabilities = explainer.task.probabilities(outputs)
+    for row, answers in enumerate(found.answers):
         for slot, answer in enumerate(answers):
-            if answer.is_word:
-                expected = probabilities[answer.output][row, list(answer.queries), list(answer.ids)].prod()
-            else:
-                expected = probabilities[answer.output][row, answer.label]
-            torch.testing.assert_close(look.probability[row, slot], expected)
-    assert look.alpha == explainer.alpha
+            at = (row, list(answer.queries), list(answer.ids)) if answer.is_word else (row, answer.label)
+            torch.testing.assert_close(found.probability[row, slot], probabilities[answer.output][at].prod())
+    assert found.alpha == explainer.alpha
 
 
 @KINDS
-def test_relevance_is_that_of_the_logits_of_each_answer(make):
+def test_rollouts_and_relevance_are_those_of_each_output_alone(make):
     explainer, batch = make(True)
-    look = explainer.explain(batch)
+    found = explainer.explain(batch)
     with capture(explainer.model, gradients=True) as record:
-        outputs = explainer.model(batch.inputs, batch.masks, look.record.queries)
-        expected = {
-            output: record.relevance(said(outputs, from_output(look.answers, output)))
-            for output in outputs_of(look.answers)
-        }
-    assert_placed(look, look.relevance, expected)
+        outputs = explainer.model(batch.inputs, batch.masks, found.record.queries)
+        for output in outputs:
+            own = [[answer for answer in row if answer.output == output] for row in found.answers]
+            relevance = record.relevance(answer_scores(outputs, own))
+            part = found.record.for_output(output)
+            every = range(part.num_outputs)
+            queries = [[one.queries if found.has_own_queries(one) else every for one in row] for row in own]
+            weights = mean_of_queries(queries, part.num_outputs)
+            expected = rollout(part, alpha=explainer.alpha, query_weights=weights)
+            for row, answers in enumerate(found.answers):
+                slots = [slot for slot, answer in enumerate(answers) if answer.output == output]
+                for values, others in (
+                    (found.relevance, relevance),
+                    (found.rollout.inputs, expected.inputs),
+                    (found.rollout.residual, expected.residual),
+                ):
+                    torch.testing.assert_close(values[row, slots], others[row, : len(slots)])
 
 
-@KINDS
-@MASKS
-def test_rollouts_are_those_of_each_output(make, masks):
-    explainer, batch = make(masks)
-    look, expected = explainer.explain(batch), {}
-    for output in outputs_of(look.answers):
-        part = look.record.for_output(output)
-        readers = answer_readers(part, from_output(look.answers, output), len(explainer.class_names))
-        expected[output] = rollout(part, alpha=explainer.alpha, readers=readers).inputs
-    assert_placed(look, look.rollout.inputs, expected)
-
-
-def assert_placed(look: Explanation, found: torch.Tensor, expected: dict[str, torch.Tensor]) -> None:
-    """What was found for all answers is what belongs to those of each output, in their order."""
-    for row, answers in enumerate(look.answers):
-        for output, values in expected.items():
-            slots = [slot for slot, answer in enumerate(answers) if answer.output == output]
-            torch.testing.assert_close(found[row, slots], values[row, : len(slots)])
-
-
-@pytest.mark.parametrize("make", [joint, joint_with_words_first], ids=lambda make: make.__name__)
-@MASKS
-def test_a_joint_model_says_of_each_answer_what_its_part_alone_says(make, masks):
-    joint, batch = make(masks)
-    look = joint.explain(batch)
-    assert look.own == look.answers
-    assert [sum(answer.is_word for answer in row) for row in look.answers] == [4, 0, 2]
-    truths = {}
+@JOINT
+def test_an_answer_of_a_joint_model_has_the_explanation_of_its_part_alone(make):
+    joint, batch = make(True)
+    found = joint.explain(batch)
+    assert [sum(answer.is_word for answer in row) for row in found.answers] == [4, 0, 2]
+    scores = {}
     for name, kind in (("label", perceiver_io), ("caption", perceiver_text)):
         alone = kind()
         for same in ("encoders", "join", "memory"):
             getattr(alone, same).load_state_dict(getattr(joint.model, same).state_dict())
         alone.decoder.load_state_dict(joint.model.decoder.decoders[name].state_dict())
         part = explainer(alone, alpha=0.3)
-        say_texts(part.task)
+        predict_texts(part.task)
         expected = part.explain(batch)
-        truths |= localization(expected)
-        for row, answers in enumerate(look.answers):
+        scores |= localization(expected)
+        for row, answers in enumerate(found.answers):
             slots = [slot for slot, answer in enumerate(answers) if answer.output == f"{name}/logits"]
+            assert all(found.has_own_queries(answers[slot]) for slot in slots)
             assert [replace(answers[slot], output="logits") for slot in slots] == expected.answers[row]
             for values, others in (
-                (look.probability, expected.probability),
-                (look.rollout.inputs, expected.rollout.inputs),
-                (look.rollout.residual, expected.rollout.residual),
-                (look.rollout.latents["cross0"], expected.rollout.latents["cross0"]),
-                (look.relevance, expected.relevance),
+                (found.probability, expected.probability),
+                (found.rollout.inputs, expected.rollout.inputs),
+                (found.rollout.latents["cross0"], expected.rollout.latents["cross0"]),
+                (found.relevance, expected.relevance),
             ):
                 torch.testing.assert_close(values[row, slots], others[row, : len(slots)])
-    torch.testing.assert_close(localization(look), truths)
-    assert {"relevance/energy_in_box", "relevance/energy_in_box_colour", "word_overlap"} < truths.keys()
+    torch.testing.assert_close(localization(found), scores)
+    assert {"relevance/energy_in_box", "relevance/energy_in_box_colour", "word_overlap"} < scores.keys()
 
 
 @KINDS
-@MASKS
-def test_in_several_parts_it_is_what_it_is_at_once(monkeypatch, make, masks):
-    explainer, batch = make(masks)
-    whole = explainer.explain(batch)
-    passes = []
+def test_relevance_in_parts_is_that_of_the_whole_batch(monkeypatch, make):
+    explainer, batch = make(True)
+    whole, passes = explainer.explain(batch), []
     for tokens_at_once in (1, 2 * 55):
         monkeypatch.setattr("perceiver.inspection.explanation.TOKENS_AT_ONCE", tokens_at_once)
         hook = explainer.model.register_forward_hook(lambda *_: passes.append(1))
@@ -197,126 +186,93 @@ def test_in_several_parts_it_is_what_it_is_at_once(monkeypatch, make, masks):
         scale = whole.relevance.max()
         torch.testing.assert_close(parts.relevance / scale, whole.relevance / scale, rtol=0, atol=1e-5)
         torch.testing.assert_close(parts.rollout.inputs, whole.rollout.inputs)
-        torch.testing.assert_close(parts.probability, whole.probability)
     assert len(passes) == (1 + 3) + (1 + 2)
 
 
-def test_where_all_classes_are_asked_for_at_once_they_share_a_rollout_but_not_their_relevance():
-    explainer, batch = classified(masks=False)
-    look = explainer.explain(batch)
-    assert look.own == [[], [], []]
+@pytest.mark.parametrize(
+    ("make", "has_own"),
+    [(lambda: perceiver_io(decoder=query_decoder(1)), False), (perceiver, False), (perceiver_io, True)],
+)
+def test_classes_share_a_rollout_unless_they_have_queries_but_never_their_relevance(make, has_own):
+    found = explain(make(), small_inputs())
+    assert all(found.has_own_queries(answer) == has_own for row in found.answers for answer in row)
     for slot in (1, 2):
-        torch.testing.assert_close(look.rollout.inputs[:, slot], look.rollout.inputs[:, 0])
-        assert ((look.relevance[:, slot] - look.relevance[:, 0]).abs().amax(dim=-1) > 0).all()
+        distance = (found.rollout.inputs[:, slot] - found.rollout.inputs[:, 0]).abs().amax(dim=-1)
+        assert (distance > 1e-4).all() if has_own else (distance < 1e-6).all()
+        assert ((found.relevance[:, slot] - found.relevance[:, 0]).abs().amax(dim=-1) > 0).all()
 
 
-def test_where_each_class_asks_for_itself_it_has_its_own_rollout():
-    explainer, batch = tagged(masks=False)
-    look = explainer.explain(batch)
-    assert look.own == look.answers
-    assert all(len(row) == 3 for row in look.own)
-    assert ((look.rollout.inputs[:, 1] - look.rollout.inputs[:, 0]).abs().amax(dim=-1) > 1e-4).all()
-    best = logits(explainer.model, batch.inputs, batch.masks).topk(3).indices.tolist()
-    assert [[answer.label for answer in row] for row in look.answers] == best
-
-
-def test_words_have_their_own_rollouts_and_what_was_said_before_is_not_written_anew(monkeypatch):
+def test_known_predictions_are_explained_without_generation(monkeypatch):
     explainer, batch = captioned(masks=False)
-    look = explainer.explain(batch, [[{"caption": text}] for text in TEXTS])
-    assert [[answer.name for answer in row] for row in look.answers] == [
-        ["a", "small", "red", "circle"],
-        [],
-        ["blue", "squares"],
-    ]
-    assert look.relevance.shape[:2] == look.probability.shape == (3, 4)
-    said_anything = torch.tensor([[True] * 4, [False] * 4, [True, True, False, False]])
-    torch.testing.assert_close(look.rollout.inputs.sum(dim=-1) + look.rollout.residual, said_anything.float())
+    predicted = [[{"caption": text}] for text in TEXTS]
+    found = explainer.explain(batch, predicted)
+    assert [[answer.name for answer in row] for row in found.answers] == [text.split() for text in TEXTS]
     monkeypatch.setattr("perceiver.inspection.explanation.TOKENS_AT_ONCE", 1)
-    parts = explainer.explain(batch, [[{"caption": text}] for text in TEXTS])
-    torch.testing.assert_close(parts.relevance, look.relevance)
-    assert (look.relevance[~said_anything] == 0).all()
+    parts = explainer.explain(batch, predicted)
+    torch.testing.assert_close(parts.relevance, found.relevance)
 
 
 @KINDS
-def test_a_model_that_says_nothing_has_no_maps(monkeypatch, make):
+def test_without_answers_there_are_no_maps(monkeypatch, make):
     explainer, batch = make(False)
     monkeypatch.setattr("perceiver.inspection.explanation.TOKENS_AT_ONCE", 2 * 55)
-    answers = explainer.task.answers
-
-    def silent(*args):
-        return [[] for _ in answers(*args)]
-
-    monkeypatch.setattr(explainer.task, "answers", silent)
-    look = explainer.explain(batch)
-    assert look.relevance.shape == (3, 0, 55)
-    assert look.rollout.inputs.shape == (3, 0, 55)
-    assert look.probability.shape == (3, 0)
-    assert contact_sheets(look, {}, num_latents=1)
-    assert faithfulness(explainer, look, seed=0).num_samples == 0
+    monkeypatch.setattr(explainer.task, "answers", lambda *args: [[], [], []])
+    found = explainer.explain(batch)
+    assert found.relevance.shape == found.rollout.inputs.shape == (3, 0, 55)
+    assert found.probability.shape == (3, 0)
+    assert contact_sheets(found, {}, num_latents=1)
+    assert faithfulness(explainer, found, seed=0).num_samples == 0
 
 
 @KINDS
-def test_the_mean_map_is_that_of_all_latents_and_cross_attends(make):
+def test_the_mean_map_is_that_of_all_layers_that_read_the_tokens(make):
     explainer, batch = make(True)
-    look = explainer.explain(batch)
-    expected = torch.stack([look.record.map(name).mean(dim=1) for name in look.record.readers]).mean(dim=0)
-    maps = look.maps
-    assert list(maps) == ["relevance", "rollout", "mean_map"]
-    assert len({found.shape for found in maps.values()}) == 1
-    for slot in range(maps["mean_map"].shape[1]):
-        torch.testing.assert_close(maps["mean_map"][:, slot], expected)
+    found = explainer.explain(batch)
+    layers = [found.record.map(name).mean(dim=1) for name in found.record.input_layers]
+    expected = torch.stack(layers).mean(dim=0)
+    assert list(found.maps) == ["relevance", "rollout", "mean_map"]
+    torch.testing.assert_close(found.maps["mean_map"], expected[:, None].expand_as(found.relevance))
 
 
 def test_inputs_are_converted_and_the_precision_is_that_of_the_context():
     explainer, batch = classified(masks=False)
     exact = explainer.explain(batch)
-    other = Explainer(
-        explainer.model,
-        explainer.task,
-        CLASS_NAMES,
-        0.5,
+    other = replace(
+        explainer,
         converted=lambda inputs: {name: values.float() for name, values in inputs.items()},
         forward_context=lambda: torch.autocast("cpu", dtype=torch.bfloat16),
     )
     batch.inputs = {name: values.double() for name, values in batch.inputs.items()}
-    look = other.explain(batch)
-    assert look.record.layers["cross0"].q.dtype == torch.bfloat16
-    assert look.relevance.dtype == look.rollout.inputs.dtype == torch.float32
-    torch.testing.assert_close(look.rollout.inputs, exact.rollout.inputs, rtol=0, atol=0.02)
+    found = other.explain(batch)
+    assert found.record.layers["cross0"].q.dtype == torch.bfloat16
+    assert found.relevance.dtype == found.rollout.inputs.dtype == torch.float32
+    torch.testing.assert_close(found.rollout.inputs, exact.rollout.inputs, rtol=0, atol=0.02)
 
 
 @pytest.mark.parametrize("make", [classified, tagged], ids=lambda make: make.__name__)
-def test_classes_that_truly_apply_follow_the_likeliest_ones_as_if_they_were_among_them(make):
+def test_classes_with_boxes_follow_the_most_probable_ones(make):
     explainer, batch = make(masks=False)
     plain = explainer.explain(batch)
-    scores = logits(explainer.model, batch.inputs, batch.masks)
-    ranking = scores.argsort(descending=True).tolist()
+    ranking = logits(explainer.model, batch.inputs, batch.masks).argsort(descending=True).tolist()
+    assert [[answer.label for answer in row] for row in plain.answers] == [row[:3] for row in ranking]
     best, unlikely, least = ranking[0][1], *sorted(ranking[0][-2:])
     boxes = [Box(label, "image", {"x": (0.0, 5.0 + at)}) for at, label in enumerate((least, best, unlikely, least))]
     batch.targets["boxes"] = [boxes, None, [Box(ranking[2][0], "depth", {})]]
-    look = explainer.explain(batch)
-    assert [[answer.label for answer in row] for row in look.answers] == [
+    found = explainer.explain(batch)
+    assert [[answer.label for answer in row] for row in found.answers] == [
         [*ranking[0][:3], unlikely, least],
         ranking[1][:3],
         ranking[2][:3],
     ]
-    assert [list(answer.boxes) for answer in look.answers[0]] == [[], [boxes[1]], [], [boxes[2]], [boxes[0], boxes[3]]]
-    assert [len(answer.boxes) for row in look.answers[1:] for answer in row] == [0, 0, 0, 1, 0, 0]
-    assert [answer.name for answer in look.answers[0]] == [CLASS_NAMES[answer.label] for answer in look.answers[0]]
-    for row, answers in enumerate(plain.answers):
-        assert [replace(answer, boxes=()) for answer in look.answers[row]][: len(answers)] == answers
-        for name in ("probability", "relevance"):
-            torch.testing.assert_close(getattr(look, name)[row, :3], getattr(plain, name)[row])
-        torch.testing.assert_close(look.rollout.inputs[row, :3], plain.rollout.inputs[row])
+    assert [list(answer.boxes) for answer in found.answers[0]] == [[], [boxes[1]], [], [boxes[2]], [boxes[0], boxes[3]]]
+    assert [len(answer.boxes) for row in found.answers[1:] for answer in row] == [0, 0, 0, 1, 0, 0]
+    assert all(answer.name == CLASS_NAMES[answer.label] for answer in found.answers[0])
+    for name in ("probability", "relevance"):
+        torch.testing.assert_close(getattr(found, name)[:, :3], getattr(plain, name))
+    torch.testing.assert_close(found.rollout.inputs[:, :3], plain.rollout.inputs)
 
 
-def test_one_query_for_all_classes_is_no_query_of_any():
-    look = seen(perceiver_io(decoder=query_decoder(1)), small_inputs())
-    assert look.own == [[], [], []]
-    assert (look.rollout.inputs.sum(dim=-1) > 0.1).all()
-
-
-def test_a_look_leaves_the_model_as_it_was():
+def test_an_explanation_leaves_the_model_unchanged():
     explainer, batch = captioned(masks=False)
     explainer.model.train()
     state, modes = torch.get_rng_state(), [module.training for module in explainer.model.modules()]
@@ -329,9 +285,59 @@ def test_a_look_leaves_the_model_as_it_was():
 def test_parts_of_a_batch_are_all_of_it_in_order():
     batch = labelled(small_inputs(), some_masks())
     parts = list(in_parts(batch, 2))
-    assert [rows for rows, _ in parts] == [slice(0, 2), slice(2, 4)]
-    assert [part.ids for _, part in parts] == [["s/0", "s/1"], ["s/2"]]
+    assert [(rows, part.ids) for rows, part in parts] == [(slice(0, 2), ["s/0", "s/1"]), (slice(2, 4), ["s/2"])]
     for name, values in batch.inputs.items():
         assert torch.equal(torch.cat([part.inputs[name] for _, part in parts]), values)
         assert torch.equal(torch.cat([part.masks[name] for _, part in parts]), batch.masks[name])
-    assert F.one_hot(torch.cat([part.targets["label"] for _, part in parts]), 3).trace() == 3
+
+
+class TestScores:
+    def test_they_are_the_value_of_a_class_and_the_sum_over_the_ids_of_a_word(self):
+        classes, words = torch.randn(3, 5), torch.randn(3, 7, 11, requires_grad=True)
+        answers = [[word((1,), (10,))], [], [word((0, 3, 6), (2, 2, 5)), replace(of_class(4), output="label")]]
+        found = answer_scores({LOGITS: words, "label": classes}, answers)
+        expected = [
+            torch.stack([words[0, 1, 10], torch.tensor(0.0)]),
+            torch.zeros(2),
+            torch.stack([words[2, 0, 2] + words[2, 3, 2] + words[2, 6, 5], classes[2, 4]]),
+        ]
+        torch.testing.assert_close(found, torch.stack(expected))
+        found.sum().backward()
+        assert words.grad.nonzero().tolist() == [[0, 1, 10], [2, 0, 2], [2, 3, 2], [2, 6, 5]]
+
+    def test_an_answer_without_ids_scores_zero_and_no_answers_nothing(self):
+        assert answer_scores({LOGITS: torch.randn(1, 7, 11)}, [[word((), ()), word((2,), (3,))]])[0, 0] == 0.0
+        assert answer_scores({LOGITS: torch.randn(2, 5)}, [[], []]).shape == (2, 0)
+
+    def test_relevance_needs_a_capture_with_gradients(self):
+        record = forward_record(perceiver_io())
+        with pytest.raises(ValueError, match="gradients=True"):
+            answer_relevance(record, record.outputs, [[of_class(2)]] * 3)
+
+
+@pytest.mark.parametrize(
+    ("make", "num_classes", "answers", "queries"),
+    [
+        (perceiver, NUM_CLASSES, [[of_class(2), of_class(0)], [of_class(1)] * 2], [[[0], [0]]] * 2),
+        (perceiver_io, NUM_CLASSES + 2, [[of_class(2)], []], [[range(NUM_CLASSES)], []]),
+        (perceiver_io, NUM_CLASSES, [[of_class(2)], [of_class(18)]], [[[2]], [[18]]]),
+        (perceiver_text, 0, [[word((1, 4), (3, 5))], [word((6,), (3,)), word((), ())]], [[[1, 4]], [[6], []]]),
+    ],
+)
+def test_the_rollout_of_an_answer_is_the_mean_of_its_queries(make, num_classes, answers, queries):
+    record = forward_record(make(), {name: values[:2] for name, values in small_inputs().items()})
+    found = answer_rollout(record, answers, num_classes=num_classes, alpha=0.5)
+    expected = rollout(record, query_weights=mean_of_queries(queries, record.num_outputs))
+    torch.testing.assert_close(found, expected)
+
+
+def test_only_one_ranking_and_mean_map_is_computed(monkeypatch):
+    found: Explanation = explain(perceiver(), small_inputs())
+    first = found.query_rankings, found.mean_maps, found.statistics, found.relevance_shares
+    monkeypatch.setattr("perceiver.inspection.record.Layer.weights", None)
+    assert all(
+        one is other
+        for one, other in zip(
+            first, (found.query_rankings, found.mean_maps, found.statistics, found.relevance_shares), strict=True
+        )
+    )

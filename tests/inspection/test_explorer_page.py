@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from perceiver.inspection.arrays import event_path, scored, write_arrays
-from perceiver.inspection.explorer.page import Event, evenly_spread, event_of, events_in, page_of, write_page
-from perceiver.inspection.faithfulness import judged
-from tests.inspection.explanations import arrays_of, contents_of, look_at
+from perceiver.inspection.events import event_path, with_scores, write_arrays
+from perceiver.inspection.explorer.page import Event, evenly_spread, events_in, explorer_page, page_event, write_page
+from perceiver.inspection.faithfulness import area_summary
+from tests.inspection.explanations import arrays_of, contents_of, example_explanation
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5, 6, 7, 11, 101])
@@ -25,42 +25,42 @@ def test_numbers_are_evenly_spread_and_include_the_last(count, num_chosen):
 
 
 def test_an_event_has_the_scores_under_their_logged_names():
-    arrays = arrays_of(look_at(), 11, 3, **{"stat/cross0/entropy": 1.5, "energy_in_box": 0.25})
-    summary = {"num_samples": 61, "areas": {"rollout": judged("rollout", 0.5, 0.1, 61)}}
+    arrays = arrays_of(example_explanation(), 11, 3, **{"stat/cross0/entropy": 1.5, "energy_in_box": 0.25})
+    summary = {"num_samples": 61, "areas": {"rollout": area_summary("rollout", 0.5, 0.1, 61)}}
     arrays["deletion"] = np.array(json.dumps(summary))
-    event = event_of(arrays)
+    event = page_event(arrays)
     assert (event.name, event.step, event.epoch) == ("step 11 · epoch 3", 11, 3)
     assert event.values == {"attention/stat/cross0/entropy": 1.5, "attention/energy_in_box": 0.25}
     assert event.deletion == summary
     assert list(event.maps) == ["s/0", "s/1", "s/2"]
-    numbers = event_of(arrays, with_maps=False, name="mine")
+    numbers = page_event(arrays, with_maps=False, name="mine")
     assert (numbers.name, numbers.maps, numbers.values) == ("mine", {}, event.values)
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """Eleven events, the latest written first, the seventh with a deletion test."""
-    arrays = arrays_of(look_at())
+    arrays = arrays_of(example_explanation())
     for number in reversed(range(11)):
         more = {"step": np.array(13 * number + 5), "epoch": np.array(number)}
         if number == 6:
             more["deletion"] = np.array(json.dumps({"num_samples": 5}))
-        write_arrays(event_path(tmp_path, 13 * number + 5), scored(arrays | more, {"energy_in_box": number / 100}))
+        write_arrays(event_path(tmp_path, 13 * number + 5), with_scores(arrays | more, {"energy_in_box": number / 100}))
     return tmp_path
 
 
 def test_a_page_has_the_values_of_all_events_in_order_and_the_maps_of_some(folder, tmp_path_factory):
-    events = events_in(folder, num_shown=3)
+    events = events_in(folder, num_with_maps=3)
     assert [(event.step, event.epoch) for event in events] == [(13 * number + 5, number) for number in range(11)]
     assert [event.values["attention/energy_in_box"] for event in events] == [number / 100 for number in range(11)]
     assert [number for number, event in enumerate(events) if event.maps] == [0, 5, 10], "the last is one of them"
     assert [number for number, event in enumerate(events) if event.deletion] == [6]
-    assert [event.step for event in events_in(folder, num_shown=0) if event.maps] == []
+    assert [event.step for event in events_in(folder, num_with_maps=0) if event.maps] == []
     assert events_in(tmp_path_factory.mktemp("empty")) == []
 
 
 def test_files_are_read_again_only_for_missing_maps(folder, monkeypatch):
-    known = {event.step: event for event in events_in(folder, num_shown=3)}
+    known = {event.step: event for event in events_in(folder, num_with_maps=3)}
     read, original = [], np.load
 
     def load(path, *args, **options):
@@ -68,13 +68,13 @@ def test_files_are_read_again_only_for_missing_maps(folder, monkeypatch):
         return original(path, *args, **options)
 
     monkeypatch.setattr(np, "load", load)
-    again = events_in(folder, num_shown=3, known=known)
+    again = events_in(folder, num_with_maps=3, known=known)
     assert read == []
     assert again == list(known.values())
-    fewer = events_in(folder, num_shown=2, known=known)
+    fewer = events_in(folder, num_with_maps=2, known=known)
     assert read == []
     assert [number for number, event in enumerate(fewer) if event.maps] == [0, 10]
-    events_in(folder, num_shown=6, known=known)
+    events_in(folder, num_with_maps=6, known=known)
     assert read == [f"step_{13 * number + 5:08d}.npz" for number in (2, 4, 6, 8)]
 
 
@@ -90,7 +90,7 @@ def test_explanations_are_numbered_over_all_runs_and_maps_belong_to_samples_by_i
         "first": [event(3, {"c": "0c", "a": "0a"}), event(5, {}), event(7, {"x": "of another data set"})],
         "second": [event(2, {"b": "1b", "x": "of another"}), event(4, {"a": "2a", "c": "2c"}, deletion=test)],
     }
-    page, maps = contents_of(page_of("the <title>", samples, runs))
+    page, maps = contents_of(explorer_page("the <title>", samples, runs))
     assert (page["title"], page["samples"]) == ("the <title>", samples)
     assert [run["name"] for run in page["runs"]] == ["first", "second"]
     found = [one for run in page["runs"] for one in run["events"]]
@@ -106,7 +106,7 @@ def test_a_page_names_its_initial_event_and_the_one_compared_with():
     first, other = event(3, {"a": "0a"}), event(3, {"a": "1a"})
     runs = {"first": [event(1, {}), first, event(5, {"a": "2a"})], "second": [other]}
     for opened, expected in (((), []), ((first,), [[0, 1]]), ((first, other), [[0, 1], [1, 0]])):
-        assert contents_of(page_of("title", [], runs, opened=opened))[0]["initial_events"] == expected
+        assert contents_of(explorer_page("title", [], runs, opened=opened))[0]["initial_events"] == expected
 
 
 def test_a_page_is_written_completely_or_not_at_all(tmp_path, monkeypatch):

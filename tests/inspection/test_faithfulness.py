@@ -9,15 +9,22 @@ from perceiver.inspection.faithfulness import (
     ERRORS,
     FRACTIONS,
     RANDOM,
-    Deletion,
-    deletion,
-    judged,
-    ranks,
-    together,
+    DeletionCurves,
+    area_summary,
+    deletion_curves,
+    deletion_ranks,
     verdict_of,
 )
 from perceiver.types import Answer, JoinedTokens
-from tests.inspection.models import direct_text, look, perceiver, perceiver_io, perceiver_text, some_masks
+from tests.inspection.models import (
+    direct_text,
+    forward_record,
+    of_class,
+    perceiver,
+    perceiver_io,
+    perceiver_text,
+    some_masks,
+)
 from tests.models import small_inputs
 
 NUM_TOKENS, BATCH, NUM_CLASSES = 23, 5, 3
@@ -36,10 +43,6 @@ class SumOfTokens:
         return {LOGITS: tokens.values.sum(dim=1)}
 
 
-def of_class(label: int) -> Answer:
-    return Answer(f"class {label}", (label,), LOGITS, label=label)
-
-
 def recorded(tokens: torch.Tensor, mask: torch.Tensor | None = None) -> Capture:
     record = Capture()
     record.tokens = JoinedTokens(tokens, mask, {})
@@ -52,11 +55,11 @@ def some_tokens() -> torch.Tensor:
     return tokens / tokens.sum(dim=(1, 2), keepdim=True)
 
 
-def measured(tokens, maps, answers=None, mask=None, seed: int = 0) -> tuple[Deletion, SumOfTokens]:
+def measured(tokens, maps, answers=None, mask=None, seed: int = 0) -> tuple[DeletionCurves, SumOfTokens]:
     """`deletion` of maps, [batch, answers, tokens], of a `SumOfTokens`."""
     model = SumOfTokens()
     answers = [[of_class(0)]] * len(tokens) if answers is None else answers
-    return deletion(model, recorded(tokens, mask), maps, answers, lambda outputs: outputs, seed=seed), model
+    return deletion_curves(model, recorded(tokens, mask), maps, answers, lambda outputs: outputs, seed=seed), model
 
 
 def parts_of(tokens: torch.Tensor, label: int = 0) -> torch.Tensor:
@@ -98,7 +101,7 @@ def test_an_oracle_does_better_than_chance_its_opposite_worse_and_random_marks_a
 
 def test_areas_lie_between_the_curves():
     curves = {RANDOM: (1 - SHARES).expand(2, -1), "at once": (SHARES == 0).float().expand(2, -1)}
-    found = Deletion(curves)
+    found = DeletionCurves(curves)
     # A triangle of 1/2 against one of a height of 1 over the first step.
     torch.testing.assert_close(found.areas["at once"], torch.full((2,), 0.5 - FRACTIONS[1] / 2))
     assert list(found.areas) == ["at once"]
@@ -128,16 +131,16 @@ def test_it_is_a_function_of_the_seed():
 
 def test_among_equals_chance_decides_and_nobody_is_left_out():
     real, generator = torch.rand(997, 7) < 0.7, torch.Generator().manual_seed(0)
-    places = ranks(torch.full((997, 7), 0.3), real, generator)
+    places = deletion_ranks(torch.full((997, 7), 0.3), real, generator)
     assert torch.equal(places.sort(dim=1).values, torch.arange(7).expand(997, 7))
     count = real.sum(dim=1, keepdim=True)
     assert ((places < count) == real).all(), "what is not real comes last"
     whole = real.all(dim=1)
-    every = ranks(torch.zeros(997, 7), torch.ones(997, 7).bool(), generator)
+    every = deletion_ranks(torch.zeros(997, 7), torch.ones(997, 7).bool(), generator)
     assert (every.float().mean(dim=0) - 3).abs().max() < 4 * 2 / 997**0.5, "each is as early as the others"
     assert whole.any()
     marks = torch.tensor([0.1, 0.5, 0.5, 0.9, 0.5]).expand(997, 5)
-    places = ranks(marks, torch.ones(997, 5).bool(), generator)
+    places = deletion_ranks(marks, torch.ones(997, 5).bool(), generator)
     assert (places[:, 3] == 0).all()
     assert (places[:, 0] == 4).all()
     assert (places[:, [1, 2, 4]].float().mean(dim=0) - 2).abs().max() < 0.15
@@ -173,7 +176,7 @@ def test_where_nothing_can_be_tested_there_are_no_samples(answers):
     assert found.scores == {}
     assert found.summary == {"num_samples": 0, "fractions": list(FRACTIONS), "curves": {}, "areas": {}}
     other, _ = measured(some_tokens(), {"map": torch.rand(BATCH, 1, NUM_TOKENS)})
-    both = together([found, other, found])
+    both = DeletionCurves.concatenate([found, other, found])
     assert both.num_samples == BATCH
     assert all(torch.equal(both.curves[name], curve) for name, curve in other.curves.items())
 
@@ -181,7 +184,7 @@ def test_where_nothing_can_be_tested_there_are_no_samples(answers):
 def test_several_batches_are_all_their_samples():
     tokens, marks = some_tokens(), torch.rand(BATCH, 1, NUM_TOKENS)
     parts = [measured(tokens[rows], {"map": marks[rows]})[0] for rows in (slice(0, 2), slice(2, 5))]
-    whole = together(parts)
+    whole = DeletionCurves.concatenate(parts)
     torch.testing.assert_close(whole.curves["map"], measured(tokens, {"map": marks})[0].curves["map"])
     means = [float(part.areas["map"].mean()) for part in parts]
     assert whole.scores == {"deletion/map": pytest.approx((2 * means[0] + 3 * means[1]) / 5)}
@@ -205,7 +208,7 @@ def test_the_summary_is_plain_and_has_means_with_their_errors(monkeypatch):
     assert {name: area[name] for name in ("mean", "error")} == pytest.approx(
         {"mean": mean, "error": deviation / BATCH**0.5}
     )
-    assert area == judged("one", area["mean"], area["error"], BATCH)
+    assert area == area_summary("one", area["mean"], area["error"], BATCH)
     assert found.scores == pytest.approx({f"deletion/{name}": area["mean"] for name, area in summary["areas"].items()})
 
 
@@ -251,7 +254,7 @@ def test_of_a_perceiver_hiding_all_is_masking_all(monkeypatch, make, masks):
     monkeypatch.setattr("perceiver.inspection.faithfulness.LEAST_LOSS", -1.0)
     model, inputs = make(), small_inputs()
     model.decoder.head.weight.data *= 30
-    record = look(model, inputs, masks)
+    record = forward_record(model, inputs, masks)
     best = record.outputs[LOGITS].argmax(dim=-1).tolist()
     if record.queries:
         answers = [[Answer("word", (2, 5), LOGITS, ids=(ids[2], ids[5]))] for ids in best]
@@ -259,7 +262,7 @@ def test_of_a_perceiver_hiding_all_is_masking_all(monkeypatch, make, masks):
         answers = [[of_class(label)] for label in best]
     maps = {"map": torch.rand(3, 1, 55)}
     with torch.no_grad():
-        found = deletion(
+        found = deletion_curves(
             model, record, maps, answers, lambda outputs: {LOGITS: outputs[LOGITS].softmax(dim=-1)}, seed=0
         )
         nothing = {name: torch.zeros(3, dtype=torch.bool) for name in inputs}

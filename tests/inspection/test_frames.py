@@ -7,7 +7,7 @@ import torch
 from perceiver.inspection.contact_sheet import COLUMN_TICKS_HEIGHT, GAP, ROW_TICKS_WIDTH, TITLE_HEIGHT
 from perceiver.inspection.figures import STRETCHED, STRIP_HEIGHT, Frame, contact_sheets
 from perceiver.types import Axis, Box, Grid, Picture, Span
-from tests.inspection.drawn import LUMINANCE, bright_place, look_of
+from tests.inspection.drawn import LUMINANCE, bright_place, explanation_of
 from tests.inspection.models import captured_with, layer
 
 BANDS, FRAMES = 61, 397
@@ -38,7 +38,7 @@ def sheet_of(picture: Picture, grid: Grid) -> np.ndarray:
     """The contact sheet of three latents that read all tokens equally."""
     tokens = grid.num_tokens
     weights = layer("cross", torch.full((1, 1, 3, tokens), 1 / tokens))
-    explanation = look_of(captured_with({"audio": Span(0, tokens, grid)}, cross0=weights))
+    explanation = explanation_of(captured_with({"audio": Span(0, tokens, grid)}, cross0=weights))
     (sheet,) = contact_sheets(explanation, {"audio": picture}, num_latents=3)["audio/cross0"]
     return np.asarray(sheet).astype(float)
 

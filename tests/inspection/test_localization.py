@@ -3,8 +3,8 @@ import torch
 
 from perceiver.inspection.localization import box_coverage, localization, map_scores, mean_scores
 from perceiver.types import Box, Grid, Span
-from tests.inspection.drawn import look_of, of_class
-from tests.inspection.models import grid, lay_out
+from tests.inspection.drawn import explanation_of
+from tests.inspection.models import grid, lay_out, of_class
 from tests.inspection.sounds import (
     COLUMNS,
     ROWS,
@@ -12,7 +12,7 @@ from tests.inspection.sounds import (
     capture_of,
     cells,
     classes_of,
-    look_at_maps,
+    explanation_of_maps,
     one_hot,
     planted_maps,
 )
@@ -155,13 +155,13 @@ def test_each_class_of_a_sample_is_a_case_or_all_of_them_one_and_what_was_said_m
     boxes = [first, [], [cells((1, 2), (1, 2), label=2)]]
     maps = torch.rand(3, 5, 35)
     maps /= maps.sum(dim=-1, keepdim=True)
-    found = localization(look_at_maps(maps, boxes, own=own))
+    found = localization(explanation_of_maps(maps, boxes, own=own))
     of_classes = [1 / 35, 2 / 35, 1 / 35]
     assert found["energy_in_box_chance"].tolist() == pytest.approx(of_classes if own else [3 / 35, 1 / 35])
     assert found["relevance/energy_in_box_chance"].tolist() == pytest.approx(of_classes)
     assert set(found) == {f"{of}{name}" for of in ("", "relevance/") for name in MEASURED}
-    likeliest = [[of_class("c", 2), *row] if place < 2 else row for place, row in enumerate(classes_of(boxes))]
-    again = localization(look_at_maps(maps, boxes, likeliest, own=own))
+    likeliest = [[of_class(2, name="c"), *row] if place < 2 else row for place, row in enumerate(classes_of(boxes))]
+    again = localization(explanation_of_maps(maps, boxes, likeliest, own=own))
     torch.testing.assert_close(again, found)
 
 
@@ -181,7 +181,7 @@ INSIDE = [
 
 def test_each_class_is_held_against_its_own_boxes():
     maps = planted_maps(INSIDE)
-    found, swapped = (mean_scores([localization(look_at_maps(m, SAMPLES))]) for m in (maps, maps[:, [1, 2, 0]]))
+    found, swapped = (mean_scores([localization(explanation_of_maps(m, SAMPLES))]) for m in (maps, maps[:, [1, 2, 0]]))
     for of in ("", "relevance/"):
         assert found[f"{of}energy_in_box"] == pytest.approx(1.0, abs=1e-3)
         assert found[f"{of}pointing_game"] == 1.0
@@ -196,7 +196,7 @@ def test_a_rollout_that_classes_share_is_held_against_all_boxes_and_their_releva
     relevance = torch.zeros(4, 2, 35)
     for row, labels in enumerate(classes):
         relevance[row, : len(labels)] = maps[row, labels]
-    found = localization(look_at_maps(maps, SAMPLES, own=False, relevance=relevance))
+    found = localization(explanation_of_maps(maps, SAMPLES, own=False, relevance=relevance))
     expected = map_scores(maps.mean(dim=1)[[0, 1, 3]], box_coverage([row for row in SAMPLES if row], SOUND), None)
     for name, values in expected.items():
         torch.testing.assert_close(found[name], values, rtol=0, atol=1e-3)
@@ -208,8 +208,8 @@ def test_a_rollout_that_classes_share_is_held_against_all_boxes_and_their_releva
 def test_permuted_samples_give_permuted_scores(own):
     maps = torch.rand(4, 3, 35)
     maps, order = maps / maps.sum(dim=-1, keepdim=True), [3, 0, 2, 1]
-    found = localization(look_at_maps(maps, SAMPLES, own=own))
-    permuted = localization(look_at_maps(maps[order], [SAMPLES[i] for i in order], own=own))
+    found = localization(explanation_of_maps(maps, SAMPLES, own=own))
+    permuted = localization(explanation_of_maps(maps[order], [SAMPLES[i] for i in order], own=own))
     of_classes = [row for row, answers in enumerate(classes_of(SAMPLES)) for _ in answers]
     assert len(of_classes) > 2
     for name, values in found.items():
@@ -223,7 +223,7 @@ def test_only_what_is_real_counts_and_boxes_of_other_modalities_are_theirs():
     real = torch.ones(2, 35, dtype=torch.bool)
     real[1, :21] = False
     boxes = [[cells((0, 2), (0, 3)), cells((3, 5), (0, 7), modality="image")], [cells((2, 4), (0, 7))]]
-    found = localization(look_at_maps(maps * 0.5 + 0.5 / 35, boxes, mask=real))
+    found = localization(explanation_of_maps(maps * 0.5 + 0.5 / 35, boxes, mask=real))
     for of in ("", "relevance/"):
         chance = torch.tensor([6 / 35, 7 / 14]).double()
         torch.testing.assert_close(found[f"{of}energy_in_box_chance"], chance)
@@ -236,12 +236,12 @@ def test_modalities_are_scored_each_on_its_own_grid():
     captured = capture_of(torch.cat([maps * 0.5, image * 0.5], dim=-1))
     lay_out(captured, {"audio": Span(0, 35, SOUND), "image": Span(35, 41, grid(2, 3, cell=10))})
     boxes = [[cells((2, 3), (3, 4)), Box(0, "image", {"y": (0.0, 10.0), "x": (0.0, 15.0)})]]
-    found = localization(look_of(captured, classes_of(boxes), boxes=boxes))
+    found = localization(explanation_of(captured, classes_of(boxes), boxes=boxes))
     torch.testing.assert_close(found["energy_in_box"], torch.tensor([1.0, 0.25]).double(), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("boxes", [[[], []], [None, None]])
-@pytest.mark.parametrize("answers", [None, [[of_class("a", 0)]] * 2], ids=["silent", "classes"])
+@pytest.mark.parametrize("answers", [None, [[of_class(0, name="a")]] * 2], ids=["silent", "classes"])
 @pytest.mark.parametrize("own", [True, False])
 def test_without_boxes_there_are_no_scores(boxes, answers, own):
-    assert localization(look_at_maps(planted_maps([[(1, 1)], [(2, 2)]]), boxes, answers, own=own)) == {}
+    assert localization(explanation_of_maps(planted_maps([[(1, 1)], [(2, 2)]]), boxes, answers, own=own)) == {}

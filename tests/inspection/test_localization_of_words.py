@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from perceiver.inspection.localization import localization, overlaps
+from perceiver.inspection.localization import localization, word_overlap
 from perceiver.types import Answer, Box
-from tests.inspection.sounds import cells, look_at_maps, planted_maps
+from tests.inspection.sounds import cells, explanation_of_maps, planted_maps
 
 
 def say(*words: tuple[str, tuple[int, ...], str, tuple[Box, ...]]) -> list[Answer]:
@@ -28,7 +28,7 @@ LOOKS = [
 
 def scores(maps: torch.Tensor, answers: list[list[Answer]], boxes=None) -> dict[str, torch.Tensor]:
     """The scores of a look, whose relevance is its rollout, but for how much alike words are."""
-    found = localization(look_at_maps(maps, boxes, answers))
+    found = localization(explanation_of_maps(maps, boxes, answers))
     found.pop("word_overlap", None)
     of_rollout = {name: values for name, values in found.items() if not name.startswith("relevance/")}
     assert found.keys() == {f"{of}{name}" for of in ("", "relevance/") for name in of_rollout}
@@ -68,7 +68,7 @@ def test_words_that_only_fill_up_a_batch_change_no_score(padding):
     maps /= maps.sum(dim=-1, keepdim=True)
     padded = torch.cat([maps, torch.rand(3, padding, 35)], dim=1)
     padded /= padded.sum(dim=-1, keepdim=True)
-    found, expected = (localization(look_at_maps(values, answers=TEXTS)) for values in (padded, maps))
+    found, expected = (localization(explanation_of_maps(values, answers=TEXTS)) for values in (padded, maps))
     torch.testing.assert_close(found, expected)
     assert "word_overlap" in expected
 
@@ -97,7 +97,7 @@ def words(*queries: int) -> list[Answer]:
 
 
 def overlap_of(maps: torch.Tensor, *answers: list[Answer]) -> list[float]:
-    return overlaps(look_at_maps(maps, answers=list(answers)))["word_overlap"].tolist()
+    return word_overlap(explanation_of_maps(maps, answers=list(answers)))["word_overlap"].tolist()
 
 
 class TestOverlap:
@@ -130,18 +130,19 @@ class TestOverlap:
         unsaid = Answer("unsaid", (), "logits")
         found = overlap_of(maps, [*words(0, 1), unsaid], words(2), [], words(0, 2))
         assert found == pytest.approx([1.0, 0.0], abs=1e-6)
-        assert overlaps(look_at_maps(maps, answers=[words(2), [], [unsaid], [*words(0), unsaid]])) == {}
+        assert word_overlap(explanation_of_maps(maps, answers=[words(2), [], [unsaid], [*words(0), unsaid]])) == {}
 
     def test_classes_have_none(self):
         classes = [[Answer(str(label), (label,), "logits", label=label) for label in range(3)]] * 2
-        assert overlaps(look_at_maps(planted_maps([[(0, 0), (1, 1), (2, 2)]] * 2), answers=classes)) == {}
+        assert word_overlap(explanation_of_maps(planted_maps([[(0, 0), (1, 1), (2, 2)]] * 2), answers=classes)) == {}
 
     def test_words_without_a_map_are_not_alike(self):
         real = torch.ones(2, 35, dtype=torch.bool)
         real[1] = False
         maps = planted_maps([[(0, 0), (4, 4)]] * 2)
         found, nothing = (
-            overlaps(look_at_maps(maps, answers=[words(0, 1)] * 2, mask=mask)) for mask in (real, real & False)
+            word_overlap(explanation_of_maps(maps, answers=[words(0, 1)] * 2, mask=mask))
+            for mask in (real, real & False)
         )
         assert found["word_overlap"].tolist() == pytest.approx([0.0], abs=1e-6)
         assert nothing == {}

@@ -16,14 +16,14 @@ from perceiver.encoders.stems import PatchStem
 from perceiver.encoders.text import TextEncoder
 from perceiver.inspection.capture import pictures_of, sounds_of
 from perceiver.inspection.explorer import media as media_module
-from perceiver.inspection.explorer.media import Media, samples_of, texts_of
+from perceiver.inspection.explorer.media import Media, page_samples, texts_of
 from perceiver.inspection.figures import Frame
 from perceiver.positions import LearnedPositions
 from perceiver.tokenizer import BOS, EOS, PAD, SPECIAL, ByteTokenizer
 from perceiver.types import Axis, Batch, Box, Grid, Picture, Span
 from tests.data.datasets import dataset
 from tests.inspection.explanations import labelled
-from tests.inspection.models import captions, grid, look, perceiver
+from tests.inspection.models import captions, forward_record, grid, perceiver
 from tests.models import audio_encoder, image_encoder, waveform_encoder
 
 RATE = 4001
@@ -53,9 +53,9 @@ def waves(batch: int = 3, length: int = RATE) -> torch.Tensor:
 def shown(encoders: dict[str, Any], batch: Batch, class_names=NAMES, texts=None) -> list[dict[str, Any]]:
     """The samples of a batch as a model with these encoders sees them."""
     model = perceiver(encoders=encoders)
-    spans = look(model, batch.inputs, batch.masks).spans
+    spans = forward_record(model, batch.inputs, batch.masks).spans
     media = Media(pictures_of(model, batch.inputs), sounds_of(model, batch.inputs), texts or {})
-    return samples_of(batch, spans, media, class_names)
+    return page_samples(batch, spans, media, class_names)
 
 
 def test_pictures_are_the_pixels_of_their_sample_in_the_extent_of_the_grid():
@@ -118,8 +118,8 @@ def test_sounds_are_the_waves_of_their_sample_at_their_rate(make, dtype):
     raw = waves().to(dtype)
     batch = labelled({"audio": raw})
     model = perceiver(encoders={"audio": make()})
-    spans = look(model, {"audio": raw.float()}).spans
-    found = samples_of(batch, spans, Media(sounds=sounds_of(model, batch.inputs)), NAMES)
+    spans = forward_record(model, {"audio": raw.float()}).spans
+    found = page_samples(batch, spans, Media(sounds=sounds_of(model, batch.inputs)), NAMES)
     for row, sample in enumerate(found):
         wave, rate = soundfile.read(content_of(sample["modalities"]["audio"]["sound"], "audio/flac"))
         assert (rate, wave.shape) == (RATE, (RATE,))
@@ -188,11 +188,11 @@ def test_facts_are_labels_tags_and_the_first_reference_of_their_sample():
     raw = {"image": images()}
     tags = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
     references = [["a dog barks", "it rains"], ["a siren"], [""]]
-    spans = look(perceiver(encoders={"image": image_encoder()}), raw).spans
+    spans = forward_record(perceiver(encoders={"image": image_encoder()}), raw).spans
 
     def facts(targets: dict[str, Any], names: list[str]) -> list[list[str]]:
         batch = Batch(inputs=raw, targets=targets, ids=["a", "b", "c"])
-        found = samples_of(batch, spans, Media(), names)
+        found = page_samples(batch, spans, Media(), names)
         assert [sample["id"] for sample in found] == ["a", "b", "c"]
         return [sample["ground_truth"] for sample in found]
 
@@ -236,7 +236,7 @@ def test_only_what_has_several_frames_is_a_strip():
     shapes = {"image": (5, 7), "sound": (7,), "video": (3, 5, 7), "still": (1, 5, 7)}
     axes = (time, *grid(5, 7).axes)
     spans = {name: Span(0, 1, Grid(shape, axes[-len(shape) :])) for name, shape in shapes.items()}
-    (sample,) = samples_of(Batch(inputs={}, targets={}, ids=["a"]), spans, Media(), [])
+    (sample,) = page_samples(Batch(inputs={}, targets={}, ids=["a"]), spans, Media(), [])
     strips = {name: one["strip"] for name, one in sample["modalities"].items()}
     assert strips.pop("video") == [{"axis": asdict(time), "count": 3}, {"axis": asdict(axes[-1]), "count": 7}]
     assert strips == dict.fromkeys(("image", "sound", "still"))

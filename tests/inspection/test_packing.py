@@ -7,7 +7,8 @@ import zlib
 import numpy as np
 import pytest
 
-from perceiver.inspection.explorer.packing import packed, pooling, sum_pooled, unpacked
+from perceiver.inspection.explorer.packing import packed, pooling, sum_pooled
+from tests.inspection.explanations import unpacked
 
 EVERYTHING = 10**9
 RANDOM = np.random.default_rng(7)

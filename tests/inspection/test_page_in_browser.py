@@ -15,12 +15,11 @@ from PIL import Image
 
 from perceiver.inspection.colormap import colorize
 from perceiver.inspection.explorer import page as page_module
-from perceiver.inspection.explorer.packing import unpacked
-from perceiver.inspection.explorer.page import page_of
-from perceiver.inspection.faithfulness import FRACTIONS, RANDOM, Deletion
+from perceiver.inspection.explorer.page import explorer_page
+from perceiver.inspection.faithfulness import FRACTIONS, RANDOM, DeletionCurves
 from tests.inspection import pages
 from tests.inspection.drawn import bright_place
-from tests.inspection.explanations import contents_of
+from tests.inspection.explanations import contents_of, unpacked
 from tests.inspection.pages import KEPT, plane_shape, planted, planted_page
 from tests.inspection.videos import COLUMNS, FRAMES, ROWS, explained, video_page
 
@@ -531,7 +530,7 @@ def test_the_page_works_in_a_sandboxed_frame(browser, html):
 def test_an_initial_comparison_stays_off_when_it_was_switched_off(open_page):
     events = pages.runs()
     first, second = events.values()
-    with open_page(page_of(pages.TITLE, pages.samples(), events, opened=[first[1], second[1]])) as explorer:
+    with open_page(explorer_page(pages.TITLE, pages.samples(), events, opened=[first[1], second[1]])) as explorer:
         assert (explorer.value("event"), explorer.value("compare")) == ("0.1", "1.1")
         explorer.set("compare", "none")
         explorer.page.wait_for_url(re.compile("compare=none"))
@@ -541,16 +540,16 @@ def test_an_initial_comparison_stays_off_when_it_was_switched_off(open_page):
 
 
 def test_a_deletion_test_without_testable_answers_differs_from_a_missing_one(open_page):
-    empty = Deletion({RANDOM: np.zeros((0, len(FRACTIONS)))}).summary
+    empty = DeletionCurves({RANDOM: np.zeros((0, len(FRACTIONS)))}).summary
     events = [replace(event, deletion=empty) for event in pages.runs()["outputs/audio_tagging/first"]]
-    with open_page(page_of(pages.TITLE, pages.samples(), {"run": events})) as explorer:
+    with open_page(explorer_page(pages.TITLE, pages.samples(), {"run": events})) as explorer:
         assert "No answer could be tested" in explorer.text("#not-testable")
         assert explorer.page.locator("#not-measured").count() == 0
 
 
 def test_a_video_pageout_maps_has_the_statistics(open_page):
     runs = {name: [replace(one, maps={}, deletion=None) for one in events] for name, events in pages.runs().items()}
-    with open_page(page_of(pages.TITLE, [], runs)) as explorer:
+    with open_page(explorer_page(pages.TITLE, [], runs)) as explorer:
         assert len(explorer.text("#runs").splitlines()) == 2
         assert "no maps" in explorer.text("#panels")
         assert explorer.page.locator("#curve path").count() == 4

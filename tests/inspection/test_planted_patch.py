@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from perceiver.inspection.faithfulness import deletion, faithfulness
+from perceiver.inspection.faithfulness import deletion_curves, faithfulness
 from tests.inspection.planted import COLOURS, COLUMNS, ROWS, trained
 from tests.models import logits
 
@@ -33,10 +33,12 @@ def test_the_brightest_cell_is_the_patch(method):
 
 def test_by_relevance_the_patch_speaks_for_its_own_class_more_than_for_others():
     explainer, batch, places = trained()
-    look = explainer.explain(batch)
-    at_patch = look.relevance.gather(2, places[:, None, None].expand(-1, len(COLOURS), 1))[..., 0]
+    explanation = explainer.explain(batch)
+    at_patch = explanation.relevance.gather(2, places[:, None, None].expand(-1, len(COLOURS), 1))[..., 0]
     labels = batch.targets["label"].tolist()
-    own = [[answer.label for answer in row].index(label) for row, label in zip(look.answers, labels, strict=True)]
+    own = [
+        [answer.label for answer in row].index(label) for row, label in zip(explanation.answers, labels, strict=True)
+    ]
     assert (at_patch.argmax(dim=1) == torch.tensor(own)).float().mean() > 0.8
 
 
@@ -45,11 +47,13 @@ def test_hiding_what_maps_mark_hurts_more_than_chance_and_hiding_at_random_does_
     areas = faithfulness(explainer, explainer.explain(batch), seed=0).summary["areas"]
     for method in ("rollout", "relevance"):
         assert areas[method]["mean"] > 3 * areas[method]["error"] > 0
-    look = explainer.explain(batch)
-    patch = F.one_hot(places, ROWS * COLUMNS).float()[:, None].expand_as(look.relevance)
+    explanation = explainer.explain(batch)
+    patch = F.one_hot(places, ROWS * COLUMNS).float()[:, None].expand_as(explanation.relevance)
     maps = {"chance": torch.rand_like(patch), "oracle": patch, "anti-oracle": -patch}
     with torch.no_grad():
-        found = deletion(explainer.model, look.record, maps, look.answers, explainer.task.probabilities, seed=0)
+        found = deletion_curves(
+            explainer.model, explanation.record, maps, explanation.answers, explainer.task.probabilities, seed=0
+        )
     areas = found.summary["areas"]
     assert abs(areas["chance"]["mean"]) < 3 * areas["chance"]["error"]
     assert areas["oracle"]["mean"] > 3 * areas["oracle"]["error"] > 0

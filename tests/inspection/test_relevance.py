@@ -13,9 +13,9 @@ from perceiver.attention import Attention, CrossBlock
 from perceiver.inspection.capture import capture
 from tests.inspection.models import (
     asked,
+    capture_relevance,
     direct_text,
-    look,
-    look_with_relevance,
+    forward_record,
     perceiver,
     perceiver_io,
     perceiver_pooled_io,
@@ -57,12 +57,12 @@ def naive_relevance(monkeypatch, model: Perceiver, inputs, masks) -> torch.Tenso
         kept[-1].retain_grad()
         return kept[-1] @ v
 
-    captured = look(model, inputs, masks)
+    captured = forward_record(model, inputs, masks)
     layers = captured.layers.values()
     with monkeypatch.context() as patch:
         patch.setattr("perceiver.mechanisms.scaled_dot_product.attend", attend)
         scores = some_scores(model(inputs, masks, captured.queries))
-    num_queries = captured.num_outputs if captured.decoders else 0
+    num_queries = captured.num_outputs if captured.decode_layers else 0
     places = {
         "tokens": slice(0, NUM_TOKENS),
         "latents": slice(NUM_TOKENS, NUM_TOKENS + NUM_LATENTS),
@@ -83,7 +83,7 @@ def naive_relevance(monkeypatch, model: Perceiver, inputs, masks) -> torch.Tenso
             through = torch.eye(size, dtype=torch.float64)
             for layer, weights, gradient in zip(layers, kept, gradients, strict=True):
                 mean = torch.zeros(size, size, dtype=torch.float64)
-                rows, columns = places[layer.role.queries], places[captured.reads(layer)]
+                rows, columns = places[layer.role.queries], places[captured.keys_of(layer)]
                 mean[rows, columns] = (gradient[sample] * weights[sample]).clamp(min=0).mean(dim=0).double()
                 through = through + mean @ through
             if num_queries:
@@ -98,7 +98,7 @@ def naive_relevance(monkeypatch, model: Perceiver, inputs, masks) -> torch.Tenso
 @MASKS
 def test_it_is_the_sum_over_all_ways_through_the_full_matrices(monkeypatch, make, masks):
     model, inputs = make(), small_inputs()
-    captured, found = look_with_relevance(model, inputs, masks)
+    captured, found = capture_relevance(model, inputs, masks)
     expected = naive_relevance(monkeypatch, model, inputs, masks)
     scale = expected.max()
     assert scale > 0
@@ -111,14 +111,14 @@ def test_it_is_the_sum_over_all_ways_through_the_full_matrices(monkeypatch, make
 @MODELS
 def test_chunks_change_nothing(monkeypatch, make):
     model, inputs = make(), small_inputs()
-    expected = look_with_relevance(model, inputs, some_masks())[1]
-    monkeypatch.setattr("perceiver.inspection.record.HELD_WEIGHTS", 1)
-    torch.testing.assert_close(look_with_relevance(model, inputs, some_masks())[1], expected)
+    expected = capture_relevance(model, inputs, some_masks())[1]
+    monkeypatch.setattr("perceiver.inspection.record.MAX_WEIGHTS", 1)
+    torch.testing.assert_close(capture_relevance(model, inputs, some_masks())[1], expected)
 
 
 @MODELS
 def test_each_score_has_a_map_of_its_own_also_where_the_decoder_pools(make):
-    found = look_with_relevance(make(), small_inputs())[1]
+    found = capture_relevance(make(), small_inputs())[1]
     shares = found / found.sum(dim=-1, keepdim=True).clamp_min(1e-12)  # where less attention were better, there is none
     assert ((shares[:, 0] - shares[:, 1]).abs().sum(dim=-1) > 0.01).all()
 
@@ -129,7 +129,7 @@ def test_samples_are_explained_each_for_itself(make):
     rest = {name: values[1:] for name, values in inputs.items()}
     with capture(model, gradients=True) as captured:
         found = captured.relevance(some_scores(model(rest, None, asked(model, some_words()[1:]))))
-    expected = look_with_relevance(model, inputs)[1][1:]
+    expected = capture_relevance(model, inputs)[1][1:]
     torch.testing.assert_close(found / expected.max(), expected / expected.max(), rtol=0, atol=1e-5)
 
 
@@ -159,9 +159,9 @@ def test_words_that_come_later_have_no_part_in_a_word():
 
 def test_under_bfloat16_it_is_float32_and_close():
     model, inputs = perceiver_io(), small_inputs()
-    expected = look_with_relevance(model, inputs)[1]
+    expected = capture_relevance(model, inputs)[1]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = look_with_relevance(model, inputs)[1]
+        found = capture_relevance(model, inputs)[1]
     assert found.dtype == torch.float32
     assert ((found - expected).abs().sum(dim=-1) <= 0.1 * expected.sum(dim=-1)).all()
 

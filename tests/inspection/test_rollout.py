@@ -9,15 +9,15 @@ from torch.nn import functional as F
 from perceiver import Perceiver
 from perceiver.attention import CrossBlock, SelfBlock
 from perceiver.inspection.capture import Capture
-from perceiver.inspection.rollout import mean_reader, readers_of, rollout
+from perceiver.inspection.rollout import mean_of_all_queries, mean_of_queries, rollout
 from perceiver.mechanisms.base import DECODE, LATENTS
 from tests.inspection.models import (
     CROSS_HEADS,
     NUM_WORDS,
     captured_with,
     direct_text,
+    forward_record,
     layer,
-    look,
     perceiver,
     perceiver_io,
     perceiver_pooled_io,
@@ -44,11 +44,11 @@ def naive_rollout(
     apart, and summed up in the end.
     """
     encoder = {name: layer for name, layer in captured.layers.items() if layer.role.queries == LATENTS}
-    crosses = captured.readers
+    crosses = captured.input_layers
     num_latents, num_tokens = captured.layers["cross0"].num_queries, captured.layers["cross0"].num_keys
     batch = captured.layers["cross0"].num_rows
     outputs = torch.full((batch, 1, num_latents), 1 / num_latents)
-    if reads := [captured.layers[name].weights().mean(dim=1) for name in captured.decoders]:
+    if reads := [captured.layers[name].weights().mean(dim=1) for name in captured.decode_layers]:
         outputs = sum(reads) / len(reads)
     size = num_latents + len(crosses) * num_tokens
     flow = torch.eye(size, dtype=torch.float64).repeat(batch, 1, 1)
@@ -97,14 +97,14 @@ def measured_shares(model: Perceiver, inputs, masks, queries=None) -> dict[str, 
 @pytest.mark.parametrize("masks", [None, some_masks()], ids=["whole", "masked"])
 def test_reverse_rollout_is_the_product_of_the_full_matrices(make, num_outputs, alpha, masks):
     model, inputs = make(), small_inputs()
-    captured = look(model, inputs, masks)
+    captured = forward_record(model, inputs, masks)
     traced = captured.rollout(alpha=alpha)
     shares = measured_shares(model, inputs, masks, captured.queries) if alpha == "norm" else alpha
     expected, residual, parts = naive_rollout(captured, shares)
     assert traced.inputs.shape == (3, num_outputs, 55)
     torch.testing.assert_close(traced.inputs, expected, rtol=0, atol=1e-6)
     torch.testing.assert_close(traced.residual, residual, rtol=0, atol=1e-5)
-    assert list(traced.latents) == list(parts) == captured.readers
+    assert list(traced.latents) == list(parts) == captured.input_layers
     for name, part in parts.items():
         assert traced.latents[name].shape == (3, num_outputs, 11)
         came_in = traced.latents[name] @ captured.layers[name].weights().mean(dim=1)
@@ -112,11 +112,11 @@ def test_reverse_rollout_is_the_product_of_the_full_matrices(make, num_outputs, 
 
 
 def test_shares_by_norm_differ_by_latent_layer_and_input_and_lie_between_0_and_1():
-    captured = look(perceiver())
+    captured = forward_record(perceiver())
     for found in captured.layers.values():
-        assert ((found.added > 0) & (found.added < 1)).all()
-        assert (found.added.std(dim=1) > 1e-4).all()
-    assert captured.layers["cross1"].added.std(dim=0).max() > 1e-4
+        assert ((found.attention_share > 0) & (found.attention_share < 1)).all()
+        assert (found.attention_share.std(dim=1) > 1e-4).all()
+    assert captured.layers["cross1"].attention_share.std(dim=0).max() > 1e-4
     assert (captured.rollout(alpha="norm").inputs - captured.rollout().inputs).abs().max() > 1e-4
 
 
@@ -124,11 +124,11 @@ def test_shares_by_norm_differ_by_latent_layer_and_input_and_lie_between_0_and_1
 @pytest.mark.parametrize("masks", [None, some_masks()], ids=["whole", "masked"])
 def test_where_queries_have_no_residual_attention_is_all_that_goes_on(alpha, masks):
     model, inputs = perceiver(cross_attention=replace(CROSS_HEADS, query_residual=False)), small_inputs()
-    captured = look(model, inputs, masks)
+    captured = forward_record(model, inputs, masks)
     shares = measured_shares(model, inputs, masks)
     if alpha != "norm":
         shares = {name: torch.full_like(share, alpha) for name, share in shares.items()}
-        shares |= {name: torch.ones_like(shares[name]) for name in captured.readers}
+        shares |= {name: torch.ones_like(shares[name]) for name in captured.input_layers}
     traced = captured.rollout(alpha=alpha)
     expected, _, parts = naive_rollout(captured, shares)
     torch.testing.assert_close(traced.inputs, expected, rtol=0, atol=1e-6)
@@ -140,7 +140,7 @@ def test_where_queries_have_no_residual_attention_is_all_that_goes_on(alpha, mas
 @MODELS
 @pytest.mark.parametrize("alpha", [0.5, "norm"])
 def test_what_comes_in_by_latents_is_what_comes_from_inputs(make, num_outputs, alpha):
-    traced = look(make(), masks=some_masks()).rollout(alpha=alpha)
+    traced = forward_record(make(), masks=some_masks()).rollout(alpha=alpha)
     of_latents = sum(part.sum(dim=-1) for part in traced.latents.values())
     torch.testing.assert_close(of_latents, traced.inputs.sum(dim=-1))
     torch.testing.assert_close(of_latents + traced.residual, torch.ones(3, num_outputs))
@@ -148,14 +148,14 @@ def test_what_comes_in_by_latents_is_what_comes_from_inputs(make, num_outputs, a
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan"), "mean", "0.5"])
 def test_what_is_no_share_is_refused(alpha):
-    captured = look(perceiver())
+    captured = forward_record(perceiver())
     for ask in (captured.rollout, captured.statistics):
         with pytest.raises(ValueError, match=re.escape(f"rollout_alpha={alpha} must be norm, or a number from 0 to 1")):
             ask(alpha=alpha)
 
 
 def test_chosen_queries_are_slices_of_the_whole_rollout():
-    captured = look(perceiver_io())
+    captured = forward_record(perceiver_io())
     each, chosen = captured.rollout(alpha=0.3), captured.rollout([7, 0, 7], alpha=0.3)
     torch.testing.assert_close(chosen.inputs, each.inputs[:, [7, 0, 7]])
     torch.testing.assert_close(chosen.residual, each.residual[:, [7, 0, 7]])
@@ -165,16 +165,16 @@ def test_chosen_queries_are_slices_of_the_whole_rollout():
 
 
 def test_chunks_change_nothing(monkeypatch):
-    captured = look(perceiver_text(), masks=some_masks())
+    captured = forward_record(perceiver_text(), masks=some_masks())
     expected = captured.rollout(alpha="norm")
-    monkeypatch.setattr("perceiver.inspection.record.HELD_WEIGHTS", 1)
+    monkeypatch.setattr("perceiver.inspection.record.MAX_WEIGHTS", 1)
     found = captured.rollout(alpha="norm")
     torch.testing.assert_close(found.inputs, expected.inputs)
     torch.testing.assert_close(found.residual, expected.residual)
 
 
 def test_under_autocast_the_rollout_is_as_exact_as_without():
-    captured = look(perceiver_io())
+    captured = forward_record(perceiver_io())
     expected = captured.rollout()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = captured.rollout()
@@ -184,13 +184,13 @@ def test_under_autocast_the_rollout_is_as_exact_as_without():
 
 @MODELS
 def test_inputs_and_residual_share_everything(make, num_outputs):
-    traced = rollout(look(make(), masks=some_masks()))
+    traced = rollout(forward_record(make(), masks=some_masks()))
     torch.testing.assert_close(traced.inputs.sum(dim=-1) + traced.residual, torch.ones(3, num_outputs))
 
 
 @pytest.mark.parametrize("masks", [None, some_masks()], ids=["whole", "masked"])
 def test_without_latents_it_is_the_product_of_the_matrices_over_the_tokens_and_all_comes_from_them(masks):
-    captured = look(direct_text(), masks=masks)
+    captured = forward_record(direct_text(), masks=masks)
     weights = {name: layer.weights().mean(dim=1) for name, layer in captured.layers.items()}
     expected = (weights["decode0"] + weights["decode1"]) / 2
     for name in ("encode1", "encode0"):
@@ -199,7 +199,7 @@ def test_without_latents_it_is_the_product_of_the_matrices_over_the_tokens_and_a
         traced = rollout(captured, alpha=alpha)
         torch.testing.assert_close(traced.inputs.sum(dim=-1), torch.ones(3, NUM_WORDS))
         assert (traced.residual == 0).all()
-        assert list(traced.latents) == captured.readers == ["decode0", "decode1"]
+        assert list(traced.latents) == captured.input_layers == ["decode0", "decode1"]
         torch.testing.assert_close(sum(traced.latents.values()), torch.eye(NUM_WORDS).expand(3, -1, -1))
         if alpha == 0.3:
             torch.testing.assert_close(traced.inputs, expected)
@@ -210,12 +210,12 @@ def test_without_latents_it_is_the_product_of_the_matrices_over_the_tokens_and_a
 @MODELS
 @pytest.mark.parametrize(("alpha", "residual"), [(0.0, 1.0), (1.0, 0.0)])
 def test_without_attention_all_is_residual_and_without_residual_all_is_input(make, num_outputs, alpha, residual):
-    traced = rollout(look(make()), alpha=alpha)
+    traced = rollout(forward_record(make()), alpha=alpha)
     torch.testing.assert_close(traced.residual, torch.full((3, num_outputs), residual))
 
 
 def test_masked_inputs_get_exactly_nothing():
-    captured = look(perceiver(), masks=some_masks())
+    captured = forward_record(perceiver(), masks=some_masks())
     real = captured.layers["cross0"].mask
     assert ((rollout(captured).inputs > 0) == real[:, None]).all()
 
@@ -225,7 +225,7 @@ def test_masked_inputs_get_exactly_nothing():
 def test_a_sample_without_any_real_input_rests_on_the_latents_alone(alpha, query_residual):
     masks = {"image": torch.tensor([True, False, True]), "depth": torch.tensor([True, False, False])}
     model = perceiver(cross_attention=replace(CROSS_HEADS, query_residual=query_residual))
-    traced = rollout(look(model, masks=masks), alpha=alpha)
+    traced = rollout(forward_record(model, masks=masks), alpha=alpha)
     assert (traced.inputs[1] == 0).all()
     torch.testing.assert_close(traced.residual[1], torch.ones(1))
     torch.testing.assert_close(traced.inputs.sum(dim=-1) + traced.residual, torch.ones(3, 1))
@@ -233,24 +233,24 @@ def test_a_sample_without_any_real_input_rests_on_the_latents_alone(alpha, query
 
 def test_without_latents_a_sample_without_any_real_input_rests_on_nothing():
     masks = {"image": torch.tensor([True, False, True]), "depth": torch.tensor([True, False, False])}
-    traced = rollout(look(direct_text(), masks=masks))
+    traced = rollout(forward_record(direct_text(), masks=masks))
     expected = torch.tensor([[1.0], [0.0], [1.0]]).expand(-1, NUM_WORDS)
     torch.testing.assert_close(traced.inputs.sum(dim=-1), expected)
     assert (traced.residual == 0).all()
 
 
 def test_classes_that_ask_for_themselves_differ_and_their_mean_is_the_mean():
-    captured = look(perceiver_io())
-    each, mean = rollout(captured), rollout(captured, readers=mean_reader(captured))
+    captured = forward_record(perceiver_io())
+    each, mean = rollout(captured), rollout(captured, query_weights=mean_of_all_queries(captured))
     assert (each.inputs.std(dim=1) > 1e-4).any()
     torch.testing.assert_close(mean.inputs, each.inputs.mean(dim=1, keepdim=True))
     torch.testing.assert_close(mean.residual, each.residual.mean(dim=1, keepdim=True))
 
 
 def test_chosen_queries_are_slices_of_each_samples_own():
-    captured = look(perceiver_io())
+    captured = forward_record(perceiver_io())
     each, chosen = rollout(captured), torch.tensor([[7, 0], [3, 3], [18, 11]])
-    found = rollout(captured, readers=F.one_hot(chosen, NUM_CLASSES).float())
+    found = rollout(captured, query_weights=F.one_hot(chosen, NUM_CLASSES).float())
     rows = torch.arange(3)[:, None]
     torch.testing.assert_close(found.inputs, each.inputs[rows, chosen])
     torch.testing.assert_close(found.residual, each.residual[rows, chosen])
@@ -259,19 +259,19 @@ def test_chosen_queries_are_slices_of_each_samples_own():
 @MODELS
 @pytest.mark.parametrize("masks", [None, some_masks()], ids=["whole", "masked"])
 def test_mixtures_of_queries_have_the_mixture_of_their_rollouts(make, num_outputs, masks):
-    captured = look(make(), masks=masks)
+    captured = forward_record(make(), masks=masks)
     readers = torch.rand(3, 5, num_outputs)
     readers /= readers.sum(dim=-1, keepdim=True)
     if num_outputs == 1:
         readers = readers[:, :1]  # what pools has one map, whoever asks
-    each, found = rollout(captured, alpha=0.3), rollout(captured, alpha=0.3, readers=readers)
+    each, found = rollout(captured, alpha=0.3), rollout(captured, alpha=0.3, query_weights=readers)
     torch.testing.assert_close(found.inputs, readers @ each.inputs)
     torch.testing.assert_close(found.residual, (readers @ each.residual[..., None])[..., 0])
     torch.testing.assert_close(found.inputs.sum(dim=-1) + found.residual, torch.ones(readers.shape[:2]))
 
 
 def test_readers_are_means_of_their_queries_and_zero_where_a_sample_has_fewer():
-    readers = readers_of([[(3,), (0, 2, 5)], [], [(6, 1)]], NUM_WORDS)
+    readers = mean_of_queries([[(3,), (0, 2, 5)], [], [(6, 1)]], NUM_WORDS)
     third, half = 1 / 3, 1 / 2
     expected = [
         [[0, 0, 0, 1, 0, 0, 0], [third, 0, third, 0, 0, third, 0]],
@@ -279,15 +279,15 @@ def test_readers_are_means_of_their_queries_and_zero_where_a_sample_has_fewer():
         [[0, half, 0, 0, 0, 0, half], [0] * 7],
     ]
     torch.testing.assert_close(readers, torch.tensor(expected))
-    traced = rollout(look(perceiver_text()), readers=readers)
+    traced = rollout(forward_record(perceiver_text()), query_weights=readers)
     assert (traced.inputs.sum(dim=-1) > 0).tolist() == [[True, True], [False, False], [True, False]]
-    assert readers_of([[], []], NUM_WORDS).shape == (2, 0, NUM_WORDS)
+    assert mean_of_queries([[], []], NUM_WORDS).shape == (2, 0, NUM_WORDS)
 
 
 def test_of_several_decoder_layers_each_has_an_equal_part():
-    captured = look(perceiver_text())
+    captured = forward_record(perceiver_text())
     alone = []
-    for name in captured.decoders:
+    for name in captured.decode_layers:
         others = {other: layer for other, layer in captured.layers.items() if layer.role != DECODE or other == name}
         alone.append(rollout(captured_with(captured.spans, **others)))
     both = rollout(captured)
@@ -301,7 +301,7 @@ def test_permuted_tokens_with_their_positions_give_permuted_maps_of_words():
     model = reader_of_tokens(text_decoder())
     tokens, order, maps = torch.randn(3, 31, 23), torch.randperm(31), []
     for values in (tokens, tokens[:, order]):
-        maps.append(rollout(look(model, {"tokens": values})).inputs)
+        maps.append(rollout(forward_record(model, {"tokens": values})).inputs)
     assert (maps[0] - maps[0].flip(-1)).abs().max() > 1e-3
     torch.testing.assert_close(maps[1], maps[0][..., order])
 
@@ -314,7 +314,7 @@ def test_a_word_that_reads_one_latent_has_the_map_of_that_latent():
     planted = captured_with({}, cross0=layer("cross", looks), decode0=layer("decode", reads))
     found = rollout(planted)
     assert found.inputs.argmax(dim=-1).tolist() == [[34, 3, 3, 17], [11, 23, 17, 34]]
-    of_texts = rollout(planted, readers=readers_of([[(0,), (1, 2)], [(3,), (0, 1)]], 4)).inputs
+    of_texts = rollout(planted, query_weights=mean_of_queries([[(0,), (1, 2)], [(3,), (0, 1)]], 4)).inputs
     assert of_texts.argmax(dim=-1)[:, 0].tolist() == [34, 34]
     assert of_texts[0, 1].argmax() == 3
     assert of_texts[1, 1].topk(2).indices.sort().values.tolist() == [11, 23]

@@ -10,8 +10,8 @@ from perceiver.mechanisms.base import DECODE_SELF, LATENTS
 from tests.inspection.models import (
     captured_with,
     direct_text,
+    forward_record,
     layer,
-    look,
     perceiver,
     perceiver_io,
     perceiver_text,
@@ -58,7 +58,7 @@ def naive_statistics(captured: Capture, alpha: float) -> dict[str, float]:
             )
         if queries > 1:
             found[f"{name}/latent_redundancy"] = mean(v for s in samples for v in cosines(weights[s].mean(dim=0)))
-        if name not in captured.readers:
+        if name not in captured.input_layers:
             continue
         average = weights.mean(dim=(1, 2))
         found[f"{name}/coverage"] = mean(
@@ -78,19 +78,19 @@ def naive_statistics(captured: Capture, alpha: float) -> dict[str, float]:
 @MASKS
 @pytest.mark.parametrize("alpha", [0.3, "norm"])
 def test_each_is_what_follows_from_the_full_matrices(make, masks, alpha):
-    captured = look(make(), masks=masks)
+    captured = forward_record(make(), masks=masks)
     found = captured.statistics(alpha=alpha)
     assert found == pytest.approx(naive_statistics(captured, alpha), rel=1e-4, abs=1e-6)
     assert all(type(value) is float for value in found.values())
 
 
 def test_samples_without_a_real_key_are_left_out():
-    captured = look(perceiver(), masks=NO_KEYS)
+    captured = forward_record(perceiver(), masks=NO_KEYS)
     assert captured.statistics() == pytest.approx(naive_statistics(captured, 0.5), rel=1e-4, abs=1e-6)
     rest = {name: mask[[0, 2]] for name, mask in NO_KEYS.items()}
     model, inputs = perceiver(), small_inputs()
-    without = look(model, {name: values[[0, 2]] for name, values in inputs.items()}, rest).statistics()
-    found = look(model, inputs, NO_KEYS).statistics()
+    without = forward_record(model, {name: values[[0, 2]] for name, values in inputs.items()}, rest).statistics()
+    found = forward_record(model, inputs, NO_KEYS).statistics()
     for name in found:
         if name.startswith("cross"):
             assert found[name] == pytest.approx(without[name], rel=1e-4), name
@@ -98,7 +98,7 @@ def test_samples_without_a_real_key_are_left_out():
 
 def test_a_layer_without_any_real_key_has_no_numbers():
     nothing = {name: torch.zeros(3, dtype=torch.bool) for name in NO_KEYS}
-    found = look(perceiver_io(), masks=nothing).statistics()
+    found = forward_record(perceiver_io(), masks=nothing).statistics()
     assert {name.split("/")[0] for name in found} == {*(f"self{number}" for number in range(6)), "decode0"}
     assert all(map(isfinite, found.values()))
 
@@ -115,7 +115,7 @@ def keys_of(name: str, *, modalities: tuple[str, ...] = (), heads: bool = True, 
 @MASKS
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, "norm"])
 def test_names_are_fixed_and_values_are_finite(masks, alpha):
-    found = look(perceiver_text(), masks=masks).statistics(alpha=alpha)
+    found = forward_record(perceiver_text(), masks=masks).statistics(alpha=alpha)
     names = ["cross0", *(f"self{number}" for number in range(6)), "decode0", "decode1"]
     assert set(found) == set().union(*(keys_of(name, modalities=("image", "depth")) for name in names))
     assert all(map(isfinite, found.values()))
@@ -123,7 +123,7 @@ def test_names_are_fixed_and_values_are_finite(masks, alpha):
 
 def test_what_there_is_but_one_of_is_not_compared():
     inputs = {"image": small_inputs()["image"]}
-    found = look(small_perceiver(num_latents=1), inputs).statistics()
+    found = forward_record(small_perceiver(num_latents=1), inputs).statistics()
     expected = keys_of("cross0", heads=False, queries=False)
     assert {name for name in found if name.startswith("cross0")} == expected, "one modality, head and latent"
     assert {name for name in found if name.startswith("self0")} == keys_of("self0", queries=False)
@@ -187,9 +187,9 @@ def test_latents_that_are_read_through_others_are_alive_as_far_as_the_rollout_fo
 
 @MODELS
 def test_chunks_change_nothing(monkeypatch, make):
-    captured = look(make(), masks=some_masks())
+    captured = forward_record(make(), masks=some_masks())
     expected = captured.statistics()
-    monkeypatch.setattr("perceiver.inspection.record.HELD_WEIGHTS", 1)
+    monkeypatch.setattr("perceiver.inspection.record.MAX_WEIGHTS", 1)
     assert captured.statistics() == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
@@ -197,7 +197,7 @@ def test_the_order_of_tokens_makes_no_difference():
     model = reader_of_tokens()
     tokens, order, mask, found = torch.randn(3, 31, 23), torch.randperm(31), torch.rand(3, 31) < 0.7, []
     for values, real in ((tokens, mask), (tokens[:, order], mask[:, order])):
-        found.append(look(model, {"tokens": values}, {"tokens": real}).statistics())
+        found.append(forward_record(model, {"tokens": values}, {"tokens": real}).statistics())
     assert found[1] == pytest.approx(found[0], rel=1e-4)
 
 

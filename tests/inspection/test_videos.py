@@ -11,13 +11,12 @@ from rich.console import Console
 
 from perceiver.inspection.contact_sheet import COLUMN_TICKS_HEIGHT, GAP, TITLE_HEIGHT
 from perceiver.inspection.explanation import Explanation
-from perceiver.inspection.explorer.packing import unpacked
 from perceiver.inspection.figures import COLUMNS_APART, Frame, contact_sheets
 from perceiver.inspection.localization import localization
 from perceiver.inspection.report import report
 from perceiver.types import Axis, Box, Grid
 from tests.inspection.drawn import bright_place
-from tests.inspection.explanations import arrays_of, contents_of
+from tests.inspection.explanations import arrays_of, contents_of, unpacked
 from tests.inspection.videos import BOXES, COLUMNS, FRAMES, ROWS, VIDEO, X, Y, explained, video_page
 
 FINE = 8

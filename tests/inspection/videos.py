@@ -4,8 +4,8 @@ import torch
 
 from perceiver.inspection.capture import pictures_of
 from perceiver.inspection.explanation import Explanation
-from perceiver.inspection.explorer.media import Media, samples_of
-from perceiver.inspection.explorer.page import event_of, page_of
+from perceiver.inspection.explorer.media import Media, page_samples
+from perceiver.inspection.explorer.page import explorer_page, page_event
 from perceiver.types import Axis, Box, Grid
 from tests.inspection.explanations import CLASS_NAMES, arrays_of, explainer, labelled
 from tests.inspection.models import AsTheyAre, perceiver_io
@@ -48,5 +48,5 @@ def video_page(explanation: Explanation) -> str:
     """The page of one explanation."""
     images = {"image": explanation.batch.inputs["image"]}
     media = Media(pictures_of(perceiver_io(encoders={"image": image_encoder()}), images))
-    samples = samples_of(explanation.batch, explanation.record.spans, media, CLASS_NAMES)
-    return page_of("video", samples, {"run": [event_of(arrays_of(explanation))]})
+    samples = page_samples(explanation.batch, explanation.record.spans, media, CLASS_NAMES)
+    return explorer_page("video", samples, {"run": [page_event(arrays_of(explanation))]})

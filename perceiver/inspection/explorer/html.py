@@ -1,4 +1,4 @@
-"""The attention explorer: one html file that asks for nothing else, and what is seen in it."""
+"""The explorer as one HTML file that makes no network request."""
 
 import json
 import math
@@ -31,44 +31,43 @@ SCRIPTS = (
 
 
 def page_html(page: Mapping[str, Any], maps: Sequence[Mapping[str, Any]]) -> str:
-    """The explorer of some looks at some samples.
+    """Return the page of some events for the same samples.
 
     Args:
-        page: everything but the maps: `title`, `runs` with their events and values, `samples` and how they are drawn.
-        maps: of each look at each sample. Each stands in a block of its own, so that a browser parses only what is
-            chosen.
+        page: everything but the maps: `title`, `runs` with their events and values, `samples` and their drawings.
+        maps: of each event and sample. Each is a block of its own, so that a browser parses only what is selected.
     """
-    blocks = [f'<script type="application/json" id="page">{embedded(page)}</script>']
+    blocks = [f'<script type="application/json" id="page">{embed(page)}</script>']
     blocks += [
         f'<script type="application/json" class="maps" data-explanation="{content["explanation"]:d}" '
-        f'data-sample="{content["sample"]:d}">{embedded(content)}</script>'
+        f'data-sample="{content["sample"]:d}">{embed(content)}</script>'
         for content in maps
     ]
     parts = {
-        "/*STYLE*/": part("page.css"),
-        "/*SCRIPT*/": "\n".join(part(name) for name in SCRIPTS),
-        "<!--DATA-->": "\n".join(blocks),  # last, since nobody knows what stands in it
+        "/*STYLE*/": read_part("page.css"),
+        "/*SCRIPT*/": "\n".join(read_part(name) for name in SCRIPTS),
+        "<!--DATA-->": "\n".join(blocks),  # last, since it may contain the other placeholders
     }
-    html = part("page.html")
+    html = read_part("page.html")
     for place, content in parts.items():
         before, after = html.split(place)
         html = before + content + after
     return html
 
 
-def part(name: str) -> str:
-    """A file that lies beside this one."""
+def read_part(name: str) -> str:
+    """Read a file of this package."""
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
-def embedded(content: Mapping[str, Any]) -> str:
-    """JSON that no text inside can close, and that JavaScript reads: it knows no NaN."""
+def embed(content: Mapping[str, Any]) -> str:
+    """Return JSON that is safe within a script element, and valid for JavaScript, which has no NaN."""
     text = json.dumps(finite(content), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c")
 
 
 def finite(content: Any) -> Any:
-    """The same with null for each number that is not finite."""
+    """Replace numbers that are not finite by None."""
     match content:
         case Mapping():
             return {key: finite(value) for key, value in content.items()}

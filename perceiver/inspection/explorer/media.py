@@ -1,4 +1,4 @@
-"""What there is to see, hear and read of samples, for the explorer's page."""
+"""The inputs of samples in the explorer's page: pictures, sounds, texts and boxes."""
 
 import base64
 import io
@@ -17,16 +17,16 @@ from perceiver.inspection.figures import Frame
 from perceiver.types import Axis, Batch, Box, Picture, Sound, Span
 
 MOST_SECONDS = 30.0
-"""Of a sound in a page."""
+"""Limit of a sound in a page."""
 
 
 @dataclass(frozen=True)
 class Media:
-    """Raw inputs by modality, as a person would take them in.
+    """Raw inputs by modality in a form that can be image.
 
     Attributes:
-        pictures, sounds: where there is something to see or to hear.
-        texts: for each sample what the places of its input stand for, where that is text.
+        pictures, sounds: of the modalities that can be drawn or played.
+        texts: for each sample the text pieces of its input, of modalities that are text.
     """
 
     pictures: Mapping[str, Picture] = field(default_factory=dict)
@@ -34,16 +34,16 @@ class Media:
     texts: Mapping[str, Sequence[Sequence[str]]] = field(default_factory=dict)
 
 
-def samples_of(
+def page_samples(
     batch: Batch, spans: Mapping[str, Span], media: Media, class_names: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """What a page shows of each sample of a batch.
+    """Return the inputs of each sample of a batch for the page.
 
     Args:
         batch: without windows.
-        spans: modality name -> its grid of tokens.
-        media: what is known of the inputs.
-        class_names: of the labels, if there are any.
+        spans: modality -> its grid of tokens.
+        media: the inputs.
+        class_names: of the labels; may be empty.
     """
     all_boxes = batch.targets.get("boxes", [None] * len(batch))
     frames = {name: Frame(span.grid, media.pictures.get(name)) for name, span in spans.items()}
@@ -62,13 +62,13 @@ def samples_of(
 
 
 def texts_of(batch: Batch, pieces: Callable[[str, Tensor], list[str] | None]) -> dict[str, list[list[str]]]:
-    """Modality -> for each sample what the places of its input stand for, of those that are text (`Dataset.pieces`)."""
+    """Return modality -> for each sample the pieces of its text (`Dataset.pieces`), of modalities that are text."""
     found = {name: [pieces(name, row) for row in raw.cpu()] for name, raw in batch.inputs.items()}
     return {name: [text for text in texts if text is not None] for name, texts in found.items() if None not in texts}
 
 
 def boxes_of(frame: Frame, boxes: Sequence[Box], class_names: Sequence[str]) -> list[dict[str, Any]]:
-    """Boxes as fractions of a plane, with the names of their classes; those beyond it are left out."""
+    """Return boxes as fractions of a plane, with the names of their classes, without those outside."""
     return [
         {"name": class_names[box.label] if class_names else "", "label": box.label, **asdict(outline)}
         for box in boxes
@@ -77,7 +77,7 @@ def boxes_of(frame: Frame, boxes: Sequence[Box], class_names: Sequence[str]) -> 
 
 
 def _ground_truth(batch: Batch, row: int, class_names: Sequence[str]) -> list[str]:
-    """What is true of a sample, one thing a line."""
+    """Return the true class, tags or caption of a sample, one per line."""
     facts = []
     label, tags, references = (batch.targets.get(name) for name in ("label", "tags", "references"))
     if label is not None and class_names:
@@ -93,7 +93,7 @@ def _modality(name: str, frame: Frame, row: int, media: Media) -> dict[str, Any]
     rows, columns = frame.axes
     sound = media.sounds.get(name)
     row_ticks, column_ticks = frame.ticks
-    shown = frame.input_of(row)
+    image = frame.input_of(row)
     if sound is not None and sound.seconds > MOST_SECONDS:
         sound = None
     return {
@@ -104,10 +104,10 @@ def _modality(name: str, frame: Frame, row: int, media: Media) -> dict[str, Any]
         if num_frames(frame.grid) > 1
         else None,
         "size": list(frame.size),
-        "picture": None if shown is None else _png(shown.pixels),
+        "picture": None if image is None else _png(image.pixels),
         "levels": None
-        if shown is None or not shown.unit
-        else {"unit": shown.unit, "low": shown.low, "high": shown.high},
+        if image is None or not image.unit
+        else {"unit": image.unit, "low": image.low, "high": image.high},
         "sound": None if sound is None else _flac(sound.values[row], sound.sample_rate),
         "seconds": None if sound is None else sound.seconds,
         "tokens": list(media.texts[name][row]) if name in media.texts else None,
@@ -115,7 +115,7 @@ def _modality(name: str, frame: Frame, row: int, media: Media) -> dict[str, Any]
 
 
 def _upwards(axis: Axis) -> Axis:
-    """The axis from the top down."""
+    """Return the axis from the top down."""
     return replace(axis, start=axis.stop, stop=axis.start) if runs_upwards(axis) else axis
 
 

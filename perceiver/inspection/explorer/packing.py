@@ -1,7 +1,7 @@
-"""Maps -> a few bytes that a browser unpacks: pooled, as square roots in 8 bits, compressed.
+"""Packing of maps for a browser: pooled, as square roots in 8 bits, compressed.
 
-A weight w of a map is kept as q = round(255 √(w / max)) and read as s (q / 255)², where s makes the mass of the map
-what it was. Linear 8 bits would lose up to 8 % of it, and all small weights.
+A weight w of a map is stored as q = round(255 √(w / max)) and read as s (q / 255)², where s restores the mass of the
+map. Linear 8 bits would lose up to 8 % of it, and all small weights.
 """
 
 import base64
@@ -16,13 +16,13 @@ LEVELS = 255
 
 
 def packed(maps: Mapping[str, Float[np.ndarray, "*count rows columns"]], *, most_cells: int) -> dict[str, Any]:
-    """Maps over the planes of one or several modalities, each pooled to at most `most_cells` cells.
+    """Pack maps over the planes of one or several modalities, each pooled to at most `most_cells` cells.
 
     Returns:
-        `count`: how many maps, by the dimensions in front; `cells`: for each modality its name, the `shape` of what is
-        kept, and by how many rows and columns it was `pooled`; `data`: base64 of what zlib made of the levels, one map
-        after the other, each with the cells of all modalities in order; `scales`: base64 of little-endian float32, one
-        for each map and modality.
+        `count`: the leading dimensions; `cells`: for each modality its name, the `shape` after pooling, and the rows
+        and columns that were `pooled` into one cell; `data`: base64 of the zlib-compressed levels, one map after the
+        other, each with the cells of all modalities in order; `scales`: base64 of little-endian float32, one for each
+        map and modality.
     """
     levels, scales, cells = [], [], []
     for modality, values in maps.items():
@@ -45,32 +45,15 @@ def packed(maps: Mapping[str, Float[np.ndarray, "*count rows columns"]], *, most
 def quantize(
     maps: Float[np.ndarray, "maps cells"],
 ) -> tuple[np.ndarray, Float[np.ndarray, " maps"]]:
-    """Levels of each map in 8 bits, and the scales that give them back their mass."""
-    brightest = maps.max(axis=1, keepdims=True)
-    levels = np.round(LEVELS * np.sqrt(maps / np.where(brightest > 0, brightest, 1))).astype(np.uint8)
+    """Return the levels of each map in 8 bits, and the scales that restore its mass."""
+    maxima = maps.max(axis=1, keepdims=True)
+    levels = np.round(LEVELS * np.sqrt(maps / np.where(maxima > 0, maxima, 1))).astype(np.uint8)
     mass = ((levels / LEVELS) ** 2).sum(axis=1)
     return levels, maps.sum(axis=1) / np.where(mass > 0, mass, 1)
 
 
-def dequantize(levels: np.ndarray, scales: Float[np.ndarray, " maps"]) -> Float[np.ndarray, "maps cells"]:
-    """What a reader makes of them."""
-    return (levels / LEVELS) ** 2 * scales[:, None]
-
-
-def unpacked(content: Mapping[str, Any]) -> dict[str, Float[np.ndarray, "*count rows columns"]]:
-    """The maps again, by modality, pooled as they were."""
-    sizes = [cells["shape"][0] * cells["shape"][1] for cells in content["cells"]]
-    levels = np.frombuffer(zlib.decompress(base64.b64decode(content["data"])), dtype=np.uint8).reshape(-1, sum(sizes))
-    scales = np.frombuffer(base64.b64decode(content["scales"]), dtype="<f4").reshape(-1, len(sizes))
-    parts = np.split(levels, np.cumsum(sizes)[:-1], axis=1)
-    return {
-        cells["modality"]: dequantize(part, scales[:, number]).reshape(*content["count"], *cells["shape"])
-        for number, (cells, part) in enumerate(zip(content["cells"], parts, strict=True))
-    }
-
-
 def pooling(rows: int, columns: int, most_cells: int) -> tuple[int, int]:
-    """By how many rows and columns a plane is pooled, to have at most so many cells; a strip only along itself."""
+    """Return the rows and columns that are pooled into one cell, for at most `most_cells` cells."""
     factor = 1
     while -(-rows // min(factor, rows)) * -(-columns // factor) > most_cells:
         factor += 1
@@ -80,7 +63,7 @@ def pooling(rows: int, columns: int, most_cells: int) -> tuple[int, int]:
 def sum_pooled(
     values: Float[np.ndarray, "*count rows columns"], factors: tuple[int, int]
 ) -> Float[np.ndarray, "*count rows columns"]:
-    """Sums over cells of so many rows and columns, the last ones smaller where it does not come out even."""
+    """Sum over blocks of the given rows and columns; the last blocks may be smaller."""
     for axis, factor in zip((-2, -1), factors, strict=True):
         if factor > 1:
             values = np.add.reduceat(values, np.arange(0, values.shape[axis], factor), axis=axis)

@@ -1,9 +1,9 @@
-"""Looks at the attention of a run -> the explorer, a page that needs nothing but a browser.
+"""The explorer: a page about the attention of runs that needs nothing but a browser.
 
-A page shows events (looks at several steps of training, or at several checkpoints) on the same samples. What it says of
-an event comes from the arrays of the event (`arrays.event_arrays`), whether they are at hand or in a file, so that the
-page of a run can be made again at any time. Maps are pooled, and of many latents the most read are taken, until the
-maps of a sample take no more than `MOST_VALUES` bytes before they are compressed, those of all events together.
+A page shows events, explanations at several steps of training or of several checkpoints, of the same samples. It is
+made from the arrays of the events (`events.event_arrays`), in memory or in files, so that the page of a run can be made
+again at any time. Maps are pooled, and only the most read latents are included, so that the maps of a sample take at
+most `MOST_VALUES` bytes before compression, over all events.
 """
 
 import json
@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from perceiver.inspection.arrays import SCORE, event_paths
 from perceiver.inspection.axes import on_plane
 from perceiver.inspection.colormap import COLORMAPS, DIFFERENCE, OUTLINE
+from perceiver.inspection.events import event_paths, scores_in
 from perceiver.inspection.explorer.html import page_html
 from perceiver.inspection.explorer.packing import packed, pooling
 from perceiver.inspection.figures import outlines_on
@@ -29,26 +29,26 @@ PAGE = "index.html"
 Planes = dict[str, Float[np.ndarray, "*rest rows columns"]]
 
 MOST_VALUES = 1_000_000
-"""Weights of a sample in a page, a byte each; compressed and in base64 they are less than 1.4 MB."""
-MOST_LOOKS = 6
-"""Events of a run whose maps are in a page, the last among them; of the others it has the numbers."""
-FOR_ANSWERS = 0.25
-"""Share of the bytes for the maps of answers, the rest being for those of latents."""
+"""Weights of a sample in a page, one byte each; compressed and in base64 less than 1.4 MB."""
+MOST_EVENTS = 6
+"""Events of a run whose maps are in a page, including the last; of the others it has the scores."""
+ANSWER_SHARE = 0.25
+"""Share of the bytes for the maps of answers; the rest is for those of latents."""
 CELLS = (224 * 224, 112 * 112, 56 * 56, 28 * 28, 14 * 14, 7 * 7)
-"""To how many cells a map may be pooled: to as many as leave room for all answers, or for `ENOUGH_LATENTS`."""
+"""Numbers of cells to which maps are pooled: the largest that leaves room for all answers or `ENOUGH_LATENTS`."""
 ENOUGH_LATENTS = 32
 
 
 @dataclass(frozen=True)
 class Event:
-    """One look at a run, as a page has it.
+    """An event as it is shown in a page.
 
     Attributes:
-        name: as it is shown.
+        name: its title.
         step, epoch: of the training.
-        values: everything that was measured, by the names under which it is logged.
-        maps: id of a sample -> its maps (`maps_of`); empty where the page shall have the numbers only.
-        deletion: how far the maps may be believed (`Deletion.summary`), where that was tested.
+        values: all scores, by the names under which they are logged.
+        maps: id of a sample -> its maps (`sample_maps`); empty if the page has only the scores of the event.
+        deletion: result of the deletion test (`DeletionCurves.summary`), if there was one.
     """
 
     name: str
@@ -59,16 +59,16 @@ class Event:
     deletion: Mapping[str, Any] | None = None
 
 
-def event_of(
-    arrays: Arrays, *, most_values: int = MOST_VALUES // MOST_LOOKS, with_maps: bool = True, name: str | None = None
+def page_event(
+    arrays: Arrays, *, most_values: int = MOST_VALUES // MOST_EVENTS, with_maps: bool = True, name: str | None = None
 ) -> Event:
-    """An event from its arrays.
+    """Make an event from its arrays.
 
     Args:
-        arrays: see `arrays.event_arrays` and `arrays.scored`.
-        most_values: how many bytes the maps of a sample may take.
-        with_maps: whether the page shall have them.
-        name: as the event is shown; None: by its step and epoch.
+        arrays: see `events.event_arrays` and `events.with_scores`.
+        most_values: limit of the bytes of the maps of a sample.
+        with_maps: whether the page contains the maps.
+        name: title of the event; None: its step and epoch.
     """
     step, epoch = int(arrays["step"]), int(arrays["epoch"])
     ids = [str(id) for id in arrays["ids"]] if with_maps else []
@@ -76,21 +76,21 @@ def event_of(
         name=f"step {step} · epoch {epoch}" if name is None else name,
         step=step,
         epoch=epoch,
-        values={f"attention/{key.removeprefix(SCORE)}": float(arrays[key]) for key in arrays if key.startswith(SCORE)},
-        maps={id: maps_of(arrays, row, most_values=most_values) for row, id in enumerate(ids)},
+        values={f"attention/{key}": value for key, value in scores_in(arrays).items()},
+        maps={id: sample_maps(arrays, row, most_values=most_values) for row, id in enumerate(ids)},
         deletion=json.loads(str(arrays["deletion"])) if "deletion" in arrays else None,
     )
 
 
-def maps_of(arrays: Arrays, row: int, *, most_values: int) -> dict[str, Any]:
-    """The maps of one sample of an event, for the page: see the head of `data.js` for what is what."""
+def sample_maps(arrays: Arrays, row: int, *, most_values: int) -> dict[str, Any]:
+    """Return the maps of one sample of an event for the page; the head of `data.js` describes the keys."""
     answers = json.loads(str(arrays["answers"]))[row]
     probabilities = arrays["answers/probability"][row].tolist()
     alpha = str(arrays["rollout/alpha"])
     rollouts, relevances = (
         _planes(arrays, arrays[f"{kind}/inputs"][row, : len(answers)]) for kind in ("rollout", "relevance")
     )
-    cells = _cells(rollouts, FOR_ANSWERS * most_values / (2 * max(len(answers), 1)))
+    cells = _cells(rollouts, ANSWER_SHARE * most_values / (2 * max(len(answers), 1)))
     return {
         "answers": [
             {
@@ -101,7 +101,7 @@ def maps_of(arrays: Arrays, row: int, *, most_values: int) -> dict[str, Any]:
             }
             for answer, probability in zip(answers, probabilities, strict=False)
         ],
-        "layers": _layers(arrays, row, len(answers), (1 - FOR_ANSWERS) * most_values),
+        "layers": _layers(arrays, row, len(answers), (1 - ANSWER_SHARE) * most_values),
         "methods": [
             {
                 "name": "relevance",
@@ -124,21 +124,21 @@ def maps_of(arrays: Arrays, row: int, *, most_values: int) -> dict[str, Any]:
 
 
 def _boxes(arrays: Arrays, row: int, answer: Mapping[str, Any]) -> dict[str, list[dict[str, float]]]:
-    """Where what an answer speaks of truly is: modality -> places on its plane, as far as known."""
+    """Return the boxes of an answer: modality -> outlines on its plane."""
     boxes = [Box(**fields) for fields in answer["boxes"]]
     if answer["label"] is not None and "boxes" in arrays:
-        there = [Box(**fields) for fields in json.loads(str(arrays["boxes"]))[row]]
-        boxes = [box for box in there if box.label == answer["label"]]
+        of_sample = [Box(**fields) for fields in json.loads(str(arrays["boxes"]))[row]]
+        boxes = [box for box in of_sample if box.label == answer["label"]]
     found: dict[str, list[dict[str, float]]] = {}
     for modality, grid in _grids(arrays).items():
         here = [box for box in boxes if box.modality == modality]
-        if places := [asdict(outline) for box in here for outline in outlines_on(box, grid)]:
-            found[modality] = places
+        if outlines := [asdict(outline) for box in here for outline in outlines_on(box, grid)]:
+            found[modality] = outlines
     return found
 
 
 def _layers(arrays: Arrays, row: int, num_answers: int, most_values: float) -> list[dict[str, Any]]:
-    """The layers that read the tokens: of each decoder, and role, by itself, since their queries are not the same."""
+    """Return the layers that read the tokens, grouped by role and decoder, since only those share their queries."""
     names = [key.removesuffix("/latents") for key in arrays if key.endswith("/latents")]
     groups: dict[str, list[str]] = {}
     for name in names:
@@ -153,10 +153,10 @@ def _layers(arrays: Arrays, row: int, num_answers: int, most_values: float) -> l
 def _group(
     arrays: Arrays, names: Sequence[str], row: int, num_answers: int, most_values: float
 ) -> list[dict[str, Any]]:
-    """Layers with the same latents, or queries: those that all answers together read most, in all layers the same."""
+    """Return layers that share their latents, or queries, with the ones that all answers read most in all of them."""
     weights = {name: arrays[f"{name}/weights"][row].astype(np.float32) for name in names}
     planes = {name: _planes(arrays, of_layer) for name, of_layer in weights.items()}
-    num_maps = sum(len(of_layer) for of_layer in weights.values())  # of each latent: one a head and layer
+    num_maps = sum(len(of_layer) for of_layer in weights.values())  # per latent: one for each head and layer
     kept = arrays[f"{names[0]}/latents"][row]
     cells = _cells(planes[names[0]], most_values / (num_maps * min(len(kept), ENOUGH_LATENTS)))
     num_latents = max(int(most_values / (num_maps * _pooled_cells(planes[names[0]], cells))), 1)
@@ -179,7 +179,7 @@ def _group(
 
 
 def _entropies(weights: Float[np.ndarray, "heads latents keys"]) -> Float[np.ndarray, "maps latents"]:
-    """In nats, of each head, and last of the mean over heads."""
+    """Return the entropies in nats of each head, and of the mean over heads."""
     rows = np.concatenate([weights, weights.mean(axis=0, keepdims=True)])
     return -(rows * np.log(np.where(rows > 0, rows, 1))).sum(axis=-1)
 
@@ -189,7 +189,7 @@ def _rounded(values: Float[np.ndarray, "..."]) -> Any:
 
 
 def _grids(arrays: Arrays) -> dict[str, Grid]:
-    """Modality -> its grid."""
+    """Return modality -> grid."""
     grids = {}
     for modality in (key.removeprefix("grid/") for key in arrays if key.startswith("grid/")):
         axes = tuple(Axis(**fields) for fields in json.loads(str(arrays[f"axes/{modality}"])))
@@ -198,7 +198,7 @@ def _grids(arrays: Arrays) -> dict[str, Grid]:
 
 
 def _planes(arrays: Arrays, weights: Float[np.ndarray, "*rest keys"]) -> Planes:
-    """Weights over all keys -> by modality in rows and columns, as they are drawn."""
+    """Arrange weights over all keys by modality in rows and columns."""
     return {
         modality: on_plane(weights[..., slice(*arrays[f"span/{modality}"].tolist())], grid)
         for modality, grid in _grids(arrays).items()
@@ -206,12 +206,12 @@ def _planes(arrays: Arrays, weights: Float[np.ndarray, "*rest keys"]) -> Planes:
 
 
 def _cells(planes: Planes, most: float) -> int:
-    """To how many cells maps are pooled, to have no more than `most` over all modalities if possible."""
+    """Return the largest of `CELLS` that gives at most `most` cells over all modalities, or the smallest."""
     return next((cells for cells in CELLS if _pooled_cells(planes, cells) <= most), CELLS[-1])
 
 
 def _pooled_cells(planes: Planes, most_cells: int) -> int:
-    """How many cells the planes of all modalities have, each pooled to `most_cells`."""
+    """Return the number of cells of the planes of all modalities, each pooled to `most_cells`."""
     sizes = [(maps.shape[-2], maps.shape[-1]) for maps in planes.values()]
     factors = [pooling(rows, columns, most_cells) for rows, columns in sizes]
     return sum(
@@ -220,25 +220,25 @@ def _pooled_cells(planes: Planes, most_cells: int) -> int:
 
 
 def evenly_spread(count: int, num_chosen: int) -> list[int]:
-    """Some numbers below `count`, evenly spread, the last among them."""
+    """Return numbers below `count` at even distances, including the last."""
     return sorted({round(place) for place in np.linspace(count - 1, 0, min(count, num_chosen))})
 
 
-def page_of(
+def explorer_page(
     title: str,
     samples: Sequence[Mapping[str, Any]],
     runs: Mapping[str, Sequence[Event]],
     *,
     opened: Sequence[Event] = (),
 ) -> str:
-    """The page, as one HTML text.
+    """Return the page as one HTML text.
 
     Args:
         title: of the page.
-        samples: what there is to see of each sample (`media.samples_of`).
+        samples: the inputs of each sample (`media.page_samples`).
         runs: name of a run -> its events in order.
-        opened: the one of them that is shown first, and the one it is compared with; where there is none, the last
-            one of the first run that has maps, alone.
+        opened: the event that is shown first, and the one that it is compared with; by default the last one with maps
+            of the first run, alone.
     """
     places = {str(sample["id"]): place for place, sample in enumerate(samples)}
     described: list[dict[str, Any]] = []
@@ -269,29 +269,31 @@ def page_of(
     )
 
 
-def events_in(folder: Path, *, num_shown: int = MOST_LOOKS, known: Mapping[int, Event] | None = None) -> list[Event]:
-    """The events of a run directory's `attention/`, in order.
+def events_in(
+    folder: Path, *, num_with_maps: int = MOST_EVENTS, known: Mapping[int, Event] | None = None
+) -> list[Event]:
+    """Return the events of a folder in order.
 
     Args:
-        folder: where the files are.
-        num_shown: of how many the page shall have the maps.
-        known: step -> event, with its maps if it has them, so that not all files are read every time.
+        folder: of the files.
+        num_with_maps: number of events whose maps are in the page.
+        known: step -> event, with its maps if it has them, so that its file is not read again.
     """
     paths = event_paths(folder)
-    shown = {list(paths)[place] for place in evenly_spread(len(paths), num_shown)}
+    with_maps = {list(paths)[index] for index in evenly_spread(len(paths), num_with_maps)}
     found = []
     for step, path in paths.items():
         event = (known or {}).get(step)
-        if event is None or (step in shown and not event.maps):
+        if event is None or (step in with_maps and not event.maps):
             with np.load(path) as file:
-                # Each array is wanted for every sample, and the file would read it again each time.
-                event = event_of(dict(file) if step in shown else file, with_maps=step in shown)
-        found.append(event if step in shown else replace(event, maps={}))
+                # Each array is needed for every sample, and the file would read it again each time.
+                event = page_event(dict(file) if step in with_maps else file, with_maps=step in with_maps)
+        found.append(event if step in with_maps else replace(event, maps={}))
     return found
 
 
 def write_page(path: Path, page: str) -> Path:
-    """Write a page as a whole, so that no browser reads half of one."""
+    """Replace a page atomically, so that no browser reads a part of it."""
     part = path.with_suffix(".part")
     part.write_text(page, encoding="utf-8", errors="backslashreplace")
     return part.replace(path)

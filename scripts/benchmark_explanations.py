@@ -1,20 +1,20 @@
-"""What looking at attention costs: `uv run scripts/benchmark_looks.py [any override of experiments/train.py]`.
+"""Cost of explanations: `uv run scripts/benchmark_explanations.py [any override of experiments/train.py]`.
 
-First one look at a probe set, part by part, beside a forward pass of the same samples: time, and how much more memory
-was held at most (as far as the process's or the device's peak tells, so each part is one on top of those before it).
-Then, unless `train=false`, a whole run: how much of its time went into looks, measured inside of that same run.
+First the parts of one event, compared with a forward pass of the same samples: time, and additional peak memory (of the
+process or the device, so that each part counts only what exceeds those before it). Then, unless `train=false`, a
+complete run: the share of its time in events, measured within that run.
 """
 
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import hydra
-import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
@@ -22,11 +22,10 @@ from rich.table import Table
 
 from perceiver.commands.predict import to_accelerator
 from perceiver.commands.train import discard_if_unused, prepare_torch, train
-from perceiver.inspection.arrays import event_arrays, scored, write_arrays
-from perceiver.inspection.capture import capture, pictures_of
-from perceiver.inspection.explorer.page import event_of
+from perceiver.inspection.capture import capture
+from perceiver.inspection.explorer.page import page_event
 from perceiver.inspection.faithfulness import faithfulness
-from perceiver.inspection.figures import contact_sheets
+from perceiver.inspection.writer import Evaluation, ExplanationWriter
 from perceiver.runtime.config import resolved
 from perceiver.runtime.errors import explained
 from perceiver.runtime.launch import command_line
@@ -38,25 +37,25 @@ from perceiver.training.timing import peak_bytes, synchronize
 
 @explained
 @command_line
-@hydra.main(version_base="1.3", config_path="../conf", config_name="benchmark_looks")
+@hydra.main(version_base="1.3", config_path="../conf", config_name="benchmark_explanations")
 @explained
 def main(cfg: DictConfig) -> None:
     with open_dict(cfg):
         whole_run = cfg.pop("train")
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     try:
-        console.print(one_look(resolved(cfg)))
+        console.print(event_table(resolved(cfg)))
         if whole_run:
-            console.print(one_run(cfg))
+            console.print(run_table(cfg))
     finally:
         if run_dir.is_dir():
             discard_if_unused(run_dir)
 
 
-def one_look(config: dict[str, Any]) -> Table:
-    """Time and memory of the parts of a look."""
+def event_table(config: dict[str, Any]) -> Table:
+    """Return time and memory of the parts of an event."""
     prepare_torch(config)
-    construct(config, "attention")  # which refuses settings that make no sense
+    construct(config, "attention")  # checks the settings
     parts = build(config)
     to_accelerator(parts)
     settings = config["attention"]
@@ -71,30 +70,30 @@ def one_look(config: dict[str, Any]) -> Table:
         clock.measure("forward pass", forward)
         with capture(explainer.module):
             clock.measure("forward pass, captured", forward)
-    explanation = clock.measure("look: capture, rollout, relevance", lambda: explainer.explain(batch))
-    statistics = clock.measure("statistics", lambda: explanation.record.statistics(alpha=explainer.alpha))
-    arrays = clock.measure("exact maps", lambda: event_arrays(explanation, max_megabytes=settings["max_megabytes"]))
-    event = scored(arrays, statistics) | {"step": np.array(0), "epoch": np.array(0)}
+    explanation = clock.measure("explanation: capture, rollout, relevance", lambda: explainer.explain(batch))
+    clock.measure("statistics", lambda: explanation.statistics)
+    writer, options = ExplanationWriter(explainer, explanation), {"max_megabytes": settings["max_megabytes"]}
     with tempfile.TemporaryDirectory() as folder:
-        clock.measure("exact maps to disk", lambda: write_arrays(Path(folder) / "event.npz", arrays))
-    clock.measure("maps for the explorer", lambda: event_of(event))
-    pictures = pictures_of(explainer.model, batch.inputs)
-    clock.measure("contact sheets", lambda: contact_sheets(explanation, pictures, num_latents=settings["num_latents"]))
+        path = Path(folder) / "event.npz"
+        write = partial(writer.write_event, path, step=0, epoch=0, evaluation=Evaluation({}), **options)
+        arrays = clock.measure("event file", write)
+    clock.measure("maps for the explorer", lambda: page_event(arrays))
+    clock.measure("contact sheets", lambda: writer.contact_sheets(settings["num_latents"]))
     clock.measure("deletion test", lambda: faithfulness(explainer, explanation, seed=0))
-    reader = explanation.record.layers[explanation.record.readers[0]]
+    reader = explanation.record.layers[explanation.record.input_layers[0]]
     clock.table.title = f"{len(batch)} samples, {reader.num_keys:,} tokens × {reader.num_queries} queries"
     return clock.table
 
 
 class Clock:
-    """Measures one thing after the other."""
+    """Measures functions, one row of a table each."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.table = Table("what", "seconds", "more memory at most", title_justify="left")
+        self.table = Table("part", "seconds", "additional peak memory", title_justify="left")
 
     def measure(self, name: str, function: Callable[[], Any]) -> Any:
-        """Run once and write down."""
+        """Call a function, and add its time and memory to the table."""
         held, start = peak_bytes(self.device), time.perf_counter()
         result = function()
         synchronize(self.device)
@@ -103,8 +102,8 @@ class Clock:
         return result
 
 
-def one_run(cfg: DictConfig) -> Table:
-    """How much of a run goes into looks."""
+def run_table(cfg: DictConfig) -> Table:
+    """Train, and return the time of events."""
     seconds: list[float] = []
     start = time.perf_counter()
     with ExitStack() as stack:
@@ -114,14 +113,14 @@ def one_run(cfg: DictConfig) -> Table:
         train(cfg)
     total = time.perf_counter() - start
     table = Table("run", "seconds")
-    table.add_row("all of it", f"{total:,.1f}")
-    table.add_row("looks at attention", f"{sum(seconds):,.2f}")
-    table.add_row("looks, of the rest", f"{sum(seconds) / (total - sum(seconds)):.2%}")
+    table.add_row("total", f"{total:,.1f}")
+    table.add_row("explanations", f"{sum(seconds):,.2f}")
+    table.add_row("explanations, relative to the rest", f"{sum(seconds) / (total - sum(seconds)):.2%}")
     return table
 
 
 def timed(method: Callable[..., None], seconds: list[float]) -> Callable[..., None]:
-    """The same method, which adds what it takes to `seconds`."""
+    """Wrap a method so that it appends its time to `seconds`."""
 
     def wrapper(*args: Any) -> None:
         start = time.perf_counter()

@@ -1,0 +1,132 @@
+"""The path from an explanation to its scores, event file, contact sheets and samples on the explorer's page."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from perceiver.inspection.capture import pictures_of, sounds_of
+from perceiver.inspection.events import event_arrays, with_scores, write_arrays
+from perceiver.inspection.explanation import Explainer, Explanation, in_parts
+from perceiver.inspection.explorer.media import Media, page_samples, texts_of
+from perceiver.inspection.faithfulness import DeletionCurves, faithfulness
+from perceiver.inspection.figures import contact_sheets
+from perceiver.inspection.localization import localization, mean_scores
+from perceiver.inspection.statistics import drift
+from perceiver.types import Batch, Picture
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Localization and faithfulness of the maps of some samples.
+
+    Attributes:
+        scores: name -> mean over samples or cases.
+        deletion: see `DeletionCurves.summary`; None if it was not computed.
+    """
+
+    scores: Mapping[str, float]
+    deletion: Mapping[str, Any] | None = None
+
+
+def evaluate(
+    explainer: Explainer, explanations: Iterable[Explanation], *, with_localization: bool, with_deletion: bool
+) -> Evaluation:
+    """Compute scores of the maps of several batches, one batch at a time; without batches there are none."""
+    cases, curves = [], []
+    for explanation in explanations:
+        if with_localization:
+            cases.append(localization(explanation))
+        if with_deletion:
+            curves.append(faithfulness(explainer, explanation, seed=0))
+    scores = mean_scores(cases)
+    if not curves:
+        return Evaluation(scores)
+    deletion = DeletionCurves.concatenate(curves)
+    return Evaluation(scores | deletion.scores, deletion.summary)
+
+
+def explain_in_parts(
+    explainer: Explainer, batch: Batch, size: int, *, known: Explanation | None = None
+) -> Iterator[Explanation]:
+    """Explain a batch in parts of `size` samples; a part with the samples of `known` is not explained again."""
+    for _, part in in_parts(batch, size):
+        yield known if known is not None and known.batch.ids == part.ids else explainer.explain(part)
+
+
+@dataclass(frozen=True)
+class ExplanationWriter:
+    """Writes an explanation for training, `inspect` and `predict`.
+
+    Attributes:
+        explainer: its model draws and plays the inputs.
+        explanation: of a batch.
+    """
+
+    explainer: Explainer
+    explanation: Explanation
+
+    @cached_property
+    def pictures(self) -> dict[str, Picture]:
+        """The inputs by modality, of those that can be drawn."""
+        return pictures_of(self.explainer.model, self.explanation.batch.inputs)
+
+    def write_event(
+        self,
+        path: Path,
+        *,
+        step: int,
+        epoch: int,
+        evaluation: Evaluation,
+        max_megabytes: float,
+        previous: Path | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Write the event file with statistics and scores, and return its arrays.
+
+        Args:
+            path: the file.
+            step, epoch: of the training.
+            evaluation: of maps.
+            max_megabytes: limit of the exact weights, see `event_arrays`.
+            previous: the event that the drift is computed from, if there is one.
+        """
+        arrays = event_arrays(self.explanation, max_megabytes=max_megabytes)
+        scores = {**self.explanation.statistics, **evaluation.scores}
+        if previous is not None:
+            with np.load(previous) as before:
+                scores |= {f"stat/{name}": value for name, value in drift(before, arrays).items()}
+        arrays |= {"step": np.array(step), "epoch": np.array(epoch)} | _deletion_array(evaluation)
+        arrays = with_scores(arrays, scores)
+        write_arrays(path, arrays)
+        return arrays
+
+    def contact_sheets(self, num_latents: int) -> dict[str, list[Image.Image]]:
+        """Draw the contact sheets of all samples; see `figures.contact_sheets`."""
+        return contact_sheets(self.explanation, self.pictures, num_latents=num_latents)
+
+    def page_samples(self, pieces: Callable[[str, Tensor], list[str] | None]) -> list[dict[str, Any]]:
+        """Return the inputs of the samples for the explorer's page.
+
+        Args:
+            pieces: splits the ids of a text of a modality into pieces (`Dataset.pieces`).
+        """
+        batch = self.explanation.batch
+        media = Media(self.pictures, sounds_of(self.explainer.model, batch.inputs), texts_of(batch, pieces))
+        return page_samples(batch, self.explanation.record.spans, media, self.explainer.class_names)
+
+
+def add_evaluation(path: Path, evaluation: Evaluation) -> None:
+    """Add scores and the deletion test to an event file."""
+    with np.load(path) as event:
+        arrays = dict(event) | _deletion_array(evaluation)
+    write_arrays(path, with_scores(arrays, evaluation.scores))
+
+
+def _deletion_array(evaluation: Evaluation) -> dict[str, np.ndarray]:
+    return {} if evaluation.deletion is None else {"deletion": np.array(json.dumps(evaluation.deletion))}
