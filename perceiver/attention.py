@@ -22,7 +22,7 @@ from perceiver.mechanisms.base import KeyMask, Residual, Role
 from perceiver.mechanisms.scaled_dot_product import ScaledDotProduct
 
 TRUNCATED_STD = 0.87962566103423978
-"""What is left of a normal distribution's deviation of 1 when it is cut at ±2; DeepMind's code makes up for it, too."""
+"""The standard deviation of a standard normal truncated at ±2, which DeepMind's code divides by, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +36,10 @@ class BlockSpec:
         widening: hidden width of the MLP over its outer width.
         attention_dropout: probability that an attention weight is dropped.
         residual_dropout: probability that a channel is dropped from what attention and MLP add.
-        query_residual: whether attention adds to its queries or replaces them (as the decoders of DeepMind's
-            optical-flow, language and learned-position models do).
-        init_scale: weights of the linear layers begin with a deviation of init_scale / √(inputs), biases at 0;
-            DeepMind's code has 1. None leaves them to torch, which has √⅓ and random biases.
+        query_residual: whether attention is added to its queries or replaces them (as in the decoders of DeepMind's
+            optical-flow, language and learned-position models).
+        init_scale: the linear layers are initialized with a standard deviation of init_scale / √(inputs) and biases of
+            0; DeepMind's code has 1. None: torch's initialization, which has √⅓ and random biases.
         activation: non-linearity of the MLP. torch's GELU is exact, DeepMind's the tanh approximation.
     """
 
@@ -55,11 +55,11 @@ class BlockSpec:
 
 
 class KeyValueCache:
-    """Keys and values that an attention has projected, kept from call to call of one generation.
+    """Projected keys and values of an attention, cached between the steps of a generation.
 
     Args:
-        grows: True: each call brings more inputs, after those of the calls before (text). False: the inputs stay what
-            they are, and are projected once (memory).
+        grows: True: the inputs of each call follow those of earlier calls (text). False: the inputs are always the same
+            and are projected once (memory).
     """
 
     def __init__(self, *, grows: bool) -> None:
@@ -67,7 +67,7 @@ class KeyValueCache:
         self.kept: tuple[Tensor, Tensor] | None = None
 
     def update(self, project: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """All keys and values so far; `project` gives those of the call's own inputs."""
+        """Return all keys and values so far; `project` computes those of the inputs of this call."""
         if self.kept is None:
             self.kept = project()
         elif self.grows:
@@ -76,7 +76,7 @@ class KeyValueCache:
         return self.kept
 
     def select(self, rows: Int[Tensor, " chosen"]) -> None:
-        """Go on with some rows of the batch, in a new order; any may be there several times."""
+        """Continue with some rows of the batch, in any order, each any number of times."""
         if self.kept is not None:
             self.kept = self.kept[0][rows], self.kept[1][rows]
 
@@ -127,13 +127,13 @@ class MLP(nn.Sequential):
 
     def __init__(self, *, dim: int, spec: BlockSpec) -> None:
         hidden_dim = dim * spec.widening
-        # A copy: an activation with weights of its own (PReLU) must not be one and the same in every layer.
+        # A copy: an activation with weights (PReLU) must not be shared by all layers.
         super().__init__(nn.Linear(dim, hidden_dim), deepcopy(spec.activation), nn.Linear(hidden_dim, dim))
         initialize(self, spec.init_scale)
 
 
 def initialize(module: nn.Module, scale: float | None) -> None:
-    """Begin the linear layers of a module with normal weights, cut at two deviations; see `BlockSpec.init_scale`.
+    """Initialize the linear layers of a module with a truncated normal; see `BlockSpec.init_scale`.
 
     Raises:
         ValueError: the scale is not positive and finite.
@@ -204,8 +204,8 @@ def run_block(block: nn.Module, *inputs: Tensor, checkpointing: bool = False, ma
     """Run a block of a stack.
 
     Args:
-        checkpointing: in training, keep only what goes into the block, and run it again for the backward pass (Chen et
-            al. 2016, arXiv:1604.06174): less memory, a third more time.
+        checkpointing: in training, keep only the inputs of the block and recompute it in the backward pass (Chen et al.
+            2016, arXiv:1604.06174): less memory, a third more time.
         mask: True where a key is real.
     """
     if checkpointing and block.training:

@@ -1,7 +1,7 @@
-"""No bottleneck: the decoder reads the tokens themselves, so that the same model is an encoder–decoder.
+"""Memory without bottleneck: the decoder reads the tokens, so that the model is an encoder–decoder.
 
-With `num_layers` > 0 this is the encoder of the transformer (Vaswani et al. 2017, section 3.1), pre-norm: its cost is
-quadratic in the number of tokens, where that of a latent array is linear.
+With `num_layers` > 0 this is a pre-norm transformer encoder (Vaswani et al. 2017, section 3.1), whose cost is quadratic
+in the number of tokens; that of a latent array is linear.
 """
 
 from jaxtyping import Bool, Float
@@ -17,7 +17,7 @@ class Direct(nn.Module):
 
     Args:
         dim: width of the memory.
-        input_dim: width of the tokens; a linear layer makes `dim` of it.
+        input_dim: width of the tokens, which are projected to `dim`.
         num_layers: self-attention layers over the tokens of all modalities.
         self_attention: sizes of a layer.
         activation_checkpointing: see `run_block`.
@@ -43,13 +43,13 @@ class Direct(nn.Module):
         self.blocks = nn.ModuleList(SelfBlock(dim=dim, spec=self_attention, role=ENCODE) for _ in range(num_layers))
 
     def forward(self, tokens: JoinedTokens) -> Memory:
-        x = _only_real(self.projection(tokens.values), tokens.mask)
+        x = _zero_masked(self.projection(tokens.values), tokens.mask)
         for block in self.blocks:
             x = run_block(block, x, mask=tokens.mask, checkpointing=self.activation_checkpointing)
-        return Memory(_only_real(x, tokens.mask), tokens.mask, tokens.spans)
+        return Memory(_zero_masked(x, tokens.mask), tokens.mask, tokens.spans)
 
 
-def _only_real(
+def _zero_masked(
     x: Float[Tensor, "batch tokens dim"], mask: Bool[Tensor, "batch tokens"] | None
 ) -> Float[Tensor, "batch tokens dim"]:
     return x if mask is None else x.masked_fill(~mask[..., None], 0.0)

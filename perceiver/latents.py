@@ -1,8 +1,8 @@
-"""The latent array: it reads the tokens by cross-attention and processes what it read by self-attention.
+"""The latent array reads the tokens by cross-attention and is processed by self-attention.
 
 Perceiver (Jaegle et al. 2021, section 3.1) and the encoder of Perceiver IO (Jaegle et al. 2022, section 3.1) are two
-settings of one schedule. `num_blocks` blocks of `num_self_attends` self-attention layers run one after the other; in
-front of each of the first `num_cross_attends` blocks the latents read the tokens:
+settings of one schedule: a sequence of `num_blocks` blocks of `num_self_attends` self-attention layers; before each of
+the first `num_cross_attends` blocks, the latents read the tokens:
 
     Perceiver      num_cross_attends=8  num_blocks=8  cross_sharing=all_but_first  block_sharing=all
     Perceiver IO   num_cross_attends=1  num_blocks=8  cross_sharing=none           block_sharing=all
@@ -20,12 +20,12 @@ from perceiver.mechanisms.base import CROSS, SELF
 from perceiver.types import JoinedTokens, Memory
 
 Sharing: TypeAlias = Literal["none", "all", "all_but_first"]
-"""Which of the repetitions have the same weights."""
+"""Which repetitions share their weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How often the latents read the tokens and process what they read, and which repetitions share weights.
+    """The numbers of cross-attends and self-attention blocks, and which of them share weights.
 
     Raises:
         ValueError: a count is out of range.
@@ -46,15 +46,15 @@ class Schedule:
 
 
 def shared_index(repetition: int, sharing: Sharing) -> int:
-    """Which set of weights a repetition uses."""
+    """Return the index of the weights of a repetition."""
     return {"none": repetition, "all": 0, "all_but_first": min(repetition, 1)}[sharing]
 
 
 class LatentArray(nn.Module):
-    """Tokens -> memory through the bottleneck: learned latents, and the blocks that they run through.
+    """Tokens -> memory through the bottleneck of learned latents.
 
     Args:
-        num_latents, dim: shape of the array. Initialised from a normal of deviation 0.02 cut at ±2 (paper, appendix C).
+        num_latents, dim: shape of the array. Initial values: normal, deviation 0.02, truncated at ±2 (appendix C).
         input_dim: width of the tokens.
         cross_attention, self_attention: sizes of the two kinds of block.
         activation_checkpointing: see `run_block`.

@@ -24,10 +24,10 @@ MODALITY_DIM = 4
 
 
 class Join(nn.Module):
-    """Several modalities -> one token sequence.
+    """Concatenates the tokens of several modalities.
 
-    Each modality's tokens are widened to a common width by a learned vector, which at the same time tells the modality
-    (Perceiver IO, section 3.1 and appendix F). A model with one modality has nothing to tell apart and widens nothing.
+    The tokens of each modality are padded to a common width with a learned vector, which also identifies the modality
+    (Perceiver IO, section 3.1 and appendix F). With one modality there is no padding.
     """
 
     def __init__(self, dims: Mapping[str, int]) -> None:
@@ -50,7 +50,7 @@ class Join(nn.Module):
         if all(part.mask is None for part in tokens.values()):
             return JoinedTokens(values=joined, mask=None, spans=spans)
         mask = torch.cat([_explicit_mask(part) for part in tokens.values()], dim=1)
-        # A weight of zero times a value that is not finite would still spoil the sum.
+        # A weight of zero times a value that is not finite is NaN.
         return JoinedTokens(values=joined.masked_fill(~mask[..., None], 0.0), mask=mask, spans=spans)
 
     def _widen(self, name: str, values: Float[Tensor, "batch tokens _"]) -> Float[Tensor, "batch tokens dim"]:
@@ -67,7 +67,7 @@ def _explicit_mask(tokens: Tokens) -> Bool[Tensor, "batch tokens"]:
 
 
 class MemoryFactory(Protocol):
-    """Builds what makes memory of tokens, as soon as their width is known: a `LatentArray`, or `Direct`."""
+    """Builds the memory, a `LatentArray` or `Direct`, for tokens of a given width."""
 
     def __call__(self, *, input_dim: int) -> nn.Module: ...
 
@@ -77,10 +77,10 @@ class Perceiver(nn.Module):
 
     Args:
         encoders: modality name -> encoder. The names are the keys of `inputs`.
-        memory: builds the part that makes of the joined tokens what the decoder reads.
-        decoder: reads the outputs off the memory.
-        modality_dropout: in training, probability with which a modality of a sample is drawn to be hidden; the last one
-            is spared (Perceiver, section 4.2: dropping video made audio + video better).
+        memory: builds the part that maps joined tokens to the memory of the decoder.
+        decoder: computes the outputs from the memory.
+        modality_dropout: in training, probability that a modality of a sample is masked; one is always kept (Perceiver,
+            section 4.2: dropping video improved audio + video).
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Perceiver(nn.Module):
         masks: Mapping[str, Tensor] | None = None,
         queries: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Raw inputs -> the decoder's outputs by name.
+        """Compute the outputs by name.
 
         Args:
             inputs: modality name -> raw input, batch first; any subset of the encoders' modalities.
@@ -122,19 +122,19 @@ class Perceiver(nn.Module):
         return self.forward_tokens(self.tokens(inputs, masks), queries)
 
     def forward_tokens(self, tokens: JoinedTokens, queries: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """What `forward` does after the encoders."""
+        """Compute the outputs from tokens: `forward` after the encoders."""
         return self.decoder(self.memory(tokens), queries)
 
     def encode(self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None) -> Memory:
-        """Raw inputs -> what the decoder reads; arguments as in `forward`."""
+        """Compute the memory that the decoder reads; arguments as in `forward`."""
         return self.memory(self.tokens(inputs, masks))
 
     def incremental_decoder(self, memory: Memory, output: str) -> IncrementalDecoder:
-        """Begin to generate an output token by token; see `Decoder.incremental_decoder`."""
+        """Start generating an output token by token; see `Decoder.incremental_decoder`."""
         return self.decoder.incremental_decoder(memory, output)
 
     def tokens(self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None) -> JoinedTokens:
-        """Raw inputs -> the tokens of all modalities; arguments as in `forward`."""
+        """Encode and join all modalities; arguments as in `forward`."""
         masks = {} if masks is None else masks
         known = list(self.encoders)
         for name in (*inputs, *masks):
@@ -142,29 +142,29 @@ class Perceiver(nn.Module):
                 raise ValueError(f"no encoder for modality {name!r}; this model reads {known}")
         if not inputs:
             raise ValueError(f"inputs are empty; this model reads {known}")
-        tokens, nothing = {}, torch.tensor(0.0)
+        tokens, zero = {}, torch.tensor(0.0)
         for name in known:
             if name in inputs:
                 tokens[name] = self._tokens(name, inputs[name], masks.get(name))
             elif self.training:
-                nothing = nothing + self._zero_with_gradient(name)
+                zero = zero + self._zero_with_gradient(name)
         if self.training and self.modality_dropout and len(tokens) > 1:
             tokens = drop_modalities(tokens, self.modality_dropout)
         joined = self.join(tokens)
-        return (
-            joined if len(tokens) == len(known) else replace(joined, values=joined.values + nothing.to(joined.values))
-        )
+        if len(tokens) == len(known):
+            return joined
+        return replace(joined, values=joined.values + zero.to(joined.values))
 
     def _tokens(self, name: str, raw: Tensor, mask: Tensor | None) -> Tokens:
-        """Encode one modality; of a sample that lacks it, no part is real."""
+        """Encode one modality; tokens of samples that lack it are masked."""
         if mask is not None and mask.ndim == 1:
             mask = mask.reshape(-1, *[1] * (raw.ndim - 2)).expand(-1, *raw.shape[2:])
         return self.encoders[name](raw, mask)
 
     def _zero_with_gradient(self, name: str) -> Float[Tensor, ""]:
-        """Zero, with which all parameters of a modality get a gradient, which is zero, though no sample has it.
+        """Return a zero that gives all parameters of a modality that no sample has a zero gradient.
 
-        Another process may have read it. It waits for this one's part of the gradient, and of statistics over a batch.
+        Processes whose samples have it wait for this one in the exchange of gradients and of batch statistics.
         """
         encoder = self.encoders[name]
         parts = [*encoder.parameters(), *([self.join.embeddings[name]] if name in self.join.embeddings else [])]
@@ -176,16 +176,16 @@ class Perceiver(nn.Module):
 
 
 def mask_absent(tokens: Tokens, present: Bool[Tensor, " batch"]) -> Tokens:
-    """Tokens that are masked throughout for the samples that lack the modality."""
+    """Mask all tokens of the samples that lack the modality."""
     return Tokens(values=tokens.values, mask=_explicit_mask(tokens) & present[:, None], grid=tokens.grid)
 
 
 def drop_modalities(tokens: Mapping[str, Tokens], probability: float) -> dict[str, Tokens]:
-    """Hide each modality of each sample with the given probability; one that is there at random is always kept."""
+    """Mask each modality of each sample with the given probability, but never all that a sample has."""
     masks = [_explicit_mask(part) for part in tokens.values()]
     there = torch.stack([mask.any(dim=1) for mask in masks])
     chance = torch.rand(there.shape, device=there.device)
-    # The modality with the highest draw among those that are there survives every draw.
+    # Of the modalities of a sample, the one with the highest draw is always kept.
     kept = (chance >= probability) | (
         chance.masked_fill(~there, -1.0).argmax(dim=0) == torch.arange(len(masks), device=there.device)[:, None]
     )

@@ -25,8 +25,8 @@ class Positions(nn.Module, ABC):
     """Grid shape -> one vector of width `dim` per cell, in row-major order.
 
     A grid of another shape than the trained one covers the same extent in finer or coarser cells, as an image of
-    another resolution does; or, where positions are `anchored`, the same cells up to another end, as a sound of another
-    length does. In a padded batch, that extent is each sample's own.
+    another resolution; or, if positions are `anchored`, it has the same cells up to another end, as a sound of another
+    length. In a padded batch, the extent is that of each sample.
     """
 
     dim: int
@@ -36,17 +36,17 @@ class Positions(nn.Module, ABC):
     def forward(
         self, shape: tuple[int, ...], extents: Int[Tensor, "batch axes"] | None = None
     ) -> Float[Tensor, "tokens dim"] | Float[Tensor, "batch tokens dim"]:
-        """The vectors of a grid.
+        """Return the vectors of a grid.
 
         Args:
             shape: of the grid.
-            extents: where positions are not anchored: for each sample, the shape of the grid at the upper left that
-                is real. Its cells get the vectors of a grid of that shape; those of the others are finite.
+            extents: if positions are not anchored: for each sample, the shape of the real grid at the upper left. Its
+                cells get the vectors of a grid of that shape; the others get any finite ones.
         """
 
 
 def extents(cells: Bool[Tensor, "batch *shape"]) -> Int[Tensor, "batch axes"]:
-    """For each sample, the number of cells along each axis up to the last that is real."""
+    """Return the number of cells of each sample along each axis, up to the last real one."""
     sizes = []
     for axis in range(1, cells.ndim):
         real = cells.movedim(axis, 1).flatten(2).any(dim=2) if cells.ndim > 2 else cells
@@ -57,7 +57,7 @@ def extents(cells: Bool[Tensor, "batch *shape"]) -> Int[Tensor, "batch axes"]:
 def fourier_features(
     coordinates: Float[Tensor, "*rest axes"], frequencies: Float[Tensor, "axes bands"]
 ) -> Float[Tensor, "*rest features"]:
-    """Fourier features of coordinates, the trained ones in [-1, 1]; `features` = axes · (2 · bands + 1)."""
+    """Return Fourier features of coordinates, in [-1, 1] in training; `features` = axes · (2 · bands + 1)."""
     angles = pi * rearrange(coordinates[..., None] * frequencies, "... axes bands -> ... (axes bands)")
     return torch.cat([coordinates, angles.sin(), angles.cos()], dim=-1)
 
@@ -67,9 +67,10 @@ class FourierPositions(Positions):
 
     Args:
         num_bands: frequencies per axis.
-        max_resolution: cells per axis at the resolution the model is trained at. It fixes the frequencies, and stays
-            what it is when the model sees another resolution: coordinates then span [-1, 1] all the same, unless
-        anchored: the trained cells span [-1, 1], and those of a longer grid go on beyond it.
+        max_resolution: cells per axis at the resolution of training, which determines the frequencies also at other
+            resolutions.
+        anchored: False: coordinates span [-1, 1] at any resolution. True: those of a grid of `max_resolution` do, and
+            those of a longer grid continue beyond.
     """
 
     def __init__(self, *, num_bands: int, max_resolution: Sequence[int], anchored: bool = False) -> None:
@@ -94,7 +95,7 @@ class FourierPositions(Positions):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        # `model.bfloat16()` must not round them: 99.4 would become 99.5, another wave at the borders of the image.
+        # `model.bfloat16()` must not round them: 99.4 would become 99.5, which differs at the borders of the image.
         self.frequencies = self._frequencies(self.frequencies.device)
         return self
 
@@ -114,7 +115,7 @@ class FourierPositions(Positions):
     def _coordinates_within(
         self, shape: tuple[int, ...], extents: Int[Tensor, "batch axes"]
     ) -> Float[Tensor, "batch tokens axes"]:
-        """Of each sample those that span [-1, 1] over its extent; at 1 beyond."""
+        """Return coordinates that span [-1, 1] over the extent of each sample and are 1 beyond."""
         axes = []
         for axis, size in enumerate(shape):
             last = (extents[:, axis, None] - 1).clamp_min(0)
@@ -135,14 +136,14 @@ class FourierPositions(Positions):
 
 
 class LearnedPositions(Positions):
-    """One learned vector per cell of the trained grid; other grids are interpolated (bicubic over two axes).
+    """A learned vector per cell of the trained grid, interpolated for other grids (bicubic over two axes).
 
     Args:
         shape: the trained grid.
         dim: width of the learned vectors, and of the result unless `project_dim` is given.
         project_dim: width of a linear projection after the learned vectors, as in DeepMind's learned-position model.
-        init_std: 0.02 in the papers. Small models on little data learn faster from larger ones.
-        anchored: a smaller grid takes the first of the trained vectors; there are none for a larger one.
+        init_std: 0.02 in the papers. Small models on little data learn faster with larger values.
+        anchored: a smaller grid has the first of the trained vectors; a larger one is an error.
     """
 
     def __init__(
@@ -172,17 +173,17 @@ class LearnedPositions(Positions):
     ) -> Float[Tensor, "tokens dim"] | Float[Tensor, "batch tokens dim"]:
         if len(shape) != len(self.shape):
             raise ValueError(f"shape={list(self.shape)} does not fit an input grid of shape {list(shape)}")
-        if extents is None or extents.is_meta:  # of the latter only operations are counted
+        if extents is None or extents.is_meta:  # on the meta device
             return self.projection((self._first if self.anchored else self._resized)(shape).flatten(0, -2))
         rows = extents.tolist()
         grids = {extent: self._padded(extent, shape) for extent in {tuple(row) for row in rows}}
         return self.projection(torch.stack([grids[tuple(row)] for row in rows]).flatten(1, -2))
 
     def _padded(self, extent: tuple[int, ...], shape: tuple[int, ...]) -> Float[Tensor, "... dim"]:
-        """The vectors of a grid in the upper left of a larger one, with zeros beyond."""
-        padding = [0, 0]  # of the width, and then from the last axis to the first
-        for size, whole in zip(reversed(extent), reversed(shape), strict=True):
-            padding += [0, whole - max(size, 1)]
+        """Return the vectors of a grid at the upper left of a larger one, with zeros beyond."""
+        padding = [0, 0]  # of `dim`, then from the last axis to the first
+        for size, total in zip(reversed(extent), reversed(shape), strict=True):
+            padding += [0, total - max(size, 1)]
         return F.pad(self._resized(tuple(max(size, 1) for size in extent)), padding)
 
     def _resized(self, shape: tuple[int, ...]) -> Float[Tensor, "... dim"]:

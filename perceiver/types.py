@@ -1,6 +1,6 @@
-"""The structures that cross package borders: samples and batches, and tokens with a way back to their input.
+"""Structures that several packages share: samples and batches, and tokens with their place in the input.
 
-Shape vocabulary of the whole code base: batch, tokens, latents, queries, keys, heads, dim, channels, classes, length.
+Shape vocabulary of the code base: batch, tokens, latents, queries, keys, heads, dim, channels, classes, length.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ Stage: TypeAlias = Literal["train", "val", "test"]
 class Axis:
     """One axis of a token grid in physical units; its cells are equally wide between `start` and `stop`.
 
-    `scale` says on which scale they are equally wide: `linear` in `unit`, or `mel` (then `start` and `stop` are Hz).
+    They are so on the given `scale`: `linear` in `unit`, or `mel` (then `start` and `stop` are in Hz).
     """
 
     name: str
@@ -29,12 +29,12 @@ class Axis:
     scale: Literal["linear", "mel"] = "linear"
 
     def fraction(self, value: float) -> float:
-        """The place of a value along the axis: 0 at `start`, 1 at `stop`."""
+        """Return the position of a value along the axis: 0 at `start`, 1 at `stop`."""
         start, stop, here = (mel(x) if self.scale == "mel" else x for x in (self.start, self.stop, value))
         return (here - start) / (stop - start)
 
     def value(self, fraction: float) -> float:
-        """What is at a place along the axis, in `unit`."""
+        """Return the value at a position along the axis, in `unit`."""
         if self.scale == "mel":
             low, high = mel(self.start), mel(self.stop)
             return hertz(low + fraction * (high - low))
@@ -42,18 +42,18 @@ class Axis:
 
 
 def mel(frequency: float) -> float:
-    """Hz -> mel (O'Shaughnessy 1987, as in HTK)."""
+    """Convert Hz to mel (O'Shaughnessy 1987, as in HTK)."""
     return 2595.0 * log10(1.0 + frequency / 700.0)
 
 
 def hertz(mels: float) -> float:
-    """Mel -> Hz."""
+    """Convert mel to Hz."""
     return 700.0 * (10.0 ** (mels / 2595.0) - 1.0)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """How a token sequence lies over its input: cells per axis (row-major) and what the axes measure."""
+    """The layout of a token sequence over its input: cells per axis (row-major), and the axes."""
 
     shape: tuple[int, ...]
     axes: tuple[Axis, ...]
@@ -65,7 +65,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Tokens:
-    """What an encoder makes of one modality. `mask` is True where a token is real; None means all are."""
+    """The tokens of one modality. `mask` is True where a token is real; None means all are."""
 
     values: Float[Tensor, "batch tokens dim"]
     mask: Bool[Tensor, "batch tokens"] | None
@@ -83,7 +83,7 @@ class Span:
 
 @dataclass(frozen=True)
 class JoinedTokens:
-    """All modalities of a batch as one sequence; `spans` finds each again."""
+    """All modalities of a batch as one sequence; `spans` has the place of each."""
 
     values: Float[Tensor, "batch tokens dim"]
     mask: Bool[Tensor, "batch tokens"] | None
@@ -92,11 +92,11 @@ class JoinedTokens:
 
 @dataclass(frozen=True)
 class Memory:
-    """What a decoder reads: the latents, or the tokens themselves.
+    """The input of a decoder: the latents, or the tokens themselves.
 
     Attributes:
         mask: True where an element is real; None means all are.
-        spans: modality name -> its place, where the elements are tokens.
+        spans: modality name -> its place, if the elements are tokens.
     """
 
     values: Float[Tensor, "batch length dim"]
@@ -107,29 +107,29 @@ class Memory:
         return len(self.values)
 
     def select(self, rows: Int[Tensor, " chosen"]) -> "Memory":
-        """Some rows of the batch, in a new order; any may be there several times."""
+        """Return some rows of the batch, in any order, each any number of times."""
         return replace(self, values=self.values[rows], mask=None if self.mask is None else self.mask[rows])
 
     def repeat(self, times: int) -> "Memory":
-        """Each row of the batch so many times, one after the other."""
+        """Return each row of the batch `times` times in succession."""
         mask = None if self.mask is None else self.mask.repeat_interleave(times, dim=0)
         return replace(self, values=self.values.repeat_interleave(times, dim=0), mask=mask)
 
 
 class IncrementalDecoder(Protocol):
-    """Token sequences that are being generated, one a row."""
+    """Token sequences in generation, one per row."""
 
     def next(self, ids: Int[Tensor, " rows"]) -> Float[Tensor, "rows vocab"]:
-        """The newest token of each row -> logits, or log-probabilities, of the next one."""
+        """Append a token to each row, and return logits or log-probabilities of the next one."""
         ...
 
     def select(self, rows: Int[Tensor, " rows"]) -> None:
-        """Continue with some of the rows, in a new order; any may be there several times."""
+        """Continue with some of the rows, in any order, each any number of times."""
         ...
 
 
 class Model(Protocol):
-    """What a task knows of a model; `perceiver.model.Perceiver` is one."""
+    """The interface of a model for tasks; `perceiver.model.Perceiver` implements it."""
 
     def __call__(
         self,
@@ -137,7 +137,7 @@ class Model(Protocol):
         masks: Mapping[str, Tensor] | None = None,
         queries: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Raw inputs, and token ids for those outputs that need them -> outputs by name."""
+        """Compute outputs by name from raw inputs, and from token ids for the outputs that need them."""
         ...
 
 
@@ -146,21 +146,21 @@ class GenerativeModel(Model, Protocol):
     """A model that can generate an output token by token."""
 
     def encode(self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None) -> Memory:
-        """Raw inputs -> what the decoder reads."""
+        """Compute the memory that the decoder reads."""
         ...
 
     def incremental_decoder(self, memory: Memory, output: str) -> IncrementalDecoder:
-        """Begin to generate an output, a sequence for each row of the memory."""
+        """Start generating an output, one sequence per row of the memory."""
         ...
 
 
 @dataclass(frozen=True)
 class Picture:
-    """Raw inputs of one modality as a person would look at them.
+    """Raw inputs of one modality in visible form.
 
     Attributes:
-        values: an image in [0, 1] where `unit` is empty; otherwise one channel of what is measured in `unit`.
-        grid: what rows and columns measure. An axis in Hz is drawn upwards.
+        values: an image in [0, 1] if `unit` is empty; otherwise one channel in that unit.
+        grid: the axes of rows and columns. An axis in Hz is drawn upwards.
     """
 
     values: Float[Tensor, "batch channels rows columns"]
@@ -170,7 +170,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Sound:
-    """Raw inputs of one modality as a person would hear them.
+    """Raw inputs of one modality in audible form.
 
     Attributes:
         values: in [-1, 1].
@@ -187,9 +187,9 @@ class Sound:
 
 @dataclass
 class Box:
-    """Where something of a class truly is in an input: intervals along axes, by name and in their units.
+    """The true location of an object of a class in an input: intervals along axes, by name and in their units.
 
-    An axis that is not named is covered from end to end. Not frozen, since Lightning rebuilds what is in a batch.
+    An axis that is not named is covered entirely. Not frozen, since Lightning rebuilds the contents of a batch.
     """
 
     label: int
@@ -199,12 +199,12 @@ class Box:
 
 @dataclass(frozen=True)
 class Mention:
-    """What a word of a text speaks of, where that is known to be right.
+    """A word of a text that correctly refers to something in the sample.
 
     Attributes:
         word: its number among the words of the text (`perceiver.tokenizer.split_words`).
         kind: of word: `color`, `relation`, …
-        boxes: where that is.
+        boxes: where the referent is.
     """
 
     word: int
@@ -213,32 +213,32 @@ class Mention:
 
 
 class Facts(Protocol):
-    """What is true of a sample, for data that knows: any text about it can be compared with it.
+    """Ground truth of a sample that any text about it can be compared with.
 
-    No dataclass may be one, since Lightning takes them apart.
+    An implementation must not be a dataclass, since Lightning rebuilds these.
     """
 
     def scores(self, text: str) -> dict[str, float]:
-        """Name of a metric -> the score of the text; metrics that are not defined for it are left out."""
+        """Return the score of the text by name of a metric, without metrics that are not defined for it."""
         ...
 
     def mentions(self, text: str) -> list[Mention]:
-        """The words of a text that rightly speak of something that has a place."""
+        """Return the words of a text that correctly refer to something with a location."""
         ...
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One thing that a model says of a sample: a class, or a word of a text.
+    """One answer of a model about a sample: a class, or a word of a text.
 
     Attributes:
-        name: as it is shown.
-        queries: the decoder's queries that gave it.
-        output: the model's output that it is read from.
-        label: of a class. Its query is its own only where the decoder has one a class.
-        ids: of a word, what each of its queries said.
-        kind: of word, where `boxes` say where it truly is.
-        boxes: that place, as far as it is known.
+        name: displayed name.
+        queries: indices of the decoder's queries that give it.
+        output: name of the model's output.
+        label: of a class. Its query is specific to it only if the decoder has one per class.
+        ids: of a word, the token id that each of its queries predicts.
+        kind: of a word with `boxes`.
+        boxes: true locations, as far as they are known.
     """
 
     name: str
@@ -255,7 +255,7 @@ class Answer:
 
 
 def utf8_safe(text: str) -> str:
-    """A text with escapes for what UTF-8 cannot hold, as in names of files in other encodings."""
+    """Escape what UTF-8 cannot encode, as in names of files in other encodings."""
     return text.encode(errors="backslashreplace").decode()
 
 
@@ -266,13 +266,12 @@ class Sample:
     Attributes:
         inputs: modality name -> raw input as its encoder takes it (an image: channels height width, in [0, 1]; a sound:
             1 length, in [-1, 1]; a text: 1 length, ids of a tokenizer).
-        targets: name -> what is to be predicted or is known to be true: `label`, an int; `tags`, one float a class, 1
-            where it applies; `caption`, a text; `references`, all texts that say it right, that one first;
-            `boxes`, a list of `Box`; `facts`, see `Facts`; `group`, the name of a part of the samples that is measured
-            for itself, or empty.
-        id: where the sample comes from (a path, or `digits/17`): named in every error, caption and table.
-        windows: names of the windows of a long sample (a sound), or empty. Every input of such a sample has one more
-            dimension in front, the windows.
+        targets: name -> ground truth: `label`, an int; `tags`, one float per class, 1 where it applies; `caption`, a
+            text; `references`, all correct texts, the caption first; `boxes`, a list of `Box`; `facts`, see `Facts`;
+            `group`, the name of a subset of the samples that is measured separately, or empty; and any numbers.
+        id: the origin of the sample (a path, or `digits/17`), named in every error, caption and table.
+        windows: names of the windows of a long sample (a sound), or empty. Inputs then have a first dimension of
+            windows.
     """
 
     inputs: dict[str, Tensor]
@@ -284,7 +283,7 @@ class Sample:
         object.__setattr__(self, "id", utf8_safe(self.id))
 
     def relabel(self, labels: Sequence[int]) -> "Sample":
-        """The sample with each class replaced by that of the given number: `label`, `tags` and those of `boxes`."""
+        """Replace each class by `labels[class]`, in `label`, `tags` and `boxes`."""
         targets = dict(self.targets)
         if "label" in targets:
             targets["label"] = labels[targets["label"]]
@@ -295,7 +294,7 @@ class Sample:
         return replace(self, targets=targets)
 
     def split(self) -> list["Sample"]:
-        """Each window as a sample of its own.
+        """Return each window as a separate sample.
 
         Raises:
             ValueError: an input has more or fewer windows than there are names.
@@ -319,13 +318,13 @@ class Batch:
 
     Attributes:
         inputs: modality name -> raw inputs, batch first.
-        targets: name -> Tensor, batch first, or a list with one entry a sample where the entries are not tensors.
+        targets: name -> Tensor, batch first, or a list with one entry per sample.
         ids: the samples' ids.
         masks: modality name -> Bool, True where the input is real: [batch] where a modality is missing for whole
             samples, [batch, *sizes of the input without channels] where inputs were padded to one size.
-        unreadable: what was left out because it could not be read: one message a sample, naming it.
-        windows: names of each sample's windows, where samples have several. Inputs and masks then have a row for each
-            window, those of one sample next to each other; targets and ids have one for each sample.
+        unreadable: one message, naming it, for each sample that was left out because it could not be read.
+        windows: names of each sample's windows, if samples have several. Inputs and masks then have a row for each
+            window, those of one sample in succession; targets and ids have one for each sample.
     """
 
     inputs: dict[str, Tensor]
@@ -339,14 +338,14 @@ class Batch:
         return len(self.ids)
 
     def log_mean_over_windows(self, logs: Float[Tensor, "rows *rest"]) -> Float[Tensor, "batch *rest"]:
-        """Logarithms of what the model said of each window -> that of the mean for each sample, however small it is."""
+        """Return the logarithm of the mean over the windows of each sample, from logarithms for each window."""
         if not self.windows:
             return logs
         parts = torch.split(logs, [len(names) for names in self.windows])
         return torch.stack([part.logsumexp(dim=0) - log(len(part)) for part in parts])
 
     def part(self, samples: slice) -> Self:
-        """Some of the samples, none of which has several windows."""
+        """Return some of the samples, none of which has several windows."""
         return replace(
             self,
             inputs={name: values[samples] for name, values in self.inputs.items()},
@@ -356,7 +355,7 @@ class Batch:
         )
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        """The same batch with `function` applied to every tensor, those in lists of targets among them."""
+        """Apply a function to every tensor, including those in lists of targets."""
 
         def apply(value: Any) -> Any:
             if isinstance(value, dict):

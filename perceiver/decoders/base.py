@@ -8,27 +8,31 @@ from torch import Tensor, nn
 from perceiver.types import IncrementalDecoder, Memory
 
 LOGITS = "logits"
-"""The output of a decoder that has one."""
+"""The name of the output of a decoder with a single one."""
 
 
 class Decoder(nn.Module, ABC):
-    """Reads outputs off the memory; its attention declares the role `DECODE` or `DECODE_SELF`."""
+    """Computes outputs from the memory; its attention declares the role `DECODE` or `DECODE_SELF`."""
 
     @property
     def needs_target_tokens(self) -> tuple[str, ...]:
-        """The outputs that predict a sequence token by token, and so need the tokens before each as queries."""
+        """The autoregressive outputs, whose queries are the tokens before each predicted one."""
         return ()
 
     @abstractmethod
     def forward(self, memory: Memory, queries: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """Outputs by name.
+        """Compute the outputs by name.
 
         Args:
-            memory: a row a sample.
-            queries: output -> token ids [rows, length], for those in `needs_target_tokens`. There may be several
-                sequences for each sample, as many for each, one after the other.
+            memory: one row per sample.
+            queries: output -> token ids [rows, length], for those in `needs_target_tokens`; the same number of
+                sequences for each sample, those of one sample in succession.
         """
 
     def incremental_decoder(self, memory: Memory, output: str) -> IncrementalDecoder:
-        """Begin to generate one of the outputs in `needs_target_tokens`, a sequence for each row of the memory."""
+        """Start generating an output in `needs_target_tokens`, one sequence per row of the memory.
+
+        Raises:
+            ValueError: the decoder does not generate this output.
+        """
         raise ValueError(f"{type(self).__name__} generates no output {output!r}")

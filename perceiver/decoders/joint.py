@@ -1,4 +1,4 @@
-"""Several decoders on one memory (Perceiver IO, section 3.2: any number of outputs is read off the same latents)."""
+"""Several decoders on one memory (Perceiver IO, section 3.2: any number of outputs from the same latents)."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,7 +11,7 @@ from perceiver.types import IncrementalDecoder, Memory
 
 
 class JointDecoder(Decoder):
-    """The outputs of all decoders; `x` of the decoder `name` is called `name/x`.
+    """The outputs of all decoders; the output `x` of the decoder `name` is called `name/x`.
 
     Args:
         decoders: name -> decoder.
@@ -28,8 +28,8 @@ class JointDecoder(Decoder):
         for name, decoder in decoders.items():
             for part in decoder.modules():
                 if isinstance(part, Mechanism) and part.role is not None:
-                    own = part.role.decoder
-                    part.role = replace(part.role, decoder=f"{name}/{own}" if own else name)
+                    inner = part.role.decoder
+                    part.role = replace(part.role, decoder=f"{name}/{inner}" if inner else name)
 
     @property
     def needs_target_tokens(self) -> tuple[str, ...]:
@@ -38,17 +38,17 @@ class JointDecoder(Decoder):
     def forward(self, memory: Memory, queries: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         outputs: dict[str, Tensor] = {}
         for name, decoder in self._parts():
-            own = {
+            ids_of_part = {
                 key.removeprefix(f"{name}/"): ids for key, ids in (queries or {}).items() if key.startswith(f"{name}/")
             }
-            outputs |= {f"{name}/{output}": values for output, values in decoder(memory, own).items()}
+            outputs |= {f"{name}/{output}": values for output, values in decoder(memory, ids_of_part).items()}
         return outputs
 
     def incremental_decoder(self, memory: Memory, output: str) -> IncrementalDecoder:
-        name, _, own = output.partition("/")
+        name, _, inner = output.partition("/")
         if name not in self.decoders:
             return super().incremental_decoder(memory, output)
-        return dict(self._parts())[name].incremental_decoder(memory, own)
+        return dict(self._parts())[name].incremental_decoder(memory, inner)
 
     def _parts(self) -> list[tuple[str, Decoder]]:
         return [(name, part) for name, part in self.decoders.items() if isinstance(part, Decoder)]

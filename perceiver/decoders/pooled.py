@@ -10,7 +10,7 @@ from perceiver.types import Memory
 
 
 class PooledDecoder(Decoder):
-    """Memory -> `logits`, one per class; the mean is over what is real.
+    """Memory -> `logits`, one per class, from the mean of its real elements.
 
     Args:
         dim: width of the memory.
@@ -26,7 +26,7 @@ class PooledDecoder(Decoder):
 
 
 def masked_mean(memory: Memory) -> Float[Tensor, "batch dim"]:
-    """The mean over the real elements of each row; zero where there is none."""
+    """Return the mean over the real elements of each row, or zero."""
     if memory.mask is None:
         return memory.values.mean(dim=1)
     total = memory.values.masked_fill(~memory.mask[..., None], 0.0).sum(dim=1)

@@ -18,13 +18,12 @@ class QueryDecoder(Decoder):
     Args:
         dim: width of the memory.
         num_classes: logits per sample.
-        queries: one, whose output gives all logits, as in the paper; or one per class, each of which then has an
-            attention map of its own, and a logit that is linear in what its query reads. (With one linear layer for
-            all classes they would be told apart by the queries alone, and learned far slower.)
-        attention: sizes of the cross-attend.
+        queries: one for all logits, as in the paper; or one per class, each with its own attention map and its own
+            linear map to a logit (a shared one is learned far slower, since only the queries distinguish classes).
+        attention: sizes of the cross-attention.
 
     Raises:
-        ValueError: there are neither one nor `num_classes` queries.
+        ValueError: the number of queries is neither 1 nor `num_classes`.
     """
 
     def __init__(self, *, dim: int, num_classes: int, queries: Learned, attention: BlockSpec) -> None:
@@ -36,9 +35,9 @@ class QueryDecoder(Decoder):
         self.head = nn.Linear(queries.dim, num_classes)
 
     def forward(self, memory: Memory, queries: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        asked = self.queries(len(memory)).values
-        answers = self.cross_block(asked, memory.values, mask=memory.mask)
-        if asked.shape[1] == 1:
-            return {LOGITS: self.head(answers[:, 0])}
-        logits = einsum(answers, self.head.weight, "batch classes dim, classes dim -> batch classes") + self.head.bias
+        queried = self.queries(len(memory)).values
+        read = self.cross_block(queried, memory.values, mask=memory.mask)
+        if queried.shape[1] == 1:
+            return {LOGITS: self.head(read[:, 0])}
+        logits = einsum(read, self.head.weight, "batch classes dim, classes dim -> batch classes") + self.head.bias
         return {LOGITS: logits}

@@ -1,7 +1,7 @@
-"""A text, token by token: an autoregressive transformer decoder that reads the memory.
+"""An autoregressive transformer decoder over the memory.
 
 Layers are those of Vaswani et al. (2017, section 3.1), pre-norm: causal self-attention over the tokens so far, then
-cross-attention to the memory. Deviation: an MLP follows each of the two, since they are the blocks of the Perceiver.
+cross-attention to the memory. Deviation: each of the two is a block of the Perceiver, with an MLP.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ Logits = Float[Tensor, "batch length vocab"]
 
 
 class LayerCache:
-    """What one layer keeps between two tokens."""
+    """Cached keys and values of a layer."""
 
     def __init__(self) -> None:
         self.text = KeyValueCache(grows=True)
@@ -28,7 +28,7 @@ class LayerCache:
 
 
 class TextLayer(nn.Module):
-    """The text reads itself, causally, then the memory."""
+    """Causal self-attention, then cross-attention to the memory."""
 
     def __init__(self, *, dim: int, memory_dim: int, self_attention: BlockSpec, cross_attention: BlockSpec) -> None:
         super().__init__()
@@ -45,15 +45,15 @@ class TextLayer(nn.Module):
 
 
 class TextDecoder(Decoder):
-    """Memory and token ids -> `logits`: for each place those of the next token.
+    """Memory and token ids -> `logits` of the next token at each position.
 
     Args:
         dim: width of the memory.
-        queries: embeds the token ids; its width is that of the layers.
+        queries: embeds the token ids, at the width of the layers.
         num_layers: layers.
         self_attention, cross_attention: sizes of a layer's two blocks.
         dropout: of the embedded tokens.
-        tied: whether the logits are products with the embeddings themselves (Press & Wolf 2017).
+        tied: whether the embeddings are also the weights of the output layer (Press & Wolf 2017).
 
     Raises:
         ValueError: `num_layers` is less than 1.
@@ -98,7 +98,7 @@ class TextDecoder(Decoder):
         return CachedText(self, memory) if output == LOGITS else super().incremental_decoder(memory, output)
 
     def logits(self, memory: Memory, ids: Ids, start: int = 0, caches: list[LayerCache] | None = None) -> Logits:
-        """Logits of the next token at each place, of which the first is the place `start` of the text."""
+        """Return logits of the next token at each position, the first of which is `start`."""
         x = self.dropout(self.queries(ids, start).values)
         for number, layer in enumerate(self.layers):
             x = layer(x, memory, None if caches is None else caches[number])
@@ -106,7 +106,7 @@ class TextDecoder(Decoder):
 
 
 class CachedText:
-    """Texts that are being generated, one a row; keys and values of the tokens so far are kept."""
+    """Texts in generation, one per row, with cached keys and values."""
 
     def __init__(self, decoder: TextDecoder, memory: Memory) -> None:
         self.decoder = decoder
@@ -115,13 +115,13 @@ class CachedText:
         self.length = 0
 
     def next(self, ids: Int[Tensor, " rows"]) -> Float[Tensor, "rows vocab"]:
-        """The newest token of each text -> logits of the next one."""
+        """Append a token to each text, and return logits of the next one."""
         logits = self.decoder.logits(self.memory, ids[:, None], self.length, self.caches)
         self.length += 1
         return logits[:, -1]
 
     def select(self, rows: Int[Tensor, " chosen"]) -> None:
-        """Continue with some of the texts, in a new order; any may be there several times."""
+        """Continue with some of the texts, in any order, each any number of times."""
         self.memory = self.memory.select(rows)
         for cache in self.caches:
             cache.text.select(rows)

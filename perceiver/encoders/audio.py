@@ -1,7 +1,7 @@
 """Sound -> tokens: log-mel spectrograms through a stem, or the raw wave in patches.
 
 Both are inputs of Perceiver (Jaegle et al. 2021, section 4.2 and appendix) on AudioSet. Positions should be `anchored`,
-so that a second is a second in clips of any length.
+so that they are the same at the same time in clips of any length.
 """
 
 import torch
@@ -24,11 +24,11 @@ class LogMelEncoder(RasterEncoder):
     """A log-mel spectrogram as a raster: rows are mel bands, the lowest first, columns are frames.
 
     Args:
-        log_mel: wave -> spectrogram in dB. It runs here, on whatever device the batch is on.
+        log_mel: wave -> spectrogram in dB, on the device of the batch.
         stem, positions, combine: see `RasterEncoder`.
-        mean, std: of the spectrogram, in dB; the stem sees (dB - mean) / std.
-        spec_augment: in training, replaces random bands and times (Park et al. 2019, arXiv:1904.08779) by the mean of
-            the sample, or by `mean` with `zero_masking`.
+        mean, std: of the spectrogram, in dB; the input of the stem is (dB - mean) / std.
+        spec_augment: in training, masks random bands and times (Park et al. 2019, arXiv:1904.08779) with the mean of
+            the sample, or with `mean` if `zero_masking`.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class LogMelEncoder(RasterEncoder):
         if std <= 0.0:
             raise ValueError(f"std={std} must be more than 0")
         for name in ("n_time_masks", "time_mask_param", "n_freq_masks", "freq_mask_param"):
-            if (value := getattr(spec_augment, name, 0)) < 0:  # to torchaudio it means none
+            if (value := getattr(spec_augment, name, 0)) < 0:  # torchaudio takes it for none
                 raise ValueError(f"{name}={value} must be at least 0")
         if not 0.0 <= (share := getattr(spec_augment, "p", 1.0)) <= 1.0:
             raise ValueError(f"p={share} must be in [0, 1]")
@@ -62,35 +62,35 @@ class LogMelEncoder(RasterEncoder):
         raw: Wave | Float[Tensor, "batch 1 mels frames"],
         mask: Bool[Tensor, "batch length"] | Bool[Tensor, "batch mels frames"] | None = None,
     ) -> Tokens:
-        """`raw`: waves, or what `log_mel` made of them. Tokens have its type; decibels are float32."""
+        """Encode waves, or spectrograms by `log_mel`. Tokens have the type of `raw`; decibels are float32."""
         spectrogram = (self._spectrogram(raw, mask) - self.mean) / self.std
         if mask is not None and raw.ndim == 3:
             mask = self.log_mel.frame_mask(mask)[:, None].expand(-1, self.log_mel.n_mels, -1)
         if self.training and self.spec_augment is not None:
-            spectrogram = self._augmented(spectrogram, mask)
+            spectrogram = self._spec_augment(spectrogram, mask)
         return self.tokens(spectrogram.to(raw.dtype), mask)
 
-    def _augmented(
+    def _spec_augment(
         self, spectrogram: Float[Tensor, "batch 1 mels frames"], mask: Bool[Tensor, "batch mels frames"] | None
     ) -> Float[Tensor, "batch 1 mels frames"]:
-        """With random bands and times hidden, where samples differ in length each drawn from its own frames."""
+        """Apply SpecAugment; where samples differ in length, to the real frames of each."""
         if mask is None:
-            return self._hidden(spectrogram, spectrogram.new_ones(()).bool())
+            return self._mask_randomly(spectrogram, spectrogram.new_ones(()).bool())
         rows = []
         for row, length in enumerate(extents(mask)[:, 1].tolist()):
-            own, beyond = spectrogram[row, None, ..., :length], spectrogram[row, None, ..., length:]
+            frames, padding = spectrogram[row, None, ..., :length], spectrogram[row, None, ..., length:]
             if length:
-                own = self._hidden(own, mask[row, None, None, :, :length])
-            rows.append(torch.cat([own, beyond], dim=-1))
+                frames = self._mask_randomly(frames, mask[row, None, None, :, :length])
+            rows.append(torch.cat([frames, padding], dim=-1))
         return torch.cat(rows)
 
-    def _hidden(
+    def _mask_randomly(
         self, spectrogram: Float[Tensor, "batch 1 mels frames"], real: Bool[Tensor, "..."]
     ) -> Float[Tensor, "batch 1 mels frames"]:
         assert self.spec_augment is not None
         if self.spec_augment.zero_masking:
             return self.spec_augment(spectrogram)
-        # torchaudio puts the mean of the whole batch: 0, if each sample has the mean 0.
+        # torchaudio fills in the mean of the batch, which is 0 if that of each sample is.
         dims, real = (1, 2, 3), real.expand_as(spectrogram)
         mean = spectrogram.masked_fill(~real, 0.0).sum(dims, keepdim=True) / real.sum(dims, keepdim=True)
         return self.spec_augment((spectrogram - mean).masked_fill(~real, 0.0)) + mean
@@ -104,7 +104,7 @@ class LogMelEncoder(RasterEncoder):
             )
         if not raw.is_floating_point():
             raise ValueError(f"audio inputs must be real numbers, not {raw.dtype}")
-        if mask is not None:  # the windows of the last real frames reach beyond it
+        if mask is not None:  # the windows of the last real frames extend beyond it
             raw = raw.masked_fill(~mask[:, None], 0.0)
         return self.log_mel(raw) if is_wave else raw.float()
 
@@ -123,16 +123,16 @@ class LogMelEncoder(RasterEncoder):
 
 
 class WaveformEncoder(Encoder):
-    """The raw wave in patches, one after the other (Perceiver: 128 samples at 48 kHz; Perceiver IO: 16).
+    """The raw wave in consecutive patches (Perceiver: 128 samples at 48 kHz; Perceiver IO: 16).
 
     Args:
         sample_rate: of the wave, in Hz.
         patch_size: samples in a patch.
-        dim: width of a linear projection of the patches; None for the bare samples.
+        dim: width of a linear projection of the patches; None for none.
         positions: vectors for the patches.
-        std: of the samples; the model sees raw / std.
+        std: of the samples, by which they are divided.
         combine: concatenate positions to the features or add them.
-        log_mel: what a person is shown of the wave.
+        log_mel: spectrogram that `picture` shows.
     """
 
     def __init__(
@@ -190,5 +190,5 @@ class WaveformEncoder(Encoder):
 
 
 def _is_wave(raw: Tensor) -> bool:
-    """Whether an input is a wave, or what a data set has made of one."""
+    """Whether an input is a wave rather than a spectrogram."""
     return raw.ndim == 3 and raw.shape[1] == 1

@@ -1,4 +1,4 @@
-"""What every modality encoder is: raw input -> Tokens."""
+"""The contract of an encoder: raw input of one modality -> Tokens."""
 
 from abc import ABC, abstractmethod
 from typing import Literal, TypeAlias
@@ -11,7 +11,7 @@ from perceiver.positions import Positions, extents
 from perceiver.types import Picture, Sound, Tokens
 
 Combine: TypeAlias = Literal["concat", "add"]
-"""How positions join features: the papers concatenate for images and sound and add for text."""
+"""How positions are combined with features: the papers concatenate for images and sound and add for text."""
 
 
 class Encoder(nn.Module, ABC):
@@ -21,27 +21,27 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, raw: Tensor, mask: Tensor | None = None) -> Tokens:
-        """Encode a batch; `mask` is True where `raw` is real, with one entry a raw position (no channels).
+        """Encode a batch; `mask` is True where `raw` is real, without channels.
 
-        What is not real changes no token that is, no gradient and no statistics of a batch, in training and evaluation;
-        and tokens are what they would be without it. A sample ends with its last real position along each axis.
+        Masked values change no real token, no gradient and no batch statistic, in training and in evaluation: tokens
+        are those of the sample alone, which ends with its last real position along each axis.
         """
 
     def picture(self, raw: Tensor) -> Picture | None:
-        """Raw inputs as a person would look at them, where that is possible."""
+        """Return raw inputs in visible form, if they have one."""
         return None
 
     def sound(self, raw: Tensor) -> Sound | None:
-        """Raw inputs as a person would hear them, where that is possible."""
+        """Return raw inputs in audible form, if they have one."""
         return None
 
     @abstractmethod
     def example_input(self) -> Tensor:
-        """A batch of one of the smallest typical input, for summaries and contract tests."""
+        """Return a batch of one of the smallest typical input, for summaries and contract tests."""
 
 
 def check_sizes(**sizes: int | None) -> None:
-    """Refuse what cannot be a size, by its name; None is no size.
+    """Check that sizes are positive; None is not checked.
 
     Raises:
         ValueError: a size is less than 1.
@@ -52,10 +52,10 @@ def check_sizes(**sizes: int | None) -> None:
 
 
 def combined_dim(feature_dim: int, position_dim: int, combine: Combine) -> int:
-    """Width of features with their positions.
+    """Return the width of features with positions.
 
     Raises:
-        ValueError: `add` with two different widths.
+        ValueError: `add` with different widths.
     """
     if combine == "concat":
         return feature_dim + position_dim
@@ -67,7 +67,7 @@ def combined_dim(feature_dim: int, position_dim: int, combine: Combine) -> int:
 def cell_positions(
     positions: Positions, shape: tuple[int, ...], cells: Bool[Tensor, "batch *shape"] | None
 ) -> Float[Tensor, "tokens dim"] | Float[Tensor, "batch tokens dim"]:
-    """Positions of the cells of a grid: of each sample those that it would have without what is not real."""
+    """Return positions of the cells of a grid: for each sample as if it were alone."""
     return positions(shape) if cells is None or positions.anchored else positions(shape, extents(cells))
 
 
@@ -76,7 +76,7 @@ def with_positions(
     positions: Float[Tensor, "tokens position_dim"] | Float[Tensor, "batch tokens position_dim"],
     combine: Combine,
 ) -> Float[Tensor, "batch tokens dim"]:
-    """Features with the positions concatenated to them or added to them."""
+    """Concatenate positions to features, or add them."""
     positions = positions.to(features.dtype)
     if combine == "add":
         return features + positions

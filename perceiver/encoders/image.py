@@ -17,7 +17,7 @@ class ImageEncoder(RasterEncoder):
 
     Args:
         stem, positions, combine: see `RasterEncoder`.
-        mean, std: of the raw values, for all channels or one a channel; the stem sees (raw - mean) / std.
+        mean, std: of the raw values, for all channels or one per channel; the input of the stem is (raw - mean) / std.
     """
 
     def __init__(

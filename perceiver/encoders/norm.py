@@ -1,4 +1,4 @@
-"""Batch norm (Ioffe and Szegedy 2015, arXiv:1502.03167) over what is real in the batches of all processes together."""
+"""Batch norm (Ioffe and Szegedy 2015, arXiv:1502.03167) over the real cells of the batches of all processes."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -9,10 +9,10 @@ from perceiver.processes import backward_group, is_distributed
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Normalises as one process would with the real cells of all samples; without mask and others, torch's batch norm.
+    """Normalizes by the statistics of all real cells on all processes; torch's batch norm in one process without mask.
 
-    A process without samples takes part with a batch of none, as masked samples do. Where no cell is real on any
-    process, the running statistics stay as they are. Torch's own `SyncBatchNorm` is for GPUs only.
+    A process without samples takes part with an empty batch. If no cell is real on any process, the running statistics
+    are not updated. Torch's `SyncBatchNorm` is for GPUs only.
     """
 
     def forward(
@@ -20,7 +20,7 @@ class BatchNorm(nn.BatchNorm2d):
         features: Float[Tensor, "batch channels height width"],
         mask: Bool[Tensor, "batch height width"] | None = None,
     ) -> Float[Tensor, "batch channels height width"]:
-        """`mask` is True where a cell is real; what is given elsewhere changes nothing that is."""
+        """Normalize features; `mask` is True where a cell is real, and values elsewhere have no effect on real ones."""
         if not self.training or (mask is None and not is_distributed()):
             return super().forward(features)
         values, dims, shape = features.float(), (0, 2, 3), (-1, 1, 1)
@@ -28,23 +28,23 @@ class BatchNorm(nn.BatchNorm2d):
             num_local = values.new_full((1,), values.numel() // self.num_features)
         else:
             num_local = mask.sum(dtype=values.dtype)[None]
-            values = _real(values, mask)
-        totals = _summed(torch.cat([values.sum(dims), num_local]))
+            values = _zero_masked(values, mask)
+        totals = _sum_over_processes(torch.cat([values.sum(dims), num_local]))
         num = totals[-1].detach()
         mean = totals[:-1] / num.clamp_min(1.0)
         centered = values - mean.reshape(shape)
         if mask is not None:
-            centered = _real(centered, mask)
-        variance = _summed(centered.square().sum(dims)) / num.clamp_min(1.0)
-        self._keep(mean.detach(), variance.detach() * num / (num - 1.0).clamp_min(1.0), num > 0)
+            centered = _zero_masked(centered, mask)
+        variance = _sum_over_processes(centered.square().sum(dims)) / num.clamp_min(1.0)
+        self._update_running_statistics(mean.detach(), variance.detach() * num / (num - 1.0).clamp_min(1.0), num > 0)
         normed = centered * (variance + self.eps).rsqrt().reshape(shape)
         return (normed * self.weight.reshape(shape) + self.bias.reshape(shape)).to(features.dtype)
 
     @torch.no_grad()
-    def _keep(
+    def _update_running_statistics(
         self, mean: Float[Tensor, " channels"], variance: Float[Tensor, " channels"], any_real: Bool[Tensor, ""]
     ) -> None:
-        """Move the running statistics, which evaluation goes by."""
+        """Update the running statistics, which evaluation uses."""
         for running, value in ((self.running_mean, mean), (self.running_var, variance)):
             assert running is not None
             assert self.momentum is not None
@@ -53,12 +53,12 @@ class BatchNorm(nn.BatchNorm2d):
         self.num_batches_tracked += any_real
 
 
-def _real(
+def _zero_masked(
     values: Float[Tensor, "batch channels height width"], mask: Bool[Tensor, "batch height width"]
 ) -> Float[Tensor, "batch channels height width"]:
     return values.masked_fill(~mask[:, None], 0.0)
 
 
-def _summed(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """The sum over all processes, with gradients to all of them."""
+def _sum_over_processes(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Return the sum over all processes, with gradients to all of them."""
     return all_reduce(values, group=backward_group()) if is_distributed() else values  # type: ignore[no-untyped-call]

@@ -1,6 +1,6 @@
-"""Rasters -> tokens: a stem makes a feature map, whose cells get positions and become tokens.
+"""Rasters -> tokens: a stem computes a feature map, whose cells with their positions are the tokens.
 
-A raster is anything with rows and columns: an image, a spectrogram. Stems: every cell of it (Perceiver, section 4.1),
+A raster is an image or a spectrogram. Stems: every pixel (Perceiver, section 4.1),
 patches (space to depth), the convolutional stem of Perceiver IO (Jaegle et al. 2022, appendix H.1: convolution 7×7
 stride 2, batch norm, ReLU, max pool 3×3 stride 2), and a stack of 3×3 convolutions (Xiao et al. 2021,
 arXiv:2106.14881).
@@ -25,10 +25,10 @@ Mask = Bool[Tensor, "batch height width"]
 
 
 class Stem(nn.Module, ABC):
-    """Raster -> feature map. `stride`: rows and columns of the raster that one cell stands for.
+    """Raster -> feature map. `stride`: rows and columns of the raster per cell.
 
-    `mask` is True where the raster is real; elsewhere it is zero. A stem of several layers keeps it so in between and
-    out of the statistics of its batch norms, and so makes the same cells of a raster alone and padded.
+    `mask` is True where the raster is real; elsewhere it is zero. A stem of several layers zeroes masked cells between
+    layers and excludes them from batch norm, so that a raster has the same cells alone and padded.
     """
 
     channels: int
@@ -41,12 +41,12 @@ class Stem(nn.Module, ABC):
     ) -> Float[Tensor, "batch dim rows columns"]: ...
 
     def token_mask(self, mask: Mask) -> Bool[Tensor, "batch rows columns"]:
-        """Which cells of the feature map are real: those in which anything is."""
+        """Return which cells of the feature map are real: those with any real pixel."""
         return downsample_mask(mask, self.stride)
 
 
 class PixelStem(Stem):
-    """One cell a pixel; with `dim`, through a linear projection (a 1×1 convolution), otherwise the bare channels."""
+    """One cell per pixel: its channels, or with `dim` a linear projection of them (a 1×1 convolution)."""
 
     stride = (1, 1)
 
@@ -64,9 +64,9 @@ class PixelStem(Stem):
 
 
 class PatchStem(Stem):
-    """One cell a patch; with `dim` through a linear projection, otherwise bare (row, column, channel).
+    """One cell per patch: its pixels (row, column, channel), or with `dim` a linear projection of them.
 
-    A raster whose sides are no multiples of the patch's is padded with zeros at the bottom and on the right.
+    The raster is padded with zeros at the bottom and on the right to multiples of the patch.
 
     Args:
         channels: of the raster.
@@ -100,14 +100,17 @@ class PatchStem(Stem):
 
 
 class ConvStem(Stem):
-    """The convolutional stem of Perceiver IO: a quarter of the resolution.
+    """The convolutional stem of Perceiver IO, at a quarter of the resolution.
 
     Args:
         channels: of the raster.
         dim: channels of the feature map.
-        padding: `same` halves each side twice, rounding up, as DeepMind's code does (224 -> 56), but see `pad_same`.
-            `symmetric` pads the convolution by 3 on every side and the pooling not at all, as Hugging Face's does
-            (224 -> 55); a padded raster has no cells where the pooling would reach beyond its extent.
+        padding: `same` halves each side twice, rounding up, as DeepMind's code (224 -> 56), but see `pad_same`.
+            `symmetric` pads the convolution by 3 on every side and the pooling not at all, as Hugging Face's
+            (224 -> 55); a padded raster has no cells where the pooling would extend beyond its real part.
+
+    Raises:
+        ValueError: `forward`, of a raster that is too small for `symmetric`.
     """
 
     stride = (4, 4)
@@ -127,14 +130,14 @@ class ConvStem(Stem):
         self, raster: Float[Tensor, "batch channels height width"], mask: Mask | None = None
     ) -> Float[Tensor, "batch dim rows columns"]:
         symmetric = self.padding == "symmetric"
-        if symmetric and min(raster.shape[-2:]) < 5:  # half of it, rounded up, is less than the window of the pooling
+        if symmetric and min(raster.shape[-2:]) < 5:  # after the convolution less than the pooling window
             height, width = raster.shape[-2:]
             raise ValueError(f"padding=symmetric needs rasters of at least 5 × 5, not {height} × {width}")
         padded = F.pad(raster, (3, 3, 3, 3)) if symmetric else pad_same(raster, kernel_size=7, stride=2)
         halved = None if mask is None else downsample_mask(mask, (2, 2))
         features = zero_masked(self.norm(self.conv(padded), halved).relu(), halved)
         if not symmetric:
-            # After the ReLU nothing is below zero, so zero padding is as neutral to the maximum as -inf.
+            # Features are not negative after the ReLU, so zero padding does not change a maximum.
             features = pad_same(features, kernel_size=3, stride=2)
         return F.max_pool2d(features, kernel_size=3, stride=2)
 
@@ -152,13 +155,12 @@ class ConvStem(Stem):
 class ConvStack(Stem):
     """3×3 convolutions, each with batch norm and ReLU; the first of each level halves the resolution, rounding up.
 
-    With one a level, what a cell sees is centred on its upper left corner: all of itself, and as much above and on the
-    left.
+    With one convolution per level, the receptive field of a cell is the cell and as much above and on the left.
 
     Args:
         channels: of the raster.
-        dims: channels in each level.
-        convs_per_level: convolutions in each level.
+        dims: channels of each level.
+        convs_per_level: convolutions of each level.
     """
 
     def __init__(self, *, channels: int, dims: Sequence[int], convs_per_level: int = 1) -> None:
@@ -199,7 +201,7 @@ class RasterEncoder(Encoder):
 
     Args:
         stem: raster -> feature map.
-        positions: vectors for the cells of the feature map (so `max_resolution` counts cells, not pixels).
+        positions: vectors for the cells of the feature map (`max_resolution` counts cells, not pixels).
         combine: concatenate positions to the features or add them.
     """
 
@@ -212,11 +214,11 @@ class RasterEncoder(Encoder):
 
     @abstractmethod
     def axes(self, rows: int, columns: int) -> tuple[Axis, Axis]:
-        """What the rows and columns of the feature map measure."""
+        """Return the axes of the rows and columns of the feature map."""
 
     def tokens(self, raster: Float[Tensor, "batch channels height width"], mask: Mask | None) -> Tokens:
-        """A raster as tokens; what lies beyond `mask` changes none that are real, nor any statistics or gradients."""
-        if mask is not None:  # a cell at the border of what is real must not see what lies beyond
+        """Encode a raster; masked pixels change no real token, statistic or gradient."""
+        if mask is not None:  # the receptive field of a cell may extend beyond the mask
             raster = raster.masked_fill(~mask[:, None], 0.0)
         features = self.stem(raster, mask)
         rows, columns = features.shape[-2:]
@@ -231,28 +233,28 @@ class RasterEncoder(Encoder):
 
 
 def downsample_mask(mask: Mask, stride: tuple[int, int]) -> Bool[Tensor, "batch rows columns"]:
-    """A cell is real if anything in it is."""
+    """Return which cells contain anything real."""
     return F.max_pool2d(pad_to_multiple(mask.float(), stride), kernel_size=stride) > 0
 
 
 def zero_masked(
     features: Float[Tensor, "batch dim rows columns"], cells: Bool[Tensor, "batch rows columns"] | None
 ) -> Float[Tensor, "batch dim rows columns"]:
-    """A feature map with zeros in the cells that are not real."""
+    """Set masked cells of a feature map to zero."""
     return features if cells is None else features.masked_fill(~cells[:, None], 0.0)
 
 
 def pad_to_multiple(raster: Tensor, multiple: tuple[int, int]) -> Tensor:
-    """Zeros at the bottom and on the right until `multiple` divides both sides."""
+    """Pad with zeros at the bottom and on the right until `multiple` divides both sides."""
     height, width = raster.shape[-2:]
     return F.pad(raster, (0, -width % multiple[1], 0, -height % multiple[0]))
 
 
 def pad_same(raster: Tensor, *, kernel_size: int, stride: int) -> Tensor:
-    """As many zeros as make the output ceil(size / stride) wide: TensorFlow's `SAME` where `stride` divides the size.
+    """Pad with zeros for an output of ceil(size / stride): TensorFlow's `SAME` where `stride` divides the size.
 
-    Elsewhere TensorFlow shares the missing ones out to both sides, and so shifts the cells; here they stand at the end,
-    so that a raster has the same cells alone and with zeros after it.
+    Elsewhere TensorFlow divides further zeros between both sides, which shifts the cells; here they are appended, so
+    that a raster has the same cells alone and with zeros after it.
     """
     before = (kernel_size - stride) // 2
     before_after = []

@@ -1,4 +1,4 @@
-"""Text -> tokens: a vector for each id of a tokenizer (Perceiver IO, section 4.1: bytes)."""
+"""Text -> tokens: an embedding of each token id (Perceiver IO, section 4.1: bytes)."""
 
 import torch
 from jaxtyping import Bool, Int
@@ -10,12 +10,12 @@ from perceiver.types import Axis, Grid, Tokens
 
 
 class TextEncoder(Encoder):
-    """Ids with their positions. The latter should be `anchored`, so that a place is the same in texts of any length.
+    """Embeds token ids. Positions should be `anchored`, so that they are the same in texts of any length.
 
     Args:
-        vocab_size: how many ids there are.
-        dim: width of their vectors.
-        positions: vectors for the places.
+        vocab_size: number of ids.
+        dim: width of the embeddings.
+        positions: vectors for the positions in the text.
         combine: add positions (as the paper does) or concatenate them.
     """
 
@@ -32,7 +32,7 @@ class TextEncoder(Encoder):
         if raw.ndim != 3 or raw.shape[1] != 1 or raw.shape[2] < 1 or raw.dtype not in (torch.int64, torch.int32):
             raise ValueError(f"text inputs must be whole numbers [batch, 1, length], not {raw.dtype} {list(raw.shape)}")
         length, ids = raw.shape[2], raw[:, 0]
-        if mask is not None:  # what stands there need not be an id
+        if mask is not None:  # padding need not be an id
             ids = ids.masked_fill(~mask, 0)
         values = with_positions(self.embedding(ids), cell_positions(self.positions, (length,), mask), self.combine)
         return Tokens(values=values, mask=mask, grid=Grid((length,), (Axis("place", "", 0.0, float(length)),)))

@@ -1,7 +1,7 @@
-"""The contract of an attention mechanism: queries, keys and values by head -> outputs, and the weights behind them.
+"""The contract of an attention mechanism: queries, keys and values by head -> outputs, and attention weights.
 
-A model whose attention goes through mechanisms that declare a role can be captured, rolled out and explained
-(`perceiver.inspection`), whatever else it consists of.
+Any model whose attention consists of mechanisms with a role can be captured, rolled out and explained
+(`perceiver.inspection`).
 """
 
 from abc import ABC, abstractmethod
@@ -18,18 +18,18 @@ Indices: TypeAlias = slice | Sequence[int]
 ALL = slice(None)
 
 TOKENS, LATENTS, MEMORY, OUTPUTS = "tokens", "latents", "memory", "outputs"
-"""The sequences that attention connects. `memory` is whatever the decoder reads: the latents, or the tokens."""
+"""The sequences that attention connects. `memory` is what the decoder reads: the latents, or the tokens."""
 
 
 @dataclass(frozen=True)
 class Role:
-    """Which sequence an attention updates, and which it reads.
+    """The sequence that an attention updates, and the one that it reads.
 
     Attributes:
-        name: layers are named by it and a number: `cross0`, `cross1`, …
+        name: prefix of the layer names `cross0`, `cross1`, …
         queries: the sequence that is updated.
         keys: the sequence that is read.
-        decoder: which of several decoders it belongs to.
+        decoder: name of the decoder it belongs to, if there are several.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Mechanism(nn.Module, ABC):
     """Attention by head, without projections. In evaluation, `weights(q, k, …) @ v == forward(q, k, v, …)`.
 
     Attributes:
-        role: what the attention is for; None: it takes no part in explanations.
+        role: its place in the model; None: it takes no part in explanations.
     """
 
     def __init__(self, *, role: Role | None = None) -> None:
@@ -65,12 +65,12 @@ class Mechanism(nn.Module, ABC):
         mask: KeyMask | None = None,
         causal: bool = False,
     ) -> Float[Tensor, "batch heads queries v_dim"]:
-        """What each query reads of the values; zeros where it sees no real key.
+        """Return the attended values of each query; zeros for a query without a real key.
 
         Args:
             q, k, v: projected queries, keys and values.
             mask: True where a key is real.
-            causal: query i sees keys up to its own place, counted from the end: the last query sees every key.
+            causal: each query attends to the keys up to its own position, counted from the end: the last to all keys.
         """
 
     @abstractmethod
@@ -82,14 +82,14 @@ class Mechanism(nn.Module, ABC):
         causal: bool = False,
         queries: Indices = ALL,
     ) -> Float[Tensor, "batch heads chosen keys"]:
-        """The weights of `forward` in float32, for the chosen queries; other arguments as there.
+        """Return the weights of `forward` in float32, for the chosen queries; other arguments as there.
 
         Rows sum to one; masked keys are exactly zero; a row without a real key is all zeros.
         """
 
 
 class Residual(nn.Module):
-    """What attention read, added to its queries: a module, so that a capture sees both."""
+    """The sum of queries and attended values: a module, so that a capture sees both."""
 
     def forward(
         self, queries: Float[Tensor, "batch queries dim"], read: Float[Tensor, "batch queries dim"]

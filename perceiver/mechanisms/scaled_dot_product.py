@@ -1,7 +1,7 @@
 """Scaled dot-product attention (Vaswani et al. 2017, eq. 1): softmax(q kᵀ / √d) v, with d the width of q and k.
 
-`forward` runs PyTorch's fused kernel, which never holds the weights; `weights` computes them explicitly. Deviation: a
-query none of whose keys is real gets zeros, on every backend.
+`forward` runs PyTorch's fused kernel, which does not store the weights; `weights` computes them explicitly. Deviation:
+a query without a real key gets zeros, on every backend.
 """
 
 import torch
@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from perceiver.mechanisms.base import ALL, Indices, KeyMask, Mechanism, Role
 
 KERNEL_ALIGNMENT = 8
-"""Head widths are padded to a multiple of this: fused kernels refuse others, and the fallback holds the whole map."""
+"""Head widths are padded to multiples of it: fused kernels refuse others, and the fallback stores all weights."""
 
 
 class ScaledDotProduct(Mechanism):
-    """The default mechanism, and the only one on the training path unless another is asked for.
+    """The default mechanism.
 
     Args:
         dropout: probability with which a weight is dropped in training.
@@ -52,7 +52,7 @@ class ScaledDotProduct(Mechanism):
             if allowed is None:
                 return logits.softmax(dim=-1)
             allowed = allowed if allowed.shape[2] == 1 else allowed[:, :, queries]
-            # The lowest number, not -inf, keeps rows without keys finite; the second fill makes masked keys zeros.
+            # The lowest number, not -inf, keeps rows without keys finite; the second fill zeroes masked keys.
             weights = logits.masked_fill(~allowed, torch.finfo(torch.float32).min).softmax(dim=-1)
             return weights.masked_fill(~allowed, 0.0)
 
@@ -66,11 +66,11 @@ def attend(
     causal: bool = False,
     dropout: float = 0.0,
 ) -> Float[Tensor, "batch heads queries v_dim"]:
-    """Attention through PyTorch's fused kernel; never holds the weights.
+    """Compute attention by PyTorch's fused kernel, which does not store the weights.
 
     Args:
         mask: True where a key is real.
-        causal: query i sees keys up to its own place, counted from the end: the last query sees every key.
+        causal: each query attends to the keys up to its own position, counted from the end: the last to all keys.
         dropout: probability with which a weight is dropped.
     """
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
@@ -88,7 +88,7 @@ def attend(
         out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal, scale=scale)
     else:
         sees_any = allowed.any(dim=-1, keepdim=True)
-        # A row without keys would be 0/0; it reads everything instead, and what it read is thrown away.
+        # A row without keys would be 0/0; it attends to all keys instead, and its result is discarded.
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed | ~sees_any, dropout_p=dropout, scale=scale)
         out = out.masked_fill(~sees_any, 0.0)
     return out[..., :v_dim]
@@ -97,7 +97,7 @@ def attend(
 def _allowed_pairs(
     num_queries: int, num_keys: int, mask: KeyMask | None, causal: bool, device: torch.device, explicit: bool = False
 ) -> Bool[Tensor, "_ 1 _ keys"] | None:
-    """Which query may read which key, or None where the kernel knows by itself (everything, or square causal)."""
+    """Return which query may attend to which key, or None for all keys or square causal attention in the kernel."""
     allowed = None if mask is None else rearrange(mask, "batch keys -> batch 1 1 keys")
     if causal and (explicit or allowed is not None or num_queries != num_keys):
         pairs = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device).tril(num_keys - num_queries)

@@ -1,16 +1,15 @@
-"""Image classifiers of Hugging Face transformers -> our Perceiver, with the same weights and the same logits.
+"""Conversion of image classifiers of Hugging Face transformers, with the same weights and logits.
 
-Source: transformers 5.23, `models/perceiver/modeling_perceiver.py`. Sizes, residuals and activations are read off the
-modules, since the config leaves part of them to rules. The package is not imported: a class is known by its name.
+Source: transformers 5.23, `models/perceiver/modeling_perceiver.py`. Sizes, residuals and activations are taken from the
+modules, since the config implies part of them by rules. The package is not imported: classes are recognized by name.
 
-Where these models part from DeepMind's, they are followed, since the logits are to be theirs:
+Where these models differ from DeepMind's, they are followed, so that logits are equal:
     the convolutional stem pads symmetrically, so that a 224 × 224 image makes 55 × 55 tokens and not 56 × 56;
     the decoder of the learned-position model has a query residual, DeepMind's has none;
     GELU is exact unless the config says otherwise, DeepMind's is the tanh approximation.
 
-Deviation from transformers: learned positions are interpolated whenever an image has not the trained size. There one
-has to ask for it (`interpolate_pos_encoding=True`); otherwise an image with the trained number of pixels is read as if
-it were square, and any other is refused.
+Deviation from transformers: learned positions are interpolated whenever an image does not have the trained size; there,
+only with `interpolate_pos_encoding=True`.
 """
 
 import re
@@ -53,13 +52,13 @@ RENAMES = (
     (r"\.mlp\.intermediate_act_fn", ".mlp.1"),
     (r"\.mlp\.dense2", ".mlp.2"),
 )
-"""Their weights -> ours: patterns, applied one after the other."""
+"""Patterns of their weights -> ours, applied in succession."""
 
 
 def from_transformers(hf_model: Any) -> Perceiver:
-    """A Perceiver with the weights of a Hugging Face image classifier; its one modality is called `image`.
+    """Return a Perceiver with the weights of a Hugging Face image classifier; its one modality is called `image`.
 
-    It takes the images that `hf_model` takes ([batch, channels, height, width], normalised alike) and returns its
+    It takes the images that `hf_model` takes ([batch, channels, height, width], equally normalized) and returns its
     logits [batch, classes] as the output `logits`. Weights are copies, of the type and on the device of the originals;
     all are trainable.
 
@@ -87,7 +86,7 @@ def from_transformers(hf_model: Any) -> Perceiver:
                 num_latents=num_latents,
                 dim=dim,
                 cross_attention=_block_spec(cross_layer),
-                # Without self-attention layers there are no sizes to read, and any will do.
+                # Without self-attention layers, any sizes will do.
                 self_attention=_block_spec(next(iter(self_layers), cross_layer)),
                 schedule=Schedule(
                     num_cross_attends=1,
@@ -119,7 +118,7 @@ def _rename(key: str) -> str:
 
 
 def _block_spec(layer: Any) -> BlockSpec:
-    """The sizes of a `PerceiverLayer`."""
+    """Return the sizes of a `PerceiverLayer`."""
     attention, mlp = layer.attention.self, layer.mlp
     return BlockSpec(
         num_heads=attention.num_heads,
@@ -161,4 +160,4 @@ ENCODERS = {
     "PerceiverForImageClassificationLearned": _learned_encoder,
     "PerceiverForImageClassificationConvProcessing": _conv_encoder,
 }
-"""Class of the model -> how to build its encoder from its preprocessor."""
+"""Class of the model -> function from its preprocessor to our encoder."""

@@ -9,7 +9,7 @@ from perceiver.types import Axis, Grid, Tokens
 
 
 class Learned(nn.Module):
-    """Nothing -> `num_queries` tokens of width `dim`.
+    """`num_queries` learned tokens of width `dim`.
 
     Raises:
         ValueError: a size is less than 1.

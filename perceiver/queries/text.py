@@ -1,4 +1,4 @@
-"""Queries made of the tokens of a text, for decoders that predict the next one at each place."""
+"""Queries from the tokens of a text, for decoders that predict the next token at each position."""
 
 import torch
 from jaxtyping import Int
@@ -12,8 +12,8 @@ class Text(nn.Module):
     """Token ids -> embeddings with learned positions, added.
 
     Args:
-        vocab_size: how many ids there are.
-        max_length: most tokens of a text.
+        vocab_size: number of ids.
+        max_length: maximum number of tokens.
         dim: width of the embeddings.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A text about a sample, whatever that is: cross-entropy of each token given those before it (teacher forcing)."""
+"""Captions of samples of any modality: cross-entropy of each token given those before it (teacher forcing)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -24,19 +24,18 @@ from perceiver.types import Answer, Batch, Facts, GenerativeModel, Memory, Model
 
 
 class Captioning(Task):
-    """Texts, from the target `caption`; the model's output must be generated token by token (`TextDecoder`).
+    """Captions, from the target `caption`; the output must be that of an autoregressive decoder (`TextDecoder`).
 
-    Metrics: `loss`; `perplexity` and `token_accuracy` of the captions, given the tokens before; and in evaluation those
-    of `TextMetrics` on texts that the model generates, compared with `references` and, where a sample has them, its
-    `facts`.
+    Metrics: `loss`; `perplexity` and `token_accuracy` of the captions by teacher forcing; and in evaluation those of
+    `TextMetrics` for generated texts, compared with `references` and, where a sample has them, its `facts`.
 
     Args:
         tokenizer: text <-> token ids.
         label_smoothing: share of the target that is spread over all tokens.
-        captions_per_sample: captions that are learned at once of each training sample: 1 is its `caption`, more are
-            drawn from its `references`, again and again where there are fewer. The sample is read but once for all.
-        monitor: the metric that says which checkpoint is best.
-        generation: how texts are generated.
+        captions_per_sample: captions of each training sample in one step: 1 for its `caption`; for more, its
+            `references` in turn, repeated where there are fewer. The sample is encoded once for all of them.
+        monitor: the metric of validation that determines the best checkpoint.
+        generation: the decoding strategy.
         output: the model's output that holds the logits.
     """
 
@@ -104,7 +103,7 @@ class Captioning(Task):
         if "caption" not in batch.targets:
             raise ValueError("the samples have no captions; choose data that has them, or another task")
         captions = batch.targets.get("captions") or [[caption] for caption in batch.targets["caption"]]
-        ids = self.tokenizer.encode_batch([text for of_sample in captions for text in of_sample])
+        ids = self.tokenizer.encode_batch([text for texts in captions for text in texts])
         return rearrange(ids, "(batch captions) length -> batch captions length", batch=len(batch))
 
     def average_windows(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
@@ -165,10 +164,10 @@ class Captioning(Task):
         return {"captions": rows}
 
     def generate(self, model: Model, batch: Batch, num_texts: int) -> Texts:
-        """Texts about each sample, by the mean probabilities over its windows.
+        """Generate texts about each sample from the mean probabilities over its windows.
 
         Raises:
-            TypeError: the model generates nothing.
+            TypeError: the model cannot generate.
         """
         if not isinstance(model, GenerativeModel):
             raise TypeError(f"{type(model).__name__} generates no texts; it needs encode() and incremental_decoder()")
@@ -199,7 +198,9 @@ class Captioning(Task):
     ) -> dict[str, Int[Tensor, "batch length"]]:
         if predicted is None:
             return {self.output: self.generate(model, batch, 1).ids[:, 0]}
-        texts = [self.tokenizer.encode_prefix(row[0]["caption"]) for row in predicted]  # what was cut off has no end
+        texts = [
+            self.tokenizer.encode_prefix(row[0]["caption"]) for row in predicted
+        ]  # a text that was cut off has no EOS
         ids = pad_sequence(texts, batch_first=True, padding_value=PAD)
         return {self.output: ids.to(next(iter(batch.inputs.values())).device)}
 
@@ -210,7 +211,7 @@ class Captioning(Task):
         batch: Batch,
         class_names: Sequence[str],
     ) -> list[list[Answer]]:
-        """The words of the text of each row."""
+        """Return the words of the text of each row."""
         texts = queries[self.output].tolist()
         return [self._words(row, facts) for row, facts in zip(texts, _facts(batch), strict=True)]
 
@@ -218,9 +219,7 @@ class Captioning(Task):
         mentions = {} if facts is None else {one.word: one for one in facts.mentions(self.tokenizer.decode(ids))}
         answers = []
         for number, word in enumerate(self.tokenizer.words(ids)):
-            queries = tuple(
-                position - 1 for position in word.positions
-            )  # each token is predicted at the place before it
+            queries = tuple(position - 1 for position in word.positions)  # each predicts the token after it
             answer = Answer(word.text, queries, self.output, ids=tuple(ids[position] for position in word.positions))
             if known := mentions.get(number):
                 answer = replace(answer, kind=known.kind, boxes=tuple(known.boxes))
@@ -233,7 +232,7 @@ def _facts(batch: Batch) -> list[Facts | None]:
 
 
 def _sample_of_row(batch: Batch, device: torch.device) -> Int[Tensor, " rows"]:
-    """The number of the sample that each row is a window of."""
+    """Return the index of the sample that each row is a window of."""
     windows = batch.windows or [("",)] * len(batch)
     return torch.tensor([number for number, names in enumerate(windows) for _ in names], device=device)
 
@@ -260,12 +259,12 @@ class _WindowMean:
         self.texts = model.incremental_decoder(memory.repeat(width), output)
 
     def next(self, ids: Int[Tensor, " rows"]) -> Float[Tensor, "rows ids"]:
-        of_sample = rearrange(ids, "(batch width) -> batch width", width=self.width)
-        logits = self.texts.next(of_sample[self.sample].flatten())[:, : self.num_ids].float()
+        by_sample = rearrange(ids, "(batch width) -> batch width", width=self.width)
+        logits = self.texts.next(by_sample[self.sample].flatten())[:, : self.num_ids].float()
         by_window = rearrange(logits.log_softmax(dim=1), "(windows width) ids -> windows width ids", width=self.width)
         return self.batch.log_mean_over_windows(by_window).flatten(0, 1)
 
     def select(self, rows: Int[Tensor, " rows"]) -> None:
-        of_sample = rearrange(rows % self.width, "(batch width) -> batch width", width=self.width)
+        by_sample = rearrange(rows % self.width, "(batch width) -> batch width", width=self.width)
         first = torch.arange(len(self.sample), device=rows.device)[:, None] * self.width
-        self.texts.select((first + of_sample[self.sample]).flatten())
+        self.texts.select((first + by_sample[self.sample]).flatten())

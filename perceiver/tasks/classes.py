@@ -21,7 +21,7 @@ from perceiver.tasks.text_metrics import ScoredText
 from perceiver.types import Answer, Batch, Model
 
 SHOWN_CLASSES = 3
-"""How many of a sample's classes are explained."""
+"""The number of classes of a sample that are explained."""
 
 
 class ClassTask(Task):
@@ -165,9 +165,9 @@ def prediction_rows(
     predicted: Int[Tensor, " batch"],
     class_names: Sequence[str],
 ) -> list[TableRow]:
-    """A row for each sample that compares its class, or classes, with the one that the model prefers.
+    """Return a row for each sample with its true classes and the predicted one.
 
-    Wrong predictions come first, the most confident at the top; right ones follow, the least confident at the top.
+    Wrong predictions come first, by descending confidence; correct ones follow, by ascending confidence.
     """
     chosen = probabilities.gather(1, predicted[:, None])[:, 0].tolist()
     rows = []

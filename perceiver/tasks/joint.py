@@ -1,4 +1,4 @@
-"""Several tasks on one model, each on an output of its own: multi-task learning (Caruana 1997)."""
+"""Several tasks on one model, each on its own output: multi-task learning (Caruana 1997)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -22,13 +22,13 @@ class JointTask(Task):
     processes.
 
     Args:
-        tasks: name -> task, each with an output of its own.
-        weights: name -> factor of the task's loss; 1 for those that are left out.
+        tasks: name -> task, each with its own output.
+        weights: name -> factor of the task's loss; 1 by default.
         monitor: the metric of validation that determines the best checkpoint.
 
     Raises:
-        ValueError: there is no task, a weight is negative or belongs to no task, two tasks have one output, or a task
-            mixes samples, which changes the inputs of the others without their targets.
+        ValueError: there is no task, a weight is negative or belongs to no task, two tasks read the same output, or a
+            task mixes samples, which would change the inputs of the others but not their targets.
     """
 
     def __init__(self, *, tasks: Mapping[str, Task], weights: Mapping[str, float] | None = None, monitor: str) -> None:
@@ -72,10 +72,10 @@ class JointTask(Task):
         return {output: ids for task in self.by_name.values() for output, ids in task.queries(batch).items()}
 
     def average_windows(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        of_samples = dict(outputs)
+        averaged = dict(outputs)
         for task in self.by_name.values():
-            of_samples[task.output] = task.average_windows(outputs, batch)[task.output]
-        return of_samples
+            averaged[task.output] = task.average_windows(outputs, batch)[task.output]
+        return averaged
 
     def probabilities(self, outputs: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "*rest answers"]]:
         return {name: found for task in self.by_name.values() for name, found in task.probabilities(outputs).items()}
@@ -94,8 +94,8 @@ class JointTask(Task):
         return parts
 
     def metric_names(self, stage: Stage) -> list[str]:
-        of_tasks = [f"{name}/{key}" for name, task in self.by_name.items() for key in task.metric_names(stage)]
-        return ["loss", *of_tasks]
+        names = [f"{name}/{key}" for name, task in self.by_name.items() for key in task.metric_names(stage)]
+        return ["loss", *names]
 
     def compute(self, stage: Stage) -> dict[str, Tensor]:
         values = super().compute(stage)
@@ -157,10 +157,12 @@ class JointTask(Task):
     ) -> dict[str, Int[Tensor, "batch length"]]:
         queries: dict[str, Tensor] = {}
         for name, task in self.by_name.items():
-            own = None
+            of_task = None
             if predicted is not None:
-                own = [[{task.answer_key: one["answer"]} for one in row if one["task"] == name] for row in predicted]
-            queries |= task.answer_queries(model, batch, own)
+                of_task = [
+                    [{task.answer_key: one["answer"]} for one in row if one["task"] == name] for row in predicted
+                ]
+            queries |= task.answer_queries(model, batch, of_task)
         return queries
 
     def answers(

@@ -1,6 +1,6 @@
 """Cross-entropy with class weights and focal modulation (Lin et al. 2017, arXiv:1708.02002).
 
-The focal loss multiplies the loss of each target by (1 - p)^γ, p being the probability given to it; γ = 0 is plain
+The focal loss multiplies the loss of each target by (1 - p)^γ, p being its probability; γ = 0 is plain
 cross-entropy. Unlike theirs it is a mean over samples, not over positive anchors, and has no α but the weights.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 ClassWeights: TypeAlias = float | Sequence[float] | str
-"""One for all classes, one for each, or `balanced`."""
+"""One weight for all classes, one for each, or `balanced`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ def total_weight(
 ) -> Float[Tensor, ""] | int:
     """Return the divisor of the mean over a batch: the number of samples, or the sum of the weights of their classes.
 
-    A sample of several classes counts by their shares, one of no class as 1.
+    A sample of several classes counts by their shares, one without a class as 1.
     """
     if class_weights is None:
         return len(targets)

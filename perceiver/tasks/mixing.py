@@ -1,9 +1,9 @@
 """MixUp (Zhang et al. 2018, arXiv:1710.09412) and CutMix (Yun et al. 2019, arXiv:1905.04899) of batches.
 
-Each sample is mixed with the one before it, all its inputs by one weight. CutMix cuts the same share of each input
-around the same relative place. Each place of a mixed input is the weighted mean of what is real there, and is not real
-where nothing is: beyond the end of the shorter of two sounds, mixup leaves the longer one as it is. Labels or tags are
-mixed by the share of the real places that is a sample's own, the mean over its inputs that have any.
+Each sample is mixed with its partner, the sample before it, all inputs with one weight. CutMix replaces the same share
+of each input around the same relative position. A position of a mixed input is the weighted mean of what is real there,
+and masked where neither is real: beyond the end of the shorter of two sounds, MixUp leaves the longer one unchanged.
+Labels or tags are mixed by the share of the real positions that come from the sample itself, averaged over its inputs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from perceiver.types import Batch
 
-LEAST_WEIGHT = 1e-4
-"""What mixup gives either part at least, so that one that is alone at a place can be told from none."""
+MIN_WEIGHT = 1e-4
+"""The least MixUp weight of either sample, so that a mask can be derived from the weights."""
 
 
 class Mixing:
@@ -25,8 +25,11 @@ class Mixing:
 
     Args:
         num_classes: classes.
-        mixup, cutmix: parameter α of the Beta distribution of the method's weight; 0 for none. With both, each batch
-            gets one of them, with equal chance.
+        mixup, cutmix: parameter α of the Beta distribution of the weight; 0 for none. With both, each batch gets one of
+            them with equal probability.
+
+    Raises:
+        ValueError: α is negative.
     """
 
     def __init__(self, *, num_classes: int, mixup: float, cutmix: float) -> None:
@@ -37,6 +40,11 @@ class Mixing:
         self.methods = [(mix, alpha) for mix, alpha in ((mix_up, mixup), (cut_mix, cutmix)) if alpha > 0.0]
 
     def __call__(self, batch: Batch) -> Batch:
+        """Mix a batch.
+
+        Raises:
+            ValueError: samples have several windows, or an input is not real-valued with channels first.
+        """
         if not self.methods or len(batch) == 0:
             return batch
         if batch.windows:
@@ -47,60 +55,60 @@ class Mixing:
                     f"mixup and cutmix take real numbers, channels first; {name} is {values.dtype} {list(values.shape)}"
                 )
         mix, alpha = self.methods[int(torch.randint(len(self.methods), ()))]
-        mixed, weights = mix(batch, float(torch.distributions.Beta(alpha, alpha).sample()))
+        mixed, shares = mix(batch, float(torch.distributions.Beta(alpha, alpha).sample()))
         name = "tags" if "tags" in batch.targets else "label"
-        own = batch.targets[name] if name == "tags" else F.one_hot(batch.targets[name], self.num_classes)
-        own = own.float()
-        return replace(mixed, targets={**batch.targets, name: partner(own).lerp(own, weights[:, None])})
+        target = batch.targets[name] if name == "tags" else F.one_hot(batch.targets[name], self.num_classes)
+        target = target.float()
+        return replace(mixed, targets={**batch.targets, name: partner(target).lerp(target, shares[:, None])})
 
 
 def partner(values: Tensor) -> Tensor:
-    """What each sample is mixed with."""
+    """Return the values of the sample that each sample is mixed with."""
     return values.roll(1, dims=0)
 
 
 def mix_up(batch: Batch, weight: float) -> tuple[Batch, Float[Tensor, " batch"]]:
-    """The batch with inputs that are averages of two, `weight` being that of a sample's own; and its real share."""
-    weight = min(max(weight, LEAST_WEIGHT), 1.0 - LEAST_WEIGHT)
-    return _mixed(batch, {name: torch.full((1,) * (own.ndim - 2), weight) for name, own in batch.inputs.items()})
+    """Average each sample, with the given weight, and its partner; also return the sample's share of what is real."""
+    weight = min(max(weight, MIN_WEIGHT), 1.0 - MIN_WEIGHT)
+    weights = {name: torch.full((1,) * (values.ndim - 2), weight) for name, values in batch.inputs.items()}
+    return _mix(batch, weights)
 
 
 def cut_mix(batch: Batch, weight: float) -> tuple[Batch, Float[Tensor, " batch"]]:
-    """The batch with inputs of which a box is another's; and the real share that is a sample's own, about `weight`."""
-    centre = torch.rand(max(own.ndim - 2 for own in batch.inputs.values())).tolist()
-    return _mixed(
-        batch, {name: (~_box(own.shape[2:], 1.0 - weight, centre)).float() for name, own in batch.inputs.items()}
-    )
+    """Replace a box of 1 - weight of each sample by its partner's; also return the sample's share of what is real."""
+    center = torch.rand(max(values.ndim - 2 for values in batch.inputs.values())).tolist()
+    weights = {name: (~_box(values.shape[2:], 1.0 - weight, center)).float() for name, values in batch.inputs.items()}
+    return _mix(batch, weights)
 
 
-def _mixed(batch: Batch, own_weights: Mapping[str, Float[Tensor, "..."]]) -> tuple[Batch, Float[Tensor, " batch"]]:
-    """Every input mixed by the weights of a sample's own at each place; and what share of the real places that is."""
+def _mix(batch: Batch, weights: Mapping[str, Float[Tensor, "..."]]) -> tuple[Batch, Float[Tensor, " batch"]]:
+    """Mix every input with the weights of the sample at each position; also return its share of what is real."""
     inputs, masks, shares = dict(batch.inputs), dict(batch.masks), []
-    for name, own in batch.inputs.items():
-        weights = own_weights[name].to(own)
+    for name, values in batch.inputs.items():
+        weight = weights[name].to(values)
         if name not in masks:
-            inputs[name] = partner(own).lerp(own, weights)
-            shares.append(weights.mean().expand(len(own)))
+            inputs[name] = partner(values).lerp(values, weight)
+            shares.append(weight.mean().expand(len(values)))
             continue
-        mask = masks[name].reshape(*masks[name].shape, *[1] * (own.ndim - 1 - masks[name].ndim))
-        mask = mask.expand(-1, *own.shape[2:])
-        of_own, of_partner = mask * weights, partner(mask) * (1.0 - weights)
-        total = of_own + of_partner
+        mask = masks[name].reshape(*masks[name].shape, *[1] * (values.ndim - 1 - masks[name].ndim))
+        mask = mask.expand(-1, *values.shape[2:])
+        real_weight = mask * weight
+        total = real_weight + partner(mask) * (1.0 - weight)
         masks[name] = total > 0.0
-        local = of_own / total.where(masks[name], 1.0)
-        real = own.masked_fill(~mask[:, None], 0.0)
-        inputs[name] = partner(real).lerp(real, local[:, None]).masked_fill(~masks[name][:, None], 0.0)
-        # NaN of an input that neither has, which counts for nothing.
-        shares.append(local.flatten(1).sum(dim=1) / masks[name].flatten(1).sum(dim=1))
-    share = torch.stack(shares).nanmean(dim=0)
-    return replace(batch, inputs=inputs, masks=masks), share.nan_to_num(0.5)
+        share = real_weight / total.where(masks[name], 1.0)
+        real = values.masked_fill(~mask[:, None], 0.0)
+        inputs[name] = partner(real).lerp(real, share[:, None]).masked_fill(~masks[name][:, None], 0.0)
+        # NaN for an input that neither sample has, which `nanmean` leaves out.
+        shares.append(share.flatten(1).sum(dim=1) / masks[name].flatten(1).sum(dim=1))
+    mean = torch.stack(shares).nanmean(dim=0)
+    return replace(batch, inputs=inputs, masks=masks), mean.nan_to_num(0.5)
 
 
-def _box(sizes: Sequence[int], share: float, centre: Sequence[float]) -> Bool[Tensor, "..."]:
-    """True in a box of `share` of the volume around `centre` (in units of the sides), cut at the borders."""
+def _box(sizes: Sequence[int], share: float, center: Sequence[float]) -> Bool[Tensor, "..."]:
+    """Return a mask of a box of `share` of the volume around `center` (in units of the sides), cut at the borders."""
     box = torch.ones(*sizes, dtype=torch.bool)
-    for axis, (size, middle) in enumerate(zip(sizes, centre, strict=False)):
+    for axis, (size, middle) in enumerate(zip(sizes, center, strict=False)):
         half = share ** (1.0 / len(sizes)) / 2.0
-        cells = torch.arange(size).reshape(-1, *[1] * (len(sizes) - axis - 1))
-        box &= (cells >= round((middle - half) * size)) & (cells < round((middle + half) * size))
+        places = torch.arange(size).reshape(-1, *[1] * (len(sizes) - axis - 1))
+        box &= (places >= round((middle - half) * size)) & (places < round((middle + half) * size))
     return box

@@ -1,6 +1,6 @@
-"""How well scores rank samples, class by class, and their means: mAP, AUC and d′.
+"""Ranking metrics by class and on average: mAP, AUC and d′.
 
-As on AudioSet (Gemmeke et al. 2017): the mean over classes counts those that some sample has. torchmetrics' own means
+As on AudioSet (Gemmeke et al. 2017), the mean is over classes with positives. torchmetrics' own means
 count a class without positives as 0.
 """
 
@@ -14,14 +14,14 @@ from torchmetrics.functional.classification import binary_auroc, binary_average_
 from torchmetrics.utilities.data import dim_zero_cat
 
 LARGEST_AUC = 1.0 - 1e-6
-"""d′ of a perfect ranking would be infinite; it ends at 6.7."""
+"""Bounds d′, which is infinite for a perfect ranking, by 6.7."""
 
 
 class Ranking(Metric):
     """`mAP`, `AUC` and `d_prime` over all samples; NaN where no class has what they need.
 
     Scores may be any numbers, since only their order counts; logits keep it where probabilities are rounded to 1. A
-    class with a score that is not a number has no metrics.
+    class with a NaN score has no metrics.
 
     Args:
         num_classes: classes.
@@ -41,15 +41,15 @@ class Ranking(Metric):
         self.add_state("scores", default=[], dist_reduce_fx="cat")
         self.add_state("tags", default=[], dist_reduce_fx="cat")
         self.by_class: dict[str, Float[Tensor, " classes"] | Int[Tensor, " classes"]] = {}
-        """Of the last `compute`: `AP` of classes with positives, `AUC` of those that also have negatives, NaN for the
-        others, and the number of `positives`."""
+        """As of the last `compute`: `AP` of classes with positives, `AUC` of those that also have negatives (NaN for
+        others), and the number of `positives`."""
 
     def update(self, scores: Float[Tensor, "batch classes"], tags: Bool[Tensor, "batch classes"]) -> None:
         self.scores.append(scores)
         self.tags.append(tags)
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
-        # A process without samples would give something of another shape and type, which cannot be gathered.
+        # The empty states of a process without samples must have the shape and type of those they are gathered with.
         if len(self.scores) == 0:
             self.scores = [torch.zeros(0, self.num_classes, device=self.device)]
             self.tags = [torch.zeros(0, self.num_classes, dtype=torch.bool, device=self.device)]
@@ -62,7 +62,7 @@ class Ranking(Metric):
         return {"mAP": by_class["AP"].nanmean(), "AUC": auc, "d_prime": d_prime}
 
     def _by_class(self) -> dict[str, Float[Tensor, " classes"] | Int[Tensor, " classes"]]:
-        if len(self.scores) == 0:  # a stage of which no sample could be read
+        if len(self.scores) == 0:  # no sample could be read
             scores = torch.zeros(0, self.num_classes, device=self.device)
             tags = scores.bool()
         else:
@@ -72,14 +72,14 @@ class Ranking(Metric):
         for label, count in enumerate(positives.tolist()):
             if scores[:, label].isnan().any():
                 continue
-            of_class = _ranks(scores[:, label]), tags[:, label].int()
+            ranked = _ranks(scores[:, label]), tags[:, label].int()
             if count > 0:
-                precision[label] = binary_average_precision(*of_class, validate_args=False)
+                precision[label] = binary_average_precision(*ranked, validate_args=False)
             if 0 < count < len(tags):
-                auc[label] = binary_auroc(*of_class, validate_args=False)
+                auc[label] = binary_auroc(*ranked, validate_args=False)
         return {"AP": precision, "AUC": auc, "positives": positives}
 
 
 def _ranks(scores: Float[Tensor, " samples"]) -> Float64[Tensor, " samples"]:
-    """Places in the order of scores, in [0, 1): of other numbers torchmetrics takes the sigmoid, which rounds."""
+    """Return ranks in [0, 1): of numbers outside of it, torchmetrics takes the sigmoid, which rounds."""
     return torch.unique(scores, return_inverse=True)[1].double() / len(scores)

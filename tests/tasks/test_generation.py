@@ -12,13 +12,13 @@ from torch.testing import assert_close
 from perceiver.attention import BlockSpec
 from perceiver.decoders.text import TextDecoder
 from perceiver.queries.text import Text
-from perceiver.tasks.generation import NEVER, BeamSearch, Generation, Sampling, Texts, length_factor
+from perceiver.tasks.generation import NEVER_GENERATED, BeamSearch, Generation, Sampling, Texts, length_factor
 from perceiver.tokenizer import BOS, EOS, PAD, UNKNOWN
 from perceiver.types import Memory
 
 CPU = torch.device("cpu")
 VOCAB = 7
-WORDS = [id for id in range(VOCAB) if id not in NEVER]
+WORDS = [id for id in range(VOCAB) if id not in NEVER_GENERATED]
 """EOS and three words."""
 MAX_LENGTH = 5
 BATCH = 3
@@ -327,7 +327,7 @@ class TestRules:
             for word in WORDS:
                 repeated = size > 0 and word != EOS and (*text[len(text) - size + 1 :], word) in ngrams
                 assert allowed[row, word] == (-math.inf if repeated else scores[row, word])
-        assert allowed[:, list(NEVER)].isinf().all()
+        assert allowed[:, list(NEVER_GENERATED)].isinf().all()
 
     def test_a_penalty_is_subtracted_once_for_each_token_that_is_present(self):
         ids, scores = torch.tensor([[BOS, 4, 4, 5], [BOS, 6, EOS, PAD]]), torch.randn(2, VOCAB)
