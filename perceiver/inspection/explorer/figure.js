@@ -42,7 +42,6 @@ function renderFigure(preview = null) {
   const method = state.method === "attention" ? state.attribution || "attention" : state.method;
   const scene = createScene(preview === null ? state : { ...state, answer: preview, method });
   figure.scene = scene;
-  byId("figure").classList.toggle("empty", !scene);
   const { sample, run, event } = state;
   const dependencies = scene
     ? [sample, scene.left.stack.layout, Boolean(scene.right), figure.width]
