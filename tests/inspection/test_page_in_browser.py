@@ -269,7 +269,7 @@ def test_rows_are_named_by_their_kind(open_page):
         assert explorer.text("#queries-heading") == "Queries"
         assert explorer.text("#query-label") == "query"
         assert "query 3, mean over 3 heads" in explorer.text("#map-title")
-        assert "latent" not in explorer.text("#queries-section").lower()
+        assert "latent" not in explorer.text("main").lower()
         assert explorer.attribute('#queries [data-query="3"]', "aria-label").startswith("query 3")
 
 

@@ -23,12 +23,11 @@ function listenToControls() {
 // options: [[value, name]], or [[group, [[value, name]]]].
 function setOptions(id, options) {
   renderOnChange(`options of ${id}`, options, () => {
-    const nodes = options.map(([value, name]) =>
+    const nodeOf = ([value, name]) =>
       Array.isArray(name)
-        ? element("optgroup", { label: value }, ...name.map(([inner, text]) => element("option", { value: inner }, text)))
-        : element("option", { value }, name),
-    );
-    byId(id).replaceChildren(...nodes);
+        ? element("optgroup", { label: value }, ...name.map(nodeOf))
+        : element("option", { value }, name);
+    byId(id).replaceChildren(...options.map(nodeOf));
   });
 }
 
@@ -63,7 +62,8 @@ function setMapOptions({ layers, methods }) {
   const attention = layers.length ? [["attention", "attention weights of a layer"]] : [];
   setOptions("method", [...methods.map(({ name, label }) => [name, label]), ...attention]);
   setOptions("layer", layers.map(({ name }, index) => [index, name]));
-  setOptions("head", [["mean", `mean of ${numHeads}`], ...Array.from({ length: numHeads }, (_, i) => [i, `head ${i}`])]);
+  const heads = Array.from({ length: numHeads }, (_, head) => [head, `head ${head}`]);
+  setOptions("head", [["mean", `mean of ${numHeads}`], ...heads]);
   const mean = queries.length < numQueries ? `mean of ${queries.length} in page` : `mean of ${numQueries}`;
   setOptions("query", [["mean", mean], ...queries.map((query) => [query, `${kind} ${query}`])]);
   byId("query-label").textContent = kind;

@@ -19,8 +19,8 @@
 //     boxes   [{name, left, top, right, bottom}] as fractions of width and height
 //
 // For each explanation and sample one block:
-//   answers   [{name, detail, is_word, boxes: {modality: [box]}}]: the most probable classes, or the words of a text, or
-//             both; then the annotated classes that are not among them
+//   answers   [{name, detail, is_word, boxes: {modality: [box]}}]: the most probable classes, or the words of a text,
+//             or both; then the annotated classes that are not among them
 //   layers    [{name, query_kind: "latent" or "query", num_queries, queries: indices of those with maps, num_heads,
 //             entropy: [heads, then their mean][queries], maps: of [heads, queries],
 //             rollout: [answers][queries], the share of an answer's rollout through each query}]

@@ -16,7 +16,7 @@ function assemble(node, attributes, children) {
   for (const [key, value] of Object.entries(attributes ?? {})) {
     if (key.startsWith(".")) node[key.slice(1)] = value;
     else if (key.startsWith("aria-")) node.setAttribute(key, value);
-    else if (value !== null && value !== undefined && value !== false) node.setAttribute(key, value === true ? "" : value);
+    else if (![null, undefined, false].includes(value)) node.setAttribute(key, value === true ? "" : value);
   }
   node.append(...children.filter((child) => child !== null && child !== undefined));
   return node;

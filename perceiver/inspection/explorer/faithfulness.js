@@ -6,14 +6,15 @@ const LOCALIZATION_SCORES = { pointing_game: "pointing game", energy_in_box: "en
 const LOCALIZED_MAPS = { relevance: "relevance/", rollout: "" };
 
 // The result of the deletion test for the map in the figure, as its contents.
-function verdictOf({ method, query, head }) {
+function verdictOf({ explanation, selected: { method, layer, query, head } }) {
   const link = element("a", { href: "#faithfulness" }, "Details");
   link.addEventListener("click", (click) => {
     click.preventDefault(); // the fragment of the URL stores the state
     byId("faithfulness").scrollIntoView();
   });
   if (method === "attention" && (query !== "mean" || head !== "mean")) {
-    return ["The deletion test does not apply to the weights of a single query or head. ", link];
+    const kind = explanation.layers[layer].query_kind;
+    return [`The deletion test does not apply to the weights of a single ${kind} or head. `, link];
   }
   const area = eventAt(state).deletion?.areas[method === "attention" ? "mean_map" : method];
   return area ? [...verdictNodes(area), " ", link] : ["The faithfulness of this map was not measured. ", link];

@@ -49,7 +49,7 @@ function renderFigure(preview = null) {
   renderOnChange("panels", dependencies, () => (scene ? renderPanels(scene) : renderNoMap()));
   if (!scene) return;
   byId("map-title").textContent = scene.left.title;
-  byId("verdict").replaceChildren(...verdictOf(scene.selected));
+  byId("verdict").replaceChildren(...verdictOf(scene));
   paintPanels(scene);
   renderNotes(scene);
   renderShares(scene);
@@ -67,8 +67,8 @@ function renderNoMap() {
 }
 
 function panelKinds({ tokens }, isComparison) {
-  if (!isComparison) return tokens ? ["overlay"] : ["overlay", "map"];
-  return tokens ? ["overlay", "other-overlay", "difference"] : ["overlay", "other-overlay", "map", "other-map", "difference"];
+  const kinds = isComparison ? ["overlay", "other-overlay", "map", "other-map", "difference"] : ["overlay", "map"];
+  return kinds.filter((kind) => !tokens || !kind.endsWith("map"));
 }
 
 function captionOf(kind, { picture }, isComparison) {

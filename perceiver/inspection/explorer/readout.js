@@ -52,7 +52,9 @@ function renderReadout() {
   const { left, right, change } = scene;
   const texts = [`${cursor.modality}, ${cellText(description, part, cursor.cell)}`, valueText(left, part, cursor.cell)];
   const index = cellIndex(part, cursor.cell);
-  if (right) texts.push(`${eventName(state.compare)}: ${short(right.map[index])}`, `difference ${signed(change[index])}`);
+  if (right) {
+    texts.push(`${eventName(state.compare)}: ${short(right.map[index])}`, `difference ${signed(change[index])}`);
+  }
   byId("readout").textContent = texts.join(" · ");
 }
 

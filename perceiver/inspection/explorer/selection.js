@@ -22,7 +22,7 @@ function attentionMap(explanation, index, head, query) {
     map: query === "mean" ? stack.mean : stack.map(queries.indexOf(query)),
     unit: "weight",
     title: `Attention weights of ${name}: ${rows}, ${heads}`,
-    notes: isPartial ? [`Mean over the ${queries.length} of ${numQueries} ${plural(kind)} with maps in this page.`] : [],
+    notes: isPartial ? [`Mean over the ${queries.length} of ${counted(numQueries, kind)} with maps in this page.`] : [],
   };
 }
 
@@ -70,14 +70,16 @@ function correspondingLayer(layer, other, selected, name) {
   if (query !== "mean" && !match.queries.includes(query)) {
     return { reason: `${name} has no map of ${match.query_kind} ${query} in this page.` };
   }
-  const isSameModel = selected.compare.run === selected.run || (query === "mean" && head === "mean");
-  const notes = isSameModel ? [] : ["Latents and heads of different runs do not correspond, even if the index is equal."];
+  const isComparable = selected.compare.run === selected.run || (query === "mean" && head === "mean");
+  const rows = capitalized(plural(layer.query_kind));
+  const notes = isComparable ? [] : [`${rows} and heads of different runs do not correspond, whatever their index.`];
   return { state: { ...selected, layer: index }, notes };
 }
 
 function correspondingAnswer(answer, other, selected, name) {
   const { answers, methods } = other;
-  if (!methods.some((method) => method.name === selected.method)) return { reason: `${name} has no ${selected.method}.` };
+  const hasMethod = methods.some((method) => method.name === selected.method);
+  if (!hasMethod) return { reason: `${name} has no ${selected.method}.` };
   const index = answers.findIndex(
     (candidate, position) => candidate.name === answer.name && (!answer.is_word || position === selected.answer),
   );
