@@ -3,6 +3,7 @@
 import os
 import struct
 import zlib
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 
-from perceiver.data import files
 from perceiver.data.files import UnreadableError
 from perceiver.data.readers.image import MAX_PIXELS, Affine, ImageAugment, ImageReader, RandAugment, read_image
 from tests.data.datasets import built
@@ -41,13 +41,6 @@ def assert_unreadable(path: Path, message: str = ".", channels=3, max_value=None
     with pytest.raises(UnreadableError, match=message) as error:
         read_image(path, channels, max_value)
     assert str(error.value).count(str(path)) == 1
-
-
-@pytest.fixture
-def warnings(monkeypatch, caplog) -> pytest.LogCaptureFixture:
-    """The log of a process that has not warned before."""
-    monkeypatch.setattr(files, "_told", set())
-    return caplog
 
 
 GRAY_16 = np.full((HEIGHT, WIDTH), 2**15, dtype=np.uint16)
@@ -160,30 +153,6 @@ def test_decompression_bombs_are_rejected_by_their_header(tmp_path, size):
     assert_unreadable(tmp_path / "bomb.png", r"bomb\.png: .* pixels")
 
 
-@pytest.mark.parametrize(
-    ("value", "position", "message"),
-    [
-        (np.nan, (0, 0), "not finite"),
-        (np.inf, (5, 7), "not finite"),
-        (-np.inf, (-1, -1), "not finite"),
-        (-0.5, (5, 7), "from -0.5 to 0.25, which are not from 0 to 1;.*data.max_value"),
-        (256, (-1, -1), "from 0.25 to 256, which are not from 0 to 255;.*data.max_value"),
-    ],
-)
-def test_floats_outside_of_any_range_are_refused(tmp_path, value, position, message):
-    pixels = np.full((HEIGHT, WIDTH), 0.25, np.float32)
-    pixels[position] = value
-    Image.fromarray(pixels).save(tmp_path / "x.tif")
-    assert_unreadable(tmp_path / "x.tif", message)
-
-
-def test_integers_outside_of_any_range_are_refused(tmp_path):
-    assert_unreadable(tiff(tmp_path / "x.tif", row("i1", -1, 5)), "from -1 to 5")
-    for value, white in ((-1, 255), (2**16, 65535)):
-        uniform("I", value).save(tmp_path / "y.tif")
-        assert_unreadable(tmp_path / "y.tif", f"from {value} to {value}, which are not from 0 to {white}")
-
-
 def tiff(
     path: Path, values: np.ndarray, *, bits: int = 0, photometric: int = 1, tags: dict[int, int] | None = None
 ) -> Path:
@@ -204,6 +173,21 @@ def tiff(
 
 def row(kind: str, *values: float) -> np.ndarray:
     return np.tile(np.array(values, np.dtype(kind)), (5, 2))
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "message"),
+    [
+        *(("<f4", (0.25, value), "not finite") for value in (np.nan, np.inf, -np.inf)),
+        ("<f4", (-0.5, 0.25), "from -0.5 to 0.25, which are not from 0 to 1;.*data.max_value"),
+        ("<f4", (0.25, 256), "from 0.25 to 256, which are not from 0 to 255;.*data.max_value"),
+        ("i1", (5, -1), "from -1 to 5"),
+        ("<i4", (-1, -1), "from -1 to -1, which are not from 0 to 255"),
+        ("<i4", (2**16, 0), "from 0 to 65536, which are not from 0 to 65535"),
+    ],
+)
+def test_values_outside_of_any_range_are_refused(tmp_path, kind, values, message):
+    assert_unreadable(tiff(tmp_path / "x.tif", row(kind, *values)), message)
 
 
 DEPTHS = {
@@ -256,38 +240,26 @@ def test_dark_files_are_warned_of_once_per_format_and_depth(tmp_path, warnings):
 
 
 @pytest.mark.parametrize(("color_type", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)])
-@pytest.mark.parametrize(("value", "is_dark"), [(255, True), (4095, True), (30000, False)])
-def test_a_png_of_16_bits_that_uses_only_the_lower_ones_is_warned_of(
-    tmp_path, warnings, color_type, channels, value, is_dark
-):
-    pixels = np.full((5, 7, channels), value)
-    if color_type in (4, 6):
-        pixels[..., -1] = 65535
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+def test_a_png_of_16_bits_that_uses_only_the_lower_ones_is_warned_of(tmp_path, warnings, color_type, channels):
     path = tmp_path / "x.png"
-    path.write_bytes(
-        png_header(7, 5, 16, color_type) + png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
-    )
-    assert read_image(path, 1).unique().item() == pytest.approx(value / 257, abs=1)
-    assert [str(path) in text and "nearly black" in text for text in warnings.messages] == [True] * is_dark
+    for value, num_warnings in ((30000, 0), (255, 1)):
+        pixels = np.full((5, 7, channels), value)
+        if color_type in (4, 6):
+            pixels[..., -1] = 65535  # opaque
+        data = zlib.compress(b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels))
+        path.write_bytes(png_header(7, 5, 16, color_type) + png_chunk(b"IDAT", data) + png_chunk(b"IEND", b""))
+        assert read_image(path, 1).unique().item() == pytest.approx(value / 257, abs=1)
+        assert [str(path) in text and "nearly black" in text for text in warnings.messages] == [True] * num_warnings
     if color_type:
         assert_unreadable(path, "max_value=255 ", max_value=255)
     else:
-        assert read_image(path, 1, value).unique().item() == 255
+        assert read_image(path, 1, 255).unique().item() == 255
 
 
-@pytest.mark.parametrize(
-    ("source", "target"),
-    [
-        ((101, 101), (31, 47)),
-        ((103, 211), 31),
-        ((211, 103), (53, 29)),
-        ((23, 29), 31),
-        ((1009, 13), 31),
-        ((13, 1009), (53, 29)),
-    ],
-    ids=str,
-)
+SIZES = [((101, 101), (31, 47)), ((103, 211), 31), ((211, 103), (53, 29)), ((1009, 13), 31), ((13, 1009), (53, 29))]
+
+
+@pytest.mark.parametrize(("source", "target"), SIZES, ids=str)
 def test_resizing_keeps_the_center_and_the_aspect_ratio(source, target):
     reader = image_reader(target, channels=1)
     height, width = source
@@ -308,18 +280,15 @@ def test_resizing_keeps_the_center_and_the_aspect_ratio(source, target):
         assert (profile / profile.max()).sum() == pytest.approx(side * scale, abs=1.1)
 
 
-@pytest.mark.parametrize("source", [(1, 1), (1, 2), (2, 1), (1, 97), (3, 7), (7, 3)], ids=str)
-def test_images_of_any_shape_are_resized_to_the_size(source):
-    for target in (1, 5, (3, 7)):
+def test_images_of_any_shape_are_resized_to_the_size():
+    sources = [(1, 1), (1, 2), (2, 1), (1, 97), (3, 7), (7, 3)]
+    for source, target in product(sources, (1, 5, (3, 7))):
         resized = image_reader(target).resize(torch.full((3, *source), 131, dtype=torch.uint8))
         assert resized.shape == (3, *image_reader(target).size)
         assert (resized == 131).all()
-    image = torch.randint(256, (3, *source), dtype=torch.uint8)
-    assert torch.equal(image_reader(source).resize(image), image)
-
-
-def test_a_thin_strip_is_not_enlarged_as_a_whole():
-    strip = torch.zeros(1, 1, 50_000_000, dtype=torch.uint8)
+    image = torch.randint(256, (3, 5, 7), dtype=torch.uint8)
+    assert torch.equal(image_reader((5, 7)).resize(image), image)
+    strip = torch.zeros(1, 1, 50_000_000, dtype=torch.uint8)  # must not be enlarged as a whole
     assert image_reader(997, channels=1).resize(strip).shape == (1, 997, 997)
 
 

@@ -9,7 +9,6 @@ import pytest
 import soundfile
 import torch
 
-from perceiver.data import files
 from perceiver.data.files import UnreadableError
 from perceiver.data.readers import sound_file
 from perceiver.data.readers.sound_file import SoundFile, is_truncated, resample
@@ -63,27 +62,6 @@ def assert_unreadable(path: Path, message: str, **part: float):
         read(path, **part)
     assert str(error.value).startswith(f"{path}: ")
     assert str(error.value).count(str(path)) == 1
-
-
-@pytest.fixture
-def warnings(monkeypatch, caplog) -> pytest.LogCaptureFixture:
-    """The log of a process that has not warned before."""
-    monkeypatch.setattr(files, "_told", set())
-    return caplog
-
-
-@pytest.fixture
-def decoded(monkeypatch) -> list[int]:
-    """The number of samples that each call of soundfile decoded."""
-    lengths, original = [], soundfile.SoundFile.read
-
-    def counting_read(self, *args, **kwargs):
-        block = original(self, *args, **kwargs)
-        lengths.append(len(block))
-        return block
-
-    monkeypatch.setattr(soundfile.SoundFile, "read", counting_read)
-    return lengths
 
 
 class TestFormats:
