@@ -18,21 +18,30 @@ from perceiver.attention import BlockSpec, CrossBlock, SelfBlock
 from perceiver.decoders.base import Decoder
 from perceiver.decoders.pooled import PooledDecoder
 from perceiver.inspection.capture import capture
+from perceiver.inspection.explanation import Explainer
+from perceiver.inspection.rollout import rollout
 from perceiver.latents import LatentArray, Schedule
 from perceiver.mechanisms.base import TOKENS
 from perceiver.mechanisms.scaled_dot_product import ScaledDotProduct
+from perceiver.tasks.generation import Sampling
 from tests.inspection.models import (
+    NUM_WORDS,
     AsTheyAre,
+    beams,
+    captioning,
+    captions,
     capture_relevance,
     computed_weights,
     direct_text,
     forward_record,
     perceiver,
     perceiver_io,
+    perceiver_joint,
     perceiver_text,
     reader_of_tokens,
     some_masks,
     some_scores,
+    some_words,
 )
 from tests.kills import in_fork
 from tests.models import DIM, NUM_CLASSES, latents, logits, small_inputs
@@ -93,14 +102,6 @@ def test_gradients_change_nothing_of_what_is_seen(make):
 
 
 @MODELS
-@MASKS
-def test_rows_sum_to_one(make, masks):
-    for layer in forward_record(make(), masks=masks).layers.values():
-        sums = layer.weights().sum(dim=-1)
-        torch.testing.assert_close(sums, torch.ones_like(sums))
-
-
-@MODELS
 def test_masked_keys_get_exactly_nothing_and_all_others_something(make):
     captured = forward_record(make(), masks=some_masks())
     real = torch.ones(3, 4 * 5 + 5 * 7, dtype=torch.bool)
@@ -154,8 +155,7 @@ def test_layers_are_named_by_role_in_the_order_in_which_they_ran(make, expected)
 
 
 @pytest.mark.parametrize("name", ["cross0", "self3", "decode0"])
-@pytest.mark.parametrize("queries", [None, [7], [5, 2, 2, 0], []])
-@pytest.mark.parametrize("head", [None, 0, 1])
+@pytest.mark.parametrize(("queries", "head"), [(None, 1), ([5, 2, 2, 0], None), ([], 0)])
 def test_chosen_queries_and_head_are_slices_of_the_full_map(name, queries, head):
     captured = forward_record(perceiver_io())
     full = captured.layers[name].weights()
@@ -191,10 +191,6 @@ def test_a_second_forward_replaces_the_first():
     assert captured.spans == alone.spans
     torch.testing.assert_close(captured.map("cross2"), alone.map("cross2"))
     torch.testing.assert_close(captured.outputs, alone.outputs)
-
-
-def test_a_second_forward_with_gradients_replaces_the_first():
-    model, inputs = perceiver_io(), small_inputs()
     with capture(model, gradients=True) as captured:
         model(small_inputs(batch=2))
         found = captured.relevance(some_scores(model(inputs)))
@@ -202,8 +198,7 @@ def test_a_second_forward_with_gradients_replaces_the_first():
 
 
 @RUN_AGAIN
-@MODELS
-@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize(("make", "frozen"), [(perceiver, True), (perceiver_text, False)])
 def test_what_checkpointing_runs_again_is_not_recorded_again(kinds, make, frozen):
     model, inputs = make().requires_grad_(not frozen), small_inputs()
     expected, relevance = capture_relevance(model, inputs)
@@ -401,3 +396,68 @@ def test_a_map_of_few_latents_never_holds_the_whole_map(monkeypatch):
     assert max(largest) == 5 * heads * tokens
     torch.testing.assert_close(few, whole[:, [3, 59, 7]])
     torch.testing.assert_close(one_head, captured.map("cross0", head=2)[:, [3, 59, 7]])
+
+
+class TestWords:
+    def test_they_see_themselves_and_the_words_before(self):
+        model, inputs, words = perceiver_text(), small_inputs(), some_words()
+        captured = forward_record(model, inputs, words=words)
+        words[:, 5:] = words[:, 5:].flip(0)
+        other = forward_record(model, inputs, words=words)
+        for name in ("decode_self0", "decode_self1", "decode1"):
+            weights = captured.layers[name].weights()
+            if "self" in name:
+                assert (weights > 0).all(dim=(0, 1)).equal(torch.ones(NUM_WORDS, NUM_WORDS).tril().bool())
+            torch.testing.assert_close(captured.map(name, queries=[5, 2]), weights.mean(dim=1)[:, [5, 2]])
+            torch.testing.assert_close(other.map(name)[:, :5], captured.map(name)[:, :5])
+            assert not torch.allclose(other.map(name)[:, 5:], captured.map(name)[:, 5:])
+
+    def test_every_layer_has_the_shape_of_queries_and_keys(self):
+        captured = forward_record(perceiver_text())
+        shapes = {
+            "cross": (3, 3, 11, 4 * 5 + 5 * 7),
+            "self": (3, 2, 11, 11),
+            "decode_self": (3, 2, NUM_WORDS, NUM_WORDS),
+            "decode": (3, 5, NUM_WORDS, 11),
+        }
+        assert {layer.role.name: layer.weights().shape for layer in captured.layers.values()} == shapes
+        assert captured.num_outputs == NUM_WORDS
+
+    @pytest.mark.parametrize("num_beams", [1, 3])
+    def test_of_generation_only_the_forward_pass_over_its_result_is_recorded(self, num_beams):
+        model, inputs, task = perceiver_text(), small_inputs(), captioning(beams(num_beams))
+        with capture(model) as captured:
+            words = task.generate(model, captions(inputs), 1).ids[:, 0]
+            assert not captured.layers
+        found = Explainer(model, task, [], 0.5).explain(captions(inputs))
+        alone = forward_record(model, inputs, words=words)
+        assert list(found.record.layers) == list(alone.layers)
+        assert all(
+            torch.equal(found.record.layers[name].weights(), one.weights()) for name, one in alone.layers.items()
+        )
+        assert any(found.answers)
+        queries = {query for row in found.answers for answer in row for query in answer.queries}
+        assert queries <= set(range(alone.num_outputs))
+
+    def test_sampling_in_a_capture_restores_modes_and_random_state(self):
+        model = perceiver_text().train()
+        sampling = Sampling(temperature=1.0, top_k=0, top_p=1.0, presence_penalty=0.0, no_repeat_ngram_size=0)
+        model.encoders.eval()
+        modes, state = [module.training for module in model.modules()], torch.get_rng_state()
+        with capture(model):
+            captioning(sampling).answer_queries(model, captions(small_inputs()))
+            assert not torch.equal(torch.get_rng_state(), state)
+        assert torch.equal(torch.get_rng_state(), state)
+        assert [module.training for module in model.modules()] == modes
+
+
+def test_rollout_of_a_model_with_several_outputs_needs_a_choice():
+    captured = forward_record(perceiver_joint())
+    for output in (None, "label"):
+        with pytest.raises(ValueError, match=f"output={output}: .*label/logits, caption/logits"):
+            captured.rollout(output=output)
+    for output, num_queries in (("label/logits", NUM_CLASSES), ("caption/logits", NUM_WORDS)):
+        found = captured.rollout([3, 1], output=output, alpha=0.3)
+        expected = rollout(captured.for_output(output), alpha=0.3)
+        assert expected.inputs.shape[1] == num_queries
+        torch.testing.assert_close(found.inputs, expected.inputs[:, [3, 1]])

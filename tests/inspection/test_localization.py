@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from perceiver.inspection.localization import box_coverage, localization, map_scores, mean_scores
-from perceiver.types import Box, Grid, Span
+from perceiver.inspection.localization import box_coverage, localization, map_scores, mean_scores, word_overlap
+from perceiver.types import Answer, Box, Grid, Span
 from tests.inspection.drawn import explanation_of
-from tests.inspection.models import grid, lay_out, of_class
+from tests.inspection.models import grid, lay_out, of_class, word
 from tests.inspection.sounds import (
     COLUMNS,
     ROWS,
@@ -70,13 +70,6 @@ def test_on_a_grid_of_time_alone_a_box_covers_its_time():
     torch.testing.assert_close(box_coverage([[box]], alone)[0], torch.tensor([0, 0, 0.5, 1, 0, 0, 0]).double())
 
 
-def test_boxes_of_one_case_are_nothing_to_another():
-    boxes = some_boxes(7)
-    together = box_coverage([boxes[:2], boxes[2:], boxes[:1]], SOUND)
-    alone = torch.cat([box_coverage([part], SOUND) for part in (boxes[:2], boxes[2:], boxes[:1])])
-    torch.testing.assert_close(together, alone)
-
-
 def test_all_mass_in_one_cell_scores_one_in_a_box_around_it_and_chance_is_the_area_of_the_box():
     covered = box_coverage([[cells((2, 4), (1, 4))]], SOUND)
     found = map_scores(one_hot(3, 2), covered, None)
@@ -140,29 +133,13 @@ def test_cases_in_which_nothing_can_be_found_are_left_out():
     assert mean_scores([]) == {}
 
 
-def test_means_are_over_all_cases_of_all_parts():
-    maps, boxes = torch.rand(13, 35), [some_boxes(2) for _ in range(13)]
-    covered = box_coverage(boxes, SOUND)
-    whole = mean_scores([map_scores(maps, covered, None)])
-    assert mean_scores([map_scores(maps[:3], covered[:3], None), map_scores(maps[3:], covered[3:], None)]) == (
-        pytest.approx(whole)
-    )
+def localized(maps: torch.Tensor, boxes=None, answers=None, **options) -> dict[str, torch.Tensor]:
+    return localization(explanation_of_maps(maps, boxes, answers, **options))
 
 
-@pytest.mark.parametrize("own", [True, False], ids=["own queries", "one rollout"])
-def test_each_class_of_a_sample_is_a_case_or_all_of_them_one_and_what_was_said_makes_no_difference(own):
-    first = [cells((0, 1), (0, 1), label=3), cells((2, 3), (2, 3), label=1), cells((4, 5), (4, 5), label=3)]
-    boxes = [first, [], [cells((1, 2), (1, 2), label=2)]]
-    maps = torch.rand(3, 5, 35)
-    maps /= maps.sum(dim=-1, keepdim=True)
-    found = localization(explanation_of_maps(maps, boxes, own=own))
-    of_classes = [1 / 35, 2 / 35, 1 / 35]
-    assert found["energy_in_box_chance"].tolist() == pytest.approx(of_classes if own else [3 / 35, 1 / 35])
-    assert found["relevance/energy_in_box_chance"].tolist() == pytest.approx(of_classes)
-    assert set(found) == {f"{of}{name}" for of in ("", "relevance/") for name in MEASURED}
-    likeliest = [[of_class(2, name="c"), *row] if place < 2 else row for place, row in enumerate(classes_of(boxes))]
-    again = localization(explanation_of_maps(maps, boxes, likeliest, own=own))
-    torch.testing.assert_close(again, found)
+def some_maps(*shape: int) -> torch.Tensor:
+    maps = torch.rand(*shape, 35)
+    return maps / maps.sum(dim=-1, keepdim=True)
 
 
 SAMPLES = [
@@ -179,69 +156,149 @@ INSIDE = [
 ]
 
 
-def test_each_class_is_held_against_its_own_boxes():
-    maps = planted_maps(INSIDE)
-    found, swapped = (mean_scores([localization(explanation_of_maps(m, SAMPLES))]) for m in (maps, maps[:, [1, 2, 0]]))
-    for of in ("", "relevance/"):
-        assert found[f"{of}energy_in_box"] == pytest.approx(1.0, abs=1e-3)
-        assert found[f"{of}pointing_game"] == 1.0
-        assert swapped[f"{of}energy_in_box"] < 0.01
-        assert swapped[f"{of}pointing_game"] == 0.0
-        assert swapped[f"{of}pointing_game_chance"] == found[f"{of}pointing_game_chance"]
+class TestClasses:
+    @pytest.mark.parametrize("own", [True, False], ids=["own queries", "one rollout"])
+    def test_each_class_with_boxes_is_a_case_unless_all_share_a_rollout(self, own):
+        """Classes without boxes among the answers make no difference."""
+        first = [cells((0, 1), (0, 1), label=3), cells((2, 3), (2, 3), label=1), cells((4, 5), (4, 5), label=3)]
+        boxes, maps = [first, [], [cells((1, 2), (1, 2), label=2)]], some_maps(3, 5)
+        found = localized(maps, boxes, own=own)
+        of_classes = [1 / 35, 2 / 35, 1 / 35]
+        assert found["energy_in_box_chance"].tolist() == pytest.approx(of_classes if own else [3 / 35, 1 / 35])
+        assert found["relevance/energy_in_box_chance"].tolist() == pytest.approx(of_classes)
+        assert set(found) == {f"{of}{name}" for of in ("", "relevance/") for name in MEASURED}
+        others = [[of_class(2), *row] if place < 2 else row for place, row in enumerate(classes_of(boxes))]
+        torch.testing.assert_close(localized(maps, boxes, others, own=own), found)
+
+    def test_each_is_compared_with_its_own_boxes(self):
+        maps = planted_maps(INSIDE)
+        found, swapped = (mean_scores([localized(one, SAMPLES)]) for one in (maps, maps[:, [1, 2, 0]]))
+        for of in ("", "relevance/"):
+            assert found[f"{of}energy_in_box"] == pytest.approx(1.0, abs=1e-3)
+            assert found[f"{of}pointing_game"] == 1.0
+            assert swapped[f"{of}energy_in_box"] < 0.01
+            assert swapped[f"{of}pointing_game"] == 0.0
+
+    def test_a_shared_rollout_is_compared_with_all_boxes_and_relevance_with_those_of_its_class(self):
+        maps, relevance = planted_maps(INSIDE), torch.zeros(4, 2, 35)
+        for row, answers in enumerate(classes_of(SAMPLES)):
+            relevance[row, : len(answers)] = maps[row, [answer.label for answer in answers]]
+        found = localized(maps, SAMPLES, own=False, relevance=relevance)
+        expected = map_scores(maps.mean(dim=1)[[0, 1, 3]], box_coverage([row for row in SAMPLES if row], SOUND), None)
+        for name, values in expected.items():
+            torch.testing.assert_close(found[name], values, rtol=0, atol=1e-3)
+        assert found["relevance/pointing_game"].tolist() == [1.0] * 4
+
+    def test_only_real_cells_and_boxes_of_the_modality_count(self):
+        maps = planted_maps([[(1, 1)], [(1, 1)]])
+        real = torch.ones(2, 35, dtype=torch.bool)
+        real[1, :21] = False
+        boxes = [[cells((0, 2), (0, 3)), cells((3, 5), (0, 7), modality="image")], [cells((2, 4), (0, 7))]]
+        found = localized(maps * 0.5 + 0.5 / 35, boxes, mask=real)
+        for of in ("", "relevance/"):
+            chance = torch.tensor([6 / 35, 7 / 14]).double()
+            torch.testing.assert_close(found[f"{of}energy_in_box_chance"], chance)
+            torch.testing.assert_close(found[f"{of}energy_in_box"][1], torch.tensor(0.5).double(), rtol=0, atol=1e-3)
+
+    def test_each_modality_is_scored_on_its_own_grid(self):
+        maps, image = planted_maps([[(2, 3)]]), torch.full((1, 1, 6), 1 / 6)
+        captured = capture_of(torch.cat([maps * 0.5, image * 0.5], dim=-1))
+        lay_out(captured, {"audio": Span(0, 35, SOUND), "image": Span(35, 41, grid(2, 3, cell=10))})
+        boxes = [[cells((2, 3), (3, 4)), Box(0, "image", {"y": (0.0, 10.0), "x": (0.0, 15.0)})]]
+        found = localization(explanation_of(captured, classes_of(boxes), boxes=boxes))
+        torch.testing.assert_close(found["energy_in_box"], torch.tensor([1.0, 0.25]).double(), rtol=0, atol=1e-4)
+
+    @pytest.mark.parametrize("boxes", [[[], []], [None, None]])
+    @pytest.mark.parametrize("answers", [None, [[of_class(0)]] * 2], ids=["none", "classes"])
+    def test_without_boxes_there_are_no_scores(self, boxes, answers):
+        assert localized(planted_maps([[(1, 1)], [(2, 2)]]), boxes, answers) == {}
 
 
-def test_a_rollout_that_classes_share_is_held_against_all_boxes_and_their_relevance_each_against_its_own():
-    maps = planted_maps(INSIDE)
-    classes = [[answer.label for answer in row] for row in classes_of(SAMPLES)]
-    relevance = torch.zeros(4, 2, 35)
-    for row, labels in enumerate(classes):
-        relevance[row, : len(labels)] = maps[row, labels]
-    found = localization(explanation_of_maps(maps, SAMPLES, own=False, relevance=relevance))
-    expected = map_scores(maps.mean(dim=1)[[0, 1, 3]], box_coverage([row for row in SAMPLES if row], SOUND), None)
-    for name, values in expected.items():
-        torch.testing.assert_close(found[name], values, rtol=0, atol=1e-3)
-    assert found["relevance/energy_in_box"].tolist() == pytest.approx([1.0] * 4)
-    assert found["relevance/pointing_game"].tolist() == [1.0] * 4
+def with_boxes(queries: tuple[int, ...], kind: str, *boxes: Box) -> Answer:
+    return Answer("word", queries, "logits", kind=kind, boxes=boxes)
 
 
-@pytest.mark.parametrize("own", [True, False])
-def test_permuted_samples_give_permuted_scores(own):
-    maps = torch.rand(4, 3, 35)
-    maps, order = maps / maps.sum(dim=-1, keepdim=True), [3, 0, 2, 1]
-    found = localization(explanation_of_maps(maps, SAMPLES, own=own))
-    permuted = localization(explanation_of_maps(maps[order], [SAMPLES[i] for i in order], own=own))
-    of_classes = [row for row, answers in enumerate(classes_of(SAMPLES)) for _ in answers]
-    assert len(of_classes) > 2
-    for name, values in found.items():
-        samples = of_classes if own or name.startswith("relevance/") else [0, 1, 3]
-        places = sorted(range(len(samples)), key=lambda place: (order.index(samples[place]), place))
-        torch.testing.assert_close(permuted[name], values[places])
+def words(*queries: int) -> list[Answer]:
+    return [word((query,), ()) for query in queries]
 
 
-def test_only_what_is_real_counts_and_boxes_of_other_modalities_are_theirs():
-    maps = planted_maps([[(1, 1)], [(1, 1)]])
-    real = torch.ones(2, 35, dtype=torch.bool)
-    real[1, :21] = False
-    boxes = [[cells((0, 2), (0, 3)), cells((3, 5), (0, 7), modality="image")], [cells((2, 4), (0, 7))]]
-    found = localization(explanation_of_maps(maps * 0.5 + 0.5 / 35, boxes, mask=real))
-    for of in ("", "relevance/"):
-        chance = torch.tensor([6 / 35, 7 / 14]).double()
-        torch.testing.assert_close(found[f"{of}energy_in_box_chance"], chance)
-        torch.testing.assert_close(found[f"{of}energy_in_box"][1], torch.tensor(0.5).double(), rtol=0, atol=1e-3)
+TEXTS = [
+    [
+        *words(0),
+        with_boxes((1,), "color", cells((0, 2), (0, 3))),
+        with_boxes((2, 3), "shape", cells((3, 5), (4, 7))),  # of two queries, whose maps each lie in its box
+    ],
+    [],
+    [with_boxes((0,), "shape", cells((0, 1), (0, 1)), cells((4, 5), (6, 7))), *words(1)],
+]
+OF_TEXTS = [
+    [(4, 0), (1, 2), (3, 5), (4, 6)],
+    [(2, 2), (0, 0), (4, 6), (1, 1)],
+    [(4, 6), (0, 1), (4, 1), (1, 6)],
+]
 
 
-def test_modalities_are_scored_each_on_its_own_grid():
-    maps = planted_maps([[(2, 3)]])
-    image = torch.full((1, 1, 6), 1 / 6)
-    captured = capture_of(torch.cat([maps * 0.5, image * 0.5], dim=-1))
-    lay_out(captured, {"audio": Span(0, 35, SOUND), "image": Span(35, 41, grid(2, 3, cell=10))})
-    boxes = [[cells((2, 3), (3, 4)), Box(0, "image", {"y": (0.0, 10.0), "x": (0.0, 15.0)})]]
-    found = localization(explanation_of(captured, classes_of(boxes), boxes=boxes))
-    torch.testing.assert_close(found["energy_in_box"], torch.tensor([1.0, 0.25]).double(), rtol=0, atol=1e-4)
+class TestWords:
+    def test_they_are_scored_by_kind_each_with_its_own_boxes(self):
+        maps, elsewhere = planted_maps(OF_TEXTS), planted_maps([[(4, 0)] * 4, [(0, 0)] * 4, [(1, 1)] * 4])
+        found, misses = localized(maps, answers=TEXTS), localized(elsewhere, answers=TEXTS)
+        kinds = {f"{name}_{kind}" for name in MEASURED for kind in ("color", "shape")}
+        assert set(found) == {f"{of}{name}" for of in ("", "relevance/") for name in kinds} | {"word_overlap"}
+        for kind, chances in (("color", [6 / 35]), ("shape", [6 / 35, 2 / 35])):
+            assert found[f"energy_in_box_{kind}"].tolist() == pytest.approx([1.0] * len(chances), abs=0.01)
+            assert found[f"pointing_game_{kind}"].tolist() == pytest.approx([1.0] * len(chances))
+            assert found[f"pointing_game_chance_{kind}"].tolist() == pytest.approx(chances)
+            assert misses[f"energy_in_box_{kind}"].max() < 0.01
+            torch.testing.assert_close(misses[f"energy_in_box_chance_{kind}"], found[f"energy_in_box_chance_{kind}"])
+
+    def test_the_map_of_a_word_is_the_mean_of_those_of_its_queries(self):
+        maps = planted_maps([[(0, 0), (3, 5), (1, 2), (4, 6)]])
+        found = localized(maps, answers=[[with_boxes((1, 2), "shape", cells((3, 5), (4, 7)))]])
+        assert found["energy_in_box_shape"].tolist() == pytest.approx([0.5], abs=1e-3)
+
+    def test_padding_changes_no_score(self):
+        maps = some_maps(3, 4)
+        padded = torch.cat([maps, some_maps(3, 5)], dim=1)
+        torch.testing.assert_close(localized(padded, answers=TEXTS), localized(maps, answers=TEXTS))
+
+    def test_words_without_a_query_or_a_box_of_the_modality_are_no_cases(self):
+        elsewhere = cells((1, 2), (1, 2), modality="image")
+        text = [
+            with_boxes((), "shape", cells((1, 2), (1, 2))),
+            with_boxes((0,), "shape", elsewhere),
+            with_boxes((1,), "shape", cells((2, 3), (2, 3)), elsewhere),
+        ]
+        found = localized(planted_maps([[(1, 1), (2, 2)]]), answers=[text])
+        assert found["energy_in_box_shape"].tolist() == pytest.approx([1.0], abs=1e-3)
+        assert found["energy_in_box_chance_shape"].tolist() == pytest.approx([1 / 35])
+
+    def test_the_boxes_of_a_sample_are_not_those_of_its_words(self):
+        boxes, maps = [[cells((0, 5), (0, 7))]] * 3, planted_maps(OF_TEXTS)
+        torch.testing.assert_close(localized(maps, boxes, TEXTS), localized(maps, answers=TEXTS), rtol=0, atol=0)
+        assert localized(maps, boxes, [[], [], []]) == {}
 
 
-@pytest.mark.parametrize("boxes", [[[], []], [None, None]])
-@pytest.mark.parametrize("answers", [None, [[of_class(0, name="a")]] * 2], ids=["silent", "classes"])
-@pytest.mark.parametrize("own", [True, False])
-def test_without_boxes_there_are_no_scores(boxes, answers, own):
-    assert localization(explanation_of_maps(planted_maps([[(1, 1)], [(2, 2)]]), boxes, answers, own=own)) == {}
+def overlap_of(maps: torch.Tensor, *answers: list[Answer], **options) -> list[float]:
+    found = word_overlap(explanation_of_maps(maps, answers=list(answers), **options))
+    return found["word_overlap"].tolist() if found else []
+
+
+class TestOverlap:
+    def test_it_is_one_for_equal_and_zero_for_disjoint_maps(self):
+        equal, disjoint = [(2, 3)] * 4, [(0, 0), (1, 1), (2, 2), (4, 6)]
+        found = overlap_of(planted_maps([equal, disjoint]), words(0, 1, 2, 3), words(0, 1, 2, 3))
+        assert found == pytest.approx([1.0, 0.0], abs=1e-6)
+
+    def test_it_is_the_mean_mass_that_pairs_have_in_common(self):
+        maps = some_maps(2, 5)
+        pairs = [(one, other) for one in range(5) for other in range(one)]
+        expected = [sum(float(torch.minimum(row[a], row[b]).sum()) for a, b in pairs) / len(pairs) for row in maps]
+        assert overlap_of(maps, words(*range(5)), words(3, 0, 4, 1, 2)) == pytest.approx(expected, abs=1e-4)
+
+    def test_samples_need_two_words_with_a_map(self):
+        maps, without_query = planted_maps([[(0, 0), (0, 0), (4, 4)]] * 5), word((), ())
+        real = torch.ones(5, 35, dtype=torch.bool)
+        real[4] = False
+        answers = [[*words(0, 1), without_query], words(2), [*words(0), without_query], words(0, 2), words(0, 2)]
+        assert overlap_of(maps, *answers, mask=real) == pytest.approx([1.0, 0.0], abs=1e-6)
+        assert overlap_of(maps[:1], [of_class(label) for label in range(3)]) == []
