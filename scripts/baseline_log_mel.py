@@ -1,8 +1,8 @@
-"""What a linear model makes of a sound data set: `uv run scripts/baseline_log_mel.py experiment=audio_tagging`.
+"""Linear baselines on a sound data set: `uv run scripts/baseline_log_mel.py experiment=audio_tagging`.
 
-Takes the splits and the spectrogram of an experiment, describes every sound by the mean over time of its log-mels (and,
-in a second row, by their standard deviation too), and prints the test metrics of logistic and of ridge regression, with
-the same metrics as the task. Their regularisation is chosen by cross-validation on the training samples.
+With the splits and the spectrogram of an experiment, sounds are described by the mean over time of their log-mels (and
+in a second row also by the standard deviation). Prints the test metrics of the task for logistic and ridge regression,
+with regularization chosen by cross-validation on the training samples.
 """
 
 from collections.abc import Iterator
@@ -49,13 +49,13 @@ def main(cfg: DictConfig) -> None:
     test_x, test_y = statistics(test, log_mel, parts.data.dataset.num_classes)
     table = Table("features", "model", *metrics(test_y, test_y))
     for features, size in (("mean of log-mels", train_x.shape[1] // 2), ("mean and deviation", train_x.shape[1])):
-        for name, scores in answers(train_x[:, :size], train_y, test_x[:, :size]):
+        for name, scores in test_scores(train_x[:, :size], train_y, test_x[:, :size]):
             table.add_row(features, name, *(f"{value:.3f}" for value in metrics(scores, test_y).values()))
     console.print(table)
 
 
 def statistics(split: Split, log_mel: LogMel, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation over time of each sample's log-mels [samples, 2 mels], and its classes [samples, classes]."""
+    """Return mean and deviation over time of log-mels [samples, 2 mels], and classes [samples, classes]."""
     rows, tags = [], np.zeros((len(split), num_classes), dtype=int)
     for index in range(len(split)):
         sample = split[index]
@@ -66,8 +66,8 @@ def statistics(split: Split, log_mel: LogMel, num_classes: int) -> tuple[np.ndar
     return np.stack(rows), tags
 
 
-def answers(train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """Scores of the test samples [samples, classes] by each model."""
+def test_scores(train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the name of each model and its scores of the test samples [samples, classes]."""
     single = bool((train_y.sum(axis=1) == 1).all())
     strengths = np.logspace(-3, 3, 7)
     logistic: Any = GridSearchCV(LogisticRegression(max_iter=2000), {"C": 1 / strengths}, cv=3)
@@ -84,7 +84,7 @@ def answers(train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray) -> Ite
 
 
 def metrics(scores: np.ndarray, tags: np.ndarray) -> dict[str, float]:
-    """mAP, AUC, d′, and top-1 accuracy where each sample has one class."""
+    """Return mAP, AUC, d′, and top-1 accuracy if each sample has one class."""
     ranking = Ranking(tags.shape[1])
     ranking.update(torch.from_numpy(scores).float(), torch.from_numpy(tags > 0))
     found = {name: float(value) for name, value in ranking.compute().items()}

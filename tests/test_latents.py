@@ -1,3 +1,5 @@
+"""The latent array: order of blocks and shared weights."""
+
 from itertools import product
 
 import pytest
@@ -44,27 +46,18 @@ def order_of_blocks(latents):
 
 
 @pytest.mark.parametrize(("cross_sharing", "block_sharing"), [*product(SHARING, SHARING)])
-@pytest.mark.parametrize(
-    ("num_cross_attends", "num_blocks", "num_self_attends"), [(1, 1, 1), (1, 3, 2), (2, 3, 1), (4, 5, 2), (3, 3, 0)]
-)
-def test_sharing_leaves_the_documented_number_of_weights(
-    cross_sharing, block_sharing, num_cross_attends, num_blocks, num_self_attends
-):
+def test_sharing_leaves_the_documented_number_of_weights(cross_sharing, block_sharing):
     unique = {"none": lambda count: count, "all": lambda _: 1, "all_but_first": lambda count: min(count, 2)}
-    latents = latent_array(
-        num_self_attends=num_self_attends,
-        num_cross_attends=num_cross_attends,
-        num_blocks=num_blocks,
-        cross_sharing=cross_sharing,
-        block_sharing=block_sharing,
-    )
     cross = num_parameters(CrossBlock(query_dim=DIM, input_dim=INPUT_DIM, spec=CROSS))
     self_attend = num_parameters(SelfBlock(dim=DIM, spec=SELF))
-    assert num_parameters(latents) == (
-        11 * DIM
-        + unique[cross_sharing](num_cross_attends) * cross
-        + unique[block_sharing](num_blocks) * num_self_attends * self_attend
-    )
+    for num_cross, num_blocks, num_self in ((1, 1, 1), (1, 3, 2), (2, 3, 1), (4, 5, 2), (3, 3, 0)):
+        counts = {"num_cross_attends": num_cross, "num_blocks": num_blocks, "num_self_attends": num_self}
+        latents = latent_array(**counts, cross_sharing=cross_sharing, block_sharing=block_sharing)
+        assert num_parameters(latents) == (
+            11 * DIM
+            + unique[cross_sharing](num_cross) * cross
+            + unique[block_sharing](num_blocks) * num_self * self_attend
+        )
 
 
 @pytest.mark.parametrize(
@@ -82,11 +75,6 @@ def test_sharing_leaves_the_documented_number_of_weights(
 )
 def test_blocks_run_in_the_order_of_the_schedule(schedule, order):
     assert order_of_blocks(latent_array(num_self_attends=2, **schedule)) == order
-
-
-def test_perceiver_io_has_one_cross_attend_and_one_group_for_all_blocks():
-    latents = latent_array(num_self_attends=2, **PERCEIVER_IO)
-    assert (len(latents.cross_blocks), len(latents.self_blocks), len(latents.self_blocks[0])) == (1, 1, 2)
 
 
 @pytest.mark.parametrize(("num_latents", "num_self_attends"), [(1, 1), (11, 0), (1, 0)])

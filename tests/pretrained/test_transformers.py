@@ -1,3 +1,5 @@
+"""Converted image classifiers give the logits, gradients and sizes of the originals."""
+
 import importlib
 import sys
 
@@ -26,7 +28,6 @@ SMALL = {
     "image_size": 13,
 }
 CONFIGS = {
-    "kv": {},
     "q": {"cross_attention_shape_for_attention": "q", "num_cross_attention_heads": 11},
     "qk_channels": {"qk_channels": 26, "v_channels": 22, "num_cross_attention_heads": 2},
     "widening": {"cross_attention_widening_factor": 2, "self_attention_widening_factor": 3, "hidden_act": "relu"},
@@ -69,9 +70,16 @@ def num_parameters(model):
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-@CLASSES
-@pytest.mark.parametrize("weights", ["initial", "large"])
-@pytest.mark.parametrize("overrides", CONFIGS.values(), ids=CONFIGS)
+PAIRS = [
+    *(pytest.param(hf_class, {}, weights) for hf_class in (FOURIER, LEARNED, CONV) for weights in ("initial", "large")),
+    *(
+        pytest.param((FOURIER, LEARNED, CONV)[number % 3], overrides, "large", id=name)
+        for number, (name, overrides) in enumerate(CONFIGS.items())
+    ),
+]
+
+
+@pytest.mark.parametrize(("hf_class", "overrides", "weights"), PAIRS)
 @torch.no_grad()
 def test_logits_are_those_of_transformers(hf_class, overrides, weights):
     hf_model = small(hf_class, weights=weights, **overrides)
@@ -163,15 +171,12 @@ def test_other_classes_are_refused(build):
         from_transformers(build())
 
 
-def test_a_weight_without_a_place_is_refused():
+def test_weights_without_a_place_and_missing_ones_are_refused():
     hf_model = small(FOURIER)
     hf_model.perceiver.encoder.extra = nn.Parameter(torch.zeros(2))
     with pytest.raises(RuntimeError, match=r"Unexpected.*perceiver\.encoder\.extra"):
         from_transformers(hf_model)
-
-
-def test_a_missing_weight_is_refused():
-    hf_model = small(FOURIER)
+    del hf_model.perceiver.encoder.extra
     hf_model.perceiver.decoder.decoder.final_layer.bias = None
     with pytest.raises(RuntimeError, match=r"Missing.*decoder\.head\.bias"):
         from_transformers(hf_model)
