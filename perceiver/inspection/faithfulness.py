@@ -11,7 +11,7 @@ Tokens of stems with overlapping receptive fields still contain part of their ma
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any, Self
 
@@ -86,22 +86,7 @@ class DeletionCurves:
         }
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """The conclusion from the area of a map: as a sign, in a few words, and in a sentence."""
-
-    mark: str
-    brief: str
-    sentence: str
-
-
 def area_summary(name: str, mean: float, error: float | None, num_samples: int) -> dict[str, Any]:
-    """Return the mean area of a kind of map, its standard error, its title, and the fields of its `Verdict`."""
-    verdict = verdict_of(name, mean, error, num_samples)
-    return {"title": TITLES.get(name, name), "mean": mean, "error": error, **asdict(verdict)}
-
-
-def verdict_of(name: str, mean: float, error: float | None, num_samples: int) -> Verdict:
     """Compare the mean area of a kind of map with its standard error.
 
     Args:
@@ -109,23 +94,30 @@ def verdict_of(name: str, mean: float, error: float | None, num_samples: int) ->
         mean: of the area between the random curve and that of the map.
         error: standard error of the mean; None with too few samples.
         num_samples: that were tested.
+
+    Returns:
+        `title` of the map, `mean`, `error`, and the conclusion as a sign (`mark`), in a few words (`brief`), and in a
+        `sentence`.
     """
     title = TITLES.get(name, name)
-    if error is None or not isfinite(mean) or not isfinite(error):
-        sentence = f"Too few samples were tested to judge {title}: do not read the map as an explanation."
-        return Verdict("?", "cannot be judged", sentence)
-    size = f"area {mean:.2f} ± {error:.2f}, {num_samples} samples"
     marks = f"Hiding what {title} marks hurts the answer"
-    if mean > ERRORS * error:
-        brief = "points at what matters"
-        return Verdict("✓", brief, f"{marks} more than hiding random inputs ({size}): it {brief}.")
-    if mean < -ERRORS * error:
-        brief = "worse than random"
-        follows = f"{brief}, so what it marks is not what matters"
-        return Verdict("✗", brief, f"{marks} less than hiding random inputs ({size}): {follows}.")
-    brief = "no better than random"
-    follows = f"{brief}, so do not read the map as an explanation"
-    return Verdict("≈", brief, f"{marks} as much as hiding random inputs ({size}): {follows}.")
+    if error is None or not isfinite(mean) or not isfinite(error):
+        mark, brief = "?", "cannot be judged"
+        sentence = f"Too few samples were tested to judge {title}: do not read the map as an explanation."
+    else:
+        size = f"area {mean:.2f} ± {error:.2f}, {num_samples} samples"
+        if mean > ERRORS * error:
+            mark, brief = "✓", "points at what matters"
+            sentence = f"{marks} more than hiding random inputs ({size}): it {brief}."
+        elif mean < -ERRORS * error:
+            mark, brief = "✗", "worse than random"
+            follows = f"{brief}, so what it marks is not what matters"
+            sentence = f"{marks} less than hiding random inputs ({size}): {follows}."
+        else:
+            mark, brief = "≈", "no better than random"
+            follows = f"{brief}, so do not read the map as an explanation"
+            sentence = f"{marks} as much as hiding random inputs ({size}): {follows}."
+    return {"title": title, "mean": mean, "error": error, "mark": mark, "brief": brief, "sentence": sentence}
 
 
 def _standard_error(values: Float[Tensor, " samples"]) -> float | None:

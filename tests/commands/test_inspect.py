@@ -17,7 +17,7 @@ from perceiver.commands.finished_run import load
 from perceiver.data.synthetic.shape_captions import WORDS
 from perceiver.inspection.events import event_arrays
 from perceiver.inspection.explanation import Explainer, Explanation
-from perceiver.inspection.faithfulness import verdict_of
+from perceiver.inspection.faithfulness import area_summary
 from perceiver.runtime.errors import ConfigError
 from perceiver.tokenizer import split_words
 from tests.commands.test_sound_run import SMALL_SOUND
@@ -270,7 +270,7 @@ class TestOneRun:
         ended, page, _ = explored(digits, tmp_path / "page.html", "scored_samples=1")
         assert page["runs"][0]["events"][2]["deletion"]["num_samples"] == 1
         assert page["runs"][0]["events"][2]["deletion"]["areas"]["relevance"]["mark"] == "?"
-        assert verdict_of("relevance", 0.5, None, 1).brief in ended.out
+        assert area_summary("relevance", 0.5, None, 1)["brief"] in ended.out
 
     def test_a_run_that_never_looked_is_looked_at_now(self, folders, pictures, tmp_path):
         run = tmp_path / "run"

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from perceiver.inspection.explanation import Explanation
-from perceiver.inspection.faithfulness import area_summary, verdict_of
+from perceiver.inspection.faithfulness import area_summary
 from perceiver.inspection.report import (
     MOST_ANSWERS,
     MOST_CELLS,
@@ -283,7 +283,7 @@ class TestEvaluation:
     def test_the_verdict_follows_the_area_and_its_error(self, mean, error, expected):
         head, first, second = evaluation_lines({}, summary(mean_map=(mean, error), rollout=(-0.5, 0.1)), 64)
         assert "61 samples" in head
-        assert first == f"  mean map {expected}{verdict_of('mean_map', mean, error, 61).brief}"
+        assert first == f"  mean map {expected}{area_summary('mean_map', mean, error, 61)['brief']}"
         assert second.startswith("  rollout -0.50")
         assert max(len(head), len(first.replace("mean map", "relevance"))) <= 80
 
@@ -331,7 +331,7 @@ def test_a_report_fits_into_80_columns_and_has_every_sample(make):
         assert "decode_self" in name or all(f"\n{line} " in text for line in name.replace("/", "/ ").split())
     for value in explanation.statistics.values():
         assert f"{value:.3f}" in text
-    assert verdict_of("mean_map", 0.5, 0.1, 61).brief in text
+    assert area_summary("mean_map", 0.5, 0.1, 61)["brief"] in text
     assert text.count("relevance of") == 2 * len(explanation.batch), "one answer per sample, over image and sound"
 
 

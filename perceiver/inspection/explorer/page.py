@@ -97,7 +97,7 @@ def sample_maps(arrays: Arrays, row: int, *, most_values: int) -> dict[str, Any]
                 "name": answer["name"],
                 "detail": f"{probability:.3f}",
                 "is_word": answer["label"] is None,
-                "boxes": _boxes(arrays, row, answer),
+                "boxes": _boxes(arrays, answer),
             }
             for answer, probability in zip(answers, probabilities, strict=False)
         ],
@@ -123,12 +123,9 @@ def sample_maps(arrays: Arrays, row: int, *, most_values: int) -> dict[str, Any]
     }
 
 
-def _boxes(arrays: Arrays, row: int, answer: Mapping[str, Any]) -> dict[str, list[dict[str, float]]]:
+def _boxes(arrays: Arrays, answer: Mapping[str, Any]) -> dict[str, list[dict[str, float]]]:
     """Return the boxes of an answer: modality -> outlines on its plane."""
     boxes = [Box(**fields) for fields in answer["boxes"]]
-    if answer["label"] is not None and "boxes" in arrays:
-        of_sample = [Box(**fields) for fields in json.loads(str(arrays["boxes"]))[row]]
-        boxes = [box for box in of_sample if box.label == answer["label"]]
     found: dict[str, list[dict[str, float]]] = {}
     for modality, grid in _grids(arrays).items():
         here = [box for box in boxes if box.modality == modality]
