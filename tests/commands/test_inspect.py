@@ -1,4 +1,4 @@
-"""The explorer of finished runs: of a checkpoint, of two, and of a user's own files."""
+"""Inspection of finished runs: of a checkpoint, of two, and of a user's own files."""
 
 import json
 import shutil
@@ -24,23 +24,23 @@ from tests.commands.test_sound_run import SMALL_SOUND
 from tests.inspection.explanations import contents_of
 from tests.runs import CAPTIONING, CONF, Ended, checkpoint, image_tree, script, trained
 
-LOOKING = [
+WITH_EVENTS = [
     "attention.every_n_epochs=1",
     "attention.num_samples=3",
     "attention.num_scored_samples=0",
     "attention.max_seconds=0",
 ]
-LOOKING += ["trainer.limit_test_batches=1"]
+WITH_EVENTS += ["trainer.limit_test_batches=1"]
 NUM_EPOCHS = 7
 STEPS = [3 * epoch + 2 for epoch in range(NUM_EPOCHS)]
 
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
-    """A run whose best checkpoint is neither its first nor its last look. Only read it."""
+    """A run whose best checkpoint is neither that of its first nor of its last event. Only read it."""
     overrides = [f"trainer.max_epochs={NUM_EPOCHS}", "optimizer.lr=0.01"]
-    run = trained(tmp_path_factory.mktemp("family") / "digits", *LOOKING, *overrides)
-    # Whichever epoch was the best, it is to be that of the third look.
+    run = trained(tmp_path_factory.mktemp("family") / "digits", *WITH_EVENTS, *overrides)
+    # Make the third event that of the best checkpoint.
     saved = checkpoint(run, "last")
     saved["global_step"], saved["epoch"] = STEPS[2] + 1, 2
     torch.save(saved, run / "checkpoints" / "best.ckpt")
@@ -49,22 +49,22 @@ def digits(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sounds(tmp_path_factory):
-    """Of a second, with boxes and a query for each class. Only read it."""
+    """A run with boxes and a query per class. Only read it."""
     run = tmp_path_factory.mktemp("sounds") / "run"
-    ended = script("experiments/train.py", f"hydra.run.dir={run}", *SMALL_SOUND, "logger.mode=disabled", *LOOKING)
+    ended = script("experiments/train.py", f"hydra.run.dir={run}", *SMALL_SOUND, "logger.mode=disabled", *WITH_EVENTS)
     assert ended.ok, ended.err
     return run
 
 
 @pytest.fixture(scope="module")
 def captions(tmp_path_factory):
-    """Which writes captions and has no classes. Only read it."""
-    return trained(tmp_path_factory.mktemp("captions") / "run", *CAPTIONING, *LOOKING)
+    """A run without classes. Only read it."""
+    return trained(tmp_path_factory.mktemp("captions") / "run", *CAPTIONING, *WITH_EVENTS)
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Trained on images that are no longer there, without looks. Only read it."""
+    """A run on images that were deleted, without events. Only read it."""
     root = image_tree(tmp_path_factory.mktemp("images") / "tree", per_class=11)
     options = ["data=image_folder", f"data.root={root}", "data.image_size=9", "data.channels=3"]
     run = trained(tmp_path_factory.mktemp("folders") / "run", *options, "loader.batch_size=5")
@@ -77,7 +77,7 @@ def inspected(run: Path, *overrides: str) -> Ended:
 
 
 def explored(run: Path, output: Path, *overrides: str) -> tuple[Ended, dict[str, Any], list[dict[str, Any]]]:
-    """How the command ended, which must be well, and what a browser reads in the page that it has made."""
+    """The output of the command, which must succeed, and what a browser reads in its page."""
     ended = inspected(run, f"output={output}", *overrides)
     assert ended.ok, ended.err
     return ended, *contents(output)
@@ -92,14 +92,12 @@ def arrays_in(path: Path) -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
-def by_hand(run: Path, name: str, chosen: int | list[int]) -> tuple[Explanation, dict[str, np.ndarray]]:
-    """A look at samples of a run's validation set, and its arrays."""
+def explained(run: Path, name: str, chosen: int | list[int]) -> tuple[Explanation, dict[str, np.ndarray]]:
+    """The explanation of samples of a run's validation set, and its arrays."""
     finished = load(str(run), name, [])
-    parts, settings = finished.parts, finished.config["attention"]
-    names = parts.module.description["class_names"]
-    explainer = Explainer(parts.model.eval(), parts.task, names, settings["rollout_alpha"])
-    explanation = explainer.explain(parts.data.probe(chosen))
-    return explanation, event_arrays(explanation, max_megabytes=settings["max_megabytes"])
+    explainer = finished.parts.explainer(finished.config["attention"]["rollout_alpha"])
+    explanation = explainer.explain(finished.parts.data.probe(chosen))
+    return explanation, event_arrays(explanation, max_megabytes=finished.config["attention"]["max_megabytes"])
 
 
 def check_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
@@ -116,7 +114,7 @@ def files_of(*paths: Path) -> str:
 
 
 def with_value(node: Any, key: str, value: Any) -> Any:
-    """The same config with another value wherever a key has one."""
+    """The config with another value wherever a key has one."""
     if isinstance(node, list):
         return [with_value(child, key, value) for child in node]
     if not isinstance(node, dict):
@@ -125,7 +123,7 @@ def with_value(node: Any, key: str, value: Any) -> Any:
 
 
 def refused(**settings: Any) -> str:
-    """What is wrong with some settings; without the command line, which takes longer than to find out."""
+    """The error of invalid settings; without the command line, which takes longer."""
     cfg = OmegaConf.load(CONF / "inspect_attention.yaml")
     with pytest.raises(ConfigError) as error, mock.patch.object(inspect_module, "prepare_torch"):
         inspect_module.inspect_attention(OmegaConf.merge(cfg, {"samples": 1, "scored_samples": 0}, settings))
@@ -134,7 +132,7 @@ def refused(**settings: Any) -> str:
 
 
 def error_of(ended: Ended) -> str:
-    """The one sentence with which a mistake must end."""
+    """The one sentence of an error."""
     assert ended.code == 1, ended.out
     assert ended.err.startswith("error: ")
     assert ended.err.count("\n") == 1
@@ -142,8 +140,8 @@ def error_of(ended: Ended) -> str:
 
 
 @pytest.fixture(scope="module")
-def asked(digits, tmp_path_factory):
-    """A copy of the run, and how the command on it ended."""
+def digits_page(digits, tmp_path_factory):
+    """A copy of the run, and the output of the command on it."""
     run = tmp_path_factory.mktemp("copy") / "digits"
     shutil.copytree(digits, run)
     (run / "attention" / "index.html").write_text("of the training")
@@ -151,10 +149,11 @@ def asked(digits, tmp_path_factory):
 
 
 class TestOneRun:
-    def test_the_page_replaces_that_of_the_training_and_nothing_else_is_touched(self, digits, asked):
-        run, ended = asked
+    def test_the_page_and_its_arrays_are_the_only_files_written(self, digits, digits_page):
+        run, ended = digits_page
         assert ended.ok, ended.err
         assert f"open {run}/attention/index.html" in ended.out
+        assert f"{run}/attention/index.npz" in ended.out
         files = {path.relative_to(run) for path in run.rglob("*") if path.is_file()}
         before = {path.relative_to(digits) for path in digits.rglob("*") if path.is_file()}
         assert files - before == {Path("attention/index.npz")}
@@ -162,48 +161,38 @@ class TestOneRun:
         for path in before - {Path("attention/index.html")}:
             assert (run / path).read_bytes() == (digits / path).read_bytes(), path
 
-    def test_it_has_the_numbers_of_all_looks_and_the_maps_of_some(self, asked):
-        run, _ = asked
+    def test_the_page_has_the_scores_of_all_events_and_the_maps_of_some(self, digits_page):
+        run, _ = digits_page
         page, maps = contents(run / "attention" / "index.html")
-        (shown,) = page["runs"]
-        assert shown["name"] == page["title"] == f"{run.parent.name}/digits (best)"
-        events = shown["events"]
+        (of_run,) = page["runs"]
+        assert of_run["name"] == page["title"] == f"{run.parent.name}/digits (best)"
+        events = of_run["events"]
         assert [event["step"] for event in events] == STEPS
-        looks = [event["explanation"] for event in events]
-        kept = [explanation for explanation in looks if explanation is not None]
+        kept = [event["explanation"] for event in events if event["explanation"] is not None]
         assert kept == list(range(len(kept)))
         assert 3 <= len(kept) <= 6
-        assert looks[-1] is not None
-        assert {(one["explanation"], one["sample"]) for one in maps} == {
-            (explanation, row) for explanation in kept for row in range(3)
-        }
+        assert events[-1]["explanation"] is not None
+        assert {(one["explanation"], one["sample"]) for one in maps} == {(one, row) for one in kept for row in range(3)}
         assert all("attention/stat/cross0/entropy" in event["values"] for event in events)
 
-    def test_the_look_of_the_checkpoint_stands_at_its_step_in_place_of_that_of_the_training(self, asked):
-        run, _ = asked
+    def test_the_event_of_the_checkpoint_replaces_that_of_the_training_at_its_step(self, digits_page):
+        run, _ = digits_page
         events = contents(run / "attention" / "index.html")[0]["runs"][0]["events"]
-        assert [event["name"] for event in events if "best" in event["name"]] == [
-            f"{run.parent.name}/digits (best) · step {STEPS[2]}"
-        ]
-        now, before = events[2], arrays_in(run / "attention" / f"step_{STEPS[2]:08d}.npz")
-        assert now["explanation"] is not None
-        assert now["epoch"] == 2
-        found = arrays_in(run / "attention" / "index.npz")
+        name = f"{run.parent.name}/digits (best) · step {STEPS[2]}"
+        assert [event["name"] for event in events if "best" in event["name"]] == [name]
+        assert events[2]["explanation"] is not None
+        assert events[2]["epoch"] == 2
+        found, before = (arrays_in(run / "attention" / f"{one}.npz") for one in ("index", f"step_{STEPS[2]:08d}"))
         key = "score/stat/cross0/entropy"
-        assert now["values"][key.replace("score", "attention")] == pytest.approx(float(found[key]))
+        assert events[2]["values"][key.replace("score", "attention")] == pytest.approx(float(found[key]))
         assert found[key] != before[key]
-
-    def test_the_exact_maps_lie_beside_it_and_are_those_of_a_look_by_hand(self, asked):
-        run, ended = asked
-        found = arrays_in(run / "attention" / "index.npz")
-        check_same(found, by_hand(run, "best", 3)[1])
         assert (int(found["step"]), int(found["epoch"])) == (STEPS[2], 2)
-        assert f"{run}/attention/index.npz" in ended.out
 
-    def test_the_terminal_says_the_same_as_the_page(self, asked):
-        run, ended = asked
-        explanation, _ = by_hand(run, "best", 3)
-        for name, value in explanation.record.statistics(alpha=explanation.alpha).items():
+    def test_arrays_and_report_are_those_of_the_explanation(self, digits_page):
+        run, ended = digits_page
+        explanation, arrays = explained(run, "best", 3)
+        check_same(arrays_in(run / "attention" / "index.npz"), arrays)
+        for name, value in explanation.statistics.items():
             assert f"{value:.3f}" in ended.out, name
         for row, id in enumerate(explanation.batch.ids):
             assert f"\n{id} " in ended.out
@@ -212,16 +201,15 @@ class TestOneRun:
         assert max(map(len, ended.out.splitlines()[:-2])) <= 80
 
     def test_the_last_checkpoint_may_be_chosen(self, digits, tmp_path):
-        _, page, _ = explored(digits, tmp_path / "page.html", "checkpoint=last", "scored_samples=0")
+        path = tmp_path / "new" / "folder" / "page.html"
+        _, page, _ = explored(digits, path, "checkpoint=last", "scored_samples=0")
         events = page["runs"][0]["events"]
         assert [event["step"] for event in events] == STEPS
         assert "(last)" in events[-1]["name"]
-        check_same(arrays_in(tmp_path / "page.npz"), by_hand(digits, "last", 3)[1])
+        check_same(arrays_in(path.with_suffix(".npz")), explained(digits, "last", 3)[1])
 
-    @pytest.mark.parametrize(
-        ("samples", "chosen"), [("2", [0, 88]), ("[4,1]", [4, 1]), ("null", [0, 59, 118])], ids=["count", "list", "all"]
-    )
-    def test_it_holds_the_samples_that_were_asked_for(self, digits, tmp_path, samples, chosen):
+    @pytest.mark.parametrize(("samples", "chosen"), [("2", [0, 88]), ("[4,1]", [4, 1])])
+    def test_samples_are_chosen_by_number_or_index(self, digits, tmp_path, samples, chosen):
         ended, page, maps = explored(digits, tmp_path / "page.html", f"samples={samples}", "scored_samples=0")
         data = load(str(digits), "best", []).parts.data
         assert len(data.splits["val"]) == 177
@@ -232,56 +220,40 @@ class TestOneRun:
         assert [one["sample"] for one in maps if one["explanation"] == now] == list(range(len(chosen)))
         assert [line.strip() for line in ended.out.splitlines() if line.startswith("digits/")] == expected
 
-    def test_without_scored_samples_nothing_is_tested_and_both_say_so(self, digits, tmp_path, monkeypatch):
-        def never(*args, **options):
-            raise AssertionError("nobody asked for it")
-
-        monkeypatch.setattr("perceiver.inspection.writer.faithfulness", never)
-        monkeypatch.setattr("perceiver.inspection.writer.localization", never)
+    def test_without_scored_samples_nothing_is_tested(self, digits, tmp_path, monkeypatch):
+        for name in ("faithfulness", "localization"):
+            monkeypatch.setattr(f"perceiver.inspection.writer.{name}", mock.Mock(side_effect=AssertionError))
         ended, page, _ = explored(digits, tmp_path / "page.html", "scored_samples=0")
         assert page["runs"][0]["events"][2]["deletion"] is None
         assert "deletion" not in arrays_in(tmp_path / "page.npz")
         assert "scored_samples=0" in ended.out
 
-    def test_what_is_tested_is_tested_on_as_many_samples_as_asked_for(self, digits, tmp_path, monkeypatch):
-        monkeypatch.setattr("perceiver.inspection.faithfulness.LEAST_LOSS", -1.0)
-        ended, page, _ = explored(digits, tmp_path / "page.html", "scored_samples=61", "samples=1")
+    @pytest.mark.parametrize(
+        ("least_loss", "count", "tested", "expected"),
+        [
+            (-1.0, 61, 61, "61 samples"),  # a batch of 53 and one of 8
+            (-1.0, 1, 1, area_summary("relevance", 0.5, None, 1)["brief"]),
+            (2.0, 5, 0, "could not be tested"),
+        ],
+    )
+    def test_as_many_samples_are_tested_as_requested(
+        self, digits, tmp_path, monkeypatch, least_loss, count, tested, expected
+    ):
+        monkeypatch.setattr("perceiver.inspection.faithfulness.LEAST_LOSS", least_loss)
+        ended, page, _ = explored(digits, tmp_path / "page.html", f"scored_samples={count}", "samples=1")
         deletion = page["runs"][0]["events"][2]["deletion"]
-        assert deletion["num_samples"] == 61, "a batch of 53 and one of 8"
+        assert deletion["num_samples"] == tested
         assert deletion == json.loads(str(arrays_in(tmp_path / "page.npz")["deletion"]))
-        assert "61 samples" in ended.out
-        assert f"relevance {deletion['areas']['relevance']['mean']:+.2f}" in ended.out
+        assert expected in ended.out
+        for name, area in deletion["areas"].items():
+            assert f"{name.replace('_', ' ')} {area['mean']:+.2f}" in ended.out
 
-    def test_samples_that_are_shown_and_tested_are_looked_at_once(self, digits, tmp_path, monkeypatch):
-        looks, original = [], Explainer.explain
-        monkeypatch.setattr(Explainer, "explain", lambda one, batch: looks.append(len(batch)) or original(one, batch))
+    def test_samples_that_are_shown_and_tested_are_explained_once(self, digits, tmp_path, monkeypatch):
+        sizes, original = [], Explainer.explain
+        monkeypatch.setattr(Explainer, "explain", lambda one, batch: sizes.append(len(batch)) or original(one, batch))
         for count in (5, 7):
             explored(digits, tmp_path / "page.html", "samples=5", f"scored_samples={count}")
-        assert looks == [5, 5, 7]
-
-    def test_where_no_answer_needs_its_input_it_says_so(self, digits, tmp_path, monkeypatch):
-        monkeypatch.setattr("perceiver.inspection.faithfulness.LEAST_LOSS", 2.0)
-        ended, page, _ = explored(digits, tmp_path / "page.html", "scored_samples=5")
-        assert page["runs"][0]["events"][2]["deletion"]["num_samples"] == 0
-        assert "could not be tested" in ended.out
-
-    def test_a_single_sample_proves_nothing(self, digits, tmp_path, monkeypatch):
-        monkeypatch.setattr("perceiver.inspection.faithfulness.LEAST_LOSS", -1.0)
-        ended, page, _ = explored(digits, tmp_path / "page.html", "scored_samples=1")
-        assert page["runs"][0]["events"][2]["deletion"]["num_samples"] == 1
-        assert page["runs"][0]["events"][2]["deletion"]["areas"]["relevance"]["mark"] == "?"
-        assert area_summary("relevance", 0.5, None, 1)["brief"] in ended.out
-
-    def test_a_run_that_never_looked_is_looked_at_now(self, folders, pictures, tmp_path):
-        run = tmp_path / "run"
-        shutil.copytree(folders, run)
-        assert not (run / "attention").exists()
-        assert inspected(run, files_of(*pictures)).ok
-        assert [path.name for path in sorted((run / "attention").iterdir())] == ["inputs.html", "inputs.npz"]
-
-    def test_a_folder_for_the_page_is_made(self, digits, tmp_path):
-        explored(digits, tmp_path / "new" / "folder" / "page.html", "samples=1", "scored_samples=0")
-        assert [path.name for path in sorted((tmp_path / "new" / "folder").iterdir())] == ["page.html", "page.npz"]
+        assert sizes == [5, 5, 7]
 
 
 class TestComparison:
@@ -300,7 +272,7 @@ class TestComparison:
         assert sorted((one["explanation"], one["sample"]) for one in maps) == [(0, 0), (0, 1), (1, 0), (1, 1)]
         for name, checkpoint_name in (("comparison", "best"), ("comparison_compared", "last")):
             found = arrays_in(run / "attention" / f"{name}.npz")
-            check_same(found, by_hand(run, checkpoint_name, [7, 5])[1])
+            check_same(found, explained(run, checkpoint_name, [7, 5])[1])
             assert found["ids"].tolist() == [sample["id"] for sample in page["samples"]]
             assert f"{name}.npz" in ended.out
         assert "family/digits (best), step" in ended.out
@@ -370,8 +342,12 @@ class TestComparison:
 
 
 class TestInputs:
-    def test_the_data_need_not_be_there(self, folders, pictures, tmp_path):
-        ended, page, maps = explored(folders, tmp_path / "page.html", files_of(*pictures))
+    def test_neither_the_data_nor_events_of_the_training_are_needed(self, folders, pictures, tmp_path):
+        run = tmp_path / "run"
+        shutil.copytree(folders, run)
+        ended = inspected(run, files_of(*pictures))
+        assert [path.name for path in sorted((run / "attention").iterdir())] == ["inputs.html", "inputs.npz"]
+        page, maps = contents(run / "attention" / "inputs.html")
         assert [sample["id"] for sample in page["samples"]] == [str(path) for path in pictures]
         assert len(maps) == 2
         assert {answer["name"] for one in maps for answer in one["answers"]} <= {"cat", "dog", "eel"}
@@ -433,7 +409,7 @@ class TestTasks:
     def test_of_sounds_places_are_told_in_hertz_and_seconds_and_scores_beside_chance(self, sounds, tmp_path):
         ended, page, maps = explored(sounds, tmp_path / "page.html", "samples=7", "scored_samples=11")
         found = arrays_in(tmp_path / "page.npz")
-        check_same(found, by_hand(sounds, "best", 7)[1])
+        check_same(found, explained(sounds, "best", 7)[1])
         assert " Hz,\n" in ended.out or " Hz, " in ended.out
         score, chance = (float(found[f"score/energy_in_box{end}"]) for end in ("", "_chance"))
         assert f"energy in box: {score:.2f}, by chance {chance:.2f}" in ended.out
@@ -444,7 +420,7 @@ class TestTasks:
 
     def test_of_captions_answers_are_words(self, captions, tmp_path):
         ended, page, maps = explored(captions, tmp_path / "page.html", "samples=2", "scored_samples=5")
-        check_same(arrays_in(tmp_path / "page.npz"), by_hand(captions, "best", 2)[1])
+        check_same(arrays_in(tmp_path / "page.npz"), explained(captions, "best", 2)[1])
         assert {event["step"] for event in page["runs"][0]["events"]} == {2, 5}
         answers = [answer for one in maps for answer in one["answers"]]
         assert answers
