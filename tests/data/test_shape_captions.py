@@ -3,7 +3,6 @@
 import pickle
 import re
 from collections import Counter
-from dataclasses import replace
 from itertools import pairwise, permutations
 
 import numpy as np
@@ -307,31 +306,6 @@ class TestSpice:
         for relation in ("left of", "above"):
             found = precisions(facts(RED_CIRCLE), f"a circle {relation} a circle")
             assert (found["relation"], found["shape"]) == (0.0, 1 / 2)
-
-    def test_left_and_right_are_exchanged_in_a_mirror_image(self, captioned):
-        tried = 0
-        for objects, found in captioned:
-            mirrored = facts(*(replace(one, x=1 - one.x) for one in objects))
-            for caption in found:
-                word = (parse(caption).relation or [""])[0]
-                other = {"left": "right", "right": "left"}.get(word, word)
-                assert is_true(mirrored, caption.replace(word, other) if word else caption)
-                differ = len(objects) == 2 and objects[0].attributes != objects[1].attributes
-                if other != word and differ and all(len(one.attributes) == 3 for one in parse(caption).phrases):
-                    tried += 1
-                    assert not is_true(mirrored, caption)
-        assert tried > 5
-
-    def test_counts_off_by_one_are_false(self, captioned):
-        tried = 0
-        for objects, found in captioned:
-            for caption in found:
-                for (less, _), (more, _) in pairwise(COUNTS.items()):
-                    for count, wrong in ((less, more), (more, less)):
-                        if count in split_words(caption):
-                            tried += 1
-                            assert not is_true(facts(*objects), re.sub(rf"\b{count}\b", wrong, caption))
-        assert tried > 20
 
 
 class TestMentions:

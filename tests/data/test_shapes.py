@@ -57,6 +57,11 @@ class TestObjects:
                     distance = max(abs(one.x - other.x), abs(one.y - other.y))
                     assert distance - (one.diameter + other.diameter) / 2 >= GAP - 1e-9
 
+    @pytest.mark.parametrize("num_objects", [(1, 1), (2, 3), (1, 4)])
+    def test_the_number_of_objects(self, num_objects):
+        sampler, random = ObjectSampler(num_objects=num_objects, **DIAMETERS), rng()
+        assert {sampler.count(random) for _ in range(101)} == set(range(num_objects[0], num_objects[1] + 1))
+
     def test_objects_are_everywhere_of_all_sizes_and_of_different_colors(self):
         objects = [one for seed in range(301) for one in place(seed, [("blue", "star")] * 2)]
         assert 0.4 < np.mean([one.size == "small" for one in objects]) < 0.6

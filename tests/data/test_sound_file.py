@@ -73,7 +73,9 @@ class TestFormats:
             decoded = read(write(tmp_path / f"x.{ending}", wave, name=name))
             assert decoded.shape == (1, 8000)
             assert_close(decoded[:, inner], wave[inner], atol=FORMATS[name][2])
-        assert read(write(tmp_path / "one.wav", np.full(1, 0.5), name=name)).shape == (1, 1)
+        last_bit = read(write(tmp_path / "one.wav", np.full(1, 2.0**-15), name=name))
+        assert last_bit.shape == (1, 1)
+        assert last_bit.item() == 2.0**-15 or "16" not in FORMATS[name][1]
 
     @pytest.mark.parametrize("ending", ["wav", "au", "snd", "vox", "gsm", "raw", "mp3"])
     def test_text_is_not_a_sound_by_any_name(self, tmp_path, ending):
@@ -116,9 +118,6 @@ class TestFormats:
         path = write(tmp_path / "x.wav", wave[:, None] * gains, name="float wav")
         assert_close(read(path), wave * np.mean(gains))
         assert warnings.messages == []
-
-    def test_quantization_to_the_last_bit_is_exact(self, tmp_path):
-        assert read(write(tmp_path / "x.wav", np.full(101, 2.0**-15))).unique().tolist() == [2.0**-15]
 
 
 class TestRates:
@@ -213,21 +212,13 @@ class TestDamage:
                 reason = str(error).removeprefix(f"{path}: ")
                 assert 5 < len(reason) < 80
                 assert name not in ("au", "64-bit wav") or share < 0.01
-                if name == "flac" and share > 0.1:
-                    assert reason == "flac decoder lost sync"
+                if share > 0.1 and name not in ("au", "64-bit wav", "caf", "mp3"):
+                    assert reason.startswith("flac decoder lost sync" if name == "flac" else "is truncated")
             else:
                 assert name in UNCHECKED
                 assert 0 < decoded.shape[-1] <= share * 1.1 * len(wave)
                 same = slice(max(decoded.shape[-1] - 2000, 0))  # the last frames of lossy formats need later ones
                 assert_close(decoded[:, same], expected[:, same])
-
-    @pytest.mark.parametrize("name", set(FORMATS).difference(UNCHECKED, ["vorbis"]))
-    def test_a_file_that_lacks_any_of_its_bytes_is_truncated(self, tmp_path, name):
-        path = write(tmp_path / "x.wav", noise(5004), name=name)
-        content = path.read_bytes()
-        for lacking in (1, 2, 5003):
-            path.write_bytes(content[:-lacking])
-            assert_unreadable(path, "truncated")
 
     def test_other_chunks_are_no_part_of_the_sound(self, tmp_path):
         path = write(tmp_path / "x.wav", noise(5004))
@@ -286,7 +277,7 @@ class TestTruncation:
         assert not is_truncated(file)
         assert file.tell() == 0
         content = file.getvalue()
-        for kept in (len(content) - 1, len(content) - 101, len(content) // 2, len(content) // 3):
+        for kept in (len(content) - 1, len(content) - 2, len(content) - 101, len(content) // 2, len(content) // 3):
             assert is_truncated(io.BytesIO(content[:kept])) == (name in ("WAV", "AIFF", "OGG"))
 
     @pytest.mark.parametrize("size", [0, 0x7FFFFFFF, 0xFFFFFFFF, 0x7FFFF000])

@@ -9,6 +9,7 @@ object, a number that there are exactly so many. Captions are scored against the
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain, permutations, product
 from statistics import fmean, mode
 from typing import Literal, NamedTuple
@@ -114,6 +115,7 @@ class ParsedCaption:
         return [phrase for phrase in self.phrases if phrase.count > 1]
 
 
+@lru_cache(maxsize=256)
 def parse(caption: str) -> ParsedCaption | None:
     """Parse a caption; None if it is not grammatical. Case and a final period are ignored."""
     words = [word.lower() for word in split_words(caption)]
@@ -258,6 +260,13 @@ class ShapeFacts:
         self.objects = list(objects)
         self.image_size = image_size
         self.constant = constant
+        by_shape = (frozenset(i for i, one in enumerate(objects) if one.shape == shape) for shape in SHAPES)
+        self._shared_shapes = {indices for indices in by_shape if len(indices) > 1}
+        ordered = [is_related(word, *pair) for word in ("left", "above") for pair in permutations(objects, 2)]
+        self._graph = {
+            **dict.fromkeys(("object", *ATTRIBUTES), float(len(objects))),
+            **{"count": float(len(self._shared_shapes)), "relation": float(sum(ordered))},
+        }
 
     def scores(self, text: str) -> dict[str, float]:
         """Return `spice`, `spice_precision` and `spice_recall`, and the same of each kind as `spice/<kind>`, ….
@@ -300,15 +309,9 @@ class ShapeFacts:
 
     def _propositions(self, caption: ParsedCaption | None) -> tuple[dict[str, float], ...]:
         """Count by kind the propositions that are stated and true, stated, found in the graph, and in the graph."""
-        ordered = [is_related(word, *pair) for word in ("left", "above") for pair in permutations(self.objects, 2)]
-        shared_shapes = self._shared_shapes()
-        graph = {
-            **dict.fromkeys(("object", *ATTRIBUTES), float(len(self.objects))),
-            **{"count": float(len(shared_shapes)), "relation": float(sum(ordered))},
-        }
         stated, true = dict.fromkeys(KINDS, 0.0), dict.fromkeys(KINDS, 0.0)
         if caption is None:
-            return true, dict.fromkeys(KINDS, 1.0), true, graph
+            return true, dict.fromkeys(KINDS, 1.0), true, self._graph
         matching = self._match(caption)
         for phrase, weights in zip(caption.slots, matching.weights.tolist(), strict=True):
             for kind in ("object", *phrase.attributes):
@@ -321,12 +324,7 @@ class ShapeFacts:
         stated["count"], true["count"] = len(caption.counted), len(exact)
         if caption.relation:
             stated["relation"], true["relation"] = 1.0, matching.p_related
-        return true, stated, true | {"count": float(len(shared_shapes & set(exact)))}, graph
-
-    def _shared_shapes(self) -> set[frozenset[int]]:
-        """Return the indices of the objects of each shape that several have."""
-        by_shape = (frozenset(i for i, one in enumerate(self.objects) if one.shape == shape) for shape in SHAPES)
-        return {indices for indices in by_shape if len(indices) > 1}
+        return true, stated, true | {"count": float(len(self._shared_shapes & set(exact)))}, self._graph
 
     def _fitting(self, phrase: Phrase) -> list[int]:
         """Return the indices of the objects with all attributes of a phrase."""
