@@ -1,10 +1,11 @@
 """The checkpoint of a run: read without executing anything in it, and its weights loaded into a module."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ConfigDict, NonNegativeInt, ValidationError
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from perceiver.data.files import refuse_special
@@ -14,13 +15,13 @@ from perceiver.training.build import DataInfo
 from perceiver.training.module import TrainingModule
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(arbitrary_types_allowed=True, strict=True))
 class Checkpoint:
-    """The content of a checkpoint.
+    """The content of a checkpoint, whose types are checked.
 
     Attributes:
         config: as plain values.
-        data_info: class names and vocabulary.
+        class_names, vocabulary: see `DataInfo`.
         state: the weights.
         step, epoch: the last that were trained.
         interpolations: key -> interpolation, for values of the config that are computed from others.
@@ -28,12 +29,17 @@ class Checkpoint:
     """
 
     config: dict[str, Any]
-    data_info: DataInfo
+    class_names: list[str]
+    vocabulary: str | None
     state: dict[str, Tensor]
-    step: int
-    epoch: int
+    step: NonNegativeInt
+    epoch: NonNegativeInt
     interpolations: dict[str, str]
     trained_on: Tensor | None
+
+    @property
+    def data_info(self) -> DataInfo:
+        return DataInfo(self.class_names, self.vocabulary)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -54,44 +60,24 @@ def read_checkpoint(path: Path) -> Checkpoint:
         description = content["description"]
         checkpoint = Checkpoint(
             config=description["config"],
-            data_info=DataInfo(description["class_names"], description.get("vocabulary")),
+            class_names=description["class_names"],
+            vocabulary=description.get("vocabulary"),
             state=content["state_dict"],
-            step=int(content["global_step"]) - 1,
-            epoch=int(content["epoch"]),
+            step=content["global_step"] - 1,
+            epoch=content["epoch"],
             interpolations=description.get("interpolations", {}),
             trained_on=description.get("trained_on"),
         )
-        check_content(checkpoint)
+        if "${" in repr(checkpoint.config):  # a resolver could create a target that check_trust does not see
+            raise ValueError("its config contains an interpolation")
+        if checkpoint.trained_on is not None and checkpoint.trained_on.dtype != torch.int64:
+            raise ValueError("its trained_on is not valid")
+        return checkpoint
     except Exception as error:  # damaged files raise anything; the message of a refused one is pages long
         problem = str(error).strip().partition("\n")[0] or type(error).__name__
+        if isinstance(error, ValidationError):
+            problem = f"its {error.errors()[0]['loc'][0]} is not valid"
         raise ConfigError(f"{path}: not a readable checkpoint of a run ({problem})") from error
-    return checkpoint
-
-
-def check_content(checkpoint: Checkpoint) -> None:
-    """Check the types of what was read, and that the config holds plain values.
-
-    Raises:
-        ValueError: a value is not valid.
-    """
-    names, fingerprints = checkpoint.data_info.class_names, checkpoint.trained_on
-    for key, is_valid in {
-        "config": isinstance(checkpoint.config, dict),
-        "class_names": isinstance(names, list) and all(isinstance(name, str) for name in names),
-        "vocabulary": isinstance(checkpoint.data_info.vocabulary, str | None),
-        "state_dict": _is_dict_of(checkpoint.state, Tensor),
-        "interpolations": _is_dict_of(checkpoint.interpolations, str),
-        "trained_on": fingerprints is None or (isinstance(fingerprints, Tensor) and fingerprints.dtype == torch.int64),
-        "global_step and epoch": min(checkpoint.step, checkpoint.epoch) >= 0,
-    }.items():
-        if not is_valid:
-            raise ValueError(f"its {key} is not valid")
-    if "${" in repr(checkpoint.config):  # a resolver could create a target that check_trust does not see
-        raise ValueError("its config contains an interpolation")
-
-
-def _is_dict_of(value: Any, kind: type) -> bool:
-    return isinstance(value, dict) and all(isinstance(k, str) and isinstance(v, kind) for k, v in value.items())
 
 
 def load_weights(module: TrainingModule, checkpoint: Checkpoint, path: Path) -> None:

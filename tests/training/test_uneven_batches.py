@@ -36,11 +36,8 @@ class ChangedSplit:
     def __getitem__(self, index):
         return self.change(index, self.split[index])
 
-    def classes_of(self, index):
-        return self.split.classes_of(index)
-
-    def name_of(self, index):
-        return self.split.name_of(index)
+    def __getattr__(self, name):
+        return getattr(self.split, name)
 
     @property
     def modalities(self):
