@@ -57,9 +57,6 @@ class FinishedRun:
 
     def _check_trained_on(self, stage: Stage, *, allow_trained: bool) -> None:
         data, before = self.parts.data, self.parts.module.description["trained_on"]
-        if before is None:
-            log.warning("the checkpoint does not list its training samples, so that none of them can be recognized")
-            return
         train, tested = data.fingerprints("train"), data.fingerprints(stage)
         if missing := int((~torch.isin(before, train)).sum()):
             hint = "if they were only renamed or moved, samples that the run was trained on may be tested"

@@ -88,7 +88,7 @@ def check_same_data(parts: Parts, checkpoint: Checkpoint, path: Path) -> None:
         raise ConfigError(f"{path}: another data set: {error}") from error
     description["class_names"] = checkpoint.data_info.class_names
     before, now = checkpoint.trained_on, description["trained_on"]
-    if before is None or torch.equal(before, now):
+    if torch.equal(before, now):
         return
     gone, new = (int((~torch.isin(one, other)).sum()) for one, other in ((before, now), (now, before)))
     change = f"{gone} are gone and {new} are new" if gone or new else "their order has changed"

@@ -25,7 +25,7 @@ class Checkpoint:
         state: the weights.
         step, epoch: the last that were trained.
         interpolations: key -> interpolation, for values of the config that are computed from others.
-        trained_on: fingerprints of the training samples, in their order, if they are known.
+        trained_on: fingerprints of the training samples, in their order.
     """
 
     config: dict[str, Any]
@@ -35,7 +35,7 @@ class Checkpoint:
     step: NonNegativeInt
     epoch: NonNegativeInt
     interpolations: dict[str, str]
-    trained_on: Tensor | None
+    trained_on: Tensor
 
     @property
     def data_info(self) -> DataInfo:
@@ -61,16 +61,16 @@ def read_checkpoint(path: Path) -> Checkpoint:
         checkpoint = Checkpoint(
             config=description["config"],
             class_names=description["class_names"],
-            vocabulary=description.get("vocabulary"),
+            vocabulary=description["vocabulary"],
             state=content["state_dict"],
             step=content["global_step"] - 1,
             epoch=content["epoch"],
-            interpolations=description.get("interpolations", {}),
-            trained_on=description.get("trained_on"),
+            interpolations=description["interpolations"],
+            trained_on=description["trained_on"],
         )
         if "${" in repr(checkpoint.config):  # a resolver could create a target that check_trust does not see
             raise ValueError("its config contains an interpolation")
-        if checkpoint.trained_on is not None and checkpoint.trained_on.dtype != torch.int64:
+        if checkpoint.trained_on.dtype != torch.int64:
             raise ValueError("its trained_on is not valid")
         return checkpoint
     except Exception as error:  # damaged files raise anything; the message of a refused one is pages long

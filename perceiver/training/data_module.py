@@ -221,7 +221,7 @@ class DataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         unreadable = {message: None for part in all_gather(list(self.unreadable)) for message in part}
-        return {"place": self._position(), "unreadable": list(unreadable)}
+        return {"position": self._position(), "unreadable": list(unreadable)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the unreadable samples.
@@ -229,7 +229,7 @@ class DataModule(LightningDataModule):
         Raises:
             PositionError: the number of batches done has another meaning.
         """
-        old, new = state_dict["place"], self._position()
+        old, new = state_dict["position"], self._position()
         if changed := [f"{name} {old.get(name)}, now {value}" for name, value in new.items() if old.get(name) != value]:
             raise PositionError(
                 f"the run cannot be resumed at its position in the data: {'; '.join(changed)}. With another number of "

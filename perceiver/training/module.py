@@ -263,11 +263,11 @@ class TrainingModule(LightningModule):
         checkpoint["progress"] = {name: float(value) for name, value in self.progress.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.skipped = checkpoint.get("skipped", 0)
-        self.measured, self.progress = (dict(checkpoint.get(name, {})) for name in ("measured", "progress"))
+        self.skipped = checkpoint["skipped"]
+        self.measured, self.progress = dict(checkpoint["measured"]), dict(checkpoint["progress"])
         # The state of each process's metrics within the epoch; with fewer processes, one takes several.
         metrics = self.task.metric_parts("train")
-        for counted in checkpoint.get("counted", [])[self.trainer.global_rank :: self.trainer.world_size]:
+        for counted in checkpoint["counted"][self.trainer.global_rank :: self.trainer.world_size]:
             for name, state in counted.items():
                 metric = metrics[name]
                 metric.merge_state({key: value.to(metric.device) for key, value in state.items()})

@@ -2,9 +2,7 @@
 
 import inspect
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Protocol, cast
 
@@ -85,99 +83,60 @@ def full_tensor(value: Tensor) -> Tensor:
 
 
 class Schedule(Protocol):
-    """Learning rate at a step, as a factor of the optimizer's `lr`."""
+    """The learning rate at a step, as a factor of the optimizer's `lr`; configs fill in keyword arguments."""
 
     def __call__(self, step: int, total_steps: int) -> float: ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class Warmup(ABC):
-    """Linear rise over `warmup_steps`, at most a quarter of the run; then the decay of a subclass to `final_factor`.
+def constant(step: int, total_steps: int) -> float:
+    """The optimizer's `lr` throughout."""
+    return 1.0
+
+
+def warmup_cosine(step: int, total_steps: int, *, warmup_steps: int, final_factor: float) -> float:
+    """Linear warmup (`_warmup`), then cosine decay."""
+    return _warmup(step, total_steps, warmup_steps, partial(_cosine, final=final_factor))
+
+
+def warmup_linear(step: int, total_steps: int, *, warmup_steps: int, final_factor: float) -> float:
+    """Linear warmup (`_warmup`), then linear decay, as of BERT (Devlin et al. 2019)."""
+    return _warmup(step, total_steps, warmup_steps, lambda at, num: 1.0 - (1.0 - final_factor) * _progress(at, num))
+
+
+def warmup_stable_decay(
+    step: int, total_steps: int, *, warmup_steps: int, decay_fraction: float, final_factor: float
+) -> float:
+    """Linear warmup (`_warmup`), then constant, and a decay over the last `decay_fraction` of the run.
+
+    WSD of MiniCPM (Hu et al. 2024, arXiv:2404.06395). Its decay is 1 - √progress, the best of Hägele et al. 2024
+    (arXiv:2405.18392). A run can be resumed from a checkpoint before the decay to any later end.
 
     Raises:
-        ValueError: `warmup_steps` is negative.
+        ValueError: `decay_fraction` is not a fraction.
     """
+    _check_fraction("decay_fraction", decay_fraction)
 
-    warmup_steps: int
-    final_factor: float
+    def stable_decay(at: int, num_steps: int) -> float:
+        decay = min(round(decay_fraction * total_steps), num_steps)
+        return 1.0 - (1.0 - final_factor) * math.sqrt(_progress(max(at - (num_steps - decay), 0), decay))
 
-    def __post_init__(self) -> None:
-        if self.warmup_steps < 0:
-            raise ValueError(f"warmup_steps={self.warmup_steps} must be at least 0")
-
-    def __call__(self, step: int, total_steps: int) -> float:
-        warmup = min(self.warmup_steps, total_steps // 4)
-        return (step + 1) / warmup if step < warmup else self.after(step - warmup, total_steps - warmup, total_steps)
-
-    @abstractmethod
-    def after(self, step: int, num_steps: int, total_steps: int) -> float:
-        """The factor at a step after the warmup, of `num_steps`, in a run of `total_steps`."""
+    return _warmup(step, total_steps, warmup_steps, stable_decay)
 
 
-@dataclass(frozen=True, kw_only=True)
-class WarmupCosine(Warmup):
-    """Cosine decay after the warmup."""
+def flat_cosine(step: int, total_steps: int, *, flat_fraction: float, final_factor: float) -> float:
+    """Constant for `flat_fraction` of the run, then cosine decay.
 
-    def after(self, step: int, num_steps: int, total_steps: int) -> float:
-        return _cosine(step, num_steps, self.final_factor)
-
-
-@dataclass(frozen=True, kw_only=True)
-class WarmupLinear(Warmup):
-    """Linear decay after the warmup, as of BERT (Devlin et al. 2019)."""
-
-    def after(self, step: int, num_steps: int, total_steps: int) -> float:
-        return 1.0 - (1.0 - self.final_factor) * _progress(step, num_steps)
-
-
-@dataclass(frozen=True, kw_only=True)
-class WarmupStableDecay(Warmup):
-    """Constant after the warmup, and a decay over the last `decay_fraction` of the run.
-
-    WSD of MiniCPM (Hu et al. 2024, arXiv:2404.06395). Its decay is 1 - √progress, the best of
-    Hägele et al. 2024 (arXiv:2405.18392). A run can be resumed from a checkpoint before the decay to any later end.
-
-    Raises:
-        ValueError: `warmup_steps` is negative, or `decay_fraction` is not a fraction.
-    """
-
-    decay_fraction: float
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0.0 <= self.decay_fraction <= 1.0:
-            raise ValueError(f"decay_fraction={self.decay_fraction} must be in [0, 1]")
-
-    def after(self, step: int, num_steps: int, total_steps: int) -> float:
-        decay = min(round(self.decay_fraction * total_steps), num_steps)
-        progress = _progress(max(step - (num_steps - decay), 0), decay)
-        return 1.0 - (1.0 - self.final_factor) * math.sqrt(progress)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FlatCosine:
-    """Constant for `flat_fraction` of the run, then half a cosine down to `final_factor`.
-
-    Perceiver IO's ImageNet recipe: flat for half of the run, no warm-up.
+    Perceiver IO's ImageNet recipe: constant for half of the run, no warmup.
 
     Raises:
         ValueError: `flat_fraction` is not a fraction.
     """
-
-    flat_fraction: float
-    final_factor: float
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.flat_fraction <= 1.0:
-            raise ValueError(f"flat_fraction={self.flat_fraction} must be in [0, 1]")
-
-    def __call__(self, step: int, total_steps: int) -> float:
-        flat = round(self.flat_fraction * total_steps)
-        return 1.0 if step < flat else _cosine(step - flat, total_steps - flat, self.final_factor)
+    _check_fraction("flat_fraction", flat_fraction)
+    flat = round(flat_fraction * total_steps)
+    return 1.0 if step < flat else _cosine(step - flat, total_steps - flat, final_factor)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Steps:
+def steps(step: int, total_steps: int, *, milestones: Sequence[float], factor: float) -> float:
     """Multiplied by `factor` at each milestone, given as fractions of the run.
 
     Perceiver's ImageNet recipe: ÷ 10 at epochs 84, 102 and 114 of 120.
@@ -185,21 +144,26 @@ class Steps:
     Raises:
         ValueError: a milestone is not a fraction, but an epoch, for example.
     """
-
-    milestones: Sequence[float]
-    factor: float
-
-    def __post_init__(self) -> None:
-        if not all(0.0 <= milestone <= 1.0 for milestone in self.milestones):
-            raise ValueError(f"milestones={list(self.milestones)} must be fractions of the run, in [0, 1]")
-
-    def __call__(self, step: int, total_steps: int) -> float:
-        return self.factor ** sum(step >= milestone * total_steps for milestone in self.milestones)
+    if not all(0.0 <= milestone <= 1.0 for milestone in milestones):
+        raise ValueError(f"milestones={list(milestones)} must be fractions of the run, in [0, 1]")
+    return float(factor ** sum(step >= milestone * total_steps for milestone in milestones))
 
 
-def constant(step: int, total_steps: int) -> float:
-    """The optimizer's `lr` throughout."""
-    return 1.0
+def _warmup(step: int, total_steps: int, warmup_steps: int, decay: Callable[[int, int], float]) -> float:
+    """Linear rise over `warmup_steps`, at most a quarter of the run, then `decay(step, num_steps)` of the rest.
+
+    Raises:
+        ValueError: `warmup_steps` is negative.
+    """
+    if warmup_steps < 0:
+        raise ValueError(f"warmup_steps={warmup_steps} must be at least 0")
+    warmup = min(warmup_steps, total_steps // 4)
+    return (step + 1) / warmup if step < warmup else decay(step - warmup, total_steps - warmup)
+
+
+def _check_fraction(name: str, value: float) -> None:
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name}={value} must be in [0, 1]")
 
 
 def _progress(step: int, num_steps: int) -> float:

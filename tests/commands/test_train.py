@@ -8,7 +8,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
 from perceiver.data.synthetic.shape_scenes import ShapeScenes
 from perceiver.training.build import DataInfo, build
@@ -240,12 +239,6 @@ class TestCaptions:
         last = captioner / "checkpoints" / "last.ckpt"
         ended = train(tmp_path / "run", *CAPTIONING, "tokenizer.min_frequency=97", f"ckpt_path={last}")
         assert_refused(ended, f"ckpt_path={last}: its tokenizer was trained on other texts")
-
-    def test_a_checkpoint_without_a_vocabulary_entry_is_read(self, run, tmp_path):
-        content = checkpoint(run)
-        del content["description"]["vocabulary"]
-        torch.save(content, tmp_path / "old.ckpt")
-        assert read_checkpoint(tmp_path / "old.ckpt").data_info.vocabulary is None
 
 
 @pytest.mark.parametrize("inputs", [slow("images"), "texts"])

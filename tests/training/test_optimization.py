@@ -2,6 +2,7 @@
 
 import math
 import signal
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -17,14 +18,14 @@ from perceiver.queries.learned import Learned
 from perceiver.runtime.config import resolved
 from perceiver.training.build import construct
 from perceiver.training.optimization import (
-    FlatCosine,
-    Steps,
-    WarmupCosine,
-    WarmupLinear,
-    WarmupStableDecay,
     build_optimizer,
     constant,
+    flat_cosine,
     parameter_groups,
+    steps,
+    warmup_cosine,
+    warmup_linear,
+    warmup_stable_decay,
 )
 from tests.kills import assert_same_run, continued, killed_at, rows, run_in_fork
 from tests.models import DIM, NUM_CLASSES, image_encoder, small_perceiver
@@ -158,11 +159,11 @@ class TestSchedules:
         "schedule",
         [
             constant,
-            *(WarmupCosine(warmup_steps=steps, final_factor=0.1) for steps in (0, 5, 10_000)),
-            *(FlatCosine(flat_fraction=fraction, final_factor=0.2) for fraction in (0.0, 0.5, 1.0)),
-            *(Steps(milestones=milestones, factor=0.1) for milestones in ([0.7, 0.85, 0.95], [])),
-            WarmupLinear(warmup_steps=5, final_factor=0.0),
-            *(WarmupStableDecay(warmup_steps=5, decay_fraction=x, final_factor=0.0) for x in (0.1, 1.0)),
+            *(partial(warmup_cosine, warmup_steps=number, final_factor=0.1) for number in (0, 5, 10_000)),
+            *(partial(flat_cosine, flat_fraction=fraction, final_factor=0.2) for fraction in (0.0, 0.5, 1.0)),
+            *(partial(steps, milestones=milestones, factor=0.1) for milestones in ([0.7, 0.85, 0.95], [])),
+            partial(warmup_linear, warmup_steps=5, final_factor=0.0),
+            *(partial(warmup_stable_decay, warmup_steps=5, decay_fraction=x, final_factor=0.0) for x in (0.1, 1.0)),
         ],
     )
     def test_factors_are_in_0_to_1_from_the_first_step_and_reach_1(self, schedule, total):
@@ -172,19 +173,19 @@ class TestSchedules:
         assert max(factors) == 1.0
 
     def test_warmup_is_linear_over_at_most_a_quarter_of_the_run_and_cosine_falls_to_its_end(self):
-        factors = factors_of(WarmupCosine(warmup_steps=11, final_factor=0.1), 101)
+        factors = factors_of(partial(warmup_cosine, warmup_steps=11, final_factor=0.1), 101)
         assert factors[:12] == pytest.approx([(step + 1) / 11 for step in range(11)] + [1.0])
         assert all(later < earlier for earlier, later in pairwise(factors[11:]))
         assert (factors[(11 + 101) // 2], factors[-1]) == pytest.approx((0.55, 0.1))
-        assert factors_of(WarmupCosine(warmup_steps=1000, final_factor=0.0), 40)[8:11] == [0.9, 1.0, 1.0]
+        assert factors_of(partial(warmup_cosine, warmup_steps=1000, final_factor=0.0), 40)[8:11] == [0.9, 1.0, 1.0]
 
     def test_linear_falls_by_equal_steps(self):
-        factors = factors_of(WarmupLinear(warmup_steps=11, final_factor=0.1), 101)
+        factors = factors_of(partial(warmup_linear, warmup_steps=11, final_factor=0.1), 101)
         assert factors[10:12] == [1.0, 1.0]
         assert [one - other for one, other in pairwise(factors[11:])] == pytest.approx([0.9 / 90] * 90)
 
     def test_wsd_is_constant_until_its_decay_whatever_the_end(self):
-        schedule = WarmupStableDecay(warmup_steps=11, decay_fraction=0.1, final_factor=0.2)
+        schedule = partial(warmup_stable_decay, warmup_steps=11, decay_fraction=0.1, final_factor=0.2)
         short, long = (factors_of(schedule, total) for total in (110, 1010))
         assert short[:100] == long[:100]
         assert set(short[10:100]) == {1.0}
@@ -192,7 +193,7 @@ class TestSchedules:
         assert progress == pytest.approx([math.sqrt(step / 11) for step in range(12)])
 
     def test_flat_cosine_is_flat_and_then_falls(self):
-        factors = factors_of(FlatCosine(flat_fraction=0.5, final_factor=0.0), 110)
+        factors = factors_of(partial(flat_cosine, flat_fraction=0.5, final_factor=0.0), 110)
         assert set(factors[:55]) == {1.0}
         assert all(later < earlier for earlier, later in pairwise(factors[55:]))
         assert factors[-1] == pytest.approx(0.0)
@@ -206,18 +207,18 @@ class TestSchedules:
         assert changes == {epoch: pytest.approx(0.1) for epoch in (84, 102, 114)}
 
     @pytest.mark.parametrize(
-        ("end", "steps"),
+        ("end", "num_steps"),
         [
             # Three batches an epoch make two steps, the second of one batch.
             ("trainer.max_epochs=2 trainer.accumulate_grad_batches=2", 4),
             pytest.param("trainer.max_steps=5", 5, marks=slow),
         ],
     )
-    def test_it_ends_with_the_run(self, tmp_path, end, steps):
+    def test_it_ends_with_the_run(self, tmp_path, end, num_steps):
         overrides = ["schedule=flat_cosine", "schedule.final_factor=0.25", "optimizer.lr=0.01", *end.split()]
         saved = checkpoint(trained(tmp_path / "run", *overrides))
         (scheduler,) = saved["lr_schedulers"]
-        assert (scheduler["last_epoch"], saved["global_step"]) == (steps, steps)
+        assert (scheduler["last_epoch"], saved["global_step"]) == (num_steps, num_steps)
         assert scheduler["_last_lr"] == pytest.approx([0.0025, 0.0025])
 
 
