@@ -118,8 +118,8 @@ def test_killed_every_few_steps(tmp_path, uninterrupted, name):
             pytest.param(*case, marks=slow)
             for case in (
                 (0, "_log_metrics", TrainingModule),
-                (1, "_look", AttentionCallback),
-                (0, "_test", AttentionCallback),
+                (1, "_explain", AttentionCallback),
+                (0, "_test_faithfulness", AttentionCallback),
                 (2, "_write_page", AttentionCallback),
                 (0, "test_step", TrainingModule),
                 (0, "best_checkpoint", run_module),
