@@ -68,19 +68,19 @@ def extent(box: Box, axis: Axis) -> tuple[float, float]:
     return min(max(axis.fraction(start), 0.0), 1.0), min(max(axis.fraction(stop), 0.0), 1.0)
 
 
-def cells_along(axis: Axis, *, shown: Axis, num_cells: int) -> Int[np.ndarray, " places"]:
-    """Return the cells of the axis `shown` along another axis, in steps of their width.
+def cells_along(axis: Axis, *, divided: Axis, num_cells: int) -> Int[np.ndarray, " places"]:
+    """Return the cells of the axis `divided` along another axis, in steps of their width.
 
     Args:
-        axis: in the unit of `shown`; it may end earlier or later.
-        shown: the axis that is divided into cells of equal width on its scale.
+        axis: in the unit of `divided`; it may end earlier or later.
+        divided: the axis that is divided into cells of equal width on its scale.
         num_cells: number of these cells.
 
     Returns:
-        Numbers of cells, -1 outside `shown`.
+        Numbers of cells, -1 outside `divided`.
     """
-    count = max(round(num_cells * (shown.fraction(axis.stop) - shown.fraction(axis.start))), 1)
-    place = np.array([shown.fraction(axis.value((step + 0.5) / count)) for step in range(count)])
+    count = max(round(num_cells * (divided.fraction(axis.stop) - divided.fraction(axis.start))), 1)
+    place = np.array([divided.fraction(axis.value((step + 0.5) / count)) for step in range(count)])
     return np.where((place >= 0) & (place < 1), np.floor(place * num_cells), -1).astype(int)
 
 

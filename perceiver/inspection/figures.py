@@ -140,7 +140,7 @@ class Frame:
         """Crop or pad a picture in black to the extent of the grid: stems pad, or ignore a border."""
         assert self.picture is not None
         rows, columns = (
-            cells_along(axis, shown=own, num_cells=num_cells)
+            cells_along(axis, divided=own, num_cells=num_cells)
             for axis, own, num_cells in zip(
                 self.axes, self.picture.grid.axes, self.picture.values.shape[-2:], strict=True
             )
@@ -204,7 +204,7 @@ def contact_sheets(
 
     Returns:
         `<modality>/<layer>` for each layer that reads the tokens: the input, the mean over latents over it and alone,
-        the rollout (of each class that has a query of its own; else of all together), the relevance of each class, and
+        the rollout (of each class that has a query of its own; else of all outputs), the relevance of each class, and
         the `num_latents` latents that the outputs read most. `caption/words`, where answers are words: the input, and
         the relevance of each word. Boxes are drawn on the input and on maps of answers; on that of a class, its own.
     """

@@ -37,11 +37,11 @@ ROLES = {role.name: role for role in (CROSS, SELF, DECODE)}
 
 def perceiver(**overrides) -> Perceiver:
     """Three cross-attends, the last two with shared weights, interleaved with self-attention; pooled."""
-    return sharpened(small_perceiver(**({"cross_attention": CROSS_HEADS} | overrides)))
+    return sharpen(small_perceiver(**({"cross_attention": CROSS_HEADS} | overrides)))
 
 
 def perceiver_io(**overrides) -> Perceiver:
-    """One cross-attend; each class asks for itself."""
+    """One cross-attend; a query per class."""
     schedule = Schedule(num_self_attends=2, **PERCEIVER_IO)
     return perceiver(**({"schedule": schedule, "decoder": query_decoder()} | overrides))
 
@@ -52,7 +52,7 @@ def perceiver_text(num_layers: int = 2, **overrides) -> Perceiver:
 
 
 def perceiver_joint(*names: str, **overrides) -> Perceiver:
-    """Classes that ask for themselves, and words; `names` tell another order."""
+    """A query per class, and words; `names` give another order."""
     decoders = {"label": query_decoder(), "caption": text_decoder()}
     joint = JointDecoder(decoders={name: decoders[name] for name in names or decoders})
     return perceiver_io(decoder=joint, **overrides)
@@ -63,8 +63,8 @@ def direct_text(**overrides) -> Perceiver:
     return perceiver_text(memory=direct(), **overrides)
 
 
-class AsTheyAre(Encoder):
-    """Tokens [_, _, dim], with no places: of `grid`, or steps of time where it is None."""
+class IdentityEncoder(Encoder):
+    """Tokens [_, _, dim] without positions: of `grid`, or steps of time where it is None."""
 
     def __init__(self, dim: int, grid: Grid | None = None) -> None:
         super().__init__()
@@ -79,10 +79,10 @@ class AsTheyAre(Encoder):
         return torch.rand(2, 3, self.dim)
 
 
-def reader_of_tokens(decoder: Decoder | None = None) -> Perceiver:
-    """Latents that read `tokens` [_, _, 23] as they are, and a decoder that pools unless told otherwise."""
+def token_perceiver(decoder: Decoder | None = None) -> Perceiver:
+    """Latents that read `tokens` [_, _, 23] unchanged, and a decoder that pools by default."""
     return Perceiver(
-        encoders={"tokens": AsTheyAre(23)},
+        encoders={"tokens": IdentityEncoder(23)},
         memory=latents(
             cross_attention=BlockSpec(num_heads=1),
             self_attention=BlockSpec(num_heads=1),
@@ -93,13 +93,13 @@ def reader_of_tokens(decoder: Decoder | None = None) -> Perceiver:
 
 
 class Joined(nn.Module):
-    """The tokens of one modality as all there are."""
+    """Joins the tokens of a single modality."""
 
     def forward(self, name: str, tokens: Tokens) -> JoinedTokens:
         return JoinedTokens(tokens.values, tokens.mask, {name: Span(0, tokens.values.shape[1], tokens.grid)})
 
 
-class Asking(nn.Module):
+class ForeignAttention(nn.Module):
     """Attention with two heads whose queries and keys are not projected."""
 
     def __init__(self, dim: int) -> None:
@@ -116,25 +116,25 @@ class Asking(nn.Module):
         return self.residual(queries, rearrange(self.mechanism(*by_head, mask), "b heads n dim -> b n (heads dim)"))
 
 
-class Foreign(nn.Module):
-    """A model that shares nothing with a Perceiver but the contract: each class asks the tokens [_, _, 22], twice."""
+class ForeignModel(nn.Module):
+    """A model that is not a Perceiver, but satisfies the contract: each class reads the tokens [_, _, 22], twice."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoders = nn.ModuleDict({"signal": AsTheyAre(22)})
+        self.encoders = nn.ModuleDict({"signal": IdentityEncoder(22)})
         self.joined = Joined()
         self.queries = nn.Parameter(3 * torch.randn(NUM_CLASSES, 22))
-        self.layers = nn.ModuleList(Asking(22) for _ in range(2))
+        self.layers = nn.ModuleList(ForeignAttention(22) for _ in range(2))
 
     def forward(self, inputs, masks=None, queries=None) -> dict[str, Tensor]:
         (name,) = inputs
         return self.forward_tokens(self.joined(name, self.encoders[name](inputs[name], (masks or {}).get(name))))
 
     def forward_tokens(self, tokens: JoinedTokens, queries=None) -> dict[str, Tensor]:
-        asked = self.queries.expand(len(tokens.values), -1, -1)
+        decoder_queries = self.queries.expand(len(tokens.values), -1, -1)
         for layer in self.layers:
-            asked = layer(asked, tokens.values, tokens.mask)
-        return {LOGITS: asked.sum(dim=-1)}
+            decoder_queries = layer(decoder_queries, tokens.values, tokens.mask)
+        return {LOGITS: decoder_queries.sum(dim=-1)}
 
 
 def query_decoder(num_queries: int = NUM_CLASSES) -> QueryDecoder:
@@ -159,7 +159,7 @@ def perceiver_pooled_io() -> Perceiver:
 
 
 def captioning(generation: Generation | None = None, **options) -> Captioning:
-    """A task of few words, that chooses the likeliest unless told otherwise."""
+    """A task of few words, with greedy decoding by default."""
     tokenizer = WordTokenizer(vocab_size=VOCAB_SIZE, max_length=MAX_LENGTH, lowercase=True, min_frequency=1)
     tokenizer.train([TEXT])
     return Captioning(
@@ -196,7 +196,7 @@ def captions(inputs: dict[str, Tensor], texts: Sequence[str] | None = None, **ta
 
 
 class EveryWord:
-    """Facts by which every word of any text speaks of the same boxes, and words take turns with their kinds."""
+    """Facts by which every word of any text refers to the same boxes, with alternating kinds."""
 
     def __init__(self, *boxes: Box, kinds: Sequence[str] = ("colour", "shape")) -> None:
         self.boxes = boxes
@@ -212,8 +212,8 @@ class EveryWord:
         ]
 
 
-def sharpened(model: Perceiver) -> Perceiver:
-    """At initialisation all maps are nearly even, and a wrong one is hard to tell from a right one."""
+def sharpen(model: Perceiver) -> Perceiver:
+    """Scale the queries: at initialization all maps are nearly uniform, and errors are hard to detect."""
     for attention in model.modules():
         if isinstance(attention, Attention):
             attention.query.weight.data *= 11
@@ -233,8 +233,8 @@ def some_words(batch: int = 3) -> Tensor:
     return torch.randint(len(SPECIAL), VOCAB_SIZE, (batch, NUM_WORDS), generator=torch.Generator().manual_seed(1))
 
 
-def asked(model: nn.Module, ids: Tensor) -> dict[str, Tensor]:
-    """The queries with which a model that writes is asked for these ids; none for any other."""
+def decoder_queries(model: nn.Module, ids: Tensor) -> dict[str, Tensor]:
+    """The queries of a decoder of texts for these ids; none for any other decoder."""
     return dict.fromkeys(model.decoder.needs_target_tokens, ids)
 
 
@@ -244,11 +244,11 @@ def forward_record(
     masks: dict[str, Tensor] | None = None,
     words: Tensor | None = None,
 ) -> Capture:
-    """What `model` attends to; `words` are what a text decoder is asked with, some unless told otherwise."""
+    """The attention of a forward pass; `words` are the queries of a text decoder, by default `some_words`."""
     inputs = small_inputs() if inputs is None else inputs
     words = some_words(len(next(iter(inputs.values())))) if words is None else words
     with capture(model) as captured:
-        model(inputs, masks, asked(model, words))
+        model(inputs, masks, decoder_queries(model, words))
     return captured
 
 
@@ -263,10 +263,10 @@ def some_scores(outputs: dict[str, Tensor]) -> Tensor:
 def capture_relevance(
     model: Perceiver, inputs: dict[str, Tensor], masks: dict[str, Tensor] | None = None
 ) -> tuple[Capture, Tensor]:
-    """What `model` attends to, and how much `some_scores` hang on each token."""
+    """The attention of a forward pass, and the relevance of each token for `some_scores`."""
     words = some_words(len(next(iter(inputs.values()))))
     with capture(model, gradients=True) as captured:
-        outputs = model(inputs, masks, asked(model, words))
+        outputs = model(inputs, masks, decoder_queries(model, words))
         return captured, captured.relevance(some_scores(outputs))
 
 
@@ -281,12 +281,12 @@ def captured_with(spans: dict[str, Span], **layers: Layer) -> Capture:
     """A capture made by hand."""
     made = Capture()
     made.layers = layers
-    lay_out(made, spans)
+    set_tokens(made, spans)
     return made
 
 
-def lay_out(captured: Capture, spans: dict[str, Span]) -> None:
-    """Have the tokens that were read belong to these modalities."""
+def set_tokens(captured: Capture, spans: dict[str, Span]) -> None:
+    """Set the modalities of the tokens that were read."""
     read = captured.layers[captured.input_layers[0]]
     captured.tokens = JoinedTokens(torch.zeros(read.num_rows, read.num_keys, 1), read.mask, spans)
 
@@ -297,12 +297,12 @@ def grid(rows: int, columns: int, cell: int = 1) -> Grid:
 
 
 def images_of(inputs: dict[str, Tensor]) -> dict[str, Picture]:
-    """What there is to see of images."""
+    """The pictures of images."""
     return {name: Picture(raw, grid(*raw.shape[-2:]), "") for name, raw in inputs.items()}
 
 
 def computed_weights(monkeypatch) -> list[int]:
-    """Collects how many weights are held at once from here on."""
+    """Collects the numbers of weights that are computed at once from here on."""
     sizes, original = [], ScaledDotProduct.weights
 
     def weights(*args, **options):

@@ -16,9 +16,10 @@ from perceiver.inspection.faithfulness import faithfulness
 from perceiver.inspection.figures import contact_sheets
 from perceiver.inspection.localization import localization
 from perceiver.tokenizer import EOS
+from perceiver.types import Batch
 from tests.inspection.explanations import CLASS_NAMES, arrays_of, contents_of, explainer, labelled
 from tests.inspection.models import (
-    Foreign,
+    ForeignModel,
     direct_text,
     perceiver_io,
     perceiver_joint,
@@ -52,7 +53,7 @@ JOINT = ["label/decode0", *(f"caption/{name}" for name in IN_WORDS)]
 MODELS = pytest.mark.parametrize(
     ("make", "layers", "readers"),
     [
-        (Foreign, ["ask0", "ask1"], ["ask0", "ask1"]),
+        (ForeignModel, ["ask0", "ask1"], ["ask0", "ask1"]),
         (direct_text, ["encode0", "encode1", *IN_WORDS], ["decode0", "decode1"]),
         (partial(pooled_tokens, 2), ["encode0", "encode1"], []),
         (partial(pooled_tokens, 0), [], []),
@@ -68,24 +69,23 @@ MODELS = pytest.mark.parametrize(
 )
 
 
-def asked(model: Explainable, masked: bool):
-    """A batch that the model reads, part of which is not real if `masked`."""
+def batch_for(model: Explainable, masked: bool) -> Batch:
+    """A batch that the model reads, part of which is masked if `masked`."""
     inputs = small_inputs() if "image" in model.encoders else {"signal": torch.randn(3, 31, 22)}
     masks = {"signal": torch.arange(31) < torch.tensor([[31], [7], [23]])} if "signal" in inputs else {}
     masks = masks or {"depth": torch.tensor([True, False, True])}
     for name, bias in model.named_parameters():
         if name.endswith("head.bias") and len(bias) != NUM_CLASSES:
-            bias.data[EOS] = -9.0  # untrained, it might have nothing to say
+            bias.data[EOS] = -9.0  # an untrained model might write nothing
     return labelled(inputs, masks if masked else None)
 
 
 @MODELS
-@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
-@pytest.mark.parametrize("alpha", [0.3, "norm"])
-def test_everything_there_is_to_see_is_seen(make, layers, readers, masked, alpha):
+@pytest.mark.parametrize(("masked", "alpha"), [(False, 0.3), (True, "norm")])
+def test_its_answers_are_explained(make, layers, readers, masked, alpha):
     model = make()
-    batch, watching = asked(model, masked), explainer(model, alpha=alpha)
-    explanation = watching.explain(batch)
+    batch, of_model = batch_for(model, masked), explainer(model, alpha=alpha)
+    explanation = of_model.explain(batch)
     num_tokens = explanation.record.tokens.values.shape[1]
     assert list(explanation.record.layers) == layers
     assert explanation.record.input_layers == readers
@@ -106,15 +106,15 @@ def test_everything_there_is_to_see_is_seen(make, layers, readers, masked, alpha
     assert {name.split("/", 1)[1].rpartition("/")[0] for name in explanation.statistics} == {
         name for name in layers if "decode_self" not in name
     }
-    found = faithfulness(watching, explanation, seed=0)
+    found = faithfulness(of_model, explanation, seed=0)
     assert set(found.curves) == {"random", "relevance", "rollout"} | ({"mean_map"} if readers else set())
     assert set(localization(explanation)) <= {"word_overlap"}, "there are no boxes"
 
 
 @MODELS
-def test_everything_that_is_seen_can_be_kept_and_drawn(make, layers, readers):
+def test_its_explanation_is_stored_and_drawn(make, layers, readers):
     model = make()
-    batch = asked(model, masked=True)
+    batch = batch_for(model, masked=True)
     explanation = explainer(model).explain(batch)
     arrays = arrays_of(explanation, **explanation.statistics)
     assert [name.removesuffix("/latents") for name in arrays if name.endswith("/latents")] == readers

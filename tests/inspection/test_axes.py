@@ -33,7 +33,7 @@ def test_extents_are_fractions_of_the_axis_and_end_with_it(axis):
 
 @pytest.mark.parametrize("axis", [MELS, SECONDS, Axis("y", "px", 0.0, 17.0)], ids=lambda axis: axis.name)
 def test_an_axis_followed_along_itself_meets_every_cell_once(axis):
-    assert cells_along(axis, shown=axis, num_cells=17).tolist() == list(range(17))
+    assert cells_along(axis, divided=axis, num_cells=17).tolist() == list(range(17))
 
 
 @pytest.mark.parametrize("scale", ["linear", "mel"])
@@ -41,14 +41,14 @@ def test_an_axis_that_ends_later_or_earlier_meets_nothing_more_or_not_all(scale)
     shown = Axis("frequency", "Hz", 50.0, 8000.0, scale)
     longer = Axis("frequency", "Hz", 50.0, shown.value(20 / 17), scale)
     shorter = Axis("frequency", "Hz", shown.value(2 / 17), shown.value(15 / 17), scale)
-    assert cells_along(longer, shown=shown, num_cells=17).tolist() == [*range(17), -1, -1, -1]
-    assert cells_along(shorter, shown=shown, num_cells=17).tolist() == list(range(2, 15))
+    assert cells_along(longer, divided=shown, num_cells=17).tolist() == [*range(17), -1, -1, -1]
+    assert cells_along(shorter, divided=shown, num_cells=17).tolist() == list(range(2, 15))
 
 
 def test_an_axis_of_another_scale_meets_each_frequency_where_it_is():
     linear = Axis("frequency", "Hz", 0.0, 8000.0)
     shown = Axis("frequency", "Hz", 0.0, 8000.0, scale="mel")
-    found = cells_along(linear, shown=shown, num_cells=101)
+    found = cells_along(linear, divided=shown, num_cells=101)
     at = [shown.value((cell + 0.5) / 101) for cell in found]
     width = hertz(2840) - hertz(2840 * 100 / 101)
     np.testing.assert_allclose(at, [linear.value((step + 0.5) / 101) for step in range(101)], atol=width)

@@ -26,7 +26,7 @@ from perceiver.mechanisms.scaled_dot_product import ScaledDotProduct
 from perceiver.tasks.generation import Sampling
 from tests.inspection.models import (
     NUM_WORDS,
-    AsTheyAre,
+    IdentityEncoder,
     beams,
     captioning,
     captions,
@@ -38,10 +38,10 @@ from tests.inspection.models import (
     perceiver_io,
     perceiver_joint,
     perceiver_text,
-    reader_of_tokens,
     some_masks,
     some_scores,
     some_words,
+    token_perceiver,
 )
 from tests.kills import in_fork
 from tests.models import DIM, NUM_CLASSES, latents, logits, small_inputs
@@ -115,7 +115,7 @@ def test_masked_keys_get_exactly_nothing_and_all_others_something(make):
 
 
 def test_permuted_tokens_give_permuted_cross_maps_and_all_that_follows_and_the_same_self_maps():
-    model = reader_of_tokens()
+    model = token_perceiver()
     tokens, order = torch.randn(3, 31, 23), torch.randperm(31)
     maps, relevances = [], []
     for values in (tokens, tokens[:, order]):
@@ -376,7 +376,7 @@ def test_a_module_that_holds_the_model_can_be_looked_at():
 def test_a_map_of_few_latents_never_holds_the_whole_map(monkeypatch):
     tokens, num_latents, heads = 5003, 61, 4
     model = Perceiver(
-        encoders={"tokens": AsTheyAre(8)},
+        encoders={"tokens": IdentityEncoder(8)},
         memory=latents(
             num_latents=num_latents,
             cross_attention=BlockSpec(num_heads=heads),

@@ -153,13 +153,13 @@ def test_latents_that_an_event_did_not_keep_are_none_of_the_page():
 def test_layers_whose_queries_are_not_the_same_have_numbers_of_their_own():
     """Latents read the tokens, and the outputs do so, too."""
     arrays = arrays_of(example_explanation(perceiver))
-    asked = {
+    decoder_queries = {
         "ask0/query_kind": np.array("query"),
         "ask0/latents": arrays["cross0/latents"][:, :5],
         "ask0/weights": arrays["cross0/weights"][:, :, :5],
         "ask0/reads": arrays["cross0/reads"][..., :5],
     }
-    layers = sample_maps(arrays | asked, 1, most_values=EVERYTHING)["layers"]
+    layers = sample_maps(arrays | decoder_queries, 1, most_values=EVERYTHING)["layers"]
     counts = {layer["name"]: (layer["num_queries"], len(layer["queries"])) for layer in layers}
     assert counts == dict.fromkeys(("cross0", "cross1", "cross2"), (11, 11)) | {"ask0": (5, 5)}
 

@@ -33,12 +33,12 @@ from tests.inspection.models import (
     direct_text,
     forward_record,
     images_of,
-    lay_out,
     layer,
     of_class,
     perceiver,
     perceiver_io,
     perceiver_text,
+    set_tokens,
     some_masks,
     word,
 )
@@ -64,7 +64,7 @@ def planted_capture(token: int, num_latents: int = 11, latent: int = 7) -> Captu
 def image_capture(batch: int = 2) -> Capture:
     """Five queries, each of which reads one cell of an image of 5×7 cells."""
     captured = capture_of_places(PLACES, batch)
-    lay_out(captured, {"image": SPANS["image"]})
+    set_tokens(captured, {"image": SPANS["image"]})
     return captured
 
 
@@ -258,7 +258,7 @@ class TestWords:
 
     def test_every_modality_has_its_tiles(self):
         captured = capture_of_places([3, 35 + 17], 1)
-        lay_out(captured, {"image": SPANS["image"], "text": Span(35, 70, TEXT)})
+        set_tokens(captured, {"image": SPANS["image"], "text": Span(35, 70, TEXT)})
         (sheet,) = word_sheets(captured, words(0, 1))
         width = STRETCHED[0]
         assert sheet.width == 5 * (width + GAP) + BAR_WIDTH, "input and two words in the image, two in the text"
@@ -272,7 +272,7 @@ class TestWords:
 
     def test_texts_have_no_picture_and_two_tiles_side_by_side(self):
         captured = capture_of_places([3, 11, 34], 1)
-        lay_out(captured, {"text": Span(0, 35, TEXT)})
+        set_tokens(captured, {"text": Span(0, 35, TEXT)})
         sheets = contact_sheets(explanation_of(captured, [words(0, 1, 2)]), {}, num_latents=2)
         assert set(sheets) == {"text/cross0", "caption/words"}
         (sheet,), (width, height) = sheets["caption/words"], (STRETCHED[0], STRIP_HEIGHT)
@@ -286,7 +286,7 @@ class TestWords:
     def test_videos_have_their_frames_side_by_side(self):
         captured = image_capture(1)
         video = Grid((5, 7, 1), (Axis("time", "s", 0.0, 11.0), *SPANS["image"].grid.axes))
-        lay_out(captured, {"video": Span(0, 35, video)})
+        set_tokens(captured, {"video": Span(0, 35, video)})
         (sheet,) = contact_sheets(explanation_of(captured, [words(0, 1)]), {}, num_latents=1)["caption/words"]
         width, height = Frame(video, None).size
         for number, place in enumerate(PLACES[:2]):

@@ -4,7 +4,7 @@ import torch
 from perceiver.inspection.localization import box_coverage, localization, map_scores, mean_scores, word_overlap
 from perceiver.types import Answer, Box, Grid, Span
 from tests.inspection.drawn import explanation_of
-from tests.inspection.models import grid, lay_out, of_class, word
+from tests.inspection.models import grid, of_class, set_tokens, word
 from tests.inspection.sounds import (
     COLUMNS,
     ROWS,
@@ -203,7 +203,7 @@ class TestClasses:
     def test_each_modality_is_scored_on_its_own_grid(self):
         maps, image = planted_maps([[(2, 3)]]), torch.full((1, 1, 6), 1 / 6)
         captured = capture_of(torch.cat([maps * 0.5, image * 0.5], dim=-1))
-        lay_out(captured, {"audio": Span(0, 35, SOUND), "image": Span(35, 41, grid(2, 3, cell=10))})
+        set_tokens(captured, {"audio": Span(0, 35, SOUND), "image": Span(35, 41, grid(2, 3, cell=10))})
         boxes = [[cells((2, 3), (3, 4)), Box(0, "image", {"y": (0.0, 10.0), "x": (0.0, 15.0)})]]
         found = localization(explanation_of(captured, classes_of(boxes), boxes=boxes))
         torch.testing.assert_close(found["energy_in_box"], torch.tensor([1.0, 0.25]).double(), rtol=0, atol=1e-4)

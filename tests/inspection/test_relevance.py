@@ -12,8 +12,8 @@ from perceiver import Perceiver
 from perceiver.attention import Attention, CrossBlock
 from perceiver.inspection.capture import capture
 from tests.inspection.models import (
-    asked,
     capture_relevance,
+    decoder_queries,
     direct_text,
     forward_record,
     perceiver,
@@ -70,11 +70,11 @@ def naive_relevance(monkeypatch, model: Perceiver, inputs, masks) -> torch.Tenso
     }
     # Whose row of R is that of an answer.
     if captured.queries:
-        asked = [{1: 1.0, 2: 1.0}, {5: 1.0}]
+        decoder_queries = [{1: 1.0, 2: 1.0}, {5: 1.0}]
     elif num_queries > 1:
-        asked = [{3: 1.0}, {7: 1.0}]
+        decoder_queries = [{3: 1.0}, {7: 1.0}]
     else:
-        asked = [{0: 1.0}] * 2
+        decoder_queries = [{0: 1.0}] * 2
     found = torch.zeros(3, 2, NUM_TOKENS)
     for sample in range(3):
         for reader in range(2):
@@ -87,7 +87,7 @@ def naive_relevance(monkeypatch, model: Perceiver, inputs, masks) -> torch.Tenso
                 mean[rows, columns] = (gradient[sample] * weights[sample]).clamp(min=0).mean(dim=0).double()
                 through = through + mean @ through
             if num_queries:
-                row = sum(share * through[places["outputs"]][query] for query, share in asked[reader].items())
+                row = sum(share * through[places["outputs"]][query] for query, share in decoder_queries[reader].items())
             else:
                 row = through[places["latents"]].mean(dim=0)
             found[sample, reader] = row[places["tokens"]].float()
@@ -128,7 +128,7 @@ def test_samples_are_explained_each_for_itself(make):
     model, inputs = make(), small_inputs()
     rest = {name: values[1:] for name, values in inputs.items()}
     with capture(model, gradients=True) as captured:
-        found = captured.relevance(some_scores(model(rest, None, asked(model, some_words()[1:]))))
+        found = captured.relevance(some_scores(model(rest, None, decoder_queries(model, some_words()[1:]))))
     expected = capture_relevance(model, inputs)[1][1:]
     torch.testing.assert_close(found / expected.max(), expected / expected.max(), rtol=0, atol=1e-5)
 

@@ -8,7 +8,7 @@ from perceiver.inspection.explorer.media import Media, page_samples
 from perceiver.inspection.explorer.page import explorer_page, page_event
 from perceiver.types import Axis, Box, Grid
 from tests.inspection.explanations import CLASS_NAMES, arrays_of, explainer, labelled
-from tests.inspection.models import AsTheyAre, perceiver_io
+from tests.inspection.models import IdentityEncoder, perceiver_io
 from tests.models import image_encoder
 
 FRAMES, ROWS, COLUMNS = 3, 5, 7
@@ -39,7 +39,7 @@ BOXES = [
 def explained() -> Explanation:
     """An explanation of three videos, by a model with one query per class."""
     torch.manual_seed(3)
-    encoders = {"image": image_encoder(), "video": AsTheyAre(23, VIDEO)}
+    encoders = {"image": image_encoder(), "video": IdentityEncoder(23, VIDEO)}
     inputs = {"image": torch.rand(3, 3, 11, 13), "video": 2 * torch.randn(3, VIDEO.num_tokens, 23)}
     return explainer(perceiver_io(encoders=encoders)).explain(labelled(inputs, boxes=BOXES))
 
