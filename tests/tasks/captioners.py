@@ -118,4 +118,4 @@ class KnownFacts:
         return {"lengths": len(text) / 100.0} if text else {}
 
     def mentions(self, text):
-        return [Mention(word, "colour", [self.boxes[word]]) for word in range(min(2, len(text.split())))]
+        return [Mention(word, "color", [self.boxes[word]]) for word in range(min(2, len(text.split())))]

@@ -369,7 +369,7 @@ class TestAnswers:
                 assert answer.ids == (best,) == (int(ids[row, query + 1]),)
                 assert (answer.label, answer.output) == (None, "logits")
         places = [[(answer.kind, answer.boxes) for answer in row] for row in answers]
-        assert places[0][:2] == [("colour", (boxes[0],)), ("colour", (boxes[1],))]
+        assert places[0][:2] == [("color", (boxes[0],)), ("color", (boxes[1],))]
         assert {place for row in (places[0][2:], *places[1:]) for place in row} <= {("", ())}
 
 
