@@ -4,8 +4,8 @@ import hydra
 from omegaconf import DictConfig
 
 from perceiver.commands.evaluate import evaluate
+from perceiver.runtime.command_line import command_line
 from perceiver.runtime.errors import explained
-from perceiver.runtime.launch import command_line
 
 
 @explained

@@ -6,8 +6,8 @@ import hydra
 from omegaconf import DictConfig
 
 from perceiver.commands.predict import predict
+from perceiver.runtime.command_line import command_line
 from perceiver.runtime.errors import explained
-from perceiver.runtime.launch import command_line
 
 
 @explained

@@ -4,13 +4,13 @@ import hydra
 from omegaconf import DictConfig
 
 from perceiver.commands.train import train
+from perceiver.runtime.command_line import command_line, resumable
 from perceiver.runtime.errors import explained
-from perceiver.runtime.launch import command_line, continuing
 
 
 @explained
 @command_line
-@continuing
+@resumable
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
 @explained
 def main(cfg: DictConfig) -> float | None:

@@ -21,9 +21,9 @@ from sklearn.preprocessing import StandardScaler
 
 from perceiver.commands.train import prepare_torch
 from perceiver.data.dataset import Split
+from perceiver.runtime.command_line import command_line
 from perceiver.runtime.config import resolved
 from perceiver.runtime.errors import ConfigError, explained
-from perceiver.runtime.launch import command_line
 from perceiver.runtime.summary import console
 from perceiver.spectrogram import LogMel
 from perceiver.tasks.ranking import Ranking

@@ -26,9 +26,9 @@ from perceiver.inspection.capture import capture
 from perceiver.inspection.explorer.page import page_event
 from perceiver.inspection.faithfulness import faithfulness
 from perceiver.inspection.writer import Evaluation, ExplanationWriter
+from perceiver.runtime.command_line import command_line
 from perceiver.runtime.config import resolved
 from perceiver.runtime.errors import explained
-from perceiver.runtime.launch import command_line
 from perceiver.runtime.summary import console
 from perceiver.training.attention_callback import AttentionCallback
 from perceiver.training.build import build, construct

@@ -17,9 +17,9 @@ from torch import Tensor
 from perceiver.commands.train import prepare_torch
 from perceiver.decoders.base import LOGITS
 from perceiver.decoders.text import TextDecoder
+from perceiver.runtime.command_line import command_line
 from perceiver.runtime.config import resolved
 from perceiver.runtime.errors import ConfigError, explained
-from perceiver.runtime.launch import command_line
 from perceiver.runtime.summary import show_values
 from perceiver.tokenizer import BOS
 from perceiver.training.build import build

@@ -10,9 +10,9 @@ import hydra
 from omegaconf import DictConfig, open_dict
 
 from perceiver.commands.train import prepare_torch
+from perceiver.runtime.command_line import command_line
 from perceiver.runtime.config import resolved
 from perceiver.runtime.errors import explained
-from perceiver.runtime.launch import command_line
 from perceiver.runtime.summary import console, show_values
 from perceiver.training.build import build
 from perceiver.training.timing import TrainingStep, example_batch, samples_per_second, training_batches

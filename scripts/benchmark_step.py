@@ -10,10 +10,11 @@ import torch
 from omegaconf import DictConfig, open_dict
 
 from perceiver.commands.train import prepare_torch
+from perceiver.runtime.command_line import command_line
 from perceiver.runtime.config import resolved
+from perceiver.runtime.cost import count_parameters, flops_per_sample
 from perceiver.runtime.errors import explained
-from perceiver.runtime.launch import command_line
-from perceiver.runtime.summary import count_parameters, flops_per_sample, show_values
+from perceiver.runtime.summary import show_values
 from perceiver.training.build import build
 from perceiver.training.timing import TrainingStep, example_batch, median_seconds, peak_bytes
 

@@ -34,9 +34,9 @@ from omegaconf import DictConfig, OmegaConf
 from rich.table import Table as RichTable
 
 from perceiver.data.files import UnreadableError
+from perceiver.runtime.command_line import command_line
 from perceiver.runtime.config import resolved
 from perceiver.runtime.errors import USER_ERRORS, ConfigError, explain, explained
-from perceiver.runtime.launch import command_line
 from perceiver.runtime.summary import console
 from perceiver.training.build import Parts, build
 from perceiver.training.checkpoint import read_checkpoint

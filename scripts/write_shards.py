@@ -19,9 +19,9 @@ from perceiver.data.files import UnreadableError
 from perceiver.data.shard_writer import Packed, Packing, ShardWriter
 from perceiver.data.sources.base import OnError
 from perceiver.data.sources.shard_index import TarShards
+from perceiver.runtime.command_line import command_line
 from perceiver.runtime.config import check_parts, register_resolvers
 from perceiver.runtime.errors import ConfigError, explained
-from perceiver.runtime.launch import command_line
 from perceiver.runtime.summary import console
 from perceiver.training.build import config_errors, construct
 from perceiver.types import Stage

@@ -20,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 from PIL import Image
 
-from perceiver.runtime.overrides import in_full
+from perceiver.runtime.overrides import expand_short_key
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -53,7 +53,7 @@ JOINT = [
 def composed(*overrides: str, conf: Path = CONF, name: str = "train"):
     """A composed config, as a Hydra main receives it."""
     with initialize_config_dir(str(conf), version_base="1.3"):
-        cfg = compose(name, overrides=[in_full(override) for override in overrides], return_hydra_config=True)
+        cfg = compose(name, overrides=[expand_short_key(override) for override in overrides], return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
     with open_dict(cfg):
         del cfg["hydra"]

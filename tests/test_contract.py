@@ -31,9 +31,9 @@ from perceiver.data.dataset import Dataset
 from perceiver.encoders.base import Encoder
 from perceiver.model import Perceiver
 from perceiver.runtime.config import register_resolvers, resolved
+from perceiver.runtime.cost import count_parameters, flops_per_sample
 from perceiver.runtime.errors import ConfigError
 from perceiver.runtime.loggers.base import RunLogger
-from perceiver.runtime.summary import count_parameters, flops_per_sample
 from perceiver.tasks.classification import Classification
 from perceiver.tasks.losses import LossSpec
 from perceiver.training.build import build, check_tokenizer_size, construct, insert_tokenizer

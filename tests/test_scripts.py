@@ -3,7 +3,7 @@
 import pytest
 
 from perceiver.runtime.config import resolved
-from perceiver.runtime.summary import count_parameters
+from perceiver.runtime.cost import count_parameters
 from perceiver.training.attention_callback import AttentionCallback
 from perceiver.training.build import construct
 from scripts.benchmark_loader import verdict

@@ -11,7 +11,8 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 
-from perceiver.runtime.errors import ConfigError, nearest
+from perceiver.runtime.errors import ConfigError
+from perceiver.runtime.suggestions import nearest
 from perceiver.training.build import Parts
 from perceiver.training.data_module import DataModule
 from perceiver.types import Batch

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from perceiver.runtime.config import check_parts
-from perceiver.runtime.errors import ConfigError, nearest
-from perceiver.runtime.overrides import overridden
+from perceiver.runtime.errors import ConfigError
+from perceiver.runtime.overrides import apply_overrides
+from perceiver.runtime.suggestions import nearest
 from perceiver.training.build import Parts, build, config_errors
 from perceiver.training.checkpoint import load_weights, read_checkpoint
 from perceiver.training.trust import check_trust
@@ -99,7 +100,7 @@ def load(
     path, output_dir = locate_checkpoint(run, checkpoint, *keys)
     content = read_checkpoint(path)
     check_trust(content.config, [trusted] if isinstance(trusted, str) else list(map(str, trusted)), path)
-    config = overridden(content.config, overrides, content.interpolations)
+    config = apply_overrides(content.config, overrides, content.interpolations)
     if not augment:
         config["data"] = without_augmentation(config["data"])
     check_parts(config)

@@ -13,8 +13,9 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from perceiver.runtime.checkpoints import LAST, PREVIOUS
-from perceiver.runtime.errors import ConfigError, leaves
+from perceiver.runtime.errors import ConfigError
 from perceiver.runtime.launch import is_restarted
+from perceiver.runtime.nodes import leaves
 from perceiver.training.build import Parts, build
 from perceiver.training.checkpoint import Checkpoint, load_weights, read_checkpoint
 from perceiver.training.trust import untrusted_targets

@@ -36,15 +36,16 @@ from perceiver.commands.resume import build_or_resume
 from perceiver.inspection.explorer.page import PAGE
 from perceiver.runtime.checkpoints import BEST, LAST, NEXT, BestCheckpoint, DurableIO
 from perceiver.runtime.config import resolved
+from perceiver.runtime.cost import cost_metrics
 from perceiver.runtime.errors import USER_ERRORS, ConfigError, one_line
-from perceiver.runtime.launch import environment_plugins, leave_last, needs_processes_of_its_own, run_in_subprocess
+from perceiver.runtime.launch import run_in_subprocess, slurm_plugins, starts_processes, wait_for_first
 from perceiver.runtime.lock import LOCK, lock, release
 from perceiver.runtime.loggers.base import RunInfo, RunLogger, run_loggers
 from perceiver.runtime.loggers.curves import Curves
 from perceiver.runtime.overrides import interpolations
 from perceiver.runtime.signals import INTERRUPTED, TERMINATED, EndedBySignal
-from perceiver.runtime.summary import console, cost_of, model_table, note, of_whole_sets, show
-from perceiver.runtime.sweep import display_name, group_of
+from perceiver.runtime.summary import aggregate_metrics, console, model_table, note, show
+from perceiver.runtime.sweep import display_name, group_name
 from perceiver.runtime.tables import TestedSamples
 from perceiver.training.build import Parts, config_errors, construct
 from perceiver.training.callbacks import RunLog, StepLog, StepSeeds, TrainingClock
@@ -149,7 +150,7 @@ def discard_if_unused(run_dir: Path) -> None:
 
 def is_distributed_in_sweep(config: dict[str, Any]) -> bool:
     """Whether a sweep's run would start further processes, which would each run the whole sweep."""
-    return HydraConfig.get().mode == RunMode.MULTIRUN and needs_processes_of_its_own(
+    return HydraConfig.get().mode == RunMode.MULTIRUN and starts_processes(
         construct(config, "trainer", logger=False, enable_checkpointing=False)
     )
 
@@ -168,7 +169,7 @@ def build_run(config: dict[str, Any], interpolated: dict[str, str], run_dir: Pat
     trainer = build_trainer(config, parts, run_dir, step, clock, tested)
     example = parts.data.probe(NUM_EXAMPLES)
     with config_errors(config, "model"):  # which may not be able to process the data
-        cost = cost_of(parts.model, parts.task, example) if len(example) else {}
+        cost = cost_metrics(parts.model, parts.task, example) if len(example) else {}
     check_monitors(trainer, config, parts, example)
     check_lengths(trainer, parts.data, config, resumed=start is not None)
     if trainer.is_global_zero and cost:
@@ -211,7 +212,7 @@ def build_trainer(config: dict[str, Any], parts: Parts, run_dir: Path, step: int
         raise ConfigError("callbacks: the average of sharded weights is not supported; leave out ema, or trainer=ddp")
     logs = [StepSeeds(seed=config["seed"]), StepLog(), RunLog(), construct(config, "attention")]
     experiment = hydra.runtime.choices.get("experiment")
-    name, group = display_name(run_dir, experiment, hydra.overrides.task), group_of(run_dir, experiment)
+    name, group = display_name(run_dir, experiment, hydra.overrides.task), group_name(run_dir, experiment)
     logger: RunLogger = construct(config, "logger")
     logger.begin(RunInfo(folder=run_dir, config=config, name=name, group=group, step=step))
     trainer: Trainer = construct(
@@ -219,7 +220,7 @@ def build_trainer(config: dict[str, Any], parts: Parts, run_dir: Path, step: int
         "trainer",
         callbacks=[best, last, *measures, *logs, *chosen, WriteTrainingMetrics(run_dir / METRICS)],
         logger=[curves, logger],
-        plugins=[DurableIO(), *environment_plugins()],
+        plugins=[DurableIO(), *slurm_plugins()],
         default_root_dir=run_dir,
     )
     if trainer.max_steps == -1 and trainer.max_epochs in (None, -1):
@@ -255,7 +256,7 @@ def fit(run: Run) -> None:
         trainer.fit(run.parts.module, datamodule=run.parts.data, ckpt_path=run.start, weights_only=True)
     except (EndedBySignal, DivergedError):
         log_how_to_continue(trainer)
-        leave_last()
+        wait_for_first()
         raise
     except SystemExit as end:
         if not trainer.interrupted:
@@ -343,7 +344,7 @@ def log_results(run: Run, metrics: Mapping[str, float], best: Path | None) -> No
     of_best = {name: value for name, value in metrics.items() if name.startswith(("best/", "test/"))}
     last = run.folder / "checkpoints" / LAST
     for logger in run_loggers(run.trainer):
-        logger.attempt(logger.summary, of_whole_sets(metrics))
+        logger.attempt(logger.summary, aggregate_metrics(metrics))
         logger.attempt(logger.checkpoints, best, of_best, last, run.trainer.global_step)
 
 

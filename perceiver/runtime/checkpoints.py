@@ -36,7 +36,7 @@ DOS_FOLDER = 0x10
 """The bit of a record's attributes in a zip that says that it is a folder."""
 
 
-def damage(path: Path) -> str | None:
+def find_damage(path: Path) -> str | None:
     """What is wrong with a checkpoint's file, if anything is."""
     try:
         with zipfile.ZipFile(path) as archive:

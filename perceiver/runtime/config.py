@@ -1,21 +1,21 @@
-"""From a composed config to plain values, checked before anything is built."""
+"""Checks of a composed config before anything is built, and the resolvers that it uses."""
 
 import inspect
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic.errors import PydanticSchemaGenerationError
+from pydantic import Field, ValidationError
 
 from perceiver.data.sources.folders import class_folders
-from perceiver.runtime.errors import OFF, ConfigError, about_unknown_root, explain, nearest, one_line
-from perceiver.runtime.synonyms import OURS
+from perceiver.runtime.errors import ConfigError, explain, one_line
+from perceiver.runtime.nodes import import_target, is_valid, keyword_type, select, targets, type_adapter
+from perceiver.runtime.suggestions import must_be_chosen, nearest, unknown_key
+from perceiver.runtime.synonyms import ALIASES
 
 SETTINGS: dict[str, Any] = {
     "seed": Annotated[int, Field(ge=0, lt=2**32)],
@@ -26,16 +26,16 @@ SETTINGS: dict[str, Any] = {
     "matmul_precision": Literal["highest", "high", "medium"],
     "num_threads": Annotated[int, Field(ge=1)] | None,
 }
-"""The values at the root of a run's config, and their types."""
+"""The types of the values at the root of a run's config."""
 PARTS = ("data", "loader", "model", "task", "optimizer", "schedule", "trainer", "checkpointing", "attention", "logger")
-"""The other keys at the root: each builds one thing. Besides them there are `tokenizer`, which is needed for text only,
-and `callbacks`, which builds any number."""
-KNOWN = (*SETTINGS, *PARTS, "tokenizer", "callbacks")
-WHERE_CODE_IS_FOUND = "code of your own is imported from the current folder, or from what PYTHONPATH names"
+"""The keys at the root that each build one object."""
+ROOT_KEYS = (*SETTINGS, *PARTS, "tokenizer", "callbacks")
+"""All keys at the root: `tokenizer` is optional, and `callbacks` builds any number of objects."""
+IMPORT_HINT = "code of your own is imported from the current folder and from PYTHONPATH"
 
 
 def register_resolvers() -> None:
-    """Make the resolvers that conf uses known to OmegaConf."""
+    """Register the resolvers of conf with OmegaConf."""
     OmegaConf.register_new_resolver("grid", grid, replace=True)
     OmegaConf.register_new_resolver("mel_grid", mel_grid, replace=True)
     OmegaConf.register_new_resolver("frames", frames, replace=True)
@@ -43,23 +43,23 @@ def register_resolvers() -> None:
 
 
 def grid(image_size: int | Sequence[int], stride: int | Sequence[int]) -> list[int]:
-    """Rows and columns of cells that cover an image.
+    """Rows and columns of the cells that cover an image.
 
     Args:
         image_size: its side, or its height and width, in pixels.
-        stride: height and width of a cell, or both in one.
+        stride: side, or height and width, of a cell.
 
     Raises:
         ValueError: a size is not a whole number of at least 1.
     """
     sides, steps = (list(x) if isinstance(x, Sequence) else [x, x] for x in (image_size, stride))
     if [len(sides), len(steps)] != [2, 2] or not all(isinstance(x, int) and x >= 1 for x in (*sides, *steps)):
-        raise ValueError(f"image_size={image_size} in cells of {stride} pixels: these must be whole numbers from 1 on")
+        raise ValueError(f"image_size={image_size} in cells of {stride} pixels: must be whole numbers, at least 1")
     return [-(-side // step) for side, step in zip(sides, steps, strict=True)]
 
 
 def mel_grid(n_mels: int, num_frames: int, stride: int | Sequence[int]) -> list[int]:
-    """Rows and columns of cells that cover a spectrogram of `n_mels` bands.
+    """Rows and columns of the cells that cover a spectrogram of `n_mels` bands.
 
     Raises:
         ValueError: a size is not a whole number of at least 1.
@@ -67,55 +67,50 @@ def mel_grid(n_mels: int, num_frames: int, stride: int | Sequence[int]) -> list[
     try:
         return grid([n_mels, num_frames], stride)
     except ValueError:
-        raise ValueError(f"n_mels={n_mels} in cells of {stride}: these must be whole numbers from 1 on") from None
+        raise ValueError(f"n_mels={n_mels} in cells of {stride}: must be whole numbers, at least 1") from None
 
 
 def frames(seconds: float, sample_rate: int, hop_length: int) -> int:
-    """Frames that cover a sound: one for each hop of `hop_length` samples that is begun.
+    """Number of frames, of `hop_length` samples each, that cover a sound.
 
     Raises:
-        ValueError: any of them is not positive.
+        ValueError: an argument is not positive.
     """
     if min(seconds, sample_rate, hop_length) <= 0:
         problem = f"seconds={seconds} at {sample_rate} Hz in hops of {hop_length} samples"
-        raise ValueError(f"{problem}: these must be more than 0")
+        raise ValueError(f"{problem}: must be more than 0")
     return -(-round(seconds * sample_rate) // hop_length)
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
-    """The config as plain values, checked: nothing missing, every key known to what it builds, every value of its type.
+    """Return a config as plain values, checked: nothing is missing, and every key and type is that of a signature.
 
     Raises:
-        ConfigError: with the key, and the nearest right name where a name is wrong.
+        ConfigError: it is not valid; the message names the key, and the most similar right name of a wrong one.
     """
-    for name in cfg:
-        if str(name) not in KNOWN:
-            raise ConfigError(about_unknown_root(cfg, str(name)))
-    for group in PARTS:
-        if group not in cfg:
-            raise ConfigError(_about_missing(group))
+    for name in map(str, cfg):
+        if name not in ROOT_KEYS:
+            raise ConfigError(unknown_key(cfg, name))
+    for name in PARTS:
+        if name not in cfg:
+            raise ConfigError(f"{name} {must_be_chosen(name)}")
     try:
-        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from error
-    assert isinstance(plain, dict)
-    config = {str(name): value for name, value in plain.items()}
     _check_choices(config)
     _check_root(config)
     check_parts(config)
-    return config
+    return {str(name): value for name, value in config.items()}
 
 
 def _check_choices(config: dict[str, Any]) -> None:
-    """Refuse a name that was set where one was to be chosen from a group."""
+    """Refuse a text as the value of a node that is chosen from a group."""
     choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
-    for chosen in map(str, choices):
-        package = chosen.rpartition("@")[2]
-        node: Any = config
-        for name in package.split("."):
-            node = node.get(name) if isinstance(node, dict) else None
-        if isinstance(node, str):
-            raise ConfigError(f"{package}={node}: is chosen from a group: {chosen}={node}")
+    for group in map(str, choices):
+        key = group.rpartition("@")[2]
+        if isinstance(value := select(config, key), str):
+            raise ConfigError(f"{key}={value}: is chosen from a group: {group}={value}")
 
 
 def _check_root(config: dict[str, Any]) -> None:
@@ -123,133 +118,90 @@ def _check_root(config: dict[str, Any]) -> None:
         if name not in config:
             raise ConfigError(f"{name} must be given: {name}=…")
         _check_value(name, config[name], hint)
-    callbacks = config.get("callbacks") or {}
-    chosen = [name for name, node in callbacks.items() if node is not None and "_target_" in node]
+    callbacks = {name: node for name, node in (config.get("callbacks") or {}).items() if node is not None}
+    chosen = [name for name, node in callbacks.items() if "_target_" in node and name != "progress_bar"]
     for name, node in callbacks.items():
-        if node is not None and "_target_" not in node:
-            all_ = ",".join(["default", *(other for other in chosen if other != "progress_bar"), name])
-            raise ConfigError(f"callbacks.{name} is set, but not chosen; choose it too: callbacks=[{all_}]")
+        if "_target_" not in node:
+            choices = ",".join(["default", *chosen, name])
+            raise ConfigError(f"callbacks.{name} is set, but not chosen; choose it too: callbacks=[{choices}]")
     for name in PARTS:
-        if not isinstance(config.get(name), dict) or "_target_" not in config[name]:
-            raise ConfigError(_about_missing(name))
-
-
-def _about_missing(group: str) -> str:
-    return f"{group} must be one of the choices in conf/{group}: {group}=…" + (
-        f"; {OFF[group]}" if group in OFF else ""
-    )
+        if not isinstance(config[name], dict) or "_target_" not in config[name]:
+            raise ConfigError(f"{name} {must_be_chosen(name)}")
 
 
 def check_parts(config: dict[str, Any]) -> None:
-    """Hold every node that builds something against the signature of what it builds.
+    """Compare the keys and values of every node with a `_target_` with the signature of the target.
 
-    What was left out and may be None becomes None; a number where only a text fits becomes one.
+    A required keyword that is missing and may be None is set to None; a number where only a text is valid becomes one.
 
     Raises:
-        ConfigError: a key that the signature has not, or a value of another type.
+        ConfigError: the target has no such keyword, or a value is of another type.
     """
     for key, node in targets(config):
-        _check_call(key, node)
+        target, hints = checked_import(key, node)
+        parameters = inspect.signature(target).parameters
+        has_kwargs = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        for name, value in node.items():
+            if name.startswith("_"):
+                continue
+            if name not in parameters and not has_kwargs:
+                alias = ALIASES.get(name)
+                hint = f"; did you mean {alias}?" if alias else nearest(name, list(parameters))
+                leave_out = (
+                    "" if _is_added(f"{key}.{name}") else f"; '~{key}.{name}' leaves it out where a file sets it"
+                )
+                raise ConfigError(f"{key}.{name}: {target.__name__} takes no such key{hint}{leave_out}")
+            has_nodes = isinstance(value, dict) or (isinstance(value, list) and any(isinstance(v, dict) for v in value))
+            if name in hints and not has_nodes:
+                is_number = type(value) in (int, float) and not is_valid(value, hints[name])
+                if is_number and is_valid(str(value), hints[name]):
+                    node[name] = value = str(value)  # the name of a folder
+                _check_value(f"{key}.{name}", value, hints[name])
+        for name, parameter in parameters.items():
+            required = parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty
+            if required and name not in node and not node.get("_partial_") and is_valid(None, hints.get(name)):
+                node[name] = None  # left out with ~
 
 
-def targets(node: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every node that builds something, at or below `node`, with its key."""
-    if isinstance(node, dict) and "_target_" in node:
-        yield key, node
-    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    for name, child in children:
-        yield from targets(child, f"{key}.{name}" if key else str(name))
+def checked_import(key: str, node: dict[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """`import_target` of the node under a key.
 
-
-def _check_call(key: str, node: dict[str, Any]) -> None:
-    target, hints = _target(key, node)
-    parameters = inspect.signature(target).parameters
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    for name, value in node.items():
-        if name.startswith("_"):
-            continue
-        if name not in parameters and not takes_any:
-            ours = OURS.get(name)
-            hint = f"; did you mean {ours}?" if ours else nearest(name, list(parameters))
-            leave_out = "" if _is_added(f"{key}.{name}") else f"; '~{key}.{name}' leaves it out where a file sets it"
-            raise ConfigError(f"{key}.{name}: {target.__name__} takes no such key{hint}{leave_out}")
-        holds_parts = isinstance(value, dict) or (isinstance(value, list) and any(isinstance(v, dict) for v in value))
-        if name in hints and not holds_parts:
-            if type(value) in (int, float) and not fits(value, hints[name]) and fits(str(value), hints[name]):
-                node[name] = value = str(value)  # a folder may have a number for a name
-            _check_value(f"{key}.{name}", value, hints[name])
-    for name, parameter in parameters.items():
-        needed = parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty
-        if needed and name not in node and not node.get("_partial_") and fits(None, hints.get(name)):
-            node[name] = None  # left out with ~
-
-
-def _target(key: str, node: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """What a node builds, and the types of its keywords."""
+    Raises:
+        ConfigError: it cannot be imported.
+    """
     try:
-        target: Any = get_object(node["_target_"])
-    except Exception as error:  # whatever the import of the module raises
+        return import_target(node)
+    except Exception as error:  # any that its module raises
         problem = f"{key}._target_={node['_target_']}: cannot be imported ({one_line(error.__cause__ or error)})"
-        raise ConfigError(f"{problem}; {WHERE_CODE_IS_FOUND}") from error
-    try:
-        return target, get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    except NameError:  # some of torch's are annotated with what only type checkers import
-        return target, {}
+        raise ConfigError(f"{problem}; {IMPORT_HINT}") from error
 
 
 def _is_added(key: str) -> bool:
-    """Whether the command line has added a key."""
-    typed = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    return any(str(override).startswith("+") and str(override).lstrip("+").startswith(key) for override in typed)
+    """Whether the command line adds a key with +."""
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    return any(str(override).startswith("+") and str(override).lstrip("+").startswith(key) for override in overrides)
 
 
-def may_be_left_out(config: Mapping[str, Any], key: str) -> bool:
-    """Whether null stands for leaving a key out."""
-    if key in SETTINGS:
-        return fits(None, SETTINGS[key])
-    node = _above(config, key)
-    if node is None or not fits(None, hint_of(config, key)):
+def type_of(config: dict[str, Any], key: str) -> Any:
+    """The type of the value under a key; None if unknown."""
+    return SETTINGS[key] if key in SETTINGS else keyword_type(config, key)
+
+
+def is_optional(config: dict[str, Any], key: str) -> bool:
+    """Whether leaving a key out is the same as setting it to null."""
+    if not is_valid(None, type_of(config, key)):
         return False
-    parameter = inspect.signature(_target(key, node)[0]).parameters[key.rpartition(".")[2]]
+    if key in SETTINGS:
+        return True
+    above, _, name = key.rpartition(".")
+    parameter = inspect.signature(import_target(select(config, above))[0]).parameters[name]
     return parameter.default in (parameter.empty, None)
-
-
-def _above(config: Mapping[str, Any], key: str) -> dict[str, Any] | None:
-    """The node that hands what stands under a key to what it builds."""
-    node: Any = config
-    for part in key.split(".")[:-1]:
-        node = node.get(part) if isinstance(node, dict) else None
-    return node if isinstance(node, dict) and "_target_" in node else None
-
-
-def hint_of(config: Mapping[str, Any], key: str) -> Any:
-    """The type of what stands under a key, by what it is handed to; None where that is not known."""
-    if key in SETTINGS:
-        return SETTINGS[key]
-    node = _above(config, key)
-    try:
-        return None if node is None else _target(key, node)[1].get(key.rpartition(".")[2])
-    except (ConfigError, NameError, TypeError):
-        return None
-
-
-def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a type, as far as can be told; nothing is of None."""
-    if hint is None:
-        return False
-    try:
-        TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
-    except (PydanticSchemaGenerationError, ValidationError):
-        return False
-    return True
 
 
 def _check_value(key: str, value: Any, hint: Any) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{key}={value}: must be a finite number")
-    try:
-        adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
-    except PydanticSchemaGenerationError:
+    if (adapter := type_adapter(hint)) is None:
         return
     try:
         read = adapter.validate_python(value)
@@ -263,4 +215,4 @@ def _check_value(key: str, value: Any, hint: Any) -> None:
         raise ConfigError(f"{key}={value!r}: should be {type(read).__name__}, not {type(value).__name__}")
 
 
-register_resolvers()  # before Hydra composes anything
+register_resolvers()  # before Hydra composes a config

@@ -1,6 +1,7 @@
-"""One grammar for what is overridden: Hydra's, on the command line and for the config of a finished run.
+"""Overrides in Hydra's grammar, on the command line and for the config of a finished run.
 
-Where a text is wanted it arrives as it was typed; Hydra alone would read the folder `2024_11_27` as a number.
+Where a text is expected, the value is the text that was typed; Hydra alone would read the folder `2024_11_27` as a
+number.
 """
 
 import copy
@@ -15,80 +16,82 @@ from hydra.grammar.gen.OverrideLexer import InputStream, OverrideLexer  # type: 
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from perceiver.runtime.config import KNOWN, fits, hint_of
-from perceiver.runtime.errors import ConfigError, about_unknown_root, explain, leaves
-from perceiver.runtime.synonyms import SHORT
+from perceiver.runtime.config import ROOT_KEYS, type_of
+from perceiver.runtime.errors import ConfigError, explain
+from perceiver.runtime.nodes import is_valid, leaves, select
+from perceiver.runtime.suggestions import unknown_key
+from perceiver.runtime.synonyms import SHORT_KEYS
 
-TEXTS: dict[str, Any] = {
+TEXT_KEYS: dict[str, Any] = {
     **dict.fromkeys(("run", "out"), str),
     **dict.fromkeys(("ckpt_path", "compare", "output", "checkpoint", "compare_checkpoint"), str | None),
     **dict.fromkeys(("inputs", "trusted", "overrides"), str | list[str]),
     **dict.fromkeys(("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"), str),
 }
-"""Keys of the commands that are or hold texts, and their types; those of a run's parts are found by what they build."""
-NUMBERS = (OverrideLexer.INT, OverrideLexer.FLOAT, OverrideLexer.BOOL, OverrideLexer.NULL)
-BETWEEN = (OverrideLexer.COMMA, OverrideLexer.BRACKET_OPEN, OverrideLexer.BRACKET_CLOSE)
-PLAIN = re.compile(r"-?(0|[1-9][0-9]*)")
-"""A number that is the same when it is written down again."""
-RESOLVERS = ("grid", "mel_grid", "frames")
-"""Those of conf that depend on nothing but their arguments; others are not asked again for a finished run."""
-LEARNED = ("model", "tokenizer")
-"""The keys at the root of what has been learned."""
+"""Types of the commands' own keys whose values are texts; those of a run's parts follow from their signatures."""
+NUMBER_TOKENS = (OverrideLexer.INT, OverrideLexer.FLOAT, OverrideLexer.BOOL, OverrideLexer.NULL)
+SEPARATOR_TOKENS = (OverrideLexer.COMMA, OverrideLexer.BRACKET_OPEN, OverrideLexer.BRACKET_CLOSE)
+CANONICAL_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)")
+"""A number whose text is not changed by parsing and printing it."""
+PURE_RESOLVERS = ("grid", "mel_grid", "frames")
+"""The resolvers of conf whose values depend on their arguments alone."""
+TRAINED_ROOTS = ("model", "tokenizer")
+"""The keys at the root whose values a finished run cannot change."""
 
 
 def quoted(text: str) -> str:
-    """A text as a value in Hydra's grammar."""
+    """Return a text as a value in Hydra's grammar."""
     return QuotedString(str(text), Quote.double).with_quotes()
 
 
-def in_full(argument: str) -> str:
-    """An override in which a short key (`SHORT`) is written in full: `data.source.root=PATH` for `data.root=PATH`."""
-    key = re.match(r"[+~]*([\w.]+)", argument)
-    short = next((name for name in SHORT if key and f"{key[1]}.".startswith(f"{name}.")), None)
-    return argument if short is None else argument.replace(short, SHORT[short], 1)
+def expand_short_key(override: str) -> str:
+    """Replace a short key (`SHORT_KEYS`) of an override: `data.root=PATH` becomes `data.source.root=PATH`."""
+    key = re.match(r"[+~]*([\w.]+)", override)
+    short = next((name for name in SHORT_KEYS if key and f"{key[1]}.".startswith(f"{name}.")), None)
+    return override if short is None else override.replace(short, SHORT_KEYS[short], 1)
 
 
-def as_typed(argument: str, hint: Callable[[str], Any]) -> str:
-    """An override with quotes where it would otherwise not be read as the text that is wanted.
+def quote_texts(override: str, type_of_key: Callable[[str], Any]) -> str:
+    """Add the quotes with which Hydra reads the value of an override as the text that the key expects.
 
     Args:
-        argument: one from the command line.
-        hint: finds the type of a key.
+        override: from the command line.
+        type_of_key: key -> type, None if unknown.
     """
-    found = re.fullmatch(r"(\+{0,2}[^=\s@~+]+)=(.*)", argument, flags=re.DOTALL)
+    found = re.fullmatch(r"(\+{0,2}[^=\s@~+]+)=(.*)", override, flags=re.DOTALL)
     if found is None:
-        return argument
+        return override
     left, typed = found.groups()
     key = left.lstrip("+")
-    values, whole = _values(argument), f"{left}={quoted(typed)}"
-    if values is None:  # unreadable for Hydra
-        texts = _texts_in(typed)
-        candidates = [f"{left}=[{','.join(map(quoted, texts))}]"] if texts else [whole]
+    values, as_text = _values(override), f"{left}={quoted(typed)}"
+    if values is None:  # not readable for Hydra
+        texts = _list_items(typed)
+        candidates = [f"{left}=[{','.join(map(quoted, texts))}]"] if texts else [as_text]
     else:
-        with_quotes, is_lossy = _with_quotes(left, typed)
-        if not (is_lossy or key in TEXTS or typed[:1] in ("[", "{")):
-            return argument
-        candidates = [argument, with_quotes, *([whole] if len(values) == 1 else [])]
-    type_ = TEXTS[key] if key in TEXTS else hint(key)
+        with_quotes, is_lossy = _quote_numbers(typed)
+        if not (is_lossy or key in TEXT_KEYS or typed[:1] in ("[", "{")):
+            return override
+        candidates = [override, f"{left}={with_quotes}", *([as_text] if len(values) == 1 else [])]
+    expected = TEXT_KEYS[key] if key in TEXT_KEYS else type_of_key(key)
     for candidate in candidates:
-        if all(fits(value, type_) for value in _values(candidate) or [...]):
+        if all(is_valid(value, expected) for value in _values(candidate) or [...]):
             return candidate
-    return argument
+    return override
 
 
-def _values(argument: str) -> list[Any] | None:
-    """What an override sets, one value or those of a sweep; None if it cannot be read."""
+def _values(override: str) -> list[Any] | None:
+    """The value of an override, or those of its sweep; None if it is not readable."""
     try:
-        override = OverridesParser.create().parse_override(argument)
-        if isinstance(override._value, ChoiceSweep):
-            return [Override._convert_value(value) for value in override._value.list]
-        return None if override.is_sweep_override() else [override.value()]
+        parsed = OverridesParser.create().parse_override(override)
+        if isinstance(parsed._value, ChoiceSweep):
+            return [Override._convert_value(value) for value in parsed._value.list]
+        return None if parsed.is_sweep_override() else [parsed.value()]
     except HydraException:
         return None
 
 
-def _with_quotes(left: str, typed: str) -> tuple[str, bool]:
-    """An override with quotes around what would be read as no text; and whether that would read otherwise again."""
+def _quote_numbers(typed: str) -> tuple[str, bool]:
+    """Quote the numbers, booleans and nulls of a value; the flag says whether parsing one would change its text."""
     lexer = OverrideLexer(InputStream(typed))
     lexer.removeErrorListeners()
     lexer.mode(OverrideLexer.VALUE_MODE)
@@ -96,46 +99,43 @@ def _with_quotes(left: str, typed: str) -> tuple[str, bool]:
     kinds = [OverrideLexer.COMMA, *(token.type for token in tokens), OverrideLexer.COMMA]
     written, is_lossy = [], False
     for before, token, after in zip(kinds, tokens, kinds[2:], strict=False):
-        alone = token.type in NUMBERS and before in BETWEEN and after in BETWEEN
-        written.append(quoted(token.text) if alone else token.text)
-        is_lossy |= alone and not PLAIN.fullmatch(token.text)
-    return f"{left}={''.join(written)}", is_lossy
+        is_number = token.type in NUMBER_TOKENS and before in SEPARATOR_TOKENS and after in SEPARATOR_TOKENS
+        written.append(quoted(token.text) if is_number else token.text)
+        is_lossy |= is_number and not CANONICAL_NUMBER.fullmatch(token.text)
+    return "".join(written), is_lossy
 
 
-def _texts_in(typed: str) -> list[str]:
-    """The texts of a simple list that Hydra cannot read."""
-    is_simple = typed.startswith("[") and typed.endswith("]") and not re.search(r"[\[\]{}\"'\\]", typed[1:-1])
-    return [text.strip() for text in typed[1:-1].split(",")] if is_simple else []
+def _list_items(typed: str) -> list[str]:
+    """The items of a flat list without quotes; empty for anything else."""
+    is_flat = typed.startswith("[") and typed.endswith("]") and not re.search(r"[\[\]{}\"'\\]", typed[1:-1])
+    return [text.strip() for text in typed[1:-1].split(",")] if is_flat else []
 
 
-def one_value_of(argument: str) -> str | None:
-    """An override with the first of the values of its sweep, if it is one; None if it cannot be read."""
-    values = _values(argument)
-    if values is None or not values:
+def first_of_sweep(override: str) -> str | None:
+    """Return an override with the first value of its sweep, if it is one; None if it is not readable."""
+    values = _values(override)
+    if not values:
         return None
-    return argument if len(values) == 1 else f"{argument.partition('=')[0]}={_written(values[0])}"
+    return override if len(values) == 1 else f"{override.partition('=')[0]}={_write(values[0])}"
 
 
-def _written(value: Any) -> str:
-    """A value in Hydra's grammar."""
+def _write(value: Any) -> str:
+    """Return a value in Hydra's grammar."""
     if isinstance(value, dict):
-        return f"{{{','.join(f'{key}:{_written(one)}' for key, one in value.items())}}}"
+        return f"{{{','.join(f'{key}:{_write(item)}' for key, item in value.items())}}}"
     if isinstance(value, list):
-        return f"[{','.join(map(_written, value))}]"
+        return f"[{','.join(map(_write, value))}]"
     return quoted(value) if isinstance(value, str) else "null" if value is None else str(value)
 
 
-def text_of(argument: str) -> str:
-    """The text to which an override of the command line sets a key that is known to be one."""
-    (value,) = _values(as_typed(argument, lambda key: None)) or [argument.partition("=")[2]]
+def text_value(override: str) -> str:
+    """Return the text to which an override sets one of `TEXT_KEYS`."""
+    (value,) = _values(quote_texts(override, lambda key: None)) or [override.partition("=")[2]]
     return str(value)
 
 
 def interpolations(cfg: DictConfig) -> dict[str, str]:
-    """Which values of a composed config are made of others, and how, by key.
-
-    Left out are those that depend on more than the config, such as the number of class folders on disk.
-    """
+    """Return the values of a config that are pure interpolations (`is_pure`), by key."""
     return dict(_interpolations(OmegaConf.to_container(cfg, resolve=False), ()))
 
 
@@ -147,82 +147,85 @@ def _interpolations(node: Any, path: tuple[str, ...]) -> list[tuple[str, str]]:
 
 
 def is_pure(value: Any) -> bool:
-    """Whether a value is an interpolation that depends on nothing but the config that it stands in."""
+    """Whether a value is an interpolation of the config alone: not of the environment, or of files on disk."""
     if not isinstance(value, str) or "${" not in value:
         return False
-    allowed = re.findall(rf"\$\{{(?:[\w.]+\}}|(?:{'|'.join(RESOLVERS)}):)", value)
+    allowed = re.findall(rf"\$\{{(?:[\w.]+\}}|(?:{'|'.join(PURE_RESOLVERS)}):)", value)
     return value.count("${") == len(allowed)
 
 
-def overridden(config: dict[str, Any], overrides: Sequence[str], made_of: Mapping[str, str]) -> dict[str, Any]:
-    """The config of a finished run with some values replaced, and with them what is made of these.
+def apply_overrides(
+    config: dict[str, Any], overrides: Sequence[str], interpolated: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return the config of a finished run with overrides, and with the values that are interpolated from these.
 
     Args:
         config: plain values.
         overrides: as on the command line; `+key=…` adds a key, `~key` leaves one out.
-        made_of: which values are interpolations, by key (`interpolations`).
+        interpolated: key -> interpolation (`interpolations`).
 
     Raises:
-        ConfigError: an override cannot be read, names no key, or would make another model than the trained one.
+        ConfigError: an override is not readable, names no key, or would change the trained model.
     """
     if isinstance(overrides, str):
         raise ConfigError(f"overrides={overrides}: must be a list, as in overrides='[\"{overrides}\"]'")
-    made_of = {key: value for key, value in made_of.items() if is_pure(value) and "._" not in key}
-    parsed = [_parsed(config, str(text)) for text in overrides]
-    touched = [key for override in parsed for key in _touched(override)]
+    interpolated = {key: value for key, value in interpolated.items() if is_pure(value) and "._" not in key}
+    parsed = [_parse(config, str(text)) for text in overrides]
+    overridden = [key for override in parsed for key in _overridden_keys(override)]
     for override in parsed:
-        if (root := str(override.key_or_group).partition(".")[0]) not in KNOWN:
-            raise ConfigError(f"overrides: {about_unknown_root(OmegaConf.create(config), root)}")
-        of_model = str(override.key_or_group).partition(".")[0] in LEARNED
-        follow = {} if of_model else _followers(config, _replaced(config, [override]), touched, made_of)
-        if changed := [key for key in follow if key.partition(".")[0] in LEARNED]:
-            trained = " and ".join(f"{key}={_at(config, key)}".replace(", ", ",") for key in changed)
+        root = _root(override.key_or_group)
+        if root not in ROOT_KEYS:
+            raise ConfigError(f"overrides: {unknown_key(OmegaConf.create(config), root)}")
+        if root in TRAINED_ROOTS:
+            continue
+        dependent = _dependent_values(config, _updated(config, [override]), overridden, interpolated)
+        if changed := [key for key in dependent if _root(key) in TRAINED_ROOTS]:
+            trained = " and ".join(f"{key}={select(config, key)}".replace(", ", ",") for key in changed)
             problem = f"the model was trained with {trained}, which would change with it"
             add = "these" if len(changed) > 1 else "this"
             raise ConfigError(f"overrides: {override.input_line}: {problem}; to change the data alone, add {add}")
-    node = _replaced(config, parsed)
-    for key, value in _followers(config, node, touched, made_of).items():
+    node = _updated(config, parsed)
+    for key, value in _dependent_values(config, node, overridden, interpolated).items():
         OmegaConf.update(node, key, value)
     return _plain(node)
 
 
-def _parsed(config: dict[str, Any], text: str) -> Override:
-    """An override of a finished run.
+def _parse(config: dict[str, Any], text: str) -> Override:
+    """Parse an override of a finished run.
 
     Raises:
-        ConfigError: it is not a valid override, or makes no sense there.
+        ConfigError: it is not readable, a sweep, or a choice from a group.
     """
+    override_text = quote_texts(expand_short_key(text), lambda key: type_of(config, key))
     try:
-        (override,) = OverridesParser.create().parse_overrides(
-            [as_typed(in_full(text), lambda key: hint_of(config, key))]
-        )
+        (override,) = OverridesParser.create().parse_overrides([override_text])
     except OverrideParseException as error:
         raise ConfigError(f"overrides: {explain(error)}") from error
-    key = str(override.key_or_group)
     if override.is_sweep_override():
         raise ConfigError(f"overrides: {text}: one value only; a list is [a,b], a text with commas needs quotes")
-    value = override.value()
-    is_choice = isinstance(_at(config, key), dict) and isinstance(value, str) and not fits(value, hint_of(config, key))
+    key, value = str(override.key_or_group), override.value()
+    is_node = isinstance(select(config, key), dict)
+    is_choice = is_node and isinstance(value, str) and not is_valid(value, type_of(config, key))
     if override.package is not None or is_choice or (key in config and override.is_delete()):
-        root = (override.package or key).partition(".")[0]
-        problem = "what a finished run is made of was chosen when it began, and only values can be changed"
+        root = _root(override.package or key)
         example = next((name for name, _ in leaves(config.get(root), root) if "_target_" not in name), "data.root")
+        problem = "the parts of a finished run are chosen already; only their values can be changed"
         raise ConfigError(f"overrides: {text}: {problem}, such as {example}=…")
     return override
 
 
-def _replaced(config: dict[str, Any], overrides: Sequence[Override]) -> DictConfig:
-    """The config with what the overrides say alone."""
+def _updated(config: dict[str, Any], overrides: Sequence[Override]) -> DictConfig:
+    """Return the config with the overridden values only."""
     node = OmegaConf.create(config)
     OmegaConf.set_struct(node, True)
     for override in overrides:
-        key, value, before = str(override.key_or_group), override.value(), _at(config, str(override.key_or_group))
+        key, value, before = str(override.key_or_group), override.value(), select(config, str(override.key_or_group))
         if isinstance(before, float) and type(value) is int:
             value = float(value)
         if override.is_delete():
             above, _, last = key.rpartition(".")
-            if _at(config, key) is None or not isinstance(_at(config, above), dict):
-                raise ConfigError(f"overrides: {override.input_line}: there is no such key to leave out")
+            if before is None or not isinstance(select(config, above), dict):
+                raise ConfigError(f"overrides: {override.input_line}: no such key to leave out")
             with open_dict(parent := OmegaConf.select(node, above)):
                 del parent[last]
         else:
@@ -230,24 +233,30 @@ def _replaced(config: dict[str, Any], overrides: Sequence[Override]) -> DictConf
     return node
 
 
-def _followers(
-    config: dict[str, Any], node: DictConfig, touched: Sequence[str], made_of: Mapping[str, str]
+def _dependent_values(
+    config: dict[str, Any], updated: DictConfig, overridden: Sequence[str], interpolated: Mapping[str, str]
 ) -> dict[str, Any]:
-    """The values that differ because others that they are made of do, by key; none that is overridden itself."""
-    kept = [key for key in made_of if not any(_is_below(key, one) or _is_below(one, key) for one in touched)]
-    before, after = OmegaConf.create(config), copy.deepcopy(node)
+    """Return the new values that change since others do from which they are interpolated, by key.
+
+    Args:
+        config, updated: before and after the overrides.
+        overridden: keys whose values are given, and do not change.
+        interpolated: key -> interpolation.
+    """
+    kept = [key for key in interpolated if not any(_is_within(key, one) or _is_within(one, key) for one in overridden)]
+    before, after = OmegaConf.create(config), copy.deepcopy(updated)
     for key in kept:
-        for one in (before, after):
-            if OmegaConf.select(one, key) is not None:
-                OmegaConf.update(one, key, made_of[key], merge=False)
+        for node in (before, after):
+            if OmegaConf.select(node, key) is not None:
+                OmegaConf.update(node, key, interpolated[key], merge=False)
     try:
-        was, now = (dict(leaves(_plain(one), "")) for one in (before, after))
+        old, new = (dict(leaves(_plain(node), "")) for node in (before, after))
     except OmegaConfBaseException as error:
         raise ConfigError(f"overrides: {explain(error)}") from error
     return {
         key: value
-        for key, value in now.items()
-        if key in was and was[key] != value and not any(_is_below(key, one) for one in touched)
+        for key, value in new.items()
+        if key in old and old[key] != value and not any(_is_within(key, one) for one in overridden)
     }
 
 
@@ -257,22 +266,14 @@ def _plain(node: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in found.items()}
 
 
-def _touched(override: Override) -> list[str]:
-    """The keys whose values an override replaces."""
+def _overridden_keys(override: Override) -> list[str]:
     key, value = str(override.key_or_group), override.value()
     return [name for name, _ in leaves(value, key)] if isinstance(value, dict) else [key]
 
 
-def _is_below(key: str, above: str) -> bool:
+def _root(key: str) -> str:
+    return str(key).partition(".")[0]
+
+
+def _is_within(key: str, above: str) -> bool:
     return key == above or key.startswith(f"{above}.")
-
-
-def _at(config: dict[str, Any], key: str) -> Any:
-    """What stands under a key; None where there is no such key."""
-    node: Any = config
-    for name in key.split("."):
-        if isinstance(node, list) and name.isdecimal() and int(name) < len(node):
-            node = node[int(name)]
-        else:
-            node = node.get(name) if isinstance(node, dict) else None
-    return node

@@ -1,6 +1,5 @@
-"""What a model costs, and the tables around a run."""
+"""Console output of a run, its log file, and the tables of its model and results."""
 
-import copy
 import io
 import logging
 import os
@@ -8,29 +7,25 @@ from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
-from perceiver.tasks.base import Task
+from perceiver.runtime.cost import count_parameters
 from perceiver.types import Batch
 
-MOST_ROWS = 50
-
-console = Console(markup=False, emoji=False)  # names of files and classes are no markup
-
-
+MAX_CLASSES = 50
+"""Rows of the table of classes."""
 LOG_WIDTH = 120
 """Characters in a line of a table in the run's log file."""
+
+console = Console(markup=False, emoji=False)  # names of files and classes may look like markup
 
 
 @rank_zero_only
 def note(message: str, level: int = logging.INFO) -> None:
-    """Write to the run's log file (`train.log`) alone, what the terminal shows in its own way or not at all."""
+    """Write a message to the run's log file (`train.log`) only."""
     record = logging.LogRecord("perceiver", level, "", 0, message, (), None)
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):
@@ -53,35 +48,10 @@ def show_values(values: Mapping[str, str]) -> None:
     console.print(table)
 
 
-def count_parameters(module: nn.Module) -> int:
-    """Trainable and frozen parameters, shared ones once."""
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def flops_per_sample(model: nn.Module, task: Task, batch: Batch) -> int:
-    """Floating-point operations of one forward pass of training, per sample; a multiplication and an addition are two.
-
-    Counted on the meta device with the explicit attention kernel: the counter does not see into the CPU's fused one.
-    """
-    twin = copy.deepcopy(model).to("meta").eval().requires_grad_(False)
-    example = batch.to("meta")
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        task.average_windows(task.outputs(twin, example), example)  # which finds out whether they are the task's
-    return counter.get_total_flops() // len(batch)
-
-
-def cost_of(model: nn.Module, task: Task, batch: Batch) -> dict[str, float]:
-    """What a model costs, as metrics of its run."""
-    return {
-        "parameters": float(count_parameters(model)),
-        "flops_per_sample": float(flops_per_sample(model, task, batch)),
-    }
-
-
 def model_table(model: nn.Module, cost: Mapping[str, float], batch: Batch) -> Table:
-    """Parameters of each part, and the cost of one sample."""
+    """The parameters of each part of a model, and its cost (`cost_metrics`) for one sample of a batch."""
     table = Table(title="model", title_justify="left")
-    for column in ("part", "what", "parameters"):
+    for column in ("part", "class", "parameters"):
         table.add_column(column, justify="right" if column == "parameters" else "left")
     for name, part in model.named_children():
         children = part.named_children() if isinstance(part, nn.ModuleDict) else [("", part)]
@@ -89,46 +59,50 @@ def model_table(model: nn.Module, cost: Mapping[str, float], batch: Batch) -> Ta
             table.add_row(f"{name}.{child_name}".rstrip("."), type(child).__name__, f"{count_parameters(child):,}")
     table.add_section()
     table.add_row("all", type(model).__name__, f"{count_parameters(model):,}")
-    table.add_row("one sample", " + ".join(_shape(batch)), f"{cost['flops_per_sample'] / 1e9:,.4g} GFLOPs")
+    shapes = [f"{name} {'×'.join(map(str, value.shape[1:]))}" for name, value in batch.inputs.items()]
+    table.add_row("one sample", " + ".join(shapes), f"{cost['flops_per_sample'] / 1e9:,.4g} GFLOPs")
     return table
 
 
-def _shape(batch: Batch) -> list[str]:
-    return [f"{name} {'×'.join(map(str, value.shape[1:]))}" for name, value in batch.inputs.items()]
+def aggregate_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics without those of single classes and kinds of the test."""
+    return {
+        name: value for name, value in metrics.items() if not name.startswith("test/") or is_aggregate(name, metrics)
+    }
 
 
-def of_whole_sets(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Metrics without those of single classes and kinds."""
-    return {name: value for name, value in metrics.items() if not name.startswith("test/") or is_of_all(name, metrics)}
+def is_aggregate(name: str, names: Container[str]) -> bool:
+    """Whether a metric is that of all samples, and not of one class: `stage/name`, or that of one of several tasks.
 
-
-def is_of_all(name: str, names: Container[str]) -> bool:
-    """Whether a metric is that of a whole set, of all or of one of several tasks, which each have a loss."""
+    Args:
+        name: of the metric.
+        names: of all metrics; each task has a loss.
+    """
     return name.count("/") < 2 or f"{name.rpartition('/')[0]}/loss" in names
 
 
-def metrics_table(metrics: Mapping[str, float], written: Mapping[str, Path]) -> Table:
-    """The final metrics, those of single classes left out, and where everything lies."""
+def metrics_table(metrics: Mapping[str, float], files: Mapping[str, Path]) -> Table:
+    """The final metrics without those of single classes, and the files with all results."""
     table = Table(title="result", title_justify="left", show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
-    for name, value in of_whole_sets(metrics).items():
+    for name, value in aggregate_metrics(metrics).items():
         table.add_row(name, _number(value))
     table.add_section()
-    for name, path in written.items():
+    for name, path in files.items():
         table.add_row(name, os.path.relpath(path))
     return table
 
 
 def class_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """A row a class, as long as they are few enough to be looked through."""
+    """The metrics of the first classes, one row each."""
     table = Table(title="classes", title_justify="left")
     for column in rows[0]:
         table.add_column(column, justify="left" if column == "class" else "right")
-    for row in rows[:MOST_ROWS]:
+    for row in rows[:MAX_CLASSES]:
         table.add_row(*(_number(value) if isinstance(value, float) else str(value) for value in row.values()))
-    if len(rows) > MOST_ROWS:
-        table.add_row(f"… and {len(rows) - MOST_ROWS} more in metrics.json")
+    if len(rows) > MAX_CLASSES:
+        table.add_row(f"… and {len(rows) - MAX_CLASSES} more in metrics.json")
     return table
 
 

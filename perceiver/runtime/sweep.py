@@ -13,7 +13,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
-from perceiver.runtime.summary import console, is_of_all
+from perceiver.runtime.summary import console, is_aggregate
 
 MULTIRUN = "multirun.yaml"
 """Hydra's file with a sweep's own command line, in the sweep's directory."""
@@ -23,15 +23,15 @@ SHOWN = ("test/", "val/", "")
 """The metrics that a table shows: those that begin with the first of these that any begins with."""
 
 
-def sweep_of(run_dir: Path) -> Path | None:
+def sweep_folder(run_dir: Path) -> Path | None:
     """The directory of the sweep that a run belongs to, if it does."""
     folder = run_dir.absolute().parent
     return folder if (folder / MULTIRUN).is_file() else None
 
 
-def group_of(run_dir: Path, experiment: str | None) -> str | None:
+def group_name(run_dir: Path, experiment: str | None) -> str | None:
     """What a run is grouped by: its sweep, or its experiment."""
-    sweep = sweep_of(run_dir)
+    sweep = sweep_folder(run_dir)
     return experiment if sweep is None else sweep.name
 
 
@@ -40,7 +40,7 @@ def display_name(run_dir: Path, experiment: str | None, overrides: Sequence[str]
 
     Keys are shortened to their last part, unless that is the same for two of them.
     """
-    if (sweep := sweep_of(run_dir)) is not None:
+    if (sweep := sweep_folder(run_dir)) is not None:
         common = [str(one) for one in OmegaConf.load(sweep / MULTIRUN).hydra.overrides.task]
         overrides = [one for one in overrides if one not in common] or overrides
     pairs = [(key.lstrip("+~"), value) for key, _, value in (one.partition("=") for one in overrides)]
@@ -190,7 +190,7 @@ def summary_table(groups: Sequence[Group]) -> Table:
     keys = list({key: None for group in groups for key in group.overrides})
     names = sorted({name for group in groups for name in group.metrics})
     stage = next(stage for stage in SHOWN if not stage or any(name.startswith(stage) for name in names))
-    shown = [name for name in names if name.startswith(stage) and is_of_all(name, names)]
+    shown = [name for name in names if name.startswith(stage) and is_aggregate(name, names)]
     table = Table(title=f"sweep: {stage}…", title_justify="left")
     for column in (*keys, "runs", *(name.removeprefix(stage) for name in shown)):
         table.add_column(column, overflow="fold")

@@ -1,19 +1,19 @@
-"""Short names for the keys of a run, and what other code bases call them."""
+"""Short names of config keys, and the names of other code bases for them."""
 
-SHORT = {
+SHORT_KEYS = {
     **{f"data.{name}": f"data.source.{name}" for name in ("root", "num_classes", "val_fraction", "test_fraction")},
     **{f"data.{name}": f"data.source.{name}" for name in ("fold", "num_folds", "num_samples")},
     **{f"data.{name}": f"data.readers.image.{name}" for name in ("image_size", "channels", "augment")},
     **{f"data.{name}": f"data.readers.image.{name}" for name in ("eval_crop", "max_value")},
     "data.clips": "data.readers.audio",
 }
-"""What may be written for a key, or for the first part of one, on a command line and in overrides of a finished run."""
+"""Short key, or first part of keys, on the command line and in overrides of a finished run -> the whole one."""
 
-MOVED = {
+MOVED_KEYS = {
     "data.multi_label": "data.source.target=label",
     "data.target": "data.source.endings=[…,…]",
 }
-"""What to write now for keys that there once were."""
+"""Former key -> its replacement."""
 SYNONYMS = {
     "trainer.max_epochs": "epoch epochs num_epochs n_epochs max_epoch num_train_epochs",
     "trainer.max_steps": "steps num_steps max_step max_iters iterations num_iterations train_steps num_train_steps",
@@ -59,5 +59,6 @@ SYNONYMS = {
     "run=DIR": "resume resume_from resume_from_checkpoint auto_resume",
     "ckpt_path": "checkpoint ckpt checkpoint_path resume_path",
 }
-"""Our key, or what to write, and other names for it."""
-OURS = {other: ours for ours, others in SYNONYMS.items() for other in others.split()}
+"""Key or override -> names for it in other code bases."""
+ALIASES = {alias: key for key, aliases in SYNONYMS.items() for alias in aliases.split()}
+"""Name in another code base -> key or override."""

@@ -18,8 +18,8 @@ from perceiver.inspection.explanation import Explainer
 from perceiver.inspection.rollout import Alpha
 from perceiver.model import Perceiver
 from perceiver.processes import once_per_machine
-from perceiver.runtime.config import targets
 from perceiver.runtime.errors import ConfigError, about, one_line
+from perceiver.runtime.nodes import targets
 from perceiver.tasks.base import Task
 from perceiver.tokenizer import Tokenizer
 from perceiver.training.data_module import DataModule

@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from perceiver.data.files import refuse_special
-from perceiver.runtime.checkpoints import damage
+from perceiver.runtime.checkpoints import find_damage
 from perceiver.runtime.errors import ConfigError
 from perceiver.training.build import DataInfo
 from perceiver.training.module import TrainingModule
@@ -53,7 +53,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not path.exists():
         raise ConfigError(f"{path}: no such checkpoint")
     refuse_special(path)
-    if problem := damage(path):
+    if problem := find_damage(path):
         raise ConfigError(f"{path}: the file is damaged or no checkpoint ({problem})")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)

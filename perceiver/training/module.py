@@ -16,8 +16,9 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from perceiver.model import Perceiver
 from perceiver.processes import all_gather
-from perceiver.runtime.errors import ConfigError, nearest
+from perceiver.runtime.errors import ConfigError
 from perceiver.runtime.loggers.base import log_now
+from perceiver.runtime.suggestions import nearest
 from perceiver.tasks.base import TableRow, Task
 from perceiver.tasks.text_metrics import ScoredText
 from perceiver.training.accumulation import Accumulation

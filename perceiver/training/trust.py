@@ -12,8 +12,9 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from perceiver.runtime.config import WHERE_CODE_IS_FOUND, targets
+from perceiver.runtime.config import IMPORT_HINT
 from perceiver.runtime.errors import ConfigError
+from perceiver.runtime.nodes import targets
 from perceiver.training.optimization import Schedule
 
 TRUSTED_PACKAGES = ("perceiver", "torch", "torchaudio", "lightning", "timm")
@@ -46,7 +47,7 @@ def check_trust(config: Mapping[str, Any], trusted: Sequence[str], path: Path) -
         problem = f"{path}: its config builds {target!r} as {key}"
         module = defining_module(target) if any(is_within(target, package) for package in trusted) else target
         if not module:
-            raise ConfigError(f"{problem}, which cannot be imported; {WHERE_CODE_IS_FOUND}")
+            raise ConfigError(f"{problem}, which cannot be imported; {IMPORT_HINT}")
         package = module.partition(".")[0]
         if package in NEVER_TRUSTED or not package.isidentifier():
             raise ConfigError(f"{problem}, which is no class of {', '.join(TRUSTED_PACKAGES)}")

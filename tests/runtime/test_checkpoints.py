@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from perceiver.runtime import checkpoints
-from perceiver.runtime.checkpoints import DurableIO, damage
+from perceiver.runtime.checkpoints import DurableIO, find_damage
 from perceiver.runtime.errors import ConfigError
 from perceiver.training.checkpoint import read_checkpoint
 from tests.kills import assert_same, assert_same_run, before_call, continued, in_fork, run_in_fork
@@ -93,7 +93,7 @@ class TestWriting:
         else:
             monkeypatch.setattr(torch, "save", in_pieces(at))
         assert in_fork(lambda: DurableIO().save_checkpoint(NEW, path)) == -signal.SIGKILL
-        assert damage(path) is None
+        assert find_damage(path) is None
         assert_same(torch.load(path), NEW if at == "sync_folder" else OLD)
         assert {other.name for other in tmp_path.iterdir()} <= {"last.ckpt", "last.part"}
 

@@ -12,8 +12,9 @@ from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
 from perceiver.runtime import launch
+from perceiver.runtime.command_line import expand_run, options_and_overrides
 from perceiver.runtime.errors import ConfigError
-from perceiver.runtime.launch import is_restarted, options_and_overrides, run_name, with_run
+from perceiver.runtime.launch import is_restarted, run_name
 from perceiver.runtime.overrides import quoted
 from perceiver.training.module import TrainingModule
 from tests.kills import assert_same_run, killed_at
@@ -90,22 +91,22 @@ def begun(tmp_path):
 class TestWithRun:
     def test_it_stands_for_the_overrides_of_the_run_and_its_directory(self, begun):
         asked = f"run={quoted(str(begun))}"
-        found = with_run([asked, "seed=7", "trainer.val_check_interval=3"])
+        found = expand_run([asked, "seed=7", "trainer.val_check_interval=3"])
         assert found[:3] == ["data=digits", "optimizer.lr=0.01", "~model.encoders.image"]
         assert found[3:6] == ["seed=7", "trainer.val_check_interval=3", "ckpt_path=last"]
         assert found[6:] == ["hydra.mode=RUN", f"hydra.run.dir={quoted(str(begun))}"]
 
     def test_another_checkpoint_may_be_given(self, begun):
-        found = with_run([f"run={quoted(str(begun))}", "ckpt_path=other.ckpt"])
+        found = expand_run([f"run={quoted(str(begun))}", "ckpt_path=other.ckpt"])
         assert [argument for argument in found if "ckpt_path" in argument] == ["ckpt_path=other.ckpt"]
 
     def test_a_relative_directory_is_one_of_here(self, begun, monkeypatch):
         monkeypatch.chdir(begun.parent)
         begun.rename(begun.parent / "run")
-        assert with_run(["run=run"])[-1] == f'hydra.run.dir="{begun.parent / "run"}"'
+        assert expand_run(["run=run"])[-1] == f'hydra.run.dir="{begun.parent / "run"}"'
 
     def test_without_it_nothing_changes(self):
-        assert with_run(["seed=7", "-m"]) == ["seed=7", "-m"]
+        assert expand_run(["seed=7", "-m"]) == ["seed=7", "-m"]
 
     @pytest.mark.parametrize("arguments", [["run=nowhere"], ["-m"], ["--multirun"]])
     def test_what_cannot_go_on_is_told_in_one_sentence(self, begun, arguments):

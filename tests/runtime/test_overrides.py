@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 
-from perceiver.runtime.config import hint_of, resolved
+from perceiver.runtime.config import resolved, type_of
 from perceiver.runtime.errors import ConfigError
-from perceiver.runtime.overrides import as_typed, in_full, interpolations, overridden, text_of
+from perceiver.runtime.overrides import apply_overrides, expand_short_key, interpolations, quote_texts, text_value
 from tests.runs import SMALL, composed, image_tree, script, trained
 
 HINTS = {"data.root": str, "optimizer.lr": float, "logger.name": str | None, "logger.tags": list[str]}
@@ -21,8 +21,8 @@ HINTS = {"data.root": str, "optimizer.lr": float, "logger.name": str | None, "lo
     ],
 )
 def test_a_text_arrives_as_it_was_typed(text):
-    assert text_of(f"run={text}") == text
-    assert overridden({"seed": 1, "data": NODE}, [f"data.project={text}"], {})["data"]["project"] == text
+    assert text_value(f"run={text}") == text
+    assert apply_overrides({"seed": 1, "data": NODE}, [f"data.project={text}"], {})["data"]["project"] == text
 
 
 NODE = {"_target_": "perceiver.runtime.loggers.wandb.WandB", "project": "x", "name": None, "tags": ["x"]}
@@ -45,8 +45,8 @@ NODE = {"_target_": "perceiver.runtime.loggers.wandb.WandB", "project": "x", "na
     ],
 )
 def test_what_is_no_text_stays_what_it_was(typed, becomes):
-    assert as_typed(typed, HINTS.get) == becomes
-    assert as_typed(becomes, HINTS.get) == becomes
+    assert quote_texts(typed, HINTS.get) == becomes
+    assert quote_texts(becomes, HINTS.get) == becomes
 
 
 def test_folders_and_files_may_have_any_name(tmp_path, monkeypatch):
@@ -77,7 +77,7 @@ def test_folders_and_files_may_have_any_name(tmp_path, monkeypatch):
     ],
 )
 def test_short_keys_stand_for_those_of_source_and_readers(short, full):
-    assert in_full(short) == in_full(full) == full
+    assert expand_short_key(short) == expand_short_key(full) == full
 
 
 @pytest.fixture(scope="module")
@@ -109,16 +109,16 @@ class TestGrammar:
         ],
     )
     def test_values_are_of_the_type_that_is_wanted(self, digits, typed, key, value):
-        config = overridden(digits[0], [typed], digits[1])
+        config = apply_overrides(digits[0], [typed], digits[1])
         found = config
         for name in key.split("."):
             found = found[name]
         assert found == value
         assert type(found) is type(value)
-        assert hint_of(config, "data.source.num_classes") is int
+        assert type_of(config, "data.source.num_classes") is int
 
     def test_a_key_may_be_left_out(self, digits):
-        config = overridden(digits[0], ["~data.augment"], digits[1])
+        config = apply_overrides(digits[0], ["~data.augment"], digits[1])
         image = digits[0]["data"]["readers"]["image"]
         assert config["data"]["readers"]["image"] == {name: image[name] for name in image if name != "augment"}
 
@@ -138,7 +138,7 @@ class TestGrammar:
     )
     def test_what_makes_no_sense_for_a_finished_run_is_refused(self, digits, typed, said):
         with pytest.raises(ConfigError) as raised:
-            overridden(digits[0], [typed], digits[1])
+            apply_overrides(digits[0], [typed], digits[1])
         assert [part for part in said if part not in str(raised.value)] == []
 
 
@@ -154,24 +154,24 @@ class TestWhatFollows:
     )
     def test_what_would_change_the_model_is_refused_with_both_keys(self, sounds, typed, key):
         with pytest.raises(ConfigError) as raised:
-            overridden(sounds[0], ["loader.batch_size=7", typed], sounds[1])
-        assert in_full(typed) in str(raised.value)
+            apply_overrides(sounds[0], ["loader.batch_size=7", typed], sounds[1])
+        assert expand_short_key(typed) in str(raised.value)
         assert key in str(raised.value)
         assert "batch_size" not in str(raised.value)
 
     def test_unless_the_models_value_is_given_too(self, sounds):
         typed = ["data.clips.sample_rate=8000", "model.encoders.audio.log_mel.sample_rate=16000"]
         with pytest.raises(ConfigError, match="max_resolution") as raised:
-            overridden(sounds[0], typed, sounds[1])
+            apply_overrides(sounds[0], typed, sounds[1])
         more = (
             str(raised.value).partition("trained with ")[2].partition(",  which")[0].split(", which")[0].split(" and ")
         )
-        config = overridden(sounds[0], [*typed, *more], sounds[1])
+        config = apply_overrides(sounds[0], [*typed, *more], sounds[1])
         assert config["model"] == sounds[0]["model"]
         assert config["data"]["readers"]["audio"]["sample_rate"] == 8000
 
     def test_what_the_user_changes_in_the_model_takes_along_what_is_made_of_it(self, digits):
-        config = overridden(digits[0], ["model.memory.dim=26"], digits[1])
+        config = apply_overrides(digits[0], ["model.memory.dim=26"], digits[1])
         assert config["model"]["decoder"]["dim"] == config["model"]["memory"]["cross_attention"]["qk_dim"] == 26
 
     def test_only_what_depends_on_the_config_alone_is_made_anew(self, tmp_path):
@@ -179,12 +179,12 @@ class TestWhatFollows:
         with composed(*SMALL, "data=image_folder", f"data.root={tmp_path}") as cfg:
             config, made_of = resolved(cfg), interpolations(cfg)
         assert "logger.group" not in made_of
-        changed = overridden(config, ["data.root=elsewhere"], made_of)["data"]["source"]
+        changed = apply_overrides(config, ["data.root=elsewhere"], made_of)["data"]["source"]
         assert changed == {**config["data"]["source"], "root": "elsewhere"}
 
     def test_a_foreign_file_cannot_make_more_of_it(self, digits):
         evil = {"model.decoder.dim": "${oc.env:HOME}", "data._target_": "${seed}", "model.x": "${oc.create:{a: 1}}"}
-        assert overridden(digits[0], ["seed=7"], evil) == {**digits[0], "seed": 7}
+        assert apply_overrides(digits[0], ["seed=7"], evil) == {**digits[0], "seed": 7}
 
 
 @pytest.mark.parametrize("typed", ["batch_size=7", "+loader.drop_last=true", "overrides=loader.batch_size=7"])

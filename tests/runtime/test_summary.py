@@ -13,7 +13,8 @@ from perceiver.latents import Schedule
 from perceiver.model import Perceiver
 from perceiver.positions import FourierPositions
 from perceiver.queries.text import Text
-from perceiver.runtime.summary import console, cost_of, count_parameters, flops_per_sample, metrics_table, model_table
+from perceiver.runtime.cost import cost_metrics, count_parameters, flops_per_sample
+from perceiver.runtime.summary import console, metrics_table, model_table
 from perceiver.tasks.captioning import Captioning
 from perceiver.tasks.classification import Classification
 from perceiver.tasks.generation import BeamSearch
@@ -131,7 +132,7 @@ class TestTables:
     def test_the_model_table_names_every_part_with_its_parameters_and_their_sum(self):
         model = perceiver()
         with console.capture() as printed:
-            console.print(model_table(model, cost_of(model, TASK, images(1)), images(1)), width=120)
+            console.print(model_table(model, cost_metrics(model, TASK, images(1)), images(1)), width=120)
         text = printed.get()
         for part in (model.encoders["image"], model.memory, model.decoder, model):
             assert f"{count_parameters(part):,}" in text

@@ -208,12 +208,12 @@ def test_a_run_is_named_by_what_is_overridden_and_in_a_sweep_by_what_that_varies
     alone, swept = tmp_path / "alone", tmp_path / "sweep" / "3"
     given = ["experiment=digits", "optimizer.lr=0.003", "data.size=7", "model.size=5", "ckpt_path=last", "seed=2"]
     assert sweep.display_name(alone, "digits", given) == "digits lr=0.003 data.size=7 model.size=5 seed=2"
-    assert sweep.group_of(alone, "digits") == "digits"
+    assert sweep.group_name(alone, "digits") == "digits"
     swept.mkdir(parents=True)
     common = [one for one in given if not one.startswith("seed")]
     OmegaConf.save({"hydra": {"overrides": {"task": [*common, "seed=1,2"]}}}, swept.parent / sweep.MULTIRUN)
     assert sweep.display_name(swept, "digits", given) == "digits seed=2"
-    assert sweep.group_of(swept, "digits") == "sweep"
+    assert sweep.group_name(swept, "digits") == "sweep"
     assert len(sweep.display_name(alone, None, [f"key{n}=13" for n in range(37)]) or "") == sweep.MOST_CHARACTERS
 
 

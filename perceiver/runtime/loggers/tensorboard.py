@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from perceiver.runtime.errors import leaves
 from perceiver.runtime.loggers.base import RunInfo, RunLogger
+from perceiver.runtime.nodes import leaves
 
 
 class TensorBoard(RunLogger):

@@ -1,0 +1,81 @@
+"""Nodes of a config: their values by key, the class that each builds, and the types of its keywords."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, get_type_hints
+
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.errors import PydanticSchemaGenerationError
+
+
+def leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """The plain values at or below the node under a key, as (key, value); without interpolations."""
+    if not isinstance(node, dict | DictConfig):
+        yield key, node
+        return
+    for name in map(str, node):
+        if isinstance(node, dict) or not (OmegaConf.is_interpolation(node, name) or OmegaConf.is_missing(node, name)):
+            yield from leaves(node[name], f"{key}.{name}" if key else name)
+
+
+def select(config: Any, key: str) -> Any:
+    """The value under a key of a plain config; None if there is none."""
+    for name in key.split("."):
+        if isinstance(config, list) and name.isdecimal() and int(name) < len(config):
+            config = config[int(name)]
+        else:
+            config = config.get(name) if isinstance(config, Mapping) else None
+    return config
+
+
+def targets(node: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """The nodes that build something, at or below a node, with their keys."""
+    if isinstance(node, dict) and "_target_" in node:
+        yield key, node
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for name, child in children:
+        yield from targets(child, f"{key}.{name}" if key else str(name))
+
+
+def import_target(node: Mapping[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """The class or function that a node calls, and the types of its keywords as far as they are known.
+
+    Raises:
+        Exception: any that the import of its module raises.
+    """
+    target: Any = get_object(node["_target_"])
+    try:
+        return target, get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except NameError:  # torch annotates some with names that only type checkers import
+        return target, {}
+
+
+def keyword_type(config: Mapping[str, Any], key: str) -> Any:
+    """The type of the value under a key, which is a keyword of what the node above it builds; None if unknown."""
+    above, _, name = key.rpartition(".")
+    node = select(config, above)
+    try:
+        return import_target(node)[1].get(name) if isinstance(node, dict) and "_target_" in node else None
+    except Exception:  # the check of the whole config reports it
+        return None
+
+
+def type_adapter(hint: Any) -> TypeAdapter[Any] | None:
+    """A validator of values of a type; None for types that pydantic does not know."""
+    try:
+        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+    except PydanticSchemaGenerationError:
+        return None
+
+
+def is_valid(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type; False if the type is None, i.e. unknown."""
+    if hint is None or (adapter := type_adapter(hint)) is None:
+        return False
+    try:
+        adapter.validate_python(value)
+    except ValidationError:
+        return False
+    return True
