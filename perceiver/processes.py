@@ -1,4 +1,4 @@
-"""Communication between the processes of a run; a single process communicates with itself."""
+"""Communication between the processes of a run, of which there may be only one."""
 
 import ctypes
 import fcntl
@@ -19,7 +19,7 @@ Value = TypeVar("Value")
 
 
 def all_gather(value: Value) -> list[Value]:
-    """The values of all processes, by rank; anything that can be pickled. All processes must call it."""
+    """Return the values of all processes by rank, of any type that can be pickled. All processes must call it."""
     if not is_distributed():
         return [value]
     values: list[Value | None] = [None] * distributed.get_world_size()
@@ -28,16 +28,16 @@ def all_gather(value: Value) -> list[Value]:
 
 
 def all_reduce_max(*numbers: int) -> list[int]:
-    """The maximum of each number over all processes, on the CPU, so that none waits for a GPU. All must call it."""
+    """Return the maximum of each number over all processes, on the CPU without a wait for GPUs. All must call it."""
     if not is_distributed():
         return list(numbers)
-    agreed = torch.tensor(numbers)
-    distributed.all_reduce(agreed, distributed.ReduceOp.MAX, group=_on_cpu())
-    return agreed.tolist()
+    maximum = torch.tensor(numbers)
+    distributed.all_reduce(maximum, distributed.ReduceOp.MAX, group=_cpu_group())
+    return maximum.tolist()
 
 
 def end_with_parent(number: int) -> None:
-    """Have this process sent a signal when the one that started it is no more; on Linux only."""
+    """Send a signal to this process when its parent ends; on Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
 
@@ -48,25 +48,25 @@ def is_distributed() -> bool:
 
 
 def backward_group() -> distributed.ProcessGroup:
-    """A group of all processes for what they tell each other while gradients are exchanged.
+    """A group of all processes for communication during the backward pass.
 
-    In the group of these, both would have to come in the same order on all of them.
+    In the default group it would have to keep the same order relative to the reduction of gradients on all processes.
     """
-    return _group("of its own", None)
+    return _group("backward", None)
 
 
-def _on_cpu() -> distributed.ProcessGroup:
-    """A group of all processes that speaks on the CPU."""
+def _cpu_group() -> distributed.ProcessGroup:
+    """A group of all processes with a CPU backend."""
     world = distributed.group.WORLD
     assert isinstance(world, distributed.ProcessGroup)
-    return world if distributed.get_backend(world) == "gloo" else _group("on the CPU", "gloo")
+    return world if distributed.get_backend(world) == "gloo" else _group("cpu", "gloo")
 
 
 _groups: dict[tuple[object, str], distributed.ProcessGroup] = {}
 
 
 def _group(purpose: str, backend: str | None) -> distributed.ProcessGroup:
-    """A further group of all processes, made when it is first wanted; all of them must ask."""
+    """A further group of all processes, created at its first use, which must be on all of them."""
     key = distributed.group.WORLD, purpose
     if key not in _groups:
         group = distributed.new_group(backend=backend)
@@ -77,7 +77,11 @@ def _group(purpose: str, backend: str | None) -> distributed.ProcessGroup:
 
 @contextmanager
 def once_per_machine(node: dict[str, Any]) -> Iterator[None]:
-    """One process of the machine after the other, so that what the first has prepared is there for the others."""
+    """Run the block in one process of the machine at a time, so that the others find what the first has prepared.
+
+    Args:
+        node: identifies what is prepared.
+    """
     name = hashlib.sha256(json.dumps(node, sort_keys=True, default=str).encode()).hexdigest()[:16]
     with (Path(tempfile.gettempdir()) / f"perceiver-{os.getuid()}-{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

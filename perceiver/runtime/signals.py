@@ -1,8 +1,8 @@
-"""Signals that ask a run to end: heard at any moment, obeyed at the next optimizer step, when a checkpoint is written.
+"""Signals that end a run at the next optimizer step, after a checkpoint is written.
 
-SIGTERM, SIGHUP, SIGUSR1 (as SLURM sends before the time is over) and Ctrl-C, to any one of the processes. The run ends
-with status 143 (130 after Ctrl-C), so that no scheduler takes it for done. Under SLURM, SIGUSR1 has the job queued
-again.
+They are SIGTERM, SIGHUP, SIGUSR1 (sent by SLURM before the time limit) and Ctrl-C, to any of the processes. The exit
+status is 143 (130 after Ctrl-C), so that schedulers do not consider the run finished. Under SLURM, SIGUSR1 requeues the
+job.
 """
 
 import logging
@@ -20,24 +20,24 @@ from lightning.pytorch.utilities import rank_zero_only
 log = logging.getLogger(__name__)
 
 INTERRUPTED, TERMINATED = 130, 143
-"""Exit status of a run that was ended by Ctrl-C or by another signal, as of any program that was."""
-HEARD = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT)
+"""Exit status of a program that Ctrl-C or another signal has ended."""
+HANDLED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT)
 Handler = Callable[[int, FrameType | None], Any] | int | None
 
 
 class EndedBySignal(SystemExit):
-    """The run ends as it was asked to, with a checkpoint written."""
+    """A signal has ended the run, after a checkpoint was written."""
 
 
 class PreemptionHandler:
-    """Hears signals while it listens.
+    """Records signals while it is installed.
 
     Attributes:
-        signal: the one that asks the run to end; 0 for none.
+        signal: the last one that was received; 0 for none.
 
     Args:
-        grace_seconds: a process that was asked to end and has not done so by then is ended on the spot: it may be
-            waiting for another one that is no more.
+        grace_seconds: time after a signal until the process is ended unconditionally, as it may wait for another
+            process that has ended.
     """
 
     def __init__(self, *, grace_seconds: float) -> None:
@@ -46,82 +46,82 @@ class PreemptionHandler:
         self.grace_seconds = grace_seconds
         self.signal = 0
         self._at_once = False
-        self._before: dict[int, Handler] = {}
-        self._wires: tuple[socket.socket, socket.socket] | None = None
-        self._watching: threading.Thread | None = None
+        self._previous: dict[int, Handler] = {}
+        self._sockets: tuple[socket.socket, socket.socket] | None = None
+        self._watcher: threading.Thread | None = None
         self._deadline: threading.Timer | None = None
 
     def install(self, *, at_once: bool = False) -> None:
-        """Hear signals from now on, in place of whoever heard them before.
+        """Replace the current handlers.
 
         Args:
-            at_once: obey them at once, where there is nothing to save.
+            at_once: end the process at once, as there is nothing to save.
         """
-        if self._before or threading.current_thread() is not threading.main_thread():
+        if self._previous or threading.current_thread() is not threading.main_thread():
             return
         self._at_once = at_once
-        for number in HEARD:
-            self._before[number] = signal.signal(number, self._hear)
-        if callable(signal.getsignal(signal.SIGUSR2)):  # somebody queues the job again who must be told afterwards
-            self._before[signal.SIGUSR2] = signal.signal(signal.SIGUSR2, self._hear)
-        # A handler waits until Python has the word again, which in a call that waits for other processes may be never.
-        self._wires = socket.socketpair()
-        self._wires[1].setblocking(False)
-        signal.set_wakeup_fd(self._wires[1].fileno(), warn_on_full_buffer=False)
-        self._watching = threading.Thread(target=self._watch, args=(self._wires[0],), daemon=True)
-        self._watching.start()
+        for number in HANDLED:
+            self._previous[number] = signal.signal(number, self._receive)
+        if callable(signal.getsignal(signal.SIGUSR2)):  # submitit's, which requeues the job
+            self._previous[signal.SIGUSR2] = signal.signal(signal.SIGUSR2, self._receive)
+        # Python calls a handler between two bytecodes, but a call that waits for other processes may never return.
+        self._sockets = socket.socketpair()
+        self._sockets[1].setblocking(False)
+        signal.set_wakeup_fd(self._sockets[1].fileno(), warn_on_full_buffer=False)
+        self._watcher = threading.Thread(target=self._watch, args=(self._sockets[0],), daemon=True)
+        self._watcher.start()
 
     def restore(self) -> None:
-        """Hear no more; signals do what they did before."""
-        for number, handler in self._before.items():
+        """Restore the previous handlers."""
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
-        self._before = {}
-        if self._wires is not None:
+        self._previous = {}
+        if self._sockets is not None:
             signal.set_wakeup_fd(-1)
-            self._wires[1].shutdown(socket.SHUT_RDWR)  # reading processes have it open, too
-            self._wires[1].close()
-            self._wires = None
-        if self._watching is not None:
-            self._watching.join()
-            self._watching = None
+            self._sockets[1].shutdown(socket.SHUT_RDWR)  # loader workers have it open, too
+            self._sockets[1].close()
+            self._sockets = None
+        if self._watcher is not None:
+            self._watcher.join()
+            self._watcher = None
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
+    def _receive(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT == self.signal:
-            raise KeyboardInterrupt  # asked twice: now
+            raise KeyboardInterrupt  # the second time: at once
         self.signal = number
         if self._at_once:
             raise EndedBySignal(INTERRUPTED if number == signal.SIGINT else TERMINATED)
 
     def end(self, number: int, step: int) -> None:
-        """End the run, of which a checkpoint was just written.
+        """End the run after a checkpoint was written.
 
         Args:
-            number: of the signal, which may have come to another process.
+            number: of the signal, which another process may have received.
             step: optimizer steps done.
 
         Raises:
             EndedBySignal: always.
         """
-        for heard in self._before:
-            signal.signal(heard, signal.SIG_IGN)
+        for handled in self._previous:
+            signal.signal(handled, signal.SIG_IGN)
         if self._deadline is not None:
             self._deadline.cancel()
         name = signal.Signals(number).name
         log.warning("%s: the run ends at step %d", name, step)
         if number == signal.SIGUSR1:
             requeue()
-        elif callable(handler := self._before.get(number)) and number == signal.SIGUSR2:
+        elif callable(handler := self._previous.get(number)) and number == signal.SIGUSR2:
             handler(number, None)
         raise EndedBySignal(INTERRUPTED if number == signal.SIGINT else TERMINATED)
 
-    def _watch(self, wire: socket.socket) -> None:
-        """End the process when its time is over after a signal."""
-        with wire:
-            while numbers := wire.recv(1):
-                if numbers[0] in HEARD and self._deadline is None:
+    def _watch(self, wakeup: socket.socket) -> None:
+        """End the process `grace_seconds` after a signal."""
+        with wakeup:
+            while numbers := wakeup.recv(1):
+                if numbers[0] in HANDLED and self._deadline is None:
                     self._deadline = threading.Timer(self.grace_seconds, os._exit, args=(TERMINATED,))
                     self._deadline.daemon = True
                     self._deadline.start()
@@ -129,7 +129,7 @@ class PreemptionHandler:
 
 @rank_zero_only
 def requeue() -> None:
-    """Have SLURM queue this job again, if it is one."""
+    """Requeue the current SLURM job, if there is one."""
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:
         return
@@ -141,6 +141,6 @@ def requeue() -> None:
     except (OSError, subprocess.TimeoutExpired) as error:
         problem = str(error)
     if problem is None:
-        log.warning("job %s is queued again", job)
+        log.warning("job %s is requeued", job)
     else:
-        log.warning("job %s could not be queued again (%s); submit it again by hand", job, problem)
+        log.warning("job %s could not be requeued (%s); submit it again by hand", job, problem)

@@ -69,7 +69,7 @@ def uninterrupted(tmp_path_factory):
 
 def test_killed_in_training_validation_and_test(tmp_path, uninterrupted, monkeypatch):
     expected, run = uninterrupted("images"), tmp_path / "run"
-    monkeypatch.setattr(curves, "ROWS_IN_MEMORY", 1)  # so that some are written after the checkpoint
+    monkeypatch.setattr(curves, "BUFFER_SIZE", 1)  # so that some are written after the checkpoint
     assert run_in_fork(run, setup=IMAGES, before=killed_at(0)) == -signal.SIGKILL  # before there is a checkpoint
     for count, method in ((2, "training_step"), (1, "validation_step"), (1, "training_step"), (0, "test_step")):
         assert continued(run, before=killed_at(count, method)) == -signal.SIGKILL

@@ -24,7 +24,7 @@ from perceiver.runtime.loggers import tensorboard as tensorboard_module
 from perceiver.runtime.loggers import wandb as wandb_module
 from perceiver.runtime.loggers.base import RunInfo, RunLogger
 from perceiver.runtime.loggers.curves import Curves
-from perceiver.runtime.loggers.wandb import WandB, of_one_size, possible_mode
+from perceiver.runtime.loggers.wandb import WandB, pad_to_same_size, usable_mode
 from perceiver.training.build import construct
 from tests.kills import in_fork
 from tests.runs import CONF, SMALL, composed, script, trained
@@ -85,7 +85,7 @@ class TestCurves:
             before.log_metrics(row, step)
         before.save()
         after = Curves(tmp_path / "metrics.csv")
-        after.keep(rows)
+        after.truncate(rows)
         for step, row in list(enumerate(self.ROWS))[rows:]:
             after.log_metrics(row, step)
         after.save()
@@ -161,7 +161,7 @@ def test_the_mode_is_what_is_possible_and_nobody_is_asked(
     monkeypatch.setattr(wandb, "login", login)
     if environment:
         monkeypatch.setenv("WANDB_MODE", environment)
-    assert possible_mode(mirror(tmp_path / "run", mode).mode) == expected
+    assert usable_mode(mirror(tmp_path / "run", mode).mode) == expected
     assert len(warnings_of(caplog)) == warnings
 
 
@@ -334,7 +334,7 @@ def test_the_summary_has_the_best_of_validation_and_what_the_run_came_to_and_che
 def test_smaller_pictures_get_white_to_the_right_and_below():
     random = np.random.default_rng(1)
     arrays = [random.integers(255, size=(*size, 3), dtype=np.uint8) for size in ((5, 3), (2, 7), (5, 7))]
-    padded = [np.asarray(picture) for picture in of_one_size([Image.fromarray(array) for array in arrays])]
+    padded = [np.asarray(picture) for picture in pad_to_same_size([Image.fromarray(array) for array in arrays])]
     for array, page in zip(arrays, padded, strict=True):
         rows, columns, _ = array.shape
         assert page.shape == (5, 7, 3)
@@ -344,7 +344,7 @@ def test_smaller_pictures_get_white_to_the_right_and_below():
 
 
 def test_nothing_stays_nothing():
-    assert of_one_size([]) == []
+    assert pad_to_same_size([]) == []
 
 
 CHOICES = sorted(path.stem for path in (CONF / "logger").glob("*.yaml"))

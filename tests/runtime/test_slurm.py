@@ -59,4 +59,4 @@ def test_the_script_is_a_job_that_is_queued_again_and_goes_on(tmp_path, cluster,
     assert_whole(run)
     log = (run / "train.log").read_text()
     assert "SIGUSR1: the run ends at step" in log
-    assert "is queued again" in log
+    assert "is requeued" in log

@@ -214,7 +214,7 @@ def test_a_run_is_named_by_what_is_overridden_and_in_a_sweep_by_what_that_varies
     OmegaConf.save({"hydra": {"overrides": {"task": [*common, "seed=1,2"]}}}, swept.parent / sweep.MULTIRUN)
     assert sweep.display_name(swept, "digits", given) == "digits seed=2"
     assert sweep.group_name(swept, "digits") == "sweep"
-    assert len(sweep.display_name(alone, None, [f"key{n}=13" for n in range(37)]) or "") == sweep.MOST_CHARACTERS
+    assert len(sweep.display_name(alone, None, [f"key{n}=13" for n in range(37)]) or "") == sweep.MAX_NAME_LENGTH
 
 
 def test_the_recipe_of_a_wandb_sweep_makes_command_lines_that_compose():

@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from perceiver.runtime import tables
-from perceiver.runtime.tables import MAX_ROWS_SHOWN, _drawn
+from perceiver.runtime.tables import MAX_ROWS_SHOWN, draw_inputs
 from perceiver.tasks.classes import prediction_rows
 from perceiver.types import Batch
 from tests.inspection.models import perceiver
@@ -114,6 +114,6 @@ def test_a_sample_is_shown_by_its_first_view_and_a_missing_modality_by_nothing()
     batch = Batch({"image": images}, {}, list("abc"), {"image": torch.ones(7, dtype=torch.bool)})
     batch.windows = [("0", "1"), ("0", "1", "2"), ("0", "1")]
     batch.masks["image"][5] = False
-    drawn = _drawn(perceiver(), batch, [2, 1])
+    drawn = draw_inputs(perceiver(), batch, [2, 1])
     assert drawn[0] == {}
     assert np.allclose(np.asarray(drawn[1]["image"]) / 255, images[2].permute(1, 2, 0), atol=1 / 255)

@@ -460,7 +460,7 @@ class TestPage:
         assert all("attention/stat/cross0/entropy" in event["values"] for event in found)
 
     def test_one_too_large_for_wandb_stays_in_the_run_directory(self, tmp_path, lenient, monkeypatch):
-        monkeypatch.setattr(wandb_module, "MOST_PAGE_BYTES", 1000)
+        monkeypatch.setattr(wandb_module, "MAX_PAGE_BYTES", 1000)
         mirror = offline_mirror(tmp_path, monkeypatch)
         fit(tmp_path, attention(2), max_epochs=2, logger=mirror)
         mirror.end(0)

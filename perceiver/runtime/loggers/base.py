@@ -1,7 +1,4 @@
-"""What a run shows elsewhere than in its directory: curves, pictures, tables and pages, and to whom.
-
-A logger is a `RunLogger` in a file of its own, and a yaml in `conf/logger` that names it.
-"""
+"""The interface of loggers, which show a run outside of its directory, and what training logs with it."""
 
 import logging
 from abc import abstractmethod
@@ -20,19 +17,19 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 
 MAX_FAILURES = 3
+"""Errors after which a logger is switched off."""
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a logger is told of the run.
+    """A description of the run for its logger.
 
     Attributes:
-        folder: the run directory, below which everything stays that a logger writes.
-        config: the run's config as plain values.
-        name: what sets the run apart from others, if anything does.
-        group: the runs that it belongs to, if there are such.
-        step: optimizer steps from which the run is resumed; 0 for one that begins. What was logged for steps from this
-            one on will be logged again.
+        folder: the run directory, below which a logger writes all its files.
+        config: of the run, as plain values.
+        name: distinguishes the run from others.
+        group: the runs that it belongs to.
+        step: optimizer steps done before a resumed run, which will log the steps from this one on again; or 0.
     """
 
     folder: Path
@@ -43,12 +40,12 @@ class RunInfo:
 
 
 class RunLogger(Logger):
-    """Shows a run, and never stops it.
+    """Shows a run, without the ability to stop it.
 
-    A subclass writes `start`, `metrics` and `close`, and of the other methods up to `flush` those for which it has a
-    place. They are called in the first process alone, `start` with the first thing that is logged, and may raise
-    anything: after `MAX_FAILURES` errors the logger is off. A constructor touches no file, asks nobody, and raises a
-    ValueError or ImportError where the logger could not work.
+    A subclass implements `start`, `metrics`, `close`, and those of the methods up to `flush` that it supports. They are
+    called in the first process only, `start` before the first logged item, and may raise any exception: after
+    `MAX_FAILURES` of them the logger is switched off. A constructor has no effects, and raises a ValueError or
+    ImportError if the logger cannot work.
     """
 
     failures: int = 0
@@ -57,59 +54,59 @@ class RunLogger(Logger):
 
     @abstractmethod
     def start(self, run: RunInfo) -> None:
-        """Begin to show a run, or go on with one."""
+        """Start or resume the run."""
 
     @abstractmethod
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Scalars of an optimizer step, the first of which is 0."""
+        """Log scalars of an optimizer step, counted from 0."""
 
     @abstractmethod
     def close(self, exit_code: int) -> None:
-        """End after a last `flush`; 0 for a run that came to its end."""
+        """End the run after a last `flush`; the exit code is 0 for a run that has finished."""
 
     def images(self, images: Mapping[str, Sequence[Image.Image]], captions: Sequence[str], step: int) -> None:
-        """One picture a sample under each key, and one caption a sample; before `metrics` of the same event."""
+        """Log one image of each sample under each key, and a caption of each sample; before `metrics` of the event."""
 
     def html(self, key: str, page: Path, step: int) -> None:
-        """A page that needs nothing outside of its file; before `metrics` of the same event."""
+        """Log a self-contained HTML page; before `metrics` of the event."""
 
     def table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
-        """A table, whose cells are numbers, texts, pictures, or None."""
+        """Log a table, whose cells are numbers, texts, images or None."""
 
     def confusion_matrix(
         self, key: str, class_names: Sequence[str], counts: Mapping[tuple[str, str], int], step: int
     ) -> None:
-        """How many samples of a class were predicted to be of another, by (true class, predicted class)."""
+        """Log the number of samples by (true class, predicted class)."""
         rows = [[true, *(counts[true, predicted] for predicted in class_names)] for true in class_names]
         self.table(key, ["true", *class_names], rows, step)
 
     def summary(self, values: Mapping[str, float]) -> None:
-        """What the run came to."""
+        """Log the final metrics."""
 
     def checkpoints(self, best: Path | None, metrics: Mapping[str, float], last: Path, step: int) -> None:
-        """The checkpoints with which the run ends: the best one, its metrics, and the last one."""
+        """Log the final checkpoints: the best one with its metrics, and the last one."""
 
     def flush(self) -> None:
-        """Write what waits: a checkpoint will be saved, and a run that is resumed from it logs only what follows."""
+        """Write all buffered items before a checkpoint is saved, after which a resumed run does not log them again."""
 
     def recovers(self, error: Exception) -> bool:
-        """Whether what has failed should be tried again, in another way that this method has chosen."""
+        """Whether the call that raised an error is to be repeated, after a change of this logger's settings."""
         return False
 
     @property
     def is_recording(self) -> bool:
-        """Whether what is logged arrives anywhere; where it does not, nothing is called but `start` and `close`."""
+        """Whether logged items are kept; otherwise only `start` and `close` are called."""
         return self.failures < MAX_FAILURES
 
-    # What the training calls.
+    # Called by the training loop.
 
     def begin(self, run: RunInfo) -> None:
-        """Learn which run it is."""
+        """Set the run to which the following calls belong."""
         self._run = run
 
     @rank_zero_only
-    def attempt(self, show: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Call one of the methods above; its errors are counted and warned of."""
+    def attempt(self, method: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Call one of the methods above; its errors are counted, and the last one is logged."""
         if self.failures >= MAX_FAILURES:
             return
         try:
@@ -118,18 +115,18 @@ class RunLogger(Logger):
                 self.start(self._run)
                 self._is_started = True
             if self.is_recording:
-                show(*args, **kwargs)
-        except Exception as error:  # other people's libraries raise anything, down to a broken pipe of their processes
+                method(*args, **kwargs)
+        except Exception as error:  # of any library, and broken pipes of its processes
             self.failures += 1
             if self.recovers(error):
-                self.attempt(show, *args, **kwargs)
+                self.attempt(method, *args, **kwargs)
             elif self.failures >= MAX_FAILURES:
-                problem = "%s failed %d times (%r) and is off now; the run directory has everything"
+                problem = "%s failed %d times (%r) and is switched off; the run directory has all results"
                 log.warning(problem, type(self).__name__, self.failures, error)
 
     @rank_zero_only
     def end(self, exit_code: int) -> None:
-        """Flush and close what was started."""
+        """Flush and close the logger if it was started."""
         if not self._is_started:
             return
         self.save()
@@ -138,43 +135,42 @@ class RunLogger(Logger):
             self.close(exit_code)
         except Exception as error:
             if self.failures < MAX_FAILURES:
-                problem = "%s could not end its run (%r); the run directory has everything"
+                problem = "%s could not end its run (%r); the run directory has all results"
                 log.warning(problem, type(self).__name__, error)
 
+    # Called by Lightning.
+
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Lightning's way to `metrics`."""
+        """Call `metrics`."""
         assert step is not None
         self.attempt(self.metrics, metrics, step)
 
     def save(self) -> None:
-        """Lightning's way to `flush`."""
+        """Call `flush`."""
         if self._is_started:
             self.attempt(self.flush)
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """A logger has the config from `start`; there is nothing to add."""
+        """Do nothing, as `start` gets the config."""
 
     @property
     def name(self) -> str:
-        """Nothing that Lightning would name a folder by."""
         return ""
 
     @property
     def version(self) -> str:
-        """Nothing that a progress bar would show."""
         return ""
 
 
 def run_loggers(trainer: Trainer) -> list[RunLogger]:
-    """The loggers of a trainer that show more than scalars."""
+    """The `RunLogger`s of a trainer, i.e. without `Curves`."""
     return [logger for logger in trainer.loggers if isinstance(logger, RunLogger)]
 
 
 def log_now(trainer: Trainer, values: Mapping[str, Tensor | float]) -> None:
     """Log scalars of the last training step at once.
 
-    `LightningModule.log` hands them on after the callbacks, of which one writes the checkpoint: a run that is continued
-    from there would lack them.
+    `LightningModule.log` would pass them on after the checkpoint is written, so that a resumed run would lack them.
     """
     numbers = {name: float(value) for name, value in values.items()}
     for logger in trainer.loggers:
@@ -188,13 +184,13 @@ def log_explanation(
     captions: Sequence[str],
     step: int,
 ) -> None:
-    """Log everything of one event, at the step that the event's metrics have.
+    """Log one attention event.
 
     Args:
-        loggers: those of the trainer.
-        scores: fixed key -> number.
-        contact_sheets: fixed key -> one picture a sample.
-        captions: one a sample.
+        loggers: of the trainer.
+        scores: by metric.
+        contact_sheets: one image of each sample under each key.
+        captions: of each sample.
         step: as in `RunLogger.metrics`.
     """
     for logger in loggers:
@@ -205,7 +201,7 @@ def log_explanation(
 
 
 def log_explorer(loggers: Iterable[Logger], scores: Mapping[str, float], page: Path, step: int) -> None:
-    """Log the explorer and what was tested last."""
+    """Log the page of the explorer, and the scores of the last event."""
     for logger in loggers:
         if isinstance(logger, RunLogger):
             logger.attempt(logger.html, "attention/explorer", page, step)

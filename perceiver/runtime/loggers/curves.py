@@ -1,4 +1,4 @@
-"""Every logged scalar in `metrics.csv`, the durable copy, which a run keeps whatever its logger is."""
+"""`metrics.csv`: all logged scalars, written by every run whatever its logger is."""
 
 import csv
 import logging
@@ -12,17 +12,17 @@ from lightning.pytorch.utilities import rank_zero_only
 
 log = logging.getLogger(__name__)
 
-ROWS_IN_MEMORY = 100
-"""So many rows of `metrics.csv` are written together."""
+BUFFER_SIZE = 100
+"""Rows that are written together."""
 
 
 class Curves(Logger):
-    """Every logged scalar in a CSV file, a row a call. A run that is continued goes on where its checkpoint was.
+    """A CSV file with one row for each call of `log_metrics`.
 
-    Lightning's own logger deletes what an earlier part of the run has written.
+    A resumed run keeps the rows before its checkpoint; Lightning's `CSVLogger` would delete them.
 
     Attributes:
-        rows: how many there are, be they written already or not.
+        rows: number of rows, written or buffered.
 
     Args:
         path: the file.
@@ -33,7 +33,7 @@ class Curves(Logger):
         self.path = path
         self.rows = 0
         self._columns: list[str] = []
-        self._waiting: list[dict[str, Any]] = []
+        self._buffer: list[dict[str, Any]] = []
 
     @property
     def name(self) -> str:
@@ -45,53 +45,55 @@ class Curves(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """The config lies beside the file."""
+        """Do nothing, as the run directory has the config."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         row = {**{name: float(value) for name, value in metrics.items()}, "step": step}
         if any(name.startswith("test/") for name in row):
-            row.pop("epoch", None)  # Lightning's count, which is another where this process did not train
-        self._waiting.append(row)
+            row.pop("epoch", None)  # Lightning's, which is 0 where this process has not trained
+        self._buffer.append(row)
         self.rows += 1
-        if len(self._waiting) >= ROWS_IN_MEMORY:
+        if len(self._buffer) >= BUFFER_SIZE:
             self.save()
 
     @rank_zero_only
-    def keep(self, rows: int, *, and_of_the_end: bool = False) -> None:
-        """Go on after so many rows of the file; those that follow are forgotten, but for those of the end of training.
+    def truncate(self, rows: int, *, keep_end: bool = False) -> None:
+        """Continue after a number of rows of the file, and forget those that follow.
 
-        These are what was measured after the last checkpoint was saved and before it took its place; then comes the
-        test, which is done again.
+        Args:
+            rows: to keep.
+            keep_end: also keep the following rows up to the first one of the test: they were logged after the last
+                checkpoint was saved and before it became `last.ckpt`. The test is done again.
         """
         found = self._read()
-        of_test = (place for place, row in enumerate(found) if any(row[name] for name in row if "test/" in name))
-        end = max(rows, next(of_test, len(found))) if and_of_the_end else rows
-        self._columns, self._waiting = [], found[:end]
-        self.rows = len(self._waiting)
+        tested = (index for index, row in enumerate(found) if any(row[name] for name in row if "test/" in name))
+        end = max(rows, next(tested, len(found))) if keep_end else rows
+        self._columns, self._buffer = [], found[:end]
+        self.rows = len(self._buffer)
 
     @rank_zero_only
     def save(self) -> None:
-        """Write what waits. On a full disk it goes on waiting."""
-        new = {name for row in self._waiting for name in row}.difference(self._columns)
+        """Write the buffered rows; on a full disk they stay buffered."""
+        new = {name for row in self._buffer for name in row}.difference(self._columns)
         try:
             if new:
-                rows = [*(self._read() if self._columns else []), *self._waiting]
+                rows = [*(self._read() if self._columns else []), *self._buffer]
                 columns = sorted({*self._columns, *new})
                 part = self.path.with_suffix(".part")
                 self._write(part, "w", columns, rows)
                 part.replace(self.path)
                 self._columns = columns
-            elif self._waiting:
+            elif self._buffer:
                 size = self.path.stat().st_size
                 try:
-                    self._write(self.path, "a", self._columns, self._waiting)
+                    self._write(self.path, "a", self._columns, self._buffer)
                 except OSError:
-                    os.truncate(self.path, size)  # what did find room would come twice
+                    os.truncate(self.path, size)  # rows that were written would be written again
                     raise
-            self._waiting = []
+            self._buffer = []
         except OSError as error:
-            log.warning("%s: %s; its newest rows wait for a better time", self.path, error.strerror)
+            log.warning("%s could not be written (%s); its newest rows are kept in memory", self.path, error.strerror)
 
     def _read(self) -> list[dict[str, Any]]:
         if not self.path.exists():

@@ -1,4 +1,4 @@
-"""Nothing beside the run directory."""
+"""A logger without output: the run directory has all results."""
 
 from collections.abc import Mapping
 
@@ -6,7 +6,7 @@ from perceiver.runtime.loggers.base import RunInfo, RunLogger
 
 
 class NoLogger(RunLogger):
-    """Shows nothing."""
+    """Logs nothing."""
 
     @property
     def is_recording(self) -> bool:

@@ -13,9 +13,9 @@ from perceiver.runtime.nodes import leaves
 
 
 class TensorBoard(RunLogger):
-    """Writes scalars, pictures, and tables as text. Of pages it names the file, of tables it leaves out pictures.
+    """Writes scalars, images, tables as text without images, and paths of HTML pages.
 
-    A run that is resumed goes on in another file, by which TensorBoard forgets what was logged after the checkpoint.
+    A resumed run writes another file, which makes TensorBoard discard what was logged after the checkpoint.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class TensorBoard(RunLogger):
         self._writer: Any = None
 
     def start(self, run: RunInfo) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # needs the package, which is an extra
+        from torch.utils.tensorboard import SummaryWriter  # needs the extra package
 
         self._writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=run.step)
         self.table("config", ["key", "value"], list(leaves(run.config, "")), run.step)
@@ -60,5 +60,5 @@ class TensorBoard(RunLogger):
 
 
 def _cell(value: Any) -> str:
-    """A value as a cell of a table in Markdown."""
+    """Return a value as a cell of a Markdown table."""
     return "" if value is None else " ".join(str(value).replace("|", "\\|").split())
