@@ -44,7 +44,7 @@ def check_monitors(trainer: Trainer, config: Mapping[str, Any], parts: Parts, ex
             continue
         names = sorted({*names, *validation_metrics(parts, example)})  # some are known only after a validation
         if not any(_is_metric(monitor, name) for name in names):
-            close = nearest(monitor, names)
+            close = nearest(monitor.replace("test/", "val/", 1), names)  # the test comes after training
             if key == "task.monitor":  # which is given without the stage
                 monitor, close = monitor.removeprefix("val/"), close.replace("val/", "")
             raise ConfigError(f"{key}={monitor}: no such metric{close}")

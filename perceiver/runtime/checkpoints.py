@@ -77,7 +77,7 @@ class DurableIO(TorchCheckpointIO):
             self.failures += 1
             problem = f"{path} could not be written ({str(error).strip().splitlines()[0]})"
             if self.failures >= MAX_FAILURES:
-                raise ConfigError(f"{problem}, for the third time in a row; older ones are kept") from error
+                raise ConfigError(f"{problem} {self.failures} times in a row; older ones are kept") from error
             log.warning("%s; the previous one is kept, and training continues", problem)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:

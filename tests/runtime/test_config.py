@@ -241,7 +241,7 @@ def test_what_does_not_fit_an_image_folder_ends_in_one_sentence(tmp_path, overri
 def test_early_stopping_where_nothing_is_validated_ends_in_one_sentence(tmp_path):
     ended = train(tmp_path / "run", "callbacks=[early_stopping]", "trainer.limit_val_batches=0")
     assert (ended.code, ended.err.count("\n")) == (1, 1)
-    assert "callbacks.early_stopping.monitor=val/loss: nothing is validated" in ended.err
+    assert "callbacks.early_stopping.monitor=val/loss: the run has no validation" in ended.err
     assert not (tmp_path / "run").exists()
 
 
