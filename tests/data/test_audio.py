@@ -15,7 +15,7 @@ from perceiver.data.dataset import Dataset
 from perceiver.data.files import UnreadableError
 from perceiver.data.readers.audio import AudioAugment, AudioReader
 from perceiver.data.readers.base import Reading
-from perceiver.data.sources.base import FileItems, Item, Source, multi_hot
+from perceiver.data.sources.base import Item, Source
 from perceiver.spectrogram import LogMel
 from tests.data.datasets import built
 
@@ -262,20 +262,3 @@ def test_a_users_file_is_read_in_windows_and_has_its_path_as_id(tmp_path):
     assert (sample.id, sample.targets, len(sample.windows)) == (str(path), {}, 4)
     with pytest.raises(UnreadableError, match=f"^{tmp_path}/y.wav: no such file$"):
         data.read(tmp_path / "y.wav")
-
-
-@pytest.mark.parametrize(
-    ("options", "classes"),
-    [({"labels": [5, 0, 2]}, [[5], [0], [2]]), ({"tags": [[5, 1], [], [2]], "num_classes": 7}, [[5, 1], [], [2]])],
-    ids=["label", "tags"],
-)
-def test_files_have_a_label_or_tags(options, classes):
-    items = FileItems(root=Path("/x"), files={"audio": [f"/x/{number}.wav" for number in range(3)]}, **options)
-    assert [items[index].id for index in range(len(items))] == ["0.wav", "1.wav", "2.wav"]
-    assert [items.classes_of(index) for index in range(3)] == classes
-    for index, labels in enumerate(classes):
-        if "labels" in options:
-            assert items[index].targets == {"label": labels[0]}
-        else:
-            assert torch.equal(items[index].targets["tags"], multi_hot(labels, 7))
-    assert multi_hot([3, 0], 5).tolist() == [1.0, 0.0, 0.0, 1.0, 0.0]
