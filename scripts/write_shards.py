@@ -1,8 +1,8 @@
-"""Any data set as shards: `uv run scripts/write_shards.py data=flickr8k data.root=PATH out=PATH [key=value]`.
+"""Write any data set as shards: `uv run scripts/write_shards.py data=flickr8k data.root=PATH out=PATH [key=value]`.
 
-Writes the samples of all stages into tars that `data=image_shards`, `sound_shards`, `caption_shards` and
-`sound_caption_shards` read: files as they are, and what is made or lies in memory without loss (see
-`perceiver.data.shard_writer`). What cannot be read ends it, or is left out and named with `data.on_error=skip`.
+The samples of all stages are written into tars that `data=image_shards`, `sound_shards`, `caption_shards` and
+`sound_caption_shards` read: files are copied, values in memory written without loss (see
+`perceiver.data.shard_writer`). An unreadable sample is an error, or left out and named with `data.on_error=skip`.
 """
 
 from collections.abc import Iterator
@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader
 
 from perceiver.data.dataset import Dataset
 from perceiver.data.files import UnreadableError
-from perceiver.data.shard_writer import Packed, Packing, ShardWriter
+from perceiver.data.shard_writer import ShardRecord, ShardRecords, ShardWriter
 from perceiver.data.sources.base import OnError
-from perceiver.data.sources.shard_index import TarShards
+from perceiver.data.sources.tar_index import TarShards
 from perceiver.runtime.command_line import command_line
 from perceiver.runtime.config import check_parts, register_resolvers
 from perceiver.runtime.errors import ConfigError, explained
@@ -28,7 +28,7 @@ from perceiver.types import Stage
 
 STAGES: tuple[Stage, ...] = ("train", "val", "test")
 LONG = 1e6
-"""Seconds that no sound has: none is cut."""
+"""Seconds, longer than any sound, so that none is cropped."""
 CHOICES = {
     ("image", "label"): "image_shards",
     ("image", "tags"): "image_shards data.source.target=tags",
@@ -50,21 +50,20 @@ def main(cfg: DictConfig) -> None:
     out = Path(str(cfg.out)).expanduser()
     dataset: Dataset = construct(config, "data")
     if not isinstance(cfg.samples_per_shard, int):
-        raise ConfigError(f"samples_per_shard={cfg.samples_per_shard}: must be a whole number")
+        raise ConfigError(f"samples_per_shard={cfg.samples_per_shard}: must be an integer")
     try:
         writer = ShardWriter(out, samples_per_shard=cfg.samples_per_shard)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     rates = [node["sample_rate"] for node in config["data"]["readers"].values() if "sample_rate" in node]
-    packer = Packer(num_workers=cfg.loader.num_workers, on_error=dataset.on_error)
+    progress = RecordLoader(num_workers=cfg.loader.num_workers, on_error=dataset.on_error)
     try:
         with config_errors(config, "data"):
             dataset.prepare()
             for stage in STAGES:
                 if (split := dataset.split(stage)) is not None:
-                    writer.write(
-                        stage, packer.packed(Packing(split, sample_rate=max(rates, default=0), check=cfg.check), stage)
-                    )
+                    records = ShardRecords(split, sample_rate=max(rates, default=0), check=cfg.check)
+                    writer.write(stage, progress.load(records, stage))
             if "train" not in writer.counts:
                 raise ConfigError("data: there are no training samples")
             if names := dataset.class_names:
@@ -75,45 +74,45 @@ def main(cfg: DictConfig) -> None:
     for stage, count in writer.counts.items():
         shards = TarShards(sorted(out.glob(f"{stage}-*.tar")))
         if len(shards) != count:
-            raise UnreadableError(f"{out}: not all samples of {stage} are in their shards")
+            raise UnreadableError(f"{out}: not all {stage} samples are in the shards")
         console.print(f"{stage}: {count:,} samples in {len(shards.tars)} shards", soft_wrap=True)
-    for number, message in enumerate(packer.unreadable, start=1):
-        console.print(f"left out, number {number}: {message}", soft_wrap=True)
-    if packer.not_kept:
-        console.print(f"not kept: {', '.join(sorted(packer.not_kept))}", soft_wrap=True)
-    settings = [f"data={packer.choice}", f"data.source.root={out}", *kept]
+    for number, message in enumerate(progress.unreadable, start=1):
+        console.print(f"left out ({number}): {message}", soft_wrap=True)
+    if progress.dropped:
+        console.print(f"targets not written: {', '.join(sorted(progress.dropped))}", soft_wrap=True)
+    settings = [f"data={progress.choice}", f"data.source.root={out}", *kept]
     settings += [f"data.source.num_classes={dataset.num_classes}"] if dataset.num_classes else []
     settings += [f"data.source.{stage}_fraction=0" for stage in ("val", "test") if stage not in writer.counts]
     console.print(f"uv run experiments/train.py … {' '.join(settings)}", soft_wrap=True)
 
 
-class Packer:
-    """The samples of any stage in their order, and what is to be said of them in the end.
+class RecordLoader:
+    """Loads the records of all stages and collects what is reported at the end.
 
     Args:
-        num_workers: processes that read ahead; 0 for none.
-        on_error: what happens to what cannot be read, see `Dataset`.
+        num_workers: processes that prefetch; 0 for none.
+        on_error: what happens to unreadable samples, see `Dataset`.
     """
 
     def __init__(self, *, num_workers: int, on_error: OnError) -> None:
         self.num_workers = num_workers
         self.on_error = on_error
         self.unreadable: list[str] = []
-        self.not_kept: set[str] = set()
+        self.dropped: set[str] = set()
         self.choice = ""
 
-    def packed(self, packing: Packing, stage: Stage) -> Iterator[Packed]:
-        """The samples of a stage.
+    def load(self, records: ShardRecords, stage: Stage) -> Iterator[ShardRecord]:
+        """Yield the records of a stage.
 
         Raises:
-            UnreadableError: one cannot be read, and none may be skipped.
-            ConfigError: no data set would read it from a shard.
+            UnreadableError: a sample is unreadable, and `on_error` is `raise`.
+            ConfigError: no data set reads such a sample from a shard.
         """
-        loader: DataLoader[Any] = DataLoader(packing, batch_size=None, num_workers=self.num_workers)
+        loader: DataLoader[Any] = DataLoader(records, batch_size=None, num_workers=self.num_workers)
         with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-            for item in progress.track(loader, description=stage, total=len(packing)):
-                if isinstance(item, Packed):
-                    self.not_kept |= set(item.not_kept)
+            for item in progress.track(loader, description=stage, total=len(records)):
+                if isinstance(item, ShardRecord):
+                    self.dropped |= set(item.dropped)
                     self.choice = choice(item)
                     yield item
                 elif self.on_error == "raise":
@@ -122,23 +121,21 @@ class Packer:
                     self.unreadable.append(str(item))
 
 
-def choice(sample: Packed) -> str:
-    """The data set that reads shards of such samples; the readers of a second kind of file are to be added to it."""
-    for name in sample.told:
-        if found := CHOICES.get((sample.kinds[0], name)):
-            others = {"image": "image", "sound": "audio"}
-            return " ".join(
-                [found, *(f"+reader@data.readers.{others[kind]}={others[kind]}" for kind in sample.kinds[1:])]
-            )
-    told = " and ".join(sample.told) or "no targets"
-    raise ConfigError(f"data: {sample.id} is of {sample.kinds[0]} with {told}, which no data set reads from shards")
+def choice(record: ShardRecord) -> str:
+    """Return the choice of the data set that reads such shards, with a reader for a second kind of file."""
+    for name in record.targets:
+        if found := CHOICES.get((record.kinds[0], name)):
+            modalities = [{"image": "image", "sound": "audio"}[kind] for kind in record.kinds[1:]]
+            return " ".join([found, *(f"+reader@data.readers.{name}={name}" for name in modalities)])
+    targets = " and ".join(record.targets) or "no targets"
+    raise ConfigError(f"data: {record.id}: no data set reads shards of a {record.kinds[0]} with {targets}")
 
 
 KEPT = ("image_size", "channels", "sample_rate", "seconds", "hop_seconds")
 
 
 def kept_settings(data: DictConfig) -> list[str]:
-    """What of the settings of a data set's readers goes for its shards as well."""
+    """Return the settings of a data set's readers that also apply to its shards."""
     return [
         f"data.readers.{name}.{key}={str(node[key]).replace(' ', '')}"
         for name, node in data.readers.items()
@@ -148,11 +145,11 @@ def kept_settings(data: DictConfig) -> list[str]:
 
 
 def data_config(cfg: DictConfig) -> dict[str, Any]:
-    """The checked config of the data alone, without what is random in training and what cuts sounds."""
+    """Return the checked config of the data, without augmentation and cropping."""
     register_resolvers()
     for name, node in cfg.data.readers.items():
         if "tokenizer" in node:
-            raise ConfigError(f"data.readers.{name}: texts are not written to shards; choose data of images or sounds")
+            raise ConfigError(f"data.readers.{name}: shards do not contain texts; choose data of images or sounds")
         for key, value in (("augment", None), ("log_mel", None), ("seconds", LONG), ("hop_seconds", LONG)):
             if key in node:
                 node[key] = value

@@ -5,7 +5,7 @@ from pathlib import Path
 CODE = '''
 import torch
 from lightning.pytorch import Callback
-from perceiver.data.sources.base import ImageItems, Source
+from perceiver.data.sources.base import ItemTable, Source
 from perceiver.encoders.image import ImageEncoder
 
 
@@ -20,7 +20,7 @@ class Bars(Source):
         for index, image in enumerate(images[:, 0]):
             (image if index % 2 else image.T)[index % 7] = 255
         names = [f"bar{index}" for index in range(number)]
-        return ImageItems(images=images, labels=[index % 2 for index in range(number)], ids=names)
+        return ItemTable(parts={"image": images}, labels=[index % 2 for index in range(number)], ids=names)
 
 
 class Inverted(ImageEncoder):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from perceiver.runtime.config import resolved
 from perceiver.training.build import construct
-from tests.data.tagged_trees import noise
+from scripts.data_trees import write_sound
 from tests.runs import ROOT, composed, metrics, script
 from tests.test_contract import check_built, check_masks, missing_keywords
 
@@ -46,7 +46,7 @@ def bird_tree(root: Path) -> Path:
         if number != 0:
             Image.new("RGB", (13, 11), (13 * number, 0, 0)).save(root / "photos" / f"{clip}.jpg")
         if number != 1:
-            noise(root / "songs" / f"{clip}.wav")
+            write_sound(root / "songs" / f"{clip}.wav")
     with (root / "clips.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("clip", "split", "species", "grams"), *rows])
     return root

@@ -1,4 +1,4 @@
-"""Samples -> a batch: stacked, and padded with masks where their sizes differ."""
+"""Collation of samples into a batch: stacked, and padded with masks if their sizes differ."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,11 +10,11 @@ from perceiver.types import Batch, Sample
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """One batch of all samples.
+    """Return one batch of all samples.
 
-    An input that some samples lack is zero there, and its mask says so ([batch]). Inputs of different sizes are padded
-    with zeros at the end to the largest, and their mask says where they are real ([batch, *sizes without channels]).
-    Numbers and equal tensors among the targets are stacked; other targets stay lists. Views become rows.
+    An input that some samples lack is zero there, with a mask [batch]. Inputs of different sizes are padded with zeros
+    at the end to the largest, with a mask [batch, *sizes without channels]. Numbers and tensors of equal shape among
+    the targets are stacked; other targets stay lists. Each window of a sample becomes a row.
 
     Raises:
         ValueError: samples differ in the channels of an input.
@@ -38,15 +38,15 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 def _pad(name: str, values: Sequence[Tensor | None]) -> tuple[Tensor, Tensor | None]:
-    there = [value for value in values if value is not None]
-    shapes = {value.shape for value in there}
-    if len(there) == len(values) and len(shapes) == 1:
-        return torch.stack(there), None
-    # The first dimension of a raw input is its channels, which no mask tells apart.
+    present = [value for value in values if value is not None]
+    shapes = {value.shape for value in present}
+    if len(present) == len(values) and len(shapes) == 1:
+        return torch.stack(present), None
+    # The first dimension of a raw input is its channels, which a mask does not cover.
     if len({(len(shape), *shape[:1]) for shape in shapes}) > 1:
         raise ValueError(f"input {name!r}: shapes {', '.join(str(list(shape)) for shape in sorted(shapes))} in a batch")
     size = [max(sizes) for sizes in zip(*shapes, strict=True)]
-    batch = there[0].new_zeros(len(values), *size)
+    batch = present[0].new_zeros(len(values), *size)
     mask = torch.zeros(len(values), *size[1:], dtype=torch.bool)
     for row, value in enumerate(values):
         if value is not None:

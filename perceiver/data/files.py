@@ -1,15 +1,22 @@
-"""The files that samples are read from: what they are, and the error of one that cannot be read."""
+"""The files that samples are read from: kinds, names, and the error for a file that cannot be read."""
 
 import logging
+import re
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import IO, Literal, Protocol
 
 from perceiver.types import utf8_safe
 
+CONTROL_CHARACTERS = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff]")
+"""Control characters other than white space, and unpaired surrogates, which JSON can hold; not valid in any text."""
+MAX_NAME, MAX_PATH = 255, 4095
+"""Largest number of bytes in a file name and in a path; the file system raises for longer ones."""
+
 log = logging.getLogger(__name__)
-_told: set[str] = set()
+_warned: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -17,16 +24,16 @@ class FileKind:
     """A kind of file.
 
     Attributes:
-        name: what one is called in messages.
-        endings: by which such files are found in a folder, in lower case; whether they are of the kind, their content
-            tells when they are read.
+        name: used in messages.
+        endings: in lower case; they select the files of a folder. Whether a file is of the kind is only known when it
+            is read.
     """
 
     name: str
     endings: frozenset[str]
 
     def has(self, name: str) -> bool:
-        """Whether a file is called like one of the kind."""
+        """Return whether a file name has one of the endings."""
         return PurePath(name).suffix.lower() in self.endings
 
 
@@ -42,27 +49,27 @@ ARRAYS = FileKind("array", frozenset({".npy"}))
 
 
 def warn_once(kind: str, message: str) -> None:
-    """Warn of a file, once in this process for each kind of fault: many files of a data set may have the same."""
-    if kind not in _told:
-        _told.add(kind)
-        log.warning("%s (said once; others may be of its kind)", message)
+    """Log a warning about a file, once per process and kind of problem: many files may share it."""
+    if kind not in _warned:
+        _warned.add(kind)
+        log.warning("%s (further warnings of this kind are suppressed)", message)
 
 
 class UnreadableError(Exception):
-    """A sample cannot be read; the message names the file and says why."""
+    """A sample cannot be read; the message names the file and the reason."""
 
     def __init__(self, message: str) -> None:
         super().__init__(utf8_safe(message))
 
 
 class File(Protocol):
-    """A file, or a part of one, such as a member of a tar; errors name it by its `str`."""
+    """A file or a part of one, such as a member of a tar; errors name it by its `str`."""
 
     def open(self, mode: Literal["rb"], /) -> IO[bytes]: ...
 
 
 def refuse_special(file: File) -> None:
-    """Refuse pipes and devices, on which reading might wait or go on for ever; whatever else is wrong, opening tells.
+    """Raise if a file is a pipe or a device, from which reading might never end; opening finds all other problems.
 
     Raises:
         UnreadableError: it is one.
@@ -74,4 +81,17 @@ def refuse_special(file: File) -> None:
     except OSError:
         return
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise UnreadableError(f"{file}: a pipe or a device, and no file")
+        raise UnreadableError(f"{file}: a pipe or a device, not a regular file")
+
+
+def is_file_name(name: str) -> bool:
+    """Return whether a relative path can name a file below a folder: not the folder itself, nothing outside of it."""
+    path = PurePath(name)
+    if path.anchor or ".." in path.parts or not path.parts or CONTROL_CHARACTERS.search(name):
+        return False
+    return len(name.encode()) <= MAX_PATH and all(len(part.encode()) <= MAX_NAME for part in path.parts)
+
+
+def first_few(names: Sequence[str]) -> str:
+    """Return at most five names for a message."""
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")

@@ -1,8 +1,8 @@
-"""The order of samples as a pure function of (seed, epoch): nothing to save, nothing to lose.
+"""The order of samples as a pure function of (seed, epoch), so that no state has to be saved.
 
-Every index travels with its epoch, so that augmentation can be a function of (seed, epoch, index) in whatever process
-it runs; where a sample may come several times an epoch, with the count of that, so that it looks different each time.
-The position in the data is then one integer, the number of batches done.
+Every index is accompanied by its epoch, so that augmentation can be a function of (seed, epoch, index) in any process;
+if a sample may occur several times in an epoch, also by the number of its previous occurrences, each of which is
+augmented differently. The position in the data is then one integer, the number of completed batches.
 """
 
 from collections import Counter
@@ -18,21 +18,21 @@ from torch.utils.data import Sampler
 
 Key: TypeAlias = tuple[int, int] | tuple[int, int, int]
 NO_SAMPLE = -1
-"""The index that stands for none where a process has one sample less than the others."""
+"""The index that pads the epoch of a process that has one sample less than the others."""
 
 
 class KeyedSampler(Sampler[Key]):
-    """Yields (epoch, index), or with `weights` (epoch, index, how often that index came before in the epoch).
+    """Yields (epoch, index), or with `weights` (epoch, index, number of previous occurrences in the epoch).
 
     Args:
         num_samples: size of the split.
         seed: of the order.
-        shuffle: a new order each epoch; otherwise ascending.
-        weights: when shuffling, `num_samples` are drawn with replacement each epoch, with probabilities in proportion
-            to these; None takes each sample once.
-        rank, world_size: which part of each epoch this process takes. Every sample is taken by exactly one. When
-            shuffling, all parts are equally long, where need be by a last index of `NO_SAMPLE`.
-        drop_last: when shuffling, leave out what not all processes have.
+        shuffle: whether each epoch has a new order; otherwise it is ascending.
+        weights: when shuffling, `num_samples` are drawn with replacement each epoch, with probabilities proportional to
+            these; None for each sample once.
+        rank, world_size: the part of each epoch that this process takes; the parts are disjoint. When shuffling, all
+            parts are equally long, if necessary by a last index of `NO_SAMPLE`.
+        drop_last: when shuffling, leave out the samples that would need such padding.
     """
 
     def __init__(
@@ -61,28 +61,28 @@ class KeyedSampler(Sampler[Key]):
         self.epoch = epoch
 
     def resume(self, *, epoch: int, offset: int) -> None:
-        """Leave out the first `offset` samples of this process in `epoch`."""
+        """Skip the first `offset` samples of this process in `epoch`."""
         self.epoch = self.resume_epoch = epoch
         self.resume_offset = offset
 
     def __len__(self) -> int:
-        """Samples of this process in a whole epoch, also in one that is resumed."""
-        whole, rest = divmod(self.num_samples, self.world_size)
-        return whole + (rest > 0 and not self.drop_last if self.shuffle else rest > self.rank)
+        """Number of samples of this process in a complete epoch, also if it is resumed."""
+        count, rest = divmod(self.num_samples, self.world_size)
+        return count + (rest > 0 and not self.drop_last if self.shuffle else rest > self.rank)
 
     def __iter__(self) -> Iterator[Key]:
-        epoch = self.epoch  # a loader that reads ahead may ask on after the next `set_epoch`
+        epoch = self.epoch  # a prefetching loader may still iterate after the next `set_epoch`
         offset = self.resume_offset if epoch == self.resume_epoch else 0
         mine = slice(self.rank + offset * self.world_size, None, self.world_size)
         order = self._order()
-        if self.shuffle:  # a negative padding leaves out the last
+        if self.shuffle:  # a negative padding drops the last
             order = F.pad(order, (0, len(self) * self.world_size - self.num_samples), value=NO_SAMPLE)
         if self.weights is None:
             return zip(repeat(epoch), order[mine].tolist(), strict=False)
-        return zip(repeat(epoch), order[mine].tolist(), _times_before(order)[mine].tolist(), strict=False)
+        return zip(repeat(epoch), order[mine].tolist(), _repeat_counts(order)[mine].tolist(), strict=False)
 
     def _order(self) -> Int64[Tensor, " samples"]:
-        """Indices of the whole epoch; each process takes every `world_size`-th."""
+        """Return the indices of the whole epoch, of which each process takes every `world_size`-th."""
         if not self.shuffle:
             return torch.arange(self.num_samples)
         generator = torch.Generator().manual_seed(fold_in(self.seed, self.epoch))
@@ -91,22 +91,22 @@ class KeyedSampler(Sampler[Key]):
         return torch.multinomial(self.weights, self.num_samples, replacement=True, generator=generator)
 
 
-def _times_before(order: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
-    """How often what stands at a place stood before it."""
-    ascending, places = order.sort(stable=True)
-    times = torch.empty_like(order)
-    times[places] = torch.arange(len(order)) - torch.searchsorted(ascending, ascending)
-    return times
+def _repeat_counts(order: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
+    """Return for each position how often its value occurs before it."""
+    ascending, positions = order.sort(stable=True)
+    counts = torch.empty_like(order)
+    counts[positions] = torch.arange(len(order)) - torch.searchsorted(ascending, ascending)
+    return counts
 
 
 def class_balancing_weights(classes: Sequence[Sequence[int]]) -> Float64[Tensor, " samples"]:
-    """Weights that let samples of rare classes come as often as those of frequent ones.
+    """Return sampling weights with which all classes are drawn equally often.
 
-    For each sample the sum over its classes of 1 / (number of samples of the class), as in AST (Gong et al. 2021,
-    arXiv:2104.01778). Samples without any class get the mean weight of the others, and so keep their share of the data.
+    The weight of a sample is the sum over its classes of 1 / (number of samples of the class), as in AST (Gong et al.
+    2021, arXiv:2104.01778). Samples without a class get the mean weight of the others, and so keep their share.
 
     Args:
-        classes: those of each sample; at least one has one.
+        classes: of each sample; at least one sample has one.
     """
     counts = Counter(label for labels in classes for label in set(labels))
     weights = [sum(1.0 / counts[label] for label in set(labels)) for labels in classes]
@@ -115,11 +115,11 @@ def class_balancing_weights(classes: Sequence[Sequence[int]]) -> Float64[Tensor,
 
 
 def fold_in(*numbers: int) -> int:
-    """One seed from several numbers, all of which count (splitmix64)."""
+    """Return a seed that is a hash of several numbers (splitmix64)."""
     state = 0
     for number in numbers:
         state = (state + number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
         state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
         state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
         state ^= state >> 31
-    return state >> 1  # torch takes 63 bits
+    return state >> 1  # torch accepts 63 bits

@@ -1,7 +1,7 @@
-"""Any samples -> tars that `perceiver.data.sources.shards` reads.
+"""Writes any samples into tars that `perceiver.data.sources.shards` reads.
 
-Files are copied as they are. What lies in memory is written without loss: images as PNG with 8 bits a channel, sounds
-as WAV with floats of 32 bits at their sample rate.
+Files are copied unchanged. Values in memory are written without loss: images as PNG with 8 bits per channel, sounds as
+WAV with 32-bit floats at their sample rate.
 """
 
 import io
@@ -23,41 +23,40 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from perceiver.data.dataset import Split
-from perceiver.data.files import IMAGES, SOUNDS, File, FileKind, UnreadableError
+from perceiver.data.files import IMAGES, SOUNDS, File, FileKind, UnreadableError, first_few
 from perceiver.data.sampler import fold_in
 from perceiver.data.sources.base import Part
-from perceiver.data.text_checks import first_few
 from perceiver.types import Stage
 
-TOLD = ("label", "tags", "references")
-"""Targets that shards keep."""
+TARGETS = ("label", "tags", "references")
+"""The targets that shards contain."""
 
 
 @dataclass(frozen=True)
-class Packed:
+class ShardRecord:
     """A sample as it is written.
 
     Attributes:
         id: where it comes from.
         files: ending, without the dot -> content.
-        kinds: what it is: `image`, `sound` or both.
-        told: which of its targets are kept.
-        not_kept: those that are not.
+        kinds: of its files: `image`, `sound` or both.
+        targets: names of the targets that are written.
+        dropped: names of those that are not.
     """
 
     id: str
     files: dict[str, bytes]
     kinds: tuple[str, ...]
-    told: tuple[str, ...]
-    not_kept: tuple[str, ...]
+    targets: tuple[str, ...]
+    dropped: tuple[str, ...]
 
 
-class Packing(Dataset[Packed | UnreadableError]):
-    """The samples of a split, by index, as they are written; what cannot be read is an error among them.
+class ShardRecords(Dataset[ShardRecord | UnreadableError]):
+    """The records of a split, by index; an unreadable sample gives its error.
 
     Args:
-        split: the samples; readers that augment and cut are only asked to check.
-        sample_rate: of the sounds that lie in memory.
+        split: the samples; readers that augment and crop are used only to check them.
+        sample_rate: of sounds in memory.
         check: whether files are read before they are copied.
     """
 
@@ -69,54 +68,54 @@ class Packing(Dataset[Packed | UnreadableError]):
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, index: int) -> Packed | UnreadableError:
-        """What is random is as in the first epoch of a run with seed 0.
+    def __getitem__(self, index: int) -> ShardRecord | UnreadableError:
+        """Return a record; random values are those of the first epoch of a run with seed 0.
 
         Raises:
-            ValueError: it is no sample that shards can hold.
+            ValueError: shards cannot contain such a sample.
         """
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(fold_in(0, 0, index))
             try:
-                return self._packed(index)
+                return self._record(index)
             except UnreadableError as error:
                 return error
 
-    def _packed(self, index: int) -> Packed:
+    def _record(self, index: int) -> ShardRecord:
         item = self.split.items[index]
         if self.check:
             self.split.dataset.sample(item, train=self.split.train)
-        contents, kinds = dict[str, bytes](), list[str]()
+        files, kinds = dict[str, bytes](), list[str]()
         for role, reader in self.split.dataset.readers.items():
             if role in item.parts:
                 if reader.kind not in (IMAGES, SOUNDS):
-                    raise ValueError(f"{item.id}: shards hold images and sounds, and no {reader.kind.name}")
-                ending, content = self._content(item.parts[role], reader.kind)
-                contents[ending] = content
+                    raise ValueError(f"{item.id}: shards contain images and sounds, not {reader.kind.name}s")
+                ending, content = self._file(item.parts[role], reader.kind)
+                files[ending] = content
                 kinds.append(reader.kind.name)
-        told = {name: item.targets[name] for name in TOLD if name in item.targets}
-        if "label" in told:
-            contents["cls"] = b"%d" % told["label"]
-        if "tags" in told:
-            contents["json"] = json.dumps({"tags": told["tags"].nonzero().flatten().tolist()}).encode()
-        if "references" in told:
-            contents["txt"] = "".join(f"{text}\n" for text in told["references"]).encode()
-        not_kept = item.targets.keys() - {*told, "caption"}
-        return Packed(item.id, contents, tuple(kinds), tuple(told), tuple(not_kept))
+        targets = {name: item.targets[name] for name in TARGETS if name in item.targets}
+        if "label" in targets:
+            files["cls"] = b"%d" % targets["label"]
+        if "tags" in targets:
+            files["json"] = json.dumps({"tags": targets["tags"].nonzero().flatten().tolist()}).encode()
+        if "references" in targets:
+            files["txt"] = "".join(f"{text}\n" for text in targets["references"]).encode()
+        dropped = item.targets.keys() - {*targets, "caption"}
+        return ShardRecord(item.id, files, tuple(kinds), tuple(targets), tuple(dropped))
 
-    def _content(self, part: Part, kind: FileKind) -> tuple[str, bytes]:
-        """A part as a file: its ending, without the dot, and what is in it."""
+    def _file(self, part: Part, kind: FileKind) -> tuple[str, bytes]:
+        """Return the ending, without the dot, and the content of a part as a file."""
         if isinstance(part, Tensor):
             return ("png", _png(part)) if kind is IMAGES else ("wav", _wav(part, self.sample_rate))
         if isinstance(part, str):
-            raise ValueError(f"{part[:40]!r}: shards hold images and sounds, and no texts")
+            raise ValueError(f"{part[:40]!r}: shards contain images and sounds, not texts")
         ending = os.path.splitext(str(part))[1].lower()
         if ending not in kind.endings:
             raise UnreadableError(f"{part}: its ending is not that of {'an' if kind is IMAGES else 'a'} {kind.name}")
-        return ending[1:], _bytes_of(part)
+        return ending[1:], _read(part)
 
 
-def _bytes_of(file: File) -> bytes:
+def _read(file: File) -> bytes:
     try:
         with file.open("rb") as raw:
             return raw.read()
@@ -137,14 +136,14 @@ def _wav(values: Float[Tensor, "1 length"], sample_rate: int) -> bytes:
 
 
 class ShardWriter:
-    """Tars in a folder, which have their names only when all are whole.
+    """Writes tars to a folder under temporary names, which `finish` replaces once all are complete.
 
     Args:
-        out: the folder; it is made where it is not there.
-        samples_per_shard: most samples in one.
+        out: the folder; created if it does not exist.
+        samples_per_shard: largest number of samples in a tar.
 
     Raises:
-        ValueError: there are tars in it, or it cannot be made.
+        ValueError: the folder contains tars, or cannot be created.
     """
 
     def __init__(self, out: Path, *, samples_per_shard: int) -> None:
@@ -152,58 +151,55 @@ class ShardWriter:
             raise ValueError(f"samples_per_shard={samples_per_shard} must be at least 1")
         self.out = out
         self.samples_per_shard = samples_per_shard
-        self.written: dict[Path, Path] = {}
+        self.final_paths: dict[Path, Path] = {}
+        """Temporary -> final path of each file."""
         self.counts: dict[Stage, int] = {}
-        """Samples of each stage so far."""
+        """Number of samples of each stage so far."""
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"out={out}: {error.strerror}") from error
-        if there := sorted([*out.glob("*.tar"), *out.glob("*/*.tar")]):
-            raise ValueError(f"out={out}: there are shards already: {first_few([path.name for path in there])}")
+        if found := sorted([*out.glob("*.tar"), *out.glob("*/*.tar")]):
+            raise ValueError(f"out={out}: already contains shards: {first_few([path.name for path in found])}")
 
-    def write(self, stage: Stage, samples: Iterable[Packed]) -> None:
-        """Write the tars of a stage, under other names."""
-        for number, group in groupby(enumerate(samples), lambda numbered: numbered[0] // self.samples_per_shard):
-            with self._file(f"{stage}-{number:06d}.tar") as file:
+    def write(self, stage: Stage, records: Iterable[ShardRecord]) -> None:
+        """Write the tars of a stage."""
+        for number, group in groupby(enumerate(records), lambda numbered: numbered[0] // self.samples_per_shard):
+            with self._create(f"{stage}-{number:06d}.tar") as file:
                 with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-                    for place, sample in group:
-                        _add(tar, key_of(place, sample.id), sample.files)
-                        self.counts[stage] = place + 1
+                    for index, record in group:
+                        for ending, content in record.files.items():
+                            entry = tarfile.TarInfo(f"{shard_key(index, record.id)}.{ending}")
+                            entry.size = len(content)
+                            tar.addfile(entry, io.BytesIO(content))
+                        self.counts[stage] = index + 1
                 _sync(file)
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a file, under another name."""
-        with self._file(name) as file:
+        """Write a text file."""
+        with self._create(name) as file:
             file.write(text.encode())
             _sync(file)
 
     def finish(self) -> None:
-        """Give all files their names."""
-        for written, path in self.written.items():
-            written.replace(path)
-        self.written = {}
+        """Rename all files to their final names."""
+        for temporary, path in self.final_paths.items():
+            temporary.replace(path)
+        self.final_paths = {}
         folder = os.open(self.out, os.O_RDONLY)
         os.fsync(folder)
         os.close(folder)
 
     def abandon(self) -> None:
-        """Remove what has no name yet."""
-        for written in self.written:
-            written.unlink(missing_ok=True)
-        self.written = {}
+        """Remove all files that do not have their final names."""
+        for temporary in self.final_paths:
+            temporary.unlink(missing_ok=True)
+        self.final_paths = {}
 
-    def _file(self, name: str) -> IO[bytes]:
-        written = self.out / f".{name}.part"
-        self.written[written] = self.out / name
-        return written.open("wb")
-
-
-def _add(tar: tarfile.TarFile, key: str, files: dict[str, bytes]) -> None:
-    for ending, content in files.items():
-        entry = tarfile.TarInfo(f"{key}.{ending}")
-        entry.size = len(content)
-        tar.addfile(entry, io.BytesIO(content))
+    def _create(self, name: str) -> IO[bytes]:
+        temporary = self.out / f".{name}.part"
+        self.final_paths[temporary] = self.out / name
+        return temporary.open("wb")
 
 
 def _sync(file: IO[bytes]) -> None:
@@ -211,7 +207,7 @@ def _sync(file: IO[bytes]) -> None:
     os.fsync(file.fileno())
 
 
-def key_of(number: int, id: str) -> str:
-    """A key that no other sample of the stage has, and that reminds of where it comes from."""
+def shard_key(index: int, id: str) -> str:
+    """Return a key that is unique in its stage and contains the name of the original file."""
     stem = os.path.splitext(os.path.basename(id))[0]
-    return f"{number:08d}_{re.sub('[^0-9A-Za-z]+', '-', stem).strip('-')[:40]}".rstrip("_")
+    return f"{index:08d}_{re.sub('[^0-9A-Za-z]+', '-', stem).strip('-')[:40]}".rstrip("_")

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, ValidationError
 
-from perceiver.data.sources.folders import class_folders
+from perceiver.data.sources.folders import find_classes
 from perceiver.runtime.errors import ConfigError, explain, one_line
 from perceiver.runtime.nodes import import_target, is_valid, keyword_type, select, targets, type_adapter
 from perceiver.runtime.suggestions import must_be_chosen, nearest, unknown_key
@@ -39,7 +39,7 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("grid", grid, replace=True)
     OmegaConf.register_new_resolver("mel_grid", mel_grid, replace=True)
     OmegaConf.register_new_resolver("frames", frames, replace=True)
-    OmegaConf.register_new_resolver("count_classes", lambda root: len(class_folders(Path(str(root)))), replace=True)
+    OmegaConf.register_new_resolver("count_classes", lambda root: len(find_classes(Path(str(root)))), replace=True)
 
 
 def grid(image_size: int | Sequence[int], stride: int | Sequence[int]) -> list[int]:

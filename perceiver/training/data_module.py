@@ -23,7 +23,7 @@ from perceiver.data.collate import collate
 from perceiver.data.dataset import Dataset, Split
 from perceiver.data.files import UnreadableError
 from perceiver.data.sampler import NO_SAMPLE, Key, KeyedSampler, class_balancing_weights, fold_in
-from perceiver.data.splits import fingerprint_of
+from perceiver.data.splits import fingerprint
 from perceiver.processes import all_gather, end_with_parent
 from perceiver.runtime.errors import PositionError
 from perceiver.types import Batch, Sample, Stage
@@ -179,7 +179,7 @@ class DataModule(LightningDataModule):
         split = self.splits[stage]
         if split is None:
             return torch.zeros(0, dtype=torch.int64)
-        return torch.tensor([fingerprint_of(split.name_of(index)) for index in range(len(split))], dtype=torch.int64)
+        return torch.tensor([fingerprint(split.name_of(index)) for index in range(len(split))], dtype=torch.int64)
 
     def train_dataloader(self) -> DataLoader[Any]:
         loader = self._loader("train")

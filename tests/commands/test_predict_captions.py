@@ -13,7 +13,7 @@ from perceiver.commands.predict import predictions_of
 from perceiver.data.synthetic.shape_captions import WORDS
 from perceiver.inspection.contact_sheet import BAR_WIDTH, GAP, TILE, TITLE_HEIGHT
 from perceiver.tokenizer import split_words
-from tests.data.caption_trees import clotho_tree
+from scripts.data_trees import clotho
 from tests.runs import script
 
 SMALL_TEXT = [
@@ -113,7 +113,7 @@ class TestPictures:
 def clotho_run(tmp_path_factory):
     """A finished run on a few sounds with captions. Only read it."""
     folder = tmp_path_factory.mktemp("clotho")
-    run_dir, root = folder / "run", clotho_tree(folder / "data")
+    run_dir, root = folder / "run", clotho(folder / "data").root
     ended = script("experiments/train.py", f"hydra.run.dir={run_dir}", f"data.root={root}", *SMALL_CLOTHO)
     assert ended.ok, ended.err
     return run_dir

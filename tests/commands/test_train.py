@@ -13,7 +13,7 @@ from perceiver.data.synthetic.shape_scenes import ShapeScenes
 from perceiver.training.build import DataInfo, build
 from perceiver.training.checkpoint import read_checkpoint
 from perceiver.training.module import TrainingModule
-from tests.data.caption_trees import text_pairs_tree
+from scripts.data_trees import text_pairs
 from tests.kills import rows
 from tests.runs import (
     CAPTIONING,
@@ -250,7 +250,7 @@ def test_an_encoder_decoder_without_latents_learns_captions(tmp_path, inputs):
     ]
     if inputs == "texts":
         overrides = [one for one in overrides if not one.startswith(("data", "task=", "tokenizer"))]
-        overrides += ["data=text_pairs", f"data.root={text_pairs_tree(tmp_path / 'pairs')}", "task.monitor=loss"]
+        overrides += ["data=text_pairs", f"data.root={text_pairs(tmp_path / 'pairs').root}", "task.monitor=loss"]
         overrides += ["+encoder@model.encoders.text=text", "~encoder@model.encoders.image"]
         overrides += ["tokenizer=words", "tokenizer.max_length=13", "tokenizer.min_frequency=1"]
     run = tmp_path / "run"

@@ -7,7 +7,7 @@ from perceiver.data import files
 @pytest.fixture
 def warnings(monkeypatch, caplog) -> pytest.LogCaptureFixture:
     """The log of a process that has not warned before."""
-    monkeypatch.setattr(files, "_told", set())
+    monkeypatch.setattr(files, "_warned", set())
     return caplog
 
 

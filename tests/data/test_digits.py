@@ -98,7 +98,7 @@ def held_out(**options) -> HeldOut:
 def test_each_sample_is_tested_in_one_fold():
     tested = []
     for fold in range(1, 6):
-        parts = held_out(fold=fold).parts(NAMES)
+        parts = held_out(fold=fold).split(NAMES)
         assert sorted(chain(*parts.values())) == list(range(1009))
         assert len(parts["test"]) == pytest.approx(1009 / 5, rel=0.2)
         tested += parts["test"]

@@ -1,4 +1,4 @@
-"""Over the real data in $PERCEIVER_DATA (see its MANIFEST.md); skipped without it."""
+"""Tests on the real data in $PERCEIVER_DATA (see its MANIFEST.md); skipped without it."""
 
 import os
 from collections import Counter
@@ -10,12 +10,14 @@ import torch
 from perceiver.data.collate import collate
 from perceiver.data.dataset import Dataset
 from perceiver.data.readers.sound_file import SoundFile
+from perceiver.data.sources.captions import Clotho, CocoCaptions, Flickr8k, Karpathy
 from perceiver.data.sources.cifar import CIFAR
-from perceiver.data.sources.class_folders import ClassFolders
-from perceiver.data.sources.esc50 import ESC50
-from tests.data.datasets import dataset
+from perceiver.data.sources.folders import ClassFolders
+from perceiver.data.sources.sounds import ESC50
+from perceiver.data.sources.text_pairs import TextPairs
+from perceiver.tokenizer import ByteTokenizer, WordTokenizer
+from tests.data.datasets import STAGES, dataset, names, samples, sizes
 
-STAGES = ("train", "val", "test")
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 ESC10_CLASSES = [
     *("dog", "rooster", "rain", "sea_waves", "crackling_fire"),
@@ -109,7 +111,7 @@ def test_esc10_in_the_layout_of_esc50(root):
             assert Counter(tuple(split.classes_of(index)) for index in range(len(split))) == {
                 (label,): count for label in range(10)
             }
-            assert (stage == "test") == all(f"audio/{fold}-" in path for path in split.items.files["audio"])
+            assert (stage == "test") == all(f"audio/{fold}-" in path for path in split.items.ids)
 
 
 def test_clips_of_esc10_are_sounds(root):
@@ -165,3 +167,64 @@ def test_spoken_digits_as_folders(root, tmp_path):
     counts = [labels(data.split(stage)) for stage in STAGES]
     assert sum(counts, Counter()) == dict.fromkeys(range(10), 12)
     assert counts[0].keys() == set(range(10))
+
+
+def test_three_forms_of_flickr8k_agree(root):
+    """The same 500 images are listed in three formats."""
+    folder = str(root / "captions" / "flickr8k")
+    forms = [
+        dataset(Flickr8k, "image", root=folder, val_fraction=0.14, test_fraction=0.125),
+        dataset(CocoCaptions, "image", root=folder, year=None),
+        dataset(Karpathy, "image", root=folder, table=None, restval=True),
+    ]
+    for stage, count in (("train", 400), ("val", 50), ("test", 50)):
+        captions = [dict(data.source.captions(stage).references) for data in forms]
+        assert captions[0] == captions[1] == captions[2]
+        assert Counter(map(len, captions[0].values())) == {5: count}
+        splits = [data.split(stage) for data in forms]
+        for id in names(splits[0])[:17]:
+            images = [split[names(split).index(id)].inputs["image"] for split in splits]
+            assert all(torch.equal(image, images[0]) for image in images)
+            assert images[0].std() > 0.02  # a picture, not a blank
+    assert any(' " Kiss " ' in text for text in forms[0].texts())
+    words = WordTokenizer(vocab_size=1009, max_length=31, lowercase=True, min_frequency=5)
+    words.train(forms[1].texts())
+    assert 300 < words.num_ids < 1009
+
+
+def test_without_lists_the_images_of_flickr8k_are_split_in_proportion(root, tmp_path):
+    for name in ("captions.txt", "Images"):
+        (tmp_path / name).symlink_to(root / "captions" / "flickr8k" / name)
+    data = dataset(Flickr8k, "image", root=str(tmp_path), val_fraction=0.14, test_fraction=0.125)
+    assert sizes(data) == pytest.approx([376, 61, 63], rel=0.3)
+    assert sum(sizes(data)) == 500
+
+
+def test_clotho(root):
+    data = dataset(Clotho, "audio", root=str(root / "captions" / "clotho"), **clips(30.0))
+    test = samples(data.split("test"))
+    assert {Path(sample.id).name: len(sample.targets["references"]) for sample in test} == {
+        "Tenerife_bazaar_2.wav": 5,
+        "Flipping Pages.wav": 5,
+        "01 barreau bunker original.wav": 5,
+    }
+    assert all(15 * 16000 <= sample.inputs["audio"].shape[-1] <= 30 * 16000 for sample in test)
+    assert test[0].targets["caption"] == "A group of people are talking and people are also laughing."
+    assert data.split("val") is None
+    with pytest.raises(FileNotFoundError, match=r"clotho_captions_development\.csv"):
+        data.split("train")
+
+
+def test_translations_in_one_file_and_in_two(root):
+    folder, tokenizer = root / "translation", ByteTokenizer(vocab_size=262, max_length=509)
+    data = dataset(TextPairs, "text", root=str(folder / "eng-fra.txt"), tokenizer=tokenizer, endings=None)
+    found = {sample.id: sample for stage in STAGES for sample in samples(data.split(stage))}
+    assert found.keys() == {f"eng-fra.txt:{line}" for line in range(1, 2001)}
+    third = found["eng-fra.txt:3"]
+    assert tokenizer.decode(third.inputs["text"][0].tolist()) == "Two men are removing tree branches."
+    assert third.targets["references"] == ["Deux hommes enlèvent des branches d'arbre."]
+    options = {"endings": ("en", "de"), "test_fraction": 0.0}
+    data = dataset(TextPairs, "text", root=str(folder / "multi30k"), tokenizer=tokenizer, **options)
+    train, val, test = sizes(data)
+    assert (train + val, test) == (5000, 0)
+    assert data.split("train")[0].id.startswith("train.en:")

@@ -11,31 +11,25 @@ from perceiver.data.readers.audio import AudioReader
 from perceiver.data.readers.image import ImageReader
 from perceiver.data.readers.text import TextReader
 from perceiver.data.sampler import fold_in
-from perceiver.data.shard_writer import Packed, Packing, ShardWriter, key_of
-from perceiver.data.sources.base import Item, Source
-from perceiver.data.sources.class_folders import ClassFolders
-from perceiver.data.sources.clotho import Clotho
+from perceiver.data.shard_writer import ShardRecord, ShardRecords, ShardWriter, shard_key
+from perceiver.data.sources.captions import Clotho, Flickr8k
 from perceiver.data.sources.digits import Digits
-from perceiver.data.sources.flickr8k import Flickr8k
-from perceiver.data.sources.fsd50k import FSD50K
-from perceiver.data.sources.shard_index import TarShards
+from perceiver.data.sources.folders import ClassFolders
 from perceiver.data.sources.shards import Shards
+from perceiver.data.sources.sounds import FSD50K
+from perceiver.data.sources.tar_index import TarShards
+from perceiver.data.sources.text_pairs import TextPairs
 from perceiver.data.synthetic.shape_captions import CaptionSampler
 from perceiver.data.synthetic.shape_scenes import PairSampler, ShapeScenes
 from perceiver.data.synthetic.shapes import ObjectSampler
 from perceiver.data.synthetic.sound_scenes import SoundScenes
 from perceiver.tokenizer import ByteTokenizer
 from perceiver.types import Sample
-from tests.data.caption_trees import clotho_tree, flickr8k_tree, photo
-from tests.data.datasets import built, dataset
-from tests.data.shard_trees import shard_tree
-from tests.data.tagged_trees import SECONDS, fsd50k_tree, noise
-from tests.runs import image_tree
+from scripts import data_trees
+from tests.data.datasets import STAGES, built, check_error, dataset
 
-STAGES = ("train", "val", "test")
 COUNTS = {"train": 5, "val": 2, "test": 3}
-OWN_SPLIT = {"val_fraction": 0.2, "test_fraction": 0.2}
-CLIPS = {"seconds": SECONDS, "hop_seconds": SECONDS}
+NOT_HELD_OUT = {"val_fraction": 0.0, "test_fraction": 0.0}
 LONG_CLIPS = {"sample_rate": 13007, "seconds": 9.0, "hop_seconds": 9.0}
 
 
@@ -53,117 +47,100 @@ def sound_scenes(root: Path) -> Dataset:
     return dataset(SoundScenes, "audio", num_classes=5, num_samples=COUNTS, **LONG_CLIPS, **options)
 
 
-def audio_folder(root: Path) -> Dataset:
-    for number in range(23):
-        noise(root / ("bark", "chirp")[number % 2] / f"{number}.{('wav', 'flac')[number % 3 == 0]}")
-    return dataset(ClassFolders, "audio", root=str(root), num_classes=2, **OWN_SPLIT, **CLIPS)
-
-
 def image_folder(root: Path) -> Dataset:
-    return dataset(ClassFolders, "image", root=str(image_tree(root)), num_classes=3, **OWN_SPLIT)
+    return dataset(ClassFolders, "image", root=str(data_trees.class_folders(root).root), num_classes=3)
+
+
+def two_readers(source: type, root: Path, **options) -> Dataset:
+    readers = {"image": built(ImageReader), "audio": built(AudioReader)}
+    source = built(source, root=str(root), num_classes=2, **NOT_HELD_OUT | options)
+    return Dataset(source=source, readers=readers, on_error="raise")
 
 
 def pairs(root: Path) -> Dataset:
-    """Class folders of images and sounds, of which some samples have but one."""
+    """Return samples of an image and a sound, some of which lack one."""
+    tree = data_trees.Tree(root)
     for number in range(23):
+        path = f"{('bark', 'chirp')[number % 2]}/{number}"
         if number % 3:
-            noise(root / ("bark", "chirp")[number % 2] / f"{number}.wav")
+            tree.sound(f"{path}.wav", number)
         if number % 5:
-            photo(root / ("bark", "chirp")[number % 2] / f"{number}.png")
-    source = built(ClassFolders, root=str(root), num_classes=2, **OWN_SPLIT)
-    return Dataset(source=source, readers=both(), on_error="raise")
-
-
-def both() -> dict:
-    return {"image": built(ImageReader), "audio": built(AudioReader, **CLIPS)}
-
-
-def pair_shards(root: Path) -> Dataset:
-    source = built(Shards, root=str(root), target="label", num_classes=2, val_fraction=0.0, test_fraction=0.0)
-    return Dataset(source=source, readers=both(), on_error="raise")
+            tree.image(f"{path}.png", number)
+    return two_readers(ClassFolders, root, val_fraction=0.2, test_fraction=0.2)
 
 
 def shards(modality: str, target: str, root: Path, *, num_classes: int = 0, **options) -> Dataset:
-    none_split_off = {"val_fraction": 0.0, "test_fraction": 0.0}
-    options = none_split_off | (CLIPS if modality == "audio" else {}) | options
+    options |= NOT_HELD_OUT
     return dataset(Shards, modality, root=str(root), target=target, num_classes=num_classes, **options)
 
 
 image_shards = partial(shards, "image", "label", num_classes=3)
 CASES: dict[str, tuple[Callable[[Path], Dataset], Callable[[Path], Dataset], int]] = {
-    "image_folder": (image_folder, image_shards, 0),
-    "digits": (
-        lambda root: dataset(Digits, "image", num_classes=10, **OWN_SPLIT),
+    "files with a label": (image_folder, image_shards, 0),
+    "images in memory": (
+        lambda root: dataset(Digits, "image", num_classes=10),
         partial(shards, "image", "label", num_classes=10),
         0,
     ),
-    "image_shards": (lambda root: image_shards(shard_tree(root, "image", "cls")), image_shards, 0),
-    "audio_folder": (audio_folder, partial(shards, "audio", "label", num_classes=2), 0),
-    "fsd50k": (
-        lambda root: dataset(FSD50K, "audio", root=str(fsd50k_tree(root)), num_classes=3, **CLIPS),
+    "shards": (lambda root: image_shards(data_trees.shards(root, "png", "cls").root), image_shards, 0),
+    "files with tags": (
+        lambda root: dataset(FSD50K, "audio", root=str(data_trees.fsd50k(root).root), num_classes=3),
         partial(shards, "audio", "tags", num_classes=3),
         0,
     ),
-    "sound_scenes": (sound_scenes, partial(shards, "audio", "tags", num_classes=5, **LONG_CLIPS), 13007),
-    "flickr8k": (
-        lambda root: dataset(Flickr8k, "image", root=str(flickr8k_tree(root)), **OWN_SPLIT),
+    "sounds in memory": (sound_scenes, partial(shards, "audio", "tags", num_classes=5, **LONG_CLIPS), 13007),
+    "images with captions": (
+        lambda root: dataset(Flickr8k, "image", root=str(data_trees.flickr8k(root).root)),
         partial(shards, "image", "references"),
         0,
     ),
-    "shape_scenes": (scenes, partial(shards, "image", "references", image_size=31), 0),
-    "clotho": (
-        lambda root: dataset(Clotho, "audio", root=str(clotho_tree(root)), **CLIPS),
+    "images in memory with captions": (scenes, partial(shards, "image", "references", image_size=31), 0),
+    "sounds with captions": (
+        lambda root: dataset(Clotho, "audio", root=str(data_trees.clotho(root).root)),
         partial(shards, "audio", "references"),
         0,
     ),
-    "pairs": (pairs, pair_shards, 0),
+    "two readers": (pairs, lambda root: two_readers(Shards, root, target="label"), 0),
 }
 
 
-def write(data: Dataset, out: Path, sample_rate: int = 0, samples_per_shard: int = 7, most: int = 50) -> ShardWriter:
-    """Shards of at most so many samples of each stage of a data set."""
-    writer = ShardWriter(out, samples_per_shard=samples_per_shard)
+def write(data: Dataset, out: Path, sample_rate: int = 0, most: int = 23) -> ShardWriter:
+    """Write shards of seven samples from at most `most` samples of each stage."""
+    writer = ShardWriter(out, samples_per_shard=7)
     for stage in STAGES:
-        split = data.split(stage)
-        packing = Packing(split, sample_rate=sample_rate, check=True)
-        writer.write(stage, (packing[index] for index in range(min(most, len(split)))))
+        records = ShardRecords(data.split(stage), sample_rate=sample_rate, check=True)
+        writer.write(stage, (records[index] for index in range(min(most, len(records)))))
     if data.class_names:
         writer.write_text("classes.txt", "".join(f"{name}\n" for name in data.class_names))
     writer.finish()
     return writer
 
 
-def first_look(split, index: int) -> Sample:
-    """A sample as it is in the first epoch."""
-    torch.manual_seed(fold_in(0, 0, index))
-    return split[index]
+def kept(sample: Sample, stage: str) -> list[object]:
+    """Return the targets that shards contain; in training captions are shuffled."""
+    targets = sample.targets
+    tags, texts = targets.get("tags", torch.zeros(0)).tolist(), targets.get("references", [])
+    return [targets.get("label"), tags, sorted(texts) if stage == "train" else [targets.get("caption"), *texts]]
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_shards_hold_the_samples_of_what_they_were_written_from(tmp_path, name):
+def test_shards_contain_the_original_samples(tmp_path, name):
     make, read, sample_rate = CASES[name]
     original = make(tmp_path / "from")
     writer = write(original, tmp_path / "to", sample_rate)
-    shards = read(tmp_path / "to")
-    assert shards.class_names == original.class_names
+    copy = read(tmp_path / "to")
+    assert copy.class_names == original.class_names
     for stage in STAGES:
-        one, other = original.split(stage), shards.split(stage)
-        assert len(other) == writer.counts[stage] == min(len(one), 50)
+        one, other = original.split(stage), copy.split(stage)
+        assert len(other) == writer.counts[stage] == min(len(one), 23)
         assert len(list((tmp_path / "to").glob(f"{stage}-*.tar"))) == -(-len(other) // 7)
         for index in range(len(other)):
-            was, now = first_look(one, index), first_look(other, index)
+            was, now = ((torch.manual_seed(fold_in(0, 0, index)), split[index])[1] for split in (one, other))
             assert was.inputs.keys() == now.inputs.keys()
             for modality, values in was.inputs.items():
                 assert torch.equal(now.inputs[modality], values)
             assert sorted(one.classes_of(index)) == sorted(other.classes_of(index))
-            assert told(was, stage) == told(now, stage)
-
-
-def told(sample: Sample, stage: str) -> list[object]:
-    """What shards keep of what is true of a sample; in training captions come in any order."""
-    targets = sample.targets
-    tags, texts = targets.get("tags", torch.zeros(0)).tolist(), targets.get("references", [])
-    return [targets.get("label"), tags, sorted(texts) if stage == "train" else [targets.get("caption"), *texts]]
+            assert kept(was, stage) == kept(now, stage)
 
 
 def test_files_are_copied_byte_by_byte(tmp_path):
@@ -171,8 +148,8 @@ def test_files_are_copied_byte_by_byte(tmp_path):
     write(data, tmp_path / "to")
     one, other = data.split("train"), image_shards(tmp_path / "to").split("train")
     for index in range(len(one)):
-        copied, original = other.items[index].parts["image"], one.items[index].parts["image"]
-        assert copied.open("rb").read() == original.read_bytes()
+        original, copy = (split.items[index].parts["image"].open("rb").read() for split in (one, other))
+        assert copy == original
 
 
 def test_the_same_samples_give_the_same_bytes(tmp_path):
@@ -184,73 +161,65 @@ def test_the_same_samples_give_the_same_bytes(tmp_path):
     assert len(files[0]) == 3
 
 
-def test_keys_are_safe_all_different_and_remind_of_where_they_come_from(tmp_path):
-    assert key_of(7, "a/b/Cat & Dog.v2.jpg") == "00000007_Cat-Dog-v2"
-    assert key_of(7, "a/../..") == "00000007"
-    assert key_of(7, "日本.jpg") == "00000007"
-    assert len(key_of(123, "x" * 1000)) < 60
+def test_keys_are_unique_and_contain_the_original_name(tmp_path):
+    assert shard_key(7, "a/b/Cat & Dog.v2.jpg") == "00000007_Cat-Dog-v2"
+    assert shard_key(7, "a/../..") == shard_key(7, "日本.jpg") == "00000007"
+    assert len(shard_key(123, "x" * 1000)) < 60
     write(image_folder(tmp_path / "from"), tmp_path / "to")
     shards = TarShards(sorted((tmp_path / "to").glob("train-*.tar")))
-    assert len({shards[index].key for index in range(len(shards))}) == len(shards) > 7
+    assert len({shards[index].key for index in range(len(shards))}) == len(shards) == 11
 
 
-def test_a_folder_with_shards_is_left_alone(tmp_path):
-    for place in ("train-000000.tar", "train/0.tar"):
-        (tmp_path / place).parent.mkdir(exist_ok=True)
-        (tmp_path / place).touch()
-        with pytest.raises(ValueError, match=rf"^out={tmp_path}: there are shards already: {Path(place).name}"):
-            ShardWriter(tmp_path, samples_per_shard=1)
-        (tmp_path / place).unlink()
-    ShardWriter(tmp_path, samples_per_shard=1)
+class TestShardWriter:
+    def test_a_folder_with_shards_and_sizes_below_one_are_refused(self, tmp_path):
+        for place in ("train-000000.tar", "train/0.tar"):
+            (tmp_path / place).parent.mkdir(exist_ok=True)
+            (tmp_path / place).touch()
+            parts = (f"out={tmp_path}", Path(place).name)
+            check_error(lambda: ShardWriter(tmp_path, samples_per_shard=1), *parts, error=ValueError)
+            (tmp_path / place).unlink()
+        check_error(lambda: ShardWriter(tmp_path, samples_per_shard=0), "samples_per_shard=0", error=ValueError)
+        (tmp_path / "file").touch()
+        check_error(lambda: ShardWriter(tmp_path / "file", samples_per_shard=1), "out=", error=ValueError)
+
+    def test_shards_get_their_names_when_all_are_complete_and_are_removed_otherwise(self, tmp_path):
+        writer = ShardWriter(tmp_path / "to", samples_per_shard=3)
+        records = ShardRecords(scenes(tmp_path).split("train"), sample_rate=0, check=True)
+
+        def failing():
+            yield from (records[index] for index in range(5))
+            assert list((tmp_path / "to").glob("*.tar")) == []
+            assert len(list((tmp_path / "to").iterdir())) == 2
+            raise UnreadableError("x")
+
+        check_error(lambda: writer.write("train", failing()), "x")
+        writer.abandon()
+        assert list((tmp_path / "to").iterdir()) == []
 
 
-def test_shards_have_no_name_before_all_are_whole_and_none_stays_otherwise(tmp_path):
-    writer = ShardWriter(tmp_path / "to", samples_per_shard=3)
-    packing = Packing(scenes(tmp_path).split("train"), sample_rate=0, check=True)
-
-    def failing():
-        yield from (packing[index] for index in range(5))
-        assert list((tmp_path / "to").glob("*.tar")) == []
-        assert len(list((tmp_path / "to").iterdir())) == 2
-        raise UnreadableError("x")
-
-    with pytest.raises(UnreadableError):
-        writer.write("train", failing())
-    writer.abandon()
-    assert list((tmp_path / "to").iterdir()) == []
-
-
-class TestUnreadable:
+class TestShardRecords:
     @pytest.mark.parametrize("check", [True, False])
-    def test_what_cannot_be_read_is_told(self, tmp_path, check):
+    def test_unreadable_samples_are_errors_among_the_records(self, tmp_path, check):
         data = image_folder(tmp_path)
-        packing = Packing(data.split("train"), sample_rate=0, check=check)
-        path, other = (data.split("train").items[index].parts["image"] for index in range(2))
-        path.write_text("no image")
-        other.unlink()
-        assert isinstance(packing[0], UnreadableError if check else Packed)
-        assert str(packing[1]) == f"{other}: {'no such file' if check else 'No such file or directory'}"
-        assert isinstance(packing[2], Packed)
+        records = ShardRecords(data.split("train"), sample_rate=0, check=check)
+        first, second = (data.split("train").items[index].parts["image"] for index in range(2))
+        first.write_text("not an image")
+        second.unlink()
+        assert isinstance(records[0], UnreadableError if check else ShardRecord)
+        assert str(records[1]).lower().startswith(f"{second}: no such file".lower())
+        assert isinstance(records[2], ShardRecord)
 
-    def test_an_ending_that_shards_do_not_have_is_told(self, tmp_path):
-        split = dataset(Flickr8k, "image", root=str(flickr8k_tree(tmp_path)), **OWN_SPLIT).split("train")
-        paths = split.items.files["image"]
-        paths[0] = paths[0].replace(".jpg", ".xyz")
-        message = "its ending is not that of an image"
-        assert str(Packing(split, sample_rate=0, check=False)[0]) == f"{paths[0]}: {message}"
-
-    def test_what_shards_do_not_hold_is_refused(self):
-        class Texts(Source):
-            def items(self, stage, roles):
-                return [Item({"text": "a"}, {}, "x")]
-
-        reader = TextReader(tokenizer=ByteTokenizer(vocab_size=262, max_length=7))
-        split = Dataset(source=Texts(), readers={"text": reader}, on_error="raise").split("train")
-        with pytest.raises(ValueError, match=r"^x: shards hold images and sounds, and no text$"):
-            Packing(split, sample_rate=0, check=True)[0]
-
-
-@pytest.mark.parametrize("wrong", [0, -1])
-def test_shards_hold_at_least_one_sample(tmp_path, wrong):
-    with pytest.raises(ValueError, match=rf"^samples_per_shard={wrong} must be at least 1"):
-        ShardWriter(tmp_path, samples_per_shard=wrong)
+    def test_unknown_endings_are_errors_and_texts_refused(self, tmp_path):
+        path = data_trees.flickr8k(tmp_path).tables[0].path
+        path.write_text("image,caption\n0.xyz,a\n1.png,b\n")
+        (tmp_path / "Flickr_8k.trainImages.txt").write_text("0.xyz\n1.png\n")
+        records = ShardRecords(
+            dataset(Flickr8k, "image", root=str(tmp_path)).split("train"), sample_rate=0, check=False
+        )
+        assert str(records[0]).startswith(f"{tmp_path}/Images/0.xyz: its ending")
+        data_trees.text_pairs(tmp_path)
+        reader = TextReader(tokenizer=ByteTokenizer(vocab_size=262, max_length=101))
+        source = built(TextPairs, root=str(tmp_path), endings=None)
+        split = Dataset(source=source, readers={"text": reader}, on_error="raise").split("train")
+        records = ShardRecords(split, sample_rate=0, check=True)
+        check_error(lambda: records[0], "train.tsv:1: ", "text", error=ValueError)

@@ -1,7 +1,11 @@
+"""Samples in tars: their targets, their stages, their order, and errors."""
+
 import json
 import shutil
 from collections import Counter
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,122 +16,105 @@ from perceiver.data.files import UnreadableError
 from perceiver.data.readers.audio import AudioAugment
 from perceiver.data.readers.image import ImageAugment
 from perceiver.data.sources.shards import Shards, stage_tars
-from tests.data.caption_trees import COUNTS, captions_of, lines, numbers, samples
-from tests.data.datasets import dataset
-from tests.data.shard_trees import RATE, png, shard_tree, tar, wav
-
-STAGES = ("train", "val", "test")
+from perceiver.training.data_module import DataModule
+from perceiver.types import Batch
+from scripts import data_trees
+from scripts.data_trees import captions_of, png_of, target_file, wav_of, write_lines, write_tar
+from tests.data.datasets import STAGES, check_error, check_split_error, dataset, names, samples, sizes
 
 
 def shards(modality, root, **options) -> Dataset:
-    defaults = {"num_classes": 3, "target": "label", **({"image_size": (13, 17)} if modality == "image" else {})}
-    return dataset(Shards, modality, root=str(root), **(defaults | options))
+    return dataset(Shards, modality, root=str(root), **({"num_classes": 3, "target": "label"} | options))
 
 
-images, sounds = partial(shards, "image"), partial(shards, "audio")
+images, sounds = partial(shards, "image", image_size=(13, 17)), partial(shards, "audio")
 captioned = partial(images, num_classes=0, target="references")
 captioned_sounds = partial(sounds, num_classes=0, target="references")
+tagged_sounds = partial(sounds, target="tags")
 
 
 def order(stage: str) -> list[int]:
-    """Numbers of a stage's samples in `shard_tree`, which lie in two tars."""
-    return [*numbers(stage)[0::2], *numbers(stage)[1::2]]
-
-
-def in_tars(stage: str, ending: str) -> list[str]:
-    return [f"{stage}-{part:06d}.tar/{n:06d}.{ending}" for part in range(2) for n in numbers(stage)[part::2]]
+    """Return the numbers of a stage's samples in the order of the tree, which has two tars."""
+    return [*data_trees.STAGES[stage][0::2], *data_trees.STAGES[stage][1::2]]
 
 
 @pytest.fixture
-def root(tmp_path):
-    return shard_tree(tmp_path / "root", "image", "cls")
+def root(tmp_path) -> Path:
+    return data_trees.shards(tmp_path / "root", "png", "cls").root
 
 
-class TestSamples:
-    @pytest.mark.parametrize("told", ["cls", "label"])
-    def test_an_image_comes_with_its_label(self, tmp_path, told):
-        data = images(shard_tree(tmp_path, "image", told))
-        assert data.class_names == ["class 0", "class 1", "class 2"]
+@pytest.mark.parametrize(
+    ("make", "kind", "target"),
+    [
+        *((images, "png", target) for target in ("cls", "label")),
+        *((sounds, "wav", target) for target in ("cls", "label")),
+        (tagged_sounds, "wav", "tags"),
+        *((captioned, "png", target) for target in ("txt", "captions")),
+        (captioned_sounds, "wav", "txt"),
+    ],
+)
+def test_samples_have_their_files_and_targets(tmp_path, make, kind, target):
+    data = make(data_trees.shards(tmp_path, kind, target).root)
+    assert data.class_names == [f"class {label}" for label in range(data.num_classes)]
+    for stage in STAGES:
+        split = data.split(stage)
+        ids = [f"{stage}-{part:06d}.tar/{n:06d}" for part in range(2) for n in data_trees.STAGES[stage][part::2]]
+        assert [sample.id for sample in samples(split)] == [f"{id}.{kind}" for id in ids]
+        assert names(split) == ids
+        for index, number in enumerate(order(stage)):
+            sample, label = split[index], number % 3
+            texts = captions_of(number)
+            classes = {"tags": {label, (label + 1) % 3}, "cls": {label}, "label": {label}}.get(target, set())
+            assert set(split.classes_of(index)) == classes
+            if target == "tags":
+                assert sample.targets["tags"].tolist() == [float(label in classes) for label in range(3)]
+            elif classes:
+                assert sample.targets == {"label": label}
+            else:
+                assert sorted(sample.targets["references"]) == sorted(texts)
+                assert stage == "train" or sample.targets == {"caption": texts[0], "references": texts}
+            (content,) = sample.inputs.values()
+            file = tmp_path / f"x.{kind}"
+            file.write_bytes(png_of(number) if kind == "png" else wav_of(number))
+            assert torch.equal(content, next(iter(data.read(file).inputs.values())))
+
+
+def test_training_draws_captions_and_a_tokenizer_gets_all(tmp_path):
+    data = captioned(data_trees.shards(tmp_path, "png", "txt").root)
+    assert len({data.split("train")[0].targets["caption"] for _ in range(50)}) == 2
+    assert list(data.texts()) == [text for number in order("train") for text in captions_of(number)]
+
+
+def test_only_training_samples_are_augmented(root, tmp_path):
+    data_trees.shards(tmp_path, "wav", "cls")
+    inverted = AudioAugment(gain=0.0, time_shift=0.0, polarity=1.0)
+    for name, plain, changed in (
+        ("image", images(root), images(root, augment=ImageAugment(erasing=1.0))),
+        ("audio", sounds(tmp_path), sounds(tmp_path, augment=inverted)),
+    ):
         for stage in STAGES:
-            split = data.split(stage)
-            found = samples(split)
-            assert [sample.id for sample in found] == in_tars(stage, "png")
-            for index, (number, sample) in enumerate(zip(order(stage), found, strict=True)):
-                assert sample.targets == {"label": number % 3}
-                assert split.classes_of(index) == [number % 3]
-                pixels = np.random.default_rng(number).integers(0, 256, (13, 17, 3), dtype=np.uint8)
-                assert torch.equal((255 * sample.inputs["image"]).round().byte().permute(1, 2, 0), torch.tensor(pixels))
+            one, other = (data.split(stage)[0].inputs[name] for data in (plain, changed))
+            assert torch.equal(one, other) == (stage != "train")
 
-    @pytest.mark.parametrize("told", ["cls", "label"])
-    def test_a_sound_comes_with_its_label(self, tmp_path, told):
-        split = sounds(shard_tree(tmp_path, "sound", told)).split("val")
-        assert [sample.id for sample in samples(split)] == in_tars("val", "wav")
-        for index, number in enumerate(order("val")):
-            sample = split[index]
-            assert sample.targets == {"label": number % 3}
-            assert split.classes_of(index) == [number % 3]
-            wave = 0.1 * np.random.default_rng(number).standard_normal(round(0.31 * RATE))
-            torch.testing.assert_close(sample.inputs["audio"][0], torch.tensor(wave).float(), atol=2**-15, rtol=0)
 
-    def test_a_sound_comes_with_its_tags(self, tmp_path):
-        split = sounds(shard_tree(tmp_path, "sound", "tags"), target="tags").split("test")
-        for index, number in enumerate(order("test")):
-            tags = {number % 3, (number + 1) % 3}
-            assert split[index].targets["tags"].tolist() == [float(label in tags) for label in range(3)]
-            assert list(split.classes_of(index)) == sorted(tags)
+@pytest.mark.parametrize("ending", ["jpg", "JPEG", "webp", "png"])
+def test_any_image_is_read_whatever_its_ending_and_other_files_ignored(tmp_path, ending):
+    write_tar(tmp_path / "train.tar", {f"0.{ending}": png_of(), "0.cls": b"0", "0.seg.png": b"", "0.mask": b""})
+    assert images(tmp_path).split("train")[0].inputs["image"].shape == (3, 13, 17)
 
-    @pytest.mark.parametrize("told", ["txt", "captions"])
-    @pytest.mark.parametrize(("content", "make"), [("image", captioned), ("sound", captioned_sounds)])
-    def test_images_and_sounds_come_with_their_captions(self, tmp_path, content, make, told):
-        data = make(shard_tree(tmp_path, content, told))
-        assert data.class_names == []
-        for stage in STAGES:
-            split = data.split(stage)
-            assert len(split) == COUNTS[stage]
-            for index, number in enumerate(order(stage)):
-                targets, texts = split[index].targets, [" ".join(text.split()) for text in captions_of(number)]
-                assert sorted(targets["references"]) == sorted(texts)
-                assert targets["caption"] in texts
-                assert list(split.classes_of(index)) == []
-                if stage != "train":
-                    assert targets == {"caption": texts[0], "references": texts}
 
-    def test_training_takes_any_caption(self, tmp_path):
-        split = captioned(shard_tree(tmp_path, "image", "txt")).split("train")
-        assert len({split[0].targets["caption"] for _ in range(50)}) == 2
-
-    def test_a_tokenizer_learns_from_the_training_captions(self, tmp_path):
-        data = captioned(shard_tree(tmp_path, "image", "txt"))
-        texts = [" ".join(text.split()) for number in order("train") for text in captions_of(number)]
-        assert list(data.texts()) == texts
-
-    def test_only_training_samples_are_augmented(self, root, tmp_path):
-        heard = shard_tree(tmp_path / "sounds", "sound", "cls")
-        upside_down = AudioAugment(gain=0.0, time_shift=0.0, polarity=1.0)
-        for name, plain, changed in (
-            ("image", images(root), images(root, augment=ImageAugment(erasing=1.0))),
-            ("audio", sounds(heard), sounds(heard, augment=upside_down)),
-        ):
-            for stage in STAGES:
-                one, other = (data.split(stage)[0].inputs[name] for data in (plain, changed))
-                assert torch.equal(one, other) == (stage != "train")
-
-    def test_a_file_of_ones_own_is_read_alike(self, root, tmp_path):
-        (tmp_path / "x.png").write_bytes(png(0))
-        sample = images(root).read(tmp_path / "x.png")
-        assert torch.equal(sample.inputs["image"], images(root).split("train")[0].inputs["image"])
-        assert (sample.targets, sample.id) == ({}, str(tmp_path / "x.png"))
-
-    @pytest.mark.parametrize("ending", ["jpg", "JPEG", "webp", "png"])
-    def test_any_image_is_read_whatever_its_ending(self, tmp_path, ending):
-        tar(tmp_path / "train.tar", {f"0.{ending}": png(), "0.cls": b"0", "0.seg.png": b"", "0.mask": b""})
-        assert images(tmp_path).split("train")[0].inputs["image"].shape == (3, 13, 17)
+def test_json_may_contain_more_than_the_target(tmp_path):
+    everything = json.dumps({"label": 2, "tags": [0, 1], "captions": ["a b"], "url": None}).encode()
+    write_tar(tmp_path / "train.tar", {"0.png": png_of(), "0.wav": wav_of(), "0.json": everything})
+    assert images(tmp_path).split("train")[0].targets == {"label": 2}
+    assert captioned(tmp_path).split("train")[0].targets == {"caption": "a b", "references": ["a b"]}
+    assert tagged_sounds(tmp_path).split("train")[0].targets["tags"].tolist() == [1.0, 1.0, 0.0]
 
 
 class TestLayout:
-    def test_tars_may_lie_in_folders_and_stages_be_spelled_otherwise(self, tmp_path):
+    def test_tars_may_be_in_folders_and_stages_spelled_differently(self, tmp_path):
         for name in ("training/9.tar", "training/10.tar", "Validation_0.tar", "test-a.tar", "test.tar", "train.txt"):
-            tar(tmp_path / name, {"0.cls": b"0"})
+            write_tar(tmp_path / name, {"0.cls": b"0"})
         found = stage_tars(tmp_path)
         assert {stage: [str(path.relative_to(tmp_path)) for path in paths] for stage, paths in found.items()} == {
             "train": ["training/10.tar", "training/9.tar"],
@@ -135,204 +122,237 @@ class TestLayout:
             "test": ["test-a.tar", "test.tar"],
         }
 
-    def test_tars_of_no_stage_are_left_out_and_named(self, tmp_path, caplog):
+    def test_tars_of_no_stage_are_ignored_and_named(self, tmp_path, caplog):
         for name in ("train-0.tar", "trainval-0.tar", "imagenet-train-0.tar", ".train-1.tar"):
-            tar(tmp_path / name, {"0.cls": b"0"})
+            write_tar(tmp_path / name, {"0.cls": b"0"})
         assert stage_tars(tmp_path) == {"train": [tmp_path / "train-0.tar"]}
-        (message,) = caplog.messages
-        assert message.endswith("none of train, val and test: imagenet-train-0.tar, trainval-0.tar")
+        assert [text.rpartition(": ")[2] for text in caplog.messages] == ["imagenet-train-0.tar, trainval-0.tar"]
 
-    def test_a_compressed_tar_is_not_overlooked(self, root):
-        (root / "train-000000.tar").rename(root / "train-000000.tar.gz")
-        (root / "train-000000.tar.gz").write_bytes(b"\x1f\x8b" + bytes(1000))
-        with pytest.raises(UnreadableError, match=r"train-000000\.tar\.gz: compressed with gzip, .*; decompress it$"):
-            images(root).split("train")
+    def test_missing_and_compressed_training_tars_are_refused(self, tmp_path):
+        images(tmp_path / "nowhere")
+        check_split_error(images(tmp_path / "nowhere"), "no such folder", error=FileNotFoundError)
+        write_tar(tmp_path / "val-0.tar", {"0.cls": b"0"})
+        check_split_error(images(tmp_path), f"root={tmp_path}", "train*.tar", error=FileNotFoundError)
+        (tmp_path / "train-0.tar.gz").write_bytes(b"\x1f\x8b" + bytes(1000))
+        check_split_error(images(tmp_path), f"{tmp_path}/train-0.tar.gz: ", "gzip")
 
-    def test_without_training_tars_there_is_nothing(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match="no such folder"):
-            images(tmp_path / "nowhere").split("train")
-        tar(tmp_path / "val-0.tar", {"0.cls": b"0"})
-        with pytest.raises(FileNotFoundError, match=r"neither a train\*\.tar nor a folder train with tars in it"):
-            images(tmp_path).split("val")
-
-    def test_building_one_touches_no_disk(self, tmp_path):
-        images(tmp_path / "nowhere"), sounds(tmp_path), captioned(tmp_path), captioned_sounds(tmp_path)
-
-    @pytest.mark.parametrize("wrong", [{"val_fraction": 1.0}, {"test_fraction": -0.1}], ids=str)
-    def test_fractions_are_shares(self, tmp_path, wrong):
-        with pytest.raises(ValueError, match=next(iter(wrong))):
-            images(tmp_path, **wrong)
+    @pytest.mark.parametrize(
+        "wrong",
+        [{"val_fraction": 1.0}, {"test_fraction": -0.1}, {"target": "class"}, {"num_classes": 0}],
+        ids=str,
+    )
+    def test_options_are_checked(self, tmp_path, wrong):
+        check_error(lambda: images(tmp_path, **wrong), next(iter(wrong)), error=ValueError)
+        check_error(lambda: captioned(tmp_path, num_classes=3), "num_classes=3", "references", error=ValueError)
 
 
 class TestClasses:
-    def test_without_names_classes_are_called_as_they_are_numbered(self, root):
+    @pytest.mark.parametrize("end", [b"\n", b"", b"\r\n"])
+    def test_names_are_the_lines_of_a_file_or_numbers(self, root, end):
+        (root / "classes.txt").write_bytes((end or b"\n").join([b"a b", "ä".encode(), b"c"]) + end)
+        assert images(root).class_names == ["a b", "ä", "c"]
         (root / "classes.txt").unlink()
         assert images(root).class_names == ["0", "1", "2"]
 
-    def test_their_number_must_be_right(self, root):
-        message = rf"^num_classes=5, but {root}/classes\.txt has 3 classes: class 0, class 1, class 2$"
-        with pytest.raises(ValueError, match=message):
-            images(root, num_classes=5).class_names  # noqa: B018
-
-    @pytest.mark.parametrize("ends", ["\n", "", "\r\n"])
-    def test_lines_may_end_as_they_like(self, root, ends):
-        (root / "classes.txt").write_bytes(f"a b{ends or chr(10)}ä{ends or chr(10)}c{ends}".encode())
-        assert images(root).class_names == ["a b", "ä", "c"]
-
-    def test_none_may_be_empty(self, root):
-        lines(root / "classes.txt", ["a", " ", "c"])
-        with pytest.raises(UnreadableError, match=r"classes\.txt: line 2: there is no class in it$"):
-            images(root).class_names  # noqa: B018
+    def test_their_number_is_checked_and_none_may_be_empty(self, root):
+        path, action = root / "classes.txt", lambda: images(root, num_classes=5).class_names
+        check_error(action, "num_classes=5", f"{path}", "3 classes: class 0, class 1, class 2", error=ValueError)
+        write_lines(path, ["a", " ", "c"])
+        check_error(lambda: images(root).class_names, f"{path}: line 2: ")
 
 
-class TestSplitOff:
+class TestHeldOut:
     @pytest.fixture
-    def large(self, tmp_path):
-        """Of class 0 sixty samples, of class 1 thirty, of class 2 ten; one has none that there is."""
-        labels = [0] * 60 + [1] * 30 + [2] * 10 + [99]
-        files = {f"{n:03d}.{e}": c for n, label in enumerate(labels) for e, c in (("cls", b"%d" % label), ("png", b""))}
-        half = len(files) // 4 * 2
-        tar(tmp_path / "train-0.tar", dict(list(files.items())[:half]))
-        tar(tmp_path / "train-1.tar", dict(list(files.items())[half:]))
+    def root(self, tmp_path) -> Path:
+        for part in range(2):
+            names = [f"{n:03d}" for n in range(50 * part, 50 + 51 * part)]
+            write_tar(tmp_path / f"train-{part}.tar", {f"{name}.cls": b"0" for name in names})
         return tmp_path
 
-    def keys(self, data, stage: str) -> list[str]:
-        split = data.split(stage)
-        return [split.items.sample(index).key for index in range(len(split))]
+    def test_stages_are_disjoint_complete_and_deterministic(self, root):
+        parts = [{stage: names(images(root).split(stage)) for stage in STAGES} for _ in range(2)]
+        assert parts[0] == parts[1]
+        assert len(parts[0]["train"]) > len(parts[0]["val"]) > 3 < len(parts[0]["test"])
+        every = [f"train-{n >= 50:d}.tar/{n:03d}" for n in range(101)]
+        assert sorted(name for part in parts[0].values() for name in part) == every
+        assert all(part == sorted(part) for part in parts[0].values())
 
-    def test_parts_share_nothing_and_lose_nothing(self, large):
-        data = images(large)
-        parts = {stage: self.keys(data, stage) for stage in STAGES}
-        assert len(parts["train"]) > len(parts["val"]) > 3 < len(parts["test"])
-        assert sorted(key for keys in parts.values() for key in keys) == [f"{number:03d}" for number in range(101)]
-        assert all(keys == sorted(keys) for keys in parts.values())
+    def test_only_stages_without_tars_are_held_out_and_only_if_wanted(self, root):
+        assert sizes(images(root, val_fraction=0.0, test_fraction=0.0)) == [101, 0, 0]
+        shutil.copy(root / "train-0.tar", root / "val-0.tar")
+        train, val, test = sizes(images(root))
+        assert (train + test, val) == (101, 50)
 
-    def test_they_are_the_same_each_time(self, large):
-        assert [self.keys(images(large), stage) for stage in STAGES] == [
-            self.keys(images(large), stage) for stage in STAGES
-        ]
-
-    def test_only_what_has_no_tars_is_split_off(self, large):
-        shutil.copy(large / "train-0.tar", large / "val-0.tar")
-        data = images(large)
-        assert len(data.split("val")) == 50
-        assert len(data.split("train")) + len(data.split("test")) == 101
-
-    def test_nothing_is_split_off_where_none_is_wanted(self, large):
-        data = images(large, val_fraction=0.0, test_fraction=0.0)
-        assert [data.split(stage) is None for stage in STAGES] == [False, True, True]
-        assert len(data.split("train")) == 101
-
-    def test_captions_are_split_off_too(self, tmp_path):
-        data = captioned(shard_tree(tmp_path, "image", "txt", stages=["train"]))
-        assert [len(data.split(stage)) for stage in STAGES] == [8, 2, 1]
-        assert len(list(data.texts())) == 2 * 8
+    def test_texts_are_those_of_the_training_part(self, tmp_path):
+        data = captioned(data_trees.shards(tmp_path, "png", "txt", stages=["train"]).root)
+        assert sum(sizes(data)) == 11
+        assert len(list(data.texts())) == 2 * sizes(data)[0] < 22
 
 
-def broken(tmp_path, files: dict[str, bytes], make=images, **options):
-    """A split of two samples, of which the first is whole and the other has these files besides."""
-    whole = {"0.png": png(), "0.wav": wav(), "0.cls": b"0", "0.txt": b"a", "0.json": b'{"tags": []}'}
-    tar(tmp_path / "train-0.tar", whole | {f"x/1.{ending}": content for ending, content in files.items()})
+def damaged(tmp_path, files: dict[str, bytes], make=images, **options):
+    """Return a split of two samples, the first of which is valid and the second has these files."""
+    valid = {"0.png": png_of(), "0.wav": wav_of(), "0.cls": b"0", "0.txt": b"a", "0.json": b'{"tags": []}'}
+    write_tar(tmp_path / "train-0.tar", valid | {f"x/1.{ending}": content for ending, content in files.items()})
     return make(tmp_path, val_fraction=0.0, test_fraction=0.0, **options).split("train")
 
 
-P, W = {"png": png()}, {"wav": wav()}
-TAGS = {"make": sounds, "target": "tags"}
+P, W = {"png": png_of()}, {"wav": wav_of()}
 
 
 class TestUnreadable:
     @pytest.mark.parametrize(
-        ("files", "options", "message"),
+        ("make", "files", "message"),
         [
-            ({"cls": b"0"}, {}, ": no image in it; there are: .cls"),
-            (P | {"jpg": b"", "cls": b"0"}, {}, ": 2 images in it; there are: .png, .cls, .jpg"),
-            (P | {"cls": b"0"}, {"make": sounds}, ": no sound in it; there are: .png, .cls"),
-            (P, {}, ": no .cls and no .json in it; there are: .png"),
-            (P | {"cls": b"3"}, {}, ": class 3: they are numbered from 0 to 2"),
-            (P | {"cls": b"-1"}, {}, ".cls: '-1' is not the number of a class"),
-            (P | {"cls": b""}, {}, ".cls: '' is not the number of a class"),
-            (P | {"cls": b"cat"}, {}, ".cls: 'cat' is not the number of a class"),
-            (P | {"cls": b"1.0"}, {}, ".cls: '1.0' is not the number of a class"),
-            (P | {"cls": b"1_0"}, {}, ".cls: '1_0' is not the number of a class"),
-            (P | {"cls": "１".encode()}, {}, ".cls: '１' is not the number of a class"),
-            (P | {"cls": b"9" * 5000}, {}, f".cls: {'9' * 40!r} is not the number of a class"),
-            (P | {"cls": b"\xff"}, {}, ".cls: not text in UTF-8"),
-            (P | {"json": b'{"label": 3}'}, {}, ": class 3: they are numbered from 0 to 2"),
-            (P | {"json": b'{"label": -1}'}, {}, ": class -1: they are numbered from 0 to 2"),
-            (P | {"json": b'{"label": "1"}'}, {}, ".json: label='1' is not a whole number"),
-            (P | {"json": b'{"label": 1.0}'}, {}, ".json: label='1.0' is not a whole number"),
-            (P | {"json": b'{"label": true}'}, {}, ".json: label='True' is not a whole number"),
-            (P | {"json": b'{"label": null}'}, {}, ".json: label='None' is not a whole number"),
-            (P | {"json": b'{"class": 1}'}, {}, ".json: there is no 'label'"),
-            (P | {"json": b"[1]"}, {}, ".json: there is no 'label'"),
-            (P | {"json": b'{"label": 1'}, {}, ".json: not JSON: …"),
-            (P | {"json": b"[" * 100_000}, {}, ".json: not JSON: …"),
-            (P | {"json": b"\xff\xfe"}, {}, ".json: not text in UTF-8"),
-            (W, TAGS, ": no .json in it; there are: .wav"),
-            (W | {"json": b'{"tags": 1}'}, TAGS, ".json: tags='1' is not a list"),
-            (W | {"json": b'{"tags": [1, 3]}'}, TAGS, ": class 3: they are numbered from 0 to 2"),
-            (W | {"json": b'{"tags": [1, "2"]}'}, TAGS, ".json: tags: '2' is not the number of a class"),
-            (W | {"json": b'{"tags": [true]}'}, TAGS, ".json: tags: 'True' is not the number of a class"),
-            (W | {"json": b'{"tags": [1, 1]}'}, TAGS, ".json: tags: a class is there twice"),
-            (P, {"make": captioned}, ": no .txt and no .json in it; there are: .png"),
-            (P | {"txt": b" \n\t\n"}, {"make": captioned}, ": there is no caption in it"),
-            (P | {"txt": b"a \xff"}, {"make": captioned}, ".txt: not text in UTF-8"),
-            (P | {"txt": b"a \0"}, {"make": captioned}, ": a caption: U+0000, character 3, is no text"),
-            (P | {"json": b'{"captions": []}'}, {"make": captioned}, ": there is no caption in it"),
-            (P | {"json": b'{"captions": "a"}'}, {"make": captioned}, ".json: captions='a' is not a list"),
-            (P | {"json": b'{"captions": ["a", 1]}'}, {"make": captioned}, ".json: captions: '1' is not a text"),
-            (P | {"json": b'{"captions": ["a", " "]}'}, {"make": captioned}, ".json: captions: ' ' is not a text"),
-            (P | {"json": b'{"captions": ["\\ud800"]}'}, {"make": captioned}, ": a caption: U+D800, …"),
-            ({"png": b"no image", "cls": b"0"}, {}, ".png: not an image"),
-            ({"png": png()[:300], "cls": b"0"}, {}, ".png: …"),
-            ({"png": b"", "cls": b"0"}, {}, ".png: not an image"),
-            ({"wav": b"no sound", "cls": b"0"}, {"make": sounds}, ".wav: Format not recognised"),
-            ({"wav": b"", "cls": b"0"}, {"make": sounds}, ".wav: the file is empty"),
+            (images, {"cls": b"0"}, ": no image; files: .cls"),
+            (images, P | {"jpg": b"", "cls": b"0"}, ": 2 images; files: .png, .cls, .jpg"),
+            (sounds, P | {"cls": b"0"}, ": no sound; files: .png, .cls"),
+            (images, P, ": no .cls and no .json; files: .png"),
+            (images, P | {"cls": b"3"}, ": class 3: "),
+            *((images, P | {"cls": text}, ".cls: ") for text in (b"-1", b"", b"cat", b"1.0", b"1_0", "１".encode())),
+            (images, P | {"cls": b"9" * 5000}, f".cls: {'9' * 40!r} is not a class number"),
+            (images, P | {"cls": b"\xff"}, ".cls: not UTF-8 text"),
+            (images, P | {"json": b'{"label": 3}'}, ": class 3: "),
+            (images, P | {"json": b'{"label": -1}'}, ": class -1: "),
+            *((images, P | {"json": b'{"label": %s}' % text}, ".json: label=") for text in (b'"1"', b"1.0", b"true")),
+            (images, P | {"json": b'{"class": 1}'}, ".json: no key 'label'"),
+            (images, P | {"json": b'{"label": 1'}, ".json: not JSON"),
+            (tagged_sounds, W, ": no .json; files: .wav"),
+            (tagged_sounds, W | {"json": b'{"tags": 1}'}, ".json: tags='1' is not a list"),
+            (tagged_sounds, W | {"json": b'{"tags": [1, 3]}'}, ": class 3: "),
+            (tagged_sounds, W | {"json": b'{"tags": [1, "2"]}'}, ".json: tags: '2'"),
+            (tagged_sounds, W | {"json": b'{"tags": [true]}'}, ".json: tags: 'True'"),
+            (tagged_sounds, W | {"json": b'{"tags": [1, 1]}'}, ".json: tags: a class appears twice"),
+            (captioned, P, ": no .txt and no .json; files: .png"),
+            (captioned, P | {"txt": b" \n\t\n"}, ": no captions"),
+            (captioned, P | {"txt": b"a \xff"}, ".txt: not UTF-8 text"),
+            (captioned, P | {"txt": b"a \0"}, ": a caption: character 3, U+0000"),
+            (captioned, P | {"json": b'{"captions": []}'}, ": no captions"),
+            (captioned, P | {"json": b'{"captions": "a"}'}, ".json: captions='a' is not a list"),
+            (captioned, P | {"json": b'{"captions": ["a", 1]}'}, ".json: captions: '1'"),
+            (captioned, P | {"json": b'{"captions": ["a", " "]}'}, ".json: captions: ' '"),
+            (captioned, P | {"json": b'{"captions": ["\\ud800"]}'}, ": a caption: character 1, U+D800"),
+            (images, {"png": b"no image", "cls": b"0"}, ".png: "),
+            (images, {"png": png_of()[:300], "cls": b"0"}, ".png: "),
+            (sounds, {"wav": b"no sound", "cls": b"0"}, ".wav: "),
         ],
+        ids=range(38),
     )
-    def test_what_is_wrong_with_a_sample_is_told_with_its_tar_and_its_key(self, tmp_path, files, options, message):
-        split = broken(tmp_path, files, **options)
+    def test_errors_name_the_tar_and_the_key(self, tmp_path, make, files, message):
+        split = damaged(tmp_path, files, make)
         split[0]
-        with pytest.raises(UnreadableError) as error:
-            split[1]
-        start, dots, _ = f"{tmp_path}/train-0.tar/x/1{message}".partition("…")
-        assert str(error.value).startswith(start) if dots else str(error.value) == start
-        assert "0x" not in str(error.value), "the same each time"
+        check_error(lambda: split[1], f"{tmp_path}/train-0.tar/x/1{message}")
 
-    def test_its_classes_are_none(self, tmp_path):
-        split = broken(tmp_path, {"png": png(), "cls": b"cat"})
+    def test_it_has_no_classes_and_no_texts(self, tmp_path):
+        split = damaged(tmp_path, {"png": png_of(), "cls": b"cat"})
         assert [list(split.classes_of(index)) for index in range(2)] == [[0], []]
+        assert list(damaged(tmp_path, P, captioned, on_error="skip").dataset.texts()) == ["a"]
+        check_error(lambda: list(captioned(tmp_path, val_fraction=0.0, test_fraction=0.0).texts()), "x/1: no .txt")
 
-    def test_it_teaches_a_tokenizer_nothing(self, tmp_path):
-        assert list(broken(tmp_path, {"png": png()}, make=captioned, on_error="skip").dataset.texts()) == ["a"]
-        with pytest.raises(UnreadableError, match=r"x/1: no \.txt"):
-            list(captioned(tmp_path, val_fraction=0.0, test_fraction=0.0).texts())
-
-    def test_no_damaged_tar_ends_in_another_error(self, tmp_path):
-        """A few hundred changed bytes, one after the other."""
-        root = shard_tree(tmp_path, "image", "label", stages=["train"])
-        path = root / "train-000000.tar"
-        whole, told = path.read_bytes(), Counter()
-        for place in np.random.default_rng(0).choice(len(whole), 300, replace=False).tolist():
-            path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+    def test_no_damaged_byte_raises_another_error(self, tmp_path):
+        path = data_trees.shards(tmp_path, "png", "label", stages=["train"]).tables[0].path
+        tar, outcomes = path.read_bytes(), Counter()
+        for place in np.random.default_rng(0).choice(len(tar), 101, replace=False).tolist():
+            path.write_bytes(tar[:place] + bytes([tar[place] ^ 4]) + tar[place + 1 :])
             try:
-                split = images(root, val_fraction=0.0, test_fraction=0.0).split("train")
+                split = images(tmp_path, val_fraction=0.0, test_fraction=0.0).split("train")
             except UnreadableError as error:
-                told["tar refused"] += str(error).startswith(f"{path}")
+                outcomes["tar refused"] += str(error).startswith(f"{path}")
                 continue
-            for index in range(len(split)):
+            for index in range(6):
                 try:
-                    told["read"] += split[index].inputs["image"].shape == (3, 13, 17)
+                    outcomes["read"] += split[index].inputs["image"].shape == (3, 13, 17)
                 except UnreadableError as error:
-                    told["refused"] += str(error).startswith(f"{path}/")
-        assert min(told["tar refused"], told["read"], told["refused"]) > 20
+                    outcomes["sample refused"] += str(error).startswith(f"{path}/")
+        assert min(outcomes[name] for name in ("tar refused", "read", "sample refused")) > 7
 
 
-def test_json_may_hold_more_than_is_asked_for(tmp_path):
-    everything = json.dumps({"label": 2, "tags": [0, 1], "captions": ["a b"], "url": None}).encode()
-    tar(tmp_path / "train.tar", {"0.png": png(), "0.json": everything})
-    tar(tmp_path / "sounds/train.tar", {"0.wav": wav(), "0.json": everything})
-    assert images(tmp_path).split("train")[0].targets == {"label": 2}
-    assert captioned(tmp_path).split("train")[0].targets == {"caption": "a b", "references": ["a b"]}
-    tags = sounds(tmp_path / "sounds", target="tags").split("train")[0].targets["tags"]
-    assert tags.tolist() == [1.0, 1.0, 0.0]
+class TestOrder:
+    """The order in the data module is that of any other data set."""
+
+    @pytest.fixture
+    def root(self, tmp_path) -> Path:
+        """Twenty-three samples in three tars, one of which is small."""
+        for part, (first, last) in enumerate([(0, 11), (11, 12), (12, 23)]):
+            files = {}
+            for number in range(first, last):
+                ending, target = target_file(number, "cls", 3)
+                files |= {f"{number:06d}.png": png_of(number), f"{number:06d}.{ending}": target.encode()}
+            write_tar(tmp_path / f"train-{part}.tar", files)
+        return tmp_path
+
+    @staticmethod
+    def data_module(
+        root, rank=0, world_size=1, batches_done=0, *, num_workers=0, class_balanced=False, on_error="raise"
+    ) -> DataModule:
+        """Return the data module of one process of a run that is resumed after some batches."""
+        augment = ImageAugment(crop_padding=2, horizontal_flip=0.5)
+        options = {"val_fraction": 0.0, "test_fraction": 0.0, "augment": augment, "on_error": on_error}
+        data = DataModule(
+            dataset=images(root, **options),
+            **{"batch_size": 3, "num_workers": num_workers, "timeout_seconds": 0, "drop_last": False},
+            **{"class_balanced": class_balanced, "pin_memory": False, "seed": 0},
+        )
+        progress = SimpleNamespace(total=SimpleNamespace(processed=batches_done))
+        loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
+        data.trainer = SimpleNamespace(fit_loop=loop, limit_train_batches=1.0, global_rank=rank, world_size=world_size)
+        return data
+
+    @staticmethod
+    def read_epoch(data: DataModule, epoch: int = 0) -> list[Batch]:
+        loader = data.train_dataloader()
+        loader.sampler.set_epoch(epoch)
+        return list(loader)
+
+    @staticmethod
+    def ids(batches: list[Batch]) -> list[str]:
+        return [id for batch in batches for id in batch.ids]
+
+    @pytest.mark.parametrize(("world_size", "num_workers"), [(1, 0), (1, 2), (2, 0), (3, 0)])
+    def test_ranks_share_each_epoch(self, root, world_size, num_workers):
+        expected = [f"train-{min(n // 11, 1) + (n >= 12)}.tar/{n:06d}.png" for n in range(23)]
+        orders = []
+        for epoch in range(2):
+            data = [self.data_module(root, rank, world_size, num_workers=num_workers) for rank in range(world_size)]
+            ranks = [self.ids(self.read_epoch(one, epoch)) for one in data]
+            assert max(map(len, ranks)) - min(map(len, ranks)) <= 1
+            assert sorted(id for rank in ranks for id in rank) == expected
+            orders.append(ranks)
+        assert orders[0] != orders[1]
+
+    @pytest.mark.parametrize("world_size", [1, 3])
+    def test_resuming_gives_exactly_the_remaining_samples(self, root, world_size):
+        rank = world_size - 1
+        epochs = [self.read_epoch(self.data_module(root, rank, world_size), epoch) for epoch in range(3)]
+        length = len(epochs[0])
+        for done in range(2 * length + 1):
+            epoch, offset = divmod(done, length)
+            data = self.data_module(root, rank, world_size, done, num_workers=2 * (done == length + 1))
+            rest = self.read_epoch(data, epoch)
+            assert self.ids(rest) == self.ids(epochs[epoch][offset:])
+            for one, other in zip(rest, epochs[epoch][offset:], strict=True):
+                assert torch.equal(one.inputs["image"], other.inputs["image"])
+
+    def test_classes_may_be_balanced(self, root):
+        found = self.ids(self.read_epoch(self.data_module(root, class_balanced=True)))
+        assert len(set(found)) < len(found) == 23
+
+    @pytest.mark.slow
+    def test_workers_may_be_spawned_instead_of_forked(self, root):
+        loader = self.data_module(root, num_workers=1).train_dataloader()
+        loader.multiprocessing_context = "spawn"
+        expected = sorted(self.ids(self.read_epoch(self.data_module(root))))
+        assert sorted(id for batch in loader for id in batch.ids) == expected
+
+    @pytest.mark.parametrize("num_workers", [0, 2])
+    def test_unreadable_samples_are_skipped_and_named_or_raise(self, tmp_path, num_workers):
+        files = [{f"{n}.png": png_of(n), f"{n}.cls": b"%d" % n} for n in range(5)]
+        write_tar(tmp_path / "train-0.tar", {name: content for file in files for name, content in file.items()})
+        data = self.data_module(tmp_path, on_error="skip", num_workers=num_workers)
+        for epoch in range(2):
+            batches = [data.on_before_batch_transfer(batch, 0) for batch in self.read_epoch(data, epoch)]
+            assert sorted(self.ids(batches)) == [f"train-0.tar/{n}.png" for n in range(3)]
+        named = [f"{tmp_path}/train-0.tar/{n}: class {n}" for n in (3, 4)]
+        assert [text.rpartition(":")[0] for text in sorted(data.unreadable)] == named
+        data = self.data_module(tmp_path)
+        action = lambda: [data.on_before_batch_transfer(batch, 0) for batch in self.read_epoch(data)]  # noqa: E731
+        check_error(action, "train-0.tar/", "class")

@@ -4,8 +4,7 @@ from torch import Tensor
 
 from perceiver.data.files import TEXTS, File, UnreadableError
 from perceiver.data.readers.base import Reader, Reading
-from perceiver.data.text_checks import fault_in, tidy
-from perceiver.data.text_file import read_text
+from perceiver.data.text_files import normalize_spaces, read_text, text_problem
 from perceiver.tokenizer import Tokenizer
 
 
@@ -30,9 +29,9 @@ class TextReader(Reader[str]):
 
 def _load(file: File) -> str:
     try:
-        text = tidy(read_text(file))
+        text = normalize_spaces(read_text(file))
     except FileNotFoundError as error:
         raise UnreadableError(str(error)) from error
-    if fault := fault_in(text) if text else "there is no text in it":
+    if fault := text_problem(text) if text else "there is no text in it":
         raise UnreadableError(f"{file}: {fault}")
     return text

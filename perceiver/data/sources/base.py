@@ -1,5 +1,6 @@
-"""What every source of samples is: it knows a layout, and hands out items whose parts readers make inputs of."""
+"""The base class of all sources: a source knows a layout and lists items, whose parts readers turn into inputs."""
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
 from perceiver.data.files import File, FileKind
@@ -15,18 +16,19 @@ from perceiver.types import Stage
 
 OnError: TypeAlias = Literal["raise", "skip"]
 Part: TypeAlias = File | Tensor | str
-"""What a reader makes one modality of: a file or a part of one, or what lies in memory as it is."""
+"""What a reader turns into one modality: a file, a part of one, or a value in memory."""
 Roles: TypeAlias = Mapping[str, FileKind]
-"""The roles that have a reader, which are called as its modality, and the kind of file that is read for each."""
+"""The roles that have a reader, named like its modality, and the kind of file that is read for each."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """A sample as its source has it, before anything of it is read.
+    """A sample before any of it is read.
 
     Attributes:
-        parts: role -> what is to be read; a role that the sample lacks is left out.
-        targets: see `perceiver.types.Sample`. Of `references` alone a caption is chosen when the sample is made.
+        parts: role -> what is to be read; roles that the sample lacks are absent.
+        targets: see `perceiver.types.Sample`. With `references` but no `caption`, one of them becomes the caption when
+            the sample is read.
         id: where it comes from (a path, or `digits/17`).
     """
 
@@ -36,12 +38,12 @@ class Item:
 
 
 class Items(Protocol):
-    """The items of one stage, by index. What is random in one draws from torch's global generator only.
+    """The items of one stage, by index. Randomness in an item comes from torch's global generator only.
 
-    A list of `Item` will do. Others may have two methods more, which tell without making an item: `classes_of(index)`,
-    the classes of a sample, for sampling that evens them out, and `name_of(index)`, what a sample is called wherever
-    the data lies, by which it is recognised; otherwise these are the classes in its targets and its `id`. They may also
-    have an attribute `roles`, the roles of which any item has a part; otherwise these are searched for.
+    A list of `Item` is sufficient. Items that are expensive to make may have three more members, which need none:
+    `classes_of(index)`, the classes of a sample (default: those of its targets); `name_of(index)`, a name that
+    identifies the sample wherever the data is stored (default: its `id`); and `roles`, those of which any item has a
+    part (default: found by a search).
     """
 
     def __len__(self) -> int: ...
@@ -50,10 +52,10 @@ class Items(Protocol):
 
 
 class Source(ABC):
-    """Where samples come from. Building one touches no disk; the methods do.
+    """The samples of a data set. The constructor does not access the disk; the methods do.
 
     Args:
-        num_classes: how many classes there are, 0 for none; model and task are sized by it.
+        num_classes: number of classes, 0 for none; determines the size of model and task.
     """
 
     def __init__(self, *, num_classes: int = 0) -> None:
@@ -66,16 +68,16 @@ class Source(ABC):
 
     @abstractmethod
     def items(self, stage: Stage, roles: Roles) -> Items | None:
-        """The items of a stage, or None if there are none.
+        """Return the items of a stage, or None if there are none.
 
         Raises:
-            FileNotFoundError: what is needed is not there.
-            UnreadableError: what lists them is damaged.
-            ValueError: the settings do not fit what is there.
+            FileNotFoundError: required files do not exist.
+            UnreadableError: a file that lists them is damaged.
+            ValueError: the settings do not match the files.
         """
 
     def texts(self, *, on_error: OnError) -> Iterable[str]:
-        """The texts of the training samples, from which a tokenizer learns its vocabulary.
+        """Return the texts of the training samples, from which a tokenizer learns its vocabulary.
 
         Raises:
             ValueError: there are none.
@@ -83,40 +85,64 @@ class Source(ABC):
         raise ValueError(f"{type(self).__name__} has no texts from which a tokenizer could learn its vocabulary")
 
     def prepare(self) -> None:  # noqa: B027  (most sources have nothing to prepare)
-        """Download what is missing. Called once per machine, before any items are asked for."""
+        """Download missing files. Called once per machine, before `items`."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class FileItems:
-    """Items that are files on disk, with one kind of target: classes, one or any number each, or captions.
+@dataclass(frozen=True)
+class FilePaths:
+    """The paths of files below a root, by index; None for an empty name.
 
-    Attributes:
-        root: ids are paths below it.
-        files: role -> the file of each item, empty where it has none of the role. Plain strings, because a million
-            paths fill the memory of every worker.
-        labels: the class of each item, the target `label`.
-        tags: the classes of each item, the target `tags`.
-        num_classes: how many `tags` tell of.
-        references: the captions of each item, the target `references`.
+    Stored as strings, since a million `Path` objects would fill the memory of every worker.
     """
 
     root: Path
-    files: Mapping[str, Sequence[str]]
+    names: Sequence[str]
+
+    def __getitem__(self, index: int) -> Path | None:
+        return self.root / self.names[index] if self.names[index] else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemTable:
+    """Items stored by column, with one kind of target: one class each, any number of classes, or captions.
+
+    Attributes:
+        ids: the id of each item.
+        parts: role -> the part of each item.
+        labels: the class of each item, the target `label`.
+        tags: the classes of each item, the target `tags` of `num_classes` values.
+        references: the captions of each item, the target `references`.
+    """
+
+    ids: Sequence[str]
+    parts: Mapping[str, FilePaths | Tensor]
     labels: Sequence[int] | None = None
     tags: Sequence[Sequence[int]] | None = None
     num_classes: int = 0
     references: Sequence[Sequence[str]] | None = None
 
+    @classmethod
+    def of_files(cls, root: Path, names: Mapping[str, Sequence[str]], **targets: Any) -> "ItemTable":
+        """Make items of files, given by role as paths below `root`: the ids, without ending if there are several roles.
+
+        An empty path stands for an item without a file of that role.
+        """
+        columns = list(names.values())
+        ids = columns[0]
+        if len(columns) > 1:
+            ids = [os.path.splitext(next(filter(None, row)))[0] for row in zip(*columns, strict=True)]
+        return cls(ids=ids, parts={role: FilePaths(root, column) for role, column in names.items()}, **targets)
+
     def __len__(self) -> int:
-        return len(next(iter(self.files.values())))
+        return len(self.ids)
 
     def __getitem__(self, index: int) -> Item:
-        parts = {role: Path(paths[index]) for role, paths in self.files.items() if paths[index]}
-        return Item(parts, self._targets(index), self.name_of(index))
+        parts = {role: part for role, column in self.parts.items() if (part := column[index]) is not None}
+        return Item(parts, self._targets(index), self.ids[index])
 
     @property
     def roles(self) -> list[str]:
-        return [role for role, paths in self.files.items() if any(paths)]
+        return [role for role, parts in self.parts.items() if isinstance(parts, Tensor) or any(parts.names)]
 
     def _targets(self, index: int) -> dict[str, Any]:
         if self.labels is not None:
@@ -131,52 +157,39 @@ class FileItems:
         return self.tags[index] if self.tags is not None else ()
 
     def name_of(self, index: int) -> str:
-        """The path below the root; of several files, which are called alike, without its ending."""
-        path = Path(next(paths[index] for paths in self.files.values() if paths[index])).relative_to(self.root)
-        return str(path if len(self.files) == 1 else path.with_suffix(""))
+        return self.ids[index]
 
-
-@dataclass(frozen=True, kw_only=True)
-class ImageItems:
-    """Items that are images in one array, each of one class.
-
-    Attributes:
-        images: all of them.
-        labels: the class of each.
-        ids: where each comes from.
-    """
-
-    images: UInt8[Tensor, "samples channels height width"]
-    labels: Sequence[int]
-    ids: Sequence[str]
-    roles = ("image",)
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> Item:
-        return Item({"image": self.images[index]}, {"label": self.labels[index]}, self.ids[index])
-
-    def classes_of(self, index: int) -> Sequence[int]:
-        return [self.labels[index]]
-
-    def chosen(self, indices: Sequence[int]) -> "ImageItems | None":
-        """Some of them, or None of none."""
+    def subset(self, indices: Sequence[int]) -> "ItemTable | None":
+        """Return some of the items, or None if there are no indices."""
         if not indices:
             return None
-        labels, ids = [self.labels[i] for i in indices], [self.ids[i] for i in indices]
-        return ImageItems(images=self.images[torch.tensor(indices)], labels=labels, ids=ids)
+
+        def rows(column: Any) -> Any:
+            if isinstance(column, FilePaths):
+                return FilePaths(column.root, rows(column.names))
+            if isinstance(column, Tensor):
+                return column[torch.tensor(indices)]
+            return None if column is None else [column[index] for index in indices]
+
+        return ItemTable(
+            ids=rows(self.ids),
+            parts={role: rows(parts) for role, parts in self.parts.items()},
+            labels=rows(self.labels),
+            tags=rows(self.tags),
+            num_classes=self.num_classes,
+            references=rows(self.references),
+        )
 
 
 def multi_hot(labels: Sequence[int], num_classes: int) -> Float[Tensor, " classes"]:
-    """Which classes apply, as the target `tags`."""
+    """Return 1 for each of the labels and 0 for all other classes, as in the target `tags`."""
     tags = torch.zeros(num_classes)
     tags[list(labels)] = 1.0
     return tags
 
 
 def classes_in(targets: Mapping[str, Any]) -> Sequence[int]:
-    """The classes that targets tell of: those of `tags`, or else `label`, if any."""
+    """Return the classes in the targets of a sample: those of `tags`, or else `label`, if any."""
     if "tags" in targets:
         return targets["tags"].nonzero().flatten().tolist()
     return [targets["label"]] if "label" in targets else ()

@@ -1,11 +1,11 @@
-"""Handwritten digits that ship with scikit-learn: 1797 grey images of 8×8 pixels (UCI, Alpaydin & Kaynak 1998).
+"""Handwritten digits that are part of scikit-learn: 1797 gray images of 8×8 pixels (UCI, Alpaydin & Kaynak 1998).
 
-Real, offline and small: the default. The split is ours.
+They are real, small and available offline, hence the default. The split is ours.
 """
 
 import torch
 
-from perceiver.data.sources.base import ImageItems, Roles, Source
+from perceiver.data.sources.base import ItemTable, Roles, Source
 from perceiver.data.splits import HeldOut
 from perceiver.types import Stage
 
@@ -30,11 +30,11 @@ class Digits(Source):
     def class_names(self) -> list[str]:
         return [str(digit) for digit in range(10)]
 
-    def items(self, stage: Stage, roles: Roles) -> ImageItems | None:
+    def items(self, stage: Stage, roles: Roles) -> ItemTable | None:
         from sklearn.datasets import load_digits  # takes a second to import
 
         digits = load_digits()
         images = (torch.from_numpy(digits.images) * (255 / 16)).round().to(torch.uint8)[:, None]
         ids = [f"digits/{index}" for index in range(len(images))]
-        all_ = ImageItems(images=images, labels=digits.target.tolist(), ids=ids)
-        return all_.chosen(self.held_out.parts(ids)[stage])
+        table = ItemTable(ids=ids, parts={"image": images}, labels=digits.target.tolist())
+        return table.subset(self.held_out.split(ids)[stage])

@@ -1,165 +1,317 @@
-"""Folders of files: walking through them, and which of them are for training, validation and testing.
+"""Files in class folders, as ImageNet and many other data sets are stored.
 
-The folder of a stage is one whose name has a word for it: `train`, `Training`, `seg_train`, `test_images`. `eval` is
-for validation, or for testing where there is another folder for validation. Where a folder holds nothing but one other,
-as unpacked archives do, that one is meant. Hidden files and folders, and those that operating systems leave, are left
-alone.
+    root/train/<class>/*   root/val/<class>/*   root/test/<class>/*      val and test are optional
+    root/<class>/*                                                       split by the names of the files (`HeldOut`)
+
+Folders in a class folder belong to it. The folder of a stage is one whose name contains a word for it: `train`,
+`Training`, `seg_train`, `test_images`. `eval` is validation, or testing if there is another folder for validation. A
+folder that contains nothing but one other folder, as unpacked archives do, stands for that one. Hidden files and
+folders and those of operating systems are ignored.
+
+Without a test folder the validation folder is the test set, as is usual for ImageNet. Without a validation folder a
+share of the training files is held out. If files of several kinds are read, those of one sample have the same name but
+for the ending (`7.png` and `7.wav`), and any of them may be missing.
 """
 
 import logging
 import os
 import re
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
-from perceiver.data.text_checks import STRAY, first_few
-from perceiver.types import Stage
+from perceiver.data.files import CONTROL_CHARACTERS, first_few
+from perceiver.data.sources.base import ItemTable, Roles, Source
+from perceiver.data.splits import HeldOut
+from perceiver.types import Stage, utf8_safe
 
 STAGE_WORDS: dict[Stage, tuple[str, ...]] = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing"),
 }
-EITHER = ("eval", "evaluation")
+EVAL_WORDS = ("eval", "evaluation")
 """Words for validation or testing, whichever lacks a folder."""
-LEFT_BEHIND = frozenset(
-    {"__macosx", "$recycle.bin", "system volume information", "lost+found", "@eadir", "__pycache__"}
+ALL_WORDS = frozenset({*EVAL_WORDS, *chain(*STAGE_WORDS.values())})
+SYSTEM_NAMES = frozenset(
+    {
+        *("__macosx", "$recycle.bin", "system volume information", "lost+found", "@eadir", "__pycache__"),
+        *("thumbs.db", "desktop.ini"),
+    }
 )
-"""Folders that operating systems and archives leave, in lower case."""
-LEFT_BEHIND_FILES = frozenset({"thumbs.db", "desktop.ini"})
+"""Files and folders that operating systems and archives create, in lower case."""
 
 log = logging.getLogger(__name__)
 
 
+class ClassFolders(Source):
+    """Class folders on disk; the label of a class is the index of its folder in sorted order.
+
+    Args:
+        root: the folder that contains them.
+        num_classes: required number of class folders.
+        val_fraction, test_fraction, fold, num_folds: see `HeldOut`; for stages without a folder.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str,
+        num_classes: int,
+        val_fraction: float,
+        test_fraction: float,
+        fold: int | None,
+        num_folds: int,
+    ) -> None:
+        self.root = Path(root).expanduser()
+        super().__init__(num_classes=num_classes)
+        self.held_out = HeldOut(val_fraction=val_fraction, test_fraction=test_fraction, fold=fold, num_folds=num_folds)
+        self._tables: dict[Path, ItemTable] = {}
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        """Names of the class folders.
+
+        Raises:
+            FileNotFoundError: there are none.
+            ValueError: their number is not `num_classes`.
+        """
+        names = find_classes(self.root)
+        if len(names) != self.num_classes:
+            raise ValueError(
+                f"num_classes={self.num_classes}, but {self.root} has {len(names)} class folders: {first_few(names)}"
+            )
+        if not self._stage_folders:
+            _warn_of_stages([class_root(self.root) / name for name in names])
+        return names
+
+    @cached_property
+    def _stage_folders(self) -> dict[Stage, Path]:
+        return stage_folders(self.root)
+
+    def items(self, stage: Stage, roles: Roles) -> ItemTable | None:
+        folders = self._stage_folders
+        if not folders:
+            files = self._scan(class_root(self.root), roles)
+            return files.subset(self.held_out.split(files.ids)[stage])
+        if not self._tables:
+            _warn_of_loose_files(class_root(self.root), roles)
+        if stage == "test":
+            folder = folders.get("test", folders.get("val"))
+            return None if folder is None or self._lacks_labels(folder, roles) else self._scan(folder, roles)
+        if "val" in folders:
+            return self._scan(folders[stage], roles)
+        files = self._scan(folders["train"], roles)
+        train, val = self.held_out.split_val(files.ids)
+        return files.subset(train if stage == "train" else val)
+
+    def _lacks_labels(self, folder: Path, roles: Roles) -> bool:
+        """Return whether a test folder contains files but no class folders, and warn if it does."""
+        if subfolders(folder) or not any(_role(path.name, roles) for path in folder.iterdir()):
+            return False
+        log.warning("%s: %s without class folders, so without labels; not used for testing", folder, _plural(roles))
+        return True
+
+    def _scan(self, folder: Path, roles: Roles) -> ItemTable:
+        """Return all files below the class folders of `folder` in sorted order; the disk is read once."""
+        if folder not in self._tables:
+            self._tables[folder] = self._list(folder, roles)
+        return self._tables[folder]
+
+    def _list(self, folder: Path, roles: Roles) -> ItemTable:
+        unknown = [path.name for path in subfolders(folder) if path.name not in self.class_names]
+        if unknown:
+            raise ValueError(f"{folder}: class folder {unknown[0]!r} is not among the training classes")
+        _warn_of_loose_files(folder, roles)
+        kinds = " or ".join(kind.name for kind in roles.values())
+        names: dict[str, list[str]] = {role: [] for role in roles}
+        labels, ignored = list[int](), Counter[str]()
+        for label, name in enumerate(self.class_names):
+            paths, top = [], folder / name
+            for path in files_below(top) if top.is_dir() else ():
+                if _role(path, roles):
+                    paths.append(path)
+                else:
+                    ignored[os.path.splitext(path)[1].lower() or os.path.basename(path)] += 1
+            below_root = str(top.relative_to(self.root))
+            for sample in _samples(paths, roles):
+                labels.append(label)
+                for role, path in sample.items():
+                    names[role].append(path and below_root + path.removeprefix(str(top)))
+        if ignored:
+            counts = ", ".join(f"{count} × {suffix}" for suffix, count in ignored.most_common(5))
+            log.warning("%s: ignored files that are not %s: %s", folder, _plural(roles), counts)
+        if not labels:
+            endings = " ".join(sorted(ending for kind in roles.values() for ending in kind.endings))
+            raise FileNotFoundError(f"{folder}: no {kinds} with one of the endings {endings}")
+        present = set(labels)
+        if empty := [name for label, name in enumerate(self.class_names) if label not in present]:
+            log.warning("%s: no %s of %s", folder, kinds, first_few(empty))
+        return ItemTable.of_files(self.root, names, labels=labels)
+
+
+def _warn_of_loose_files(folder: Path, roles: Roles) -> None:
+    """Warn of files next to the class folders, which are not used."""
+    found = (path.name for path in folder.iterdir() if _role(path.name, roles) and path.is_file())
+    if loose := sorted(name for name in found if not is_ignored(name)):
+        kinds = _plural(roles) if len(loose) != 1 else " or ".join(kind.name for kind in roles.values())
+        message = "%s: %d %s outside of class folders, so without a label, not used: %s"
+        log.warning(message, folder, len(loose), kinds, utf8_safe(first_few(loose)))
+
+
+def _plural(roles: Roles) -> str:
+    return " or ".join(f"{kind.name}s" for kind in roles.values())
+
+
+def _role(path: str, roles: Roles) -> str | None:
+    """Return the role of a file by its ending."""
+    return next((role for role, kind in roles.items() if kind.has(path)), None)
+
+
+def _samples(paths: Collection[str], roles: Roles) -> Iterator[dict[str, str]]:
+    """Yield the file of each role, or an empty string, for each sample.
+
+    Raises:
+        ValueError: a sample has two files of one role.
+    """
+    if len(roles) == 1:  # each file is a sample
+        yield from ({role: path} for role in roles for path in paths)
+        return
+    samples: dict[str, dict[str, str]] = defaultdict(lambda: dict.fromkeys(roles, ""))
+    for path in paths:
+        role, sample = _role(path, roles), samples[os.path.splitext(path)[0]]
+        assert role is not None
+        if sample[role]:
+            raise ValueError(f"{path}: {sample[role]} has the same name; both would be the {role} of one sample")
+        sample[role] = path
+    yield from samples.values()
+
+
 def subfolders(folder: Path) -> list[Path]:
-    """The folders in a folder, sorted, but for those that are left alone.
+    """Return the folders in a folder, sorted, without ignored ones.
 
     Raises:
         FileNotFoundError: it is not a folder.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"root={folder}: no such folder")
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not is_left_alone(path.name))
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not is_ignored(path.name))
 
 
-def is_left_alone(name: str) -> bool:
-    """Whether a file or folder is hidden, or left by an operating system."""
-    return name.startswith(".") or name.lower() in LEFT_BEHIND | LEFT_BEHIND_FILES
+def is_ignored(name: str) -> bool:
+    """Return whether a file or folder is hidden or created by an operating system."""
+    return name.startswith(".") or name.lower() in SYSTEM_NAMES
 
 
 def files_below(folder: Path) -> Iterator[str]:
-    """All files below a folder in sorted order, but for those that are left alone; errors as in `walk`."""
+    """Yield the paths of all files below a folder in sorted order, without ignored ones; raises as `walk`."""
     for parent, folders, names in walk(folder):
-        folders[:] = sorted(name for name in folders if not is_left_alone(name))
-        yield from (os.path.join(parent, name) for name in sorted(names) if not is_left_alone(name))
+        folders[:] = sorted(name for name in folders if not is_ignored(name))
+        yield from (os.path.join(parent, name) for name in sorted(names) if not is_ignored(name))
 
 
 def walk(top: Path) -> Iterator[tuple[str, list[str], list[str]]]:
-    """`os.walk` into links, too.
+    """Walk as `os.walk`, following links.
 
     Raises:
-        PermissionError: a folder may not be read.
-        ValueError: a link leads back to a folder that it is in, below which there is no end.
+        PermissionError: a folder is not readable.
+        ValueError: a link leads to a folder that contains it.
     """
 
     def fail(error: OSError) -> None:
         raise error
 
     for parent, folders, names in os.walk(top, followlinks=True, onerror=fail):
-        links = (path for name in folders if os.path.islink(path := os.path.join(parent, name)))
-        if link := next((path for path in links if _is_below(parent, os.path.realpath(path))), None):
-            raise ValueError(f"{link}: a link to a folder that it is in itself")
+        real = os.path.realpath(parent)
+        for link in (path for name in folders if os.path.islink(path := os.path.join(parent, name))):
+            target = os.path.realpath(link)
+            if os.path.commonpath([real, target]) == target:
+                raise ValueError(f"{link}: a link to a folder that contains it")
         yield parent, folders, names
 
 
-def _is_below(path: str, top: str) -> bool:
-    whole = os.path.realpath(path)
-    return os.path.commonpath([whole, top]) == top
-
-
 def class_root(folder: Path) -> Path:
-    """The folder that holds class or stage folders: this one, or the only one that is in it, and so on."""
+    """Return the folder with the class or stage folders: this one, or the only folder in it, and so on."""
     inner = _only_folder(folder)
-    words = [*EITHER, *chain(*STAGE_WORDS.values())]
-    return folder if inner is None or not subfolders(inner) or _named([inner], words) else class_root(inner)
+    return folder if inner is None or not subfolders(inner) or _named([inner], ALL_WORDS) else class_root(inner)
 
 
 def _only_folder(folder: Path) -> Path | None:
-    """What a folder holds, if that is one folder and nothing else."""
-    there = [path for path in folder.iterdir() if not is_left_alone(path.name)] if folder.is_dir() else []
-    return there[0] if len(there) == 1 and there[0].is_dir() and not there[0].is_symlink() else None
-
-
-def _unpacked(folder: Path) -> Path:
-    """The folder of a stage, or the only one in it where that is called alike."""
-    inner = _only_folder(folder)
-    return inner if inner is not None and inner.name == folder.name else folder
+    """Return the folder in a folder that contains nothing else."""
+    found = [path for path in folder.iterdir() if not is_ignored(path.name)] if folder.is_dir() else []
+    return found[0] if len(found) == 1 and found[0].is_dir() and not found[0].is_symlink() else None
 
 
 def stage_folders(root: Path) -> dict[Stage, Path]:
-    """The train, val and test folders under `root`; none if it holds class folders directly.
+    """Return the train, val and test folders under `root`; none if it contains class folders directly.
 
     Raises:
-        FileNotFoundError: there are folders for val or test only, and none to train on.
+        FileNotFoundError: there are folders for val or test only, and none for training.
         ValueError: there are two for one stage.
     """
     folders = subfolders(class_root(root))
-    spelled = {stage: _named(folders, words) for stage, words in STAGE_WORDS.items()}
-    either = [folder for folder in _named(folders, EITHER) if not any(folder in paths for paths in spelled.values())]
-    if either:
-        spelled["test" if spelled["val"] and not spelled["test"] else "val"] += either
-    found: dict[Stage, Path] = {stage: _unpacked(paths[0]) for stage, paths in spelled.items() if paths}
-    of_stages = [path for paths in spelled.values() for path in paths]
-    if "train" in found and not subfolders(found["train"]) and len(of_stages) < len(folders):
-        return {}  # it is a class that is called so
-    if found and "train" not in found and len(of_stages) == len(folders):
-        names = " and ".join(path.name for path in folders)
-        raise FileNotFoundError(f"root={root}: a folder {names}, but none called train")
-    if "train" not in found:
+    matches = {stage: _named(folders, words) for stage, words in STAGE_WORDS.items()}
+    matched = [folder for paths in matches.values() for folder in paths]
+    if evals := [folder for folder in _named(folders, EVAL_WORDS) if folder not in matched]:
+        matches["test" if matches["val"] and not matches["test"] else "val"] += evals
+        matched += evals
+    if not matches["train"]:
+        if matched and len(matched) == len(folders):
+            names = " and ".join(path.name for path in folders)
+            raise FileNotFoundError(f"root={root}: a folder {names}, but none named train")
         return {}
-    for stage, paths in spelled.items():
+    found: dict[Stage, Path] = {}
+    for stage, paths in matches.items():
+        for path in paths[:1]:
+            inner = _only_folder(path)  # archives are often unpacked into a folder of the same name
+            found[stage] = inner if inner is not None and inner.name == path.name else path
+    if not subfolders(found["train"]) and len(matched) < len(folders):
+        return {}  # the name of a class
+    for stage, paths in matches.items():
         if len(paths) > 1:
-            both = " and ".join(path.name for path in paths)
-            raise ValueError(f"root={root}: the folders {both} are both for {stage}")
-    if others := [path.name for path in folders if path not in of_stages]:
-        log.warning("%s: left alone beside the folders of train, val and test: %s", root, first_few(others))
+            raise ValueError(f"root={root}: the folders {' and '.join(path.name for path in paths)} are both {stage}")
+    if others := [path.name for path in folders if path not in matched]:
+        log.warning("%s: ignored folders other than those of train, val and test: %s", root, first_few(others))
     return found
 
 
-def tell_of_doubtful_classes(folders: Sequence[Path]) -> None:
-    """Warn where what is taken for classes may be stages, of which none is recognised as that to train on."""
-    words = {*EITHER, *chain(*STAGE_WORDS.values())}
-    if like_stages := [path.name for path in folders if path.name.lower() in words]:
-        message = "%s: taken for classes: %s; they are stages only where one called train has class folders in it"
-        log.warning(message, folders[0].parent, first_few(like_stages))
+def _warn_of_stages(folders: Sequence[Path]) -> None:
+    """Warn if class folders may be those of stages, none of which is recognized as the training data."""
+    root = folders[0].parent
+    if stages := [path.name for path in folders if path.name.lower() in ALL_WORDS]:
+        message = "%s: used as classes: %s; they are stages only if a folder named train contains class folders"
+        log.warning(message, root, first_few(stages))
         return
     inner = [{path.name for path in subfolders(folder)} for folder in folders]
     if len(inner) > 1 and inner[0] and all(names == inner[0] for names in inner):
-        message = "%s: taken for classes: %s; each has the folders %s: if these are the classes, call the others %s"
-        both = first_few([path.name for path in folders]), first_few(sorted(inner[0]))
-        log.warning(message, folders[0].parent, *both, "train, val and test")
+        message = (
+            "%s: used as classes: %s; each contains the folders %s: if these are the classes, rename the others %s"
+        )
+        names = first_few([path.name for path in folders]), first_few(sorted(inner[0]))
+        log.warning(message, root, *names, "train, val and test")
 
 
 def _named(folders: Sequence[Path], words: Collection[str]) -> list[Path]:
-    """The folders whose names are one of the words or, if there are none, have one of them in it."""
+    """Return the folders whose names are one of the words or, if there are none, contain one."""
     exact = [path for path in folders if path.name.lower() in words]
     return exact or [path for path in folders if set(re.split("[^a-z]+", path.name.lower())) & set(words)]
 
 
-def class_folders(root: Path) -> list[str]:
-    """Names of the classes under `root`, sorted.
+def find_classes(root: Path) -> list[str]:
+    """Return the names of the class folders under `root`, sorted.
 
     Raises:
         FileNotFoundError: `root` is not a folder or has no class folders.
-        ValueError: the name of one cannot be written down.
+        ValueError: a name is not UTF-8.
     """
     root = root.expanduser()
     top = stage_folders(root).get("train") or class_root(root)
     names = [path.name for path in subfolders(top)]
-    if strange := [name for name in names if STRAY.search(name)]:
-        raise ValueError(f"root={root}: the name of the class folder {strange[0]!r} is no text in UTF-8")
+    if strange := [name for name in names if CONTROL_CHARACTERS.search(name)]:
+        raise ValueError(f"root={root}: the name of the class folder {strange[0]!r} is not UTF-8 text")
     if not names:
         inside = "" if top == root else f" (in its folder {top.relative_to(root)})"
-        raise FileNotFoundError(f"root={root}: no class folders in it{inside}; each class needs a folder of its own")
+        raise FileNotFoundError(f"root={root}: no class folders{inside}; each class needs a folder of its own")
     return names

@@ -1,10 +1,10 @@
-"""Pairs of texts, of which the second is to be told from the first: translations, questions and answers, summaries.
+"""Pairs of texts, the second of which is predicted from the first: translations, questions and answers, summaries.
 
-    root/{train,val,test}.tsv          source<tab>target; further columns are ignored; for quotes see `read_lines`
-    root/{train,val,test}.<language>   two files, line by line (`endings`)
-    root                               one file with tabs, as eng-fra.txt
+    root/{train,val,test}.tsv          source<tab>target; further columns are ignored; for quotes see `read_tsv`
+    root/{train,val,test}.<language>   two files, aligned line by line (`endings`)
+    root                               one file with tabs, such as eng-fra.txt
 
-Validation may also be called valid or dev. Pairs for it and for testing are split off from those for training where
+Validation files may also be named valid or dev. Pairs for validation and testing are held out of the training pairs if
 they have no file of their own.
 """
 
@@ -17,11 +17,10 @@ from typing import NamedTuple
 
 import torch
 
-from perceiver.data.files import UnreadableError
+from perceiver.data.files import UnreadableError, first_few
 from perceiver.data.sources.base import Item, OnError, Roles, Source
 from perceiver.data.splits import HeldOut, split_by_name
-from perceiver.data.text_checks import fault_in, first_few, tidy
-from perceiver.data.text_file import read_lines, read_text
+from perceiver.data.text_files import normalize_spaces, read_text, read_tsv, text_problem
 from perceiver.types import Stage
 
 NAMES: dict[Stage, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid", "dev"), "test": ("test",)}
@@ -30,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 class Pair(NamedTuple):
-    """A line: its texts, and where it stands."""
+    """Two texts and the file and line that they come from."""
 
     source: str
     target: str
@@ -38,14 +37,14 @@ class Pair(NamedTuple):
 
 
 class TextPairs(Source):
-    """Pairs of texts; an item has one part, `text`, which is the first of a pair, and the second as its caption.
+    """Pairs of texts: an item has one part, `text`, the first of a pair; its caption is the second.
 
     Args:
-        root: a folder, or a file.
-        endings: of two files that are aligned line by line (`[en, de]` for train.en and train.de); None where pairs are
-            in one file.
-        val_fraction: share of the training sources kept for validation where there is no file for it; 0 for none.
-        test_fraction: share of all training sources kept for testing where there is no file for it; 0 for none.
+        root: a folder or a file.
+        endings: of two files that are aligned line by line (`[en, de]` for train.en and train.de); None if pairs are in
+            one file.
+        val_fraction: share of the training sources for validation if there is no file for it; 0 for none.
+        test_fraction: share of all training sources for testing if there is no file for it; 0 for none.
     """
 
     def __init__(
@@ -56,18 +55,18 @@ class TextPairs(Source):
         self.endings = ["tsv"] if endings is None else list(endings)
         self.held_out = HeldOut(val_fraction=val_fraction, test_fraction=test_fraction)
 
-    def items(self, stage: Stage, roles: Roles) -> "_Pairs | None":
-        """The pairs of a stage, or None if it has none.
+    def items(self, stage: Stage, roles: Roles) -> "PairItems | None":
+        """Return the pairs of a stage, or None if there are none.
 
         Raises:
-            FileNotFoundError: there are no files to train on, or one of two is missing.
-            UnreadableError: a file is damaged, or two have not as many lines.
+            FileNotFoundError: there are no files for training, or one of two is missing.
+            UnreadableError: a file is damaged, or two have different numbers of lines.
         """
         pairs = self._pairs[stage]
-        return _Pairs(pairs, train=stage == "train") if pairs else None
+        return PairItems(pairs, train=stage == "train") if pairs else None
 
     def texts(self, *, on_error: OnError) -> Iterator[str]:
-        """Sources and targets of the training pairs."""
+        """Return sources and targets of the training pairs."""
         return (text for pair in self._pairs["train"] for text in (pair.source, pair.target))
 
     @cached_property
@@ -75,10 +74,10 @@ class TextPairs(Source):
         train = self._read("train")
         if train is None:
             wanted = " and ".join(f"train.{ending}" for ending in self.endings)
-            problem = f"root={self.root}: neither a file nor a folder with {wanted} in it"
+            problem = f"root={self.root}: neither a file nor a folder with {wanted}"
             endings = sorted(path.suffix[1:] for path in self.root.glob("train.*"))
-            there = f"; there are train.{{{','.join(endings)}}}: two of them may be endings=" if endings[1:] else ""
-            raise FileNotFoundError(problem + there)
+            hint = f"; it contains train.{{{','.join(endings)}}}: set endings to two of them" if endings[1:] else ""
+            raise FileNotFoundError(problem + hint)
         test, val = self._read("test"), self._read("val")
         if test is None:
             train, test = _split_by_source(train, self.held_out.test_fraction, "test")
@@ -87,31 +86,29 @@ class TextPairs(Source):
         return {"train": train, "val": val, "test": test}
 
     def _read(self, stage: Stage) -> list[Pair] | None:
-        """The pairs of a stage that are in files of its own."""
+        """Read the pairs of a stage that has files of its own."""
         if self.root.is_file():
             if len(self.endings) == 2:
                 raise ValueError(f"root={self.root} is one file, but endings={self.endings} are those of two")
-            return _pairs_in(self.root) if stage == "train" else None
+            return _read_pairs(self.root) if stage == "train" else None
         for name in NAMES[stage]:
             paths = [self.root / f"{name}.{ending}" for ending in self.endings]
             if any(map(os.path.lexists, paths)):
-                return _pairs_in(*paths)
+                return _read_pairs(*paths)
         return None
 
 
-class _Pairs:
-    """Pairs in memory."""
+class PairItems:
+    """Pairs in memory; the references of a pair are all targets of its source, its own target first."""
 
     roles = ("text",)
 
     def __init__(self, pairs: Sequence[Pair], *, train: bool) -> None:
         self.pairs = pairs
         self.train = train
-        self.references: dict[str, list[str]] = {}
+        self.references: dict[str, dict[str, None]] = {}
         for pair in pairs:
-            there = self.references.setdefault(pair.source, [])
-            if pair.target not in there:
-                there.append(pair.target)
+            self.references.setdefault(pair.source, {})[pair.target] = None
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -128,37 +125,41 @@ class _Pairs:
 
     def name_of(self, index: int) -> str:
         pair = self.pairs[index]
-        return f"{pair.id.rpartition(':')[0]}:{pair.source}"  # lines move
+        return f"{pair.id.rpartition(':')[0]}:{pair.source}"  # line numbers change when lines are added
 
 
 def _split_by_source(pairs: Sequence[Pair], fraction: float, purpose: str) -> tuple[list[Pair], list[Pair]]:
-    """The pairs without those of some of the sources, and those; or a source trained on might be tested on as well."""
+    """Split pairs by their sources, so that no source is both trained and tested on."""
     sources = list({pair.source: None for pair in pairs})
     part = {sources[index] for index in split_by_name(sources, fraction, purpose)[1]}
     return [pair for pair in pairs if pair.source not in part], [pair for pair in pairs if pair.source in part]
 
 
-def _pairs_in(path: Path, aligned: Path | None = None) -> list[Pair]:
-    """The pairs in a file with tabs, or in two whose lines belong together; those that lack a text are left out.
+def _read_pairs(path: Path, aligned: Path | None = None) -> list[Pair]:
+    """Read the pairs of a file with tabs, or of two aligned files; pairs that lack a text are left out.
 
     Raises:
-        UnreadableError: a line has no tab or holds no text, no line has both texts, or one file has more lines.
+        UnreadableError: a line has no tab or is not valid text, no line has both texts, or one file has more lines.
     """
     if aligned is None:
-        rows = [(row.line, row["source"], row["target"]) for row in read_lines(path, ("source", "target"))]
+        rows = [(row.line, row["source"], row["target"]) for row in read_tsv(path, ("source", "target"))]
     else:
         sources, targets = (read_text(file).removesuffix("\n").split("\n") for file in (path, aligned))
         if len(sources) != len(targets):
             raise UnreadableError(f"{path}: {len(sources)} lines, but {aligned} has {len(targets)}")
         rows = list(zip(range(1, len(sources) + 1), sources, targets, strict=True))
     for line, *texts in rows:
-        if fault := next(filter(None, map(fault_in, texts)), None):
-            raise UnreadableError(f"{path}: line {line}: {fault}")
-    pairs = [Pair(tidy(source), tidy(target), f"{path.name}:{line}") for line, source, target in rows]
-    whole = [pair for pair in pairs if pair.source and pair.target]
-    if not whole:
-        raise UnreadableError(f"{path}: there is no pair in it")
-    if len(whole) < len(pairs):
+        if problem := next(filter(None, map(text_problem, texts)), None):
+            raise UnreadableError(f"{path}: line {line}: {problem}")
+    pairs = [
+        Pair(normalize_spaces(source), normalize_spaces(target), f"{path.name}:{line}") for line, source, target in rows
+    ]
+    complete = [pair for pair in pairs if pair.source and pair.target]
+    if not complete:
+        raise UnreadableError(f"{path}: no pairs")
+    if len(complete) < len(pairs):
         lacking = [pair.id for pair in pairs if not (pair.source and pair.target)]
-        log.warning("%s: left out %d of %d that lack a text: %s", path, len(lacking), len(pairs), first_few(lacking))
-    return whole
+        log.warning(
+            "%s: left out %d of %d pairs with an empty text: %s", path, len(lacking), len(pairs), first_few(lacking)
+        )
+    return complete
