@@ -266,8 +266,8 @@ class TestComparison:
         assert page["title"] == "family/digits (best) against family/digits (last)"
         assert [one["name"] for one in page["runs"]] == ["family/digits (best)", "family/digits (last)"]
         assert [[event["step"] for event in one["events"]] for one in page["runs"]] == [STEPS, STEPS]
-        looks = [[event["explanation"] for event in one["events"]] for one in page["runs"]]
-        assert looks == [[None, None, 0, *[None] * (NUM_EPOCHS - 3)], [*[None] * (NUM_EPOCHS - 1), 1]]
+        explanations = [[event["explanation"] for event in one["events"]] for one in page["runs"]]
+        assert explanations == [[None, None, 0, *[None] * (NUM_EPOCHS - 3)], [*[None] * (NUM_EPOCHS - 1), 1]]
         assert page["initial_events"] == [[0, 2], [1, NUM_EPOCHS - 1]]
         assert sorted((one["explanation"], one["sample"]) for one in maps) == [(0, 0), (0, 1), (1, 0), (1, 1)]
         for name, checkpoint_name in (("comparison", "best"), ("comparison_compared", "last")):

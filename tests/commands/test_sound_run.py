@@ -1,4 +1,4 @@
-"""A whole run on sounds: trained, measured class by class, looked at, and asked about files of any length."""
+"""A complete run on sounds: training, metrics by class, explanations, and predictions for files of any length."""
 
 import json
 import subprocess

@@ -89,7 +89,7 @@ def test_with_gradients_values_and_outputs_are_close_under_bfloat16(make):
 
 
 @MODELS
-def test_gradients_change_nothing_of_what_is_seen(make):
+def test_gradients_do_not_change_the_record(make):
     model, inputs = make(), small_inputs()
     captured, expected = capture_relevance(model, inputs)[0], forward_record(model, inputs)
     assert list(captured.layers) == list(expected.layers)
@@ -102,7 +102,7 @@ def test_gradients_change_nothing_of_what_is_seen(make):
 
 
 @MODELS
-def test_masked_keys_get_exactly_nothing_and_all_others_something(make):
+def test_exactly_the_masked_keys_have_zero_weight(make):
     captured = forward_record(make(), masks=some_masks())
     real = torch.ones(3, 4 * 5 + 5 * 7, dtype=torch.bool)
     cells = torch.zeros(4, 5, dtype=torch.bool)
@@ -199,7 +199,7 @@ def test_a_second_forward_replaces_the_first():
 
 @RUN_AGAIN
 @pytest.mark.parametrize(("make", "frozen"), [(perceiver, True), (perceiver_text, False)])
-def test_what_checkpointing_runs_again_is_not_recorded_again(kinds, make, frozen):
+def test_recomputation_by_checkpointing_is_not_recorded(kinds, make, frozen):
     model, inputs = make().requires_grad_(not frozen), small_inputs()
     expected, relevance = capture_relevance(model, inputs)
     wrapper = partial(checkpoint_wrapper, checkpoint_impl=CheckpointImpl.NO_REENTRANT)
@@ -226,7 +226,7 @@ def test_what_checkpointing_runs_again_is_not_recorded_again(kinds, make, frozen
     torch.testing.assert_close(found, relevance)
 
 
-def test_a_whole_model_that_checkpointing_runs_again_is_not_recorded_again():
+def test_recomputation_of_a_complete_model_is_not_recorded():
     model, inputs = perceiver_io(), small_inputs()
     expected, relevance = capture_relevance(model, inputs)
     with capture(model, gradients=True) as captured:
@@ -250,7 +250,7 @@ def test_frozen_models_give_the_same_relevance_and_stay_frozen(make):
 
 @pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize("fails", [False, True])
-def test_modes_random_state_compilation_and_hooks_are_afterwards_what_they_were(fails, gradients):
+def test_modes_random_state_compilation_and_hooks_are_restored(fails, gradients):
     model, compilations = perceiver(), []
     for number, parameter in enumerate(model.parameters()):
         parameter.requires_grad_(number % 5 != 0)
@@ -387,7 +387,7 @@ def test_a_map_of_few_latents_never_holds_the_whole_map(monkeypatch):
     largest = computed_weights(monkeypatch)
     with capture(model) as captured:
         model({"tokens": torch.randn(1, tokens, 8)})
-    assert largest == [], "nothing is computed that nobody asked for"
+    assert largest == [], "nothing is computed before it is requested"
     few = captured.map("cross0", queries=[3, 59, 7])
     one_head = captured.map("cross0", queries=[3, 59, 7], head=2)
     assert largest == [3 * heads * tokens] * 2

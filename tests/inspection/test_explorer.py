@@ -20,7 +20,7 @@ EVERYTHING = 10**9
 MAKERS = [perceiver, perceiver_io, perceiver_text, direct_text]
 
 
-def as_seen(explanation: Explanation, weights: torch.Tensor, modality: str) -> np.ndarray:
+def on_page(explanation: Explanation, weights: torch.Tensor, modality: str) -> np.ndarray:
     """Weights over keys -> rows and columns from the top down; only frequencies run upwards."""
     span = explanation.record.spans[modality]
     maps = weights[..., span.start : span.stop].reshape(*weights.shape[:-1], *span.grid.shape).numpy()
@@ -40,7 +40,7 @@ def assert_maps_are(content: dict[str, Any], explanation: Explanation, weights: 
     found = unpacked(content)
     assert [cells["modality"] for cells in content["cells"]] == list(found) == ["image", "audio"]
     for cells in content["cells"]:
-        expected = summed(as_seen(explanation, weights, cells["modality"]), *cells["pooled"])
+        expected = summed(on_page(explanation, weights, cells["modality"]), *cells["pooled"])
         values = found[cells["modality"]]
         assert values.shape == expected.shape
         np.testing.assert_allclose(values.sum(axis=(-2, -1)), expected.sum(axis=(-2, -1)), atol=2e-3)
@@ -87,7 +87,7 @@ def test_high_frequencies_are_on_top_and_the_first_rows_of_images_too():
 
 
 @pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
-def test_answers_are_those_of_the_look_with_how_probable_they_are(make):
+def test_answers_are_those_of_the_explanation_with_their_probability(make):
     explanation = example_explanation(make)
     arrays = arrays_of(explanation)
     for row, answers in enumerate(explanation.answers):
@@ -133,7 +133,7 @@ def test_of_many_latents_those_are_kept_that_the_answers_read_most(most_values, 
             )
 
 
-def test_latents_that_an_event_did_not_keep_are_none_of_the_page():
+def test_latents_that_an_event_did_not_store_are_not_in_the_page():
     explanation = example_explanation(perceiver)
     arrays = event_arrays(explanation, max_megabytes=3 * 5 * 3 * 3 * 131 * 2 / 2**20)
     for row in range(3):
@@ -150,7 +150,7 @@ def test_latents_that_an_event_did_not_keep_are_none_of_the_page():
             )
 
 
-def test_layers_whose_queries_are_not_the_same_have_numbers_of_their_own():
+def test_layers_with_different_queries_are_grouped_separately():
     """Latents read the tokens, and the outputs do so, too."""
     arrays = arrays_of(example_explanation(perceiver))
     decoder_queries = {
@@ -172,7 +172,7 @@ def num_values(content: dict[str, Any]) -> int:
 
 @pytest.mark.parametrize("most_values", [3_001, 10_007, 30_011, 100_003])
 @pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
-def test_maps_take_no_more_bytes_than_they_may(make, most_values, monkeypatch):
+def test_maps_stay_within_their_limit_of_bytes(make, most_values, monkeypatch):
     monkeypatch.setattr(explorer_module, "CELLS", (111, 53, 29, 13, 3))
     arrays = arrays_of(example_explanation(make))
     for row in range(3):
@@ -180,7 +180,7 @@ def test_maps_take_no_more_bytes_than_they_may(make, most_values, monkeypatch):
 
 
 @pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
-def test_with_hardly_a_byte_there_is_one_latent(make):
+def test_there_is_at_least_one_latent(make):
     arrays = arrays_of(example_explanation(make))
     content = sample_maps(arrays, 0, most_values=1)
     assert {len(layer["queries"]) for layer in content["layers"]} == {1}
@@ -188,7 +188,7 @@ def test_with_hardly_a_byte_there_is_one_latent(make):
 
 
 def test_a_sample_of_the_largest_models_takes_less_than_two_megabytes():
-    """512 latents that read 50,176 tokens, in as many looks as a page has."""
+    """512 latents that read 50,176 tokens, in as many events as a page has."""
     num_latents, side = 512, 224
     noise = np.random.default_rng(1).dirichlet(np.full(side * side, 0.05)).astype(np.float16)
     weights = np.broadcast_to(noise, (1, 1, num_latents, side * side))
@@ -236,7 +236,7 @@ def test_the_one_answer_of_a_sample_shares_its_rollout_with_none():
     assert not content["methods"][1]["shared"]
 
 
-def test_a_sample_of_which_nothing_was_said_has_its_latents():
+def test_a_sample_without_answers_has_its_latents():
     arrays = arrays_of(example_explanation(perceiver))
     answers = json.loads(str(arrays["answers"]))
     answers[1] = []

@@ -128,7 +128,7 @@ def test_it_is_a_function_of_the_seed():
         assert not torch.equal(once[name], other[name])
 
 
-def test_among_equals_chance_decides_and_nobody_is_left_out():
+def test_ties_are_ranked_at_random():
     real, generator = torch.rand(997, 7) < 0.7, torch.Generator().manual_seed(0)
     places = deletion_ranks(torch.full((997, 7), 0.3), real, generator)
     assert torch.equal(places.sort(dim=1).values, torch.arange(7).expand(997, 7))
@@ -151,7 +151,7 @@ def test_an_even_map_is_chance():
     assert abs(areas["even"]["mean"]) < 3 * areas["even"]["error"]
 
 
-def test_only_answers_that_hang_on_the_input_are_tested_and_only_the_most_dependent():
+def test_only_the_answers_that_depend_most_on_the_input_are_tested():
     tokens = torch.zeros(2, NUM_TOKENS, NUM_CLASSES)
     tokens[0, :2] = torch.tensor([0.1, 0.3, 0.2])
     tokens[1, :2] = torch.tensor([0.04, 0.04, 0.3])
@@ -167,7 +167,7 @@ def test_only_answers_that_hang_on_the_input_are_tested_and_only_the_most_depend
 
 
 @pytest.mark.parametrize("answers", [[[], [], [], [], []], [[of_class(0)]] * BATCH], ids=["nothing said", "no loss"])
-def test_where_nothing_can_be_tested_there_are_no_samples(answers):
+def test_without_testable_answers_there_are_no_samples(answers):
     found, _ = measured(torch.zeros(BATCH, NUM_TOKENS, NUM_CLASSES), {"map": torch.rand(BATCH, 1, NUM_TOKENS)}, answers)
     assert found.num_samples == 0
     assert list(found.curves) == [RANDOM, "map"]

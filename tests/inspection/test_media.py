@@ -128,7 +128,7 @@ def test_sounds_are_the_waves_of_their_sample_at_their_rate(make, dtype):
         assert sample["modalities"]["audio"]["picture"] is None
 
 
-def test_what_is_louder_than_can_be_played_is_cut_and_not_folded():
+def test_samples_out_of_range_are_clipped():
     raw = torch.tensor([2.0, -3.0, 1.0, 0.5]).repeat(1000)[None, None]
     (sample,) = shown({"audio": waveform_encoder()}, labelled({"audio": raw}))
     wave, _ = soundfile.read(content_of(sample["modalities"]["audio"]["sound"], "audio/flac"))
@@ -136,7 +136,7 @@ def test_what_is_louder_than_can_be_played_is_cut_and_not_folded():
 
 
 @pytest.mark.parametrize(("most", "has_sound"), [(0.9, False), (1.0, True)])
-def test_long_sounds_are_seen_and_not_heard(most, has_sound, monkeypatch):
+def test_long_sounds_have_a_picture_only(most, has_sound, monkeypatch):
     monkeypatch.setattr(media_module, "MOST_SECONDS", most)
     (sample,) = shown({"audio": audio_encoder()}, labelled({"audio": waves(1)}))
     found = sample["modalities"]["audio"]
@@ -145,7 +145,7 @@ def test_long_sounds_are_seen_and_not_heard(most, has_sound, monkeypatch):
     assert found["picture"] is not None
 
 
-def test_spectrograms_cannot_be_heard():
+def test_spectrograms_have_no_sound():
     encoder = audio_encoder()
     spectrograms = encoder.log_mel(waves(2))
     (sample, _) = shown({"audio": encoder}, labelled({"audio": spectrograms}))
@@ -175,7 +175,7 @@ def test_texts_have_no_picture_and_the_pieces_of_their_sample(tmp_path):
     assert [sample["modalities"]["text"]["picture"] for sample in found] == [None] * 3
 
 
-def test_of_what_is_no_text_there_are_no_pieces():
+def test_other_modalities_have_no_pieces():
     batch = labelled({"image": images(), "words": torch.tensor([[[3, 1]], [[4, 1]], [[5, 9]]])})
 
     def pieces(modality: str, raw: torch.Tensor) -> list[str] | None:
@@ -231,7 +231,7 @@ def test_boxes_of_a_sample_are_on_the_plane_of_their_modality_with_their_names()
     assert nameless["name"] == ""
 
 
-def test_only_what_has_several_frames_is_a_strip():
+def test_only_several_frames_are_a_strip():
     time = Axis("time", "s", 0.0, 3.0)
     shapes = {"image": (5, 7), "sound": (7,), "video": (3, 5, 7), "still": (1, 5, 7)}
     axes = (time, *grid(5, 7).axes)

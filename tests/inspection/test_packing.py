@@ -114,7 +114,7 @@ def test_maps_are_pooled_no_more_than_needed_and_as_much_as_that(rows, columns, 
 
 
 @pytest.mark.parametrize("factors", [(1, 1), (2, 3), (1, 5), (5, 1), (7, 11), (11, 13), (19, 23)])
-def test_cells_are_sums_of_so_many_rows_and_columns_and_the_last_of_what_is_left(factors):
+def test_cells_are_sums_over_blocks_the_last_of_which_may_be_smaller(factors):
     values = RANDOM.uniform(0, 1, (3, 2, 11, 13))
     found = sum_pooled(values, factors)
     down, across = factors
@@ -128,7 +128,7 @@ def test_cells_are_sums_of_so_many_rows_and_columns_and_the_last_of_what_is_left
 
 @pytest.mark.parametrize("place", [(0, 0), (60, 396), (31, 211), (0, 396), (59, 1)])
 @pytest.mark.parametrize("most_cells", [29, 211, 1009])
-def test_the_brightest_cell_holds_the_brightest_place(place, most_cells):
+def test_the_maximum_stays_in_its_cell(place, most_cells):
     values = np.full((61, 397), 1e-6)
     values[place] = 0.5
     content = packed({"sound": values}, most_cells=most_cells)

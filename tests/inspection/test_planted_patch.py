@@ -31,7 +31,7 @@ def test_the_brightest_cell_is_the_patch(method):
     assert pointing_game(torch.rand(len(places), ROWS * COLUMNS), places) < 0.15
 
 
-def test_by_relevance_the_patch_speaks_for_its_own_class_more_than_for_others():
+def test_the_patch_is_more_relevant_for_its_own_class():
     explainer, batch, places = trained()
     explanation = explainer.explain(batch)
     at_patch = explanation.relevance.gather(2, places[:, None, None].expand(-1, len(COLOURS), 1))[..., 0]
@@ -42,7 +42,7 @@ def test_by_relevance_the_patch_speaks_for_its_own_class_more_than_for_others():
     assert (at_patch.argmax(dim=1) == torch.tensor(own)).float().mean() > 0.8
 
 
-def test_hiding_what_maps_mark_hurts_more_than_chance_and_hiding_at_random_does_not():
+def test_masking_what_maps_mark_lowers_the_answer_more_than_chance():
     explainer, batch, places = trained()
     areas = faithfulness(explainer, explainer.explain(batch), seed=0).summary["areas"]
     for method in ("rollout", "relevance"):

@@ -117,14 +117,14 @@ def test_chunks_change_nothing(monkeypatch, make):
 
 
 @MODELS
-def test_each_score_has_a_map_of_its_own_also_where_the_decoder_pools(make):
+def test_each_score_has_its_own_map_even_if_the_decoder_pools(make):
     found = capture_relevance(make(), small_inputs())[1]
     shares = found / found.sum(dim=-1, keepdim=True).clamp_min(1e-12)  # where less attention were better, there is none
     assert ((shares[:, 0] - shares[:, 1]).abs().sum(dim=-1) > 0.01).all()
 
 
 @MODELS
-def test_samples_are_explained_each_for_itself(make):
+def test_relevance_of_a_sample_does_not_depend_on_others(make):
     model, inputs = make(), small_inputs()
     rest = {name: values[1:] for name, values in inputs.items()}
     with capture(model, gradients=True) as captured:
@@ -146,7 +146,7 @@ def test_a_score_that_is_doubled_through_one_attention_has_twice_the_relevance()
     torch.testing.assert_close(maps[1], 4 * maps[0])  # cross0 and decode0
 
 
-def test_words_that_come_later_have_no_part_in_a_word():
+def test_relevance_of_a_word_does_not_depend_on_later_words():
     model, inputs, words = perceiver_text(), small_inputs(), some_words()
     maps = []
     for ids in (words, torch.cat([words[:, :3], words[:, 3:].flip(0)], dim=1)):

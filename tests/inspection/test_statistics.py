@@ -112,7 +112,7 @@ def keys_of(name: str, *, modalities: tuple[str, ...] = (), heads: bool = True, 
     return {f"{name}/{key}" for key in keys}
 
 
-def test_what_there_is_but_one_of_is_not_compared():
+def test_a_single_head_or_latent_has_no_redundancy():
     inputs = {"image": small_inputs()["image"]}
     found = forward_record(small_perceiver(num_latents=1), inputs).statistics()
     expected = keys_of("cross0", heads=False, queries=False)
@@ -120,7 +120,7 @@ def test_what_there_is_but_one_of_is_not_compared():
     assert {name for name in found if name.startswith("self0")} == keys_of("self0", queries=False)
 
 
-def test_layers_that_look_at_everything_alike():
+def test_uniform_weights_have_the_values_of_chance():
     found = captured_with({}, cross0=layer("cross", torch.full((2, 3, 5, 7), 1 / 7))).statistics()
     assert found["cross0/entropy"] == pytest.approx(found["cross0/entropy_chance"])
     assert found["cross0/entropy_chance"] == pytest.approx(log(7))
@@ -206,7 +206,7 @@ class TestDrift:
         assert found == pytest.approx({"cross0/drift": expected}, rel=1e-4)
         assert drift(event(maps[1], self.every), event(maps[0], self.every)) == pytest.approx(found)
 
-    def test_what_stays_has_none_and_what_looks_elsewhere_all(self):
+    def test_it_is_0_for_equal_and_1_for_disjoint_maps(self):
         maps = some_maps()
         assert drift(event(maps, self.every), event(maps, self.every)) == {"cross0/drift": 0.0}
         one, other = torch.zeros(2, 2, 3, 5, 7)
@@ -218,7 +218,7 @@ class TestDrift:
         found = drift(event(maps, self.every), event(maps.flip(1), self.every))
         assert found["cross0/drift"] == pytest.approx(0.0, abs=1e-6)
 
-    def test_only_latents_that_both_looks_have_are_compared(self):
+    def test_only_latents_of_both_events_are_compared(self):
         maps = some_maps()
         elsewhere = maps.flip(-1)
         before = event(maps[:, :, :3], [[0, 2, 4], [1, 2, 3]])
@@ -231,7 +231,7 @@ class TestDrift:
         assert drift(before, event(now, [[1, 2, 4], [3, 4, 0]])) == pytest.approx({"cross0/drift": part / 3}, abs=1e-3)
         assert drift(before, event(now, [[1, 3, 3], [0, 4, 0]])) == {}, "none in common"
 
-    def test_looks_at_other_samples_layers_or_tokens_cannot_be_compared(self):
+    def test_events_of_other_samples_layers_or_tokens_are_not_compared(self):
         maps = some_maps()
         before = event(maps, self.every)
         assert drift(before, event(maps, self.every, ids=("a", "c"))) == {}
