@@ -1,5 +1,6 @@
 """The checkpoint of a run: read without executing anything in it, and its weights loaded into a module."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
             interpolations=description["interpolations"],
             trained_on=description["trained_on"],
         )
-        if "${" in repr(checkpoint.config):  # a resolver could create a target that check_trust does not see
+        # `dumps` raises if the config contains itself; a resolver could create a target that check_trust does not see.
+        if "${" in json.dumps(checkpoint.config, ensure_ascii=False):
             raise ValueError("its config contains an interpolation")
         if checkpoint.trained_on.dtype != torch.int64:
             raise ValueError("its trained_on is not valid")
