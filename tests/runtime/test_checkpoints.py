@@ -1,4 +1,4 @@
-"""A checkpoint is whole or it is not there, and one that is damaged is never taken for a whole one."""
+"""A checkpoint file is always complete, and a damaged one is never loaded."""
 
 import ctypes
 import io
@@ -19,8 +19,8 @@ from perceiver.runtime.checkpoints import DurableIO, find_damage
 from perceiver.runtime.errors import ConfigError
 from perceiver.training.checkpoint import read_checkpoint
 from tests.kills import assert_same, assert_same_run, before_call, continued, in_fork, run_in_fork
-from tests.runs import script, trained
-from tests.training.test_build import a_malicious_checkpoint, a_malicious_pickle, a_text, emptied, truncated
+from tests.runs import assert_refused, script, trained
+from tests.training.test_build import DAMAGES
 
 slow = pytest.mark.slow
 OLD, NEW = ({"weights": torch.full((11, 13), value)} for value in (1.0, 2.0))
@@ -29,7 +29,7 @@ SETUP = ["trainer.max_epochs=3", "trainer.log_every_n_steps=1"]
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run to which nothing happened. Only read it."""
+    """An uninterrupted run. Only read it."""
     return trained(tmp_path_factory.mktemp("whole") / "run", *SETUP)
 
 
@@ -44,7 +44,7 @@ def killed(tmp_path_factory):
 
 @pytest.fixture
 def run(killed, tmp_path):
-    """A copy of it to go on with."""
+    """A copy of it, to resume."""
     return shutil.copytree(killed, tmp_path / "run")
 
 
@@ -53,12 +53,12 @@ def kill():
 
 
 def room_for(size):
-    """Let no file of this process become larger."""
+    """Limit the size of files that this process writes."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
 def obey_permissions():
-    """Have root stopped by them like anybody else."""
+    """Drop the capabilities with which root ignores permissions."""
     libc, header, data = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
     libc.capget(header, data)
     data[0] &= ~0b110  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, of those in effect
@@ -66,7 +66,7 @@ def obey_permissions():
 
 
 def in_pieces(last):
-    """A `torch.save` that writes a piece at a time, and in place of piece number `last` is killed."""
+    """A `torch.save` that writes five pieces, and is killed before the one with index `last`."""
 
     def save(content, file):
         torch.serialization.save(content, whole := io.BytesIO())
@@ -80,8 +80,8 @@ def in_pieces(last):
 
 
 class TestWriting:
-    @pytest.mark.parametrize("at", [*range(5), "fsync", "replace", "sync_folder"])
-    def test_whenever_it_is_killed_the_old_one_or_the_new_one_is_there(self, tmp_path, monkeypatch, at):
+    @pytest.mark.parametrize("at", [0, 3, "fsync", "replace", "sync_folder"])
+    def test_a_killed_writer_leaves_the_old_or_the_new_file(self, tmp_path, monkeypatch, at):
         path = tmp_path / "last.ckpt"
         DurableIO().save_checkpoint(OLD, path)
         if at == "fsync":
@@ -97,7 +97,7 @@ class TestWriting:
         assert_same(torch.load(path), NEW if at == "sync_folder" else OLD)
         assert {other.name for other in tmp_path.iterdir()} <= {"last.ckpt", "last.part"}
 
-    def test_it_is_on_disk_before_it_has_its_name(self, tmp_path, monkeypatch):
+    def test_a_file_is_synced_before_and_after_it_is_renamed(self, tmp_path, monkeypatch):
         done, fsync, replace = [], os.fsync, pathlib.Path.replace
         monkeypatch.setattr(os, "fsync", lambda descriptor: (done.append("sync"), fsync(descriptor)))
         monkeypatch.setattr(pathlib.Path, "replace", lambda *paths: (done.append("name"), replace(*paths)))
@@ -105,7 +105,7 @@ class TestWriting:
         assert done == ["sync", "name", "sync"]
 
     @pytest.mark.parametrize("hinder", ["limit", "full", "forbid"])
-    def test_what_cannot_be_written_leaves_the_old_one_and_is_fatal_the_third_time_in_a_row(self, tmp_path, hinder):
+    def test_a_failed_write_keeps_the_old_file_and_is_fatal_the_third_time_in_a_row(self, tmp_path, hinder):
         path, writer = tmp_path / "last.ckpt", DurableIO()
         writer.save_checkpoint(OLD, path)
 
@@ -136,7 +136,7 @@ class TestWriting:
         assert [other.name for other in tmp_path.iterdir()] == ["last.ckpt"]
 
     @slow
-    def test_a_run_survives_a_while_without_room(self, tmp_path, whole):
+    def test_a_run_continues_after_two_failed_writes(self, tmp_path, whole):
         def prepare():
             before_call(3, "training_step", lambda: room_for(20_000))()
             before_call(5, "training_step", lambda: room_for(resource.RLIM_INFINITY))()
@@ -146,7 +146,7 @@ class TestWriting:
         assert "could not be written (" in (tmp_path / "run" / "train.log").read_text()
 
     @slow
-    def test_one_that_finds_no_room_ends_in_one_sentence_and_can_be_continued(self, tmp_path, whole, capfd):
+    def test_a_run_that_a_full_disk_ends_can_be_resumed(self, tmp_path, whole, capfd):
         run = tmp_path / "run"
         assert run_in_fork(run, *SETUP, before=before_call(3, "training_step", lambda: room_for(20_000))) == 1
         err = capfd.readouterr().err
@@ -157,7 +157,7 @@ class TestWriting:
 
     @slow
     @pytest.mark.parametrize("count", range(7))
-    def test_a_run_that_is_killed_while_files_get_their_names_is_continued(self, tmp_path, whole, count):
+    def test_a_run_that_is_killed_at_a_rename_can_be_resumed(self, tmp_path, whole, count):
         run = tmp_path / "run"
         named = before_call(count, "replace", kill, owner=pathlib.Path)
         assert run_in_fork(run, *SETUP, before=named) == -signal.SIGKILL
@@ -167,7 +167,7 @@ class TestWriting:
 
 class TestReading:
     @pytest.mark.parametrize("trials", [30, pytest.param(200, marks=slow)])
-    def test_a_flipped_bit_is_found_or_changes_nothing(self, killed, tmp_path, trials):
+    def test_a_flipped_bit_is_detected_or_has_no_effect(self, killed, tmp_path, trials):
         path, random = tmp_path / "last.ckpt", Random(trials)
         content = (killed / "checkpoints" / "last.ckpt").read_bytes()
         path.write_bytes(content)
@@ -185,34 +185,28 @@ class TestReading:
         assert found > trials / 2
 
     @pytest.mark.parametrize(
-        "spoil",
-        [
-            truncated,
-            *(pytest.param(spoil, marks=slow) for spoil in (emptied, a_text)),
-            *(pytest.param(spoil, marks=slow) for spoil in (a_malicious_pickle, a_malicious_checkpoint)),
-        ],
+        "damage",
+        ["truncated", *(pytest.param(name, marks=slow) for name in ("empty", "malicious pickle", "malicious"))],
     )
-    def test_in_place_of_a_damaged_one_the_run_goes_on_from_the_one_before(self, run, whole, tmp_path, spoil):
+    def test_a_run_with_a_damaged_last_checkpoint_is_resumed_from_the_previous_one(self, run, whole, tmp_path, damage):
         last, marker = run / "checkpoints" / "last.ckpt", tmp_path / "marker"
-        spoil(last, marker)
+        DAMAGES[damage][1](last, marker)
         ended = script("experiments/train.py", f"run={run}")
         assert ended.ok, ended.err
         log = (run / "train.log").read_text()
         assert f"{last}: " in log
-        assert f"the run is resumed from the checkpoint before that, {run}/checkpoints/previous.ckpt" in log
+        assert f"{run}/checkpoints/previous.ckpt" in log
         assert not marker.exists()
         assert_same_run(run, whole)
 
-    def test_where_both_are_damaged_it_ends_in_one_sentence(self, run, tmp_path):
+    def test_if_both_are_damaged_it_is_one_sentence(self, run, tmp_path):
         for name in ("last", "previous"):
-            truncated(run / "checkpoints" / f"{name}.ckpt", tmp_path / "marker")
+            DAMAGES["truncated"][1](run / "checkpoints" / f"{name}.ckpt", tmp_path / "marker")
         ended = script("experiments/train.py", f"run={run}")
-        assert (ended.code, ended.err.count("\n")) == (1, 1)
-        assert ended.err.startswith("error: ckpt_path=last: ")
-        assert ended.err.endswith("; to start from scratch, give ckpt_path=null\n")
+        assert_refused(ended, "ckpt_path=last: ", "ckpt_path=null")
 
     @pytest.mark.parametrize("target", ["os.system", "torch.hub.load"])
-    def test_what_one_would_call_is_not_called_where_a_run_goes_on(self, run, tmp_path, target):
+    def test_a_resumed_run_calls_nothing_that_its_checkpoint_names(self, run, tmp_path, target):
         path = run / "checkpoints" / "last.ckpt"
         content = torch.load(path)
         content["description"]["config"]["model"] = {"_target_": target, "command": f"touch {tmp_path}/marker"}
@@ -222,7 +216,7 @@ class TestReading:
         assert not (tmp_path / "marker").exists()
 
     @slow
-    def test_what_a_killed_process_has_half_written_is_removed(self, run):
+    def test_partial_files_of_a_killed_process_are_removed(self, run):
         for name in ("next.part", "best.part", "next.ckpt"):
             Path(run / "checkpoints" / name).write_bytes(b"half")
         assert script("experiments/train.py", f"run={run}").ok
