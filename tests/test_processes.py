@@ -1,4 +1,4 @@
-"""What processes tell each other."""
+"""Communication between processes."""
 
 from torch import distributed
 
@@ -7,12 +7,12 @@ from tests.processes import together
 from tests.runs import Ended
 
 
-def test_one_process_tells_itself():
+def test_one_process_gets_its_own_values():
     assert all_gather("alone") == ["alone"]
     assert all_reduce_max(3, 0) == [3, 0]
 
 
-def test_all_hear_of_all():
+def test_all_processes_get_all_values():
     def work(rank):
         distributed.init_process_group("gloo")
         assert all_gather({"own": rank}) == [{"own": 0}, {"own": 1}, {"own": 2}]

@@ -1,4 +1,4 @@
-"""How runs are started: one directory for all processes, and the same command line when a run goes on."""
+"""Starts of runs: one directory for all processes, and the command line of a resumed run."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ from perceiver.runtime.overrides import quoted
 from perceiver.training.module import TrainingModule
 from tests.kills import assert_same_run, killed_at
 from tests.processes import TWO, queued_again, restarted, script_on, slurm, torchrun, train_on, trained_on
-from tests.runs import SMALL, checkpoint, metrics, script
+from tests.runs import SMALL, assert_refused, checkpoint, metrics, script
 
 slow = pytest.mark.slow
 SHORT = ["trainer.max_epochs=1", "trainer.limit_val_batches=1", "trainer.limit_test_batches=1"]
@@ -37,7 +37,7 @@ class TestOptions:
             ("-i seed=3", "-i all"),
         ],
     )
-    def test_they_may_stand_on_either_side_of_the_overrides(self, arguments, options):
+    def test_they_may_be_on_either_side_of_the_overrides(self, arguments, options):
         assert options_and_overrides(arguments.split()) == (options.split(), ["seed=3"])
 
     def test_there_may_be_no_arguments(self):
@@ -46,7 +46,7 @@ class TestOptions:
 
 class TestRunName:
     @pytest.mark.parametrize("environment", [slurm, torchrun])
-    def test_all_processes_find_the_same_also_when_they_are_started_again(self, monkeypatch, environment):
+    def test_all_processes_have_the_same_also_after_a_restart(self, monkeypatch, environment):
         found = set()
         for rank, again in ((0, False), (1, False), (1, True)):
             with monkeypatch.context() as inside:
@@ -74,13 +74,13 @@ class TestRunName:
         with pytest.raises(ConfigError, match="--rdzv-id=NAME"):
             run_name()
 
-    def test_by_hand_two_that_begin_in_the_same_second_have_two(self):
+    def test_two_runs_started_in_the_same_second_differ(self):
         assert run_name() != run_name()
 
 
 @pytest.fixture
-def begun(tmp_path):
-    """A directory as a run leaves it, with a name that needs care."""
+def run_dir(tmp_path):
+    """A run directory whose name needs quotes."""
     run = tmp_path / "a = 'b' [c] {d}, \"é\""
     (run / ".hydra").mkdir(parents=True)
     overrides = ["data=digits", "optimizer.lr=0.01", "+trainer.val_check_interval=2", "~model.encoders.image", "seed=3"]
@@ -88,47 +88,44 @@ def begun(tmp_path):
     return run
 
 
-class TestWithRun:
-    def test_it_stands_for_the_overrides_of_the_run_and_its_directory(self, begun):
-        asked = f"run={quoted(str(begun))}"
+class TestExpandRun:
+    def test_it_is_replaced_by_overrides_and_directory_of_the_run(self, run_dir):
+        asked = f"run={quoted(str(run_dir))}"
         found = expand_run([asked, "seed=7", "trainer.val_check_interval=3"])
         assert found[:3] == ["data=digits", "optimizer.lr=0.01", "~model.encoders.image"]
         assert found[3:6] == ["seed=7", "trainer.val_check_interval=3", "ckpt_path=last"]
-        assert found[6:] == ["hydra.mode=RUN", f"hydra.run.dir={quoted(str(begun))}"]
+        assert found[6:] == ["hydra.mode=RUN", f"hydra.run.dir={quoted(str(run_dir))}"]
 
-    def test_another_checkpoint_may_be_given(self, begun):
-        found = expand_run([f"run={quoted(str(begun))}", "ckpt_path=other.ckpt"])
+    def test_another_checkpoint_may_be_given(self, run_dir):
+        found = expand_run([f"run={quoted(str(run_dir))}", "ckpt_path=other.ckpt"])
         assert [argument for argument in found if "ckpt_path" in argument] == ["ckpt_path=other.ckpt"]
 
-    def test_a_relative_directory_is_one_of_here(self, begun, monkeypatch):
-        monkeypatch.chdir(begun.parent)
-        begun.rename(begun.parent / "run")
-        assert expand_run(["run=run"])[-1] == f'hydra.run.dir="{begun.parent / "run"}"'
+    def test_a_relative_directory_is_made_absolute(self, run_dir, monkeypatch):
+        monkeypatch.chdir(run_dir.parent)
+        run_dir.rename(run_dir.parent / "run")
+        assert expand_run(["run=run"])[-1] == f'hydra.run.dir="{run_dir.parent / "run"}"'
 
     def test_without_it_nothing_changes(self):
         assert expand_run(["seed=7", "-m"]) == ["seed=7", "-m"]
 
-    @pytest.mark.parametrize("arguments", [["run=nowhere"], ["-m"], ["--multirun"]])
-    def test_what_cannot_go_on_is_told_in_one_sentence(self, begun, arguments):
-        asked = arguments if "run=nowhere" in arguments else [f"run={quoted(str(begun))}", *arguments]
-        ended = script("experiments/train.py", *asked)
-        assert (ended.code, ended.err.count("\n")) == (1, 1)
-        assert "no run directory" in ended.err or "leave out -m" in ended.err
+    @pytest.mark.parametrize("arguments", [["run=nowhere"], ["--multirun"]])
+    def test_a_run_that_cannot_be_resumed_is_one_sentence(self, run_dir, arguments):
+        given = arguments if "run=nowhere" in arguments else [f"run={quoted(str(run_dir))}", *arguments]
+        ended = script("experiments/train.py", *given)
+        assert_refused(ended, "no run directory" if "run=nowhere" in arguments else "leave out -m")
 
 
 @pytest.mark.parametrize(
     ("group", "plugin", "choice"), [("launcher", "submitit_slurm", "slurm"), ("sweeper", "optuna", "optuna")]
 )
-def test_a_plugin_that_is_not_there_is_asked_for(monkeypatch, group, plugin, choice):
+def test_a_missing_plugin_is_named_with_its_extra(monkeypatch, group, plugin, choice):
     Plugins.instance()  # have them found
     monkeypatch.delitem(ConfigStore.instance().repo["hydra"][group], f"{plugin}.yaml")
-    ended = script("experiments/train.py", f"{group}={choice}")
-    assert (ended.code, ended.err.count("\n")) == (1, 1)
-    assert f"uv run --extra {choice}" in ended.err
+    assert_refused(script("experiments/train.py", f"{group}={choice}"), f"uv run --extra {choice}")
 
 
 class Forks:
-    """In place of a command that a sweep starts: the same in two processes, with their learning rates kept."""
+    """A command that a sweep starts, run in two forked processes that record their learning rates."""
 
     def __init__(self, command, **options):
         assert {"cwd", "preexec_fn"} == options.keys()
@@ -170,7 +167,7 @@ def rates(folder):
 
 @slow
 class TestSweeps:
-    """Of runs that start their other processes themselves: each is a command of its own."""
+    """Sweeps of runs that start their other processes themselves."""
 
     @pytest.fixture(autouse=True)
     def _forks(self, monkeypatch):
@@ -193,7 +190,7 @@ class TestSweeps:
         assert metrics(tmp_path, "summary")["runs"] == 3
         assert metrics(tmp_path / "0")["val/loss"] == metrics(tmp_path / "2")["val/loss"]
 
-    def test_a_search_gives_all_processes_the_same_and_hears_of_their_score(self, tmp_path):
+    def test_a_search_gives_all_processes_the_same_and_reads_their_score(self, tmp_path):
         search = ["sweeper=optuna", "hydra.sweeper.n_trials=2", "optimizer.lr=interval(0.001,0.02)"]
         ended = swept(tmp_path, *search)
         assert ended.ok, ended.err
@@ -203,7 +200,7 @@ class TestSweeps:
         best = max(metrics(tmp_path / name)["best/val/accuracy"] for name in found)
         assert OmegaConf.load(tmp_path / "optimization_results.yaml").best_value == pytest.approx(best)
 
-    def test_a_sweep_that_was_asked_to_end_begins_no_other_run(self, tmp_path, monkeypatch):
+    def test_a_sweep_that_a_signal_ends_starts_no_other_run(self, tmp_path, monkeypatch):
         monkeypatch.setattr(Forks, "wait", lambda self: 143)
         ended = swept(tmp_path, "optimizer.lr=0.01,0.02")
         assert ended.code == 143
@@ -211,7 +208,7 @@ class TestSweeps:
 
 
 @slow
-def test_a_sweep_that_torchrun_has_started_has_all_processes_do_all_runs(tmp_path):
+def test_all_processes_of_torchrun_do_all_runs_of_a_sweep(tmp_path):
     options = [*SMALL, *SHORT, "loader.batch_size=26", *TWO, "optimizer.lr=0.01,0.02"]
     both = script_on(2, "experiments/train.py", "-m", f"hydra.sweep.dir={tmp_path}", *options)
     assert [ended.code for ended in both] == [0, 0], [ended.err for ended in both]
@@ -223,7 +220,7 @@ OF_TWO = ["trainer.log_every_n_steps=1", "loader.batch_size=26", "checkpointing.
 
 
 @slow
-def test_what_torchrun_or_slurm_start_again_goes_on_by_itself(tmp_path, monkeypatch):
+def test_a_run_that_torchrun_or_slurm_restarts_is_resumed(tmp_path, monkeypatch):
     stub = tmp_path / "bin" / "scontrol"
     stub.parent.mkdir()
     stub.write_text(f'#!/bin/sh\necho "$@" >> "{tmp_path}/asked"\n')

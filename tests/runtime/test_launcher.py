@@ -1,4 +1,4 @@
-"""Processes that Lightning itself starts, as on a machine with several GPUs: real commands, asked to end."""
+"""Signals to processes that Lightning starts, as on a machine with several GPUs."""
 
 import os
 import signal

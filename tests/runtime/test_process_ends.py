@@ -1,4 +1,4 @@
-"""However one of several processes ends, the others do not wait for it, and the run goes on where it was."""
+"""The end of one of several processes ends the others, and the run is resumed exactly."""
 
 import signal
 
@@ -22,12 +22,12 @@ PLAIN = ["trainer.log_every_n_steps=1", "trainer.max_epochs=1", "trainer.limit_t
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run of two processes that was never stopped."""
+    """An uninterrupted run of two processes."""
     return trained_on(2, tmp_path_factory.mktemp("whole") / "run", *OF_TWO)
 
 
 def one_of_them(rank, *arguments):
-    """Sends a signal to one process; see `killed_at`."""
+    """Send a signal to one process; see `killed_at`."""
     return lambda own: killed_at(*arguments)() if own == rank else None
 
 
@@ -41,7 +41,7 @@ def one_of_them(rank, *arguments):
         pytest.param(1, signal.SIGTERM, "validation_step", 1, marks=slow),
     ],
 )
-def test_a_signal_to_any_process_ends_all_of_them_and_the_run_goes_on(tmp_path, whole, rank, sent, method, count):
+def test_a_signal_to_any_process_ends_all_and_the_run_is_resumed(tmp_path, whole, rank, sent, method, count):
     run = tmp_path / "run"
     both = train_on(2, run, *OF_TWO, before=one_of_them(rank, count, method, sent))
     code = 130 if sent == signal.SIGINT else 143
@@ -61,7 +61,7 @@ def test_a_signal_to_any_process_ends_all_of_them_and_the_run_goes_on(tmp_path, 
         ((0, 1), "validation_step", 2),
     ],
 )
-def test_the_rest_of_a_run_is_done_again_when_processes_were_killed(tmp_path, whole, ranks, method, count):
+def test_a_run_whose_processes_were_killed_is_resumed(tmp_path, whole, ranks, method, count):
     run = tmp_path / "run"
     both = train_on(2, run, *OF_TWO, before=lambda rank: killed_at(count, method)() if rank in ranks else None)
     for rank, ended in enumerate(both):
@@ -72,7 +72,7 @@ def test_the_rest_of_a_run_is_done_again_when_processes_were_killed(tmp_path, wh
 
 @slow
 @pytest.mark.parametrize("rank", [0, 1])
-def test_an_error_in_one_process_ends_all_of_them(tmp_path, monkeypatch, rank):
+def test_an_error_in_one_process_ends_all(tmp_path, monkeypatch, rank):
     original = TrainingModule.training_step
 
     def fails(self, batch, batch_idx):
@@ -86,7 +86,7 @@ def test_an_error_in_one_process_ends_all_of_them(tmp_path, monkeypatch, rank):
 
 
 @slow
-def test_a_run_goes_on_with_more_or_fewer_processes_if_their_batches_together_are_as_large(tmp_path):
+def test_a_run_is_resumed_with_more_or_fewer_processes_of_the_same_total_batch(tmp_path):
     of_one, of_two = ([*PLAIN, f"loader.batch_size={size}"] for size in (52, 26))
     never_stopped = trained(tmp_path / "whole", *of_one)
     run = tmp_path / "fewer"

@@ -1,4 +1,4 @@
-"""Several processes learn, measure and write what one does from their batches together."""
+"""Several processes are equivalent to one with their batches together."""
 
 import pytest
 
@@ -30,7 +30,7 @@ def experiment(name, number, run_dir, *overrides):
     return run_dir
 
 
-def test_two_processes_write_one_run_which_is_that_of_one_process(tmp_path):
+def test_two_processes_write_one_run_equal_to_that_of_one(tmp_path):
     options = ["callbacks=[default]", "logger.mode=offline", "trainer.log_every_n_steps=1", "trainer.max_epochs=1"]
     both = train_on(2, tmp_path / "two", "loader.batch_size=26", *options)
     assert [ended.code for ended in both] == [0, 0], [ended.err for ended in both]

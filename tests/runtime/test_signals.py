@@ -1,4 +1,4 @@
-"""A run that is asked to end does so, with a checkpoint and never with status 0."""
+"""A signal ends a run with a checkpoint, and never with status 0."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ SLURM = {"SLURM_JOB_ID": "17", "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """Runs that nobody asked to end, by their settings."""
+    """Uninterrupted runs, by their settings."""
     made = {}
 
     def run(setup):
@@ -38,7 +38,7 @@ def whole(tmp_path_factory):
 
 @pytest.fixture
 def scontrol(tmp_path, monkeypatch):
-    """The file in which a `scontrol` leaves with what it was called, a line each time."""
+    """The file in which a fake `scontrol` writes its arguments."""
     folder, told = tmp_path / "bin", tmp_path / "told"
     folder.mkdir()
     (folder / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> "{told}"\n')
@@ -48,7 +48,7 @@ def scontrol(tmp_path, monkeypatch):
 
 
 @slow
-def test_a_run_that_is_ended_by_every_signal_there_is_ends_as_if_it_had_not_been(tmp_path, whole, capfd):
+def test_a_run_that_every_signal_has_ended_once_equals_an_uninterrupted_one(tmp_path, whole, capfd):
     run = tmp_path / "run"
     assert run_in_fork(run, setup=SETUP, before=killed_at(1, sent=signal.SIGTERM)) == 143
     assert checkpoint(run)["global_step"] == 2
@@ -78,7 +78,7 @@ def test_a_run_that_is_ended_by_every_signal_there_is_ends_as_if_it_had_not_been
         (signal.SIGINT, "validation_step", 3),
     ],
 )
-def test_so_does_one_that_accumulates_gradients(tmp_path, whole, sent, method, count):
+def test_a_run_that_accumulates_gradients_is_resumed_exactly(tmp_path, whole, sent, method, count):
     run = tmp_path / "run"
     assert run_in_fork(run, setup=ACCUMULATING, before=killed_at(count, method, sent)) == STATUS[sent]
     assert continued(run) == 0
@@ -87,7 +87,7 @@ def test_so_does_one_that_accumulates_gradients(tmp_path, whole, sent, method, c
 
 @slow
 @pytest.mark.parametrize("seed", range(6))
-def test_so_does_one_that_is_asked_at_a_random_moment(tmp_path, whole, seed):
+def test_a_run_that_is_ended_at_a_random_moment_is_resumed_exactly(tmp_path, whole, seed):
     run, random = tmp_path / "run", Random(seed)
     setup = [*SETUP, "trainer.max_epochs=20"]
     sent = random.choice(list(STATUS))
@@ -103,7 +103,7 @@ def test_so_does_one_that_is_asked_at_a_random_moment(tmp_path, whole, seed):
 
 
 @slow
-def test_asked_twice_by_ctrl_c_it_ends_at_once(tmp_path, capfd):
+def test_a_second_ctrl_c_ends_the_run_at_once(tmp_path, capfd):
     def twice():
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
@@ -122,14 +122,14 @@ def test_asked_twice_by_ctrl_c_it_ends_at_once(tmp_path, capfd):
     [(DataModule, "prepare_data"), (TrainingModule, "configure_optimizers"), (DataModule, "train_dataloader")],
     ids=["data", "optimizer", "loader"],
 )
-def test_before_training_it_ends_without_success(tmp_path, sent, owner, method):
+def test_a_signal_before_training_ends_the_run_with_an_error(tmp_path, sent, owner, method):
     before = before_call(0, method, lambda: os.kill(os.getpid(), sent), owner=owner)
     assert run_in_fork(tmp_path / "run", before=before) not in (0, 1)
 
 
 @slow
 @pytest.mark.parametrize("sent", STATUS)
-def test_while_it_is_tested_it_ends_at_once(tmp_path, whole, sent):
+def test_a_signal_during_the_test_ends_the_run_at_once(tmp_path, whole, sent):
     run = tmp_path / "run"
     assert run_in_fork(run, setup=SETUP, before=killed_at(3, "test_step", sent)) == STATUS[sent]  # the last batch
     assert continued(run) == 0
@@ -137,7 +137,7 @@ def test_while_it_is_tested_it_ends_at_once(tmp_path, whole, sent):
 
 
 @slow
-def test_so_does_an_evaluation(whole):
+def test_a_signal_ends_an_evaluation_at_once(whole):
     def evaluate():
         killed_at(3, "test_step", signal.SIGTERM)()
         return script("experiments/evaluate.py", f"run={whole(SETUP)}").code
@@ -145,7 +145,7 @@ def test_so_does_an_evaluation(whole):
     assert in_fork(evaluate) == 143
 
 
-def test_what_hangs_is_ended_when_its_time_is_over(tmp_path):
+def test_a_hanging_step_is_ended_after_the_grace_time(tmp_path):
     def hang():
         os.kill(os.getpid(), signal.SIGTERM)
         while True:
@@ -156,7 +156,7 @@ def test_what_hangs_is_ended_when_its_time_is_over(tmp_path):
     assert checkpoint(tmp_path / "run")["global_step"] == 3
 
 
-def test_afterwards_signals_do_what_they_did_before(tmp_path, monkeypatch):
+def test_the_previous_handlers_are_restored(tmp_path, monkeypatch):
     def heard():
         return {number: signal.getsignal(number) for number in signal.valid_signals() - {signal.SIGKILL}}
 
@@ -183,9 +183,7 @@ def test_afterwards_signals_do_what_they_did_before(tmp_path, monkeypatch):
         pytest.param(signal.SIGTERM, {}, None, marks=slow),
     ],
 )
-def test_under_slurm_only_the_end_of_its_time_has_the_job_queued_again(
-    tmp_path, monkeypatch, scontrol, sent, array, expected
-):
+def test_only_the_signal_of_the_time_limit_requeues_a_slurm_job(tmp_path, monkeypatch, scontrol, sent, array, expected):
     for name, value in (SLURM | array).items():
         monkeypatch.setenv(name, value)
     assert run_in_fork(tmp_path / "run", before=killed_at(1, sent=sent)) == 143
@@ -193,7 +191,7 @@ def test_under_slurm_only_the_end_of_its_time_has_the_job_queued_again(
 
 
 @slow
-def test_a_job_that_slurm_starts_again_goes_on_by_itself(tmp_path, monkeypatch, whole):
+def test_a_job_that_slurm_restarts_is_resumed(tmp_path, monkeypatch, whole):
     run = tmp_path / "run"
     assert run_in_fork(run, setup=SETUP, before=killed_at(4, sent=signal.SIGTERM)) == 143
     for name, value in (SLURM | {"SLURM_RESTART_COUNT": "1"}).items():
@@ -204,6 +202,6 @@ def test_a_job_that_slurm_starts_again_goes_on_by_itself(tmp_path, monkeypatch, 
     assert_same_run(run, whole(SETUP))
 
 
-def test_no_time_at_all_is_refused():
+def test_the_grace_time_must_be_positive():
     with pytest.raises(ValueError, match="grace_seconds=0 must be more than 0"):
         PreemptionHandler(grace_seconds=0)

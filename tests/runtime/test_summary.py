@@ -1,4 +1,4 @@
-"""What a model costs, against a count by hand."""
+"""The cost of a model, compared with a count by hand."""
 
 import torch
 from torch import nn
@@ -75,10 +75,10 @@ def by_hand() -> int:
 
 
 class TestFlops:
-    def test_they_are_those_of_a_count_by_hand(self):
+    def test_they_equal_a_count_by_hand(self):
         assert flops_per_sample(perceiver(), TASK, images(1)) == by_hand()
 
-    def test_those_of_a_decoder_of_texts_are_counted_with_the_words_that_it_reads(self):
+    def test_those_of_a_text_decoder_include_its_input_tokens(self):
         layer = BlockSpec(num_heads=1, qk_dim=8, v_dim=8, widening=2)
         queries = Text(vocab_size=262, max_length=97, dim=16)
         blocks = {"self_attention": layer, "cross_attention": layer}

@@ -1,4 +1,4 @@
-"""What a run says of each tested sample: in files of its directory, and in W&B with pictures."""
+"""Tables of the tested samples: in files of the run, and in W&B with images."""
 
 import json
 from collections import Counter
