@@ -205,7 +205,7 @@ class TestReading:
         ended = script("experiments/train.py", f"run={run}")
         assert_refused(ended, "ckpt_path=last: ", "ckpt_path=null")
 
-    @pytest.mark.parametrize("target", ["os.system", "torch.hub.load"])
+    @pytest.mark.parametrize("target", ["os.system", pytest.param("torch.hub.load", marks=slow)])
     def test_a_resumed_run_calls_nothing_that_its_checkpoint_names(self, run, tmp_path, target):
         path = run / "checkpoints" / "last.ckpt"
         content = torch.load(path)

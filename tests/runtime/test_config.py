@@ -67,7 +67,10 @@ MISTAKES = {
         "did you mean 'val/accuracy'?",
     ],
     "callbacks=[early_stopping] callbacks.early_stopping.monitor=test/loss": ["did you mean 'val/loss'?"],
-    "callbacks=[early_stopping] trainer.limit_val_batches=0": ["early_stopping.monitor=val/loss", "no validation"],
+    "callbacks=[early_stopping] trainer.limit_val_batches=0 trainer.fast_dev_run=false": [
+        "callbacks.early_stopping.monitor=val/loss",
+        "no validation",
+    ],
     # parts that do not go together
     "data=sound_scenes": ["model.encoders.image.stem.channels needs data.readers.image.channels", "conf/experiment"],
     TONES: ["model.encoders.image: no training sample has the modality 'image'", "audio"],
