@@ -1,5 +1,7 @@
 """The whole model: modalities are joined, masked, missing and dropped; it compiles and is saved."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -78,6 +80,15 @@ class TestJoin:
         masks = some_pixels(inputs)
         turned = logits(model, dict(reversed(inputs.items())), dict(reversed(masks.items())))
         assert_close(turned, logits(model, inputs, masks), atol=0, rtol=0)
+
+    def test_masked_tokens_are_zero_even_if_they_were_not_finite(self):
+        model, inputs = small_perceiver(), small_inputs()
+        tokens = {name: model.encoders[name](raw) for name, raw in inputs.items()}
+        mask = torch.rand(tokens["image"].values.shape[:2]) < 0.6
+        spoilt = tokens["image"].values.masked_fill(~mask[..., None], torch.nan)
+        joined = model.join(tokens | {"image": replace(tokens["image"], values=spoilt, mask=mask)})
+        assert (joined.values[~joined.mask] == 0).all()
+        assert_close(joined.values[joined.mask], join(model, inputs).values[joined.mask], atol=0, rtol=0)
 
 
 class TestMissing:
