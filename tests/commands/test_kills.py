@@ -24,7 +24,7 @@ SPEC_AUGMENT = (
 IMAGES = [
     *(*SMALL, *EVERY_STEP, "loader.batch_size=97", "task.mixup=0.4", "attention.every_n_epochs=1"),
     *("model.memory.cross_attention.residual_dropout=0.3", "attention.num_samples=3"),
-    *("callbacks=[ema]", "callbacks.ema.decay=0.9"),
+    *("callbacks=[ema]", "callbacks.ema.decay=0.9", "checkpointing.every_n_steps=1"),
 ]
 SOUNDS = [
     *(*SMALL_SOUND, *EVERY_STEP, "logger.mode=disabled", "loader.batch_size=7", "loader.num_workers=2"),
@@ -48,7 +48,9 @@ RUNS = {
     # The third batch of six, after which there is a validation, is the first of the second step.
     "within steps": [*BETWEEN_VALIDATIONS, "trainer.accumulate_grad_batches=2"],
     # Training ends within an epoch, between two validations.
-    "end within epoch": [*IMAGES, "trainer.max_steps=6", "trainer.check_val_every_n_epoch=5"],
+    "end within epoch": [
+        *(*IMAGES, "trainer.max_steps=6", "trainer.check_val_every_n_epoch=5", "checkpointing.every_n_steps=null"),
+    ],
 }
 
 
