@@ -5,13 +5,13 @@ from omegaconf import DictConfig
 
 from perceiver.commands.evaluate import evaluate
 from perceiver.runtime.command_line import command_line
-from perceiver.runtime.errors import explained
+from perceiver.runtime.errors import report_user_errors
 
 
-@explained
+@report_user_errors
 @command_line
 @hydra.main(version_base="1.3", config_path="../conf", config_name="evaluate")
-@explained
+@report_user_errors
 def main(cfg: DictConfig) -> dict[str, float]:
     return evaluate(cfg)
 

@@ -1,4 +1,4 @@
-"""Ask a finished run about files: `uv run experiments/predict.py run=outputs/… inputs='[cat.jpg]'`."""
+"""Predictions of a finished run for files: `uv run experiments/predict.py run=outputs/… inputs='[cat.jpg]'`."""
 
 from typing import Any
 
@@ -7,13 +7,13 @@ from omegaconf import DictConfig
 
 from perceiver.commands.predict import predict
 from perceiver.runtime.command_line import command_line
-from perceiver.runtime.errors import explained
+from perceiver.runtime.errors import report_user_errors
 
 
-@explained
+@report_user_errors
 @command_line
 @hydra.main(version_base="1.3", config_path="../conf", config_name="predict")
-@explained
+@report_user_errors
 def main(cfg: DictConfig) -> list[dict[str, Any]]:
     return predict(cfg)
 

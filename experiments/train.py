@@ -1,18 +1,18 @@
-"""Train: `uv run experiments/train.py [experiment=…] [key=value …]`; `run=outputs/…` continues a run."""
+"""Train: `uv run experiments/train.py [experiment=…] [key=value …]`; `run=outputs/…` resumes a run."""
 
 import hydra
 from omegaconf import DictConfig
 
 from perceiver.commands.train import train
 from perceiver.runtime.command_line import command_line, resumable
-from perceiver.runtime.errors import explained
+from perceiver.runtime.errors import report_user_errors
 
 
-@explained
+@report_user_errors
 @command_line
 @resumable
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
-@explained
+@report_user_errors
 def main(cfg: DictConfig) -> float | None:
     return train(cfg)
 

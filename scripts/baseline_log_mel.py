@@ -23,17 +23,17 @@ from perceiver.commands.train import prepare_torch
 from perceiver.data.dataset import Split
 from perceiver.runtime.command_line import command_line
 from perceiver.runtime.config import resolved
-from perceiver.runtime.errors import ConfigError, explained
+from perceiver.runtime.errors import ConfigError, report_user_errors
 from perceiver.runtime.summary import console
 from perceiver.spectrogram import LogMel
 from perceiver.tasks.ranking import Ranking
 from perceiver.training.build import build
 
 
-@explained
+@report_user_errors
 @command_line
 @hydra.main(version_base="1.3", config_path="../conf", config_name="baseline_log_mel")
-@explained
+@report_user_errors
 def main(cfg: DictConfig) -> None:
     config = resolved(cfg)
     prepare_torch(config)

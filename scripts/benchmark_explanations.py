@@ -28,17 +28,17 @@ from perceiver.inspection.faithfulness import faithfulness
 from perceiver.inspection.writer import Evaluation, ExplanationWriter
 from perceiver.runtime.command_line import command_line
 from perceiver.runtime.config import resolved
-from perceiver.runtime.errors import explained
+from perceiver.runtime.errors import report_user_errors
 from perceiver.runtime.summary import console
 from perceiver.training.attention_callback import AttentionCallback
 from perceiver.training.build import build, construct
 from perceiver.training.timing import peak_bytes, synchronize
 
 
-@explained
+@report_user_errors
 @command_line
 @hydra.main(version_base="1.3", config_path="../conf", config_name="benchmark_explanations")
-@explained
+@report_user_errors
 def main(cfg: DictConfig) -> None:
     with open_dict(cfg):
         whole_run = cfg.pop("train")

@@ -19,7 +19,7 @@ from perceiver.decoders.base import LOGITS
 from perceiver.decoders.text import TextDecoder
 from perceiver.runtime.command_line import command_line
 from perceiver.runtime.config import resolved
-from perceiver.runtime.errors import ConfigError, explained
+from perceiver.runtime.errors import ConfigError, report_user_errors
 from perceiver.runtime.summary import show_values
 from perceiver.tokenizer import BOS
 from perceiver.training.build import build
@@ -29,10 +29,10 @@ from perceiver.types import Memory
 Logits = Float[Tensor, "texts length vocab"]
 
 
-@explained
+@report_user_errors
 @command_line
 @hydra.main(version_base="1.3", config_path="../conf", config_name="benchmark_generation")
-@explained
+@report_user_errors
 def main(cfg: DictConfig) -> None:
     with open_dict(cfg):
         texts, repeats = cfg.pop("texts"), cfg.pop("repeats")

@@ -12,16 +12,16 @@ from omegaconf import DictConfig, open_dict
 from perceiver.commands.train import prepare_torch
 from perceiver.runtime.command_line import command_line
 from perceiver.runtime.config import resolved
-from perceiver.runtime.errors import explained
+from perceiver.runtime.errors import report_user_errors
 from perceiver.runtime.summary import console, show_values
 from perceiver.training.build import build
 from perceiver.training.timing import TrainingStep, example_batch, samples_per_second, training_batches
 
 
-@explained
+@report_user_errors
 @command_line
 @hydra.main(version_base="1.3", config_path="../conf", config_name="benchmark_loader")
-@explained
+@report_user_errors
 def main(cfg: DictConfig) -> None:
     with open_dict(cfg):
         warmup, repeats = cfg.pop("warmup"), cfg.pop("batches")

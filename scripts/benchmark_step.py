@@ -13,7 +13,7 @@ from perceiver.commands.train import prepare_torch
 from perceiver.runtime.command_line import command_line
 from perceiver.runtime.config import resolved
 from perceiver.runtime.cost import count_parameters, flops_per_sample
-from perceiver.runtime.errors import explained
+from perceiver.runtime.errors import report_user_errors
 from perceiver.runtime.summary import show_values
 from perceiver.training.build import build
 from perceiver.training.timing import TrainingStep, example_batch, median_seconds, peak_bytes
@@ -22,10 +22,10 @@ MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}
 LOW_PRECISION = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
-@explained
+@report_user_errors
 @command_line
 @hydra.main(version_base="1.3", config_path="../conf", config_name="benchmark_step")
-@explained
+@report_user_errors
 def main(cfg: DictConfig) -> None:
     with open_dict(cfg):
         warmup, steps = cfg.pop("warmup"), cfg.pop("steps")

@@ -1,9 +1,8 @@
-"""What being killed costs: `uv run scripts/kill_and_resume.py [kills=10] [kill_seed=1] [any override of train.py]`.
+"""Test of exact resume: `uv run scripts/kill_and_resume.py [kills=10] [kill_seed=1] [any override of train.py]`.
 
-A run is done once undisturbed, and once so that all its processes are killed (SIGKILL) at random moments of its
-training, after each of which it is continued with `run=DIR`. Both must come to the same end: the rows of `metrics.csv`,
-`metrics.json` but for times, and the weights of `best.ckpt` and `last.ckpt`, to the last bit. Prints the kills, and
-ends with status 1 where anything differs.
+Trains a run once without interruption and once with SIGKILL to all its processes at random times, each followed by
+`run=DIR`. The rows of `metrics.csv`, `metrics.json` except times, and the weights of `best.ckpt` and `last.ckpt` must
+be equal to the last bit. Prints the kills and exits with status 1 if anything differs.
 """
 
 import csv
@@ -26,37 +25,37 @@ from rich.table import Table
 
 from perceiver.commands.results import METRICS
 from perceiver.runtime.checkpoints import BEST, LAST
-from perceiver.runtime.errors import ConfigError, explained
+from perceiver.runtime.errors import ConfigError, report_user_errors
 from perceiver.runtime.summary import console
 
 TRAIN = Path(__file__).parents[1] / "experiments" / "train.py"
 TIMES = ("train/seconds", "samples_per_second")
 WEIGHTS = ("state_dict", "current_model_state")
-"""Where in a checkpoint weights are; the second besides their moving average."""
+"""Keys of a checkpoint with weights; the second exists with a moving average."""
 
 
 @dataclass(frozen=True)
 class Kill:
-    """When a run was killed: at which step of a checkpoint it was, and how many seconds after it was started."""
+    """When a run was killed: the step of its last checkpoint, and seconds after its start."""
 
     step: int
     seconds: float
 
 
-@explained
+@report_user_errors
 def main() -> None:
     options, overrides = options_of(sys.argv[1:])
     with tempfile.TemporaryDirectory() as folder:
         whole, killed = Path(folder, "whole"), Path(folder, "killed")
         began = time.monotonic()
-        with begun(whole, [f"hydra.run.dir={whole}", *overrides]) as process:
+        with launch(whole, [f"hydra.run.dir={whole}", *overrides]) as process:
             wait_for(process, whole)
         seconds = time.monotonic() - began
         # All of them come in the first half of the training, whatever it is that has to be done again.
         longest = json.loads((whole / METRICS).read_text())["train/seconds"] / (2 * options["kills"])
         random = Random(options["kill_seed"])
-        moments = [random.uniform(0.0, longest) for _ in range(options["kills"])]
-        kills, again = kill_at(moments, killed, overrides)
+        times = [random.uniform(0.0, longest) for _ in range(options["kills"])]
+        kills, again = kill_at(times, killed, overrides)
         console.print(table_of(kills, seconds, again))
         problems = differences(killed, whole)
     if problems:
@@ -83,8 +82,8 @@ def options_of(arguments: Sequence[str]) -> tuple[dict[str, int], list[str]]:
 
 
 @contextmanager
-def begun(run_dir: Path, arguments: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A run with a group of processes of its own, of which none is left behind."""
+def launch(run_dir: Path, arguments: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A run in its own process group, all of which is killed at the end."""
     with run_dir.with_suffix(".log").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, str(TRAIN), *arguments], stdout=log, stderr=log, start_new_session=True
@@ -104,36 +103,36 @@ def wait_for(process: subprocess.Popen[bytes], run_dir: Path) -> None:
         ConfigError: it did not.
     """
     if status := process.wait():
-        said = run_dir.with_suffix(".log").read_text(errors="replace").strip().splitlines()
-        raise ConfigError(f"a run that nobody killed ended with status {status}: {said[-1] if said else 'silently'}")
+        lines = run_dir.with_suffix(".log").read_text(errors="replace").strip().splitlines()
+        raise ConfigError(f"a run that was not killed exited with status {status}: {lines[-1] if lines else ''}")
 
 
-def kill_at(moments: Sequence[float], run_dir: Path, overrides: Sequence[str]) -> tuple[list[Kill], float]:
-    """Start, kill and continue a run until it has come to its end.
+def kill_at(times: Sequence[float], run_dir: Path, overrides: Sequence[str]) -> tuple[list[Kill], float]:
+    """Start, kill and resume a run until it is complete.
 
     Args:
-        moments: seconds from its first trace to the kill, for each.
+        times: seconds from the first output of each part of the run to its kill.
 
     Returns:
-        The kills; and the seconds that all of it has taken.
+        The kills, and the total seconds.
 
     Raises:
-        ConfigError: it came to its end before the last of them, or failed.
+        ConfigError: the run ended before the last kill, or failed.
     """
     kills, began = [], time.monotonic()
-    for moment in (*moments, None):
+    for delay in (*times, None):
         started, before = time.monotonic(), trace(run_dir)
-        is_there = (run_dir / ".hydra" / "overrides.yaml").exists()
-        with begun(run_dir, [f"run={run_dir}"] if is_there else [f"hydra.run.dir={run_dir}", *overrides]) as process:
-            if moment is None:
+        exists = (run_dir / ".hydra" / "overrides.yaml").exists()
+        with launch(run_dir, [f"run={run_dir}"] if exists else [f"hydra.run.dir={run_dir}", *overrides]) as process:
+            if delay is None:
                 wait_for(process, run_dir)
                 break
             while trace(run_dir) == before and process.poll() is None:  # much of it is imports
                 time.sleep(0.01)
-            time.sleep(moment)
+            time.sleep(delay)
             if process.poll() is not None:
                 wait_for(process, run_dir)
-                raise ConfigError(f"the run was over before kill {len(kills) + 1}; fewer kills, or a longer run")
+                raise ConfigError(f"the run ended before kill {len(kills) + 1}; fewer kills, or a longer run")
         kills.append(Kill(step_of(run_dir), time.monotonic() - started))
     return kills, time.monotonic() - began
 

@@ -34,7 +34,7 @@ from rich.table import Table as RichTable
 from perceiver.data.files import UnreadableError
 from perceiver.runtime.command_line import command_line
 from perceiver.runtime.config import resolved
-from perceiver.runtime.errors import USER_ERRORS, ConfigError, explain, explained
+from perceiver.runtime.errors import USER_ERRORS, ConfigError, explain, report_user_errors
 from perceiver.runtime.summary import console
 from perceiver.training.build import Parts, build
 from perceiver.training.checkpoint import read_checkpoint
@@ -317,10 +317,10 @@ def write_checkpoint(config: DictConfig, path: Path) -> None:
     check_trust(read_checkpoint(path).config, (), path)
 
 
-@explained
+@report_user_errors
 @command_line
 @hydra.main(version_base="1.3", config_path="../conf", config_name="malformed_inputs")
-@explained
+@report_user_errors
 def main(cfg: DictConfig) -> None:
     for name, least in (("seed", 0), ("count", 1), ("processes", 1)):
         if not isinstance(cfg[name], int) or cfg[name] < least:

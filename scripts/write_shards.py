@@ -21,7 +21,7 @@ from perceiver.data.sources.base import OnError
 from perceiver.data.sources.tar_index import TarShards
 from perceiver.runtime.command_line import command_line
 from perceiver.runtime.config import check_parts, register_resolvers
-from perceiver.runtime.errors import ConfigError, explained
+from perceiver.runtime.errors import ConfigError, report_user_errors
 from perceiver.runtime.summary import console
 from perceiver.training.build import config_errors, construct
 from perceiver.types import Stage
@@ -40,10 +40,10 @@ CHOICES = {
 """The data set that reads shards of a kind of file with a kind of target."""
 
 
-@explained
+@report_user_errors
 @command_line
 @hydra.main(version_base="1.3", config_path="../conf", config_name="write_shards")
-@explained
+@report_user_errors
 def main(cfg: DictConfig) -> None:
     kept = kept_settings(cfg.data)
     config = data_config(cfg)

@@ -156,7 +156,7 @@ def _hydra_value_error(error: ValueError) -> str | None:
     return f"{override.input_line}: {must_be_chosen(override.key_or_group)}"
 
 
-def explained(function: Callable[P, T]) -> Callable[P, T | None]:
+def report_user_errors(function: Callable[P, T]) -> Callable[P, T | None]:
     """Wrap a function so that an error of the user ends the process with one sentence and status 1.
 
     It wraps a Hydra main for errors of composition, and the function below it for those of the run. A run of a sweep
