@@ -62,7 +62,7 @@ def statistics(split: Split, log_mel: LogMel, num_classes: int) -> tuple[np.ndar
         windows = [log_mel(window.inputs["audio"])[0] for window in sample.split()]
         frames = torch.cat(windows, dim=1)
         rows.append(torch.cat([frames.mean(dim=1), frames.std(dim=1)]).numpy())
-        tags[index, list(split.classes_of(index))] = 1
+        tags[index, list(split.sample_classes(index))] = 1
     return np.stack(rows), tags
 
 

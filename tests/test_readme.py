@@ -34,7 +34,7 @@ def test_a_package_of_ones_own_is_trained_evaluated_used_inspected_and_resumed(t
         _, path, *arguments = shlex.split(command)
         ended = script(path.removeprefix("../perceiver/"), *arguments)
         assert ended.ok, ended.err
-        assert "name_of" not in ended.err, "samples of a list are known by their ids"
+        assert "sample_name" not in ended.err, "samples of a list are known by their ids"
     run = tmp_path / "outputs" / "waves"
     assert metrics(run)["test/accuracy"] > 0.8
     (answer,) = json.loads((run / "predictions" / "predictions.json").read_text())

@@ -66,7 +66,7 @@ class FinishedRun:
         split = data.splits[stage]
         if stage == "train" or split is None or not known.any():
             return
-        first = split.name_of(int(known.nonzero()[0]))
+        first = split.sample_name(int(known.nonzero()[0]))
         problem = f"{int(known.sum())} of its {len(known)} {stage} samples were trained on, such as {first}"
         # A name that is in both splits, then and now, has not moved: two samples may have the same name.
         if not allow_trained and (known & ~torch.isin(tested, train)).any():

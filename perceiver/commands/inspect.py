@@ -13,7 +13,7 @@ from perceiver.commands.predict import input_files, named, to_accelerator
 from perceiver.commands.train import prepare_torch
 from perceiver.data.collate import collate
 from perceiver.data.files import UnreadableError
-from perceiver.inspection.capture import sounds_of
+from perceiver.inspection.capture import input_sounds
 from perceiver.inspection.explanation import Explainer
 from perceiver.inspection.explorer.media import texts_of
 from perceiver.inspection.explorer.page import (
@@ -154,7 +154,7 @@ def check_reads_alike(first: Run, second: Run, batch: Batch) -> None:
     """
     sounds, texts = ([], [])
     for run in (first, second):
-        sounds.append(sounds_of(run.explainer.model, batch.inputs))
+        sounds.append(input_sounds(run.explainer.model, batch.inputs))
         texts.append(texts_of(batch, run.finished.parts.data.dataset.pieces))
     for name, sound in sounds[0].items():
         other = sounds[1].get(name)

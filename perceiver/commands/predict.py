@@ -133,11 +133,11 @@ def answer(
         problems: receives the error if figures cannot be drawn or written.
     """
     names = parts.module.description["class_names"]
-    (predictions,) = predictions_of(parts, [sample], top)
+    (predictions,) = predict_samples(parts, [sample], top)
     windows = sample.split()
     # All classes, for the timeline; one text.
-    by_window = predictions_of(parts, windows, max(len(names), 1)) if sample.windows else [predictions]
-    clearest = max(range(len(windows)), key=lambda place: score_of(by_window[place], predictions[0]))
+    by_window = predict_samples(parts, windows, max(len(names), 1)) if sample.windows else [predictions]
+    clearest = max(range(len(windows)), key=lambda place: answer_score(by_window[place], predictions[0]))
     result: dict[str, Any] = {"input": sample.id, "predictions": predictions, "attention": {}}
     if sample.windows:
         result["windows"] = [
@@ -147,7 +147,7 @@ def answer(
         stem.parent.mkdir(parents=True, exist_ok=True)
         result["attention"] = draw_attention(parts, windows[clearest], by_window[clearest], stem, attention=attention)
         if sample.windows and "class" in predictions[0]:
-            strips = {one["class"]: [score_of(row, one) for row in by_window] for one in predictions}
+            strips = {one["class"]: [answer_score(row, one) for row in by_window] for one in predictions}
             timeline(strips, sample.windows).save(f"{stem}_timeline.png")
             result["timeline"] = f"{stem}_timeline.png"
     except (OSError, RuntimeError, ValueError) as error:
@@ -155,14 +155,14 @@ def answer(
     return result
 
 
-def score_of(predictions: Sequence[dict[str, Any]], prediction: dict[str, Any]) -> float:
+def answer_score(predictions: Sequence[dict[str, Any]], prediction: dict[str, Any]) -> float:
     """Return the score of the class of `prediction`; without classes, that of the best answer."""
     found = next((one for one in predictions if one.get("class") == prediction.get("class")), predictions[0])
     *_, score = found.values()
     return float(score)
 
 
-def predictions_of(parts: Parts, samples: Sequence[Sample], top: int) -> list[list[dict[str, Any]]]:
+def predict_samples(parts: Parts, samples: Sequence[Sample], top: int) -> list[list[dict[str, Any]]]:
     """Return the predictions for samples, with at most a batch of rows in each forward pass."""
     size, names = parts.data.batch_size, parts.module.description["class_names"]
     model = InParts(parts.model, size)

@@ -131,15 +131,15 @@ class Split:
                     break
         return [name for name in self.dataset.readers if name in roles]
 
-    def classes_of(self, index: int) -> Sequence[int]:
+    def sample_classes(self, index: int) -> Sequence[int]:
         """Return the classes of a sample without reading it, for class-balanced sampling."""
-        if hasattr(self.items, "classes_of"):
-            return self.items.classes_of(index)
+        if hasattr(self.items, "sample_classes"):
+            return self.items.sample_classes(index)
         return classes_in(self.items[index].targets)
 
-    def name_of(self, index: int) -> str:
+    def sample_name(self, index: int) -> str:
         """Return a name that identifies a sample wherever the data is stored, without reading it."""
-        return self.items.name_of(index) if hasattr(self.items, "name_of") else self.items[index].id
+        return self.items.sample_name(index) if hasattr(self.items, "sample_name") else self.items[index].id
 
 
 def choose_caption(targets: Mapping[str, Any], *, train: bool) -> dict[str, Any]:

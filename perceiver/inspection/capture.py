@@ -117,14 +117,14 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def pictures_of(model: Explainable, inputs: Mapping[str, Tensor]) -> dict[str, Picture]:
+def input_pictures(model: Explainable, inputs: Mapping[str, Tensor]) -> dict[str, Picture]:
     """Return the pictures of raw inputs by modality, of those that can be drawn."""
     with torch.no_grad():
         found = {name: _encoder(model, name).picture(raw) for name, raw in inputs.items()}
     return {name: picture for name, picture in found.items() if picture is not None}
 
 
-def sounds_of(model: Explainable, inputs: Mapping[str, Tensor]) -> dict[str, Sound]:
+def input_sounds(model: Explainable, inputs: Mapping[str, Tensor]) -> dict[str, Sound]:
     """Return the sounds of raw inputs by modality, of those that can be played."""
     found = {name: _encoder(model, name).sound(raw) for name, raw in inputs.items()}
     return {name: sound for name, sound in found.items() if sound is not None}

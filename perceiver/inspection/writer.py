@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from perceiver.inspection.capture import pictures_of, sounds_of
+from perceiver.inspection.capture import input_pictures, input_sounds
 from perceiver.inspection.events import event_arrays, with_scores, write_arrays
 from perceiver.inspection.explanation import Explainer, Explanation, in_parts
 from perceiver.inspection.explorer.media import Media, page_samples, texts_of
@@ -75,7 +75,7 @@ class ExplanationWriter:
     @cached_property
     def pictures(self) -> dict[str, Picture]:
         """The inputs by modality, of those that can be drawn."""
-        return pictures_of(self.explainer.model, self.explanation.batch.inputs)
+        return input_pictures(self.explainer.model, self.explanation.batch.inputs)
 
     def write_event(
         self,
@@ -117,7 +117,7 @@ class ExplanationWriter:
             pieces: splits the ids of a text of a modality into pieces (`Dataset.pieces`).
         """
         batch = self.explanation.batch
-        media = Media(self.pictures, sounds_of(self.explainer.model, batch.inputs), texts_of(batch, pieces))
+        media = Media(self.pictures, input_sounds(self.explainer.model, batch.inputs), texts_of(batch, pieces))
         return page_samples(batch, self.explanation.record.spans, media, self.explainer.class_names)
 
 

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 
-from perceiver.inspection.capture import Explainable, pictures_of
+from perceiver.inspection.capture import Explainable, input_pictures
 from perceiver.inspection.figures import Frame
 from perceiver.processes import all_gather
 from perceiver.runtime.loggers.base import run_loggers
@@ -168,7 +168,7 @@ def draw_inputs(model: Explainable, batch: Batch, indices: Sequence[int]) -> lis
     rows = [sum(counts[:index]) for index in indices]
     inputs = {name: raw[rows] for name, raw in batch.inputs.items()}
     drawn: list[Pictures] = [{} for _ in indices]
-    for name, picture in pictures_of(model, inputs).items():
+    for name, picture in input_pictures(model, inputs).items():
         frame, mask = Frame(picture.grid, picture), batch.masks.get(name)
         for number, row in enumerate(rows):
             image = frame.input_of(number)

@@ -156,7 +156,7 @@ class DataModule(LightningDataModule):
 
     def _train_classes(self, setting: str) -> list[Sequence[int]]:
         split = self.splits["train"]
-        classes = [] if split is None else [split.classes_of(index) for index in range(len(split))]
+        classes = [] if split is None else [split.sample_classes(index) for index in range(len(split))]
         if not any(classes):
             raise ValueError(f"{setting}: the training samples have no classes to balance")
         return classes
@@ -179,7 +179,7 @@ class DataModule(LightningDataModule):
         split = self.splits[stage]
         if split is None:
             return torch.zeros(0, dtype=torch.int64)
-        return torch.tensor([fingerprint(split.name_of(index)) for index in range(len(split))], dtype=torch.int64)
+        return torch.tensor([fingerprint(split.sample_name(index)) for index in range(len(split))], dtype=torch.int64)
 
     def train_dataloader(self) -> DataLoader[Any]:
         loader = self._loader("train")

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from perceiver.commands.finished_run import load
-from perceiver.commands.predict import predictions_of
+from perceiver.commands.predict import predict_samples
 from perceiver.data.synthetic.shape_captions import WORDS
 from perceiver.inspection.contact_sheet import BAR_WIDTH, GAP, TILE, TITLE_HEIGHT
 from perceiver.tokenizer import split_words
@@ -167,7 +167,7 @@ class TestSounds:
             encoder = parts.model.encoders["audio"]
             encoder.register_forward_pre_hook(lambda module, args, rows=shown: rows.append(len(args[0])))
             with torch.no_grad():
-                found.append(predictions_of(parts, [parts.data.dataset.read(sounds[1])], 2)[0])
+                found.append(predict_samples(parts, [parts.data.dataset.read(sounds[1])], 2)[0])
         assert shown == [2, 2, 2, 6]
         for one, other in zip(*found, strict=True):
             assert one == {**other, "log_probability": pytest.approx(other["log_probability"], abs=1e-4)}

@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 from PIL import Image
 
 from perceiver.commands.finished_run import load
-from perceiver.commands.predict import predictions_of
+from perceiver.commands.predict import predict_samples
 from perceiver.data.synthetic.sound_scenes import EVENTS
 from tests.runs import ROOT, checkpoint, metrics, script
 from tests.wandb_file import rows, run_folders
@@ -158,7 +158,7 @@ class TestPrediction:
             encoder = parts.model.encoders["audio"]
             encoder.register_forward_pre_hook(lambda module, args, rows=shown: rows.append(len(args[0])))
             with torch.no_grad():
-                (found,) = predictions_of(parts, [parts.data.dataset.read(sounds[2])], 3)
+                (found,) = predict_samples(parts, [parts.data.dataset.read(sounds[2])], 3)
             assert shown == parts_of_six
             assert [one["class"] for one in found] == [one["class"] for one in expected]
             assert [one["score"] for one in found] == pytest.approx([one["score"] for one in expected], abs=1e-6)

@@ -60,7 +60,7 @@ def test_a_sample_has_the_modalities_of_its_files_and_their_name_and_is_tested_o
     kinds, names = Counter(), {}
     for stage, split in data.splits.items():
         assert split.modalities == ["image", "audio"]
-        names[stage] = [split.name_of(index) for index in range(len(split))]
+        names[stage] = [split.sample_name(index) for index in range(len(split))]
         for index in range(len(split)):
             sample = split[index]
             assert sample.inputs.keys() == modalities(int(sample.id.rpartition("/")[2]))

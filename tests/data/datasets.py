@@ -44,7 +44,7 @@ def samples(split: Split | None) -> list[Sample]:
 
 
 def names(split: Split | None) -> list[str]:
-    return [] if split is None else [split.name_of(index) for index in range(len(split))]
+    return [] if split is None else [split.sample_name(index) for index in range(len(split))]
 
 
 def splits(data: Dataset) -> dict[str, Split | None]:

@@ -68,7 +68,7 @@ class TestCaptionedFiles:
         assert torch.equal(first.inputs["image"], listed(root).read(root / "images/0.png").inputs["image"])
         first.targets["references"].clear()
         assert sorted(train[0].targets["references"]) == ["a", "b", "c"]
-        assert (listed(root).class_names, list(train.classes_of(0))) == ([], [])
+        assert (listed(root).class_names, list(train.sample_classes(0))) == ([], [])
 
     def test_in_training_captions_are_shuffled_evenly_and_the_first_is_the_caption(self, root):
         train = listed(root).split("train")

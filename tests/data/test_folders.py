@@ -275,7 +275,7 @@ class TestSamples:
             for index, sample in enumerate(samples(split)):
                 number = int(Path(sample.id).stem)
                 assert sample.targets == {"label": number % 3}
-                assert list(split.classes_of(index)) == [number % 3]
+                assert list(split.sample_classes(index)) == [number % 3]
                 if modality == "image":
                     pixels = torch.tensor(np.array(image_of(number))).permute(2, 0, 1)
                     torch.testing.assert_close(sample.inputs["image"], pixels / 255)
@@ -365,7 +365,7 @@ class TestItemTable:
             for part, kept in ((table, [0, 1, 2]), (table.subset([2, 0]), [2, 0])):
                 assert [part[index].id for index in range(len(part))] == [self.PATHS[index] for index in kept]
                 assert part[0].parts == {"audio": Path("/x") / self.PATHS[kept[0]]}
-                assert [list(part.classes_of(index)) for index in range(len(part))] == [
+                assert [list(part.sample_classes(index)) for index in range(len(part))] == [
                     classes[target][index] for index in kept
                 ]
                 assert part[0].targets.keys() == {target}

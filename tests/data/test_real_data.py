@@ -108,7 +108,7 @@ def test_esc10_in_the_layout_of_esc50(root):
         assert data.split("val") is None
         for stage, count in (("train", 16), ("test", 8)):
             split = data.split(stage)
-            assert Counter(tuple(split.classes_of(index)) for index in range(len(split))) == {
+            assert Counter(tuple(split.sample_classes(index)) for index in range(len(split))) == {
                 (label,): count for label in range(10)
             }
             assert (stage == "test") == all(f"audio/{fold}-" in path for path in split.items.ids)

@@ -139,7 +139,7 @@ def test_shards_contain_the_original_samples(tmp_path, name):
             assert was.inputs.keys() == now.inputs.keys()
             for modality, values in was.inputs.items():
                 assert torch.equal(now.inputs[modality], values)
-            assert sorted(one.classes_of(index)) == sorted(other.classes_of(index))
+            assert sorted(one.sample_classes(index)) == sorted(other.sample_classes(index))
             assert kept(was, stage) == kept(now, stage)
 
 

@@ -65,7 +65,7 @@ def test_samples_have_their_files_and_targets(tmp_path, make, kind, target):
             sample, label = split[index], number % 3
             texts = captions_of(number)
             classes = {"tags": {label, (label + 1) % 3}, "cls": {label}, "label": {label}}.get(target, set())
-            assert set(split.classes_of(index)) == classes
+            assert set(split.sample_classes(index)) == classes
             if target == "tags":
                 assert sample.targets["tags"].tolist() == [float(label in classes) for label in range(3)]
             elif classes:
@@ -244,7 +244,7 @@ class TestUnreadable:
 
     def test_it_has_no_classes_and_no_texts(self, tmp_path):
         split = damaged(tmp_path, {"png": png_of(), "cls": b"cat"})
-        assert [list(split.classes_of(index)) for index in range(2)] == [[0], []]
+        assert [list(split.sample_classes(index)) for index in range(2)] == [[0], []]
         assert list(damaged(tmp_path, P, captioned, on_error="skip").dataset.texts()) == ["a"]
         check_error(lambda: list(captioned(tmp_path, val_fraction=0.0, test_fraction=0.0).texts()), "x/1: no .txt")
 

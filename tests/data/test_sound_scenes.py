@@ -123,14 +123,14 @@ class TestScenes:
         for index in range(len(split)):
             targets = split[index].targets
             labels = targets["tags"].nonzero().flatten().tolist()
-            assert labels == list(split.classes_of(index))
+            assert labels == list(split.sample_classes(index))
             assert ("boxes" in targets) == (stage == "val")
             assert [box.label for box in targets.get("boxes", [])] in ([], labels)
         assert scenes(num_classes=7).class_names == sorted(EVENTS)[:7]
 
     def test_scenes_have_up_to_max_events_of_all_classes(self):
         split = scenes(num_samples={"train": 401, "val": 0, "test": 0}).split("train")
-        classes = [split.classes_of(index) for index in range(len(split))]
+        classes = [split.sample_classes(index) for index in range(len(split))]
         assert set(map(len, classes)) == {1, 2, 3, 4, 5}
         counts = np.bincount(np.concatenate(classes), minlength=12)
         assert counts.min() > 0.7 * counts.mean()

@@ -69,7 +69,7 @@ class TestESC50:
         split = data.split("train")
         for index, sample in enumerate(samples(split)):
             label = sorted(self.TARGETS).index(int(Path(sample.id).stem.split("-")[2]))
-            assert (sample.targets, list(split.classes_of(index))) == ({"label": label}, [label])
+            assert (sample.targets, list(split.sample_classes(index))) == ({"label": label}, [label])
 
     def test_esc10_consists_of_its_classes(self, root):
         data = esc50(root, esc10=True, num_classes=3)
@@ -163,7 +163,7 @@ class TestFSD50K:
             assert names(split) == [f"{folder}/{number:03d}.wav" for number in numbers]
             for index, number in enumerate(numbers):
                 classes = {number % 3, (number + 1) % 3}
-                assert set(split.classes_of(index)) == classes
+                assert set(split.sample_classes(index)) == classes
                 assert split[index].targets["tags"].tolist() == [float(label in classes) for label in range(3)]
         wave, _ = soundfile.read(root / "FSD50K.dev_audio/011.wav", dtype="float32")
         assert torch.equal(data.split("val")[0].inputs["audio"], torch.from_numpy(wave)[None])
@@ -284,8 +284,8 @@ class TestAudioSet:
         assert names(train) == [f"audio/{video(n)}.wav" for n in range(16)]
         assert names(test) == [f"audio/{video(n)}.wav" for n in range(16, 19)]
         for n in range(16):
-            assert set(train.classes_of(n)) == {n % 3, (n + 1) % 3}
-            assert train[n].targets["tags"].nonzero().flatten().tolist() == sorted(train.classes_of(n))
+            assert set(train.sample_classes(n)) == {n % 3, (n + 1) % 3}
+            assert train[n].targets["tags"].nonzero().flatten().tolist() == sorted(train.sample_classes(n))
         assert sizes(audioset(root, eval_segments=None)) == [16, 0, 0]
 
     def test_training_segments_may_be_in_several_lists(self, root):
@@ -413,7 +413,7 @@ def test_real_classes_of_audioset(tmp_path):
     write_sound(tmp_path / "audio" / "--PJHxphWEs_30000.flac")
     found = audioset(tmp_path, num_classes=527, class_labels=str(table))
     assert len(set(found.class_names)) == 527
-    assert [found.class_names[label] for label in found.split("train").classes_of(0)] == ["Speech", "Gush"]
+    assert [found.class_names[label] for label in found.split("train").sample_classes(0)] == ["Speech", "Gush"]
 
 
 @REAL
@@ -422,8 +422,8 @@ def test_real_mixtures_in_the_layout_of_fsd50k():
     assert mixtures.class_names[:2] == ["Baby_cry_and_infant_cry", "Bark"]
     train, val = mixtures.split("train"), mixtures.split("val")
     assert sizes(mixtures) == [60, 20, 20]
-    assert train.classes_of(0) == [mixtures.class_names.index(name) for name in ("Bark", "Rain")]
-    assert set(Counter(len(train.classes_of(index)) for index in range(60))) == {1, 2, 3}
+    assert train.sample_classes(0) == [mixtures.class_names.index(name) for name in ("Bark", "Rain")]
+    assert set(Counter(len(train.sample_classes(index)) for index in range(60))) == {1, 2, 3}
     sample = val[0]
     assert sample.inputs["audio"].ndim == 3
-    assert sample.targets["tags"].sum() == len(val.classes_of(0))
+    assert sample.targets["tags"].sum() == len(val.sample_classes(0))

@@ -43,7 +43,7 @@ def test_a_sample_has_the_ids_of_its_source_and_all_targets_of_that(root):
     assert first.targets == {"caption": "It is a cat.", "references": ["It is a cat.", "It is a dog."]}
     assert second.targets == {"caption": "It is a dog.", "references": ["It is a dog.", "It is a cat."]}
     assert third.targets == {"caption": "It is a cat.", "references": ["It is a cat."]}
-    assert list(made.split("val").classes_of(0)) == made.class_names == []
+    assert list(made.split("val").sample_classes(0)) == made.class_names == []
     assert names(made.split("val"))[:2] == ["val.tsv:What is number 11?"] * 2
     data(Path("/nowhere"))
 

@@ -52,7 +52,7 @@ def planted_maps(places: list[list[tuple[int, int]]]) -> torch.Tensor:
     return torch.stack([torch.cat([one_hot(*place) / 0.3 for place in row]) for row in places])
 
 
-def classes_of(boxes: Sequence[Sequence[Box] | None]) -> list[list[Answer]]:
+def sample_classes(boxes: Sequence[Sequence[Box] | None]) -> list[list[Answer]]:
     """For each sample the classes that apply to it, as answers."""
     return [
         [
@@ -81,5 +81,5 @@ def explanation_of_maps(
         options: see `look_of`.
     """
     boxes = [None] * len(maps) if boxes is None else boxes
-    answers = classes_of(boxes) if answers is None else answers
+    answers = sample_classes(boxes) if answers is None else answers
     return explanation_of(capture_of(maps, mask), answers, boxes=list(boxes), **options)

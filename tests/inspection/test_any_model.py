@@ -9,7 +9,7 @@ import torch
 from perceiver import Perceiver
 from perceiver.decoders.joint import JointDecoder
 from perceiver.decoders.pooled import PooledDecoder
-from perceiver.inspection.capture import Explainable, pictures_of, sounds_of
+from perceiver.inspection.capture import Explainable, input_pictures, input_sounds
 from perceiver.inspection.explorer.media import Media, page_samples
 from perceiver.inspection.explorer.page import explorer_page, page_event
 from perceiver.inspection.faithfulness import faithfulness
@@ -119,7 +119,7 @@ def test_its_explanation_is_stored_and_drawn(make, layers, readers):
     arrays = arrays_of(explanation, **explanation.statistics)
     assert [name.removesuffix("/latents") for name in arrays if name.endswith("/latents")] == readers
     event = page_event(arrays)
-    media = Media(pictures_of(model, batch.inputs), sounds_of(model, batch.inputs))
+    media = Media(input_pictures(model, batch.inputs), input_sounds(model, batch.inputs))
     samples = page_samples(batch, explanation.record.spans, media, CLASS_NAMES)
     page, maps = contents_of(explorer_page("title", samples, {"run": [event]}))
     assert [list(sample["modalities"]) for sample in page["samples"]] == [list(batch.inputs)] * 3

@@ -6,7 +6,7 @@ from PIL import Image
 from perceiver.decoders.base import LOGITS
 from perceiver.encoders.stems import PatchStem
 from perceiver.encoders.text import TextEncoder
-from perceiver.inspection.capture import Capture, pictures_of
+from perceiver.inspection.capture import Capture, input_pictures
 from perceiver.inspection.contact_sheet import BAR_WIDTH, COLUMN_TICKS_HEIGHT, GAP, ROW_TICKS_WIDTH, TILE, TITLE_HEIGHT
 from perceiver.inspection.events import event_arrays
 from perceiver.inspection.figures import STRETCHED, STRIP_HEIGHT, Frame, contact_sheets, on_grid
@@ -126,7 +126,7 @@ def test_sheets_of_an_encoded_image_are_bright_where_the_image_is():
     weights = torch.full((1, 1, 11, 20), 0.001)
     weights[..., 19] = 1 - 0.019
     captured.layers = {"cross0": layer("cross", weights)}
-    sheets = contact_sheets(explanation_of(captured), pictures_of(model, {"image": image}), num_latents=1)
+    sheets = contact_sheets(explanation_of(captured), input_pictures(model, {"image": image}), num_latents=1)
     pixels = np.asarray(sheets["image/cross0"][0])[TITLE_HEIGHT : TITLE_HEIGHT + round(TILE * 4 / 5)].astype(float)
     picture, over, mean = (pixels[:, left : left + TILE] for left in range(0, 3 * (TILE + GAP), TILE + GAP))
     white = np.argwhere(picture.min(axis=-1) > 250)
@@ -147,12 +147,12 @@ def test_a_sheet_has_input_mean_rollout_and_the_latents_that_exist(num_latents, 
 
 def test_encoders_without_a_picture_have_none():
     model, inputs = perceiver(), small_inputs()
-    found = pictures_of(model, inputs)
+    found = input_pictures(model, inputs)
     assert {name: tuple(picture.values.shape) for name, picture in found.items()} == {
         name: tuple(raw.shape) for name, raw in inputs.items()
     }
     model.encoders["depth"].picture = lambda raw: None
-    assert set(pictures_of(model, inputs)) == {"image"}
+    assert set(input_pictures(model, inputs)) == {"image"}
 
 
 @pytest.mark.parametrize("make", [perceiver, perceiver_io, perceiver_text, direct_text], ids=lambda make: make.__name__)
@@ -307,7 +307,7 @@ class TestWords:
         facts = [EveryWord(Box(0, name, {})) for name in (names * 3)[:3]]
         masks = {"text": torch.arange(11) < torch.tensor([[11], [2], [7]])} if "text" in names else {}
         found = explain(model, inputs, masks, facts=facts)
-        sheets = contact_sheets(found, pictures_of(model, inputs), num_latents=2)
+        sheets = contact_sheets(found, input_pictures(model, inputs), num_latents=2)
         assert set(sheets) == {f"{name}/cross0" for name in names} | {"caption/words"}
         assert all(sheet.mode == "RGB" and np.asarray(sheet).std() > 10 for rows in sheets.values() for sheet in rows)
         if names == ["audio"]:

@@ -11,10 +11,10 @@ from tests.inspection.sounds import (
     SOUND,
     capture_of,
     cells,
-    classes_of,
     explanation_of_maps,
     one_hot,
     planted_maps,
+    sample_classes,
 )
 
 MEASURED = {f"{name}{chance}" for name in ("energy_in_box", "pointing_game") for chance in ("", "_chance")}
@@ -167,7 +167,7 @@ class TestClasses:
         assert found["energy_in_box_chance"].tolist() == pytest.approx(of_classes if own else [3 / 35, 1 / 35])
         assert found["relevance/energy_in_box_chance"].tolist() == pytest.approx(of_classes)
         assert set(found) == {f"{of}{name}" for of in ("", "relevance/") for name in MEASURED}
-        others = [[of_class(2), *row] if place < 2 else row for place, row in enumerate(classes_of(boxes))]
+        others = [[of_class(2), *row] if place < 2 else row for place, row in enumerate(sample_classes(boxes))]
         torch.testing.assert_close(localized(maps, boxes, others, own=own), found)
 
     def test_each_is_compared_with_its_own_boxes(self):
@@ -181,7 +181,7 @@ class TestClasses:
 
     def test_a_shared_rollout_is_compared_with_all_boxes_and_relevance_with_those_of_its_class(self):
         maps, relevance = planted_maps(INSIDE), torch.zeros(4, 2, 35)
-        for row, answers in enumerate(classes_of(SAMPLES)):
+        for row, answers in enumerate(sample_classes(SAMPLES)):
             relevance[row, : len(answers)] = maps[row, [answer.label for answer in answers]]
         found = localized(maps, SAMPLES, own=False, relevance=relevance)
         expected = map_scores(maps.mean(dim=1)[[0, 1, 3]], box_coverage([row for row in SAMPLES if row], SOUND), None)
@@ -205,7 +205,7 @@ class TestClasses:
         captured = capture_of(torch.cat([maps * 0.5, image * 0.5], dim=-1))
         set_tokens(captured, {"audio": Span(0, 35, SOUND), "image": Span(35, 41, grid(2, 3, cell=10))})
         boxes = [[cells((2, 3), (3, 4)), Box(0, "image", {"y": (0.0, 10.0), "x": (0.0, 15.0)})]]
-        found = localization(explanation_of(captured, classes_of(boxes), boxes=boxes))
+        found = localization(explanation_of(captured, sample_classes(boxes), boxes=boxes))
         torch.testing.assert_close(found["energy_in_box"], torch.tensor([1.0, 0.25]).double(), rtol=0, atol=1e-4)
 
     @pytest.mark.parametrize("boxes", [[[], []], [None, None]])

@@ -14,7 +14,7 @@ from PIL import Image
 from perceiver.data.sources.text_pairs import TextPairs
 from perceiver.encoders.stems import PatchStem
 from perceiver.encoders.text import TextEncoder
-from perceiver.inspection.capture import pictures_of, sounds_of
+from perceiver.inspection.capture import input_pictures, input_sounds
 from perceiver.inspection.explorer import media as media_module
 from perceiver.inspection.explorer.media import Media, page_samples, texts_of
 from perceiver.inspection.figures import Frame
@@ -54,7 +54,7 @@ def shown(encoders: dict[str, Any], batch: Batch, class_names=NAMES, texts=None)
     """The samples of a batch as a model with these encoders sees them."""
     model = perceiver(encoders=encoders)
     spans = forward_record(model, batch.inputs, batch.masks).spans
-    media = Media(pictures_of(model, batch.inputs), sounds_of(model, batch.inputs), texts or {})
+    media = Media(input_pictures(model, batch.inputs), input_sounds(model, batch.inputs), texts or {})
     return page_samples(batch, spans, media, class_names)
 
 
@@ -119,7 +119,7 @@ def test_sounds_are_the_waves_of_their_sample_at_their_rate(make, dtype):
     batch = labelled({"audio": raw})
     model = perceiver(encoders={"audio": make()})
     spans = forward_record(model, {"audio": raw.float()}).spans
-    found = page_samples(batch, spans, Media(sounds=sounds_of(model, batch.inputs)), NAMES)
+    found = page_samples(batch, spans, Media(sounds=input_sounds(model, batch.inputs)), NAMES)
     for row, sample in enumerate(found):
         wave, rate = soundfile.read(content_of(sample["modalities"]["audio"]["sound"], "audio/flac"))
         assert (rate, wave.shape) == (RATE, (RATE,))

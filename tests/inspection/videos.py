@@ -2,7 +2,7 @@
 
 import torch
 
-from perceiver.inspection.capture import pictures_of
+from perceiver.inspection.capture import input_pictures
 from perceiver.inspection.explanation import Explanation
 from perceiver.inspection.explorer.media import Media, page_samples
 from perceiver.inspection.explorer.page import explorer_page, page_event
@@ -47,6 +47,6 @@ def explained() -> Explanation:
 def video_page(explanation: Explanation) -> str:
     """The page of one explanation."""
     images = {"image": explanation.batch.inputs["image"]}
-    media = Media(pictures_of(perceiver_io(encoders={"image": image_encoder()}), images))
+    media = Media(input_pictures(perceiver_io(encoders={"image": image_encoder()}), images))
     samples = page_samples(explanation.batch, explanation.record.spans, media, CLASS_NAMES)
     return explorer_page("video", samples, {"run": [page_event(arrays_of(explanation))]})

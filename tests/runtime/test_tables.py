@@ -91,7 +91,7 @@ def test_pictures_are_drawn_for_wandb_alone_and_neither_they_nor_it_stop_a_run(t
         calls.append(args)
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(tables, "pictures_of", fail)
+    monkeypatch.setattr(tables, "input_pictures", fail)
     monkeypatch.setattr(wandb, "Table", fail)
     run = trained(tmp_path / "run", f"logger.mode={mode}", "trainer.max_epochs=1")
     assert len([call for call in calls if call]) == failures  # not again for each batch

@@ -36,7 +36,7 @@ class NoisyItems:
             raise UnreadableError(f"{self.stage}/{index}.jpg: broken")
         return Item({"x": noise}, {"label": index}, f"{self.stage}/{index}")
 
-    def classes_of(self, index: int) -> list[int]:
+    def sample_classes(self, index: int) -> list[int]:
         return [int(index % 7 == 0)]
 
 
@@ -262,7 +262,7 @@ class TestClassBalance:
         assert [id for pair in zip_longest(*parts) for id in pair if id is not None] == whole
 
     def test_samples_without_classes_are_refused(self, monkeypatch):
-        monkeypatch.setattr(NoisyItems, "classes_of", lambda self, index: [])
+        monkeypatch.setattr(NoisyItems, "sample_classes", lambda self, index: [])
         assert len(module().train_samples) == SIZES["train"]
         for attribute in ("train_samples", "train_dataloader"):
             with pytest.raises(ValueError, match=r"^loader\.class_balanced=true: "):

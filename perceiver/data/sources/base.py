@@ -41,7 +41,7 @@ class Items(Protocol):
     """The items of one stage, by index. Randomness in an item comes from torch's global generator only.
 
     A list of `Item` is sufficient. Items that are expensive to make may have three more members, which need none:
-    `classes_of(index)`, the classes of a sample (default: those of its targets); `name_of(index)`, a name that
+    `sample_classes(index)`, the classes of a sample (default: those of its targets); `sample_name(index)`, a name that
     identifies the sample wherever the data is stored (default: its `id`); and `roles`, those of which any item has a
     part (default: found by a search).
     """
@@ -151,12 +151,12 @@ class ItemTable:
             return {"tags": multi_hot(self.tags[index], self.num_classes)}
         return {} if self.references is None else {"references": list(self.references[index])}
 
-    def classes_of(self, index: int) -> Sequence[int]:
+    def sample_classes(self, index: int) -> Sequence[int]:
         if self.labels is not None:
             return [self.labels[index]]
         return self.tags[index] if self.tags is not None else ()
 
-    def name_of(self, index: int) -> str:
+    def sample_name(self, index: int) -> str:
         return self.ids[index]
 
     def subset(self, indices: Sequence[int]) -> "ItemTable | None":

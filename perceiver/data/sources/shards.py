@@ -99,13 +99,13 @@ class Shards(Source):
         fractions: dict[Stage, float] = {"test": self.held_out.test_fraction, "val": self.held_out.val_fraction}
         if missing := {stage: share for stage, share in fractions.items() if stage not in split and share}:
             shards = self._shards["train"]
-            names = [self.name_of(shards[index]) for index in range(len(shards))]
+            names = [self.sample_name(shards[index]) for index in range(len(shards))]
             for stage, share in missing.items():
                 rest, part = split_by_name([names[index] for index in split["train"]], share, stage)
                 split[stage], split["train"] = split["train"][part], split["train"][rest]
         return split
 
-    def name_of(self, sample: ShardSample) -> str:
+    def sample_name(self, sample: ShardSample) -> str:
         """Return a name that identifies a sample wherever the tars are stored."""
         return f"{sample.tar.relative_to(self.root)}/{sample.key}"
 
@@ -121,7 +121,7 @@ class Shards(Source):
             return {"tags": multi_hot(self._tags(sample), self.num_classes)}
         return {"label": self._label(sample)}
 
-    def classes_of(self, sample: ShardSample) -> Sequence[int]:
+    def sample_classes(self, sample: ShardSample) -> Sequence[int]:
         """Return the classes of a sample; none if they cannot be read, which raises when the sample is read."""
         try:
             return () if self.target == "references" else classes_in(self.targets(sample))
@@ -214,11 +214,11 @@ class ShardItems:
     def sample(self, index: int) -> ShardSample:
         return self.shards[int(self.indices[index])]
 
-    def classes_of(self, index: int) -> Sequence[int]:
-        return self.source.classes_of(self.sample(index))
+    def sample_classes(self, index: int) -> Sequence[int]:
+        return self.source.sample_classes(self.sample(index))
 
-    def name_of(self, index: int) -> str:
-        return self.source.name_of(self.sample(index))
+    def sample_name(self, index: int) -> str:
+        return self.source.sample_name(self.sample(index))
 
 
 def stage_tars(root: Path) -> dict[Stage, list[Path]]:

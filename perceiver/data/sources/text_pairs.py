@@ -120,10 +120,10 @@ class PairItems:
             others = [others[place] for place in torch.randperm(len(others)).tolist()]
         return Item({"text": source}, {"caption": target, "references": [target, *others]}, id)
 
-    def classes_of(self, index: int) -> Sequence[int]:
+    def sample_classes(self, index: int) -> Sequence[int]:
         return ()
 
-    def name_of(self, index: int) -> str:
+    def sample_name(self, index: int) -> str:
         pair = self.pairs[index]
         return f"{pair.id.rpartition(':')[0]}:{pair.source}"  # line numbers change when lines are added
 

@@ -141,10 +141,10 @@ class ShapeItems:
     def __len__(self) -> int:
         return self.scenes.num_samples[self.stage]
 
-    def classes_of(self, index: int) -> Sequence[int]:
+    def sample_classes(self, index: int) -> Sequence[int]:
         return ()
 
-    def name_of(self, index: int) -> str:
+    def sample_name(self, index: int) -> str:
         return f"shape_scenes/{self.stage}/{index}"
 
     def __getitem__(self, index: int) -> Item:
@@ -159,4 +159,4 @@ class ShapeItems:
         if not train:
             targets["boxes"] = [one.box(scenes.image_size) for one in objects]
             targets["facts"] = ShapeFacts(objects, scenes.image_size, self.constant)
-        return Item({"image": image}, targets, self.name_of(index))
+        return Item({"image": image}, targets, self.sample_name(index))

@@ -259,20 +259,22 @@ class SceneItems:
     def __len__(self) -> int:
         return self.scenes.num_samples[self.stage]
 
-    def classes_of(self, index: int) -> Sequence[int]:
+    def sample_classes(self, index: int) -> Sequence[int]:
         random = self._random(index, 0)
         count = int(random.integers(1, self.scenes.max_events + 1))
         return sorted(random.choice(self.scenes.num_classes, count, replace=False).tolist())
 
-    def name_of(self, index: int) -> str:
+    def sample_name(self, index: int) -> str:
         return f"sound_scenes/{self.stage}/{index}"
 
     def __getitem__(self, index: int) -> Item:
-        labels, train = self.classes_of(index), self.stage == "train"
+        labels, train = self.sample_classes(index), self.stage == "train"
         # torch's generator is seeded by (seed, epoch, index).
         wave, events = self._scene(self._random(index, 1, *([int(torch.randint(2**62, ()))] if train else [])), labels)
         boxes = {} if train else {"boxes": [self._box(event) for event in events]}
-        return Item({"audio": wave}, {"tags": multi_hot(labels, self.scenes.num_classes)} | boxes, self.name_of(index))
+        return Item(
+            {"audio": wave}, {"tags": multi_hot(labels, self.scenes.num_classes)} | boxes, self.sample_name(index)
+        )
 
     def _random(self, index: int, *more: int) -> Random:
         return np.random.default_rng([self.scenes.seed, STAGES.index(self.stage), index, *more])
