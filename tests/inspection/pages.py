@@ -62,9 +62,10 @@ def planted_maps(*count: int, shift: int, seed: int) -> np.ndarray:
     return (values / values.sum(axis=-1, keepdims=True)).astype(np.float16)
 
 
-def answers() -> list[list[Answer]]:
-    """Classes of the first sample, words of the second."""
-    classes = [Answer(name, (label,), LOGITS, label=label) for label, name in enumerate(CLASSES)]
+def answers(explanation: int) -> list[list[Answer]]:
+    """Classes of the first sample with their boxes, words of the second."""
+    own = [tuple(box for box in boxes(explanation)[0] if box.label == label) for label in range(len(CLASSES))]
+    classes = [Answer(name, (label,), LOGITS, label=label, boxes=own[label]) for label, name in enumerate(CLASSES)]
     return [classes, [Answer(word, (place,), LOGITS, ids=(place,)) for place, word in enumerate(CAPTION)]]
 
 
@@ -81,7 +82,7 @@ def arrays_at(explanation: int, kind: str = "latent") -> dict[str, np.ndarray]:
     reads = noise.dirichlet(np.ones(LATENTS), (2, len(CAPTION))).astype(np.float16)
     arrays = {
         "ids": np.array(IDS),
-        "answers": np.array(json.dumps([[asdict(answer) for answer in row] for row in answers()])),
+        "answers": np.array(json.dumps([[asdict(answer) for answer in row] for row in answers(explanation)])),
         "answers/probability": np.tile([0.9, 0.7, 0.5, 0.3], (2, 1)),
         "boxes": np.array(json.dumps([[asdict(box) for box in row] for row in boxes(explanation)])),
         "rollout/inputs": planted_maps(2, len(CAPTION), shift=explanation, seed=5),
