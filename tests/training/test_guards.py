@@ -142,13 +142,16 @@ def test_too_little_memory_names_the_settings_to_change(tmp_path, monkeypatch, e
 
 
 def in_workers(act, start=lambda: None):
-    """Let each worker call `start` before its first sample, and `act` within its second batch."""
+    """Let each worker call `start` before its first sample, and `act` within its third batch.
+
+    It reads two ahead, so that by the third all workers have started: torch misses the death of one before that.
+    """
     parent, reads = os.getpid(), iter(range(10**6))
     original = Split.__getitem__
 
     def read(self, index):
         if os.getpid() != parent:
-            {0: start, 90: act}.get(next(reads), lambda: None)()
+            {0: start, 120: act}.get(next(reads), lambda: None)()
         return original(self, index)
 
     Split.__getitem__ = read
