@@ -35,7 +35,7 @@ LEAST_SAMPLES = 8
 RANDOM = "random"
 ERRORS = 2
 """Standard errors between 0 and a mean that differs from it."""
-TITLES = {"mean_map": "the mean attention of all layers"}
+TITLES = {"mean_map": "mean attention of all layers"}
 """Kind of map -> its name in sentences, where they differ."""
 
 
@@ -100,23 +100,21 @@ def area_summary(name: str, mean: float, error: float | None, num_samples: int) 
         `sentence`.
     """
     title = TITLES.get(name, name)
-    marks = f"Hiding what {title} marks hurts the answer"
+    masking = f"Masking the tokens with the largest {title} lowers the probability of the answer"
     if error is None or not isfinite(mean) or not isfinite(error):
-        mark, brief = "?", "cannot be judged"
-        sentence = f"Too few samples were tested to judge {title}: do not read the map as an explanation."
+        mark, brief = "?", "too few samples"
+        sentence = f"Too few samples were tested for a conclusion: do not read {title} as an explanation."
     else:
         size = f"area {mean:.2f} ± {error:.2f}, {num_samples} samples"
         if mean > ERRORS * error:
-            mark, brief = "✓", "points at what matters"
-            sentence = f"{marks} more than hiding random inputs ({size}): it {brief}."
+            mark, brief = "✓", "better than random"
+            sentence = f"{masking} more than masking random tokens ({size}): the map is faithful."
         elif mean < -ERRORS * error:
             mark, brief = "✗", "worse than random"
-            follows = f"{brief}, so what it marks is not what matters"
-            sentence = f"{marks} less than hiding random inputs ({size}): {follows}."
+            sentence = f"{masking} less than masking random tokens ({size}): the map is misleading."
         else:
             mark, brief = "≈", "no better than random"
-            follows = f"{brief}, so do not read the map as an explanation"
-            sentence = f"{marks} as much as hiding random inputs ({size}): {follows}."
+            sentence = f"{masking} as much as masking random tokens ({size}): do not read the map as an explanation."
     return {"title": title, "mean": mean, "error": error, "mark": mark, "brief": brief, "sentence": sentence}
 
 

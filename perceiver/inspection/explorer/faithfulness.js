@@ -54,7 +54,7 @@ function deletionResult({ fractions, curves, areas }) {
   const table = element(
     "table",
     { id: "areas" },
-    element("caption", {}, "Area between the random curve and that of the map; positive if the map marks what matters"),
+    element("caption", {}, "Area between the random curve and that of the map; positive if the map is better than random"),
     tableHead(["map", "area ± standard error", "verdict"]),
     element("tbody", {}, ...rows),
   );
