@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torchaudio.transforms import SpecAugment
 
 from perceiver.encoders.base import Combine, Encoder, cell_positions, check_sizes, combined_dim, with_positions
+from perceiver.encoders.norm import zero_masked
 from perceiver.encoders.stems import RasterEncoder, Stem
 from perceiver.positions import Positions, extents
 from perceiver.spectrogram import LogMel
@@ -104,8 +105,7 @@ class LogMelEncoder(RasterEncoder):
             )
         if not raw.is_floating_point():
             raise ValueError(f"audio inputs must be real numbers, not {raw.dtype}")
-        if mask is not None:  # the windows of the last real frames extend beyond it
-            raw = raw.masked_fill(~mask[:, None], 0.0)
+        raw = zero_masked(raw, mask)  # the windows of the last real frames extend beyond the mask
         return self.log_mel(raw) if is_wave else raw.float()
 
     def axes(self, rows: int, columns: int) -> tuple[Axis, Axis]:

@@ -28,13 +28,13 @@ class BatchNorm(nn.BatchNorm2d):
             num_local = values.new_full((1,), values.numel() // self.num_features)
         else:
             num_local = mask.sum(dtype=values.dtype)[None]
-            values = _zero_masked(values, mask)
+            values = zero_masked(values, mask)
         totals = _sum_over_processes(torch.cat([values.sum(dims), num_local]))
         num = totals[-1].detach()
         mean = totals[:-1] / num.clamp_min(1.0)
         centered = values - mean.reshape(shape)
         if mask is not None:
-            centered = _zero_masked(centered, mask)
+            centered = zero_masked(centered, mask)
         variance = _sum_over_processes(centered.square().sum(dims)) / num.clamp_min(1.0)
         self._update_running_statistics(mean.detach(), variance.detach() * num / (num - 1.0).clamp_min(1.0), num > 0)
         normed = centered * (variance + self.eps).rsqrt().reshape(shape)
@@ -53,10 +53,11 @@ class BatchNorm(nn.BatchNorm2d):
         self.num_batches_tracked += any_real
 
 
-def _zero_masked(
-    values: Float[Tensor, "batch channels height width"], mask: Bool[Tensor, "batch height width"]
-) -> Float[Tensor, "batch channels height width"]:
-    return values.masked_fill(~mask[:, None], 0.0)
+def zero_masked(
+    values: Float[Tensor, "batch channels *shape"], mask: Bool[Tensor, "batch *shape"] | None
+) -> Float[Tensor, "batch channels *shape"]:
+    """Set the values of masked positions to zero, also where they are not finite."""
+    return values if mask is None else values.masked_fill(~mask[:, None], 0.0)
 
 
 def _sum_over_processes(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perceiver.encoders.base import Combine, Encoder, cell_positions, check_sizes, combined_dim, with_positions
-from perceiver.encoders.norm import BatchNorm
+from perceiver.encoders.norm import BatchNorm, zero_masked
 from perceiver.positions import Positions, extents
 from perceiver.types import Axis, Grid, Tokens
 
@@ -218,9 +218,8 @@ class RasterEncoder(Encoder):
 
     def tokens(self, raster: Float[Tensor, "batch channels height width"], mask: Mask | None) -> Tokens:
         """Encode a raster; masked pixels change no real token, statistic or gradient."""
-        if mask is not None:  # the receptive field of a cell may extend beyond the mask
-            raster = raster.masked_fill(~mask[:, None], 0.0)
-        features = self.stem(raster, mask)
+        # The receptive field of a cell may extend beyond the mask.
+        features = self.stem(zero_masked(raster, mask), mask)
         rows, columns = features.shape[-2:]
         cells = None if mask is None else self.stem.token_mask(mask)[:, :rows, :columns]
         values = with_positions(
@@ -235,13 +234,6 @@ class RasterEncoder(Encoder):
 def downsample_mask(mask: Mask, stride: tuple[int, int]) -> Bool[Tensor, "batch rows columns"]:
     """Return which cells contain anything real."""
     return F.max_pool2d(pad_to_multiple(mask.float(), stride), kernel_size=stride) > 0
-
-
-def zero_masked(
-    features: Float[Tensor, "batch dim rows columns"], cells: Bool[Tensor, "batch rows columns"] | None
-) -> Float[Tensor, "batch dim rows columns"]:
-    """Set masked cells of a feature map to zero."""
-    return features if cells is None else features.masked_fill(~cells[:, None], 0.0)
 
 
 def pad_to_multiple(raster: Tensor, multiple: tuple[int, int]) -> Tensor:

@@ -21,7 +21,7 @@ def leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
 
 
 def select(config: Any, key: str) -> Any:
-    """The value under a key of a plain config; None if there is none."""
+    """The value under a key of a plain config; None without such a key."""
     for name in key.split("."):
         if isinstance(config, list) and name.isdecimal() and int(name) < len(config):
             config = config[int(name)]

@@ -250,7 +250,7 @@ class ShardSample:
         """Return the file of each role; of several roles, all but one may be missing.
 
         Raises:
-            UnreadableError: there is none, or there are several of one role.
+            UnreadableError: no role has a file, or one has several.
         """
         matches = {
             role: [member for ending, member in self.members.items() if f".{ending}" in kind.endings]
@@ -277,7 +277,7 @@ class ShardIndex:
         keys: all keys concatenated, in UTF-8.
         key_ends: where each ends.
         endings: of the files, without the dot.
-        offsets, sizes: of each sample's file with each ending; -1 if there is none.
+        offsets, sizes: of each sample's file with each ending; -1 without such a file.
     """
 
     keys: UInt8[np.ndarray, " bytes"]
