@@ -132,6 +132,18 @@ class MLP(nn.Sequential):
         initialize(self, spec.init_scale)
 
 
+@torch.no_grad()
+def attend_to_equal_places(attention: Attention, dim: int, sharpness: float) -> None:
+    """Initialize an attention so that queries prefer inputs whose first `dim` columns are similar to their own.
+
+    The weights of queries and keys for these columns become the same random matrix, so that they contribute to a logit
+    `sharpness` times the dot product of the two, in expectation.
+    """
+    query, key = attention.query.weight, attention.key.weight
+    std = (sharpness / (len(query) / attention.num_heads) ** 0.5) ** 0.5
+    query[:, :dim] = key[:, :dim] = std * torch.randn(len(query), dim, device=query.device)
+
+
 def initialize(module: nn.Module, scale: float | None) -> None:
     """Initialize the linear layers of a module with a truncated normal; see `BlockSpec.init_scale`.
 

@@ -15,8 +15,9 @@ import torch
 from einops import repeat
 from torch import Tensor, nn
 
-from perceiver.attention import BlockSpec, CrossBlock, SelfBlock, run_block
+from perceiver.attention import BlockSpec, CrossBlock, SelfBlock, attend_to_equal_places, run_block
 from perceiver.mechanisms.base import CROSS, SELF
+from perceiver.positions import SharedPositions
 from perceiver.types import JoinedTokens, Memory
 
 Sharing: TypeAlias = Literal["none", "all", "all_but_first"]
@@ -58,6 +59,15 @@ class LatentArray(nn.Module):
         input_dim: width of the tokens.
         cross_attention, self_attention: sizes of the two kinds of block.
         activation_checkpointing: see `run_block`.
+        shared_positions: if given, latents start at places spread over the shared axes, whose features replace their
+            first columns, and each cross-attention prefers tokens at the place of a latent: in these columns, which
+            are also the first ones of tokens, the weights of queries and keys start with the same random matrix. All
+            stay trainable. Without it, attention starts diffuse and averages over places, so that no gradient relates
+            the modalities at one place.
+        sharpness: of this preference, see `attend_to_equal_places`.
+
+    Raises:
+        ValueError: `num_latents` is less than 1, or `dim` less than the width of the shared positions.
     """
 
     def __init__(
@@ -70,6 +80,8 @@ class LatentArray(nn.Module):
         self_attention: BlockSpec,
         schedule: Schedule,
         activation_checkpointing: bool = False,
+        shared_positions: SharedPositions | None = None,
+        sharpness: float = 1.0,
     ) -> None:
         super().__init__()
         if num_latents < 1:
@@ -89,6 +101,18 @@ class LatentArray(nn.Module):
             )
             for _ in range(num_blocks)
         )
+        if shared_positions is not None:
+            self._initialize_at_places(shared_positions, sharpness)
+
+    @torch.no_grad()
+    def _initialize_at_places(self, positions: SharedPositions, sharpness: float) -> None:
+        """Start each latent at a place along the shared axes, and queries and keys with equal weights for places."""
+        if positions.dim > self.array.shape[1]:
+            raise ValueError(f"dim={self.array.shape[1]} is less than the {positions.dim} features of shared positions")
+        self.array[:, : positions.dim] = positions.spread(len(self.array))
+        for block in self.cross_blocks:
+            assert isinstance(block, CrossBlock)
+            attend_to_equal_places(block.attention, positions.dim, sharpness)
 
     def forward(self, tokens: JoinedTokens) -> Memory:
         latents: Tensor = repeat(self.array, "latents dim -> batch latents dim", batch=len(tokens.values))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from perceiver.decoders.base import Decoder
 from perceiver.encoders.base import Encoder
 from perceiver.encoders.norm import BatchNorm
+from perceiver.positions import SharedPositions
 from perceiver.processes import is_distributed
 from perceiver.types import IncrementalDecoder, JoinedTokens, Memory, Span, Tokens
 
@@ -27,15 +28,17 @@ class Join(nn.Module):
     """Concatenates the tokens of several modalities.
 
     The tokens of each modality are padded to a common width with a learned vector, which also identifies the modality
-    (Perceiver IO, section 3.1 and appendix F). With one modality there is no padding.
+    (Perceiver IO, section 3.1 and appendix F). With one modality there is no padding. Shared positions come first.
     """
 
-    def __init__(self, dims: Mapping[str, int]) -> None:
+    def __init__(self, dims: Mapping[str, int], positions: SharedPositions | None = None) -> None:
         super().__init__()
         several = len(dims) > 1
-        self.dim = max(dims.values()) + (MODALITY_DIM if several else 0)
+        self.positions = positions
+        width = max(dims.values()) + (MODALITY_DIM if several else 0)
+        self.dim = width + (0 if positions is None else positions.dim)
         self.embeddings = nn.ParameterDict(
-            {name: torch.empty(self.dim - dim) for name, dim in dims.items()} if several else {}
+            {name: torch.empty(width - dim) for name, dim in dims.items()} if several else {}
         )
         for embedding in self.embeddings.values():
             nn.init.trunc_normal_(embedding, std=0.02, a=-2.0, b=2.0)
@@ -43,7 +46,7 @@ class Join(nn.Module):
     def forward(self, tokens: Mapping[str, Tokens]) -> JoinedTokens:
         values, spans, start = [], {}, 0
         for name, part in tokens.items():
-            values.append(self._widen(name, part.values))
+            values.append(self._widen(name, part))
             spans[name] = Span(start, start + part.values.shape[1], part.grid)
             start += part.values.shape[1]
         joined = torch.cat(values, dim=1)
@@ -53,11 +56,12 @@ class Join(nn.Module):
         # A weight of zero times a value that is not finite is NaN.
         return JoinedTokens(values=joined.masked_fill(~mask[..., None], 0.0), mask=mask, spans=spans)
 
-    def _widen(self, name: str, values: Float[Tensor, "batch tokens _"]) -> Float[Tensor, "batch tokens dim"]:
-        if name not in self.embeddings:
-            return values
-        embedding = self.embeddings[name].to(values.dtype)
-        return torch.cat([values, embedding.expand(*values.shape[:2], -1)], dim=-1)
+    def _widen(self, name: str, tokens: Tokens) -> Float[Tensor, "batch tokens dim"]:
+        values = tokens.values
+        if name in self.embeddings:
+            embedding = self.embeddings[name].to(values.dtype)
+            values = torch.cat([values, embedding.expand(*values.shape[:2], -1)], dim=-1)
+        return values if self.positions is None else torch.cat([self.positions.of_tokens(tokens), values], dim=-1)
 
 
 def _explicit_mask(tokens: Tokens) -> Bool[Tensor, "batch tokens"]:
@@ -81,6 +85,7 @@ class Perceiver(nn.Module):
         decoder: computes the outputs from the memory.
         modality_dropout: in training, probability that a modality of a sample is masked; one is always kept (Perceiver,
             section 4.2: dropping video improved audio + video).
+        shared_positions: of all tokens along axes that modalities have in common, in addition to those of encoders.
     """
 
     def __init__(
@@ -90,6 +95,7 @@ class Perceiver(nn.Module):
         memory: MemoryFactory,
         decoder: Decoder,
         modality_dropout: float = 0.0,
+        shared_positions: SharedPositions | None = None,
     ) -> None:
         super().__init__()
         if not encoders:
@@ -97,7 +103,7 @@ class Perceiver(nn.Module):
         if not 0.0 <= modality_dropout < 1.0:
             raise ValueError(f"modality_dropout={modality_dropout} must be in [0, 1)")
         self.encoders = nn.ModuleDict(encoders)
-        self.join = Join({name: encoder.dim for name, encoder in encoders.items()})
+        self.join = Join({name: encoder.dim for name, encoder in encoders.items()}, shared_positions)
         self.memory = memory(input_dim=self.join.dim)
         self.decoder = decoder
         self.modality_dropout = modality_dropout

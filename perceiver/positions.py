@@ -8,7 +8,8 @@ the cells of the axis, ends included. Their order is that of DeepMind's code, so
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from math import pi
 from typing import Self
 
@@ -17,6 +18,8 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from perceiver.types import Axis, Tokens
 
 INTERPOLATION = {1: "linear", 2: "bicubic", 3: "trilinear"}
 
@@ -198,3 +201,108 @@ class LearnedPositions(Positions):
         if any(size > trained for size, trained in zip(shape, self.shape, strict=True)):
             raise ValueError(f"shape={list(self.shape)}: no positions for an input grid of shape {list(shape)}")
         return self.embedding[tuple(slice(size) for size in shape)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedAxis:
+    """An axis that several modalities or inputs have in common, such as time in video and sound.
+
+    Attributes:
+        num_bands: frequencies of its Fourier features.
+        resolution: cells along the axis; the highest frequency is half of it.
+        start, stop: its range, in the unit of the grids' axes. None for both: that of each input, so that images of any
+            resolution span it.
+    """
+
+    num_bands: int
+    resolution: int
+    start: float | None = None
+    stop: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.start is None) != (self.stop is None):
+            raise ValueError(f"start={self.start} and stop={self.stop} must both be given, or neither")
+        if self.start is not None and self.stop is not None and not self.start < self.stop:
+            raise ValueError(f"start={self.start} must be less than stop={self.stop}")
+        for name, least in (("num_bands", 1), ("resolution", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
+
+    @property
+    def dim(self) -> int:
+        return 2 * self.num_bands + 1
+
+    def features(self, fractions: Float[Tensor, "*rest"]) -> Float[Tensor, "*rest dim"]:
+        """Return Fourier features of places, which are 0 at the start of the axis and 1 at its stop."""
+        frequencies = torch.linspace(1.0, self.resolution / 2, self.num_bands, device=fractions.device)
+        return fourier_features(2.0 * fractions[..., None] - 1.0, frequencies[None])
+
+    def fractions(self, axis: Axis, sizes: Int[Tensor, " batch"], num_cells: int) -> Float[Tensor, "batch cells"]:
+        """Return the places of the centers of the cells of a grid's axis.
+
+        Args:
+            axis: of the grid.
+            sizes: real cells of each sample along it.
+            num_cells: all cells.
+        """
+        centers = torch.arange(num_cells, device=sizes.device) + 0.5
+        if self.start is None or self.stop is None:
+            return centers / sizes[:, None].clamp_min(1)
+        values = axis.start + centers * (axis.stop - axis.start) / num_cells
+        return ((values - self.start) / (self.stop - self.start)).expand(len(sizes), -1)
+
+
+@dataclass(frozen=True)
+class SharedPositions:
+    """Fourier features of the cell centers of any grid along shared axes, in the same columns for all modalities.
+
+    `FourierPositions` belong to one encoder: their coordinates span each grid from end to end, and their columns follow
+    those of the features. Here equal places have equal features in all modalities, and latents can start at them
+    (`perceiver.latents.LatentArray`).
+
+    Args:
+        axes: name of a grid's axis -> the shared axis.
+
+    Raises:
+        ValueError: there is no axis.
+    """
+
+    axes: Mapping[str, SharedAxis]
+
+    def __post_init__(self) -> None:
+        if not self.axes:
+            raise ValueError("axes={}: name at least one")
+
+    @property
+    def dim(self) -> int:
+        return sum(axis.dim for axis in self.axes.values())
+
+    def of_tokens(self, tokens: Tokens) -> Float[Tensor, "batch tokens dim"]:
+        """Return the features of the cells of a grid; along an axis that it lacks, a constant of the same mean square.
+
+        Zeros instead would let layer norm enlarge the other columns of a modality that lacks an axis.
+        """
+        grid, (batch, length) = tokens.grid, tokens.values.shape[:2]
+        device = tokens.values.device
+        mask = torch.ones(1, length, dtype=torch.bool, device=device) if tokens.mask is None else tokens.mask
+        sizes = extents(mask.reshape(-1, *grid.shape))
+        columns = []
+        for name, shared in self.axes.items():
+            number = next((number for number, axis in enumerate(grid.axes) if axis.name == name), None)
+            if number is None:
+                columns.append(torch.full((batch, length, shared.dim), 0.5**0.5, device=device))
+                continue
+            fractions = shared.fractions(grid.axes[number], sizes[:, number], grid.shape[number])
+            shape = [size if other == number else 1 for other, size in enumerate(grid.shape)]
+            features = shared.features(fractions).reshape(-1, *shape, shared.dim)
+            columns.append(features.expand(batch, *grid.shape, -1).flatten(1, -2))
+        return torch.cat(columns, dim=-1).to(tokens.values.dtype)
+
+    def spread(self, count: int) -> Float[Tensor, "count dim"]:
+        """Return the features of places that cover the axes evenly: equidistant on one, a Sobol sequence on several."""
+        if len(self.axes) == 1:
+            fractions = (torch.arange(count)[:, None] + 0.5) / count
+        else:
+            fractions = torch.quasirandom.SobolEngine(len(self.axes)).draw(count)  # type: ignore[no-untyped-call]
+        axes = self.axes.values()
+        return torch.cat([axis.features(fractions[:, number]) for number, axis in enumerate(axes)], dim=-1)

@@ -7,15 +7,18 @@ import torch
 
 from perceiver.attention import CrossBlock, SelfBlock
 from perceiver.latents import LatentArray, Schedule
-from perceiver.types import JoinedTokens
+from perceiver.positions import SharedAxis, SharedPositions
+from perceiver.types import Axis, Grid, JoinedTokens, Tokens
 from tests.models import CROSS, DIM, PERCEIVER, PERCEIVER_IO, SELF
 
 INPUT_DIM = 31
 SHARING = ["none", "all", "all_but_first"]
 
 
-def latent_array(num_latents=11, *, num_self_attends=1, **schedule):
+def latent_array(num_latents=11, *, num_self_attends=1, shared_positions=None, sharpness=1.0, **schedule):
     return LatentArray(
+        shared_positions=shared_positions,
+        sharpness=sharpness,
         num_latents=num_latents,
         dim=DIM,
         input_dim=INPUT_DIM,
@@ -98,3 +101,26 @@ def test_one_latent_and_no_self_attends_work(num_latents, num_self_attends):
 def test_counts_out_of_range_are_named_in_the_error(wrong, named):
     with pytest.raises(ValueError, match=named):
         latent_array(**(PERCEIVER | wrong))
+
+
+def test_with_shared_positions_latents_start_at_places_and_prefer_tokens_there():
+    positions = SharedPositions({"time": SharedAxis(start=0.0, stop=7.0, num_bands=6, resolution=14)})
+    # Two latents for each of seven times; at each time three tokens of other modalities.
+    grid = Grid((7, 3), (Axis("time", "s", 0.0, 7.0), Axis("y", "px", 0.0, 3.0)))
+    placed = positions.of_tokens(Tokens(torch.zeros(1, 21, 1), None, grid))
+    values = torch.cat([placed, torch.randn(1, 21, INPUT_DIM - positions.dim)], dim=-1)
+    own, uniform = [], []
+    for _ in range(7):  # the mean over random weights
+        latents = latent_array(14, shared_positions=positions, sharpness=3.0, **PERCEIVER_IO)
+        attention, block = latents.cross_blocks[0].attention, latents.cross_blocks[0]
+        queries, keys = attention.query(block.query_norm(latents.array)), attention.key(block.input_norm(values[0]))
+        at_time = (queries @ keys.T / keys.shape[-1] ** 0.5).softmax(dim=-1).unflatten(1, (7, 3)).sum(dim=2)
+        own.append(at_time[range(14), [latent // 2 for latent in range(14)]].mean())
+        uniform.append(at_time.mean())
+    assert sum(own) > 3 * sum(uniform)
+
+
+def test_a_latent_that_is_too_narrow_for_its_place_is_an_error():
+    positions = SharedPositions({"time": SharedAxis(num_bands=11, resolution=14)})
+    with pytest.raises(ValueError, match=f"dim={DIM} .* {positions.dim} "):
+        latent_array(shared_positions=positions, **PERCEIVER_IO)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from perceiver.positions import FourierPositions, LearnedPositions
+from perceiver.positions import FourierPositions, LearnedPositions, SharedAxis, SharedPositions
+from perceiver.types import Axis, Grid, Tokens
 
 GRIDS = [(7,), (5, 7), (3, 5, 7)]
 OTHER_GRIDS = [(11,), (11, 3), (2, 11, 13)]
@@ -149,3 +150,57 @@ def test_a_grid_with_another_number_of_axes_is_an_error_that_names_both(make, an
 def test_sizes_out_of_range_are_refused_by_name(make, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         make()
+
+
+TIME = {"time": SharedAxis(start=0.5, stop=3.5, num_bands=3, resolution=11)}
+IN_IMAGE = {"y": SharedAxis(num_bands=2, resolution=5), "x": SharedAxis(num_bands=3, resolution=7)}
+
+
+def tokens_on(shape, axes, mask=None, batch=2):
+    grid = Grid(shape, tuple(Axis(name, "", *ends) for name, ends in axes.items()))
+    return Tokens(torch.randn(batch, grid.num_tokens, 3), mask, grid)
+
+
+class TestSharedPositions:
+    def test_features_of_a_cell_are_those_of_its_center_in_units_of_the_axis(self):
+        features = SharedPositions(TIME).of_tokens(tokens_on((2, 5), {"y": (0.0, 2.0), "time": (1.0, 2.0)}))
+        for cell in range(5):
+            x = 2 * (1.0 + (cell + 0.5) / 5 - 0.5) / 3.0 - 1
+            angles = [pi * x * frequency for frequency in (1.0, 3.25, 5.5)]
+            expected = torch.tensor([x, *map(sin, angles), *map(cos, angles)])
+            for row in range(2):
+                assert_close(features[:, 5 * row + cell], expected.expand(2, -1))
+
+    def test_equal_times_have_equal_features_in_the_same_columns_of_all_modalities(self):
+        positions = SharedPositions(TIME | IN_IMAGE)
+        sound = positions.of_tokens(tokens_on((6,), {"time": (0.0, 3.0)}))
+        video = positions.of_tokens(tokens_on((2, 5, 7), {"time": (0.0, 3.0), "y": (0, 5), "x": (0, 7)}))
+        thirds = positions.of_tokens(tokens_on((2,), {"time": (0.0, 3.0)}))
+        width = TIME["time"].dim
+        assert_close(thirds[..., :width], video.unflatten(1, (2, 35))[:, :, 0, :width])
+        assert_close(sound[:, 1::3, :width], thirds[..., :width])  # cells 1 and 4 have the same centers
+        # Axes that a modality lacks: the mean square of sines and cosines.
+        assert_close(sound[..., width:].square(), torch.full_like(sound[..., width:], 0.5))
+
+    def test_an_axis_without_a_range_spans_the_real_cells_of_each_sample(self):
+        positions, axes = SharedPositions(IN_IMAGE), {"y": (0.0, 9.0), "x": (0.0, 9.0)}
+        mask = torch.zeros(2, 3, 5, dtype=torch.bool)
+        mask[0, :2, :3], mask[1] = True, True
+        padded = positions.of_tokens(tokens_on((3, 5), axes, mask.flatten(1))).unflatten(1, (3, 5))
+        alone = positions.of_tokens(tokens_on((2, 3), axes)).unflatten(1, (2, 3))
+        assert_close(padded[0, :2, :3], alone[0])
+        assert_close(padded[1], positions.of_tokens(tokens_on((3, 5), axes)).unflatten(1, (3, 5))[1])
+
+    @pytest.mark.parametrize(
+        ("make", "named"),
+        [
+            (lambda: SharedAxis(num_bands=0, resolution=3), "num_bands=0"),
+            (lambda: SharedAxis(num_bands=2, resolution=1), "resolution=1"),
+            (lambda: SharedAxis(num_bands=2, resolution=3, start=1.0), "stop=None"),
+            (lambda: SharedAxis(num_bands=2, resolution=3, start=1.0, stop=1.0), "start=1.0"),
+            (lambda: SharedPositions({}), "axes"),
+        ],
+    )
+    def test_wrong_axes_are_refused_by_name(self, make, named):
+        with pytest.raises(ValueError, match=named):
+            make()

@@ -16,7 +16,7 @@ import torch
 from perceiver.data.sources.base import Item, OnError, Roles, Source
 from perceiver.data.synthetic.shape_captions import COUNTS, PLURALS, WORDS, CaptionSampler, ShapeFacts, constant_caption
 from perceiver.data.synthetic.shapes import COLORS, SHAPES, ObjectSampler, Random, SceneObject, render
-from perceiver.types import Stage
+from perceiver.types import STAGES, Stage
 
 MIN_PIXELS = 3
 """Least diameter of a recognizable object."""
@@ -26,7 +26,6 @@ NUM_TEXTS = 2000
 """Scenes whose captions a tokenizer is trained on."""
 NUM_CONSTANT = 100
 """Scenes by which the best constant caption is chosen."""
-STAGES: tuple[Stage, ...] = ("train", "val", "test")
 
 
 class PairSampler:

@@ -16,7 +16,7 @@ from scipy.signal import butter, lfilter, oaconvolve, sosfilt
 from torch import Tensor
 
 from perceiver.data.sources.base import Item, Roles, Source, multi_hot
-from perceiver.types import Box, Stage
+from perceiver.types import STAGES, Box, Stage
 
 Wave: TypeAlias = Float[np.ndarray, " length"]
 Random: TypeAlias = np.random.Generator
@@ -32,7 +32,6 @@ MAX_PAUSE = 0.34
 """Longest time between two knocks, in seconds: any longer event is audible."""
 MIN_SAMPLE_RATE = 12_500
 """In Hz, for the highest of the events."""
-STAGES: tuple[Stage, ...] = ("train", "val", "test")
 
 
 def log_uniform(random: Random, low: float, high: float) -> float:
