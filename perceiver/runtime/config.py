@@ -1,6 +1,7 @@
 """Checks of a composed config before anything is built, and the resolvers that it uses."""
 
 import inspect
+import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -132,7 +133,8 @@ def _check_root(config: dict[str, Any]) -> None:
 def check_parts(config: dict[str, Any]) -> None:
     """Compare the keys and values of every node with a `_target_` with the signature of the target.
 
-    A required keyword that is missing and may be None is set to None; a number where only a text is valid becomes one.
+    A required keyword that is missing and may be None is set to None; a number or boolean where only a text is valid
+    becomes one.
 
     Raises:
         ConfigError: the target has no such keyword, or a value is of another type.
@@ -153,9 +155,9 @@ def check_parts(config: dict[str, Any]) -> None:
                 raise ConfigError(f"{key}.{name}: {target.__name__} takes no such key{hint}{leave_out}")
             has_nodes = isinstance(value, dict) or (isinstance(value, list) and any(isinstance(v, dict) for v in value))
             if name in hints and not has_nodes:
-                is_number = type(value) in (int, float) and not is_valid(value, hints[name])
-                if is_number and is_valid(str(value), hints[name]):
-                    node[name] = value = str(value)  # the name of a folder
+                is_number = isinstance(value, int | float) and not is_valid(value, hints[name])
+                if is_number and is_valid(json.dumps(value), hints[name]):
+                    node[name] = value = json.dumps(value)  # the name of a folder, as typed
                 _check_value(f"{key}.{name}", value, hints[name])
         for name, parameter in parameters.items():
             required = parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty

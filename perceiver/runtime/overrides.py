@@ -5,6 +5,7 @@ number.
 """
 
 import copy
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -31,8 +32,6 @@ TEXT_KEYS: dict[str, Any] = {
 """Types of the commands' own keys whose values are texts; those of a run's parts follow from their signatures."""
 NUMBER_TOKENS = (OverrideLexer.INT, OverrideLexer.FLOAT, OverrideLexer.BOOL, OverrideLexer.NULL)
 SEPARATOR_TOKENS = (OverrideLexer.COMMA, OverrideLexer.BRACKET_OPEN, OverrideLexer.BRACKET_CLOSE)
-CANONICAL_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)")
-"""A number whose text is not changed by parsing and printing it."""
 PURE_RESOLVERS = ("grid", "mel_grid", "frames")
 """The resolvers of conf whose values depend on their arguments alone."""
 TRAINED_ROOTS = ("model", "tokenizer")
@@ -69,8 +68,8 @@ def quote_texts(override: str, type_of_key: Callable[[str], Any]) -> str:
         candidates = [f"{left}=[{','.join(map(quoted, texts))}]"] if texts else [as_text]
     else:
         with_quotes, is_lossy = _quote_numbers(typed)
-        if not (is_lossy or key in TEXT_KEYS or typed[:1] in ("[", "{")):
-            return override
+        if not (is_lossy or key in TEXT_KEYS or (typed[:1] in ("[", "{") and "." in key)):
+            return override  # if a text is expected, `check_parts` makes one of the number
         candidates = [override, f"{left}={with_quotes}", *([as_text] if len(values) == 1 else [])]
     expected = TEXT_KEYS[key] if key in TEXT_KEYS else type_of_key(key)
     for candidate in candidates:
@@ -101,8 +100,16 @@ def _quote_numbers(typed: str) -> tuple[str, bool]:
     for before, token, after in zip(kinds, tokens, kinds[2:], strict=False):
         is_number = token.type in NUMBER_TOKENS and before in SEPARATOR_TOKENS and after in SEPARATOR_TOKENS
         written.append(quoted(token.text) if is_number else token.text)
-        is_lossy |= is_number and not CANONICAL_NUMBER.fullmatch(token.text)
+        is_lossy |= is_number and not _is_canonical(token.text)
     return "".join(written), is_lossy
+
+
+def _is_canonical(number: str) -> bool:
+    """Whether parsing and printing a number, boolean or null restores its text; null may stand for a missing text."""
+    try:
+        return number != "null" and json.dumps(json.loads(number)) == number
+    except ValueError:
+        return False
 
 
 def _list_items(typed: str) -> list[str]:
@@ -113,19 +120,13 @@ def _list_items(typed: str) -> list[str]:
 
 def first_of_sweep(override: str) -> str | None:
     """Return an override with the first value of its sweep, if it is one; None if it is not readable."""
-    values = _values(override)
-    if not values:
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+        if parsed.is_sweep_override():
+            return f"{parsed.get_key_element()}={next(parsed.sweep_string_iterator())}"
+    except HydraException:
         return None
-    return override if len(values) == 1 else f"{override.partition('=')[0]}={_write(values[0])}"
-
-
-def _write(value: Any) -> str:
-    """Return a value in Hydra's grammar."""
-    if isinstance(value, dict):
-        return f"{{{','.join(f'{key}:{_write(item)}' for key, item in value.items())}}}"
-    if isinstance(value, list):
-        return f"[{','.join(map(_write, value))}]"
-    return quoted(value) if isinstance(value, str) else "null" if value is None else str(value)
+    return override
 
 
 def text_value(override: str) -> str:
