@@ -4,17 +4,17 @@ Where a text is expected, the value is the text that was typed; Hydra alone woul
 number.
 """
 
-import copy
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, QuotedString
+from hydra.core.override_parser.types import ChoiceSweep, Override, OverrideType, Quote, QuotedString
 from hydra.errors import HydraException, OverrideParseException
 from hydra.grammar.gen.OverrideLexer import InputStream, OverrideLexer  # type: ignore[attr-defined]
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from perceiver.runtime.config import ROOT_KEYS, type_of
@@ -170,25 +170,32 @@ def apply_overrides(
     """
     if isinstance(overrides, str):
         raise ConfigError(f"overrides={overrides}: must be a list, as in overrides='[\"{overrides}\"]'")
-    interpolated = {key: value for key, value in interpolated.items() if is_pure(value) and "._" not in key}
     parsed = [_parse(config, str(text)) for text in overrides]
-    overridden = [key for override in parsed for key in _overridden_keys(override)]
+    given = [key for override in parsed for key in _overridden_keys(override)]
+    node = OmegaConf.create(config)
+    for key, value in interpolated.items():
+        is_given = any(_is_within(key, one) or _is_within(one, key) for one in given)
+        if is_pure(value) and "._" not in key and not is_given and select(config, key) is not None:
+            OmegaConf.update(node, key, value, merge=False)
+    OmegaConf.set_struct(node, True)
+    plain = _plain(node)
     for override in parsed:
         root = _root(override.key_or_group)
         if root not in ROOT_KEYS:
             raise ConfigError(f"overrides: {unknown_key(OmegaConf.create(config), root)}")
-        if root in TRAINED_ROOTS:
-            continue
-        dependent = _dependent_values(config, _updated(config, [override]), overridden, interpolated)
-        if changed := [key for key in dependent if _root(key) in TRAINED_ROOTS]:
-            trained = " and ".join(f"{key}={select(config, key)}".replace(", ", ",") for key in changed)
+        before = dict(leaves(plain, ""))
+        try:
+            ConfigLoaderImpl._apply_overrides_to_config([override], node)
+            plain = _plain(node)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(f"overrides: {explain(error)}") from error
+        changed = [key for key, value in leaves(plain, "") if _root(key) in TRAINED_ROOTS and before[key] != value]
+        if changed and root not in TRAINED_ROOTS:
+            trained = " and ".join(f"{key}={before[key]}".replace(", ", ",") for key in changed)
             problem = f"the model was trained with {trained}, which would change with it"
             add = "these" if len(changed) > 1 else "this"
             raise ConfigError(f"overrides: {override.input_line}: {problem}; to change the data alone, add {add}")
-    node = _updated(config, parsed)
-    for key, value in _dependent_values(config, node, overridden, interpolated).items():
-        OmegaConf.update(node, key, value)
-    return _plain(node)
+    return plain
 
 
 def _parse(config: dict[str, Any], text: str) -> Override:
@@ -212,53 +219,9 @@ def _parse(config: dict[str, Any], text: str) -> Override:
         example = next((name for name, _ in leaves(config.get(root), root) if "_target_" not in name), "data.root")
         problem = "the parts of a finished run are chosen already; only their values can be changed"
         raise ConfigError(f"overrides: {text}: {problem}, such as {example}=…")
+    if override.is_add():
+        override.type = OverrideType.FORCE_ADD  # the run may have the key already
     return override
-
-
-def _updated(config: dict[str, Any], overrides: Sequence[Override]) -> DictConfig:
-    """Return the config with the overridden values only."""
-    node = OmegaConf.create(config)
-    OmegaConf.set_struct(node, True)
-    for override in overrides:
-        key, value, before = str(override.key_or_group), override.value(), select(config, str(override.key_or_group))
-        if isinstance(before, float) and type(value) is int:
-            value = float(value)
-        if override.is_delete():
-            above, _, last = key.rpartition(".")
-            if before is None or not isinstance(select(config, above), dict):
-                raise ConfigError(f"overrides: {override.input_line}: no such key to leave out")
-            with open_dict(parent := OmegaConf.select(node, above)):
-                del parent[last]
-        else:
-            OmegaConf.update(node, key, value, force_add=override.is_add() or override.is_force_add())
-    return node
-
-
-def _dependent_values(
-    config: dict[str, Any], updated: DictConfig, overridden: Sequence[str], interpolated: Mapping[str, str]
-) -> dict[str, Any]:
-    """Return the new values that change since others do from which they are interpolated, by key.
-
-    Args:
-        config, updated: before and after the overrides.
-        overridden: keys whose values are given, and do not change.
-        interpolated: key -> interpolation.
-    """
-    kept = [key for key in interpolated if not any(_is_within(key, one) or _is_within(one, key) for one in overridden)]
-    before, after = OmegaConf.create(config), copy.deepcopy(updated)
-    for key in kept:
-        for node in (before, after):
-            if OmegaConf.select(node, key) is not None:
-                OmegaConf.update(node, key, interpolated[key], merge=False)
-    try:
-        old, new = (dict(leaves(_plain(node), "")) for node in (before, after))
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"overrides: {explain(error)}") from error
-    return {
-        key: value
-        for key, value in new.items()
-        if key in old and old[key] != value and not any(_is_within(key, one) for one in overridden)
-    }
 
 
 def _plain(node: DictConfig) -> dict[str, Any]:

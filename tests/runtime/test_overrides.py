@@ -96,7 +96,7 @@ class TestGrammar:
     @pytest.mark.parametrize(
         ("typed", "key", "value"),
         [
-            ("trainer.gradient_clip_val=2", "trainer.gradient_clip_val", 2.0),
+            ("trainer.gradient_clip_val=2", "trainer.gradient_clip_val", 2),
             ("data.augment=null", "data.readers.image.augment", None),
             ("optimizer.betas=[0.5, 0.75]", "optimizer.betas", [0.5, 0.75]),
             ("data.augment={crop_padding: 7}", "data.readers.image.augment.crop_padding", 7),
