@@ -1,8 +1,8 @@
-"""Conversion between physical units, cells and ticks along the axes of grids and pictures."""
+"""How a grid of tokens is drawn: on a plane of rows and columns, with ticks and boxes in physical units."""
 
 import math
-from dataclasses import dataclass
-from math import prod
+from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -13,6 +13,10 @@ UNBROKEN = Axis("", "", 0.0, 1.0)
 """The axis of the single row on which a one-dimensional grid is drawn: one cell, which covers everything."""
 OCTAVES = tuple(125.0 * 2**octave for octave in range(8))
 """Centers of the octave bands of acoustics, in Hz."""
+ROUNDING = 1e-6
+"""Part of a cell by which a box may extend over a common edge without reaching into the next frame."""
+ROWS_APART, COLUMNS_APART = 0.13, 0.15
+"""Least distance between ticks as a fraction of a plane, for their labels."""
 
 
 @dataclass(frozen=True)
@@ -23,43 +27,119 @@ class Tick:
     label: str
 
 
-def plane(grid: Grid) -> Grid:
-    """Return the rows and columns on which a grid of any number of axes is drawn.
+@dataclass(frozen=True)
+class Outline:
+    """A rectangle on a plane, as fractions of its width and height from the upper left."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+@dataclass(frozen=True)
+class Plane:
+    """The rows and columns on which a grid of any number of axes is drawn, frequencies upwards.
 
     A single axis becomes the columns of one row. Of three and more axes the last two form a frame; several frames lie
     side by side, those of the second axis within those of the first, so that a video becomes a film strip.
+
+    Attributes:
+        grid: of the tokens.
+        row_axis: the axis along the height of the single row of a one-dimensional grid.
     """
-    if len(grid.shape) == 1:
-        return Grid((1, *grid.shape), (UNBROKEN, *grid.axes))
-    if num_frames(grid) == 1:
-        return grid if len(grid.shape) == 2 else Grid(grid.shape[-2:], grid.axes[-2:])
-    *leading, columns = (axis.name for axis in (*grid.axes[:-2], grid.axes[-1]))
-    count = grid.num_tokens // grid.shape[-2]
-    strip = Axis(" × ".join((*leading, columns)), "", 0.0, float(count))
-    return Grid((grid.shape[-2], count), (grid.axes[-2], strip))
 
+    grid: Grid
+    row_axis: Axis = UNBROKEN
 
-def strip(grid: Grid) -> list[tuple[Axis, int]]:
-    """Return the axes along the columns of a plane, the outermost first, with their numbers of cells."""
-    axes = list(zip(grid.axes, grid.shape, strict=True))
-    return axes if len(axes) == 1 else [*axes[:-2], axes[-1]]
+    @property
+    def is_row(self) -> bool:
+        """Whether the grid has a single axis."""
+        return len(self.grid.shape) == 1
 
+    @property
+    def num_frames(self) -> int:
+        """Number of frames side by side."""
+        return math.prod(self.grid.shape[:-2])
 
-def num_frames(grid: Grid) -> int:
-    """Return the number of frames side by side on the plane of a grid."""
-    return prod(grid.shape[:-2])
+    @property
+    def frame_axes(self) -> tuple[Axis, Axis]:
+        """The axes of the rows and columns of a frame."""
+        return self.row_axis if self.is_row else self.grid.axes[-2], self.grid.axes[-1]
 
+    @property
+    def strip(self) -> list[tuple[Axis, int]]:
+        """The axes along the columns, the outermost first, with their numbers of cells."""
+        axes = list(zip(self.grid.axes, self.grid.shape, strict=True))
+        return axes if self.is_row else [*axes[:-2], axes[-1]]
 
-def on_plane(values: Float[np.ndarray, "*rest tokens"], grid: Grid) -> Float[np.ndarray, "*rest rows columns"]:
-    """Arrange the values of a grid's tokens on its plane, high frequencies on top."""
-    cells = values.reshape(*values.shape[:-1], num_frames(grid), *(grid.shape[-2:] if len(grid.shape) > 1 else (1, -1)))
-    values = np.moveaxis(cells, -3, -2).reshape(*values.shape[:-1], *plane(grid).shape)
-    return values[..., ::-1, :] if runs_upwards(plane(grid).axes[0]) else values
+    @property
+    def axes(self) -> tuple[Axis, Axis]:
+        """The axes of rows and columns; that of the columns of several frames counts cells."""
+        rows, columns = self.frame_axes
+        if self.num_frames == 1:
+            return rows, columns
+        return rows, Axis(" × ".join(axis.name for axis, _ in self.strip), "", 0.0, float(self.shape[1]))
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Numbers of rows and columns."""
+        rows, columns = (1, *self.grid.shape)[-2:]
+        return rows, self.num_frames * columns
 
-def runs_upwards(axis: Axis) -> bool:
-    """Return whether an axis of rows starts at the bottom, as frequencies do."""
-    return axis.unit == "Hz"
+    @property
+    def runs_upwards(self) -> bool:
+        """Whether the axis of the rows starts at the bottom, as frequencies do."""
+        return self.frame_axes[0].unit == "Hz"
+
+    def arrange(self, values: Float[np.ndarray, "*rest tokens"]) -> Float[np.ndarray, "*rest rows columns"]:
+        """Arrange the values of the grid's tokens in rows and columns."""
+        rows, columns = self.shape
+        frames = values.reshape(*values.shape[:-1], self.num_frames, rows, -1)
+        values = np.moveaxis(frames, -3, -2).reshape(*values.shape[:-1], rows, columns)
+        return values[..., ::-1, :] if self.runs_upwards else values
+
+    def outlines(self, box: Box) -> list[Outline]:
+        """Return the outline of a box, once for each frame that it reaches; nothing outside the grid."""
+        (top, bottom), (left, right) = (extent(box, axis) for axis in self.frame_axes)
+        if max(top, left) >= 1 or min(bottom, right) <= 0:
+            return []
+        if self.runs_upwards:
+            top, bottom = 1 - bottom, 1 - top
+        reached = []
+        for axis, count in self.strip[:-1]:
+            start, stop = (place * count for place in extent(box, axis))
+            reached.append([start < cell + 1 - ROUNDING and stop > cell + ROUNDING for cell in range(count)])
+        frames = [number for number, cells in enumerate(product(*reached)) if all(cells)]
+        count = self.num_frames
+        return [Outline((frame + left) / count, top, (frame + right) / count, bottom) for frame in frames]
+
+    @property
+    def ticks(self) -> tuple[list[Tick], list[Tick]]:
+        """Ticks along the rows, from the top, and along the columns, the last with the unit; of frames, each start."""
+        rows, columns = self.frame_axes
+        row_ticks = ticks(rows, apart=ROWS_APART)
+        if self.runs_upwards:
+            row_ticks = [replace(tick, place=1 - tick.place) for tick in row_ticks]
+        if self.num_frames > 1:
+            return row_ticks, self._frame_ticks
+        column_ticks = ticks(columns, apart=COLUMNS_APART)
+        if column_ticks:
+            column_ticks[-1] = replace(column_ticks[-1], label=f"{column_ticks[-1].label} {columns.unit}")
+        return row_ticks, column_ticks
+
+    @property
+    def _frame_ticks(self) -> list[Tick]:
+        """The starts of frames along the innermost leading axis."""
+        axis, count = self.strip[-2]
+        step = max(math.ceil(COLUMNS_APART * self.num_frames), 1)
+        return [
+            Tick(
+                number / self.num_frames,
+                f"{_label(axis.value(number % count / count), axis.unit)} {axis.unit}".rstrip(),
+            )
+            for number in range(0, self.num_frames, step)
+        ]
 
 
 def extent(box: Box, axis: Axis) -> tuple[float, float]:
@@ -97,17 +177,6 @@ def ticks(axis: Axis, *, apart: float) -> list[Tick]:
         if not chosen or place - chosen[-1].place >= apart:
             chosen.append(Tick(place, _label(value, axis.unit)))
     return chosen
-
-
-def frame_ticks(grid: Grid, *, apart: float) -> list[Tick]:
-    """Return the starts of a film strip's frames along the innermost leading axis, no two closer than `apart`."""
-    axis, count = grid.axes[-3], grid.shape[-3]
-    frames = num_frames(grid)
-    step = max(math.ceil(apart * frames), 1)
-    return [
-        Tick(number / frames, f"{_label(axis.value(number % count / count), axis.unit)} {axis.unit}".rstrip())
-        for number in range(0, frames, step)
-    ]
 
 
 def _round_values(start: float, stop: float, *, most: int) -> list[float]:

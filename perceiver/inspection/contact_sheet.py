@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from perceiver.inspection.axes import Tick
+from perceiver.inspection.axes import Outline, Tick
 from perceiver.inspection.colormap import OUTLINE, colorize
 
 CLIP_QUANTILE = 0.995
@@ -33,16 +33,6 @@ TIMELINE_SIZE, MAX_TIMELINE_TICKS = (512, 24), 5
 
 Pixels: TypeAlias = UInt8[np.ndarray, "rows columns 3"]
 Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
-
-
-@dataclass(frozen=True)
-class Outline:
-    """A rectangle on a picture, as fractions of its width and height from the upper left."""
-
-    left: float
-    top: float
-    right: float
-    bottom: float
 
 
 @dataclass(frozen=True)

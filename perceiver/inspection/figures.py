@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -10,21 +10,9 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from perceiver.inspection.axes import (
-    UNBROKEN,
-    Tick,
-    cells_along,
-    extent,
-    frame_ticks,
-    num_frames,
-    on_plane,
-    plane,
-    runs_upwards,
-    ticks,
-)
+from perceiver.inspection.axes import Plane, cells_along
 from perceiver.inspection.contact_sheet import (
     InputImage,
-    Outline,
     Pixels,
     Tile,
     contact_sheet,
@@ -33,51 +21,51 @@ from perceiver.inspection.contact_sheet import (
     tile_size,
 )
 from perceiver.inspection.explanation import Explanation, normalized
-from perceiver.inspection.rollout import mean_of_all_queries, rollout
+from perceiver.inspection.rollout import output_rollout
 from perceiver.mechanisms.base import LATENTS
-from perceiver.types import Axis, Box, Grid, Picture, Span
+from perceiver.types import Box, Grid, Picture, Span
 
 STRETCHED = (384, 128)
 """Width and height of a tile whose axes have different units, so that its cells have no natural shape."""
 STRIP_HEIGHT = 40
 WIDEST_STRIP = 960
 """Width in pixels of all frames of a film strip."""
-ROUNDING = 1e-6
-"""Part of a cell by which a box may extend over a common edge without reaching into the next frame."""
-ROWS_APART, COLUMNS_APART = 0.13, 0.15
-"""Least distance between ticks as a fraction of a tile, for their labels."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """Draws the tiles of one modality in the extent of its grid, with an axis in Hz upwards.
+    """Draws the tiles of one modality on the plane of its grid.
 
     Attributes:
         grid: of the tokens.
-        picture: the inputs, on a grid of one or two axes; None where they cannot be drawn.
+        picture: the inputs; None where they cannot be drawn.
     """
 
     grid: Grid
     picture: Picture | None
 
+    @cached_property
+    def plane(self) -> Plane:
+        """The plane of maps."""
+        return Plane(self.grid)
+
+    @cached_property
+    def input_plane(self) -> Plane:
+        """The plane of inputs; on a grid of one axis its rows are those of the picture."""
+        return self.plane if self.picture is None else Plane(self.grid, self.picture.grid.axes[0])
+
     @property
     def max_columns(self) -> int:
         """Number of tiles side by side."""
-        if len(self.grid.shape) == 1:
+        if self.plane.is_row:
             return 2
-        if num_frames(self.grid) > 1:
+        if self.plane.num_frames > 1:
             return 1
         return 8 if self._has_aspect else 3
 
     @property
     def _has_aspect(self) -> bool:
-        return len(self.grid.shape) > 1 and self.grid.axes[-2].unit == self.grid.axes[-1].unit
-
-    @property
-    def axes(self) -> tuple[Axis, Axis]:
-        """Axes of the rows and columns of input tiles; on a grid of one axis the rows are those of the picture."""
-        rows, columns = plane(self.grid).axes
-        return self.picture.grid.axes[0] if self.picture and rows == UNBROKEN else rows, columns
+        return not self.plane.is_row and self.grid.axes[-2].unit == self.grid.axes[-1].unit
 
     @property
     def size(self) -> tuple[int, int]:
@@ -86,26 +74,25 @@ class Frame:
             return STRETCHED
         height, width = (axis.stop - axis.start for axis in self.grid.axes[-2:])
         across, down = tile_size(self.grid.shape[-1], aspect=height / width)
-        frames = num_frames(self.grid)
+        frames = self.plane.num_frames
         scale = min(1.0, WIDEST_STRIP / (frames * across))
         return round(frames * across * scale), max(round(down * scale), 1)
 
-    def map_tile(self, title: str, values: Float[np.ndarray, "*grid"], boxes: Sequence[Box] = ()) -> Tile:
-        """Return the tile of a map in the shape of the grid, with boxes."""
-        rows, columns = plane(self.grid).axes
-        size = (STRETCHED[0], STRIP_HEIGHT) if rows == UNBROKEN else self.size
-        return self._with_axes(Tile(title, on_plane(values.reshape(-1), self.grid), size), (rows, columns), boxes)
+    def map_tile(self, title: str, values: Float[np.ndarray, " tokens"], boxes: Sequence[Box] = ()) -> Tile:
+        """Return the tile of a map, with boxes."""
+        size = (STRETCHED[0], STRIP_HEIGHT) if self.plane.is_row else self.size
+        return _tile(self.plane, Tile(title, self.plane.arrange(values), size), boxes)
 
-    def picture_tiles(self, row: int, values: Float[np.ndarray, "*grid"] | None, boxes: Sequence[Box]) -> list[Tile]:
+    def picture_tiles(self, row: int, values: Float[np.ndarray, " tokens"] | None, boxes: Sequence[Box]) -> list[Tile]:
         """Return tiles of the input of one row of the batch: with its boxes, and below a map if there is one."""
         image = self.input_of(row)
         if image is None:
             return []
         title = f"input, {image.low:.0f} to {image.high:.0f} {image.unit}" if image.unit else "input"
-        tiles = [self._with_axes(Tile(title, image.pixels, self.size, is_map=False), self.axes, boxes)]
+        tiles = [_tile(self.input_plane, Tile(title, image.pixels, self.size, is_map=False), boxes)]
         if values is not None:
-            over = overlay(image.pixels, on_plane(values.reshape(-1), self.grid), self.size)
-            tiles.append(self._with_axes(Tile("mean over input", over, self.size, is_map=False), self.axes, ()))
+            over = overlay(image.pixels, self.plane.arrange(values), self.size)
+            tiles.append(_tile(self.input_plane, Tile("mean over input", over, self.size, is_map=False)))
         return tiles
 
     def input_of(self, row: int) -> InputImage | None:
@@ -113,83 +100,30 @@ class Frame:
         if self.picture is None:
             return None
         image = input_image(self.picture.values[row], self.picture.unit)
-        return replace(image, pixels=self._in_grid_extent(image.pixels))
+        return replace(image, pixels=self._in_grid_extent(image.pixels, self.picture.grid))
 
-    def outlines(self, box: Box) -> list[Outline]:
-        """Return a box on the input, once for each frame that it reaches; nothing outside the grid."""
-        return outlines_on(box, self.grid, self.axes)
-
-    @property
-    def ticks(self) -> tuple[list[Tick], list[Tick]]:
-        """Ticks along rows, from the top, and columns of the input."""
-        return self._ticks(self.axes)
-
-    def _ticks(self, axes: tuple[Axis, Axis]) -> tuple[list[Tick], list[Tick]]:
-        rows, columns = axes
-        row_ticks = ticks(rows, apart=ROWS_APART)
-        if runs_upwards(rows):
-            row_ticks = [replace(tick, place=1 - tick.place) for tick in row_ticks]
-        if num_frames(self.grid) > 1:
-            return row_ticks, frame_ticks(self.grid, apart=COLUMNS_APART)
-        column_ticks = ticks(columns, apart=COLUMNS_APART)
-        if column_ticks:
-            column_ticks[-1] = Tick(column_ticks[-1].place, f"{column_ticks[-1].label} {columns.unit}")
-        return row_ticks, column_ticks
-
-    def _in_grid_extent(self, pixels: Pixels) -> Pixels:
-        """Crop or pad a picture in black to the extent of the grid: stems pad, or ignore a border."""
-        assert self.picture is not None
+    def _in_grid_extent(self, pixels: Pixels, own: Grid) -> Pixels:
+        """Crop or pad a picture in black to the extent of the tokens: stems pad, or ignore a border."""
         rows, columns = (
-            cells_along(axis, divided=own, num_cells=num_cells)
-            for axis, own, num_cells in zip(
-                self.axes, self.picture.grid.axes, self.picture.values.shape[-2:], strict=True
-            )
+            cells_along(axis, divided=divided, num_cells=num_cells)
+            for axis, divided, num_cells in zip(self.input_plane.axes, own.axes, pixels.shape[:2], strict=True)
         )
         canvas = pixels[rows][:, columns]
         canvas[rows < 0], canvas[:, columns < 0] = 0, 0
-        return canvas[::-1] if runs_upwards(self.axes[0]) else canvas
-
-    def _with_axes(self, tile: Tile, axes: tuple[Axis, Axis], boxes: Sequence[Box]) -> Tile:
-        row_ticks, column_ticks = self._ticks(axes)
-        return replace(
-            tile,
-            outlines=[outline for box in boxes for outline in outlines_on(box, self.grid, axes)],
-            row_ticks=row_ticks,
-            column_ticks=column_ticks,
-            row_unit=axes[0].unit,
-        )
+        return canvas[::-1] if self.input_plane.runs_upwards else canvas
 
 
-def outlines_on(box: Box, grid: Grid, axes: tuple[Axis, Axis] | None = None) -> list[Outline]:
-    """Return a box on the plane of a grid, once for each frame that it reaches; nothing outside the grid.
-
-    Args:
-        axes: rows and columns of a frame, where they are not the grid's own.
-    """
-    rows, columns = axes or plane(grid).axes
-    if num_frames(grid) > 1:
-        columns = grid.axes[-1]
-    (top, bottom), (left, right) = (extent(box, axis) for axis in (rows, columns))
-    if max(top, left) >= 1 or min(bottom, right) <= 0:
-        return []
-    if runs_upwards(rows):
-        top, bottom = 1 - bottom, 1 - top
-    leading = list(zip(grid.axes[:-2], grid.shape[:-2], strict=True))
-    reached = [[_overlaps(extent(box, axis), cell, count) for cell in range(count)] for axis, count in leading]
-    frames = [number for number, cell in enumerate(product(*reached)) if all(cell)]
-    count = num_frames(grid)
-    return [Outline((frame + left) / count, top, (frame + right) / count, bottom) for frame in frames]
+def _tile(plane: Plane, tile: Tile, boxes: Sequence[Box] = ()) -> Tile:
+    """Return a tile with the ticks of a plane, and with boxes."""
+    row_ticks, column_ticks = plane.ticks
+    outlines = [outline for box in boxes for outline in plane.outlines(box)]
+    unit = plane.frame_axes[0].unit
+    return replace(tile, outlines=outlines, row_ticks=row_ticks, column_ticks=column_ticks, row_unit=unit)
 
 
-def _overlaps(interval: tuple[float, float], cell: int, count: int) -> bool:
-    start, stop = interval
-    return start * count < cell + 1 - ROUNDING and stop * count > cell + ROUNDING
-
-
-def on_grid(weights: Float[Tensor, "*rows keys"], span: Span) -> Float[np.ndarray, "..."]:
-    """Return the weights on one modality in the shape of its grid."""
-    part = weights[..., span.start : span.stop]
-    return part.reshape(*weights.shape[:-1], *span.grid.shape).float().cpu().numpy()
+def _tokens_of(span: Span, weights: Float[Tensor, "*rest keys"]) -> Float[np.ndarray, "*rest tokens"]:
+    """Return the weights on one modality."""
+    return weights[..., span.start : span.stop].float().cpu().numpy()
 
 
 def contact_sheets(
@@ -232,12 +166,12 @@ def _layer_sheets(
             latents = {f"{one} {number}": layer.sample(row).weights([number]).mean(dim=1)[0, 0] for number in chosen}
             for modality, frame in frames.items():
                 span, boxes = record.spans[modality], _boxes_in(explanation.boxes[row], modality)
-                mean = on_grid(means[row], span)
+                mean = _tokens_of(span, means[row])
                 tiles = [*frame.picture_tiles(row, mean, boxes), frame.map_tile(f"mean over {several}", mean)]
                 for title, label, weights in of_answers[row]:
                     own = [box for box in boxes if label in (None, box.label)]
-                    tiles.append(frame.map_tile(title, on_grid(weights, span), own))
-                tiles += [frame.map_tile(title, on_grid(weights, span)) for title, weights in latents.items()]
+                    tiles.append(frame.map_tile(title, _tokens_of(span, weights), own))
+                tiles += [frame.map_tile(title, _tokens_of(span, weights)) for title, weights in latents.items()]
                 sheet = contact_sheet(tiles, max_columns=frame.max_columns)
                 sheets.setdefault(f"{modality}/{name}", []).append(sheet)
     return sheets
@@ -252,9 +186,9 @@ def _word_sheet(explanation: Explanation, frames: Mapping[str, Frame], row: int)
         span = explanation.record.spans[modality]
         tiles += frame.picture_tiles(row, None, _boxes_in(explanation.boxes[row], modality))
         for answer, weights in words:
-            tiles.append(frame.map_tile(answer.name, on_grid(weights, span), _boxes_in(answer.boxes, modality)))
+            tiles.append(frame.map_tile(answer.name, _tokens_of(span, weights), _boxes_in(answer.boxes, modality)))
     if not words:
-        tiles += [frame.map_tile("no words", np.zeros(frame.grid.shape)) for frame in frames.values()]
+        tiles += [frame.map_tile("no words", np.zeros(frame.grid.num_tokens)) for frame in frames.values()]
     return contact_sheet(tiles, max_columns=max(frame.max_columns for frame in frames.values()), unit="relevance")
 
 
@@ -277,14 +211,8 @@ def _rollout_maps(explanation: Explanation, row: int) -> Iterator[tuple[str, int
         total = torch.stack([inputs * len(answer.queries) for answer, inputs in words]).sum(dim=0)
         yield "rollout from caption", None, normalized(total)
     if not own:
-        inputs = maps[0][1] if maps else _rollout_of_all_queries(explanation)[row]
+        inputs = maps[0][1] if maps else output_rollout(explanation.record, alpha=explanation.alpha).inputs[row, 0]
         yield "rollout from output", None, normalized(inputs)
-
-
-def _rollout_of_all_queries(explanation: Explanation) -> Float[Tensor, "batch tokens"]:
-    parts = explanation.record.parts
-    found = [rollout(part, alpha=explanation.alpha, query_weights=mean_of_all_queries(part)) for part in parts]
-    return torch.stack([one.inputs[:, 0] for one in found]).mean(dim=0)
 
 
 def _boxes_in(boxes: Sequence[Box], modality: str) -> list[Box]:

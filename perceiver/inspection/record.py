@@ -30,7 +30,7 @@ class Layer:
         mask: True where a key is real.
         causal: whether a query sees only the keys up to its own place.
         attention_share: ‖attention‖ / (‖attention‖ + ‖queries‖), where the residual adds attention to the queries;
-            1 without a residual, None where it was not recorded.
+            1 without a residual.
         has_residual: whether attention is added to the queries.
         v, out: values by head, and the weights times them; only where gradients are recorded.
     """
@@ -41,8 +41,8 @@ class Layer:
     k: Float[Tensor, "batch heads keys qk_dim"]
     mask: KeyMask | None
     causal: bool
-    attention_share: Float[Tensor, "batch queries"] | None = None
-    has_residual: bool = True
+    attention_share: Float[Tensor, "batch queries"]
+    has_residual: bool
     v: Float[Tensor, "batch heads keys v_dim"] | None = None
     out: Float[Tensor, "batch heads queries v_dim"] | None = None
 
@@ -70,7 +70,7 @@ class Layer:
         """Return the same attention for one sample of the batch, without values and outputs."""
         one = slice(index, index + 1)
         mask = None if self.mask is None else self.mask[one]
-        share = None if self.attention_share is None else self.attention_share[one]
+        share = self.attention_share[one]
         return replace(self, q=self.q[one], k=self.k[one], mask=mask, attention_share=share, v=None, out=None)
 
     def chunks(self, queries: Sequence[int] | None = None) -> Iterator[Sequence[int]]:

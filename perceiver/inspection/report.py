@@ -12,7 +12,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from perceiver.inspection.axes import on_plane
+from perceiver.inspection.axes import Plane
 from perceiver.inspection.events import scores_in
 from perceiver.inspection.explanation import Explanation
 from perceiver.inspection.explorer.packing import pooling, sum_pooled
@@ -155,7 +155,7 @@ def _ranges(axes: Sequence[Axis], ranges: Sequence[tuple[float, float]]) -> list
 
 def heat_map(tokens: Float[np.ndarray, " tokens"], span: Span) -> str:
     """Draw a map with characters, darker for larger values, on a square-root scale."""
-    values = on_plane(tokens[span.start : span.stop], span.grid)
+    values = Plane(span.grid).arrange(tokens[span.start : span.stop])
     rows, columns = values.shape
     down, across = pooling(rows, columns, MOST_CELLS)
     values = sum_pooled(values, (down, max(across, -(-columns // MOST_COLUMNS))))

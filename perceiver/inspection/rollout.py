@@ -86,6 +86,27 @@ def rollout(
     )
 
 
+def output_rollout(record: Record, *, alpha: Alpha) -> Rollout:
+    """Return the rollout of the mean of all outputs, each the mean of all queries of its decoder.
+
+    Its `latents` are those of layers that belong to no decoder.
+    """
+    rollouts = [
+        rollout(
+            part,
+            alpha=alpha,
+            query_weights=mean_of_queries([[range(part.num_outputs)]] * part.num_rows, part.num_outputs),
+        )
+        for part in record.parts
+    ]
+    shared = [name for name in record.input_layers if all(name in found.latents for found in rollouts)]
+    return Rollout(
+        torch.stack([found.inputs for found in rollouts]).mean(dim=0),
+        torch.stack([found.residual for found in rollouts]).mean(dim=0),
+        {name: torch.stack([found.latents[name] for found in rollouts]).mean(dim=0) for name in shared},
+    )
+
+
 def check_alpha(alpha: Alpha) -> None:
     """Check the value of `attention.rollout_alpha`.
 
@@ -137,17 +158,9 @@ def mean_of_queries(
     return weights
 
 
-def mean_of_all_queries(record: Record) -> Float[Tensor, "batch 1 queries"]:
-    """Return the query weights of the mean over all queries of the decoder."""
-    return mean_of_queries([[range(record.num_outputs)]] * record.num_rows, record.num_outputs)
-
-
-def _attention_share(layer: Layer, alpha: Alpha) -> Float[Tensor, "batch 1 queries"] | Float[Tensor, "batch 1 1"]:
+def _attention_share(layer: Layer, alpha: Alpha) -> Float[Tensor, "batch 1 queries"]:
     """Return the share of attention in the output of a layer: 1 without a residual, 0 without a real key."""
-    if alpha == "norm" and layer.attention_share is not None:
-        share = layer.attention_share[:, None]
-    else:
-        if alpha == "norm":
-            raise ValueError("rollout_alpha=norm needs a `Residual` around each attention; choose a number from 0 to 1")
-        share = layer.q.new_full((layer.num_rows, 1, 1), alpha if layer.has_residual else 1.0, dtype=torch.float32)
-    return share if layer.mask is None else share * layer.mask.any(dim=1)[:, None, None].float()
+    share = layer.attention_share
+    if alpha != "norm":
+        share = torch.full_like(share, alpha if layer.has_residual else 1.0)
+    return (share if layer.mask is None else share * layer.mask.any(dim=1, keepdim=True).float())[:, None]

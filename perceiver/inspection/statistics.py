@@ -28,7 +28,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from perceiver.inspection.record import Layer, Record
-from perceiver.inspection.rollout import Alpha, mean_of_all_queries, rollout
+from perceiver.inspection.rollout import Alpha, output_rollout
 from perceiver.mechanisms.base import LATENTS, OUTPUTS
 
 DEAD = 0.1
@@ -41,7 +41,7 @@ def statistics(record: Record, *, alpha: Alpha = 0.5) -> dict[str, float]:
     Samples without a real key are excluded from a layer's means; a layer without any sample has no statistics.
     """
     found: dict[str, float] = {}
-    latents = _latent_shares(record, alpha)
+    latents = output_rollout(record, alpha=alpha).latents
     for name, layer in record.layers.items():
         num_keys = layer.q.new_full((layer.num_rows,), layer.num_keys, dtype=torch.float32)
         if layer.mask is not None:
@@ -63,18 +63,11 @@ def statistics(record: Record, *, alpha: Alpha = 0.5) -> dict[str, float]:
             for modality, span in spans.items():
                 values[f"share_{modality}"] = rows.mean[:, span.start : span.stop].sum(dim=1)
             if layer.role.queries == LATENTS:
-                shares = latents[name][real]
+                shares = latents[name][real, 0]
                 mean = shares.sum(dim=1).mean() / layer.num_queries
                 found[f"{name}/dead_latents"] = float((shares.mean(dim=0) < DEAD * mean).float().mean())
         found |= {f"{name}/{key}": float(value[real].mean()) for key, value in values.items() if value is not None}
     return found
-
-
-def _latent_shares(record: Record, alpha: Alpha) -> dict[str, Float[Tensor, "batch latents"]]:
-    """Return for each layer in which latents read the tokens the share of each latent in the mean of all outputs."""
-    rollouts = [rollout(part, alpha=alpha, query_weights=mean_of_all_queries(part)).latents for part in record.parts]
-    names = [name for name in record.input_layers if record.layers[name].role.queries == LATENTS]
-    return {name: torch.stack([part[name][:, 0] for part in rollouts]).mean(dim=0) for name in names}
 
 
 @dataclass(frozen=True)

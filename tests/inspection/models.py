@@ -274,7 +274,8 @@ def layer(role: str, weights: Tensor, mask: KeyMask | None = None) -> Layer:
     """A layer that has exactly these weights, [batch, heads, queries, keys], as long as their rows sum to one."""
     keys = torch.eye(weights.shape[-1]).expand(*weights.shape[:2], -1, -1)
     queries = weights.clamp_min(1e-30).log() * weights.shape[-1] ** 0.5
-    return Layer(ROLES[role], ScaledDotProduct(), queries, keys, mask, causal=False)
+    share = torch.full(weights.shape[:1] + weights.shape[2:3], 0.5)
+    return Layer(ROLES[role], ScaledDotProduct(), queries, keys, mask, False, share, has_residual=True)
 
 
 def captured_with(spans: dict[str, Span], **layers: Layer) -> Capture:

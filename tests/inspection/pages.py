@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from perceiver.decoders.base import LOGITS
-from perceiver.inspection.axes import runs_upwards
+from perceiver.inspection.axes import Plane
 from perceiver.inspection.events import SCORE
 from perceiver.inspection.explorer import page as page_module
 from perceiver.inspection.explorer.media import Media, page_samples
@@ -57,7 +57,7 @@ def planted_maps(*count: int, shift: int, seed: int) -> np.ndarray:
         for place in np.ndindex(*count):
             row, column = planted(modality, place[-1] + shift)
             rows, columns = plane_shape(modality)
-            row = rows - 1 - row if runs_upwards(span.grid.axes[0]) else row
+            row = rows - 1 - row if Plane(span.grid).runs_upwards else row
             values[(*place, span.start + row * columns + column)] = 6.0 + sum(place[:-1])
     return (values / values.sum(axis=-1, keepdims=True)).astype(np.float16)
 

@@ -7,9 +7,9 @@ from perceiver.decoders.base import LOGITS
 from perceiver.encoders.stems import PatchStem
 from perceiver.encoders.text import TextEncoder
 from perceiver.inspection.capture import Capture, input_pictures
-from perceiver.inspection.contact_sheet import BAR_WIDTH, COLUMN_TICKS_HEIGHT, GAP, ROW_TICKS_WIDTH, TILE, TITLE_HEIGHT
+from perceiver.inspection.contact_sheet import BAR_WIDTH, GAP, ROW_TICKS_WIDTH, TILE, TITLE_HEIGHT
 from perceiver.inspection.events import event_arrays
-from perceiver.inspection.figures import STRETCHED, STRIP_HEIGHT, Frame, contact_sheets, on_grid
+from perceiver.inspection.figures import STRETCHED, STRIP_HEIGHT, contact_sheets
 from perceiver.positions import LearnedPositions
 from perceiver.types import Answer, Axis, Box, Grid, Span
 from tests.inspection.drawn import (
@@ -36,10 +36,8 @@ from tests.inspection.models import (
     layer,
     of_class,
     perceiver,
-    perceiver_io,
     perceiver_text,
     set_tokens,
-    some_masks,
     word,
 )
 from tests.models import audio_encoder, image_encoder, small_inputs, small_perceiver
@@ -88,29 +86,7 @@ def word_sheets(captured: Capture, *answers: list[Answer], **options) -> list[Im
     return contact_sheets(explanation, images(len(answers)), num_latents=1)["caption/words"]
 
 
-@pytest.mark.parametrize(
-    ("token", "modality", "place"), [(2 * 7 + 5, "image", (2, 5)), (35 + 10 * 13 + 1, "depth", (10, 1))]
-)
-def test_weights_of_a_modality_have_the_shape_of_its_grid(token, modality, place):
-    weights = planted_capture(token).layers["cross0"].weights()[0, 0]
-    found = {name: on_grid(weights, span) for name, span in SPANS.items()}
-    assert {name: values.shape for name, values in found.items()} == {"image": (11, 5, 7), "depth": (11, 11, 13)}
-    assert np.unravel_index(found.pop(modality)[7].argmax(), SPANS[modality].grid.shape) == place
-    assert all(values[7].max() < 0.01 for values in found.values())
-
-
-@pytest.mark.parametrize(("make", "name"), [(perceiver_io, "cross0"), (perceiver, "cross2"), (direct_text, "decode1")])
-def test_latents_are_ranked_by_what_the_outputs_read_and_otherwise_by_their_entropy(make, name):
-    record = forward_record(make(), masks=some_masks())
-    weights = record.map(name).double()
-    score = (weights * weights.clamp_min(1e-30).log()).sum(dim=-1)
-    if make is perceiver_io:
-        score = record.map("decode0").sum(dim=1)
-    ranking = explanation_of(record).query_rankings[name]
-    assert (score.gather(1, ranking).diff(dim=1) <= 1e-6).all()
-
-
-@pytest.mark.parametrize("token", [0, 3 * 7 + 1, 34])
+@pytest.mark.parametrize("token", [3 * 7 + 1, 34])
 def test_rollout_and_most_read_latent_are_bright_where_the_output_reads(token):
     for sheet in image_sheets(planted_capture(token), num_latents=3):
         _, _, _, rollout, latent = tiles_of(sheet, 5)
@@ -155,7 +131,7 @@ def test_encoders_without_a_picture_have_none():
     assert set(input_pictures(model, inputs)) == {"image"}
 
 
-@pytest.mark.parametrize("make", [perceiver, perceiver_io, perceiver_text, direct_text], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", [perceiver, direct_text], ids=lambda make: make.__name__)
 def test_events_and_sheets_are_made_in_chunks(make, monkeypatch):
     """With a sheet for each layer that reads the tokens, modality and sample."""
     inputs, limit, decode_layer = small_inputs(), 2 * 3 * 3 * 55, 3 * 5 * 19 * 11
@@ -175,23 +151,18 @@ def test_events_and_sheets_are_made_in_chunks(make, monkeypatch):
 
 
 class TestClasses:
-    def test_each_has_its_rollout_if_it_has_queries(self):
-        answers = [CLASSES[0][:1], CLASSES[1]]
-        for sheet, row in zip(image_sheets(capture_of_places(PLACES), answers), answers, strict=True):
-            assert sheet.width == (3 + 2 * len(row)) * (TILE + GAP) + BAR_WIDTH, "two more tiles for each answer"
-            rollouts = tiles_of(sheet, 3 + len(row))[3:]
-            assert [bright_cell(tile) for tile in rollouts] == [PLACES[answer.label] for answer in row]
-
     @pytest.mark.parametrize("own", [True, False], ids=["own queries", "one query"])
-    def test_each_has_its_relevance_after_the_rollouts_with_its_boxes(self, own):
+    def test_each_has_its_rollout_if_it_has_queries_then_its_relevance_with_its_boxes(self, own):
         places, num_rollouts = [(5, 32), (29, 8)], 2 if own else 1
         captured, count = capture_of_places(PLACES), 6 + num_rollouts
         options = {"own": own, "relevance": marked(places), "num_latents": 1}
         plain = image_sheets(captured, CLASSES, **options)
-        for sheet, tokens in zip(plain, places, strict=True):
+        for sheet, tokens, answers in zip(plain, places, CLASSES, strict=True):
             assert sheet.width == count * (TILE + GAP) + BAR_WIDTH, "and one latent"
-            relevance = tiles_of(sheet, count)[3 + num_rollouts : 5 + num_rollouts]
-            assert tuple(map(bright_cell, relevance)) == tokens
+            tiles = tiles_of(sheet, count)
+            assert tuple(map(bright_cell, tiles[3 + num_rollouts : 5 + num_rollouts])) == tokens
+            if own:
+                assert [bright_cell(tile) for tile in tiles[3:5]] == [PLACES[answer.label] for answer in answers]
         boxed, same = image_sheets(
             captured, CLASSES, boxes=[[Box(1, "image", BOX), Box(7, "depth", {})], None], **options
         )
@@ -218,12 +189,6 @@ class TestWords:
         sheets = contact_sheets(explanation_of(image_capture(), answers), images(), num_latents=1)
         assert set(sheets) == {"image/cross0"} | ({"caption/words"} if are_words else set())
         assert all(len(of_rows) == 2 for of_rows in sheets.values())
-
-    @pytest.mark.parametrize(("count", "columns", "rows"), [(1, 2, 1), (7, 8, 1), (8, 5, 2)])
-    def test_a_sheet_has_the_input_and_a_tile_for_each(self, count, columns, rows):
-        longer, shorter = word_sheets(image_capture(), words(*([2] * count)), words(0))
-        assert longer.size == (columns * (TILE + GAP) + BAR_WIDTH, rows * (HEIGHT + TITLE_HEIGHT + GAP))
-        assert shorter.size == (2 * (TILE + GAP) + BAR_WIDTH, HEIGHT + TITLE_HEIGHT + GAP)
 
     def test_their_tiles_are_their_relevance_and_those_of_classes_and_empty_texts_are_left_out(self):
         answers, cells = [[of_class(1), *words(4, 0)], []], (8, 30, 19)
@@ -270,49 +235,19 @@ class TestWords:
         for tile in (pixels[:HEIGHT, lefts[2] : lefts[2] + TILE], pixels[:STRIP_HEIGHT, lefts[3] : lefts[3] + width]):
             assert len(np.unique(tile.reshape(-1, 3), axis=0)) == 1, "a word that reads the other modality"
 
-    def test_texts_have_no_picture_and_two_tiles_side_by_side(self):
-        captured = capture_of_places([3, 11, 34], 1)
-        set_tokens(captured, {"text": Span(0, 35, TEXT)})
-        sheets = contact_sheets(explanation_of(captured, [words(0, 1, 2)]), {}, num_latents=2)
-        assert set(sheets) == {"text/cross0", "caption/words"}
-        (sheet,), (width, height) = sheets["caption/words"], (STRETCHED[0], STRIP_HEIGHT)
-        assert sheet.size == (2 * (width + GAP) + BAR_WIDTH, 2 * (height + TITLE_HEIGHT + GAP))
-        pixels = np.asarray(sheet).astype(float)
-        for number, place in enumerate((3, 11, 34)):
-            left, top = number % 2 * (width + GAP), TITLE_HEIGHT + number // 2 * (height + TITLE_HEIGHT + GAP)
-            tile = pixels[top : top + height, left : left + width]
-            assert bright_place(tile) == pytest.approx((0.5, (place + 0.5) / 35), abs=0.02)
-
-    def test_videos_have_their_frames_side_by_side(self):
-        captured = image_capture(1)
-        video = Grid((5, 7, 1), (Axis("time", "s", 0.0, 11.0), *SPANS["image"].grid.axes))
-        set_tokens(captured, {"video": Span(0, 35, video)})
-        (sheet,) = contact_sheets(explanation_of(captured, [words(0, 1)]), {}, num_latents=1)["caption/words"]
-        width, height = Frame(video, None).size
-        for number, place in enumerate(PLACES[:2]):
-            top = number * (height + TITLE_HEIGHT + GAP + COLUMN_TICKS_HEIGHT) + TITLE_HEIGHT
-            frame, row = divmod(place, 7)
-            found = bright_place(np.asarray(sheet)[top : top + height, :width].astype(float))
-            assert found == pytest.approx(((row + 0.5) / 7, (frame + 0.5) / 5), abs=0.02)
-
-    @pytest.mark.parametrize("modalities", ["image depth", "image text", "audio"])
-    def test_models_of_any_modalities_have_sheets(self, modalities):
+    def test_sounds_have_wide_tiles_and_texts_no_picture(self):
         positions = LearnedPositions(shape=(23,), dim=13, init_std=1.0, anchored=True)
-        encoders = {"image": image_encoder(), "depth": perceiver_text().encoders["depth"], "audio": audio_encoder()}
-        encoders["text"] = TextEncoder(vocab_size=29, dim=13, positions=positions)
-        inputs = small_inputs() | {"audio": 0.1 * torch.randn(3, 1, 4001), "text": torch.randint(29, (3, 1, 11))}
-        names = modalities.split()
-        inputs = {name: inputs[name] for name in names}
-        model = perceiver_text(encoders={name: encoders[name] for name in names})
-        facts = [EveryWord(Box(0, name, {})) for name in (names * 3)[:3]]
-        masks = {"text": torch.arange(11) < torch.tensor([[11], [2], [7]])} if "text" in names else {}
-        found = explain(model, inputs, masks, facts=facts)
+        encoders = {"audio": audio_encoder(), "text": TextEncoder(vocab_size=29, dim=13, positions=positions)}
+        inputs = {"audio": 0.1 * torch.randn(3, 1, 4001), "text": torch.randint(29, (3, 1, 11))}
+        model = perceiver_text(encoders=encoders)
+        masks = {"text": torch.arange(11) < torch.tensor([[11], [2], [7]])}
+        found = explain(
+            model, inputs, masks, facts=[EveryWord(Box(0, name, {})) for name in ("audio", "text", "audio")]
+        )
         sheets = contact_sheets(found, input_pictures(model, inputs), num_latents=2)
-        assert set(sheets) == {f"{name}/cross0" for name in names} | {"caption/words"}
+        assert set(sheets) == {"audio/cross0", "text/cross0", "caption/words"}
         assert all(sheet.mode == "RGB" and np.asarray(sheet).std() > 10 for rows in sheets.values() for sheet in rows)
-        if names == ["audio"]:
-            for sheet, row in zip(sheets["caption/words"], found.answers, strict=True):
-                rows = -(-(1 + len(row)) // 3)
-                columns = -(-(1 + len(row)) // rows)
-                assert sheet.width == ROW_TICKS_WIDTH + columns * (STRETCHED[0] + GAP) + BAR_WIDTH
-                assert sheet.height == rows * (STRETCHED[1] + TITLE_HEIGHT + GAP + COLUMN_TICKS_HEIGHT)
+        for sheet, row in zip(sheets["caption/words"], found.answers, strict=True):
+            num_rows = -(-(1 + 2 * len(row)) // 3)
+            columns = -(-(1 + 2 * len(row)) // num_rows)
+            assert sheet.width == ROW_TICKS_WIDTH + columns * (STRETCHED[0] + GAP) + BAR_WIDTH

@@ -1,88 +1,137 @@
+"""Localization scores of maps with their weight in chosen cells, against boxes around cells."""
+
+from collections.abc import Sequence
+from functools import reduce
+
+import numpy as np
 import pytest
 import torch
 
+from perceiver.inspection.explanation import Explanation
 from perceiver.inspection.localization import box_coverage, localization, map_scores, mean_scores, word_overlap
-from perceiver.types import Answer, Box, Grid, Span
+from perceiver.types import Answer, Axis, Box, Grid, Span
 from tests.inspection.drawn import explanation_of
-from tests.inspection.models import grid, of_class, set_tokens, word
-from tests.inspection.sounds import (
-    COLUMNS,
-    ROWS,
-    SOUND,
-    capture_of,
-    cells,
-    explanation_of_maps,
-    one_hot,
-    planted_maps,
-    sample_classes,
+from tests.inspection.models import captured_with, grid, layer, of_class, set_tokens, word
+from tests.inspection.videos import VIDEO
+
+ROWS, COLUMNS = 5, 7
+SOUND = Grid(
+    (ROWS, COLUMNS), (Axis("frequency", "Hz", 50.0, 8000.0, scale="mel"), Axis("time", "s", 0.0, COLUMNS * 0.5))
 )
-
-MEASURED = {f"{name}{chance}" for name in ("energy_in_box", "pointing_game") for chance in ("", "_chance")}
-
-
-def coverage(*boxes: Box) -> torch.Tensor:
-    return box_coverage([boxes], SOUND)[0].reshape(ROWS, COLUMNS)
+SCORES = {f"{name}{chance}" for name in ("energy_in_box", "pointing_game") for chance in ("", "_chance")}
+FINE = 8
+"""Points per cell along each axis."""
 
 
-def some_boxes(count: int) -> list[Box]:
-    """Boxes anywhere, of five classes."""
-    places = torch.rand(count, 2, 2).sort(dim=-1).values * torch.tensor([[[ROWS], [COLUMNS]]])
-    return [cells(tuple(row), tuple(column), label=number % 5) for number, (row, column) in enumerate(places.tolist())]
-
-
-def test_a_cell_is_covered_by_the_share_of_its_area():
-    found = coverage(cells((1.0, 2.5), (3.25, 5.0)))
-    expected = torch.zeros(ROWS, COLUMNS, dtype=torch.float64)
-    expected[1, 3:5] = torch.tensor([0.75, 1.0])
-    expected[2, 3:5] = torch.tensor([0.375, 0.5])
-    torch.testing.assert_close(found, expected)
-
-
-def test_boxes_that_overlap_cover_what_any_of_them_does():
-    boxes = some_boxes(11)
-    fine = 400
-    rows, columns = (torch.arange(size * fine).double().add(0.5) / fine for size in (ROWS, COLUMNS))
-    inside = torch.zeros(ROWS * fine, COLUMNS * fine, dtype=torch.bool)
+def cells(row: tuple[float, float], column: tuple[float, float], label: int = 0, modality: str = "audio") -> Box:
+    """A box that covers cells of `SOUND` from one number to another."""
     frequency, time = SOUND.axes
-    for box in boxes:
-        low, high = (frequency.fraction(value) * ROWS for value in box.ranges["frequency"])
-        start, stop = (time.fraction(value) * COLUMNS for value in box.ranges["time"])
-        inside |= ((rows > low) & (rows < high))[:, None] & ((columns > start) & (columns < stop))
-    expected = inside.reshape(ROWS, fine, COLUMNS, fine).double().mean(dim=(1, 3))
-    torch.testing.assert_close(coverage(*boxes), expected, rtol=0, atol=0.01)
-
-
-def test_boxes_in_hertz_lie_on_mel_rows():
-    box = Box(0, "audio", {"frequency": (2900.0, 3100.0), "time": (1.0, 1.5)})
-    found = coverage(box)
-    # 50 to 8000 Hz are 78 to 2840 mel, and 3000 Hz 1876 mel: 0.651 of the way, in row 3 of 5. Linearly it were row 1.
-    assert found.nonzero().tolist() == [[3, 2]]
-
-
-def test_an_axis_that_a_box_does_not_name_is_covered_from_end_to_end():
-    found = coverage(Box(0, "audio", {"time": (1.0, 2.0)}))
-    assert found.sum(dim=0).tolist() == pytest.approx([0, 0, ROWS, ROWS, 0, 0, 0])
-
-
-def test_on_a_grid_of_time_alone_a_box_covers_its_time():
-    alone = Grid((COLUMNS,), SOUND.axes[1:])
-    box = cells((1.0, 1.5), (2.5, 4.0))
-    torch.testing.assert_close(box_coverage([[box]], alone)[0], torch.tensor([0, 0, 0.5, 1, 0, 0, 0]).double())
-
-
-def test_all_mass_in_one_cell_scores_one_in_a_box_around_it_and_chance_is_the_area_of_the_box():
-    covered = box_coverage([[cells((2, 4), (1, 4))]], SOUND)
-    found = map_scores(one_hot(3, 2), covered, None)
-    assert mean_scores([found]) == pytest.approx(
+    return Box(
+        label,
+        modality,
         {
-            "energy_in_box": 1.0,
-            "energy_in_box_chance": 6 / 35,
-            "pointing_game": 1.0,
-            "pointing_game_chance": 6 / 35,
-        }
+            "frequency": (frequency.value(row[0] / ROWS), frequency.value(row[1] / ROWS)),
+            "time": (time.value(column[0] / COLUMNS), time.value(column[1] / COLUMNS)),
+        },
     )
-    outside = mean_scores([map_scores(one_hot(3, 4), covered, None)])
-    assert outside["energy_in_box"] == outside["pointing_game"] == 0.0
+
+
+def one_hot(row: int, column: int) -> torch.Tensor:
+    values = torch.zeros(1, ROWS, COLUMNS)
+    values[0, row, column] = 0.3
+    return values.flatten(1)
+
+
+def planted_maps(places: list[list[tuple[int, int]]]) -> torch.Tensor:
+    """For each sample and query a map with its weight in one cell."""
+    return torch.stack([torch.cat([one_hot(*place) / 0.3 for place in row]) for row in places])
+
+
+def sample_classes(boxes: Sequence[Sequence[Box] | None]) -> list[list[Answer]]:
+    """For each sample the classes that apply to it, as answers."""
+    return [
+        [
+            of_class(label, *(box for box in row or () if box.label == label), name=str(label))
+            for label in sorted(labels)
+        ]
+        for row in boxes
+        for labels in [{box.label for box in row or ()}]
+    ]
+
+
+def explanation_of_maps(
+    maps: torch.Tensor,
+    boxes: Sequence[Sequence[Box] | None] | None = None,
+    answers: list[list[Answer]] | None = None,
+    mask: torch.Tensor | None = None,
+    **options,
+) -> Explanation:
+    """The explanation of a model whose rollout from each query is a map, by one latent for each.
+
+    Args:
+        maps: of each query, [batch, queries, tokens].
+        boxes: of the samples.
+        answers: by default the classes that have boxes.
+        mask: True where a token is real.
+        options: see `explanation_of`.
+    """
+    boxes = [None] * len(maps) if boxes is None else boxes
+    answers = sample_classes(boxes) if answers is None else answers
+    reads = torch.eye(maps.shape[1]).expand(len(maps), 1, -1, -1)
+    layers = {"cross0": layer("cross", maps[:, None], mask), "decode0": layer("decode", reads)}
+    captured = captured_with({"audio": Span(0, maps.shape[-1], SOUND)}, **layers)
+    return explanation_of(captured, answers, boxes=list(boxes), **options)
+
+
+def some_boxes(count: int, grid: Grid = SOUND) -> list[Box]:
+    """Boxes anywhere, whose edges lie at quarters of cells; each second one has no range along the first axis."""
+    boxes = []
+    for number in range(count):
+        ranges = {}
+        for axis, cells in zip(grid.axes, grid.shape, strict=True):
+            ends = (torch.randperm(4 * cells + 1)[:2].sort().values / (4 * cells)).tolist()
+            ranges[axis.name] = (axis.value(ends[0]), axis.value(ends[1]))
+        if number % 2 and len(ranges) > 1:
+            del ranges[grid.axes[0].name]
+        boxes.append(Box(number % 5, "audio", ranges | {"taste": (0.0, 1.0)}))
+    return boxes
+
+
+def counted_coverage(boxes: list[Box], grid: Grid) -> torch.Tensor:
+    """The share of each token that boxes cover, by counting points."""
+    inside = np.zeros([FINE * count for count in grid.shape], dtype=bool)
+    for box in boxes:
+        along = []
+        for axis, count in zip(grid.axes, grid.shape, strict=True):
+            points = np.array([axis.value((place + 0.5) / (FINE * count)) for place in range(FINE * count)])
+            low, high = box.ranges.get(axis.name, (-np.inf, np.inf))
+            along.append((points > low) & (points < high))
+        inside |= reduce(np.logical_and.outer, along)
+    parts = inside.reshape([size for count in grid.shape for size in (count, FINE)])
+    return torch.from_numpy(parts.mean(axis=tuple(range(1, parts.ndim, 2))).reshape(-1))
+
+
+@pytest.mark.parametrize(
+    "grid", [SOUND, Grid((COLUMNS,), SOUND.axes[1:]), VIDEO], ids=lambda grid: f"{len(grid.shape)} axes"
+)
+def test_boxes_cover_the_share_of_cells_that_is_found_by_counting_points(grid):
+    cases = [some_boxes(count, grid) for count in (1, 5, 0, 2, 3)]
+    expected = torch.stack([counted_coverage(boxes, grid) for boxes in cases])
+    torch.testing.assert_close(box_coverage(cases, grid), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("box", "energy", "chances"),
+    [
+        (cells((2, 4), (1, 4)), 1.0, (6 / 35, 6 / 35)),
+        (cells((2, 3), (1, 7)), 0.0, (6 / 35, 6 / 35)),
+        (cells((3.2, 3.4), (2.5, 3.0)), 0.1, (0.1 / 35, 1 / 35)),  # smaller than a cell
+    ],
+)
+def test_mass_in_one_cell_scores_what_a_box_covers_of_it_and_hits_if_it_does(box, energy, chances):
+    found = mean_scores([map_scores(one_hot(3, 2), box_coverage([[box]], SOUND), None)])
+    assert (found["energy_in_box"], found["pointing_game"]) == pytest.approx((energy, float(energy > 0)))
+    assert (found["energy_in_box_chance"], found["pointing_game_chance"]) == pytest.approx(chances)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -93,14 +142,6 @@ def test_an_even_map_scores_its_chance(masked):
     for name in ("energy_in_box", "pointing_game"):
         assert len(found[name]) == 13
         torch.testing.assert_close(found[name], found[f"{name}_chance"], rtol=1e-12, atol=0)
-
-
-def test_a_box_smaller_than_a_cell_gets_its_share_and_can_be_pointed_at():
-    covered = box_coverage([[cells((3.2, 3.4), (2.5, 3.0))]], SOUND)
-    found = mean_scores([map_scores(one_hot(3, 2), covered, None)])
-    assert found["energy_in_box"] == pytest.approx(0.1)
-    assert found["pointing_game"] == 1.0
-    assert found["pointing_game_chance"] == pytest.approx(1 / 35)
 
 
 def test_a_box_touches_no_cell_across_a_common_edge():
@@ -166,7 +207,7 @@ class TestClasses:
         of_classes = [1 / 35, 2 / 35, 1 / 35]
         assert found["energy_in_box_chance"].tolist() == pytest.approx(of_classes if own else [3 / 35, 1 / 35])
         assert found["relevance/energy_in_box_chance"].tolist() == pytest.approx(of_classes)
-        assert set(found) == {f"{of}{name}" for of in ("", "relevance/") for name in MEASURED}
+        assert set(found) == {f"{of}{name}" for of in ("", "relevance/") for name in SCORES}
         others = [[of_class(2), *row] if place < 2 else row for place, row in enumerate(sample_classes(boxes))]
         torch.testing.assert_close(localized(maps, boxes, others, own=own), found)
 
@@ -196,22 +237,15 @@ class TestClasses:
         boxes = [[cells((0, 2), (0, 3)), cells((3, 5), (0, 7), modality="image")], [cells((2, 4), (0, 7))]]
         found = localized(maps * 0.5 + 0.5 / 35, boxes, mask=real)
         for of in ("", "relevance/"):
-            chance = torch.tensor([6 / 35, 7 / 14]).double()
-            torch.testing.assert_close(found[f"{of}energy_in_box_chance"], chance)
-            torch.testing.assert_close(found[f"{of}energy_in_box"][1], torch.tensor(0.5).double(), rtol=0, atol=1e-3)
+            assert found[f"{of}energy_in_box_chance"].tolist() == pytest.approx([6 / 35, 7 / 14])
 
     def test_each_modality_is_scored_on_its_own_grid(self):
         maps, image = planted_maps([[(2, 3)]]), torch.full((1, 1, 6), 1 / 6)
-        captured = capture_of(torch.cat([maps * 0.5, image * 0.5], dim=-1))
-        set_tokens(captured, {"audio": Span(0, 35, SOUND), "image": Span(35, 41, grid(2, 3, cell=10))})
         boxes = [[cells((2, 3), (3, 4)), Box(0, "image", {"y": (0.0, 10.0), "x": (0.0, 15.0)})]]
-        found = localization(explanation_of(captured, sample_classes(boxes), boxes=boxes))
+        explanation = explanation_of_maps(torch.cat([maps * 0.5, image * 0.5], dim=-1), boxes)
+        set_tokens(explanation.record, {"audio": Span(0, 35, SOUND), "image": Span(35, 41, grid(2, 3, cell=10))})
+        found = localization(explanation)
         torch.testing.assert_close(found["energy_in_box"], torch.tensor([1.0, 0.25]).double(), rtol=0, atol=1e-4)
-
-    @pytest.mark.parametrize("boxes", [[[], []], [None, None]])
-    @pytest.mark.parametrize("answers", [None, [[of_class(0)]] * 2], ids=["none", "classes"])
-    def test_without_boxes_there_are_no_scores(self, boxes, answers):
-        assert localized(planted_maps([[(1, 1)], [(2, 2)]]), boxes, answers) == {}
 
 
 def with_boxes(queries: tuple[int, ...], kind: str, *boxes: Box) -> Answer:
@@ -242,7 +276,7 @@ class TestWords:
     def test_they_are_scored_by_kind_each_with_its_own_boxes(self):
         maps, elsewhere = planted_maps(OF_TEXTS), planted_maps([[(4, 0)] * 4, [(0, 0)] * 4, [(1, 1)] * 4])
         found, misses = localized(maps, answers=TEXTS), localized(elsewhere, answers=TEXTS)
-        kinds = {f"{name}_{kind}" for name in MEASURED for kind in ("color", "shape")}
+        kinds = {f"{name}_{kind}" for name in SCORES for kind in ("color", "shape")}
         assert set(found) == {f"{of}{name}" for of in ("", "relevance/") for name in kinds} | {"word_overlap"}
         for kind, chances in (("color", [6 / 35]), ("shape", [6 / 35, 2 / 35])):
             assert found[f"energy_in_box_{kind}"].tolist() == pytest.approx([1.0] * len(chances), abs=0.01)
@@ -250,11 +284,6 @@ class TestWords:
             assert found[f"pointing_game_chance_{kind}"].tolist() == pytest.approx(chances)
             assert misses[f"energy_in_box_{kind}"].max() < 0.01
             torch.testing.assert_close(misses[f"energy_in_box_chance_{kind}"], found[f"energy_in_box_chance_{kind}"])
-
-    def test_the_map_of_a_word_is_the_mean_of_those_of_its_queries(self):
-        maps = planted_maps([[(0, 0), (3, 5), (1, 2), (4, 6)]])
-        found = localized(maps, answers=[[with_boxes((1, 2), "shape", cells((3, 5), (4, 7)))]])
-        assert found["energy_in_box_shape"].tolist() == pytest.approx([0.5], abs=1e-3)
 
     def test_padding_changes_no_score(self):
         maps = some_maps(3, 4)
@@ -275,7 +304,7 @@ class TestWords:
     def test_the_boxes_of_a_sample_are_not_those_of_its_words(self):
         boxes, maps = [[cells((0, 5), (0, 7))]] * 3, planted_maps(OF_TEXTS)
         torch.testing.assert_close(localized(maps, boxes, TEXTS), localized(maps, answers=TEXTS), rtol=0, atol=0)
-        assert localized(maps, boxes, [[], [], []]) == {}
+        assert localized(maps, boxes, [[], [], []]) == localized(maps, None, [[of_class(0)]] * 3) == {}
 
 
 def overlap_of(maps: torch.Tensor, *answers: list[Answer], **options) -> list[float]:
@@ -284,11 +313,6 @@ def overlap_of(maps: torch.Tensor, *answers: list[Answer], **options) -> list[fl
 
 
 class TestOverlap:
-    def test_it_is_one_for_equal_and_zero_for_disjoint_maps(self):
-        equal, disjoint = [(2, 3)] * 4, [(0, 0), (1, 1), (2, 2), (4, 6)]
-        found = overlap_of(planted_maps([equal, disjoint]), words(0, 1, 2, 3), words(0, 1, 2, 3))
-        assert found == pytest.approx([1.0, 0.0], abs=1e-6)
-
     def test_it_is_the_mean_mass_that_pairs_have_in_common(self):
         maps = some_maps(2, 5)
         pairs = [(one, other) for one in range(5) for other in range(one)]

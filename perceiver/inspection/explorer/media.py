@@ -12,9 +12,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from perceiver.inspection.axes import num_frames, plane, runs_upwards, strip
 from perceiver.inspection.figures import Frame
-from perceiver.types import Axis, Batch, Box, Picture, Sound, Span
+from perceiver.types import Batch, Box, Picture, Sound, Span
 
 MOST_SECONDS = 30.0
 """Limit of a sound in a page."""
@@ -72,7 +71,7 @@ def boxes_of(frame: Frame, boxes: Sequence[Box], class_names: Sequence[str]) -> 
     return [
         {"name": class_names[box.label] if class_names else "", "label": box.label, **asdict(outline)}
         for box in boxes
-        for outline in frame.outlines(box)
+        for outline in frame.input_plane.outlines(box)
     ]
 
 
@@ -90,18 +89,19 @@ def _ground_truth(batch: Batch, row: int, class_names: Sequence[str]) -> list[st
 
 
 def _modality(name: str, frame: Frame, row: int, media: Media) -> dict[str, Any]:
-    rows, columns = frame.axes
-    sound = media.sounds.get(name)
-    row_ticks, column_ticks = frame.ticks
+    plane, sound = frame.input_plane, media.sounds.get(name)
+    rows, columns = plane.axes
+    if plane.runs_upwards:
+        rows = replace(rows, start=rows.stop, stop=rows.start)
     image = frame.input_of(row)
     if sound is not None and sound.seconds > MOST_SECONDS:
         sound = None
     return {
-        "axes": [asdict(_upwards(rows)), asdict(columns)],
-        "ticks": [[asdict(tick) for tick in row_ticks], [asdict(tick) for tick in column_ticks]],
-        "shape": list(plane(frame.grid).shape),
-        "strip": [{"axis": asdict(axis), "count": count} for axis, count in strip(frame.grid)]
-        if num_frames(frame.grid) > 1
+        "axes": [asdict(rows), asdict(columns)],
+        "ticks": [[asdict(tick) for tick in ticks] for ticks in plane.ticks],
+        "shape": list(plane.shape),
+        "strip": [{"axis": asdict(axis), "count": count} for axis, count in plane.strip]
+        if plane.num_frames > 1
         else None,
         "size": list(frame.size),
         "picture": None if image is None else _png(image.pixels),
@@ -112,11 +112,6 @@ def _modality(name: str, frame: Frame, row: int, media: Media) -> dict[str, Any]
         "seconds": None if sound is None else sound.seconds,
         "tokens": list(media.texts[name][row]) if name in media.texts else None,
     }
-
-
-def _upwards(axis: Axis) -> Axis:
-    """Return the axis from the top down."""
-    return replace(axis, start=axis.stop, stop=axis.start) if runs_upwards(axis) else axis
 
 
 def _png(pixels: np.ndarray) -> str:

@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from perceiver.inspection.axes import on_plane
+from perceiver.inspection.axes import Plane
 from perceiver.inspection.colormap import COLORMAPS, DIFFERENCE, OUTLINE
 from perceiver.inspection.events import event_paths, scores_in
 from perceiver.inspection.explorer.html import page_html
 from perceiver.inspection.explorer.packing import packed, pooling
-from perceiver.inspection.figures import outlines_on
 from perceiver.types import Axis, Box, Grid
 
 Arrays = Mapping[str, np.ndarray]
@@ -129,7 +128,7 @@ def _boxes(arrays: Arrays, answer: Mapping[str, Any]) -> dict[str, list[dict[str
     found: dict[str, list[dict[str, float]]] = {}
     for modality, grid in _grids(arrays).items():
         here = [box for box in boxes if box.modality == modality]
-        if outlines := [asdict(outline) for box in here for outline in outlines_on(box, grid)]:
+        if outlines := [asdict(outline) for box in here for outline in Plane(grid).outlines(box)]:
             found[modality] = outlines
     return found
 
@@ -197,7 +196,7 @@ def _grids(arrays: Arrays) -> dict[str, Grid]:
 def _planes(arrays: Arrays, weights: Float[np.ndarray, "*rest keys"]) -> Planes:
     """Arrange weights over all keys by modality in rows and columns."""
     return {
-        modality: on_plane(weights[..., slice(*arrays[f"span/{modality}"].tolist())], grid)
+        modality: Plane(grid).arrange(weights[..., slice(*arrays[f"span/{modality}"].tolist())])
         for modality, grid in _grids(arrays).items()
     }
 
