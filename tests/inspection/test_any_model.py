@@ -97,7 +97,12 @@ def test_its_answers_are_explained(make, layers, readers, masked, alpha):
     assert (explanation.relevance.sum(dim=-1) > 0)[is_answer].float().mean() > 0.9
     assert (explanation.relevance >= 0).all()
     assert (explanation.relevance[~is_answer] == 0).all()
-    assert ((explanation.probability > 0) == is_answer).all()
+    with torch.no_grad():
+        outputs = of_model.task.probabilities(model(batch.inputs, batch.masks, explanation.record.queries))
+    for row, answers in enumerate(explanation.answers):
+        for slot, answer in enumerate(answers):
+            at = (row, list(answer.queries), list(answer.ids)) if answer.is_word else (row, answer.label)
+            torch.testing.assert_close(explanation.probability[row, slot], outputs[answer.output][at].prod())
     if masked:
         hidden = ~explanation.record.token_mask[:, None]
         assert not explanation.rollout.inputs.masked_select(hidden).any()

@@ -27,8 +27,9 @@ from perceiver.inspection.contact_sheet import (
 from tests.inspection.drawn import BRIGHTEST, LUMINANCE, bright_place, decoded, planted, square_tile, tile_at
 
 
-@pytest.mark.parametrize("number", [0, 9])
-@pytest.mark.parametrize(("rows", "columns", "row", "column"), [(5, 7, 3, 1), (7, 5, 0, 4), (1, 13, 0, 11)])
+@pytest.mark.parametrize(
+    ("number", "rows", "columns", "row", "column"), [(0, 5, 7, 3, 1), (9, 7, 5, 0, 4), (3, 1, 13, 0, 11)]
+)
 def test_the_bright_place_is_at_the_right_pixels_of_the_right_tile(number, rows, columns, row, column):
     tiles = [square_tile(f"map {index}", np.full((rows, columns), 0.01)) for index in range(13)]
     tiles[number] = square_tile("planted", planted(rows, columns, row, column))
@@ -41,13 +42,30 @@ def test_the_bright_place_is_at_the_right_pixels_of_the_right_tile(number, rows,
     assert not any((other == BRIGHTEST).all(axis=-1).any() for other in others)
 
 
-@pytest.mark.parametrize(("tiles", "rows", "columns"), [(1, 1, 1), (8, 1, 8), (19, 3, 7)])
-@pytest.mark.parametrize(("shape", "tile"), [((5, 7), TILE), ((1, 1), TILE), ((3, 199), 199)])
-def test_sheets_are_as_large_as_their_tiles(tiles, rows, columns, shape, tile):
-    sheet = contact_sheet([square_tile("map", np.random.rand(*shape)) for _ in range(tiles)])
-    height = max(round(tile * shape[0] / shape[1]), MIN_BAR_HEIGHT)
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [0.0, 1 / 35])
+def test_constant_maps_give_one_color(value):
+    values, picture = np.full((5, 7), value), np.zeros((10, 14, 3), dtype=np.uint8)
+    over = overlay(picture, values, tile_size(7, aspect=5 / 7))
+    sheet = decoded(contact_sheet([square_tile("map", values), square_tile("over", over, is_map=False)]))
+    for number in range(2):
+        assert len(np.unique(tile_at(sheet, number, round(TILE * 5 / 7)).reshape(-1, 3), axis=0)) == 1
+
+
+@pytest.mark.parametrize(
+    ("sizes", "max_columns", "columns", "heights"),
+    [
+        ([(TILE, 86)], 8, 1, [86]),
+        ([(TILE, 7)] * 8, 8, 8, [MIN_BAR_HEIGHT]),
+        ([(199, 53)] * 19, 8, 7, [53, 53, 53]),
+        ([(211, 97), (211, 53), (101, 41), (211, 61)], 2, 2, [97, 61]),
+    ],
+)
+def test_columns_are_as_wide_as_the_widest_tile_and_rows_as_high_as_their_highest(sizes, max_columns, columns, heights):
+    sheet = contact_sheet([Tile("map", np.random.rand(3, 5), size) for size in sizes], max_columns=max_columns)
     assert sheet.mode == "RGB"
-    assert sheet.size == (columns * (tile + GAP) + BAR_WIDTH, rows * (height + TITLE_HEIGHT + GAP))
+    width = max(width for width, _ in sizes)
+    assert sheet.size == (columns * (width + GAP) + BAR_WIDTH, sum(heights) + len(heights) * (TITLE_HEIGHT + GAP))
 
 
 def test_equal_weights_have_equal_colors_in_all_maps_of_a_sheet():
@@ -60,20 +78,6 @@ def test_equal_weights_have_equal_colors_in_all_maps_of_a_sheet():
     weak = pictures[0][int(1.5 * cell), int(2.5 * cell)]
     assert (weak == pictures[1][int(0.5 * cell), int(0.5 * cell)]).all()
     assert (weak != pictures[1][int(4.5 * cell), int(6.5 * cell)]).any()
-
-
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("value", [0.0, 1 / 35, 1.0])
-def test_constant_maps_give_one_color(value):
-    values = np.full((5, 7), value)
-    picture = np.zeros((10, 14, 3), dtype=np.uint8)
-    tiles = [
-        square_tile("map", values),
-        square_tile("over", overlay(picture, values, tile_size(7, aspect=5 / 7)), is_map=False),
-    ]
-    sheet = decoded(contact_sheet(tiles))
-    for number in range(2):
-        assert len(np.unique(tile_at(sheet, number, round(TILE * 5 / 7)).reshape(-1, 3), axis=0)) == 1
 
 
 def test_a_single_spike_on_nothing_is_bright_and_shades_below_it_differ():
@@ -95,15 +99,6 @@ def test_no_cell_is_left_out_of_maps_of_more_columns_than_a_tile_has_pixels():
     sheet = contact_sheet([square_tile("map", values)])
     tile = tile_at(decoded(sheet), 0, 1, tile=MAX_TILE)
     assert (np.ptp(tile, axis=1) < 140).all(), "neighbours are averaged, not every third taken"
-
-
-def test_tiles_of_different_heights_stand_in_rows_as_high_as_their_highest():
-    values = np.random.rand(3, 5)
-    sheet = contact_sheet([Tile("map", values, (211, height)) for height in (97, 53, 41, 61)], max_columns=2)
-    assert sheet.size == (2 * (211 + GAP) + BAR_WIDTH, (97 + 61) + 2 * (TITLE_HEIGHT + GAP))
-    second_row = np.asarray(sheet)[97 + GAP + 2 * TITLE_HEIGHT :]
-    expected = np.asarray(contact_sheet([Tile("map", values, (211, 41))] * 4))[TITLE_HEIGHT : TITLE_HEIGHT + 41, :211]
-    assert (second_row[:41, :211] == expected).all()
 
 
 def test_ticks_stand_at_their_places_outside_of_the_tiles():
@@ -135,15 +130,6 @@ def test_titles_end_with_their_tiles_however_long():
     assert np.argwhere(np.asarray(short)[:TITLE_HEIGHT, :TILE].min(axis=-1) < 128).max() < TILE / 2 + 23
 
 
-def test_outlines_are_drawn_on_the_tile_that_has_them():
-    values = np.full((5, 7), 0.5)
-    tiles = [square_tile("map", values), square_tile("map", values, outlines=[Outline(0.2, 0.2, 0.8, 0.8)])]
-    sheet = decoded(contact_sheet(tiles))
-    height = round(TILE * 5 / 7)
-    assert len(np.unique(tile_at(sheet, 0, height).reshape(-1, 3), axis=0)) == 1
-    assert len(np.unique(tile_at(sheet, 1, height).reshape(-1, 3), axis=0)) == 3
-
-
 def test_colors_grow_brighter_with_the_weight_and_are_clipped_at_both_ends():
     luminance = colorize(np.linspace(0, 1, 257)[None], 0.0, 1.0)[0] @ LUMINANCE
     assert (np.diff(luminance) > -1).all(), "not darker, but for rounding"
@@ -162,23 +148,19 @@ def test_images_of_any_number_of_channels_become_rgb(channels):
     np.testing.assert_allclose(pixels, (rgb.clamp(0, 1) * 255).permute(1, 2, 0).numpy(), atol=0.51)
 
 
-def test_levels_are_gray_from_black_to_white_over_their_range():
-    found = input_image(torch.linspace(-59.0, 0.0, 11 * 13).reshape(1, 11, 13), "Pa")
-    assert (found.pixels == found.pixels[..., :1]).all()
-    assert (np.diff(found.pixels[..., 0].ravel().astype(int)) >= 0).all()
-    assert (found.pixels.min(), found.pixels.max()) == (0, 255)
-    assert (found.low, found.high, found.unit) == (pytest.approx(-59.0, abs=1.0), 0.0, "Pa")
-
-
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("quietest", [-200.0, -23.0, 3.0])
-def test_decibels_range_from_the_quietest_to_the_loudest_within_a_limit(quietest):
+@pytest.mark.parametrize(("quietest", "unit"), [(-200.0, "dB"), (-200.0, "Pa"), (-23.0, "dB"), (3.0, "dB")])
+def test_levels_are_gray_from_the_quietest_to_the_loudest_and_decibels_within_a_limit(quietest, unit):
+    lowest = max(quietest, 3.0 - DYNAMIC_RANGE) if unit == "dB" else quietest
     levels = torch.full((1, 17, 19), quietest)
-    levels[0, 2, 5] = 3.0
-    found = input_image(levels, "dB")
-    assert (found.low, found.high) == pytest.approx((max(quietest, 3.0 - DYNAMIC_RANGE), 3.0))
-    assert (found.pixels[2, 5] == 255).all() == (quietest < 3.0), "silence is black"
-    assert (found.pixels == 0).sum() == 3 * (17 * 19 - (quietest < 3.0))
+    levels[0, 2, 5], levels[0, 2, 7] = 3.0, (lowest + 3.0) / 2
+    found = input_image(levels, unit)
+    assert (found.low, found.high) == pytest.approx((lowest, 3.0))
+    assert found.unit == unit
+    expected = np.zeros((17, 19))
+    if quietest < 3.0:  # else it is silent, and black
+        expected[2, 5], expected[2, 7] = 255, 127
+    np.testing.assert_allclose(found.pixels, np.stack([expected] * 3, axis=-1), atol=1)
 
 
 @pytest.mark.parametrize("size", [(23, 29), (5, 29), (23, 3), (5, 3)])

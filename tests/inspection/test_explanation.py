@@ -1,18 +1,15 @@
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
-from perceiver import Perceiver
 from perceiver.decoders.base import LOGITS
 from perceiver.inspection.capture import capture
 from perceiver.inspection.explanation import (
     Explainer,
     Explanation,
-    answer_relevance,
-    answer_rollout,
     answer_scores,
-    in_parts,
 )
 from perceiver.inspection.faithfulness import faithfulness
 from perceiver.inspection.figures import contact_sheets
@@ -28,7 +25,6 @@ from tests.inspection.models import (
     EveryWord,
     captions,
     direct_text,
-    forward_record,
     of_class,
     perceiver,
     perceiver_io,
@@ -43,40 +39,31 @@ from tests.models import NUM_CLASSES, logits, small_inputs
 TEXTS = ("a small red circle", "", "blue squares")
 
 
-def classified(masks: bool) -> tuple[Explainer, Batch]:
-    return explainer(perceiver()), labelled(small_inputs(), some_masks() if masks else None)
+def classified() -> tuple[Explainer, Batch]:
+    return explainer(perceiver()), labelled(small_inputs(), some_masks())
 
 
-def tagged(masks: bool) -> tuple[Explainer, Batch]:
+def tagged() -> tuple[Explainer, Batch]:
     task = Tagging(num_classes=NUM_CLASSES, multi_label=True, loss=LossSpec(), mixup=0.0)
-    batch = labelled(small_inputs(), some_masks() if masks else None, tags=torch.zeros(3, NUM_CLASSES))
+    batch = labelled(small_inputs(), some_masks(), tags=torch.zeros(3, NUM_CLASSES))
     return Explainer(perceiver_io(), task, CLASS_NAMES, "norm"), batch
 
 
-def captioned(masks: bool, make=perceiver_text) -> tuple[Explainer, Batch]:
+def captioned(make=perceiver_text) -> tuple[Explainer, Batch]:
     batch = captions(small_inputs())
-    batch.masks = some_masks() if masks else {}
+    batch.masks = some_masks()
     model = make()
     model.decoder.head.bias.data[EOS] = -9.0  # an untrained model might write nothing
     return explainer(model, alpha=0.3), batch
 
 
-def without_latents(masks: bool) -> tuple[Explainer, Batch]:
-    return captioned(masks, direct_text)
-
-
-def joint(masks: bool, *names: str) -> tuple[Explainer, Batch]:
+def joint(*names: str) -> tuple[Explainer, Batch]:
     """Classes, and words as many as in `TEXTS`."""
     found = explainer(perceiver_joint(*names), alpha=0.3)
     predict_texts(found.task.tasks["caption"])
     box = Box(3, "image", {"y": (0.0, 5.0)})
     facts, boxes = [EveryWord(box)] * 3, [[box], None, [Box(5, "depth", {})]]
-    return found, labelled(small_inputs(), some_masks() if masks else None, facts=facts, boxes=boxes)
-
-
-def joint_with_words_first(masks: bool) -> tuple[Explainer, Batch]:
-    """The words of a row are in the slots of another row's classes."""
-    return joint(masks, "caption", "label")
+    return found, labelled(small_inputs(), some_masks(), facts=facts, boxes=boxes)
 
 
 def predict_texts(task: Task) -> None:
@@ -84,45 +71,23 @@ def predict_texts(task: Task) -> None:
     task.answer_queries = lambda model, batch, *_: queries(model, batch, predicted)
 
 
-def one_query() -> Perceiver:
-    return perceiver_io(decoder=query_decoder(1))
+KINDS = {
+    "classified": classified,
+    "tagged": tagged,
+    "captioned": captioned,
+    "without latents": partial(captioned, make=direct_text),
+    "joint": joint,
+    "words first": lambda: joint("caption", "label"),  # in the slots of another row's classes
+}
 
 
-KINDS = pytest.mark.parametrize(
-    "make",
-    [classified, tagged, captioned, without_latents, joint, joint_with_words_first],
-    ids=lambda make: make.__name__,
-)
-JOINT = pytest.mark.parametrize("make", [joint, joint_with_words_first], ids=lambda make: make.__name__)
+def cases(*names: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("make", [KINDS[name] for name in names], ids=names)
 
 
-@KINDS
-@pytest.mark.parametrize("masks", [False, True], ids=["whole", "masked"])
-def test_each_answer_has_its_rollout_relevance_and_probability(make, masks):
-    explainer, batch = make(masks)
-    found = explainer.explain(batch)
-    widths, num_tokens = torch.tensor([len(row) for row in found.answers]), found.record.tokens.values.shape[1]
-    shape = (3, int(widths.max()))
-    assert shape[1] > 1
-    assert found.rollout.inputs.shape == found.relevance.shape == (*shape, num_tokens)
-    assert found.rollout.residual.shape == found.probability.shape == shape
-    is_answer = torch.arange(shape[1]) < widths[:, None]
-    torch.testing.assert_close(found.rollout.inputs.sum(dim=-1) + found.rollout.residual, is_answer.float())
-    assert (found.relevance[is_answer].sum(dim=-1) > 0).any()
-    assert (found.relevance[~is_answer] == 0).all()
-    with torch.no_grad():
-        outputs = explainer.model(batch.inputs, batch.masks, found.record.queries)
-    probabilities = explainer.task.probabilities(outputs)
-    for row, answers in enumerate(found.answers):
-        for slot, answer in enumerate(answers):
-            at = (row, list(answer.queries), list(answer.ids)) if answer.is_word else (row, answer.label)
-            torch.testing.assert_close(found.probability[row, slot], probabilities[answer.output][at].prod())
-    assert found.alpha == explainer.alpha
-
-
-@KINDS
+@cases(*KINDS)
 def test_rollouts_and_relevance_are_those_of_each_output_alone(make):
-    explainer, batch = make(True)
+    explainer, batch = make()
     found = explainer.explain(batch)
     with capture(explainer.model, gradients=True) as record:
         outputs = explainer.model(batch.inputs, batch.masks, found.record.queries)
@@ -130,8 +95,7 @@ def test_rollouts_and_relevance_are_those_of_each_output_alone(make):
             own = [[answer for answer in row if answer.output == output] for row in found.answers]
             relevance = record.relevance(answer_scores(outputs, own))
             part = found.record.for_output(output)
-            every = range(part.num_outputs)
-            queries = [[one.queries if found.has_own_queries(one) else every for one in row] for row in own]
+            queries = [[(0,) if make is classified else one.queries for one in row] for row in own]  # it pools
             weights = mean_of_queries(queries, part.num_outputs)
             expected = rollout(part, alpha=explainer.alpha, query_weights=weights)
             for row, answers in enumerate(found.answers):
@@ -142,11 +106,37 @@ def test_rollouts_and_relevance_are_those_of_each_output_alone(make):
                     (found.rollout.residual, expected.residual),
                 ):
                     torch.testing.assert_close(values[row, slots], others[row, : len(slots)])
+    means = [found.record.map(name).mean(dim=1) for name in found.record.input_layers]
+    expected = torch.stack(means).mean(dim=0)
+    torch.testing.assert_close(found.maps["mean_map"], expected[:, None].expand_as(found.relevance))
 
 
-@JOINT
+@pytest.mark.parametrize(("make", "name"), [(perceiver_io, "cross0"), (perceiver, "cross2"), (direct_text, "decode1")])
+def test_queries_are_ranked_by_what_the_outputs_read_and_otherwise_by_their_entropy(make, name):
+    found = explain(make(), small_inputs(), some_masks())
+    weights = found.record.map(name).double()
+    score = (weights * weights.clamp_min(1e-30).log()).sum(dim=-1)
+    if make is perceiver_io:
+        score = found.record.map("decode0").sum(dim=1)
+    assert (score.gather(1, found.query_rankings[name]).diff(dim=1) <= 1e-6).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "has_own"),
+    [(lambda: perceiver_io(decoder=query_decoder(1)), False), (perceiver, False), (perceiver_io, True)],
+)
+def test_classes_share_a_rollout_unless_they_have_queries_but_never_their_relevance(make, has_own):
+    found = explain(make(), small_inputs())
+    assert all(found.has_own_queries(answer) == has_own for row in found.answers for answer in row)
+    for slot in (1, 2):
+        distance = (found.rollout.inputs[:, slot] - found.rollout.inputs[:, 0]).abs().amax(dim=-1)
+        assert (distance > 1e-4).all() if has_own else (distance < 1e-6).all()
+        assert ((found.relevance[:, slot] - found.relevance[:, 0]).abs().amax(dim=-1) > 0).all()
+
+
+@cases("joint", "words first")
 def test_an_answer_of_a_joint_model_has_the_explanation_of_its_part_alone(make):
-    joint, batch = make(True)
+    joint, batch = make()
     found = joint.explain(batch)
     assert [sum(answer.is_word for answer in row) for row in found.answers] == [4, 0, 2]
     scores = {}
@@ -174,9 +164,9 @@ def test_an_answer_of_a_joint_model_has_the_explanation_of_its_part_alone(make):
     assert {"relevance/energy_in_box", "relevance/energy_in_box_colour", "word_overlap"} < scores.keys()
 
 
-@KINDS
+@cases("captioned", "joint")
 def test_relevance_in_parts_is_that_of_the_whole_batch(monkeypatch, make):
-    explainer, batch = make(True)
+    explainer, batch = make()
     whole, passes = explainer.explain(batch), []
     for tokens_at_once in (1, 2 * 55):
         monkeypatch.setattr("perceiver.inspection.explanation.TOKENS_AT_ONCE", tokens_at_once)
@@ -189,32 +179,9 @@ def test_relevance_in_parts_is_that_of_the_whole_batch(monkeypatch, make):
     assert len(passes) == (1 + 3) + (1 + 2)
 
 
-@pytest.mark.parametrize(
-    ("make", "has_own"),
-    [(lambda: perceiver_io(decoder=query_decoder(1)), False), (perceiver, False), (perceiver_io, True)],
-)
-def test_classes_share_a_rollout_unless_they_have_queries_but_never_their_relevance(make, has_own):
-    found = explain(make(), small_inputs())
-    assert all(found.has_own_queries(answer) == has_own for row in found.answers for answer in row)
-    for slot in (1, 2):
-        distance = (found.rollout.inputs[:, slot] - found.rollout.inputs[:, 0]).abs().amax(dim=-1)
-        assert (distance > 1e-4).all() if has_own else (distance < 1e-6).all()
-        assert ((found.relevance[:, slot] - found.relevance[:, 0]).abs().amax(dim=-1) > 0).all()
-
-
-def test_known_predictions_are_explained_without_generation(monkeypatch):
-    explainer, batch = captioned(masks=False)
-    predicted = [[{"caption": text}] for text in TEXTS]
-    found = explainer.explain(batch, predicted)
-    assert [[answer.name for answer in row] for row in found.answers] == [text.split() for text in TEXTS]
-    monkeypatch.setattr("perceiver.inspection.explanation.TOKENS_AT_ONCE", 1)
-    parts = explainer.explain(batch, predicted)
-    torch.testing.assert_close(parts.relevance, found.relevance)
-
-
-@KINDS
+@cases("classified", "words first")
 def test_without_answers_there_are_no_maps(monkeypatch, make):
-    explainer, batch = make(False)
+    explainer, batch = make()
     monkeypatch.setattr("perceiver.inspection.explanation.TOKENS_AT_ONCE", 2 * 55)
     monkeypatch.setattr(explainer.task, "answers", lambda *args: [[], [], []])
     found = explainer.explain(batch)
@@ -224,18 +191,8 @@ def test_without_answers_there_are_no_maps(monkeypatch, make):
     assert faithfulness(explainer, found, seed=0).num_samples == 0
 
 
-@KINDS
-def test_the_mean_map_is_that_of_all_layers_that_read_the_tokens(make):
-    explainer, batch = make(True)
-    found = explainer.explain(batch)
-    layers = [found.record.map(name).mean(dim=1) for name in found.record.input_layers]
-    expected = torch.stack(layers).mean(dim=0)
-    assert list(found.maps) == ["relevance", "rollout", "mean_map"]
-    torch.testing.assert_close(found.maps["mean_map"], expected[:, None].expand_as(found.relevance))
-
-
 def test_inputs_are_converted_and_the_precision_is_that_of_the_context():
-    explainer, batch = classified(masks=False)
+    explainer, batch = classified()
     exact = explainer.explain(batch)
     other = replace(
         explainer,
@@ -251,7 +208,7 @@ def test_inputs_are_converted_and_the_precision_is_that_of_the_context():
 
 @pytest.mark.parametrize("make", [classified, tagged], ids=lambda make: make.__name__)
 def test_classes_with_boxes_follow_the_most_probable_ones(make):
-    explainer, batch = make(masks=False)
+    explainer, batch = make()
     plain = explainer.explain(batch)
     ranking = logits(explainer.model, batch.inputs, batch.masks).argsort(descending=True).tolist()
     assert [[answer.label for answer in row] for row in plain.answers] == [row[:3] for row in ranking]
@@ -272,23 +229,20 @@ def test_classes_with_boxes_follow_the_most_probable_ones(make):
     torch.testing.assert_close(found.rollout.inputs[:, :3], plain.rollout.inputs)
 
 
+def test_known_predictions_are_explained_without_generation():
+    explainer, batch = captioned()
+    found = explainer.explain(batch, [[{"caption": text}] for text in TEXTS])
+    assert [[answer.name for answer in row] for row in found.answers] == [text.split() for text in TEXTS]
+
+
 def test_an_explanation_leaves_the_model_unchanged():
-    explainer, batch = captioned(masks=False)
+    explainer, batch = captioned()
     explainer.model.train()
     state, modes = torch.get_rng_state(), [module.training for module in explainer.model.modules()]
     faithfulness(explainer, explainer.explain(batch), seed=3)
     assert torch.equal(torch.get_rng_state(), state)
     assert [module.training for module in explainer.model.modules()] == modes
     assert all(parameter.grad is None for parameter in explainer.model.parameters())
-
-
-def test_parts_of_a_batch_are_all_of_it_in_order():
-    batch = labelled(small_inputs(), some_masks())
-    parts = list(in_parts(batch, 2))
-    assert [(rows, part.ids) for rows, part in parts] == [(slice(0, 2), ["s/0", "s/1"]), (slice(2, 4), ["s/2"])]
-    for name, values in batch.inputs.items():
-        assert torch.equal(torch.cat([part.inputs[name] for _, part in parts]), values)
-        assert torch.equal(torch.cat([part.masks[name] for _, part in parts]), batch.masks[name])
 
 
 class TestScores:
@@ -308,27 +262,6 @@ class TestScores:
     def test_an_answer_without_ids_scores_zero_and_no_answers_nothing(self):
         assert answer_scores({LOGITS: torch.randn(1, 7, 11)}, [[word((), ()), word((2,), (3,))]])[0, 0] == 0.0
         assert answer_scores({LOGITS: torch.randn(2, 5)}, [[], []]).shape == (2, 0)
-
-    def test_relevance_needs_a_capture_with_gradients(self):
-        record = forward_record(perceiver_io())
-        with pytest.raises(ValueError, match="gradients=True"):
-            answer_relevance(record, record.outputs, [[of_class(2)]] * 3)
-
-
-@pytest.mark.parametrize(
-    ("make", "num_classes", "answers", "queries"),
-    [
-        (perceiver, NUM_CLASSES, [[of_class(2), of_class(0)], [of_class(1)] * 2], [[[0], [0]]] * 2),
-        (perceiver_io, NUM_CLASSES + 2, [[of_class(2)], []], [[range(NUM_CLASSES)], []]),
-        (perceiver_io, NUM_CLASSES, [[of_class(2)], [of_class(18)]], [[[2]], [[18]]]),
-        (perceiver_text, 0, [[word((1, 4), (3, 5))], [word((6,), (3,)), word((), ())]], [[[1, 4]], [[6], []]]),
-    ],
-)
-def test_the_rollout_of_an_answer_is_the_mean_of_its_queries(make, num_classes, answers, queries):
-    record = forward_record(make(), {name: values[:2] for name, values in small_inputs().items()})
-    found = answer_rollout(record, answers, num_classes=num_classes, alpha=0.5)
-    expected = rollout(record, query_weights=mean_of_queries(queries, record.num_outputs))
-    torch.testing.assert_close(found, expected)
 
 
 def test_only_one_ranking_and_mean_map_is_computed(monkeypatch):
