@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import pytest
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -61,6 +62,34 @@ def perceiver_joint(*names: str, **overrides) -> Perceiver:
 def direct_text(**overrides) -> Perceiver:
     """Without latents: words read the tokens, which read each other."""
     return perceiver_text(memory=direct(), **overrides)
+
+
+MODELS = pytest.mark.parametrize(
+    "make", [perceiver, perceiver_io, perceiver_text, direct_text], ids=lambda make: make.__name__
+)
+
+
+def some_masks() -> dict[str, Tensor]:
+    """The second image is real in its upper left 7×5 pixels, so in 3×2 of its cells; the third sample lacks depth."""
+    image = torch.ones(3, 11, 13, dtype=torch.bool)
+    image[1] = False
+    image[1, :7, :5] = True
+    return {"image": image, "depth": torch.tensor([True, True, False])}
+
+
+MODELS_AND_MASKS = pytest.mark.parametrize(
+    ("make", "masks"),
+    [
+        pytest.param(make, masks, id=f"{make.__name__}, {'masked' if masks else 'whole'}")
+        for make, masks in (
+            (perceiver, some_masks()),
+            (perceiver_io, None),
+            (perceiver_text, some_masks()),
+            (direct_text, None),
+            (direct_text, some_masks()),
+        )
+    ],
+)
 
 
 class IdentityEncoder(Encoder):
@@ -218,14 +247,6 @@ def sharpen(model: Perceiver) -> Perceiver:
         if isinstance(attention, Attention):
             attention.query.weight.data *= 11
     return model
-
-
-def some_masks() -> dict[str, Tensor]:
-    """The second image is real in its upper left 7×5 pixels, so in 3×2 of its cells; the third sample lacks depth."""
-    image = torch.ones(3, 11, 13, dtype=torch.bool)
-    image[1] = False
-    image[1, :7, :5] = True
-    return {"image": image, "depth": torch.tensor([True, True, False])}
 
 
 def some_words(batch: int = 3) -> Tensor:

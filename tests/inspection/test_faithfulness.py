@@ -16,13 +16,9 @@ from perceiver.inspection.faithfulness import (
 )
 from perceiver.types import Answer, JoinedTokens
 from tests.inspection.models import (
-    direct_text,
+    MODELS_AND_MASKS,
     forward_record,
     of_class,
-    perceiver,
-    perceiver_io,
-    perceiver_text,
-    some_masks,
 )
 from tests.models import small_inputs
 
@@ -74,28 +70,22 @@ def test_what_is_left_is_what_was_not_hidden_the_most_marked_first():
         left = torch.stack([row[chosen[hidden:]].sum() for row, chosen in zip(tokens[..., 0], order, strict=True)])
         torch.testing.assert_close(found.curves["some"][:, number], left / tokens[..., 0].sum(dim=1))
     assert found.num_samples == BATCH
-    assert not any(shown.dtype != torch.bool for shown in model.shown)
-
-
-def test_curves_begin_at_one_and_end_where_everything_is_hidden():
-    found, model = measured(some_tokens(), {"some": torch.rand(BATCH, 1, NUM_TOKENS)})
     for curve in found.curves.values():
-        assert curve.shape == (BATCH, len(FRACTIONS))
+        assert (FRACTIONS[0], FRACTIONS[-1]) == (0.0, 1.0)
         torch.testing.assert_close(curve[:, 0], torch.ones(BATCH))
         torch.testing.assert_close(curve[:, -1], torch.zeros(BATCH))
-    assert any(not shown.any() for shown in model.shown)
-    assert FRACTIONS[0] == 0.0
-    assert FRACTIONS[-1] == 1.0
+    assert not any(shown.dtype != torch.bool for shown in model.shown)
 
 
 def test_an_oracle_does_better_than_chance_its_opposite_worse_and_random_marks_as_well():
     tokens = some_tokens().repeat(13, 1, 1)
     oracle = parts_of(tokens)
-    maps = {"oracle": oracle, "anti-oracle": -oracle, "blind": torch.rand_like(oracle)}
+    maps = {"oracle": oracle, "anti-oracle": -oracle, "blind": torch.rand_like(oracle), "even": torch.ones_like(oracle)}
     areas = measured(tokens, maps)[0].summary["areas"]
     assert areas["oracle"]["mean"] > 3 * areas["oracle"]["error"] > 0
     assert areas["anti-oracle"]["mean"] < -3 * areas["anti-oracle"]["error"] < 0
-    assert abs(areas["blind"]["mean"]) < 3 * areas["blind"]["error"]
+    for name in ("blind", "even"):
+        assert abs(areas[name]["mean"]) < 3 * areas[name]["error"]
 
 
 def test_areas_lie_between_the_curves():
@@ -145,12 +135,6 @@ def test_ties_are_ranked_at_random():
     assert (places[:, [1, 2, 4]].float().mean(dim=0) - 2).abs().max() < 0.15
 
 
-def test_an_even_map_is_chance():
-    tokens = some_tokens().repeat(29, 1, 1)
-    areas = measured(tokens, {"even": torch.full((len(tokens), 1, NUM_TOKENS), 0.2)})[0].summary["areas"]
-    assert abs(areas["even"]["mean"]) < 3 * areas["even"]["error"]
-
-
 def test_only_the_answers_that_depend_most_on_the_input_are_tested():
     tokens = torch.zeros(2, NUM_TOKENS, NUM_CLASSES)
     tokens[0, :2] = torch.tensor([0.1, 0.3, 0.2])
@@ -189,7 +173,8 @@ def test_several_batches_are_all_their_samples():
     assert whole.scores == {"deletion/map": pytest.approx((2 * means[0] + 3 * means[1]) / 5)}
 
 
-def test_the_summary_is_plain_and_has_means_with_their_errors(monkeypatch):
+@pytest.mark.filterwarnings("error")
+def test_the_summary_is_plain_and_has_means_with_their_errors_if_there_are_enough_samples(monkeypatch):
     monkeypatch.setattr("perceiver.inspection.faithfulness.LEAST_SAMPLES", BATCH)
     found, _ = measured(
         some_tokens(), {"one": torch.rand(BATCH, 1, NUM_TOKENS), "two": torch.rand(BATCH, 1, NUM_TOKENS)}
@@ -208,6 +193,8 @@ def test_the_summary_is_plain_and_has_means_with_their_errors(monkeypatch):
         {"mean": mean, "error": deviation / BATCH**0.5}
     )
     assert area == area_summary("one", area["mean"], area["error"], BATCH)
+    few, _ = measured(some_tokens()[:1], {"map": torch.rand(1, 1, NUM_TOKENS)})
+    assert json.loads(json.dumps(few.summary, allow_nan=False))["areas"]["map"]["error"] is None
     assert found.scores == pytest.approx({f"deletion/{name}": area["mean"] for name, area in summary["areas"].items()})
 
 
@@ -241,15 +228,7 @@ def test_a_map_must_be_further_from_chance_than_its_error_explains(mean, error, 
     assert len(others) == 4
 
 
-@pytest.mark.filterwarnings("error")
-def test_a_single_sample_has_no_error():
-    found, _ = measured(some_tokens()[:1], {"map": torch.rand(1, 1, NUM_TOKENS)})
-    summary = json.loads(json.dumps(found.summary, allow_nan=False))
-    assert summary["areas"]["map"]["error"] is None
-
-
-@pytest.mark.parametrize("make", [perceiver, perceiver_io, perceiver_text, direct_text], ids=lambda make: make.__name__)
-@pytest.mark.parametrize("masks", [None, some_masks()], ids=["whole", "masked"])
+@MODELS_AND_MASKS
 def test_of_a_perceiver_hiding_all_is_masking_all(monkeypatch, make, masks):
     monkeypatch.setattr("perceiver.inspection.faithfulness.LEAST_LOSS", -1.0)
     model, inputs = make(), small_inputs()

@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from torch.nn import functional as F
 
-from perceiver.inspection.faithfulness import deletion_curves, faithfulness
+from perceiver.inspection.faithfulness import faithfulness
 from tests.inspection.planted import COLOURS, COLUMNS, ROWS, trained
 from tests.models import logits
 
@@ -43,19 +42,8 @@ def test_the_patch_is_more_relevant_for_its_own_class():
 
 
 def test_masking_what_maps_mark_lowers_the_answer_more_than_chance():
-    explainer, batch, places = trained()
-    areas = faithfulness(explainer, explainer.explain(batch), seed=0).summary["areas"]
+    explainer, batch, _ = trained()
+    found = faithfulness(explainer, explainer.explain(batch), seed=0).summary
     for method in ("rollout", "relevance"):
-        assert areas[method]["mean"] > 3 * areas[method]["error"] > 0
-    explanation = explainer.explain(batch)
-    patch = F.one_hot(places, ROWS * COLUMNS).float()[:, None].expand_as(explanation.relevance)
-    maps = {"chance": torch.rand_like(patch), "oracle": patch, "anti-oracle": -patch}
-    with torch.no_grad():
-        found = deletion_curves(
-            explainer.model, explanation.record, maps, explanation.answers, explainer.task.probabilities, seed=0
-        )
-    areas = found.summary["areas"]
-    assert abs(areas["chance"]["mean"]) < 3 * areas["chance"]["error"]
-    assert areas["oracle"]["mean"] > 3 * areas["oracle"]["error"] > 0
-    assert areas["anti-oracle"]["mean"] < -3 * areas["anti-oracle"]["error"] < 0
-    assert found.num_samples >= len(batch) / 2
+        assert found["areas"][method]["mean"] > 3 * found["areas"][method]["error"] > 0
+    assert found["num_samples"] >= len(batch) / 2

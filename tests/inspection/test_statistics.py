@@ -8,22 +8,17 @@ from perceiver.inspection.capture import Capture
 from perceiver.inspection.statistics import DEAD, drift
 from perceiver.mechanisms.base import DECODE_SELF, LATENTS
 from tests.inspection.models import (
+    MODELS_AND_MASKS,
     captured_with,
-    direct_text,
     forward_record,
     layer,
     perceiver,
     perceiver_io,
     perceiver_text,
     some_masks,
-    token_perceiver,
 )
 from tests.models import small_inputs, small_perceiver
 
-MODELS = pytest.mark.parametrize(
-    "make", [perceiver, perceiver_io, perceiver_text, direct_text], ids=lambda make: make.__name__
-)
-MASKS = pytest.mark.parametrize("masks", [None, some_masks()], ids=["whole", "masked"])
 NO_KEYS = {"image": torch.tensor([True, False, True]), "depth": torch.tensor([True, False, False])}
 
 
@@ -74,11 +69,9 @@ def naive_statistics(captured: Capture, alpha: float) -> dict[str, float]:
     return found
 
 
-@MODELS
-@MASKS
-@pytest.mark.parametrize("alpha", [0.3, "norm"])
-def test_each_is_what_follows_from_the_full_matrices(make, masks, alpha):
-    captured = forward_record(make(), masks=masks)
+@MODELS_AND_MASKS
+def test_each_is_what_follows_from_the_full_matrices(make, masks):
+    captured, alpha = forward_record(make(), masks=masks), "norm" if masks else 0.3
     found = captured.statistics(alpha=alpha)
     assert found == pytest.approx(naive_statistics(captured, alpha), rel=1e-4, abs=1e-6)
     assert all(type(value) is float for value in found.values())
@@ -87,13 +80,6 @@ def test_each_is_what_follows_from_the_full_matrices(make, masks, alpha):
 def test_samples_without_a_real_key_are_left_out():
     captured = forward_record(perceiver(), masks=NO_KEYS)
     assert captured.statistics() == pytest.approx(naive_statistics(captured, 0.5), rel=1e-4, abs=1e-6)
-    rest = {name: mask[[0, 2]] for name, mask in NO_KEYS.items()}
-    model, inputs = perceiver(), small_inputs()
-    without = forward_record(model, {name: values[[0, 2]] for name, values in inputs.items()}, rest).statistics()
-    found = forward_record(model, inputs, NO_KEYS).statistics()
-    for name in found:
-        if name.startswith("cross"):
-            assert found[name] == pytest.approx(without[name], rel=1e-4), name
 
 
 def test_a_layer_without_any_real_key_has_no_numbers():
@@ -120,30 +106,6 @@ def test_a_single_head_or_latent_has_no_redundancy():
     assert {name for name in found if name.startswith("self0")} == keys_of("self0", queries=False)
 
 
-def test_uniform_weights_have_the_values_of_chance():
-    found = captured_with({}, cross0=layer("cross", torch.full((2, 3, 5, 7), 1 / 7))).statistics()
-    assert found["cross0/entropy"] == pytest.approx(found["cross0/entropy_chance"])
-    assert found["cross0/entropy_chance"] == pytest.approx(log(7))
-    assert found["cross0/top1_mass"] == pytest.approx(1 / 7)
-    assert found["cross0/coverage"] == pytest.approx(1.0)
-    assert found["cross0/head_redundancy"] == pytest.approx(1.0)
-    assert found["cross0/latent_redundancy"] == pytest.approx(1.0)
-    assert found["cross0/dead_latents"] == 0.0
-
-
-def test_identical_heads_are_redundant_and_identical_latents_by_themselves():
-    rows = torch.rand(2, 1, 5, 7).softmax(dim=-1)
-    rows = rows**5 / (rows**5).sum(dim=-1, keepdim=True)
-    found = captured_with({}, cross0=layer("cross", rows.expand(-1, 3, -1, -1))).statistics()
-    assert found["cross0/head_redundancy"] == pytest.approx(1.0)
-    assert found["cross0/latent_redundancy"] < 0.999
-    rows = torch.rand(2, 3, 1, 7)
-    rows /= rows.sum(dim=-1, keepdim=True)
-    found = captured_with({}, cross0=layer("cross", rows.expand(-1, -1, 5, -1))).statistics()
-    assert found["cross0/latent_redundancy"] == pytest.approx(1.0)
-    assert found["cross0/head_redundancy"] < 0.99
-
-
 @pytest.mark.parametrize(("fourth", "dead"), [(0.06, 1), (0.02, 2)])
 def test_latents_that_the_mean_of_the_outputs_hardly_reads_are_dead(fourth, dead):
     """The fourth has half of what one of two outputs reads; a tenth of the even part is 0.02."""
@@ -153,32 +115,12 @@ def test_latents_that_the_mean_of_the_outputs_hardly_reads_are_dead(fourth, dead
     assert found["cross0/dead_latents"] == pytest.approx(dead / 5)
 
 
-@pytest.mark.parametrize(("alpha", "dead"), [(0.5, 0), (0.05, 4)])
-def test_latents_that_are_read_through_others_are_alive_as_far_as_the_rollout_follows_attention(alpha, dead):
-    first = torch.tensor([[1.0, 0.0, 0.0, 0.0, 0.0]]).expand(2, 1, -1, -1)
-    layers = {
-        "cross0": layer("cross", torch.full((2, 1, 5, 7), 1 / 7)),
-        "self0": layer("self", torch.full((2, 1, 5, 5), 1 / 5)),
-        "decode0": layer("decode", first),
-    }
-    found = captured_with({}, **layers).statistics(alpha=alpha)
-    assert found["cross0/dead_latents"] == pytest.approx(dead / 5)
-
-
-@MODELS
+@pytest.mark.parametrize("make", [perceiver, perceiver_text])
 def test_chunks_change_nothing(monkeypatch, make):
     captured = forward_record(make(), masks=some_masks())
     expected = captured.statistics()
     monkeypatch.setattr("perceiver.inspection.record.MAX_WEIGHTS", 1)
     assert captured.statistics() == pytest.approx(expected, rel=1e-4, abs=1e-6)
-
-
-def test_the_order_of_tokens_makes_no_difference():
-    model = token_perceiver()
-    tokens, order, mask, found = torch.randn(3, 31, 23), torch.randperm(31), torch.rand(3, 31) < 0.7, []
-    for values, real in ((tokens, mask), (tokens[:, order], mask[:, order])):
-        found.append(forward_record(model, {"tokens": values}, {"tokens": real}).statistics())
-    assert found[1] == pytest.approx(found[0], rel=1e-4)
 
 
 def event(weights: torch.Tensor, latents: list[list[int]], ids=("a", "b"), name: str = "cross0") -> dict:
@@ -205,18 +147,6 @@ class TestDrift:
         found = drift(event(maps[0], self.every), event(maps[1], self.every))
         assert found == pytest.approx({"cross0/drift": expected}, rel=1e-4)
         assert drift(event(maps[1], self.every), event(maps[0], self.every)) == pytest.approx(found)
-
-    def test_it_is_0_for_equal_and_1_for_disjoint_maps(self):
-        maps = some_maps()
-        assert drift(event(maps, self.every), event(maps, self.every)) == {"cross0/drift": 0.0}
-        one, other = torch.zeros(2, 2, 3, 5, 7)
-        one[..., 2], other[..., 3:5] = 1.0, 0.5
-        assert drift(event(one, self.every), event(other, self.every)) == pytest.approx({"cross0/drift": 1.0})
-
-    def test_heads_that_change_places_are_no_drift(self):
-        maps = some_maps()
-        found = drift(event(maps, self.every), event(maps.flip(1), self.every))
-        assert found["cross0/drift"] == pytest.approx(0.0, abs=1e-6)
 
     def test_only_latents_of_both_events_are_compared(self):
         maps = some_maps()
