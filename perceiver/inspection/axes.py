@@ -95,7 +95,7 @@ class Plane:
     def arrange(self, values: Float[np.ndarray, "*rest tokens"]) -> Float[np.ndarray, "*rest rows columns"]:
         """Arrange the values of the grid's tokens in rows and columns."""
         rows, columns = self.shape
-        frames = values.reshape(*values.shape[:-1], self.num_frames, rows, -1)
+        frames = values.reshape(*values.shape[:-1], self.num_frames, rows, columns // self.num_frames)
         values = np.moveaxis(frames, -3, -2).reshape(*values.shape[:-1], rows, columns)
         return values[..., ::-1, :] if self.runs_upwards else values
 
