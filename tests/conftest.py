@@ -6,23 +6,33 @@ os.environ |= {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_ERROR_REP
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from tests.runs import trained
+# torch and Lightning are imported by fixtures only: the process that starts xdist's workers needs neither, and the
+# workers would wait for its imports.
 
-torch.set_num_threads(1)
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    import torch
+
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
 def _seed():
+    import torch
+
     torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory):
     """A finished run with W&B and attention events. Read-only."""
-    overrides = ["logger.mode=offline", "attention.every_n_epochs=1", "attention.num_samples=3"]
+    from tests.runs import trained
+
+    overrides = ["logger.mode=offline", "trainer.log_every_n_steps=2"]
+    overrides += ["attention.every_n_epochs=1", "attention.num_samples=3"]
     return trained(tmp_path_factory.mktemp("finished") / "run", *overrides)
 
 

@@ -1,6 +1,7 @@
 """A run that is killed, wherever that is, and resumed ends like an uninterrupted one, to the last bit."""
 
 import os
+import shutil
 import signal
 from random import Random
 
@@ -13,7 +14,7 @@ from perceiver.training.attention_callback import AttentionCallback
 from perceiver.training.module import TrainingModule
 from tests.commands.test_sound_run import SMALL_SOUND
 from tests.kills import assert_same_run, before_call, continued, killed_at, rows, run_in_fork
-from tests.runs import CAPTIONING, SMALL, metrics, script
+from tests.runs import CAPTIONING, SMALL, checkpoint, metrics, script, trained
 
 slow = pytest.mark.slow
 EVERY_STEP = ["trainer.limit_train_batches=4", "trainer.max_epochs=2", "trainer.log_every_n_steps=1"]
@@ -137,3 +138,22 @@ def test_killed_at_its_end_within_an_epoch(tmp_path, uninterrupted, count, metho
     assert continued(run) == 0
     assert_same_run(run, uninterrupted("end within epoch"))
     assert [float(row["val/loss"]) for row in rows(run) if "val/loss" in row] == [metrics(run)["val/loss"]]
+
+
+def test_no_checkpoint_lies_between_a_step_and_its_validation(tmp_path, monkeypatch):
+    """Killed in a validation, within an epoch or at a batch counted over epochs, a run repeats the step before it."""
+    run, step, every = tmp_path / "run", TrainingModule.validation_step, ["trainer.check_val_every_n_epoch=null"]
+
+    def copy_before(self, batch, batch_idx):
+        if batch_idx == 0 and not (copy := tmp_path / str(self.global_step)).exists():
+            shutil.copytree(run, copy)  # as a kill would leave it
+            assert checkpoint(run)["global_step"] == self.global_step - 1
+        return step(self, batch, batch_idx)
+
+    with monkeypatch.context() as during:
+        during.setattr(TrainingModule, "validation_step", copy_before)
+        trained(run, *every, "+trainer.val_check_interval=2", "checkpointing.every_n_steps=1")
+    for copy in ("2", "4"):  # an epoch has three batches
+        ended = script("experiments/train.py", f"run={tmp_path}/{copy}")
+        assert ended.ok, ended.err
+        assert_same_run(tmp_path / copy, run)

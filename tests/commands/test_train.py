@@ -1,6 +1,5 @@
 """Whole runs on small data: the run directory, checkpoints, and settings."""
 
-import csv
 import json
 import math
 import re
@@ -13,6 +12,7 @@ from perceiver.data.synthetic.shape_scenes import ShapeScenes
 from perceiver.training.build import DataInfo, build
 from perceiver.training.checkpoint import read_checkpoint
 from perceiver.training.module import TrainingModule
+from perceiver.training.optimization import warmup_cosine
 from scripts.data_trees import text_pairs
 from tests.kills import rows
 from tests.runs import (
@@ -73,9 +73,12 @@ class TestRunDirectory:
         assert {"test/accuracy", "val/accuracy", "train/loss", "train/seconds", "samples_per_second"} <= final.keys()
         assert all(isinstance(value, float) and math.isfinite(value) for value in final.values())
         assert final["samples_per_second"] > 0
-        validations = [row for row in csv.DictReader((run / "metrics.csv").open()) if row["val/accuracy"]]
+        validations, steps = ([row for row in rows(run) if key in row] for key in ("val/accuracy", "train/loss_step"))
         assert [int(row["step"]) for row in validations] == [2, 5]  # two epochs of three batches
         assert float(validations[-1]["val/accuracy"]) == pytest.approx(final["val/accuracy"])
+        rates = {int(row["step"]): float(row["train/learning_rate"]) for row in steps}
+        factors = {step: warmup_cosine(step, 6, warmup_steps=100, final_factor=0.0) for step in (1, 3, 5)}
+        assert rates == {step: pytest.approx(1e-3 * factor) for step, factor in factors.items()}
 
     def test_a_checkpoint_holds_plain_values_and_rebuilds_the_model(self, run):
         found = read_checkpoint(run / "checkpoints" / "best.ckpt")
