@@ -212,6 +212,7 @@ def test_what_the_rules_allow_is_not_a_violation(tmp_path, path, source):
     assert violations(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_the_library_imports_without_lightning_hydra_and_wandb():
     """Also through what the packages below it import: in a process where these cannot be found."""
     sources = (path.relative_to(ROOT).with_suffix("") for path in (ROOT / "perceiver").rglob("*.py"))

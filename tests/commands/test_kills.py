@@ -74,7 +74,7 @@ def test_killed_in_training_validation_and_test(tmp_path, uninterrupted, monkeyp
     expected, run = uninterrupted("images"), tmp_path / "run"
     monkeypatch.setattr(curves, "BUFFER_SIZE", 1)  # so that some are written after the checkpoint
     assert run_in_fork(run, setup=IMAGES, before=killed_at(0)) == -signal.SIGKILL  # before there is a checkpoint
-    for count, method in ((2, "training_step"), (1, "validation_step"), (1, "training_step"), (0, "test_step")):
+    for count, method in ((2, "training_step"), (1, "validation_step"), (0, "test_step")):
         assert continued(run, before=killed_at(count, method)) == -signal.SIGKILL
     assert continued(run) == 0
     assert_same_run(run, expected)
@@ -117,20 +117,16 @@ def test_killed_every_few_steps(tmp_path, uninterrupted, name):
     ("count", "method", "owner"),
     [
         (1, "validation_step", TrainingModule),
-        *(
-            pytest.param(*case, marks=slow)
-            for case in (
-                (0, "_log_metrics", TrainingModule),
-                (1, "_explain", AttentionCallback),
-                (0, "_test_faithfulness", AttentionCallback),
-                (2, "_write_page", AttentionCallback),
-                (0, "test_step", TrainingModule),
-                (0, "best_checkpoint", run_module),
-                (0, "log_results", run_module),
-            )
-        ),
+        (0, "_log_metrics", TrainingModule),
+        (1, "_explain", AttentionCallback),
+        (0, "_test_faithfulness", AttentionCallback),
+        (2, "_write_page", AttentionCallback),
+        (0, "test_step", TrainingModule),
+        (0, "best_checkpoint", run_module),
+        (0, "log_results", run_module),
     ],
 )
+@slow
 def test_killed_at_its_end_within_an_epoch(tmp_path, uninterrupted, count, method, owner):
     run, kill = tmp_path / "run", lambda: os.kill(os.getpid(), signal.SIGKILL)
     setup = RUNS["end within epoch"]

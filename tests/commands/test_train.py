@@ -88,6 +88,7 @@ class TestRunDirectory:
         rebuilt.load_state_dict(found.state)
         assert weights_equal(rebuilt.state_dict(), found.state)
 
+    @pytest.mark.slow
     def test_two_jobs_of_a_sweep_are_two_runs(self, tmp_path):
         overrides = [*SMALL, "logger.mode=offline", "trainer.max_epochs=1"]
         ended = script("experiments/train.py", "-m", "seed=1,2", f"hydra.sweep.dir={tmp_path}", *overrides)
@@ -105,10 +106,14 @@ class TestSettings:
         [
             "model.memory.num_latents=1 data.channels=3 data.image_size=13 data.augment=null loader.drop_last=true "
             "trainer.precision=bf16-mixed optimizer=lamb schedule=flat_cosine",
-            "data.image_size=[11,7] encoder@model.encoders.image=image_conv trainer.accumulate_grad_batches=2 "
-            "trainer.max_epochs=null trainer.max_steps=2 schedule=steps callbacks=[default,ema]",
-            "model.encoders.image.combine=add model.encoders.image.stem.dim=26 callbacks=[default,early_stopping] "
-            "trainer.max_epochs=3 trainer.check_val_every_n_epoch=2 optimizer=lamb schedule=constant",
+            slow(
+                "data.image_size=[11,7] encoder@model.encoders.image=image_conv trainer.accumulate_grad_batches=2 "
+                "trainer.max_epochs=null trainer.max_steps=2 schedule=steps callbacks=[default,ema]"
+            ),
+            slow(
+                "model.encoders.image.combine=add model.encoders.image.stem.dim=26 callbacks=[default,early_stopping] "
+                "trainer.max_epochs=3 trainer.check_val_every_n_epoch=2 optimizer=lamb schedule=constant"
+            ),
             "loader.batch_size=1 trainer.limit_val_batches=5 trainer.limit_test_batches=7 "
             "+trainer.val_check_interval=1 task.mixup=0.2 task.cutmix=1.0 task.loss.label_smoothing=0.1 "
             "decoder@model.decoder=queries model.decoder.queries.num_queries=10 model.decoder.attention.num_heads=2",
@@ -244,7 +249,8 @@ class TestCaptions:
         assert_refused(ended, f"ckpt_path={last}: its tokenizer was trained on other texts")
 
 
-@pytest.mark.parametrize("inputs", [slow("images"), "texts"])
+@pytest.mark.slow
+@pytest.mark.parametrize("inputs", ["images", "texts"])
 def test_an_encoder_decoder_without_latents_learns_captions(tmp_path, inputs):
     overrides = [
         *(one for one in SMALL if not {"model", "data", "callbacks"} & set(re.split(r"\W", one))),
@@ -279,10 +285,9 @@ def test_each_of_several_tasks_is_learned_and_evaluated_on_a_decoder_of_its_own(
     assert "test/tags/AP/7" not in ended.out, "single classes have a table of their own"
 
 
-def test_weights_depend_on_the_seed_alone_and_not_on_workers_logger_or_inspection(run, tmp_path):
+def test_weights_do_not_depend_on_workers_logger_or_inspection(run, tmp_path):
     weights = checkpoint(run)["state_dict"]  # of a run with W&B and attention events
     assert weights_equal(weights, checkpoint(trained(tmp_path / "again", "loader.num_workers=1"))["state_dict"])
-    assert not weights_equal(weights, checkpoint(trained(tmp_path / "other", "seed=2"))["state_dict"])
 
 
 @pytest.mark.slow

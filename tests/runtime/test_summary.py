@@ -1,5 +1,6 @@
 """The cost of a model, compared with a count by hand."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -108,13 +109,16 @@ class TestFlops:
         assert all(value.device.type == "cpu" and value.requires_grad for value in model.parameters())
         assert weights_equal(model.state_dict(), before)
 
-    def test_a_masked_batch_and_a_compiled_model_can_be_counted(self):
+    @pytest.mark.parametrize("compiles", [False, pytest.param(True, marks=pytest.mark.slow)])
+    def test_a_masked_batch_and_a_compiled_model_can_be_counted(self, compiles):
         model, inputs = small_perceiver(), small_inputs()
         present = {"depth": torch.tensor([True, False, True])}
         batch = Batch(inputs=inputs, targets={}, ids=["a", "b", "c"], masks=present)
         counted = flops_per_sample(model, TASK, batch)
-        model.compile()
-        assert flops_per_sample(model, TASK, batch) == counted > 0
+        assert counted > 0
+        if compiles:
+            model.compile()
+            assert flops_per_sample(model, TASK, batch) == counted
 
 
 class TestParameters:

@@ -35,7 +35,7 @@ from perceiver.training.module import TrainingModule
 from tests.inspection.explanations import contents_of
 from tests.inspection.models import forward_record
 from tests.noise import NoiseItems, attention, events, fit, noise
-from tests.runs import ROOT, SMALL, metrics, train, trained
+from tests.runs import ROOT, SMALL, assert_refused, metrics, train, trained
 from tests.wandb_file import offline_mirror, rows, run_folders
 
 DELETION = [f"attention/deletion/{name}" for name in ("mean_map", "relevance", "rollout")]
@@ -214,8 +214,7 @@ def test_maps_of_a_training_in_mixed_precision_are_those_of_its_precision(tmp_pa
     assert 1e-3 < np.abs(event["cross0/weights"] - map_of(module, event)).max() < 0.03
 
 
-@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
-@pytest.mark.parametrize("texts", [False, True], ids=["classes", "texts"])
+@pytest.mark.parametrize(("precision", "texts"), [("bf16-true", True), ("64-true", False)])
 def test_localization_works_in_any_precision(tmp_path, precision, texts):
     callback = attention()
     fit(tmp_path, callback, boxes=True, texts=texts, max_epochs=1, precision=precision, limit_val_batches=0)
@@ -239,8 +238,8 @@ class TestErrors:
     ):
         calls, callback = breaks(monkeypatch, target, part), attention()
         caplog.set_level(logging.WARNING)
-        trainer, module = fit(tmp_path, callback, texts=texts)
-        assert (trainer.global_step, len(calls)) == (15, 3)
+        trainer, module = fit(tmp_path, callback, texts=texts, max_epochs=4)
+        assert (trainer.global_step, len(calls)) == (12, 3)
         assert callback.scores == {}
         messages = warnings_in(caplog)
         assert ["off" in message for message in messages] == [False, False, True]
@@ -505,12 +504,9 @@ def test_settings_of_the_command_line_reach_the_callback(tmp_path, lenient):
     assert not [name for name in measured if "/stat/" in name]
 
 
-@pytest.mark.parametrize("alpha", ["norms", "1.5"])
-def test_an_invalid_alpha_ends_the_run_with_one_sentence(tmp_path, alpha):
-    ended = train(tmp_path / "run", *SMALL_EVENTS, f"attention.rollout_alpha={alpha}")
-    assert (ended.code, ended.err.count("\n")) == (1, 1)
-    assert "rollout_alpha" in ended.err
-    assert alpha in ended.err
+def test_an_invalid_alpha_ends_the_run_with_one_sentence(tmp_path):
+    ended = train(tmp_path / "run", *SMALL_EVENTS, "attention.rollout_alpha=norms")
+    assert_refused(ended, "rollout_alpha", "norms")
 
 
 @pytest.mark.slow

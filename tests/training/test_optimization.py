@@ -244,8 +244,8 @@ SCHEDULES = [
 @pytest.mark.parametrize(
     ("optimizer", "schedule"),
     [
-        # Each optimizer and each schedule in some pair, the last of both in the fast tests.
-        pytest.param(OPTIMIZERS[-1 - place % len(OPTIMIZERS)], schedule, marks=slow if place else [])
+        # Each optimizer and each schedule in some pair.
+        pytest.param(OPTIMIZERS[-1 - place % len(OPTIMIZERS)], schedule, marks=slow)
         for place, schedule in enumerate(reversed(SCHEDULES))
     ],
 )
@@ -264,9 +264,11 @@ def test_optimizers_and_schedules_are_resumed_exactly_after_a_kill(tmp_path, opt
 @pytest.mark.parametrize(
     ("choice", "reason"),
     [
-        (["schedule=constant", "schedule._target_=torch.optim.lr_scheduler.StepLR"], "step_size"),
+        pytest.param(
+            ["schedule=constant", "schedule._target_=torch.optim.lr_scheduler.StepLR"], "step_size", marks=slow
+        ),
         ([*torch_schedule("OneCycleLR"), "+schedule.total_steps=5"], "total_steps=5"),
-        ([*torch_schedule("ReduceLROnPlateau"), "+schedule.mode=min"], "mode=min"),
+        pytest.param([*torch_schedule("ReduceLROnPlateau"), "+schedule.mode=min"], "mode=min", marks=slow),
         ([*torch_schedule("ReduceLROnPlateau"), "trainer.limit_val_batches=0"], "ReduceLROnPlateau"),
     ],
 )
