@@ -12,6 +12,7 @@ from perceiver.direct import Direct
 from perceiver.encoders.audio import LogMelEncoder, WaveformEncoder
 from perceiver.encoders.image import ImageEncoder
 from perceiver.encoders.stems import ConvStack, ConvStem, PatchStem, PixelStem, Stem
+from perceiver.encoders.video import VideoEncoder
 from perceiver.latents import LatentArray, Schedule
 from perceiver.positions import FourierPositions, LearnedPositions, Positions
 from perceiver.spectrogram import LogMel
@@ -74,6 +75,16 @@ def waveform_encoder(**options) -> WaveformEncoder:
     positions = FourierPositions(num_bands=3, max_resolution=(19,), anchored=True)
     sizes = {"sample_rate": 4001, "patch_size": 43, "dim": None, "positions": positions, "std": 0.1}
     return WaveformEncoder(**(sizes | {"log_mel": log_mel()} | options))
+
+
+def video_encoder(stem=None, *, positions=None, **options) -> VideoEncoder:
+    """Space-time patches of 2 frames and 3×2 pixels under Fourier positions, unless told otherwise."""
+    settings = {"channels": 3, "frames_per_second": 5.0, "frames_per_token": 2, "mean": 0.3, "std": 0.7}
+    return VideoEncoder(
+        stem=stem or partial(PatchStem, patch_size=(3, 2)),
+        positions=positions or FourierPositions(num_bands=2, max_resolution=(3, 5, 7)),
+        **{"combine": "concat"} | settings | options,
+    )
 
 
 def small_perceiver(**overrides) -> Perceiver:

@@ -1,6 +1,7 @@
 """Explanations of finished runs, on their own samples or on a user's files: report, event file and explorer."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -43,11 +44,13 @@ class Run:
 
     Attributes:
         name: its title.
+        folder: its directory.
         finished: the run at the checkpoint.
         explainer: of its model.
     """
 
     name: str
+    folder: Path
     finished: FinishedRun
     explainer: Explainer
 
@@ -71,7 +74,7 @@ def inspect_attention(cfg: DictConfig) -> Path:
     batch, unreadable = read_files(first, paths) if paths else (probe(first, cfg.samples, "samples"), [])
     # A user's own files are tested themselves: they may be unlike the training data.
     tested = batch if paths else probe(first, cfg.scored_samples or 0, "scored_samples")
-    output = page_path(cfg, first.finished.output_dir)
+    output = page_path(cfg, first.folder)
     is_single = not paths and len(runs) == 1
     samples: list[dict[str, Any]] = []
     events: dict[str, list[Event]] = {}
@@ -79,18 +82,13 @@ def inspect_attention(cfg: DictConfig) -> Path:
     written: list[Path] = []
     for run in runs:
         is_first, finished, explainer = run is first, run.finished, run.explainer
-        try:
+        with blamed_on_comparison(cfg, not is_first):
             if not is_first:
                 check_reads_alike(first, run, batch)
             explanation = explainer.explain(without_foreign_boxes(run, first, batch))
             size, foreign = finished.parts.data.batch_size, without_foreign_boxes(run, first, tested)
             parts = explain_in_parts(explainer, foreign, size, known=explanation)
             evaluation = evaluate(explainer, parts, with_localization=True, with_deletion=True)
-        except (ValueError, RuntimeError) as error:
-            if is_first:
-                raise
-            problem = f"it cannot read the samples of run={cfg.run} ({one_line(error)})"
-            raise ConfigError(f"compare={cfg.compare}: {problem}") from error
         writer = ExplanationWriter(explainer, explanation)
         samples = samples or writer.page_samples(finished.parts.data.dataset.pieces)
         written.append(output.with_name(f"{output.stem}{'' if is_first else '_compared'}.npz"))
@@ -103,7 +101,7 @@ def inspect_attention(cfg: DictConfig) -> Path:
         )
         most_values = MOST_VALUES // (MOST_EVENTS if is_single else len(runs))
         opened.append(page_event(arrays, most_values=most_values, name=f"{run.name} · step {finished.step}"))
-        earlier = events_in(run.finished.output_dir / "attention", num_with_maps=MOST_EVENTS - 1 if is_single else 0)
+        earlier = events_in(run.folder / "attention", num_with_maps=MOST_EVENTS - 1 if is_single else 0)
         others = [event for event in earlier if event.step != finished.step]
         events[run.name] = sorted([*others, opened[-1]], key=lambda event: event.step)
         console.print(*report(run.name, explanation, arrays, num_tested=len(tested)), sep="\n")
@@ -124,8 +122,9 @@ def load_run(cfg: DictConfig, key: str, checkpoint_key: str, overrides: Sequence
     finished = load(str(cfg[key]), cfg[checkpoint_key], overrides, cfg.trusted, keys=(key, checkpoint_key))
     to_accelerator(finished.parts)
     explainer = finished.parts.explainer(finished.config["attention"]["rollout_alpha"])
-    name = f"{'/'.join(finished.output_dir.absolute().parts[-2:])} ({finished.checkpoint.stem})"
-    return Run(name, finished, explainer)
+    folder = finished.output_dir
+    name = f"{'/'.join(folder.absolute().parts[-2:])} ({finished.checkpoint.stem})"
+    return Run(name, folder, finished, explainer)
 
 
 def load_compared(cfg: DictConfig, first: Run) -> Run:
@@ -143,7 +142,7 @@ def load_compared(cfg: DictConfig, first: Run) -> Run:
     if reads != expected:
         raise ConfigError(f"compare={cfg.compare}: its model reads {reads}, that of run reads {expected}")
     if second.name == first.name:
-        second = replace(second, name=f"{second.finished.output_dir.absolute()} ({path.stem})")
+        second = replace(second, name=f"{second.folder.absolute()} ({path.stem})")
     return second
 
 
@@ -170,6 +169,22 @@ def without_foreign_boxes(run: Run, source: Run, batch: Batch) -> Batch:
     if run.explainer.class_names == source.explainer.class_names:
         return batch
     return replace(batch, targets={name: values for name, values in batch.targets.items() if name != "boxes"})
+
+
+@contextmanager
+def blamed_on_comparison(cfg: DictConfig, is_compared: bool) -> Iterator[None]:
+    """Convert errors of a compared run with the samples of the other into one that names both.
+
+    Raises:
+        ConfigError: instead of the error of the run.
+    """
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        if not is_compared:
+            raise
+        problem = f"it cannot read the samples of run={cfg.run} ({one_line(error)})"
+        raise ConfigError(f"compare={cfg.compare}: {problem}") from error
 
 
 def page_path(cfg: DictConfig, run: Path) -> Path:

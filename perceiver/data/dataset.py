@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perceiver.data.files import UnreadableError, first_few
-from perceiver.data.readers.base import Reader
+from perceiver.data.files import AbsentError, UnreadableError, first_few
+from perceiver.data.readers.base import Reader, Reading
 from perceiver.data.sources.base import Item, Items, OnError, Source, classes_in
 from perceiver.types import Sample, Stage
 
@@ -67,18 +67,19 @@ class Dataset:
     def read(self, path: Path) -> Sample:
         """Read a user's file as a sample without targets, prepared as for evaluation.
 
-        A single reader reads it whatever its name; with several, its ending selects the reader.
+        A single reader reads it whatever its name; with several, its ending selects the readers, one of each kind: from
+        a video may be read its frames and its sound.
 
         Raises:
             UnreadableError: the file is missing or not of the kind that the reader reads.
         """
-        matching = [
-            name for name, reader in self.readers.items() if len(self.readers) == 1 or reader.kind.has(path.name)
-        ]
-        if not matching:
+        matching = {
+            reader.kind: name for name, reader in reversed([*self.readers.items()]) if reader.kind.has(path.name)
+        }
+        if len(self.readers) > 1 and not matching:
             kinds = " nor ".join(reader.kind.name for reader in self.readers.values())
             raise UnreadableError(f"{path}: its ending is that of neither {kinds}")
-        return self.sample(Item({matching[0]: path}, {}, str(path)), train=False)
+        return self.sample(Item(dict.fromkeys(matching.values() or self.readers, path), {}, str(path)), train=False)
 
     def sample(self, item: Item, *, train: bool) -> Sample:
         """Read an item, with augmentation if `train`.
@@ -87,11 +88,7 @@ class Dataset:
             UnreadableError: a part is missing or damaged, or no part has a reader.
         """
         targets = choose_caption(item.targets, train=train)  # draws random numbers before the readers do
-        readings = {
-            name: reader.read(item.parts[name], train=train)
-            for name, reader in self.readers.items()
-            if name in item.parts
-        }
+        readings = self._readings(item, train=train)
         if not readings:
             found = first_few(list(item.parts)) or "no parts"
             raise UnreadableError(f"{item.id}: has {found}, but the readers are for {first_few(list(self.readers))}")
@@ -103,6 +100,25 @@ class Dataset:
             for name, reading in readings.items()
         }
         return Sample(inputs=inputs, targets=targets, id=item.id, windows=windows)
+
+    def _readings(self, item: Item, *, train: bool) -> dict[str, Reading]:
+        """Read the parts of an item, at the same times as the first recording among them.
+
+        A modality that a file lacks is left out if another one is read from the same file.
+        """
+        readings: dict[str, Reading] = {}
+        absent: dict[str, AbsentError] = {}
+        for name, reader in self.readers.items():
+            if name in item.parts:
+                clips = next((reading.clips for reading in readings.values() if reading.clips), None)
+                try:
+                    readings[name] = reader.read(item.parts[name], train=train, clips=clips)
+                except AbsentError as error:
+                    absent[name] = error
+        for name, problem in absent.items():
+            if str(item.parts[name]) not in [str(item.parts[other]) for other in readings]:
+                raise problem
+        return readings
 
 
 class Split:

@@ -38,10 +38,18 @@ class FileKind:
 
 
 IMAGES = FileKind("image", frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}))
+VIDEOS = FileKind(
+    "video",
+    frozenset(
+        {".mp4", ".m4v", ".avi", ".mkv", ".webm", ".mov", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp", ".ogv"}
+    ),
+)
 SOUNDS = FileKind(
     "sound",
     frozenset(
         {".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".caf", ".w64"}
+        | {".m4a", ".aac", ".mka", ".wma"}
+        | VIDEOS.endings  # their sound
     ),
 )
 TEXTS = FileKind("text", frozenset({".txt"}))
@@ -62,10 +70,29 @@ class UnreadableError(Exception):
         super().__init__(utf8_safe(message))
 
 
+class AbsentError(UnreadableError):
+    """A file has nothing of the modality that is read from it, as a video without sound."""
+
+
 class File(Protocol):
     """A file or a part of one, such as a member of a tar; errors name it by its `str`."""
 
     def open(self, mode: Literal["rb"], /) -> IO[bytes]: ...
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A part of a recording, from `start` to `stop` in seconds; a `File` of its own."""
+
+    file: File
+    start: float
+    stop: float
+
+    def __str__(self) -> str:
+        return f"{self.file} {self.start:g}-{self.stop:g} s"
+
+    def open(self, mode: Literal["rb"], /) -> IO[bytes]:
+        return self.file.open(mode)
 
 
 def refuse_special(file: File) -> None:

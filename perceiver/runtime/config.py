@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, ValidationError
 
 from perceiver.data.sources.folders import find_classes
-from perceiver.runtime.errors import NODE_HINT, ConfigError, explain, one_line
+from perceiver.runtime.errors import ConfigError, explain, one_line
 from perceiver.runtime.nodes import import_target, is_valid, keyword_type, select, targets, type_adapter
 from perceiver.runtime.suggestions import must_be_chosen, nearest, unknown_key
 from perceiver.runtime.synonyms import ALIASES
@@ -44,17 +44,18 @@ def register_resolvers() -> None:
 
 
 def grid(image_size: int | Sequence[int], stride: int | Sequence[int]) -> list[int]:
-    """Rows and columns of the cells that cover an image.
+    """Number of cells along each axis that cover an image or a video.
 
     Args:
-        image_size: its side, or its height and width, in pixels.
-        stride: side, or height and width, of a cell.
+        image_size: the side of a square image, or the size along each axis: height and width, or frames, height, width.
+        stride: size of a cell, or that along each axis.
 
     Raises:
         ValueError: a size is not a whole number of at least 1.
     """
-    sides, steps = (list(x) if isinstance(x, Sequence) else [x, x] for x in (image_size, stride))
-    if [len(sides), len(steps)] != [2, 2] or not all(isinstance(x, int) and x >= 1 for x in (*sides, *steps)):
+    sides = list(image_size) if isinstance(image_size, Sequence) else [image_size, image_size]
+    steps = list(stride) if isinstance(stride, Sequence) else [stride] * len(sides)
+    if len(sides) != len(steps) or not all(isinstance(x, int) and x >= 1 for x in (*sides, *steps)):
         raise ValueError(f"image_size={image_size} in cells of {stride} pixels: must be whole numbers, at least 1")
     return [-(-side // step) for side, step in zip(sides, steps, strict=True)]
 
@@ -106,11 +107,11 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _check_choices(config: dict[str, Any]) -> None:
-    """Refuse a plain value in place of a node that is chosen from a group."""
+    """Refuse a text as the value of a node that is chosen from a group."""
     choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
     for group in map(str, choices):
         key = group.rpartition("@")[2]
-        if isinstance(value := select(config, key), str | int | float):
+        if isinstance(value := select(config, key), str):
             raise ConfigError(f"{key}={value}: is chosen from a group: {group}={value}")
 
 
@@ -212,9 +213,7 @@ def _check_value(key: str, value: Any, hint: Any) -> None:
             "too few values" if problem["type"] == "missing" else problem["msg"].removeprefix("Input ")
             for problem in error.errors()
         )
-        needs_node = any(problem["type"] == "is_instance_of" for problem in error.errors())
-        hint = f"; {NODE_HINT}: {key}.KEY=…" if needs_node and value is not None else ""
-        raise ConfigError(f"{key}={value!r}: {', or '.join(problems)}{hint}") from None
+        raise ConfigError(f"{key}={value!r}: {', or '.join(problems)}") from None
     if isinstance(value, str | bool) and type(read) in (int, float, bool) and type(read) is not type(value):
         raise ConfigError(f"{key}={value!r}: should be {type(read).__name__}, not {type(value).__name__}")
 

@@ -3,11 +3,12 @@
 import difflib
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from perceiver.runtime.nodes import import_target, walk
+from perceiver.runtime.nodes import import_target
 from perceiver.runtime.synonyms import ALIASES, MOVED_KEYS, SHORT_KEYS, SYNONYMS
 
 ALTERNATIVES = {
@@ -74,9 +75,7 @@ def _suggestion(root: DictConfig, key: str, similar: Sequence[str]) -> str | Non
         return f"choose it first: callbacks=[default,{parts[1]}]"
     if parts[:2] == ["model", "encoders"] and parts[2] not in (OmegaConf.select(root, "model.encoders") or {}):
         return f"choose it first: +encoder@{'.'.join(parts[:3])}=…"
-    nodes = walk(OmegaConf.to_container(root, resolve=False))
-    own = ((found, value) for found, value in nodes if found.partition(".")[0] != "hydra")
-    keys = [found for found, value in own if not (isinstance(value, str) and "${" in value)]
+    keys = list(_keys(root, ""))
     found: Sequence[str] = [other for other in keys if other.rpartition(".")[2] == name and other != key][:3]
     if not found and alias and (SHORT_KEYS.get(alias, alias) in keys or not _is_key(alias) or "hydra" in alias):
         found = [alias]
@@ -93,3 +92,13 @@ def _is_key(text: str) -> bool:
 
 def _names(node: DictConfig) -> list[str]:
     return [str(name) for name in node if name != "hydra" and not str(name).startswith("_")]
+
+
+def _keys(node: Any, prefix: str) -> Iterator[str]:
+    """The keys below a node whose values are not interpolations."""
+    if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
+        for name in node:
+            key = f"{prefix}.{name!s}" if prefix else str(name)
+            if key != "hydra" and not OmegaConf.is_interpolation(node, str(name)):
+                yield key
+                yield from _keys(node._get_node(name), key)

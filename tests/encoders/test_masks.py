@@ -21,6 +21,7 @@ from tests.models import (
     logits,
     shaken,
     small_perceiver,
+    video_encoder,
     waveform_encoder,
 )
 
@@ -55,6 +56,7 @@ def augmented(zero_masking: bool):
 
 
 IMAGES, SOUNDS, TEXTS = ([image(17, 26), image(23, 29)], [sound(331), sound(1061)], [text(3), text(7)])
+VIDEOS = [torch.rand(3, 3, 11, 18), torch.rand(3, 5, 13, 17)]
 SPECTROGRAMS = [spectrogram(331), spectrogram(1061)]
 ENCODERS = {
     **{
@@ -76,6 +78,7 @@ ENCODERS = {
     "spectrogram, augmented by the mean": (lambda: augmented(zero_masking=False), SPECTROGRAMS),
     "waveform": (lambda: waveform_encoder(dim=7), SOUNDS),
     "waveform, stretched": (lambda: waveform_encoder(positions=learned_positions(19)), SOUNDS),
+    "video": (lambda: video_encoder(EVERY_STEM["stack"]), VIDEOS),
     "text": (
         lambda: TextEncoder(
             vocab_size=11, dim=5, positions=LearnedPositions(shape=(31,), dim=5, init_std=1.0, anchored=True)
@@ -135,7 +138,7 @@ def test_what_is_masked_changes_nothing_nor_do_more_padding_and_absent_samples(m
     equal(results(model, {"x": spoilt(values, mask, junk)}, {"x": mask}, training=training), expected)
     # More padding on the right, of images also below; and a sample before and one after these that have nothing real.
     below = 3 if values.shape[1] == 3 else 0
-    padded = F.pad(mask, (0, 5, *((0, below) if mask.ndim == 3 else ()), 1, 1))
+    padded = F.pad(mask, (0, 5, *(0, below) * (mask.ndim - 2), 1, 1))
     larger = values.new_zeros(len(padded), values.shape[1], *padded.shape[1:])
     larger[1:-1][(..., *(slice(size) for size in values.shape[2:]))] = values
     outputs, gradients, buffers = results(model, {"x": spoilt(larger, padded, junk)}, {"x": padded}, training=training)

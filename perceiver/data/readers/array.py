@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from perceiver.data.files import ARRAYS, File, UnreadableError, refuse_special
-from perceiver.data.readers.base import Reader, Reading
+from perceiver.data.readers.base import Clips, Reader, Reading
 
 
 class ArrayReader(Reader[Float[Tensor, "..."]]):
@@ -21,7 +21,7 @@ class ArrayReader(Reader[Float[Tensor, "..."]]):
     def __init__(self, *, shape: list[int | None]) -> None:
         self.shape = shape
 
-    def read(self, part: File | Float[Tensor, "..."], *, train: bool) -> Reading:
+    def read(self, part: File | Float[Tensor, "..."], *, train: bool, clips: Clips | None = None) -> Reading:
         values = part if isinstance(part, Tensor) else _load(part)
         fits = [size in (None, found) for size, found in zip(self.shape, values.shape, strict=False)]
         if values.ndim != len(self.shape) or not all(fits):

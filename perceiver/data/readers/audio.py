@@ -1,13 +1,15 @@
 """Sounds as waveforms or spectrograms: random crops and augmentation in training, windows in evaluation."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from perceiver.data.files import SOUNDS, File, UnreadableError
-from perceiver.data.readers.base import Reader, Reading
+from perceiver.data.readers.base import Clips, Reader, Reading, window_starts
 from perceiver.data.readers.sound_file import SoundFile
 from perceiver.spectrogram import LogMel
 
@@ -51,7 +53,8 @@ class AudioReader(Reader[Float[Tensor, "1 length"]]):
     """Sounds of any length: files of any sample rate and number of channels, or waves in memory at `sample_rate`.
 
     Training reads a random crop of `seconds`. Evaluation reads windows of that length, whose predictions the task
-    averages. A shorter sound is kept as it is.
+    averages. A shorter sound is kept as it is. The sound of a video is read at the times of its frames, silence
+    included.
 
     Args:
         sample_rate: of the output, in Hz.
@@ -87,27 +90,49 @@ class AudioReader(Reader[Float[Tensor, "1 length"]]):
         self.augment = augment
         self.log_mel = log_mel
 
-    def read(self, part: File | Float[Tensor, "1 length"], *, train: bool) -> Reading:
-        """Read a random crop of a sound, or all of it in windows.
+    def read(self, part: File | Float[Tensor, "1 length"], *, train: bool, clips: Clips | None = None) -> Reading:
+        """Read a random crop of a sound, all of it in windows, or the times of `clips`.
 
         Raises:
             UnreadableError: the file cannot be read, or the sound is silent (constant) from beginning to end.
+            AbsentError: the file has no sound.
         """
-        if not train:
-            return self._windows(part if isinstance(part, Tensor) else self._read_all(part))
-        wave = self._crop(part)
-        return Reading(self._features(wave if self.augment is None else self.augment(wave, self.sample_rate)))
-
-    def _windows(self, wave: Float[Tensor, "1 length"]) -> Reading:
-        """Divide a sound into windows, of which the last ends with the sound."""
-        last = max(wave.shape[-1] - self.length, 0)
-        # A remainder of less than 1 % of the hop gets no window of its own: clips are often a few samples too long.
-        starts = [*range(0, last - self.hop // 100, self.hop), last]
+        if clips is not None:
+            return self._read_at(part, clips, train=train)
+        if train:
+            wave, first = self._crop(part)
+            return Reading(self._augmented(wave), self._clips([first], wave.shape[-1]))
+        wave = part if isinstance(part, Tensor) else self._read_all(part)
+        starts = window_starts(wave.shape[-1], self.length, self.hop)
         windows = [self._features(wave[:, start : start + self.length]) for start in starts]
-        if len(windows) == 1:
-            return Reading(windows[0])
-        seconds = [(start / self.sample_rate, (start + self.length) / self.sample_rate) for start in starts]
-        return Reading(torch.stack(windows), tuple(f"{start:.2f}-{stop:.2f} s" for start, stop in seconds))
+        clips = self._clips(starts, min(self.length, wave.shape[-1]))
+        return Reading(torch.stack(windows) if len(windows) > 1 else windows[0], clips)
+
+    def _clips(self, starts: Sequence[int], length: int) -> Clips:
+        return Clips(tuple(start / self.sample_rate for start in starts), length / self.sample_rate)
+
+    def _read_at(self, part: File | Float[Tensor, "1 length"], clips: Clips, *, train: bool) -> Reading:
+        """Read the times of clips, with zeros after the end of the sound."""
+        length = min(round(clips.seconds * self.sample_rate), self.length)
+        begin = clips.starts[0]
+        if isinstance(part, Tensor):
+            wave = part[:, round(begin * self.sample_rate) :]
+        else:
+            file = SoundFile(part, self.sample_rate)
+            seconds = min(clips.starts[-1] - begin + length / self.sample_rate, file.seconds - begin)
+            wave = file.read(begin, seconds) if seconds * file.file_rate >= 1 else torch.zeros(1, 0)
+        waves = []
+        for start in clips.starts:
+            first = round((start - begin) * self.sample_rate)
+            clip = wave[:, first : first + length]
+            waves.append(F.pad(clip, (0, length - clip.shape[-1])))
+        if train:
+            return Reading(self._augmented(waves[0]), clips)
+        windows = [self._features(wave) for wave in waves]
+        return Reading(torch.stack(windows) if len(windows) > 1 else windows[0], clips)
+
+    def _augmented(self, wave: Float[Tensor, "1 length"]) -> Tensor:
+        return self._features(wave if self.augment is None else self.augment(wave, self.sample_rate))
 
     def _features(self, wave: Float[Tensor, "1 length"]) -> Tensor:
         return wave if self.log_mel is None else self.log_mel(wave)
@@ -120,20 +145,21 @@ class AudioReader(Reader[Float[Tensor, "1 length"]]):
             raise UnreadableError(f"{path}: silent from end to end{suffix}")
         return wave
 
-    def _crop(self, part: File | Float[Tensor, "1 length"]) -> Float[Tensor, "1 length"]:
-        """Return a random crop, or the one around the largest change if that is silent."""
+    def _crop(self, part: File | Float[Tensor, "1 length"]) -> tuple[Float[Tensor, "1 length"], int]:
+        """Return a random crop and its first sample, or the one around the largest change if that is silent."""
         position = float(torch.rand(()))
         if not isinstance(part, Tensor):
             file, seconds = SoundFile(part, self.sample_rate), self.length / self.sample_rate
             if file.seconds > seconds:
                 with suppress(UnreadableError):  # the header may declare more than there is; then all of it is read
-                    wave = file.read(position * (file.seconds - seconds), seconds)
+                    start = position * (file.seconds - seconds)
+                    wave = file.read(start, seconds)
                     if wave.shape[-1] == self.length and not is_silent(wave):
-                        return wave
+                        return wave, round(start * self.sample_rate)
         wave = part if isinstance(part, Tensor) else self._read_all(part)
         spare = max(wave.shape[-1] - self.length, 0)
         first = round(position * spare)
         if is_silent(wave[:, first : first + self.length]):
             # The largest change, not the largest value: with an offset, the loudest part may be constant.
             first = min(max(int(wave.diff().abs().argmax()) - self.length // 2, 0), spare)
-        return wave[:, first : first + self.length]
+        return wave[:, first : first + self.length], first

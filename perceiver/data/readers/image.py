@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from perceiver.data.files import IMAGES, File, UnreadableError, refuse_special, warn_once
-from perceiver.data.readers.base import Reader, Reading
+from perceiver.data.readers.base import Clips, Reader, Reading
 
 MAX_PIXELS = 100_000_000
 """Files that claim more are rejected before they are decoded (decompression bombs)."""
@@ -147,7 +147,9 @@ class ImageReader(Reader[UInt8[Tensor, "channels height width"]]):
         self.to_float = v2.ToDtype(torch.float32, scale=True)
         self.train_transform = None if augment is None else augment.transform(self.size, self.resize)
 
-    def read(self, part: File | UInt8[Tensor, "channels height width"], *, train: bool) -> Reading:
+    def read(
+        self, part: File | UInt8[Tensor, "channels height width"], *, train: bool, clips: Clips | None = None
+    ) -> Reading:
         if not isinstance(part, Tensor):
             image = read_image(part, self.channels, self.max_value)
         elif len(part) > self.channels:

@@ -1,20 +1,29 @@
-"""Decoding of sound files: any part of a file, at a given sample rate, mixed down to one channel."""
+"""Decoding of sound files: any part of a file, at a given sample rate, mixed down to one channel.
+
+libsndfile decodes the formats that it recognizes, and FFmpeg all others, including the sound of videos.
+"""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
+from itertools import chain
 from math import ceil, gcd
-from typing import IO, Literal
+from typing import IO, Literal, Protocol
 
+import av
 import numpy as np
 import soundfile
 import torch
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from av.error import InvalidDataError
 from jaxtyping import Float
 from scipy.signal import resample_poly
 from torch import Tensor
 
-from perceiver.data.files import File, UnreadableError, refuse_special, warn_once
+from perceiver.data.files import AbsentError, File, Segment, UnreadableError, refuse_special, warn_once
+from perceiver.data.readers.container import check_end, first_stream, length_of, open_container, seek, start_of
 
 MIN_RATE, MAX_RATE = 1_000, 768_000
 """Sample rates outside of this range are rejected as damaged headers."""
@@ -29,6 +38,10 @@ MIN_MIX_POWER = 1e-3
 two is inverted; the mix of N independent channels has 1/N."""
 MP3_LEAD = 20 * 1152
 """Samples of an MP3 that are decoded before a part and dropped: its frames use bits of earlier ones."""
+DECODER_LEAD_SECONDS = 0.2
+"""What FFmpeg decodes before a part and drops: frames overlap and use earlier ones."""
+MAX_JITTER_SECONDS = 0.01
+"""Time stamps that differ by more from the number of decoded samples mean a gap."""
 UNKNOWN_LENGTH = 2**62
 """Length that libsndfile reports for a flac that was written to a pipe, which it cannot read to its end."""
 SOUND_CHUNKS: dict[bytes, tuple[bytes, Literal["little", "big"]]] = {
@@ -43,30 +56,37 @@ OGG_MAX_PAGE, OGG_HEADER, OGG_LAST_PAGE = 2**16, 27, 4
 
 
 class SoundFile:
-    """A sound file, of which any part can be read. Its format (wav, flac, ogg, mp3, …) is recognized by its content.
+    """A sound file, of which any part can be read. Its format (wav, mp3, mp4, …) is recognized by its content.
 
     If the channels of a part cancel when they are mixed, the loudest one is read, with a warning. Constant offsets do
     not count.
 
     Args:
-        path: the file.
+        path: the file, or a segment of one.
         sample_rate: of the output, in Hz.
 
     Raises:
         UnreadableError: the file is missing, not a sound, or has no samples.
+        AbsentError: it is a video without sound.
     """
 
     def __init__(self, path: File, sample_rate: int) -> None:
         self.path = path
         self.sample_rate = sample_rate
-        with self._open() as file:
-            self.file_rate, self.channels, self.file_length = file.samplerate, file.channels, file.frames
+        with self._open() as sound:
+            self.file_rate, self.channels, self.file_length = sound.rate, sound.channels, sound.length
         if not MIN_RATE <= self.file_rate <= MAX_RATE:
             raise UnreadableError(f"{path}: a sample rate of {self.file_rate} Hz is not plausible")
         if self.file_length == 0:
             raise UnreadableError(f"{path}: has no samples")
         if self.file_length >= UNKNOWN_LENGTH:
             raise UnreadableError(f"{path}: does not declare its length")
+        self.offset = 0
+        if isinstance(path, Segment):
+            self.offset, stop = round(path.start * self.file_rate), round(path.stop * self.file_rate)
+            if self.offset >= self.file_length:
+                raise UnreadableError(f"{path}: begins after the end of the sound, at {self.seconds:.2f} s")
+            self.file_length = min(stop, self.file_length) - self.offset
 
     @property
     def seconds(self) -> float:
@@ -112,15 +132,8 @@ class SoundFile:
         """Decode one channel, or the mean of all, and the power of each channel about its mean."""
         length, sums, squares = 0, np.zeros(self.channels), np.zeros(self.channels)
         waves = [np.zeros(0, np.float32)]
-        block_size = -(-BLOCK_VALUES // self.channels)
-        with self._open() as file, np.errstate(all="ignore"):  # the caller checks that values are finite
-            lead = min(first, MP3_LEAD) if file.format == "MP3" else 0
-            file.seek(first - lead)
-            file.read(lead)
-            while length < count:
-                block = file.read(min(count - length, block_size), dtype="float32", always_2d=True)
-                if len(block) == 0:
-                    break
+        with self._open() as sound, np.errstate(all="ignore"):  # the caller checks that values are finite
+            for block in sound.blocks(self.offset + first, count):
                 length += len(block)
                 waves.append(block.mean(axis=1) if channel is None else block[:, channel])
                 if self.channels > 1:
@@ -132,7 +145,7 @@ class SoundFile:
         return np.concatenate(waves), powers
 
     @contextmanager
-    def _open(self) -> Iterator[soundfile.SoundFile]:
+    def _open(self) -> Iterator["_Decoder"]:
         """Open the file; errors within the block name it."""
         refuse_special(self.path)
         try:
@@ -141,17 +154,109 @@ class SoundFile:
                     raise UnreadableError(f"{self.path}: the file is empty")
                 if is_truncated(raw):
                     raise UnreadableError(f"{self.path}: is truncated: shorter than its header declares")
-                # Never by name: libsndfile would take any text with the name x.au for a sound.
-                with _SequentialSoundFile(_handle(raw), closefd=False) as file:
-                    yield file
+                with _decoder(self.path, raw) as decoder:
+                    yield decoder
         except FileNotFoundError as error:
             raise UnreadableError(f"{self.path}: no such file") from error
         except OSError as error:
             raise UnreadableError(f"{self.path}: {error.strerror}") from error
         except soundfile.LibsndfileError as error:
-            reason = error.error_string.removeprefix("Error : ").removesuffix(".")
-            # Code 7 is "File does not exist", also of an MP3 without a complete frame.
-            raise UnreadableError(f"{self.path}: {'Format not recognised' if error.code == 7 else reason}") from error
+            raise UnreadableError(f"{self.path}: {_reason(error)}") from error
+
+
+class _Decoder(Protocol):
+    """An open sound.
+
+    Attributes:
+        rate: in Hz.
+        channels: their number.
+        length: in samples.
+    """
+
+    rate: int
+    channels: int
+    length: int
+
+    def blocks(self, first: int, count: int) -> Iterator[Float[np.ndarray, "samples channels"]]:
+        """Decode a part, a block at a time; it ends with the sound at the latest."""
+        ...
+
+
+@contextmanager
+def _decoder(path: File, raw: IO[bytes]) -> Iterator[_Decoder]:
+    """Open a sound by libsndfile, or by FFmpeg what that does not recognize."""
+    try:
+        # Never by name: libsndfile would take any text with the name x.au for a sound.
+        file = _SequentialSoundFile(_handle(raw), closefd=False)
+    except soundfile.LibsndfileError as unrecognized:
+        try:
+            # Opened again: libsndfile has moved the position of the descriptor, but not that of Python's buffer.
+            with path.open("rb") as again, open_container(path, again) as container:
+                yield _FfmpegDecoder(path, container)
+        except AbsentError:
+            raise
+        except UnreadableError as error:
+            if isinstance(error.__cause__, InvalidDataError):
+                raise unrecognized from error
+            raise
+        return
+    with file:
+        yield _LibsndfileDecoder(file)
+
+
+def _reason(error: soundfile.LibsndfileError) -> str:
+    # Code 7 is "File does not exist", also of an MP3 without a complete frame.
+    return "Format not recognised" if error.code == 7 else error.error_string.removeprefix("Error : ").removesuffix(".")
+
+
+class _LibsndfileDecoder:
+    def __init__(self, file: soundfile.SoundFile) -> None:
+        self.file = file
+        self.rate, self.channels, self.length = file.samplerate, file.channels, file.frames
+
+    def blocks(self, first: int, count: int) -> Iterator[Float[np.ndarray, "samples channels"]]:
+        lead = min(first, MP3_LEAD) if self.file.format == "MP3" else 0
+        self.file.seek(first - lead)
+        self.file.read(lead)
+        block_size = -(-BLOCK_VALUES // self.channels)
+        while count > 0:
+            block = self.file.read(min(count, block_size), dtype="float32", always_2d=True)
+            if len(block) == 0:
+                return
+            count -= len(block)
+            yield block
+
+
+class _FfmpegDecoder:
+    def __init__(self, path: File, container: InputContainer) -> None:
+        stream = first_stream(container, "audio", path)
+        assert isinstance(stream, AudioStream)
+        self.path, self.container, self.stream = path, container, stream
+        self.rate, self.channels = stream.rate, stream.channels
+        self.length = round(length_of(container, stream) * stream.rate)
+
+    def blocks(self, first: int, count: int) -> Iterator[Float[np.ndarray, "samples channels"]]:
+        if first:
+            seek(self.container, self.stream, max(first / self.rate - DECODER_LEAD_SECONDS, 0.0))
+        to_float = av.AudioResampler(format="flt")
+        position, stop = first, first + count
+        for frame in chain(self.container.decode(self.stream), [None]):
+            for part in to_float.resample(frame):
+                values = part.to_ndarray().reshape(-1, self.channels)
+                begin = position
+                if part.pts is not None and part.time_base is not None:
+                    begin = round((float(part.pts * part.time_base) - start_of(self.container)) * self.rate)
+                if begin > position + MAX_JITTER_SECONDS * self.rate:  # the sound begins later, or has a gap
+                    silence = min(begin, stop) - position
+                    yield np.zeros((silence, self.channels), np.float32)
+                    position += silence
+                values = values[max(position - begin, 0) :][: stop - position]
+                position += len(values)
+                if len(values):
+                    yield values
+            if position >= stop:
+                return
+        check_end(self.path, position / self.rate, min(stop, self.length) / self.rate)
 
 
 class _SequentialSoundFile(soundfile.SoundFile):  # type: ignore[misc]

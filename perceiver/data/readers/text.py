@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from perceiver.data.files import TEXTS, File, UnreadableError
-from perceiver.data.readers.base import Reader, Reading
+from perceiver.data.readers.base import Clips, Reader, Reading
 from perceiver.data.text_files import normalize_spaces, read_text, text_problem
 from perceiver.tokenizer import Tokenizer
 
@@ -20,7 +20,7 @@ class TextReader(Reader[str]):
     def __init__(self, *, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
 
-    def read(self, part: File | str, *, train: bool) -> Reading:
+    def read(self, part: File | str, *, train: bool, clips: Clips | None = None) -> Reading:
         return Reading(self.tokenizer.encode(part if isinstance(part, str) else _load(part))[None])
 
     def pieces(self, raw: Tensor) -> list[str]:

@@ -10,7 +10,7 @@ folders and those of operating systems are ignored.
 
 Without a test folder the validation folder is the test set, as is usual for ImageNet. Without a validation folder a
 share of the training files is held out. If files of several kinds are read, those of one sample have the same name but
-for the ending (`7.png` and `7.wav`), and any of them may be missing.
+for the ending (`7.png` and `7.wav`), and any of them may be missing; a video may be one for frames and for sound.
 """
 
 import logging
@@ -109,7 +109,7 @@ class ClassFolders(Source):
 
     def _lacks_labels(self, folder: Path, roles: Roles) -> bool:
         """Return whether a test folder contains files but no class folders, and warn if it does."""
-        if subfolders(folder) or not any(_role(path.name, roles) for path in folder.iterdir()):
+        if subfolders(folder) or not any(_roles(path.name, roles) for path in folder.iterdir()):
             return False
         log.warning("%s: %s without class folders, so without labels; not used for testing", folder, _plural(roles))
         return True
@@ -131,7 +131,7 @@ class ClassFolders(Source):
         for label, name in enumerate(self.class_names):
             paths, top = [], folder / name
             for path in files_below(top) if top.is_dir() else ():
-                if _role(path, roles):
+                if _roles(path, roles):
                     paths.append(path)
                 else:
                     ignored[os.path.splitext(path)[1].lower() or os.path.basename(path)] += 1
@@ -154,7 +154,7 @@ class ClassFolders(Source):
 
 def _warn_of_loose_files(folder: Path, roles: Roles) -> None:
     """Warn of files next to the class folders, which are not used."""
-    found = (path.name for path in folder.iterdir() if _role(path.name, roles) and path.is_file())
+    found = (path.name for path in folder.iterdir() if _roles(path.name, roles) and path.is_file())
     if loose := sorted(name for name in found if not is_ignored(name)):
         kinds = _plural(roles) if len(loose) != 1 else " or ".join(kind.name for kind in roles.values())
         message = "%s: %d %s outside of class folders, so without a label, not used: %s"
@@ -165,9 +165,9 @@ def _plural(roles: Roles) -> str:
     return " or ".join(f"{kind.name}s" for kind in roles.values())
 
 
-def _role(path: str, roles: Roles) -> str | None:
-    """Return the role of a file by its ending."""
-    return next((role for role, kind in roles.items() if kind.has(path)), None)
+def _roles(path: str, roles: Roles) -> list[str]:
+    """Return the roles of a file by its ending: a video may be read for its frames and for its sound."""
+    return [role for role, kind in roles.items() if kind.has(path)]
 
 
 def _samples(paths: Collection[str], roles: Roles) -> Iterator[dict[str, str]]:
@@ -180,13 +180,15 @@ def _samples(paths: Collection[str], roles: Roles) -> Iterator[dict[str, str]]:
         yield from ({role: path} for role in roles for path in paths)
         return
     samples: dict[str, dict[str, str]] = defaultdict(lambda: dict.fromkeys(roles, ""))
-    for path in paths:
-        role, sample = _role(path, roles), samples[os.path.splitext(path)[0]]
-        assert role is not None
+    # Files of one role come first: a sound of its own is preferred to that of the video.
+    for path in sorted(paths, key=lambda path: len(_roles(path, roles))):
+        of_file, sample = _roles(path, roles), samples[os.path.splitext(path)[0]]
+        role = of_file[0]
         if sample[role]:
             raise ValueError(f"{path}: {sample[role]} has the same name; both would be the {role} of one sample")
-        sample[role] = path
-    yield from samples.values()
+        for role in of_file:
+            sample[role] = sample[role] or path
+    yield from (samples[name] for name in dict.fromkeys(os.path.splitext(path)[0] for path in paths))
 
 
 def subfolders(folder: Path) -> list[Path]:

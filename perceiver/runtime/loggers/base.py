@@ -39,22 +39,7 @@ class RunInfo:
     step: int = 0
 
 
-class UnnamedLogger(Logger):
-    """A logger without hyperparameters, name and version, since the run directory has the config."""
-
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing."""
-
-    @property
-    def name(self) -> str:
-        return ""
-
-    @property
-    def version(self) -> str:
-        return ""
-
-
-class RunLogger(UnnamedLogger):
+class RunLogger(Logger):
     """Shows a run, without the ability to stop it.
 
     A subclass implements `start`, `metrics`, `close`, and those of the methods up to `flush` that it supports. They are
@@ -165,6 +150,17 @@ class RunLogger(UnnamedLogger):
         if self._is_started:
             self.attempt(self.flush)
 
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing, as `start` gets the config."""
+
+    @property
+    def name(self) -> str:
+        return ""
+
+    @property
+    def version(self) -> str:
+        return ""
+
 
 def run_loggers(trainer: Trainer) -> list[RunLogger]:
     """The `RunLogger`s of a trainer, i.e. without `Curves`."""
@@ -182,18 +178,32 @@ def log_now(trainer: Trainer, values: Mapping[str, Tensor | float]) -> None:
 
 
 def log_explanation(
-    loggers: Iterable[Logger], scores: Mapping[str, float], step: int, show: Callable[[RunLogger], None] | None
+    loggers: Iterable[Logger],
+    scores: Mapping[str, float],
+    contact_sheets: Mapping[str, Sequence[Image.Image]],
+    captions: Sequence[str],
+    step: int,
 ) -> None:
-    """Log the scores of an attention event, and before them its images or page.
+    """Log one attention event.
 
     Args:
         loggers: of the trainer.
         scores: by metric.
+        contact_sheets: one image of each sample under each key.
+        captions: of each sample.
         step: as in `RunLogger.metrics`.
-        show: logs images or a page with a logger.
     """
     for logger in loggers:
-        if show is not None and isinstance(logger, RunLogger):
-            logger.attempt(show, logger)
+        if contact_sheets and isinstance(logger, RunLogger):
+            logger.attempt(logger.images, contact_sheets, captions, step)
+        if scores:
+            logger.log_metrics(dict(scores), step)
+
+
+def log_explorer(loggers: Iterable[Logger], scores: Mapping[str, float], page: Path, step: int) -> None:
+    """Log the page of the explorer, and the scores of the last event."""
+    for logger in loggers:
+        if isinstance(logger, RunLogger):
+            logger.attempt(logger.html, "attention/explorer", page, step)
         if scores:
             logger.log_metrics(dict(scores), step)

@@ -1,0 +1,208 @@
+"""Videos as clips of some seconds at a fixed frame rate and size, decoded by FFmpeg through PyAV."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import av
+import numpy as np
+import torch
+from av.container import InputContainer
+from av.video.stream import VideoStream
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from perceiver.data.files import VIDEOS, File, Segment, UnreadableError, refuse_special
+from perceiver.data.readers.base import Clips, Reader, Reading, window_starts
+from perceiver.data.readers.container import check_end, first_stream, length_of, open_container, seek, start_of
+
+Video = Float[Tensor, "channels frames height width"]
+MAX_VALUES = 2**29
+"""Values of all windows of a video together, 2 GiB."""
+ROUNDING = 1e-6
+"""Seconds by which the time stamp of a frame may exceed the time at which it is displayed."""
+
+
+class VideoReader(Reader[Video]):
+    """Videos of any container, codec and frame rate, or frames in memory at `frames_per_second`.
+
+    A clip has the frame that is displayed at each multiple of 1 / frames_per_second after its start, so that variable
+    frame rates keep their timing. Training reads a random clip of `seconds`; evaluation reads windows of that length,
+    whose predictions the task averages. A shorter video is kept as it is. Frames are resized by their shorter side and
+    cropped to a square: at the center or, in training, anywhere.
+
+    Args:
+        image_size: side of the frames, in pixels.
+        channels: 1 (gray) or 3 (RGB).
+        frames_per_second: of the clips.
+        seconds: length of clips and windows.
+        hop_seconds: from the start of one window to that of the next.
+        flip: probability of a mirror image in training.
+    """
+
+    kind = VIDEOS
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        channels: int,
+        frames_per_second: float,
+        seconds: float,
+        hop_seconds: float,
+        flip: float,
+    ) -> None:
+        if channels not in (1, 3):
+            raise ValueError(f"channels={channels} must be 1 (gray) or 3 (RGB)")
+        sizes = {"image_size": image_size, "frames_per_second": frames_per_second}
+        for name, value in (sizes | {"seconds": seconds, "hop_seconds": hop_seconds}).items():
+            if value <= 0:
+                raise ValueError(f"{name}={value} must be more than 0")
+        if hop_seconds > seconds:
+            raise ValueError(f"hop_seconds={hop_seconds} is more than seconds={seconds}: windows would leave gaps")
+        if not 0.0 <= flip <= 1.0:
+            raise ValueError(f"flip={flip} must be in [0, 1]")
+        self.image_size = image_size
+        self.channels = channels
+        self.frames_per_second = frames_per_second
+        self.num_frames, self.hop = (max(round(value * frames_per_second), 1) for value in (seconds, hop_seconds))
+        self.flip = flip
+
+    def read(self, part: File | Video, *, train: bool, clips: Clips | None = None) -> Reading:
+        """Read a random clip of a video, all of it in windows, or the times of `clips`.
+
+        Raises:
+            UnreadableError: the file is not a video, is damaged or truncated.
+            AbsentError: it has sound only.
+        """
+        if clips is not None:
+            num_frames = min(max(round(clips.seconds * self.frames_per_second), 1), self.num_frames)
+            videos = self._read(part, clips.starts, num_frames)
+        else:
+            length = self._length(part)
+            num_frames = min(length, self.num_frames)
+            starts = np.array(window_starts(length, self.num_frames, self.hop), dtype=np.float64)
+            if train:
+                starts = np.array([float(torch.rand(())) * (length - num_frames)])
+            clips = Clips(tuple((starts / self.frames_per_second).tolist()), num_frames / self.frames_per_second)
+            videos = self._read(part, clips.starts, num_frames)
+        if train:
+            return Reading(self._augmented(videos[0]), clips)
+        windows = [self._cropped(video, 0.5, 0.5) for video in videos]
+        return Reading(torch.stack(windows) if len(windows) > 1 else windows[0], clips)
+
+    def _length(self, part: File | Video) -> int:
+        """Return the number of frames of a whole video at `frames_per_second`."""
+        if isinstance(part, Tensor):
+            return part.shape[1]
+        with opened(part) as video:
+            return max(round(video.seconds * self.frames_per_second), 1)
+
+    def _read(self, part: File | Video, starts: Sequence[float], num_frames: int) -> list[Video]:
+        """Read clips by their starts, in ascending order; after the end of a video, its last frame is repeated."""
+        if self.channels * len(starts) * num_frames * self.image_size**2 > MAX_VALUES:
+            problem = f"{len(starts)} windows of {num_frames} frames are too much to read at once"
+            raise UnreadableError(f"{part}: {problem}; a larger hop_seconds or fewer frames_per_second help")
+        times = np.add.outer(np.array(starts), np.arange(num_frames) / self.frames_per_second)
+        distinct, places = np.unique(times.round(6), return_inverse=True)
+        if isinstance(part, Tensor):
+            last = part.shape[1] - 1
+            frames = part[:, [min(round(time * self.frames_per_second), last) for time in distinct]]
+        else:
+            with opened(part) as video:
+                frames = torch.from_numpy(video.read(distinct.tolist(), self.image_size, self.channels)).permute(
+                    3, 0, 1, 2
+                )
+                frames = frames.float() / 255.0
+        return [frames[:, rows] for rows in places.reshape(times.shape).tolist()]
+
+    def _augmented(self, video: Video) -> Video:
+        top, left, flip = torch.rand(3).tolist()
+        video = self._cropped(video, top, left)
+        return video.flip(-1) if flip < self.flip else video
+
+    def _cropped(self, video: Video, top: float, left: float) -> Video:
+        """Resize and crop to a square; `top` and `left` are the fractions of what is cut off there."""
+        size = self.image_size
+        if min(video.shape[-2:]) != size:
+            video = F.resize(video.transpose(0, 1), [size], antialias=True).transpose(0, 1)
+        height, width = video.shape[-2:]
+        y, x = round(top * (height - size)), round(left * (width - size))
+        return video[..., y : y + size, x : x + size]
+
+
+class VideoFile:
+    """An open video; times are in seconds after the start of its container, or of a segment.
+
+    Attributes:
+        seconds: declared length.
+
+    Raises:
+        AbsentError: the container has no video.
+        UnreadableError: a segment begins after the end of the video.
+    """
+
+    def __init__(self, container: InputContainer, file: File) -> None:
+        stream = first_stream(container, "video", file)
+        assert isinstance(stream, VideoStream)
+        self.container, self.stream, self.file = container, stream, file
+        end = length_of(container, stream)
+        self.start, self.seconds = 0.0, end
+        if isinstance(file, Segment):
+            self.start, self.seconds = file.start, min(file.stop, end) - file.start
+            if self.seconds <= 0:
+                raise UnreadableError(f"{file}: begins after the end of the video, at {end:.2f} s")
+
+    def read(
+        self, times: Sequence[float], size: int, channels: int
+    ) -> UInt8[np.ndarray, "frames height width channels"]:
+        """Return the frames that are displayed at ascending times, with `size` as their shorter side.
+
+        Raises:
+            UnreadableError: a frame is damaged, or the file is truncated.
+        """
+        wanted = [self.start + min(time, self.seconds) for time in times]
+        if wanted[0] > 1.0:
+            seek(self.container, self.stream, wanted[0])
+        found: list[np.ndarray] = []
+        displayed: np.ndarray | None = None
+        time = 0.0
+        for frame in self.container.decode(self.stream):
+            time = (frame.time or 0.0) - start_of(self.container)
+            while displayed is not None and len(found) < len(wanted) and time > wanted[len(found)] + ROUNDING:
+                found.append(displayed)
+            if len(found) == len(wanted):
+                break
+            displayed = _upright(frame, size, channels)
+        if displayed is None:
+            raise UnreadableError(f"{self.file}: has no frame that can be decoded")
+        if len(found) < len(wanted):
+            check_end(self.file, time, self.start + self.seconds)
+        return np.stack(found + [displayed] * (len(wanted) - len(found)))
+
+
+@contextmanager
+def opened(file: File) -> Iterator[VideoFile]:
+    """Open a video.
+
+    Raises:
+        UnreadableError: it is missing, not a video or damaged.
+        AbsentError: it has sound only.
+    """
+    refuse_special(file)
+    try:
+        with file.open("rb") as raw, open_container(file, raw) as container:
+            yield VideoFile(container, file)
+    except FileNotFoundError as error:
+        raise UnreadableError(f"{file}: no such file") from error
+    except OSError as error:
+        raise UnreadableError(f"{file}: {error.strerror or error}") from error
+
+
+def _upright(frame: av.VideoFrame, size: int, channels: int) -> UInt8[np.ndarray, "height width channels"]:
+    """Return a frame as it is displayed, with `size` as its shorter side."""
+    scale = size / min(frame.width, frame.height)
+    width, height = (max(round(side * scale), size) for side in (frame.width, frame.height))
+    pixels = "rgb24" if channels == 3 else "gray"
+    array = frame.reformat(width=width, height=height, format=pixels, interpolation="AREA").to_ndarray()
+    return np.rot90(array.reshape(height, width, channels), frame.rotation // 90 % 4)

@@ -1,0 +1,328 @@
+"""Videos of bouncing shapes, one of which is heard: each of its bounces makes a sound. Which one?
+
+Only the times of sounds and bounces relate the two modalities, so that neither answers the question by itself: all
+shapes bounce equally often, any two of them at the same time in at most half of their bounces, and the one that is
+heard is chosen after the bounces, so that the video does not depend on it. There are further sounds of the same timbre
+while the shape does not bounce (decoys), which never complete the bounces of another shape, and sounds of another
+timbre (distractors). With `cue="either"`, one modality suffices: only the heard shape moves, and its pitch depends on
+its color.
+
+The color that is heard is a function of (seed, stage, index), and so is the whole scene in validation and testing; in
+training all else is drawn anew each time.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from perceiver.data.sources.base import Item, Roles, Source
+from perceiver.types import STAGES, Box, Stage
+
+Random: TypeAlias = np.random.Generator
+COLORS = {
+    "red": (0.90, 0.20, 0.20),
+    "green": (0.20, 0.80, 0.25),
+    "blue": (0.25, 0.40, 1.00),
+    "yellow": (0.95, 0.85, 0.20),
+    "magenta": (0.85, 0.30, 0.90),
+    "cyan": (0.20, 0.85, 0.90),
+}
+NORMS = {"disc": 2.0, "square": np.inf, "diamond": 1.0}
+"""Name of a shape -> the norm of which it is the unit ball."""
+RADIUS = 0.11
+"""Radius of a shape as a fraction of the image's side."""
+ONSET = (0.05, 0.25)
+"""Range of the onset of a sound after the start of its frame, as a fraction of the frame's duration."""
+GAPS = (3, 5)
+"""Least and greatest number of frames from one bounce of a shape to the next."""
+Cue: TypeAlias = Literal["timing", "either"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """Sizes of a video and its sound.
+
+    Attributes:
+        num_frames, frames_per_second, image_size: of the video, with square frames.
+        sample_rate: of the sound, in Hz.
+    """
+
+    num_frames: int
+    frames_per_second: float
+    image_size: int
+    sample_rate: int
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_frames", 1 + GAPS[1]), ("image_size", 8), ("sample_rate", 4000)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
+        if self.frames_per_second <= 0:
+            raise ValueError(f"frames_per_second={self.frames_per_second} must be more than 0")
+
+    @property
+    def frame_length(self) -> int:
+        """Samples of sound per frame."""
+        return round(self.sample_rate / self.frames_per_second)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtraSounds:
+    """Sounds without a bounce of the heard shape.
+
+    Attributes:
+        num_decoys: of the same timbre.
+        num_distractors: of another timbre.
+    """
+
+    num_decoys: int
+    num_distractors: int
+
+
+@dataclass(frozen=True)
+class Stroke:
+    """A sound: its frame, frequency in Hz, decay to 1/e in seconds, and amplitude."""
+
+    frame: int
+    frequency: float
+    decay: float
+    amplitude: float
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A scene.
+
+    Attributes:
+        colors, shapes: names, one per shape.
+        centers: x and y of each shape in each frame, as fractions of the image's side.
+        bounces: frames in which each shape bounces.
+        heard: index of the shape that is heard.
+        strokes: all sounds.
+    """
+
+    colors: Sequence[str]
+    shapes: Sequence[str]
+    centers: Float[np.ndarray, "shapes frames 2"]
+    bounces: Int[np.ndarray, "shapes bounces"]
+    heard: int
+    strokes: Sequence[Stroke]
+
+
+class BouncingScenes(Source):
+    """Videos with sound, with the target `label`, the color that is heard, and, except in training, `boxes`.
+
+    Boxes are those of the heard shape in each frame of the `video`, and the times of its sounds in `audio`.
+
+    Args:
+        clip: sizes of the video and its sound.
+        num_classes: the first so many colors.
+        num_samples: scenes of each stage; 0 for none.
+        num_shapes: shapes in a scene, of different colors.
+        num_bounces: least and greatest number of bounces of each shape.
+        extra_sounds: sounds without a bounce of the heard shape.
+        cue: from what the answer follows: `timing`, which needs both modalities, or `either` of them.
+        seed: of the scenes.
+    """
+
+    def __init__(
+        self,
+        *,
+        clip: Clip,
+        num_classes: int,
+        num_samples: Mapping[Stage, int],
+        num_shapes: int,
+        num_bounces: tuple[int, int],
+        extra_sounds: ExtraSounds,
+        cue: Cue,
+        seed: int,
+    ) -> None:
+        if not 2 <= num_classes <= len(COLORS):
+            raise ValueError(f"num_classes={num_classes} must be 2 to {len(COLORS)}")
+        if not 2 <= num_shapes <= num_classes:
+            raise ValueError(f"num_shapes={num_shapes} must be 2 to num_classes={num_classes}")
+        fewest, most = num_bounces
+        if not 1 <= fewest <= most or 1 + GAPS[0] * (most - 1) > clip.num_frames:
+            raise ValueError(
+                f"num_bounces={list(num_bounces)} must ascend from 1 to at most "
+                f"{1 + (clip.num_frames - 1) // GAPS[0]}, which fit into num_frames={clip.num_frames}"
+            )
+        free = clip.num_frames - most - (num_shapes - 1)
+        if not 0 <= extra_sounds.num_decoys <= free:
+            raise ValueError(f"num_decoys={extra_sounds.num_decoys} must be 0 to {free}, the remaining frames")
+        if not 0 <= extra_sounds.num_distractors <= clip.num_frames:
+            raise ValueError(
+                f"num_distractors={extra_sounds.num_distractors} must be 0 to num_frames={clip.num_frames}"
+            )
+        if cue not in ("timing", "either"):
+            raise ValueError(f"cue={cue!r} must be timing or either")
+        if min(num_samples.values()) < 0 or seed < 0:
+            raise ValueError(f"num_samples={dict(num_samples)} and seed={seed} must be at least 0")
+        super().__init__(num_classes=num_classes)
+        self.clip = clip
+        self.num_samples = num_samples
+        self.num_shapes = num_shapes
+        self.num_bounces = (fewest, most)
+        self.extra_sounds = extra_sounds
+        self.cue = cue
+        self.seed = seed
+
+    @property
+    def class_names(self) -> list[str]:
+        return list(COLORS)[: self.num_classes]
+
+    def items(self, stage: Stage, roles: Roles) -> "BouncingItems | None":
+        return BouncingItems(self, stage) if self.num_samples[stage] else None
+
+    def scene(self, random: Random, label: int) -> Scene:
+        """Return a scene in which the color of a label is heard."""
+        count = int(random.integers(self.num_bounces[0], self.num_bounces[1] + 1))
+        bounces = self._bounces(random, count)
+        heard = int(random.integers(self.num_shapes))
+        names = self.class_names
+        others = [name for number, name in enumerate(names) if number != label]
+        colors = [others[place] for place in random.permutation(len(others))[: self.num_shapes]]
+        colors[heard] = names[label]
+        shapes = [list(NORMS)[place] for place in random.integers(len(NORMS), size=self.num_shapes)]
+        moving = np.ones(self.num_shapes, dtype=bool) if self.cue == "timing" else np.arange(self.num_shapes) == heard
+        return Scene(
+            colors=colors,
+            shapes=shapes,
+            centers=self._centers(random, bounces, moving),
+            bounces=bounces,
+            heard=heard,
+            strokes=self._strokes(random, bounces, heard, label),
+        )
+
+    def _bounces(self, random: Random, count: int) -> Int[np.ndarray, "shapes bounces"]:
+        """Draw equally many bounces for each shape, of which any two shapes share at most half."""
+        rows: list[set[int]] = []
+        while len(rows) < self.num_shapes:
+            frames = np.cumsum([0, *random.integers(GAPS[0], GAPS[1] + 1, size=count - 1)])
+            spare = self.clip.num_frames - 1 - int(frames[-1])
+            if spare < 0:
+                continue
+            row = {int(frame) for frame in frames + random.integers(spare + 1)}
+            if any(len(row & other) > count // 2 for other in rows):
+                rows = rows if random.random() < 0.9 else []  # a first shape may leave no room for the others
+            else:
+                rows.append(row)
+        return np.array([sorted(row) for row in rows])
+
+    def _centers(
+        self, random: Random, bounces: Int[np.ndarray, "shapes bounces"], moving: np.ndarray
+    ) -> Float[np.ndarray, "shapes frames 2"]:
+        """Return parabolas between bounces, in lanes side by side, with a slow drift."""
+        count, frames = self.num_shapes, self.clip.num_frames
+        times = np.arange(frames)
+        lanes = (random.permutation(count) + 0.5) / count
+        drift = random.uniform(-0.5, 0.5, size=count) / count
+        x = np.clip(lanes[:, None] + drift[:, None] * (times / max(frames - 1, 1) - 0.5), RADIUS, 1 - RADIUS)
+        y = np.empty((count, frames))
+        for number, row in enumerate(bounces):
+            before = row[0] - max(int(random.integers(*GAPS, endpoint=True)), row[0] + 1)
+            after = row[-1] + max(int(random.integers(*GAPS, endpoint=True)), frames - row[-1])
+            ends = np.array([before, *row, after])
+            last = np.searchsorted(ends, times, side="right") - 1
+            gap = ends[last + 1] - ends[last]
+            fall = (times - ends[last]) / gap
+            height = np.minimum((gap / (GAPS[1] + 1.0)) ** 2, 1.0) * 4.0 * fall * (1.0 - fall)
+            y[number] = 1.0 - RADIUS - (1.0 - 2.0 * RADIUS) * height
+        still = random.uniform(RADIUS, 1.0 - RADIUS, size=count)
+        return np.stack([x, np.where(moving[:, None], y, still[:, None])], axis=-1)
+
+    def _strokes(
+        self, random: Random, bounces: Int[np.ndarray, "shapes bounces"], heard: int, label: int
+    ) -> list[Stroke]:
+        """Draw a sound for each bounce of the heard shape, and the extra ones."""
+        own = {int(frame) for frame in bounces[heard]}
+        # One bounce of each other shape stays silent: it cannot be the one that is heard.
+        silent = {int(random.choice(sorted(set(row.tolist()) - own))) for n, row in enumerate(bounces) if n != heard}
+        free = sorted(set(range(self.clip.num_frames)) - own - silent)
+        decoys = random.choice(free, size=self.extra_sounds.num_decoys, replace=False).tolist()
+        distractors = random.choice(
+            self.clip.num_frames, size=self.extra_sounds.num_distractors, replace=False
+        ).tolist()
+        octave = random.uniform(0.0, 1.0) if self.cue == "timing" else label / self.num_classes
+        frequency, decay = 300.0 * 2.0**octave, float(random.uniform(0.02, 0.06))
+        other = frequency * 2.0 ** random.uniform(1.2, 1.8)
+        level = random.uniform(0.3, 1.0)
+        strokes = [
+            Stroke(frame, frequency, decay, level * random.uniform(0.7, 1.0)) for frame in [*sorted(own), *decoys]
+        ]
+        return strokes + [Stroke(frame, other, decay, level * random.uniform(0.7, 1.0)) for frame in distractors]
+
+    def video(self, random: Random, scene: Scene) -> Float[Tensor, "3 frames size size"]:
+        """Render the frames, with smooth edges on a dark background with noise."""
+        size, frames = self.clip.image_size, self.clip.num_frames
+        line = (np.arange(size) + 0.5) / size
+        video = np.broadcast_to(random.uniform(0.0, 0.2, size=(3, 1, 1, 1)), (3, frames, size, size)).copy()
+        for color, shape, center in zip(scene.colors, scene.shapes, scene.centers, strict=True):
+            dx = np.abs(line[None, None, :] - center[:, 0, None, None])
+            dy = np.abs(line[None, :, None] - center[:, 1, None, None])
+            norm = NORMS[shape]
+            distance = np.maximum(dx, dy) if norm == np.inf else (dx**norm + dy**norm) ** (1.0 / norm)
+            cover = np.clip((RADIUS - distance) * size + 0.5, 0.0, 1.0)
+            video += cover * (np.array(COLORS[color])[:, None, None, None] - video)
+        video += random.normal(scale=0.02, size=video.shape)
+        return torch.from_numpy(np.clip(video, 0.0, 1.0).astype(np.float32))
+
+    def sound(self, random: Random, scene: Scene) -> Float[Tensor, "1 length"]:
+        """Render the sounds, over faint noise."""
+        rate, frame_length = self.clip.sample_rate, self.clip.frame_length
+        wave = 1e-3 * random.standard_normal(self.clip.num_frames * frame_length)
+        for stroke in scene.strokes:
+            first = round((stroke.frame + random.uniform(*ONSET)) * frame_length)
+            time = np.arange(len(wave) - first) / rate
+            tone = np.sin(2 * np.pi * stroke.frequency * time + random.uniform(0.0, 2 * np.pi))
+            wave[first:] += 0.3 * stroke.amplitude * tone * np.exp(-time / stroke.decay)
+        return torch.from_numpy(np.clip(wave, -1.0, 1.0).astype(np.float32))[None]
+
+    def boxes(self, scene: Scene) -> list[Box]:
+        """Return the box of the heard shape in each frame, and the times of its sounds."""
+        label, side, rate = (
+            list(COLORS).index(scene.colors[scene.heard]),
+            self.clip.image_size,
+            self.clip.frames_per_second,
+        )
+        boxes = []
+        for frame, (x, y) in enumerate(scene.centers[scene.heard]):
+            ranges = {"y": ((y - RADIUS) * side, (y + RADIUS) * side), "x": ((x - RADIUS) * side, (x + RADIUS) * side)}
+            boxes.append(Box(label, "video", {"time": (frame / rate, (frame + 1) / rate), **ranges}))
+        times = [(frame / rate, (frame + 1) / rate) for frame in scene.bounces[scene.heard]]
+        return boxes + [Box(label, "audio", {"time": time}) for time in times]
+
+
+class BouncingItems:
+    """The scenes of one stage."""
+
+    roles = ("video", "audio")
+
+    def __init__(self, scenes: BouncingScenes, stage: Stage) -> None:
+        self.scenes = scenes
+        self.stage = stage
+
+    def __len__(self) -> int:
+        return self.scenes.num_samples[self.stage]
+
+    def sample_classes(self, index: int) -> Sequence[int]:
+        return [int(self._random(index, 0).integers(self.scenes.num_classes))]
+
+    def sample_name(self, index: int) -> str:
+        return f"bouncing_scenes/{self.stage}/{index}"
+
+    def __getitem__(self, index: int) -> Item:
+        (label,) = self.sample_classes(index)
+        train = self.stage == "train"  # torch's generator is seeded by (seed, epoch, index)
+        random = self._random(index, 1, int(torch.randint(2**62, ()))) if train else self._random(index, 1)
+        scene = self.scenes.scene(random, label)
+        parts = {"video": self.scenes.video(random, scene), "audio": self.scenes.sound(random, scene)}
+        targets = {"label": label} if train else {"label": label, "boxes": self.scenes.boxes(scene)}
+        return Item(parts, targets, self.sample_name(index))
+
+    def _random(self, index: int, *more: int) -> Random:
+        return np.random.default_rng([self.scenes.seed, STAGES.index(self.stage), index, *more])

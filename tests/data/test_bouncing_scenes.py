@@ -1,0 +1,135 @@
+"""Bouncing scenes: the truth is what is drawn and heard, and neither modality gives the answer away."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from perceiver.data.synthetic.bouncing_scenes import COLORS, GAPS, BouncingScenes, Clip, ExtraSounds
+
+CLIP = Clip(num_frames=12, frames_per_second=8.0, image_size=24, sample_rate=8000)
+ROLES = {}
+
+
+def scenes(num_decoys=2, num_distractors=2, **options):
+    extra = ExtraSounds(num_decoys=num_decoys, num_distractors=num_distractors)
+    settings = {"num_classes": 6, "num_samples": {"train": 997, "val": 101, "test": 0}, "num_shapes": 3}
+    return BouncingScenes(
+        **{"clip": CLIP, "extra_sounds": extra, "num_bounces": (2, 4), "cue": "timing", "seed": 3} | settings | options
+    )
+
+
+def drawn(count=300, **options):
+    """Return some scenes, by their generator alone."""
+    source, random = scenes(**options), np.random.default_rng(7)
+    return [source.scene(random, int(random.integers(6))) for _ in range(count)]
+
+
+def test_validation_is_a_function_of_seed_and_index_and_training_keeps_only_the_answer():
+    first, again, other = (scenes(seed=seed) for seed in (3, 3, 4))
+    val, same, different = (source.items("val", ROLES) for source in (first, again, other))
+    assert scenes().items("test", ROLES) is None
+    for index in (0, 53):
+        assert all(torch.equal(val[index].parts[role], same[index].parts[role]) for role in ("video", "audio"))
+        assert not torch.equal(val[index].parts["video"], different[index].parts["video"])
+    train = first.items("train", ROLES)
+    one, another = train[5], train[5]
+    assert not torch.equal(one.parts["video"], another.parts["video"])
+    assert one.targets == another.targets == {"label": train.sample_classes(5)[0]}
+    assert one.parts["video"].shape == (3, 12, 24, 24)
+    assert one.parts["audio"].shape == (1, 12 * 1000)
+
+
+def test_boxes_hold_the_heard_shape_in_each_frame_and_the_times_of_its_bounces():
+    items = scenes(num_decoys=0, num_distractors=0).items("val", ROLES)
+    for index in range(23):
+        item = items[index]
+        color = torch.tensor(COLORS[list(COLORS)[item.targets["label"]]])[:, None, None, None]
+        # Pixels of the color of the answer, as it has few others near it.
+        near = (item.parts["video"] - color).square().sum(dim=0) < 0.05
+        boxes = item.targets["boxes"]
+        frames = [box for box in boxes if box.modality == "video"]
+        assert len(frames) == 12
+        inside = torch.zeros_like(near)
+        for box in frames:
+            time = round(box.ranges["time"][0] * 8)
+            (top, bottom), (left, right) = box.ranges["y"], box.ranges["x"]
+            inside[time, max(round(top) - 1, 0) : round(bottom) + 1, max(round(left) - 1, 0) : round(right) + 1] = True
+        assert near.sum() > 12
+        assert not (near & ~inside).any()
+        energy = item.parts["audio"][0].square().unflatten(0, (12, -1)).sum(dim=1)
+        heard = {round(box.ranges["time"][0] * 8) for box in boxes if box.modality == "audio"}
+        before = torch.cat([energy.new_zeros(1), energy[:-1]])
+        assert set(((energy > 0.05 * energy.max()) & (energy > 2 * before)).nonzero().flatten().tolist()) == heard
+
+
+def test_the_shape_that_is_heard_touches_the_ground_when_it_sounds():
+    for scene in drawn(100):
+        ground = scene.centers[..., 1].max()
+        for shape, bounces in enumerate(scene.bounces):
+            at_ground = np.flatnonzero(np.isclose(scene.centers[shape, :, 1], ground))
+            assert set(at_ground) == set(bounces)
+            assert all(GAPS[0] <= gap <= GAPS[1] for gap in np.diff(bounces))
+
+
+def test_the_video_does_not_tell_which_shape_is_heard():
+    found = drawn(1500)
+    place = Counter(scene.heard for scene in found)
+    assert all(0.28 < count / 1500 < 0.39 for count in place.values())
+    for scene in found:
+        rows = [set(row.tolist()) for row in scene.bounces]
+        assert len({len(row) for row in rows}) == 1
+        assert all(len(rows[i] & rows[j]) <= len(rows[0]) // 2 for i in range(3) for j in range(i))
+    # Neither the first nor the lowest nor the last bounce is that of the heard shape more often than by chance.
+    for statistic in (np.min, np.max, np.sum):
+        values = [statistic(scene.bounces, axis=1) for scene in found]
+        for best in (np.argmin, np.argmax):
+            hits = np.mean([best(value) == scene.heard for value, scene in zip(values, found, strict=True)])
+            assert abs(hits - 1 / 3) < 0.05
+
+
+def test_only_times_relate_sounds_to_a_shape_and_they_fit_one_shape_alone():
+    for scene in drawn():
+        own = set(scene.bounces[scene.heard].tolist())
+        pitch = scene.strokes[0].frequency
+        timbre = [stroke.frame for stroke in scene.strokes if stroke.frequency == pitch]
+        assert len(timbre) == len(own) + 2
+        assert own <= set(timbre)
+        assert sum(stroke.frequency != pitch for stroke in scene.strokes) == 2
+        fits = [set(row.tolist()) <= set(timbre) for row in scene.bounces]
+        assert fits == [shape == scene.heard for shape in range(3)]
+
+
+def test_neither_color_nor_pitch_tells_the_other():
+    pitches = {}
+    for scene in drawn(900):
+        pitches.setdefault(scene.colors[scene.heard], []).append(np.log2(scene.strokes[0].frequency / 300))
+    assert all(abs(np.mean(values) - 0.5) < 0.1 for values in pitches.values())  # uniform over an octave
+
+
+def test_with_the_cue_either_only_the_heard_shape_moves_and_its_pitch_follows_from_its_color():
+    pitches = {}
+    for scene in drawn(cue="either"):
+        moves = np.ptp(scene.centers[..., 1], axis=1) > 0
+        assert moves.tolist() == [shape == scene.heard for shape in range(3)]
+        pitches.setdefault(scene.colors[scene.heard], set()).add(scene.strokes[0].frequency)
+    assert all(len(values) == 1 for values in pitches.values())
+    assert len(set.union(*pitches.values())) == 6
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"num_classes": 7}, "num_classes=7"),
+        ({"num_shapes": 7}, "num_shapes=7"),
+        ({"num_bounces": (3, 5)}, r"num_bounces=\[3, 5\].*num_frames=12"),
+        ({"num_decoys": 9}, "num_decoys=9"),
+        ({"num_distractors": 13}, "num_distractors=13"),
+        ({"cue": "color"}, "cue='color'"),
+        ({"seed": -1}, "seed=-1"),
+    ],
+)
+def test_settings_out_of_range_are_named(options, named):
+    with pytest.raises(ValueError, match=named):
+        scenes(**options)
