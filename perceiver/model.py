@@ -106,6 +106,7 @@ class Perceiver(nn.Module):
         self.join = Join({name: encoder.dim for name, encoder in encoders.items()}, shared_positions)
         self.memory = memory(input_dim=self.join.dim)
         self.decoder = decoder
+        self.decoder.set_token_dim(self.join.dim)
         self.modality_dropout = modality_dropout
 
     def forward(
@@ -120,7 +121,7 @@ class Perceiver(nn.Module):
             inputs: modality name -> raw input, batch first; any subset of the encoders' modalities.
             masks: modality name -> True where the input is real: [batch] where samples lack the modality, or
                 [batch, *sizes without channels] where the input is padded.
-            queries: output -> token ids, for outputs in the decoder's `needs_target_tokens`.
+            queries: output -> token ids or places, for outputs in the decoder's `needs_queries`.
 
         Raises:
             ValueError: an input has no encoder, or there is none.
@@ -129,7 +130,7 @@ class Perceiver(nn.Module):
 
     def forward_tokens(self, tokens: JoinedTokens, queries: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Compute the outputs from tokens: `forward` after the encoders."""
-        return self.decoder(self.memory(tokens), queries)
+        return self.decoder(replace(self.memory(tokens), tokens=tokens), queries)
 
     def encode(self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None) -> Memory:
         """Compute the memory that the decoder reads; arguments as in `forward`."""

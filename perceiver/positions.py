@@ -298,6 +298,17 @@ class SharedPositions:
             columns.append(features.expand(batch, *grid.shape, -1).flatten(1, -2))
         return torch.cat(columns, dim=-1).to(tokens.values.dtype)
 
+    def at(self, fractions: Mapping[str, Float[Tensor, "*rest"]]) -> Float[Tensor, "*rest dim"]:
+        """Return the features of places, given as fractions along axes; those of `of_tokens` for an axis not given."""
+        some = next(iter(fractions.values()))
+        columns = [
+            shared.features(fractions[name].float())
+            if name in fractions
+            else torch.full((*some.shape, shared.dim), 0.5**0.5, device=some.device)
+            for name, shared in self.axes.items()
+        ]
+        return torch.cat(columns, dim=-1)
+
     def spread(self, count: int) -> Float[Tensor, "count dim"]:
         """Return the features of places that cover the axes evenly: equidistant on one, a Sobol sequence on several."""
         if len(self.axes) == 1:

@@ -64,6 +64,20 @@ class Grid:
         return prod(self.shape)
 
 
+def cell_centers(shape: Sequence[int], device: torch.device | None = None) -> Float[Tensor, "cells axes"]:
+    """Return the places of the centers of all cells of a grid in row-major order.
+
+    A place is 0 at the start of an axis and 1 at its stop, at any resolution.
+    """
+    axes = [(torch.arange(size, device=device) + 0.5) / size for size in shape]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
+
+
+QueryKind: TypeAlias = Literal["token_ids", "places"]
+"""What a task gives for the queries of an output: token ids [rows, length] for one that is predicted token by token, or
+the places (`cell_centers`) [batch, places, axes] at which a dense one is computed."""
+
+
 @dataclass(frozen=True)
 class Tokens:
     """The tokens of one modality. `mask` is True where a token is real; None means all are."""
@@ -98,23 +112,26 @@ class Memory:
     Attributes:
         mask: True where an element is real; None means all are.
         spans: modality name -> its place, if the elements are tokens.
+        tokens: the input, for queries that are made of it; not kept by `select` and `repeat`.
     """
 
     values: Float[Tensor, "batch length dim"]
     mask: Bool[Tensor, "batch length"] | None = None
     spans: dict[str, Span] = field(default_factory=dict)
+    tokens: JoinedTokens | None = None
 
     def __len__(self) -> int:
         return len(self.values)
 
     def select(self, rows: Int[Tensor, " chosen"]) -> "Memory":
         """Return some rows of the batch, in any order, each any number of times."""
-        return replace(self, values=self.values[rows], mask=None if self.mask is None else self.mask[rows])
+        mask = None if self.mask is None else self.mask[rows]
+        return replace(self, values=self.values[rows], mask=mask, tokens=None)
 
     def repeat(self, times: int) -> "Memory":
         """Return each row of the batch `times` times in succession."""
         mask = None if self.mask is None else self.mask.repeat_interleave(times, dim=0)
-        return replace(self, values=self.values.repeat_interleave(times, dim=0), mask=mask)
+        return replace(self, values=self.values.repeat_interleave(times, dim=0), mask=mask, tokens=None)
 
 
 class IncrementalDecoder(Protocol):
@@ -138,7 +155,7 @@ class Model(Protocol):
         masks: Mapping[str, Tensor] | None = None,
         queries: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Compute outputs by name from raw inputs, and from token ids for the outputs that need them."""
+        """Compute outputs by name from raw inputs, and from queries for the outputs that need them (`QueryKind`)."""
         ...
 
 
@@ -234,7 +251,7 @@ class Answer:
 
     Attributes:
         name: displayed name.
-        queries: indices of the decoder's queries that give it.
+        queries: indices of the decoder's queries that give it; in a dense output, those at the places of the class.
         output: name of the model's output.
         label: of a class. Its query is specific to it only if the decoder has one per class.
         ids: of a word, the token id that each of its queries predicts.

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from perceiver.types import IncrementalDecoder, Memory
+from perceiver.types import IncrementalDecoder, Memory, QueryKind
 
 LOGITS = "logits"
 """The name of the output of a decoder with a single one."""
@@ -15,9 +15,12 @@ class Decoder(nn.Module, ABC):
     """Computes outputs from the memory; its attention declares the role `DECODE` or `DECODE_SELF`."""
 
     @property
-    def needs_target_tokens(self) -> tuple[str, ...]:
-        """The autoregressive outputs, whose queries are the tokens before each predicted one."""
-        return ()
+    def needs_queries(self) -> dict[str, QueryKind]:
+        """The outputs for which queries must be given, and what they are."""
+        return {}
+
+    def set_token_dim(self, token_dim: int) -> None:
+        """Build what depends on the width of the input tokens; the model calls it once, when it knows them."""
 
     @abstractmethod
     def forward(self, memory: Memory, queries: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -25,12 +28,12 @@ class Decoder(nn.Module, ABC):
 
         Args:
             memory: one row per sample.
-            queries: output -> token ids [rows, length], for those in `needs_target_tokens`; the same number of
-                sequences for each sample, those of one sample in succession.
+            queries: for each output in `needs_queries`, its places [batch, places, axes]; or token ids [rows, length],
+                the same number of sequences for each sample, those of one sample in succession.
         """
 
     def incremental_decoder(self, memory: Memory, output: str) -> IncrementalDecoder:
-        """Start generating an output in `needs_target_tokens`, one sequence per row of the memory.
+        """Start generating an output whose queries are token ids, one sequence per row of the memory.
 
         Raises:
             ValueError: the decoder does not generate this output.

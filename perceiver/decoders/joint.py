@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from perceiver.decoders.base import Decoder
 from perceiver.mechanisms.base import Mechanism
-from perceiver.types import IncrementalDecoder, Memory
+from perceiver.types import IncrementalDecoder, Memory, QueryKind
 
 
 class JointDecoder(Decoder):
@@ -32,16 +32,22 @@ class JointDecoder(Decoder):
                     part.role = replace(part.role, decoder=f"{name}/{inner}" if inner else name)
 
     @property
-    def needs_target_tokens(self) -> tuple[str, ...]:
-        return tuple(f"{name}/{output}" for name, part in self._parts() for output in part.needs_target_tokens)
+    def needs_queries(self) -> dict[str, QueryKind]:
+        return {f"{name}/{output}": kind for name, part in self._parts() for output, kind in part.needs_queries.items()}
+
+    def set_token_dim(self, token_dim: int) -> None:
+        for _, part in self._parts():
+            part.set_token_dim(token_dim)
 
     def forward(self, memory: Memory, queries: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         outputs: dict[str, Tensor] = {}
         for name, decoder in self._parts():
-            ids_of_part = {
-                key.removeprefix(f"{name}/"): ids for key, ids in (queries or {}).items() if key.startswith(f"{name}/")
+            own = {
+                key.removeprefix(f"{name}/"): part
+                for key, part in (queries or {}).items()
+                if key.startswith(f"{name}/")
             }
-            outputs |= {f"{name}/{output}": values for output, values in decoder(memory, ids_of_part).items()}
+            outputs |= {f"{name}/{output}": values for output, values in decoder(memory, own).items()}
         return outputs
 
     def incremental_decoder(self, memory: Memory, output: str) -> IncrementalDecoder:

@@ -35,7 +35,7 @@ class QueryDecoder(Decoder):
         self.head = nn.Linear(queries.dim, num_classes)
 
     def forward(self, memory: Memory, queries: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        queried = self.queries(len(memory)).values
+        queried = self.queries(memory).values
         read = self.cross_block(queried, memory.values, mask=memory.mask)
         if queried.shape[1] == 1:
             return {LOGITS: self.head(read[:, 0])}

@@ -13,7 +13,7 @@ from perceiver.attention import BlockSpec, CrossBlock, KeyValueCache, SelfBlock
 from perceiver.decoders.base import LOGITS, Decoder
 from perceiver.mechanisms.base import DECODE, DECODE_SELF
 from perceiver.queries.text import Text
-from perceiver.types import IncrementalDecoder, Memory
+from perceiver.types import IncrementalDecoder, Memory, QueryKind
 
 Ids = Int[Tensor, "batch length"]
 Logits = Float[Tensor, "batch length vocab"]
@@ -85,8 +85,8 @@ class TextDecoder(Decoder):
             self.head.weight = queries.embedding.weight
 
     @property
-    def needs_target_tokens(self) -> tuple[str, ...]:
-        return (LOGITS,)
+    def needs_queries(self) -> dict[str, QueryKind]:
+        return {LOGITS: "token_ids"}
 
     def forward(self, memory: Memory, queries: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         if queries is None or LOGITS not in queries:

@@ -19,7 +19,7 @@ from perceiver.inspection.record import Layer, Record
 from perceiver.inspection.relevance import relevance
 from perceiver.inspection.rollout import Alpha, Rollout, mean_of_queries, rollout
 from perceiver.inspection.statistics import statistics
-from perceiver.mechanisms.base import KeyMask, Mechanism, Residual
+from perceiver.mechanisms.base import DECODE, KeyMask, Mechanism, Residual
 from perceiver.types import JoinedTokens, Model, Picture, Sound
 
 
@@ -80,7 +80,8 @@ def capture(model: nn.Module, *, gradients: bool = False) -> Iterator[Capture]:
 
     The model runs in eval mode, without gradients and uncompiled; the mode of every module, the random state and
     compilation are restored afterwards. The attention of every `Mechanism` with a role is recorded in the forward pass
-    of an `Explainable` model, but not during generation token by token.
+    of an `Explainable` model, but not during generation token by token. A decoder's mechanism that is called several
+    times has further queries in each call, which become one layer.
 
         with capture(model) as attention:
             model(inputs)
@@ -212,6 +213,12 @@ class _Recorder:
         layer = Layer(role, module, q.detach(), k.detach(), mask, causal, share, has_residual=False)
         if self.gradients:
             layer = replace(layer, v=v.detach(), out=out)
+        if role == replace(DECODE, decoder=role.decoder) and not self.gradients:  # in chunks
+            for name, before in self.captured.layers.items():
+                if before.mechanism is module:
+                    self.captured.layers[name] = before.with_more_queries(layer)
+                    self.last = name
+                    return
         kind = f"{role.decoder}/{role.name}" if role.decoder else role.name
         self.last = f"{kind}{sum(name.rstrip('0123456789') == kind for name in self.captured.layers)}"
         self.captured.layers[self.last] = layer
@@ -223,6 +230,8 @@ class _Recorder:
         total = queries + attention
         share = attention / total.clamp_min(torch.finfo(total.dtype).tiny)
         layer = self.captured.layers[self.last]
+        assert layer.attention_share is not None
+        share = torch.cat([layer.attention_share[:, : -share.shape[1]], share], dim=1)  # after that of earlier chunks
         self.captured.layers[self.last] = replace(layer, attention_share=share, has_residual=True)
         self.last = None
 

@@ -140,7 +140,7 @@ class Explainer:
         with capture(self.module) as record, self.forward_context():
             queries = self.task.answer_queries(self.model, converted, predicted)
             outputs = self.model(converted.inputs, converted.masks, queries)
-            answers = self._with_boxes(self.task.answers(outputs, queries, converted, self.class_names), batch)
+            answers = self._with_boxes(self.task.answers(outputs, queries, converted, self.class_names), batch, outputs)
         num_classes = len(self.class_names)
         logs = {name: values.log() for name, values in self.task.probabilities(record.outputs).items()}
         return Explanation(
@@ -154,9 +154,13 @@ class Explainer:
             relevance=self._relevance(batch, record, answers),
         )
 
-    def _with_boxes(self, answers: Answers, batch: Batch) -> list[list[Answer]]:
-        """Add the boxes of classes to answers, and the classes that apply but are not among the likeliest ones."""
-        outputs = dict.fromkeys(answer.output for row in answers for answer in row if not answer.is_word)
+    def _with_boxes(self, answers: Answers, batch: Batch, outputs: Mapping[str, Tensor]) -> list[list[Answer]]:
+        """Add the boxes of classes to answers, and the classes that apply but are not among the likeliest ones.
+
+        Nothing is added for dense outputs, whose classes have no query where they are not predicted.
+        """
+        of_classes = dict.fromkeys(answer.output for row in answers for answer in row if not answer.is_word)
+        per_sample = [output for output in of_classes if outputs[output].ndim == 2]
         found = []
         for row, boxes in zip(answers, batch.targets.get("boxes", [None] * len(batch)), strict=True):
             by_label: dict[int, list[Box]] = {}
@@ -165,7 +169,7 @@ class Explainer:
             located = [
                 one if one.label is None else replace(one, boxes=tuple(by_label.get(one.label, ()))) for one in row
             ]
-            for output in outputs:
+            for output in per_sample:
                 labels = {one.label for one in row if one.output == output}
                 located += [
                     Answer(self.class_names[label], (label,), output, label=label, boxes=tuple(of_label))
@@ -207,7 +211,8 @@ def answer_scores(
 ) -> Float[Tensor, "batch answers"]:
     """Select the value of each answer from outputs, or from log probabilities of their shape.
 
-    Of a class it is its own value, of a word the sum over its ids; 0 pads rows with fewer answers.
+    Of a class it is its own value, in a dense output the mean over its places; of a word the sum over its ids. 0 pads
+    rows with fewer answers.
     """
     empty = next(iter(values.values()))
     rows = [
@@ -267,12 +272,12 @@ def _by_output(
 
 
 def _has_own_queries(answer: Answer, part: Record, num_classes: int) -> bool:
-    return answer.is_word or part.num_outputs == num_classes
+    return answer.is_word or part.outputs[answer.output].ndim > 2 or part.num_outputs == num_classes
 
 
 def _value(values: Float[Tensor, "*places answers"], answer: Answer) -> Float[Tensor, ""]:
     if answer.label is not None:
-        return values[answer.label]
+        return values[answer.label] if values.ndim == 1 else values[list(answer.queries), answer.label].mean()
     return values[list(answer.queries), list(answer.ids)].sum()
 
 

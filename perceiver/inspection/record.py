@@ -73,6 +73,18 @@ class Layer:
         share = self.attention_share[one]
         return replace(self, q=self.q[one], k=self.k[one], mask=mask, attention_share=share, v=None, out=None)
 
+    def with_more_queries(self, other: "Layer") -> "Layer":
+        """Return the attention of these queries and then those of `other`, which read the same keys."""
+        assert self.attention_share is not None
+        assert other.attention_share is not None
+        share = torch.cat([self.attention_share, other.attention_share], dim=1)
+        return replace(self, q=torch.cat([self.q, other.q], dim=2), attention_share=share)
+
+    def part(self, queries: slice) -> "Layer":
+        """Return the attention of some of the queries."""
+        share = None if self.attention_share is None else self.attention_share[:, queries]
+        return replace(self, q=self.q[:, :, queries], attention_share=share, v=None, out=None)
+
     def chunks(self, queries: Sequence[int] | None = None) -> Iterator[Sequence[int]]:
         """Yield the queries (None: all) in parts with at most `MAX_WEIGHTS` weights; at least one part."""
         queries = range(self.num_queries) if queries is None else queries
@@ -112,12 +124,25 @@ class Record:
         self.outputs: dict[str, Tensor] = {}
 
     def for_output(self, output: str) -> Self:
-        """Return the part of the forward pass on which one output depends: without the layers of other decoders."""
+        """Return the part of the forward pass on which one output depends: without the layers of other decoders.
+
+        Of a decoder with several outputs, the layers that read the memory have the queries of this output alone.
+        """
         decoder, _, _ = output.rpartition("/")
         part = type(self)()
         part.layers = {
             name: layer for name, layer in self.layers.items() if layer.role.decoder in (None, decoder or None)
         }
+        own = {name: values for name, values in self.outputs.items() if name.rpartition("/")[0] == decoder}
+        counts = [values.shape[1] if values.ndim > 2 else 1 for values in own.values()]
+        if len(own) > 1:
+            start = sum(counts[: list(own).index(output)])
+            queries = slice(start, start + counts[list(own).index(output)])
+            part.layers |= {
+                name: part.layers[name].part(queries)
+                for name in part.decode_layers
+                if part.layers[name].num_queries == sum(counts)
+            }
         part.tokens, part.queries, part.outputs = self.tokens, self.queries, self.outputs
         return part
 

@@ -2,18 +2,21 @@
 
 import torch
 from einops import repeat
-from torch import nn
+from torch import Tensor, nn
 
 from perceiver.encoders.base import check_sizes
-from perceiver.types import Axis, Grid, Tokens
+from perceiver.queries.base import Queries
+from perceiver.types import Axis, Grid, Memory, Tokens
 
 
-class Learned(nn.Module):
+class Learned(Queries):
     """`num_queries` learned tokens of width `dim`.
 
     Raises:
         ValueError: a size is less than 1.
     """
+
+    needs_places = False
 
     def __init__(self, *, num_queries: int, dim: int) -> None:
         super().__init__()
@@ -22,7 +25,7 @@ class Learned(nn.Module):
         self.array = nn.Parameter(torch.empty(num_queries, dim))
         nn.init.trunc_normal_(self.array, std=0.02, a=-2.0, b=2.0)
 
-    def forward(self, batch_size: int) -> Tokens:
-        values = repeat(self.array, "queries dim -> batch queries dim", batch=batch_size)
+    def forward(self, memory: Memory, places: Tensor | None = None) -> Tokens:
+        values = repeat(self.array, "queries dim -> batch queries dim", batch=len(memory))
         length = len(self.array)
         return Tokens(values, None, Grid((length,), (Axis("query", "", 0.0, float(length)),)))

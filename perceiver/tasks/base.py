@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 from perceiver.tasks.text_metrics import ScoredText
-from perceiver.types import Answer, Batch, Model, Stage
+from perceiver.types import Answer, Batch, Model, QueryKind, Stage
 
 LOWER_IS_BETTER = ("loss", "perplexity", "error")
 """Endings of the names of metrics."""
@@ -46,7 +46,7 @@ class Task(nn.Module, ABC):
         mixes_samples: whether `prepare` changes inputs.
         monitor, monitor_mode: the metric of validation that determines the best checkpoint, and its better direction.
         num_answers: default number of answers about a user's own file.
-        needs_target_tokens: outputs whose decoder gets token ids from `queries`, see `Decoder.needs_target_tokens`.
+        given_queries: the outputs for which `queries` gives something to the decoder, see `Decoder.needs_queries`.
         needs_class_counts: whether `set_class_counts` must be called before training. Weights derived from the counts
             are saved with those of the model.
     """
@@ -55,10 +55,13 @@ class Task(nn.Module, ABC):
     monitor: str
     monitor_mode: Literal["min", "max"]
     num_answers: int = 5
-    needs_target_tokens: tuple[str, ...] = ()
     answer_key: str = "class"
     mixes_samples: bool = False
     needs_class_counts: bool = False
+
+    @property
+    def given_queries(self) -> dict[str, QueryKind]:
+        return {}
 
     def set_class_counts(self, counts: Int[Tensor, " classes"], num_samples: int) -> None:
         """Set the number of training samples to which each class applies."""
@@ -84,7 +87,7 @@ class Task(nn.Module, ABC):
         return batch
 
     def queries(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the token ids of the targets, for outputs in `needs_target_tokens`."""
+        """Return the token ids of the targets, or the places of the output, for outputs in `given_queries`."""
         return {}
 
     def outputs(self, model: Model, batch: Batch) -> dict[str, Tensor]:
@@ -198,7 +201,7 @@ class Task(nn.Module, ABC):
     def answer_queries(
         self, model: Model, batch: Batch, predicted: Sequence[Sequence[dict[str, Any]]] | None = None
     ) -> dict[str, Int[Tensor, "batch length"]]:
-        """Return the token ids for the forward pass that is explained, see `answers`.
+        """Return the token ids or places for the forward pass that is explained, see `answers`.
 
         Args:
             model, batch: as in `predictions`; without windows.

@@ -20,7 +20,7 @@ from perceiver.tasks.base import TableRow, Task, monitor_mode
 from perceiver.tasks.generation import Generation, Texts
 from perceiver.tasks.text_metrics import ScoredText, TextMetrics, caption_words, rouge_l
 from perceiver.tokenizer import PAD, Tokenizer
-from perceiver.types import Answer, Batch, Facts, GenerativeModel, Memory, Model, Stage
+from perceiver.types import Answer, Batch, Facts, GenerativeModel, Memory, Model, QueryKind, Stage
 
 
 class Captioning(Task):
@@ -59,13 +59,16 @@ class Captioning(Task):
             raise ValueError(f"label_smoothing={label_smoothing} must be in [0, 1)")
         self.tokenizer = tokenizer
         self.output = output
-        self.needs_target_tokens = (output,)
         self.label_smoothing = label_smoothing
         self.captions_per_sample = captions_per_sample
         self.monitor = monitor
         self.monitor_mode = monitor_mode(monitor)
         self.generation = generation
         self.build_metrics(self._metrics)
+
+    @property
+    def given_queries(self) -> dict[str, QueryKind]:
+        return {self.output: "token_ids"}
 
     def _metrics(self, stage: Stage) -> MetricCollection:
         metrics: dict[str, Metric | MetricCollection] = {

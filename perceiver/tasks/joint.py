@@ -11,7 +11,7 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 
 from perceiver.tasks.base import TableRow, Task
 from perceiver.tasks.text_metrics import ScoredText
-from perceiver.types import Answer, Batch, Model, Stage
+from perceiver.types import Answer, Batch, Model, QueryKind, Stage
 
 
 class JointTask(Task):
@@ -49,7 +49,6 @@ class JointTask(Task):
         self.weights = {name: (weights or {}).get(name, 1.0) for name in tasks}
         self.output = ""
         self.num_answers = max(task.num_answers for task in tasks.values())
-        self.needs_target_tokens = tuple(output for task in tasks.values() for output in task.needs_target_tokens)
         self.needs_class_counts = any(task.needs_class_counts for task in tasks.values())
         self.build_metrics(lambda stage: MetricCollection({"loss": MeanMetric(nan_strategy=math.nan)}))
         self.set_monitor(monitor)
@@ -57,6 +56,10 @@ class JointTask(Task):
     @property
     def by_name(self) -> dict[str, Task]:
         return {name: cast(Task, task) for name, task in self.tasks.items()}
+
+    @property
+    def given_queries(self) -> dict[str, QueryKind]:
+        return {output: kind for task in self.by_name.values() for output, kind in task.given_queries.items()}
 
     def set_class_counts(self, counts: Int[Tensor, " classes"], num_samples: int) -> None:
         for task in self.by_name.values():

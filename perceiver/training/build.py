@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from hydra.errors import InstantiationException
@@ -26,6 +26,7 @@ from perceiver.training.data_module import DataModule
 from perceiver.training.module import TrainingModule
 from perceiver.training.optimization import OptimizerFactory, build_scheduler, check_optimizer
 from perceiver.training.sharding import ShardedModule, is_sharded
+from perceiver.types import QueryKind
 
 MAX_TEXTS_ENCODED = 20_000
 """Training texts from which the losses of the tokenizer are estimated."""
@@ -90,7 +91,7 @@ def build(config: dict[str, Any], data_info: DataInfo | None = None) -> Parts:
         check_tokenizer_size(config, tokenizer)
     model: Perceiver = construct(config, "model")
     task: Task = construct(shared, "task")
-    check_target_tokens(task, model.decoder)
+    check_queries(task, model.decoder)
     if is_new:
         check_modalities(model, data.train_samples)
     if task.needs_class_counts and is_new:
@@ -174,20 +175,39 @@ def check_tokenizer_size(config: dict[str, Any], tokenizer: Tokenizer) -> None:
                 raise ConfigError(f"{key}.{name}={node[name]} must be at least the tokenizer's {size}")
 
 
-def check_target_tokens(task: Task, decoder: Decoder) -> None:
-    """Check that the task gives target tokens for exactly those outputs for which the decoder needs them.
+class _QueryHint(NamedTuple):
+    """How errors name a kind of query, its output, and parts that fit."""
+
+    wanted: str
+    output: str
+    task: str
+    decoder: str
+
+
+QUERY_KINDS: dict[QueryKind, _QueryHint] = {
+    "token_ids": _QueryHint("the token ids", "texts", "task=captioning", "decoder@model.decoder=text"),
+    "places": _QueryHint("the places", "dense output", "task=segmentation", "decoder@model.decoder=dense"),
+}
+
+
+def check_queries(task: Task, decoder: Decoder) -> None:
+    """Check that the task gives the queries that the decoder needs: token ids of a text, or places.
 
     Raises:
         ConfigError: it does not.
     """
-    given, needed = set(task.needs_target_tokens), set(decoder.needs_target_tokens)
+    given, needed = task.given_queries, decoder.needs_queries
     names = type(task).__name__, type(decoder).__name__
-    for output in sorted(given - needed):
-        problem = f"model.decoder: {names[1]} generates no texts {output!r} for {names[0]}"
-        raise ConfigError(f"{problem}; choose decoder@model.decoder=text")
-    for output in sorted(needed - given):
-        problem = f"model.decoder: {names[1]} needs the token ids of {output!r}, which {names[0]} does not give"
-        raise ConfigError(f"{problem}; choose another decoder@model.decoder, or task=captioning")
+    for output in sorted(given.keys() | needed.keys()):
+        if needed.get(output) == given.get(output):
+            continue
+        if output in needed:
+            wanted, choice = QUERY_KINDS[needed[output]].wanted, QUERY_KINDS[needed[output]].task
+            problem = f"model.decoder: {names[1]} needs {wanted} of {output!r}, which {names[0]} does not give"
+            raise ConfigError(f"{problem}; choose another decoder@model.decoder, or {choice}")
+        kind = QUERY_KINDS[given[output]]
+        problem = f"model.decoder: {names[1]} generates no {kind.output} {output!r} for {names[0]}"
+        raise ConfigError(f"{problem}; choose {kind.decoder}")
 
 
 def check_modalities(model: Perceiver, samples: Split) -> None:

@@ -39,7 +39,7 @@ def decoded(decoder, values, mask=None) -> torch.Tensor:
 @every_decoder
 def test_samples_are_decoded_separately_whatever_the_length_and_order_of_the_memory(make_decoder):
     decoder, values = make_decoder(), torch.randn(BATCH, LENGTH, DIM)
-    assert decoder.needs_target_tokens == ()
+    assert decoder.needs_queries == {}
     found = decoded(decoder, values)
     assert found.shape == decoded(decoder, values[:, :1]).shape == (BATCH, NUM_CLASSES)
     assert_close(decoded(decoder, values[:, torch.randperm(LENGTH)]), found)

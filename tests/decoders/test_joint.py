@@ -37,7 +37,7 @@ def memory():
 
 def test_outputs_are_those_of_its_decoders_by_their_names(parts, memory):
     joint = JointDecoder(decoders=parts).eval()
-    assert joint.needs_target_tokens == ("title/logits", "story/logits")
+    assert joint.needs_queries == {"title/logits": "token_ids", "story/logits": "token_ids"}
     ids = {name: torch.randint(VOCAB, (BATCH * count, 7)) for name, count in (("title", 1), ("story", 2))}
     outputs = joint(memory, {f"{name}/logits": of_one for name, of_one in ids.items()})
     expected = {name: part(memory, {"logits": ids.get(name)})["logits"] for name, part in parts.items()}

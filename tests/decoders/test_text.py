@@ -161,7 +161,7 @@ def test_without_token_ids_the_output_that_lacks_them_is_named(queries):
 
 
 def test_the_output_that_it_generates_is_its_own_alone():
-    assert text_decoder().needs_target_tokens == ("logits",)
+    assert text_decoder().needs_queries == {"logits": "token_ids"}
     with pytest.raises(ValueError, match="TextDecoder generates no output 'text'"):
         text_decoder().incremental_decoder(Memory(latents_and_ids()[0]), "text")
 

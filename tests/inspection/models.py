@@ -256,7 +256,7 @@ def some_words(batch: int = 3) -> Tensor:
 
 def decoder_queries(model: nn.Module, ids: Tensor) -> dict[str, Tensor]:
     """The queries of a decoder of texts for these ids; none for any other decoder."""
-    return dict.fromkeys(model.decoder.needs_target_tokens, ids)
+    return dict.fromkeys(model.decoder.needs_queries, ids)
 
 
 def forward_record(

@@ -102,7 +102,7 @@ class TestLoss:
             return {"caption/logits": torch.zeros(*calls[0].shape, VOCAB)}
 
         task, batch = captioning(output="caption/logits"), replace(images(7), targets=captioned(*SENTENCES).targets)
-        assert task.needs_target_tokens == ("caption/logits",)
+        assert task.given_queries == {"caption/logits": "token_ids"}
         outputs = task.outputs(model, batch)
         assert calls[0].equal(word_tokenizer().encode_batch(SENTENCES)[:, :-1])
         assert float(task.loss(outputs, batch)) == pytest.approx(math.log(NUM_IDS), abs=1e-5)

@@ -168,7 +168,7 @@ class TestAnswers:
     def test_token_ids_are_asked_for_by_the_output_that_needs_them(self):
         outputs, batch = samples()
         task = joint()
-        assert task.needs_target_tokens == ("caption/logits",)
+        assert task.given_queries == {"caption/logits": "token_ids"}
         ids = captioning().tokenizer.encode_batch(SENTENCES)
         prepared = task.prepare(batch, train=True)
         assert {name: found.tolist() for name, found in task.queries(prepared).items()} == {
