@@ -84,9 +84,12 @@ def example_explanation(make=perceiver, *, alpha: Alpha = 0.5, **targets) -> Exp
     )
 
 
-def arrays_of(explanation: Explanation, step: int = 7, epoch: int = 2, **scores: float) -> dict[str, np.ndarray]:
+def arrays_of(
+    explanation: Explanation, step: int = 7, epoch: int = 2, *, max_megabytes: float = 7, **scores: float
+) -> dict[str, np.ndarray]:
     """The arrays of an event."""
-    arrays = event_arrays(explanation, max_megabytes=7) | {"step": np.array(step), "epoch": np.array(epoch)}
+    arrays = event_arrays(explanation, max_megabytes=max_megabytes)
+    arrays |= {"step": np.array(step), "epoch": np.array(epoch)}
     return with_scores(arrays, scores)
 
 

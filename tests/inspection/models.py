@@ -24,7 +24,7 @@ from perceiver.queries.learned import Learned
 from perceiver.queries.text import Text
 from perceiver.tasks.captioning import Captioning
 from perceiver.tasks.generation import BeamSearch, Generation
-from perceiver.tokenizer import SPECIAL, WordTokenizer, split_words
+from perceiver.tokenizer import EOS, SPECIAL, WordTokenizer, split_words
 from perceiver.types import Answer, Axis, Batch, Box, Grid, JoinedTokens, Mention, Picture, Span, Tokens
 from tests.models import DIM, NUM_CLASSES, PERCEIVER_IO, direct, latents, small_inputs, small_perceiver
 
@@ -246,6 +246,14 @@ def sharpen(model: Perceiver) -> Perceiver:
     for attention in model.modules():
         if isinstance(attention, Attention):
             attention.query.weight.data *= 11
+    return model
+
+
+def without_end(model: nn.Module) -> nn.Module:
+    """Make the end of a text unlikely, since an untrained model might write nothing."""
+    for part in model.modules():
+        if isinstance(part, TextDecoder):
+            part.head.bias.data[EOS] = -9.0
     return model
 
 
