@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from perceiver import Perceiver
 from perceiver.attention import Attention, BlockSpec
-from perceiver.decoders.base import LOGITS, Decoder
+from perceiver.decoders.base import LOGITS
 from perceiver.decoders.joint import JointDecoder
 from perceiver.decoders.pooled import PooledDecoder
 from perceiver.decoders.queries import QueryDecoder
@@ -26,7 +26,7 @@ from perceiver.tasks.captioning import Captioning
 from perceiver.tasks.generation import BeamSearch, Generation
 from perceiver.tokenizer import EOS, SPECIAL, WordTokenizer, split_words
 from perceiver.types import Answer, Axis, Batch, Box, Grid, JoinedTokens, Mention, Picture, Span, Tokens
-from tests.models import DIM, NUM_CLASSES, PERCEIVER_IO, direct, latents, small_inputs, small_perceiver
+from tests.models import DIM, NUM_CLASSES, PERCEIVER_IO, direct, small_inputs, small_perceiver
 
 VOCAB_SIZE, MAX_LENGTH, NUM_WORDS = 31, 13, 7
 TEXT = "there is a small red circle and two large blue squares , one of them left of the green star ."
@@ -106,19 +106,6 @@ class IdentityEncoder(Encoder):
 
     def example_input(self) -> Tensor:
         return torch.rand(2, 3, self.dim)
-
-
-def token_perceiver(decoder: Decoder | None = None) -> Perceiver:
-    """Latents that read `tokens` [_, _, 23] unchanged, and a decoder that pools by default."""
-    return Perceiver(
-        encoders={"tokens": IdentityEncoder(23)},
-        memory=latents(
-            cross_attention=BlockSpec(num_heads=1),
-            self_attention=BlockSpec(num_heads=1),
-            schedule=Schedule(num_cross_attends=2, num_blocks=2, num_self_attends=1),
-        ),
-        decoder=decoder or PooledDecoder(dim=DIM, num_classes=NUM_CLASSES),
-    )
 
 
 class Joined(nn.Module):

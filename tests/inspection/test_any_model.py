@@ -20,6 +20,7 @@ from tests.inspection.explanations import CLASS_NAMES, arrays_of, contents_of, e
 from tests.inspection.models import (
     ForeignModel,
     direct_text,
+    perceiver,
     perceiver_io,
     perceiver_joint,
     query_decoder,
@@ -53,6 +54,11 @@ JOINT = ["label/decode0", *(f"caption/{name}" for name in IN_WORDS)]
 MODELS = pytest.mark.parametrize(
     ("make", "layers", "readers"),
     [
+        (
+            perceiver,
+            ["cross0", "self0", "self1", "cross1", "self2", "self3", "cross2", "self4", "self5"],
+            ["cross0", "cross1", "cross2"],
+        ),
         (ForeignModel, ["ask0", "ask1"], ["ask0", "ask1"]),
         (direct_text, ["encode0", "encode1", *IN_WORDS], ["decode0", "decode1"]),
         (partial(pooled_tokens, 2), ["encode0", "encode1"], []),
@@ -65,7 +71,16 @@ MODELS = pytest.mark.parametrize(
         ),
         (joint_pooled, ["cross0", *ENCODER, *JOINT[1:3]], ["cross0"]),
     ],
-    ids=["foreign", "direct_text", "pooled", "pooled, no layer", "joint", "joint_without_latents", "joint_pooled"],
+    ids=[
+        "shared weights",
+        "foreign",
+        "direct_text",
+        "pooled",
+        "pooled, no layer",
+        "joint",
+        "joint_without_latents",
+        "joint_pooled",
+    ],
 )
 
 

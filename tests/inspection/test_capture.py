@@ -4,7 +4,6 @@ from functools import partial
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     CheckpointImpl,
@@ -17,14 +16,12 @@ from perceiver import Perceiver
 from perceiver.attention import BlockSpec, CrossBlock, SelfBlock
 from perceiver.decoders.base import Decoder
 from perceiver.decoders.pooled import PooledDecoder
-from perceiver.inspection.capture import capture
+from perceiver.inspection.capture import Capture, capture
 from perceiver.inspection.explanation import Explainer
 from perceiver.inspection.rollout import rollout
 from perceiver.latents import LatentArray, Schedule
-from perceiver.mechanisms.base import TOKENS
 from perceiver.mechanisms.scaled_dot_product import ScaledDotProduct
 from tests.inspection.models import (
-    MODELS,
     MODELS_AND_MASKS,
     NUM_WORDS,
     IdentityEncoder,
@@ -33,21 +30,27 @@ from tests.inspection.models import (
     captions,
     capture_relevance,
     computed_weights,
-    direct_text,
     forward_record,
     perceiver,
     perceiver_io,
     perceiver_joint,
     perceiver_text,
-    some_masks,
     some_scores,
-    some_words,
-    token_perceiver,
 )
 from tests.kills import in_fork
 from tests.models import DIM, NUM_CLASSES, latents, logits, small_inputs
 
 DROPPING = BlockSpec(num_heads=1, attention_dropout=0.3, residual_dropout=0.2)
+
+
+def assert_same(found: Capture, expected: Capture) -> None:
+    """Two forward passes have the same attention and outputs."""
+    assert list(found.layers) == list(expected.layers)
+    assert found.spans == expected.spans
+    for name, layer in expected.layers.items():
+        torch.testing.assert_close(found.map(name), expected.map(name))
+        torch.testing.assert_close(found.layers[name].attention_share, layer.attention_share)
+    torch.testing.assert_close(found.outputs, expected.outputs)
 
 
 @MODELS_AND_MASKS
@@ -63,77 +66,10 @@ def test_weights_times_values_are_the_outputs_of_the_fused_kernel(make, masks):
 @pytest.mark.parametrize("make", [perceiver, perceiver_text])
 def test_gradients_do_not_change_the_record(make):
     model, inputs = make(), small_inputs()
-    captured, expected = capture_relevance(model, inputs)[0], forward_record(model, inputs)
-    assert list(captured.layers) == list(expected.layers)
-    assert all(torch.equal(captured.map(name), expected.map(name)) for name in expected.layers)
-    for name, layer in expected.layers.items():
-        assert torch.equal(captured.layers[name].attention_share, layer.attention_share)
-        assert layer.v is layer.out is None
-    torch.testing.assert_close(captured.outputs, expected.outputs)
+    expected = forward_record(model, inputs)
+    assert_same(capture_relevance(model, inputs)[0], expected)
+    assert all(layer.v is layer.out is None for layer in expected.layers.values())
     assert not any(output.requires_grad for output in expected.outputs.values())
-
-
-@MODELS
-def test_exactly_the_masked_keys_have_zero_weight(make):
-    captured = forward_record(make(), masks=some_masks())
-    real = torch.ones(3, 4 * 5 + 5 * 7, dtype=torch.bool)
-    cells = torch.zeros(4, 5, dtype=torch.bool)
-    cells[:3, :2] = True
-    real[1, :20] = cells.flatten()
-    real[2, 20:] = False
-    reads_tokens = [name for name, layer in captured.layers.items() if captured.keys_of(layer) == TOKENS]
-    for name in reads_tokens:
-        assert ((captured.map(name) > 0) == real[:, None]).all()
-
-
-def test_permuted_tokens_give_permuted_cross_maps_and_all_that_follows_and_the_same_self_maps():
-    model = token_perceiver()
-    tokens, order = torch.randn(3, 31, 23), torch.randperm(31)
-    maps, relevances = [], []
-    for values in (tokens, tokens[:, order]):
-        with capture(model, gradients=True) as captured:
-            relevances.append(captured.relevance(logits(model, {"tokens": values})))
-        maps.append(captured)
-    assert relevances[0].min() < relevances[0].max() / 2, "not all alike"
-    torch.testing.assert_close(relevances[1], relevances[0][..., order])
-    torch.testing.assert_close(maps[1].rollout().inputs, maps[0].rollout().inputs[..., order])
-    for name in maps[0].layers:
-        expected = maps[0].map(name)
-        torch.testing.assert_close(
-            maps[1].map(name), expected[..., order] if name in maps[0].input_layers else expected
-        )
-
-
-@pytest.mark.parametrize(
-    ("make", "expected"),
-    [
-        (perceiver, "cross0 self0 self1 cross1 self2 self3 cross2 self4 self5"),
-        (perceiver_io, "cross0 self0 self1 self2 self3 self4 self5 decode0"),
-        (perceiver_text, "cross0 self0 self1 self2 self3 self4 self5 decode_self0 decode0 decode_self1 decode1"),
-        (direct_text, "encode0 encode1 decode_self0 decode0 decode_self1 decode1"),
-    ],
-    ids=["perceiver", "perceiver_io", "perceiver_text", "direct_text"],
-)
-def test_layers_are_named_by_role_in_the_order_in_which_they_ran(make, expected):
-    model = make()
-    captured = forward_record(model)
-    assert list(captured.layers) == expected.split()
-    attentions = sum(isinstance(module, ScaledDotProduct) for module in model.modules())
-    assert attentions < len(captured.layers) or make is direct_text, "shared weights run several times"
-    assert {name: (span.start, span.stop) for name, span in captured.spans.items()} == {
-        "image": (0, 20),
-        "depth": (20, 55),
-    }
-
-
-@pytest.mark.parametrize(
-    ("name", "queries", "head"), [("cross0", None, 1), ("self3", [5, 2, 2, 0], None), ("decode0", [], 0)]
-)
-def test_chosen_queries_and_head_are_slices_of_the_full_map(name, queries, head):
-    captured = forward_record(perceiver_io())
-    full = captured.layers[name].weights()
-    expected = (full.mean(dim=1) if head is None else full[:, head])[:, slice(None) if queries is None else queries]
-    torch.testing.assert_close(captured.map(name, head=head, queries=queries), expected)
 
 
 @pytest.mark.parametrize(
@@ -142,12 +78,7 @@ def test_chosen_queries_and_head_are_slices_of_the_full_map(name, queries, head)
         (KeyError, "cross1", {}, ["cross1", "cross0", "decode0"]),
         (IndexError, "cross0", {"head": 3}, ["cross0", "0 to 2", "3"]),
         (IndexError, "self2", {"head": -1}, ["self2", "0 to 1", "-1"]),
-        (
-            IndexError,
-            "decode0",
-            {"queries": [0, NUM_CLASSES]},
-            ["decode0", f"0 to {NUM_CLASSES - 1}", f"{NUM_CLASSES}"],
-        ),
+        (IndexError, "decode0", {"queries": [0, 19]}, ["decode0", "0 to 18", "19"]),
         (IndexError, "cross0", {"queries": [0, -1]}, ["cross0", "0 to 10", "-1"]),
     ],
 )
@@ -162,11 +93,7 @@ def test_a_second_forward_replaces_the_first():
     with capture(model) as captured:
         model(small_inputs(batch=2))
         model({"image": inputs["image"]})
-    alone = forward_record(model, {"image": inputs["image"]})
-    assert list(captured.layers) == list(alone.layers)
-    assert captured.spans == alone.spans
-    torch.testing.assert_close(captured.map("cross2"), alone.map("cross2"))
-    torch.testing.assert_close(captured.outputs, alone.outputs)
+    assert_same(captured, forward_record(model, {"image": inputs["image"]}))
     with capture(model, gradients=True) as captured:
         model(small_inputs(batch=2))
         found = captured.relevance(some_scores(model(inputs)))
@@ -197,10 +124,7 @@ def test_recomputation_by_checkpointing_is_not_recorded(kinds, make, frozen):
         outputs = model(inputs, None, expected.queries)
         found = captured.relevance(some_scores(outputs))
     assert len(calls) > len(expected.layers), "some ran again"
-    assert list(captured.layers) == list(expected.layers)
-    for name, layer in expected.layers.items():
-        assert torch.equal(captured.map(name), expected.map(name))
-        assert torch.equal(captured.layers[name].attention_share, layer.attention_share)
+    assert_same(captured, expected)
     assert captured.outputs is outputs
     torch.testing.assert_close(found, relevance)
 
@@ -314,10 +238,7 @@ def _look_at_a_compiled_model() -> None:
     logits(model, inputs).mean().backward()
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert graphs > 0
-    captured, expected = forward_record(model, inputs), forward_record(eager, inputs)
-    assert list(captured.layers) == list(expected.layers)
-    for name in expected.layers:
-        torch.testing.assert_close(captured.map(name), expected.map(name))
+    assert_same(forward_record(model, inputs), forward_record(eager, inputs))
     torch.testing.assert_close(capture_relevance(model, inputs)[1], capture_relevance(eager, inputs)[1])
     logits(model, inputs).mean().backward()
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
@@ -336,20 +257,12 @@ def test_under_bfloat16_the_maps_are_float32_and_close(make):
         torch.testing.assert_close(found, exact.map(name), rtol=0, atol=0.05)
 
 
-def test_a_module_that_holds_the_model_can_be_looked_at():
-    class Wrapper(LightningModule):
-        def __init__(self, model: nn.Module) -> None:
-            super().__init__()
-            self.net = model
-
+def test_a_module_that_holds_the_model_can_be_captured():
     model, inputs = perceiver_io(), small_inputs()
-    wrapper = Wrapper(model)
-    with capture(wrapper, gradients=True) as captured:
-        found = captured.relevance(some_scores(wrapper.net(inputs)))
+    with capture(nn.ModuleDict({"net": model}), gradients=True) as captured:
+        found = captured.relevance(some_scores(model(inputs)))
     torch.testing.assert_close(found, capture_relevance(model, inputs)[1])
-    expected = forward_record(model, inputs)
-    assert list(captured.layers) == list(expected.layers)
-    assert all(torch.equal(captured.map(name), expected.map(name)) for name in expected.layers)
+    assert_same(captured, forward_record(model, inputs))
 
 
 def test_a_map_of_few_latents_never_holds_the_whole_map(monkeypatch):
@@ -367,44 +280,28 @@ def test_a_map_of_few_latents_never_holds_the_whole_map(monkeypatch):
     with capture(model) as captured:
         model({"tokens": torch.randn(1, tokens, 8)})
     assert largest == [], "nothing is computed before it is requested"
-    few = captured.map("cross0", queries=[3, 59, 7])
+    few = captured.map("cross0", queries=[3, 59, 3])
     one_head = captured.map("cross0", queries=[3, 59, 7], head=2)
     assert largest == [3 * heads * tokens] * 2
+    assert captured.map("cross0", queries=[]).shape == (1, 0, tokens)
     monkeypatch.setattr("perceiver.inspection.record.MAX_WEIGHTS", 5 * heads * tokens)
     whole = captured.map("cross0")
     assert max(largest) == 5 * heads * tokens
-    torch.testing.assert_close(few, whole[:, [3, 59, 7]])
-    torch.testing.assert_close(one_head, captured.map("cross0", head=2)[:, [3, 59, 7]])
+    torch.testing.assert_close(few, whole[:, [3, 59, 3]])
+    torch.testing.assert_close(one_head, captured.layers["cross0"].weights()[:, 2, [3, 59, 7]])
 
 
-class TestWords:
-    def test_they_see_themselves_and_the_words_before(self):
-        model, inputs, words = perceiver_text(), small_inputs(), some_words()
-        captured = forward_record(model, inputs, words=words)
-        words[:, 5:] = words[:, 5:].flip(0)
-        other = forward_record(model, inputs, words=words)
-        for name in ("decode_self0", "decode_self1", "decode1"):
-            weights = captured.layers[name].weights()
-            if "self" in name:
-                assert (weights > 0).all(dim=(0, 1)).equal(torch.ones(NUM_WORDS, NUM_WORDS).tril().bool())
-            torch.testing.assert_close(captured.map(name, queries=[5, 2]), weights.mean(dim=1)[:, [5, 2]])
-            torch.testing.assert_close(other.map(name)[:, :5], captured.map(name)[:, :5])
-            assert not torch.allclose(other.map(name)[:, 5:], captured.map(name)[:, 5:])
-
-    def test_of_generation_only_the_forward_pass_over_its_result_is_recorded(self):
-        model, inputs, task = perceiver_text(), small_inputs(), captioning(beams(3))
-        with capture(model) as captured:
-            words = task.generate(model, captions(inputs), 1).ids[:, 0]
-            assert not captured.layers
-        found = Explainer(model, task, [], 0.5).explain(captions(inputs))
-        alone = forward_record(model, inputs, words=words)
-        assert list(found.record.layers) == list(alone.layers)
-        assert all(
-            torch.equal(found.record.layers[name].weights(), one.weights()) for name, one in alone.layers.items()
-        )
-        assert any(found.answers)
-        queries = {query for row in found.answers for answer in row for query in answer.queries}
-        assert queries <= set(range(alone.num_outputs))
+def test_of_generation_only_the_forward_pass_over_its_result_is_recorded():
+    model, inputs, task = perceiver_text(), small_inputs(), captioning(beams(3))
+    with capture(model) as captured:
+        words = task.generate(model, captions(inputs), 1).ids[:, 0]
+        assert not captured.layers
+    found = Explainer(model, task, [], 0.5).explain(captions(inputs))
+    alone = forward_record(model, inputs, words=words)
+    assert_same(found.record, alone)
+    assert any(found.answers)
+    queries = {query for row in found.answers for answer in row for query in answer.queries}
+    assert queries <= set(range(alone.num_outputs))
 
 
 def test_rollout_of_a_model_with_several_outputs_needs_a_choice():
