@@ -5,12 +5,10 @@ from PIL import Image
 
 from perceiver.decoders.base import LOGITS
 from perceiver.encoders.stems import PatchStem
-from perceiver.encoders.text import TextEncoder
 from perceiver.inspection.capture import Capture, input_pictures
-from perceiver.inspection.contact_sheet import BAR_WIDTH, GAP, ROW_TICKS_WIDTH, TILE, TITLE_HEIGHT
+from perceiver.inspection.contact_sheet import BAR_WIDTH, GAP, TILE, TITLE_HEIGHT
 from perceiver.inspection.events import event_arrays
 from perceiver.inspection.figures import STRETCHED, STRIP_HEIGHT, contact_sheets
-from perceiver.positions import LearnedPositions
 from perceiver.types import Answer, Axis, Box, Grid, Span
 from tests.inspection.drawn import (
     BRIGHTEST,
@@ -27,7 +25,6 @@ from tests.inspection.drawn import (
 )
 from tests.inspection.explanations import explain
 from tests.inspection.models import (
-    EveryWord,
     captured_with,
     computed_weights,
     direct_text,
@@ -36,11 +33,10 @@ from tests.inspection.models import (
     layer,
     of_class,
     perceiver,
-    perceiver_text,
     set_tokens,
     word,
 )
-from tests.models import audio_encoder, image_encoder, small_inputs, small_perceiver
+from tests.models import image_encoder, small_inputs, small_perceiver
 
 PLACES = [3, 11, 17, 23, 34]
 TEXT = Grid((35,), (Axis("place", "", 0.0, 35.0),))
@@ -234,20 +230,3 @@ class TestWords:
         assert bright_place(text) == pytest.approx((0.5, 17.5 / 35), abs=0.02)
         for tile in (pixels[:HEIGHT, lefts[2] : lefts[2] + TILE], pixels[:STRIP_HEIGHT, lefts[3] : lefts[3] + width]):
             assert len(np.unique(tile.reshape(-1, 3), axis=0)) == 1, "a word that reads the other modality"
-
-    def test_sounds_have_wide_tiles_and_texts_no_picture(self):
-        positions = LearnedPositions(shape=(23,), dim=13, init_std=1.0, anchored=True)
-        encoders = {"audio": audio_encoder(), "text": TextEncoder(vocab_size=29, dim=13, positions=positions)}
-        inputs = {"audio": 0.1 * torch.randn(3, 1, 4001), "text": torch.randint(29, (3, 1, 11))}
-        model = perceiver_text(encoders=encoders)
-        masks = {"text": torch.arange(11) < torch.tensor([[11], [2], [7]])}
-        found = explain(
-            model, inputs, masks, facts=[EveryWord(Box(0, name, {})) for name in ("audio", "text", "audio")]
-        )
-        sheets = contact_sheets(found, input_pictures(model, inputs), num_latents=2)
-        assert set(sheets) == {"audio/cross0", "text/cross0", "caption/words"}
-        assert all(sheet.mode == "RGB" and np.asarray(sheet).std() > 10 for rows in sheets.values() for sheet in rows)
-        for sheet, row in zip(sheets["caption/words"], found.answers, strict=True):
-            num_rows = -(-(1 + 2 * len(row)) // 3)
-            columns = -(-(1 + 2 * len(row)) // num_rows)
-            assert sheet.width == ROW_TICKS_WIDTH + columns * (STRETCHED[0] + GAP) + BAR_WIDTH

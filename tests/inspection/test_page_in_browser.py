@@ -263,16 +263,6 @@ def test_queries_are_sorted_by_the_selected_key(explorer, layer):
     assert "11 of 13 latents" in explorer.text("#queries-section")
 
 
-def test_rows_are_named_by_their_kind(open_page):
-    with open_page(planted_page(kind="query")) as explorer:
-        explorer.view(method="attention", query=3, compare="0.1")
-        assert explorer.text("#queries-heading") == "Queries"
-        assert explorer.text("#query-label") == "query"
-        assert "query 3, mean over 3 heads" in explorer.text("#map-title")
-        assert "latent" not in explorer.text("main").lower()
-        assert explorer.attribute('#queries [data-query="3"]', "aria-label").startswith("query 3")
-
-
 def test_an_answer_is_previewed_under_the_pointer_or_with_focus(explorer):
     explorer.view(sample=1, method="attention")
     before = explorer.content()["tokens"]
@@ -506,12 +496,6 @@ def test_the_page_fits_narrow_windows(explorer):
             assert explorer.page.locator("#panels .panel").first.bounding_box()["width"] > 100
 
 
-def test_queries_are_redrawn_within_a_frame(explorer):
-    times = explorer.page.evaluate("explorer.redrawMilliseconds(30)")
-    assert times["queries"] == len(KEPT)
-    assert times["median"] < 16
-
-
 def test_the_page_works_in_a_sandboxed_frame(browser, html):
     page = browser.new_page()
     errors: list[str] = []
@@ -539,15 +523,20 @@ def test_an_initial_comparison_stays_off_when_it_was_switched_off(open_page):
         assert explorer.value("compare") == "none"
 
 
-def test_a_deletion_test_without_testable_answers_differs_from_a_missing_one(open_page):
+def test_queries_of_the_outputs_are_named_so_and_untestable_answers_differ_from_a_missing_test(open_page):
     empty = DeletionCurves({RANDOM: np.zeros((0, len(FRACTIONS)))}).summary
-    events = [replace(event, deletion=empty) for event in pages.runs()["outputs/audio_tagging/first"]]
+    events = [replace(event, deletion=empty) for event in pages.runs(kind="query")["outputs/audio_tagging/first"]]
     with open_page(explorer_page(pages.TITLE, pages.samples(), {"run": events})) as explorer:
         assert "No answer could be tested" in explorer.text("#not-testable")
         assert explorer.page.locator("#not-measured").count() == 0
+        explorer.view(method="attention", query=3, compare="0.1")
+        assert explorer.text("#queries-heading") == "Queries"
+        assert explorer.text("#query-label") == "query"
+        assert "query 3, mean over 3 heads" in explorer.text("#map-title")
+        assert explorer.attribute('#queries [data-query="3"]', "aria-label").startswith("query 3")
 
 
-def test_a_video_pageout_maps_has_the_statistics(open_page):
+def test_a_page_without_maps_has_the_statistics(open_page):
     runs = {name: [replace(one, maps={}, deletion=None) for one in events] for name, events in pages.runs().items()}
     with open_page(explorer_page(pages.TITLE, [], runs)) as explorer:
         assert len(explorer.text("#runs").splitlines()) == 2
