@@ -74,14 +74,9 @@ def explanation_of(
     relevance: torch.Tensor | None = None,
     boxes: list | None = None,
 ) -> Explanation:
-    """The explanation of a planted capture.
+    """The explanation of a capture made by hand; `own`: whether classes have queries of their own.
 
-    Args:
-        captured: the attention.
-        answers: what was said; nothing unless told otherwise.
-        own: whether classes have queries of their own.
-        relevance: [batch, answers, tokens]; that of the rollout unless told otherwise.
-        boxes: of the samples.
+    By default there are no answers, and relevance is the rollout.
     """
     answers = [[] for _ in range(captured.num_rows)] if answers is None else answers
     num_classes = captured.num_outputs if own else 0

@@ -25,7 +25,6 @@ from tests.inspection.drawn import (
 )
 from tests.inspection.explanations import explain
 from tests.inspection.models import (
-    captured_with,
     computed_weights,
     direct_text,
     forward_record,
@@ -42,17 +41,6 @@ PLACES = [3, 11, 17, 23, 34]
 TEXT = Grid((35,), (Axis("place", "", 0.0, 35.0),))
 CLASSES = [[of_class(4), of_class(1)], [of_class(2), of_class(4)]]
 BOX = {"y": (3.0, 9.0), "x": (6.0, 18.0)}
-
-
-def planted_capture(token: int, num_latents: int = 11, latent: int = 7) -> Capture:
-    """One latent reads one token, and the output reads that latent only; of two samples."""
-    tokens = SPANS["depth"].stop
-    weights = torch.full((2, 1, num_latents, tokens), 1 / tokens)
-    weights[:, :, latent] = 0.002
-    weights[:, :, latent, token] = 1 - 0.002 * (tokens - 1)
-    reads = torch.full((2, 1, 1, num_latents), 0.001)
-    reads[..., latent] = 1 - 0.001 * (num_latents - 1)
-    return captured_with(SPANS, cross0=layer("cross", weights), decode0=layer("decode", reads))
 
 
 def image_capture(batch: int = 2) -> Capture:
@@ -82,11 +70,16 @@ def word_sheets(captured: Capture, *answers: list[Answer], **options) -> list[Im
     return contact_sheets(explanation, images(len(answers)), num_latents=1)["caption/words"]
 
 
-@pytest.mark.parametrize("token", [3 * 7 + 1, 34])
-def test_rollout_and_most_read_latent_are_bright_where_the_output_reads(token):
-    for sheet in image_sheets(planted_capture(token), num_latents=3):
-        _, _, _, rollout, latent = tiles_of(sheet, 5)
-        assert bright_cell(rollout) == bright_cell(latent) == token
+@pytest.mark.parametrize(("num_read", "wanted"), [(1, 6), (5, 3), (5, 0)])
+def test_a_sheet_has_input_mean_rollout_and_the_latents_that_exist_the_most_read_first(num_read, wanted):
+    captured = capture_of_places(PLACES[:num_read])
+    shares = 10.0 ** torch.arange(num_read)
+    captured.layers["decode0"] = layer("decode", (shares / shares.sum()).expand(2, 1, 1, -1))
+    drawn = min(num_read, wanted)
+    for sheet in image_sheets(captured, num_latents=wanted):
+        assert sheet.size == ((4 + drawn) * (TILE + GAP) + BAR_WIDTH, HEIGHT + TITLE_HEIGHT + GAP)
+        tiles = tiles_of(sheet, 4 + drawn)[3:]
+        assert [bright_cell(tile) for tile in tiles] == [PLACES[num_read - 1], *PLACES[:num_read][::-1][:drawn]]
 
 
 def test_sheets_of_an_encoded_image_are_bright_where_the_image_is():
@@ -107,14 +100,6 @@ def test_sheets_of_an_encoded_image_are_bright_where_the_image_is():
     assert (white.max(axis=0) + 1) / picture.shape[:2] == pytest.approx((17 / 20, 23 / 25), abs=0.01)
     assert bright_place(mean) == pytest.approx((3.5 / 4, 4.5 / 5), abs=0.01)
     assert np.argwhere(over.sum(axis=-1) == over.sum(axis=-1).max()).tolist() == white.tolist()
-
-
-@pytest.mark.parametrize(("num_latents", "wanted", "drawn"), [(1, 6, 1), (11, 6, 6), (11, 0, 0)])
-def test_a_sheet_has_input_mean_rollout_and_the_latents_that_exist(num_latents, wanted, drawn):
-    tiles = (1 + 1) + (1 + 1) + drawn
-    rows = 1 if tiles <= 8 else 2
-    for sheet in image_sheets(planted_capture(3, num_latents, latent=0), num_latents=wanted):
-        assert sheet.size == (-(-tiles // rows) * (TILE + GAP) + BAR_WIDTH, rows * (HEIGHT + TITLE_HEIGHT + GAP))
 
 
 def test_encoders_without_a_picture_have_none():
@@ -191,14 +176,13 @@ class TestWords:
         sheet, empty = word_sheets(image_capture(), *answers, relevance=marked([cells, cells])[..., :35])
         assert sheet.width == 3 * (TILE + GAP) + BAR_WIDTH
         assert [bright_cell(tile) for tile in tiles_of(sheet, 3)[1:]] == [30, 19]
+        answers[0][2] = word((0,), (), "another")
+        other, _ = word_sheets(image_capture(), *answers, relevance=marked([cells, cells])[..., :35])
+        changed = np.argwhere((np.asarray(sheet) != np.asarray(other)).any(axis=-1))
+        assert changed[:, 0].max() < TITLE_HEIGHT, "its title is above its tile"
+        assert changed[:, 1].min() >= 2 * (TILE + GAP)
         assert empty.width == 2 * (TILE + GAP) + BAR_WIDTH
         assert len(np.unique(tiles_of(empty, 2)[1].reshape(-1, 3), axis=0)) == 1
-
-    def test_their_titles_are_above_their_tiles(self):
-        one, other = (word_sheets(image_capture(1), [word((0,), (), name), *words(1)])[0] for name in ("red", "green"))
-        changed = np.argwhere((np.asarray(one) != np.asarray(other)).any(axis=-1))
-        assert changed[:, 0].max() < TITLE_HEIGHT
-        assert TILE + GAP <= changed[:, 1].min() <= changed[:, 1].max() < 2 * TILE + GAP
 
     def test_their_boxes_are_drawn_on_their_tiles_and_those_of_the_sample_on_the_input(self):
         box, elsewhere = Box(0, "image", BOX), Box(0, "depth", BOX)

@@ -16,13 +16,13 @@ from perceiver.encoders.text import TextEncoder
 from perceiver.inspection.capture import input_pictures, input_sounds
 from perceiver.inspection.explorer import media as media_module
 from perceiver.inspection.explorer.media import Media, page_samples, texts_of
-from perceiver.inspection.figures import Frame
+from perceiver.inspection.figures import STRETCHED
 from perceiver.positions import LearnedPositions
 from perceiver.tokenizer import BOS, EOS, PAD, SPECIAL, ByteTokenizer
-from perceiver.types import Axis, Batch, Box, Grid, Picture
+from perceiver.types import Axis, Batch, Box
 from tests.data.datasets import dataset
 from tests.inspection.explanations import labelled
-from tests.inspection.models import captions, forward_record, grid, perceiver
+from tests.inspection.models import captions, forward_record, perceiver
 from tests.models import audio_encoder, image_encoder, waveform_encoder
 
 RATE = 4001
@@ -195,18 +195,15 @@ def test_boxes_of_a_sample_are_on_the_plane_of_their_modality_with_their_names()
     assert (heard["left"], heard["right"]) == pytest.approx((time.fraction(0.25), time.fraction(0.5)))
     assert (seen["left"], seen["top"], seen["bottom"]) == (0, 0, 1)
     assert seen["right"] == pytest.approx(6.5 / sample["modalities"]["image"]["axes"][1]["stop"])
-    (nameless,) = shown({"image": image_encoder()}, captions({"image": images(2)}, boxes=boxes), [])[1]["modalities"][
-        "image"
-    ]["boxes"]
-    assert nameless["name"] == ""
+    _, nameless = shown({"image": image_encoder()}, captions({"image": images(2)}, boxes=boxes), [])
+    assert [box["name"] for box in nameless["modalities"]["image"]["boxes"]] == [""]
 
 
-def test_a_strip_has_the_axes_of_its_picture():
-    """Patches of a wave have one axis; its picture, a spectrogram, has frequencies, too."""
+def test_a_wave_has_the_axes_of_its_picture():
+    """Its patches have one axis; its picture, a spectrogram, has frequencies, too."""
     (sample,) = shown({"audio": waveform_encoder()}, labelled({"audio": waves(1)}))
     found = sample["modalities"]["audio"]
     assert found["shape"][0] == 1
     assert [axis["unit"] for axis in found["axes"]] == ["Hz", "s"]
     assert found["axes"][0]["start"] > found["axes"][0]["stop"]
-    picture = Picture(torch.zeros(1, 1, 3, 5), grid(3, 5), "")
-    assert found["size"] == list(Frame(Grid((7,), (Axis("time", "s", 0.0, 1.0),)), picture).size)
+    assert found["size"] == list(STRETCHED)

@@ -261,6 +261,7 @@ def test_queries_are_sorted_by_the_selected_key(explorer, layer):
         explorer.view(sort=sort)
         assert explorer.order() == [str(KEPT[i]) for i in np.argsort(-np.array(values), kind="stable")]
     assert "11 of 13 latents" in explorer.text("#queries-section")
+    assert explorer.page.evaluate("explorer.redrawMilliseconds(2)")["queries"] == len(KEPT)
 
 
 def test_an_answer_is_previewed_under_the_pointer_or_with_focus(explorer):
