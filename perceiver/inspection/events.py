@@ -1,9 +1,10 @@
 """Events: what is stored of an explanation, as arrays for `np.savez` that can be read without this package."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -68,12 +69,17 @@ def scores_in(arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
     return {key.removeprefix(SCORE): float(arrays[key]) for key in arrays if key.startswith(SCORE)}
 
 
-def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Replace a file of arrays atomically. It is not compressed: weights hardly shrink, and training would wait."""
+def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Replace a file atomically, so that no reader sees a part of it, and an error leaves the earlier one."""
     part = path.with_suffix(".part")
     with part.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
+        write(file)
     part.replace(path)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Replace a file of arrays. It is not compressed: weights hardly shrink, and training would wait."""
+    replace_file(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
 
 
 def event_path(folder: Path, step: int) -> Path:

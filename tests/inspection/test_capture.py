@@ -309,8 +309,11 @@ def test_rollout_of_a_model_with_several_outputs_needs_a_choice():
     for output in (None, "label"):
         with pytest.raises(ValueError, match=f"output={output}: .*label/logits, caption/logits"):
             captured.rollout(output=output)
+    with pytest.raises(IndexError):
+        captured.rollout([NUM_CLASSES], output="label/logits")
     for output, num_queries in (("label/logits", NUM_CLASSES), ("caption/logits", NUM_WORDS)):
         found = captured.rollout([3, 1], output=output, alpha=0.3)
         expected = rollout(captured.for_output(output), alpha=0.3)
         assert expected.inputs.shape[1] == num_queries
-        torch.testing.assert_close(found.inputs, expected.inputs[:, [3, 1]])
+        for name in ("inputs", "residual"):
+            torch.testing.assert_close(getattr(found, name), getattr(expected, name)[:, [3, 1]])

@@ -24,22 +24,7 @@ from perceiver.inspection.contact_sheet import (
     resize,
     tile_size,
 )
-from tests.inspection.drawn import BRIGHTEST, LUMINANCE, bright_place, decoded, planted, square_tile, tile_at
-
-
-@pytest.mark.parametrize(
-    ("number", "rows", "columns", "row", "column"), [(0, 5, 7, 3, 1), (9, 7, 5, 0, 4), (3, 1, 13, 0, 11)]
-)
-def test_the_bright_place_is_at_the_right_pixels_of_the_right_tile(number, rows, columns, row, column):
-    tiles = [square_tile(f"map {index}", np.full((rows, columns), 0.01)) for index in range(13)]
-    tiles[number] = square_tile("planted", planted(rows, columns, row, column))
-    height = round(TILE * rows / columns)
-    sheet = decoded(contact_sheet(tiles))
-    options = {"height": height, "columns": 7, "row_height": max(height, MIN_BAR_HEIGHT) + TITLE_HEIGHT + GAP}
-    expected = ((row + 0.5) / rows, (column + 0.5) / columns)
-    assert bright_place(tile_at(sheet, number, **options)) == pytest.approx(expected, abs=0.01)
-    others = [tile_at(sheet, index, **options) for index in range(13) if index != number]
-    assert not any((other == BRIGHTEST).all(axis=-1).any() for other in others)
+from tests.inspection.drawn import BRIGHTEST, LUMINANCE, decoded, planted, square_tile, tile_at
 
 
 @pytest.mark.filterwarnings("error")

@@ -1,6 +1,7 @@
 """Frames of figures: where maps, pictures, boxes and ticks of a grid are drawn."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -115,7 +116,7 @@ def test_the_input_is_the_same_with_and_without_a_map_and_its_title_has_its_leve
     (alone,) = frame.picture_tiles(0, None, [box])
     first, _ = frame.picture_tiles(0, np.zeros(5 * 53), [box])
     assert np.array_equal(alone.values, first.values)
-    assert (alone.title, alone.outlines, alone.row_ticks) == (first.title, first.outlines, first.row_ticks)
+    assert replace(alone, values=None) == replace(first, values=None)
     assert alone.title == "input, -70 to -10 dB"
     image = Picture(torch.zeros(1, 3, 11, 13), Grid((11, 13), IMAGE_AXES), "")
     assert Frame(Grid((11, 13), IMAGE_AXES), image).picture_tiles(0, None, ())[0].title == "input"

@@ -13,7 +13,6 @@ from perceiver.attention import CrossBlock
 from perceiver.inspection.capture import capture
 from tests.inspection.models import (
     capture_relevance,
-    decoder_queries,
     direct_text,
     forward_record,
     perceiver,
@@ -23,7 +22,6 @@ from tests.inspection.models import (
     query_decoder,
     some_masks,
     some_scores,
-    some_words,
 )
 from tests.models import logits, small_inputs
 
@@ -113,23 +111,6 @@ def test_chunks_change_nothing(monkeypatch, make):
     expected = capture_relevance(model, inputs, some_masks())[1]
     monkeypatch.setattr("perceiver.inspection.record.MAX_WEIGHTS", 1)
     torch.testing.assert_close(capture_relevance(model, inputs, some_masks())[1], expected)
-
-
-@MODELS
-def test_each_score_has_its_own_map_even_if_the_decoder_pools(make):
-    found = capture_relevance(make(), small_inputs())[1]
-    shares = found / found.sum(dim=-1, keepdim=True).clamp_min(1e-12)  # where less attention were better, there is none
-    assert ((shares[:, 0] - shares[:, 1]).abs().sum(dim=-1) > 0.01).all()
-
-
-@pytest.mark.parametrize("make", [perceiver, direct_text])
-def test_relevance_of_a_sample_does_not_depend_on_others(make):
-    model, inputs = make(), small_inputs()
-    rest = {name: values[1:] for name, values in inputs.items()}
-    with capture(model, gradients=True) as captured:
-        found = captured.relevance(some_scores(model(rest, None, decoder_queries(model, some_words()[1:]))))
-    expected = capture_relevance(model, inputs)[1][1:]
-    torch.testing.assert_close(found / expected.max(), expected / expected.max(), rtol=0, atol=1e-5)
 
 
 def test_under_bfloat16_it_is_float32_and_close():

@@ -26,7 +26,8 @@ from perceiver.inspection.report import (
     statistics_table,
 )
 from perceiver.inspection.rollout import Rollout
-from perceiver.types import Answer, Axis, Batch, Grid, Span
+from perceiver.types import Answer, Axis, Grid, Span
+from tests.inspection.drawn import explanation_of
 from tests.inspection.explanations import arrays_of, example_explanation
 from tests.inspection.models import (
     captured_with,
@@ -70,18 +71,10 @@ def explanation_with(
     """The explanation of one sample."""
     num_tokens = max(span.stop for span in spans.values())
     record = captured_with(spans, cross0=layer("cross", torch.full((1, 1, 2, num_tokens), 1 / num_tokens)))
-    shape = (1, len(answers), num_tokens)
-    relevance, rollout = (torch.cat([*maps, torch.empty(0)]).reshape(shape) for maps in (relevance, rollout))
-    return Explanation(
-        batch=Batch({}, {}, ["clips/17 [a].wav"]),
-        record=record,
-        answers=[answers],
-        num_classes=0,
-        probability=torch.tensor([probability]),
-        alpha=0.5,
-        rollout=Rollout(rollout, torch.zeros(1, len(answers))),
-        relevance=relevance,
-    )
+    maps = [torch.cat([*of_kind, torch.empty(0)]).reshape(1, -1, num_tokens) for of_kind in (relevance, rollout)]
+    found = Rollout(maps[1], torch.zeros(1, len(answers)))
+    chosen = {"answers": [answers], "probability": torch.tensor([probability]), "relevance": maps[0], "rollout": found}
+    return replace(explanation_of(record), **chosen)
 
 
 def on_image(answers: list[Answer], *probability: float) -> Explanation:
@@ -172,7 +165,7 @@ class TestSamples:
             ["dog [x]", "0.125", "y 4–8, x 4–8 px", "16%", "y 8–12, x 4–8 px", "22%"],
         ]
         text = printed(table)
-        assert "clips/17 [a].wav" in text
+        assert "s/0" in text
         assert "dog [x]" in text
 
     def test_long_texts_are_cut_and_empty_ones_have_neither_rows_nor_maps(self):
@@ -181,7 +174,7 @@ class TestSamples:
             explanation = on_image(words(*names[:count]), *[0.5] * count)
             table = sample_table(explanation, 0)
             assert len(cells(table)) == min(count, MOST_ANSWERS)
-            assert (left_out or "clips") in str(table.title)
+            assert (left_out or "s/0") in str(table.title)
             assert ("more" in str(table.title)) == (left_out is not None)
             assert bool(list(answer_heat_maps(explanation, 0))) == (count > 0)
 

@@ -151,16 +151,6 @@ def test_an_invalid_alpha_is_refused(alpha):
         torch.testing.assert_close(captured.rollout(alpha=valid).residual, torch.full((3, 1), 1.0 - valid))
 
 
-def test_chosen_queries_are_slices_of_the_whole_rollout():
-    captured = forward_record(perceiver_io())
-    each, chosen = captured.rollout(alpha=0.3), captured.rollout([7, 0, 7], alpha=0.3)
-    torch.testing.assert_close(chosen.inputs, each.inputs[:, [7, 0, 7]])
-    torch.testing.assert_close(chosen.residual, each.residual[:, [7, 0, 7]])
-    torch.testing.assert_close(chosen.latents["cross0"], each.latents["cross0"][:, [7, 0, 7]])
-    with pytest.raises(IndexError):
-        captured.rollout([NUM_CLASSES])
-
-
 def test_chunks_change_nothing(monkeypatch):
     captured = forward_record(perceiver_text(), masks=some_masks())
     expected = captured.rollout(alpha="norm")

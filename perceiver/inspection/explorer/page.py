@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from perceiver.inspection.axes import Plane
 from perceiver.inspection.colormap import COLORMAPS, DIFFERENCE, OUTLINE
-from perceiver.inspection.events import event_paths, scores_in
+from perceiver.inspection.events import event_paths, replace_file, scores_in
 from perceiver.inspection.explorer.html import page_html
 from perceiver.inspection.explorer.packing import packed, pooling
 from perceiver.types import Axis, Box, Grid
@@ -289,7 +289,6 @@ def events_in(
 
 
 def write_page(path: Path, page: str) -> Path:
-    """Replace a page atomically, so that no browser reads a part of it."""
-    part = path.with_suffix(".part")
-    part.write_text(page, encoding="utf-8", errors="backslashreplace")
-    return part.replace(path)
+    """Replace a page; return its path."""
+    replace_file(path, lambda file: file.write(page.encode(errors="backslashreplace")))
+    return path
