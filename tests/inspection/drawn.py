@@ -1,7 +1,5 @@
 """Maps made to be drawn, and what is found in the drawing."""
 
-import io
-
 import numpy as np
 import pytest
 import torch
@@ -30,13 +28,6 @@ def square_tile(title: str, values: np.ndarray, **options) -> Tile:
     """A map as it is drawn where its cells are square."""
     rows, columns = values.shape[:2]
     return Tile(title, values, tile_size(columns, aspect=rows / columns), **options)
-
-
-def decoded(sheet: Image.Image) -> np.ndarray:
-    """What is left of a sheet after it was written and read."""
-    written = io.BytesIO()
-    sheet.save(written, format="png")
-    return np.asarray(Image.open(written).convert("RGB")).astype(float)
 
 
 def tile_at(sheet: np.ndarray, number: int, height: int, *, columns: int = 8, tile: int = TILE, row_height: int = 0):

@@ -298,6 +298,7 @@ def captured_with(spans: dict[str, Span], **layers: Layer) -> Capture:
     """A capture made by hand."""
     made = Capture()
     made.layers = layers
+    made.outputs = {LOGITS: torch.zeros(next(iter(layers.values())).num_rows, 1)}
     set_tokens(made, spans)
     return made
 

@@ -244,19 +244,6 @@ def _look_at_a_compiled_model() -> None:
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
 
 
-@pytest.mark.parametrize("make", [perceiver, perceiver_text])
-def test_under_bfloat16_the_maps_are_float32_and_close(make):
-    model, inputs = make(), small_inputs()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        captured = forward_record(model, inputs)
-    exact = forward_record(model, inputs)
-    for name in exact.layers:
-        found = captured.map(name)
-        assert found.dtype == torch.float32
-        torch.testing.assert_close(found.sum(dim=-1), torch.ones(found.shape[:-1]))
-        torch.testing.assert_close(found, exact.map(name), rtol=0, atol=0.05)
-
-
 def test_a_module_that_holds_the_model_can_be_captured():
     model, inputs = perceiver_io(), small_inputs()
     with capture(nn.ModuleDict({"net": model}), gradients=True) as captured:

@@ -24,7 +24,7 @@ from perceiver.inspection.contact_sheet import (
     resize,
     tile_size,
 )
-from tests.inspection.drawn import BRIGHTEST, LUMINANCE, decoded, planted, square_tile, tile_at
+from tests.inspection.drawn import BRIGHTEST, LUMINANCE, planted, square_tile, tile_at
 
 
 @pytest.mark.filterwarnings("error")
@@ -32,7 +32,9 @@ from tests.inspection.drawn import BRIGHTEST, LUMINANCE, decoded, planted, squar
 def test_constant_maps_give_one_color(value):
     values, picture = np.full((5, 7), value), np.zeros((10, 14, 3), dtype=np.uint8)
     over = overlay(picture, values, tile_size(7, aspect=5 / 7))
-    sheet = decoded(contact_sheet([square_tile("map", values), square_tile("over", over, is_map=False)]))
+    sheet = np.asarray(contact_sheet([square_tile("map", values), square_tile("over", over, is_map=False)])).astype(
+        float
+    )
     for number in range(2):
         assert len(np.unique(tile_at(sheet, number, round(TILE * 5 / 7)).reshape(-1, 3), axis=0)) == 1
 
@@ -57,7 +59,7 @@ def test_equal_weights_have_equal_colors_in_all_maps_of_a_sheet():
     first, second = planted(5, 7, 1, 2, 0.4), planted(5, 7, 4, 6, 0.9)
     second[0, 0] = 0.4
     tiles = [square_tile("first", first), square_tile("second", second)]
-    sheet = decoded(contact_sheet(tiles))
+    sheet = np.asarray(contact_sheet(tiles)).astype(float)
     pictures = [tile_at(sheet, number, round(TILE * 5 / 7)) for number in range(2)]
     cell = TILE / 7
     weak = pictures[0][int(1.5 * cell), int(2.5 * cell)]
@@ -68,7 +70,7 @@ def test_equal_weights_have_equal_colors_in_all_maps_of_a_sheet():
 def test_a_single_spike_on_nothing_is_bright_and_shades_below_it_differ():
     values = np.zeros((29, 31))
     values[3, 5], values[7, 11] = 0.8, 0.2
-    sheet = decoded(contact_sheet([square_tile("map", values)]))
+    sheet = np.asarray(contact_sheet([square_tile("map", values)])).astype(float)
     cell = TILE / 31
     strong, weak, nothing = (
         sheet[TITLE_HEIGHT + int((row + 0.5) * cell), int((column + 0.5) * cell)]
@@ -82,7 +84,7 @@ def test_no_cell_is_left_out_of_maps_of_more_columns_than_a_tile_has_pixels():
     values = np.zeros((3, 3 * MAX_TILE))
     values[1, ::2] = 1.0
     sheet = contact_sheet([square_tile("map", values)])
-    tile = tile_at(decoded(sheet), 0, 1, tile=MAX_TILE)
+    tile = tile_at(np.asarray(sheet).astype(float), 0, 1, tile=MAX_TILE)
     assert (np.ptp(tile, axis=1) < 140).all(), "neighbours are averaged, not every third taken"
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from perceiver.inspection.events import event_arrays, event_path, event_paths, scores_in, with_scores, write_arrays
+from perceiver.inspection.events import event_arrays, event_path, event_paths, write_arrays
 from perceiver.mechanisms.base import ENCODE, SELF
 from perceiver.types import Answer, Axis, Box
 from tests.inspection.explanations import explain
@@ -103,14 +103,6 @@ def test_weights_stay_in_their_budget_by_keeping_the_latents_that_are_read_most(
         assert arrays[f"{name}/reads"].shape == (3, 3, 11), "that of all, kept or not"
     stored = sum(values.nbytes for name, values in arrays.items() if name.startswith("cross") and "weights" in name)
     assert stored <= max(max_megabytes * 2**20, 3 * 3 * 3 * 55 * 2)
-
-
-def test_scores_are_added_to_the_arrays():
-    arrays, scores = {"ids": np.array(["a"])}, {"stat/cross0/entropy": 1.5, "energy_in_box": 0.25}
-    found = with_scores(arrays, scores)
-    assert set(found) == {"ids", "score/stat/cross0/entropy", "score/energy_in_box"}
-    assert scores_in(found) == scores
-    assert list(arrays) == ["ids"]
 
 
 def test_events_are_found_by_their_step_and_in_order(tmp_path):

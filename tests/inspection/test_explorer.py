@@ -10,6 +10,7 @@ import torch
 
 from perceiver.inspection.explanation import Explanation
 from perceiver.inspection.explorer import page as explorer_module
+from perceiver.inspection.explorer.packing import sum_pooled
 from perceiver.inspection.explorer.page import MOST_EVENTS, MOST_VALUES, page_event, sample_maps
 from perceiver.types import Axis, Box
 from tests.inspection.explanations import arrays_of, example_explanation, unpacked
@@ -25,20 +26,12 @@ def on_page(explanation: Explanation, weights: torch.Tensor, modality: str) -> n
     return np.flip(maps, axis=-2) if modality == "audio" else maps
 
 
-def summed(maps: np.ndarray, down: int, across: int) -> np.ndarray:
-    rows = [maps[..., start : start + down, :].sum(axis=-2) for start in range(0, maps.shape[-2], down)]
-    maps = np.stack(rows, axis=-2)
-    return np.stack(
-        [maps[..., start : start + across].sum(axis=-1) for start in range(0, maps.shape[-1], across)], axis=-1
-    )
-
-
 def assert_maps_are(content: dict[str, Any], explanation: Explanation, weights: torch.Tensor) -> None:
     """The packed maps are the weights, as exact as 8 bits of a square root can be."""
     found = unpacked(content)
     assert [cells["modality"] for cells in content["cells"]] == list(found) == ["image", "audio"]
     for cells in content["cells"]:
-        expected = summed(on_page(explanation, weights, cells["modality"]), *cells["pooled"])
+        expected = sum_pooled(on_page(explanation, weights, cells["modality"]), cells["pooled"])
         values = found[cells["modality"]]
         assert values.shape == expected.shape
         np.testing.assert_allclose(values.sum(axis=(-2, -1)), expected.sum(axis=(-2, -1)), atol=2e-3)

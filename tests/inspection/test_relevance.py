@@ -105,14 +105,6 @@ def test_it_is_the_sum_over_all_ways_through_the_full_matrices(monkeypatch, make
         assert (found.masked_select(~captured.token_mask[:, None]) == 0).all()
 
 
-@pytest.mark.parametrize("make", [perceiver, perceiver_text])
-def test_chunks_change_nothing(monkeypatch, make):
-    model, inputs = make(), small_inputs()
-    expected = capture_relevance(model, inputs, some_masks())[1]
-    monkeypatch.setattr("perceiver.inspection.record.MAX_WEIGHTS", 1)
-    torch.testing.assert_close(capture_relevance(model, inputs, some_masks())[1], expected)
-
-
 def test_under_bfloat16_it_is_float32_and_close():
     model, inputs = perceiver_io(), small_inputs()
     expected = capture_relevance(model, inputs)[1]

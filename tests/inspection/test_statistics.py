@@ -16,8 +16,6 @@ from tests.inspection.models import (
     layer,
     perceiver,
     perceiver_io,
-    perceiver_text,
-    some_masks,
 )
 from tests.models import image_encoder, small_inputs, small_perceiver
 
@@ -109,14 +107,6 @@ def test_latents_that_the_mean_of_the_outputs_hardly_reads_are_dead(fourth, dead
     even = layer("cross", torch.full((2, 1, 5, 7), 1 / 7))
     found = captured_with({}, cross0=even, decode0=layer("decode", reads)).statistics()
     assert found["cross0/dead_latents"] == pytest.approx(dead / 5)
-
-
-@pytest.mark.parametrize("make", [perceiver, perceiver_text])
-def test_chunks_change_nothing(monkeypatch, make):
-    captured = forward_record(make(), masks=some_masks())
-    expected = captured.statistics()
-    monkeypatch.setattr("perceiver.inspection.record.MAX_WEIGHTS", 1)
-    assert captured.statistics() == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
 def event(weights: torch.Tensor, latents: list[list[int]], ids=("a", "b"), name: str = "cross0") -> dict:
