@@ -39,8 +39,8 @@ from tests.models import NUM_CLASSES, logits, small_inputs
 TEXTS = ("a small red circle", "", "blue squares")
 
 
-def classified() -> tuple[Explainer, Batch]:
-    return explainer(perceiver()), labelled(small_inputs(), some_masks())
+def classified(make=perceiver) -> tuple[Explainer, Batch]:
+    return explainer(make()), labelled(small_inputs(), some_masks())
 
 
 def tagged() -> tuple[Explainer, Batch]:
@@ -71,6 +71,7 @@ def predict_texts(task: Task) -> None:
 
 KINDS = {
     "classified": classified,
+    "one query": partial(classified, make=lambda: perceiver_io(decoder=query_decoder(1))),
     "tagged": tagged,
     "captioned": captioned,
     "without latents": partial(captioned, make=direct_text),
@@ -93,7 +94,9 @@ def test_rollouts_and_relevance_are_those_of_each_output_alone(make):
             own = [[answer for answer in row if answer.output == output] for row in found.answers]
             relevance = record.relevance(answer_scores(outputs, own))
             part = found.record.for_output(output)
-            queries = [[(0,) if make is classified else one.queries for one in row] for row in own]  # it pools
+            has_own = part.num_outputs > 1
+            assert all(found.has_own_queries(answer) == has_own for row in own for answer in row)
+            queries = [[one.queries if has_own else (0,) for one in row] for row in own]
             weights = mean_of_queries(queries, part.num_outputs)
             expected = rollout(part, alpha=explainer.alpha, query_weights=weights)
             for row, answers in enumerate(found.answers):
@@ -117,19 +120,6 @@ def test_queries_are_ranked_by_what_the_outputs_read_and_otherwise_by_their_entr
     if make is perceiver_io:
         score = found.record.map("decode0").sum(dim=1)
     assert (score.gather(1, found.query_rankings[name]).diff(dim=1) <= 1e-6).all()
-
-
-@pytest.mark.parametrize(
-    ("make", "has_own"),
-    [(lambda: perceiver_io(decoder=query_decoder(1)), False), (perceiver, False), (perceiver_io, True)],
-)
-def test_classes_share_a_rollout_unless_they_have_queries_but_never_their_relevance(make, has_own):
-    found = explain(make(), small_inputs())
-    assert all(found.has_own_queries(answer) == has_own for row in found.answers for answer in row)
-    for slot in (1, 2):
-        distance = (found.rollout.inputs[:, slot] - found.rollout.inputs[:, 0]).abs().amax(dim=-1)
-        assert (distance > 1e-4).all() if has_own else (distance < 1e-6).all()
-        assert ((found.relevance[:, slot] - found.relevance[:, 0]).abs().amax(dim=-1) > 0).all()
 
 
 @cases("joint", "words first")
@@ -243,23 +233,22 @@ def test_an_explanation_leaves_the_model_unchanged():
     assert all(parameter.grad is None for parameter in explainer.model.parameters())
 
 
-class TestScores:
-    def test_they_are_the_value_of_a_class_and_the_sum_over_the_ids_of_a_word(self):
-        classes, words = torch.randn(3, 5), torch.randn(3, 7, 11, requires_grad=True)
-        answers = [[word((1,), (10,))], [], [word((0, 3, 6), (2, 2, 5)), replace(of_class(4), output="label")]]
-        found = answer_scores({LOGITS: words, "label": classes}, answers)
-        expected = [
-            torch.stack([words[0, 1, 10], torch.tensor(0.0)]),
-            torch.zeros(2),
-            torch.stack([words[2, 0, 2] + words[2, 3, 2] + words[2, 6, 5], classes[2, 4]]),
-        ]
-        torch.testing.assert_close(found, torch.stack(expected))
-        found.sum().backward()
-        assert words.grad.nonzero().tolist() == [[0, 1, 10], [2, 0, 2], [2, 3, 2], [2, 6, 5]]
-
-    def test_an_answer_without_ids_scores_zero_and_no_answers_nothing(self):
-        assert answer_scores({LOGITS: torch.randn(1, 7, 11)}, [[word((), ()), word((2,), (3,))]])[0, 0] == 0.0
-        assert answer_scores({LOGITS: torch.randn(2, 5)}, [[], []]).shape == (2, 0)
+def test_scores_are_the_value_of_a_class_and_the_sum_over_the_ids_of_a_word():
+    classes, words = torch.randn(3, 5), torch.randn(3, 7, 11, requires_grad=True)
+    answers = [
+        [word((1,), (10,)), word((), ())],
+        [],
+        [word((0, 3, 6), (2, 2, 5)), replace(of_class(4), output="label")],
+    ]
+    found = answer_scores({LOGITS: words, "label": classes}, answers)
+    expected = [
+        torch.stack([words[0, 1, 10], torch.tensor(0.0)]),
+        torch.zeros(2),
+        torch.stack([words[2, 0, 2] + words[2, 3, 2] + words[2, 6, 5], classes[2, 4]]),
+    ]
+    torch.testing.assert_close(found, torch.stack(expected))
+    found.sum().backward()
+    assert words.grad.nonzero().tolist() == [[0, 1, 10], [2, 0, 2], [2, 3, 2], [2, 6, 5]]
 
 
 def test_only_one_ranking_and_mean_map_is_computed(monkeypatch):
