@@ -9,7 +9,6 @@ from perceiver.inspection.contact_sheet import (
     COLUMN_TICKS_HEIGHT,
     DYNAMIC_RANGE,
     GAP,
-    MAX_TILE,
     MIN_BAR_HEIGHT,
     ROW_TICKS_WIDTH,
     TILE,
@@ -78,14 +77,6 @@ def test_a_single_spike_on_nothing_is_bright_and_shades_below_it_differ():
     )
     assert tuple(strong) == BRIGHTEST
     assert strong @ LUMINANCE > weak @ LUMINANCE + 20 > nothing @ LUMINANCE + 40
-
-
-def test_no_cell_is_left_out_of_maps_of_more_columns_than_a_tile_has_pixels():
-    values = np.zeros((3, 3 * MAX_TILE))
-    values[1, ::2] = 1.0
-    sheet = contact_sheet([square_tile("map", values)])
-    tile = tile_at(np.asarray(sheet).astype(float), 0, 1, tile=MAX_TILE)
-    assert (np.ptp(tile, axis=1) < 140).all(), "neighbours are averaged, not every third taken"
 
 
 def test_ticks_stand_at_their_places_outside_of_the_tiles():

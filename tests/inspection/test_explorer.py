@@ -100,20 +100,6 @@ def test_of_many_latents_those_are_kept_that_are_stored_and_that_the_answers_rea
             )
 
 
-def test_layers_with_different_queries_are_grouped_separately():
-    """Latents read the tokens, and the outputs do so, too."""
-    arrays = arrays_of(example_explanation(perceiver))
-    decoder_queries = {
-        "ask0/query_kind": np.array("query"),
-        "ask0/latents": arrays["cross0/latents"][:, :5],
-        "ask0/weights": arrays["cross0/weights"][:, :, :5],
-        "ask0/reads": arrays["cross0/reads"][..., :5],
-    }
-    layers = sample_maps(arrays | decoder_queries, 1, most_values=EVERYTHING)["layers"]
-    counts = {layer["name"]: (layer["num_queries"], len(layer["queries"])) for layer in layers}
-    assert counts == dict.fromkeys(("cross0", "cross1", "cross2"), (11, 11)) | {"ask0": (5, 5)}
-
-
 def num_values(content: dict[str, Any]) -> int:
     """Bytes of all maps of a sample before they are compressed."""
     packs = [part["maps"] for part in (*content["layers"], *content["methods"])]

@@ -7,25 +7,8 @@ from importlib import resources
 from typing import Any
 
 SCRIPTS = (
-    "dom.js",
-    "format.js",
-    "data.js",
-    "colors.js",
-    "state.js",
-    "selection.js",
-    "canvas.js",
-    "panels.js",
-    "audio.js",
-    "figure.js",
-    "readout.js",
-    "samples.js",
-    "queries.js",
-    "chart.js",
-    "statistics.js",
-    "faithfulness.js",
-    "controls.js",
-    "shortcuts.js",
-    "main.js",
+    "dom format data colors state selection canvas panels audio figure "
+    "readout samples queries chart statistics faithfulness controls shortcuts main"
 )
 """Concatenated in this order into one module, whose scope they share."""
 
@@ -45,7 +28,7 @@ def page_html(page: Mapping[str, Any], maps: Sequence[Mapping[str, Any]]) -> str
     ]
     parts = {
         "/*STYLE*/": read_part("page.css"),
-        "/*SCRIPT*/": "\n".join(read_part(name) for name in SCRIPTS),
+        "/*SCRIPT*/": "\n".join(read_part(f"{name}.js") for name in SCRIPTS.split()),
         "<!--DATA-->": "\n".join(blocks),  # last, since it may contain the other placeholders
     }
     html = read_part("page.html")
