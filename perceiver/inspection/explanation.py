@@ -272,8 +272,7 @@ def _by_output(
 
 
 def _has_own_queries(answer: Answer, part: Record, num_classes: int) -> bool:
-    is_dense = answer.output in part.outputs and part.outputs[answer.output].ndim > 2
-    return answer.is_word or is_dense or part.num_outputs == num_classes
+    return answer.is_word or part.outputs[answer.output].ndim > 2 or part.num_outputs == num_classes
 
 
 def _value(values: Float[Tensor, "*places answers"], answer: Answer) -> Float[Tensor, ""]:
