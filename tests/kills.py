@@ -1,4 +1,4 @@
-"""Runs in processes of their own that are really killed; forked, since a new one would import for ten seconds."""
+"""Runs in forked processes that are really killed; a new process would spend ten seconds on imports."""
 
 import csv
 import os
@@ -16,18 +16,18 @@ from tests.runs import SMALL, Ended, checkpoint, metrics, script
 
 OWN = (
     *("seconds", "train/seconds", "samples_per_second", "dirpath", "best_model_path", "kth_best_model_path"),
-    *("best_k_models", "ckpt_path", "current_score"),  # the last is known only when it was the best
+    *("best_k_models", "ckpt_path", "current_score"),  # the last is set only for the best checkpoint
 )
-"""Names under which no two runs have the same: times and places."""
+"""Names of times and paths, which differ between any two runs."""
 PATIENCE = 120
-"""Seconds after which a process that hangs is killed."""
+"""Timeout in seconds after which a forked process is killed."""
 
 
 def in_fork(work: Callable[[], int | None]) -> int:
-    """Do some work in a process of its own.
+    """Call a function in a forked process.
 
     Returns:
-        Its exit status; that of a signal is negative.
+        Its exit status; negative if a signal ended it.
     """
     sys.stdout.flush()
     child = os.fork()
@@ -47,26 +47,26 @@ def in_fork(work: Callable[[], int | None]) -> int:
 def run_in_fork(
     run_dir: Path, *overrides: str, setup: Sequence[str] = SMALL, before: Callable[[], Any] = lambda: None
 ) -> int:
-    """A run in a process of its own; `before` happens there first."""
+    """Start a run in a forked process, which first calls `before`, and return its exit status."""
 
     def work() -> int:
         before()
-        return _said(script("experiments/train.py", f"hydra.run.dir={run_dir}", *setup, *overrides))
+        return _print_output(script("experiments/train.py", f"hydra.run.dir={run_dir}", *setup, *overrides))
 
     return in_fork(work)
 
 
 def continued(run_dir: Path, *overrides: str, before: Callable[[], Any] = lambda: None) -> int:
-    """The same of a run that goes on."""
+    """Resume a run in a forked process, as `run_in_fork`."""
 
     def work() -> int:
         before()
-        return _said(script("experiments/train.py", f"run={run_dir}", *overrides))
+        return _print_output(script("experiments/train.py", f"run={run_dir}", *overrides))
 
     return in_fork(work)
 
 
-def _said(ended: Ended) -> int:
+def _print_output(ended: Ended) -> int:
     sys.stderr.write(ended.err)
     sys.stdout.write(ended.out)
     sys.stdout.flush()
@@ -74,7 +74,7 @@ def _said(ended: Ended) -> int:
 
 
 def before_call(count: int, method: str, act: Callable[[], Any], owner: Any = TrainingModule) -> Callable[[], None]:
-    """Has this process do something before the call number `count`, from 0 on, of a method."""
+    """Return a function that patches a method: its call number `count`, from 0 on, is preceded by `act`."""
 
     def prepare() -> None:
         original, calls = getattr(owner, method), iter(range(count + 1))
@@ -90,18 +90,18 @@ def before_call(count: int, method: str, act: Callable[[], Any], owner: Any = Tr
 
 
 def killed_at(count: int, method: str = "training_step", sent: int = signal.SIGKILL) -> Callable[[], None]:
-    """Makes this process send itself a signal at the call number `count`, from 0 on, of a method of the module."""
+    """As `before_call`: the process sends itself a signal at that call of a method of the module."""
     return before_call(count, method, lambda: os.kill(os.getpid(), sent))
 
 
 def rows(run_dir: Path) -> list[dict[str, str]]:
-    """All logged scalars."""
+    """Return the rows of `metrics.csv` without empty cells."""
     with (run_dir / "metrics.csv").open(newline="") as file:
         return [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
 
 
 def assert_same(one: Any, other: Any, where: str = "") -> None:
-    """Equal to the last bit, all that is in it, times and places apart."""
+    """Assert that two nested values are equal to the bit, except for times and paths."""
     if isinstance(one, torch.Tensor):
         assert one.dtype == other.dtype, where
         assert torch.equal(one.nan_to_num(), other.nan_to_num()), where
@@ -119,7 +119,7 @@ def assert_same(one: Any, other: Any, where: str = "") -> None:
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    """The same weights, states, curves and results."""
+    """Assert that two runs have the same weights, states, curves and results."""
     assert_same(rows(one), rows(other), "metrics.csv")
     for name in ("last", "best"):
         assert_same(checkpoint(one, name), checkpoint(other, name), name)

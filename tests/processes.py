@@ -1,6 +1,6 @@
-"""Runs of several real processes, which talk over gloo; forked, since new ones would import for ten seconds.
+"""Runs of several forked processes that communicate by gloo; new processes would spend ten seconds on imports.
 
-To Lightning they are processes that torchrun, or SLURM, has started.
+Their environment is that of processes started by torchrun or SLURM.
 """
 
 import faulthandler
@@ -26,9 +26,9 @@ from tests.kills import rows
 from tests.runs import Ended, checkpoint, metrics, script, train
 
 Environment: TypeAlias = Callable[[int, int, int], dict[str, str]]
-"""Rank, number of processes and port -> what stands in the environment of the process."""
+"""Rank, number of processes and port -> environment variables of the process."""
 PATIENCE = 120
-"""Seconds after which processes that wait for each other for ever are killed."""
+"""Timeout in seconds after which processes that wait for each other are killed."""
 TWO = ["trainer.devices=2", "trainer.strategy=ddp"]
 SHARDED = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.devices=2"]
 
@@ -40,10 +40,10 @@ def train_on(
     before: Callable[[int], Any] = lambda rank: None,
     environment: Environment | None = None,
 ) -> list[Ended]:
-    """A run on so many processes; `before` happens in each of them, with its rank, before it begins.
+    """Train on `number` processes, each of which first calls `before` with its rank.
 
     Returns:
-        How each has ended; the code of one that a signal has killed is negative.
+        Exit code and output of each process; the code is negative if a signal ended it.
     """
     several = TWO[1:] if number > 1 and SHARDED[0] not in overrides else []
     return together(
@@ -55,16 +55,16 @@ def train_on(
 
 
 def trained_on(number: int, run_dir: Path, *overrides: str, **options: Any) -> Path:
-    """The directory of a run on so many processes that must succeed."""
+    """Train on `number` processes, which must succeed, and return the run directory."""
     for rank, ended in enumerate(train_on(number, run_dir, *overrides, **options)):
         assert ended.ok, f"rank {rank}: {ended.code} {ended.err}"
     strategy = checkpoint(run_dir)["description"]["config"]["trainer"]["strategy"]
-    assert (SHARDED[0] in overrides) == isinstance(strategy, dict)  # what was asked for was done
+    assert (SHARDED[0] in overrides) == isinstance(strategy, dict)  # the strategy that was chosen
     return run_dir
 
 
 def script_on(number: int, path: str, *arguments: str, **options: Any) -> list[Ended]:
-    """A script of the repository on so many processes."""
+    """Run a script of the repository on `number` processes."""
     return together(number, lambda rank: script(path, *arguments), **options)
 
 
@@ -75,10 +75,10 @@ def together(
     before: Callable[[int], Any] = lambda rank: None,
     environment: Environment | None = None,
 ) -> list[Ended]:
-    """Do some work in so many processes at once, each with its rank and its environment, if not that of torchrun."""
-    assert not distributed.is_initialized()  # they would take themselves for processes of that group
+    """Call `work` in `number` forked processes, each with its rank and environment, by default that of torchrun."""
+    assert not distributed.is_initialized()  # forked processes would inherit the group
     port = free_port()
-    said = [tempfile.TemporaryFile() for _ in range(number)]  # noqa: SIM115
+    outputs = [tempfile.TemporaryFile() for _ in range(number)]  # noqa: SIM115
     children = []
     sys.stdout.flush()
     for rank in range(number):
@@ -86,13 +86,13 @@ def together(
         if child == 0:
             status = 1
             try:
-                faulthandler.dump_traceback_later(PATIENCE - 5, file=sys.__stderr__)  # where it waits
-                gc.freeze()  # to collect what the parent has made would copy all its memory
+                faulthandler.dump_traceback_later(PATIENCE - 5, file=sys.__stderr__)  # shows where it waits
+                gc.freeze()  # garbage collection would copy the memory of the parent
                 os.environ |= (environment or torchrun)(rank, number, port)
-                rank_zero_only.rank = rank  # which Lightning finds out when it is imported
+                rank_zero_only.rank = rank  # which Lightning sets when it is imported
                 before(rank)
                 ended = work(rank)
-                _say(ended, said[rank])
+                _store(ended, outputs[rank])
                 status = ended.code or 0
             except BaseException:
                 traceback.print_exc(file=sys.__stderr__)
@@ -100,7 +100,7 @@ def together(
                 os._exit(status if isinstance(status, int) else 1)
         children.append(child)
     codes = codes_of(children)
-    return [replace(_heard(file), code=code) for code, file in zip(codes, said, strict=True)]
+    return [replace(_load(file), code=code) for code, file in zip(codes, outputs, strict=True)]
 
 
 def torchrun(rank: int, number: int, port: int) -> dict[str, str]:
@@ -114,7 +114,7 @@ def torchrun(rank: int, number: int, port: int) -> dict[str, str]:
 
 
 def restarted(rank: int, number: int, port: int) -> dict[str, str]:
-    """The same when torchrun starts them once more."""
+    """As `torchrun`, after it has restarted the processes."""
     return torchrun(rank, number, port) | {"TORCHELASTIC_RESTART_COUNT": "1"}
 
 
@@ -129,7 +129,7 @@ def slurm(rank: int, number: int, port: int) -> dict[str, str]:
 
 
 def queued_again(rank: int, number: int, port: int) -> dict[str, str]:
-    """The same when the job is started once more."""
+    """As `slurm`, after the job was requeued."""
     return slurm(rank, number, port) | {"SLURM_RESTART_COUNT": "1"}
 
 
@@ -140,10 +140,10 @@ def free_port() -> int:
 
 
 def codes_of(children: list[int]) -> list[int]:
-    """Wait for all processes; those that do not end are killed.
+    """Wait for all processes and kill those that do not end in time.
 
     Returns:
-        Their exit status; that of a signal is negative.
+        Their exit statuses; negative if a signal ended the process.
     """
     waiting = {os.pidfd_open(child): child for child in children}
     codes: dict[int, int] = {}
@@ -161,7 +161,7 @@ def codes_of(children: list[int]) -> list[int]:
 
 
 def difference(one: Path, other: Path, without: str = "") -> float:
-    """By how much two runs differ at most, relatively or of what is below 1 absolutely, in curves and final metrics."""
+    """Return the largest difference of curves and final metrics, relative to values over 1, absolute below."""
     curves, expected = rows(one), rows(other)
     assert [row.keys() for row in curves] == [row.keys() for row in expected]
     pairs = [
@@ -177,13 +177,13 @@ def difference(one: Path, other: Path, without: str = "") -> float:
     return max(abs(value - wanted) / max(1.0, abs(wanted)) for value, wanted in pairs)
 
 
-def _say(ended: Ended, file: IO[bytes]) -> None:
+def _store(ended: Ended, file: IO[bytes]) -> None:
     pickle.dump(ended, file)
     file.flush()
 
 
-def _heard(file: IO[bytes]) -> Ended:
-    """What a process has left; nothing, if it was killed."""
+def _load(file: IO[bytes]) -> Ended:
+    """Return what a process has stored, or an empty result if it was killed."""
     with file:
         file.seek(0)
         content = file.read()
@@ -191,7 +191,7 @@ def _heard(file: IO[bytes]) -> Ended:
 
 
 def until(happens: Callable[[], bool]) -> None:
-    """Wait for something that other processes do."""
+    """Wait until a condition holds that other processes bring about."""
     for _ in range(10 * PATIENCE):
         if happens():
             return

@@ -158,6 +158,8 @@ def _restored_process():
         try:
             yield
         finally:
+            for handler in (one for one in root.handlers if one not in handlers):
+                handler.close()  # that of the log file
             root.handlers[:], root.level = handlers, level
             signal.signal(signal.SIGINT, interrupt)
             torch.set_float32_matmul_precision(precision)

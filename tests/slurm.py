@@ -1,4 +1,4 @@
-"""A cluster of this machine alone: commands that look like SLURM's, and do run what they are given."""
+"""Fake commands of SLURM that run jobs on this machine."""
 
 import stat
 import sys
@@ -28,7 +28,7 @@ JOB = """
 import os, subprocess, sys
 from pathlib import Path
 
-for again in range(5):  # until nobody has it queued again
+for again in range(5):  # until it is not requeued
     wish = Path(HOME) / f"again_{os.environ['SLURM_JOB_ID']}"
     wish.unlink(missing_ok=True)
     subprocess.run(["bash", sys.argv[1]], env=os.environ | {"SLURM_RESTART_COUNT": str(again)})
@@ -54,7 +54,7 @@ for rank in map(str, range(int(os.environ["SLURM_NTASKS"]))):
         else None for name in ("--output", "--error"))
     environment = os.environ | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank}
     tasks.append(subprocess.Popen(arguments, env=environment, stdout=out, stderr=err))
-# Of the first job of a sweep, the time is over as soon as there is something to go on from.
+# The first job reaches its time limit as soon as it has a checkpoint.
 if os.environ["SLURM_RESTART_COUNT"] == "0" == os.environ.get("SLURM_ARRAY_TASK_ID", "0"):
     while all(task.poll() is None for task in tasks):
         if (Path(os.environ["SLURM_FAKE_RUN"]) / "checkpoints" / "last.ckpt").exists():
@@ -78,10 +78,10 @@ print("JobID|State|NodeList")
 
 
 def install(home: Path) -> Path:
-    """Lay down the commands.
+    """Write the commands to a folder.
 
     Returns:
-        The folder that belongs into PATH.
+        The folder to be added to PATH.
     """
     folder = home / "bin"
     folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""A W&B logger that writes offline, and what it wrote."""
+"""A W&B logger in offline mode, and a reader of the files it writes."""
 
 import json
 import struct
@@ -17,8 +17,8 @@ FULL, FIRST, _MIDDLE, LAST = 1, 2, 3, 4
 
 
 def offline_mirror(folder: Path, monkeypatch) -> WandB:
-    """A logger whose W&B run lies in a folder."""
-    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):  # set by the logger, and to be undone
+    """Return a logger that stores its W&B run in a folder."""
+    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):  # so that what the logger sets is undone
         monkeypatch.setenv(name, str(folder))
     logger = WandB(project="p", tags=[], mode="offline")
     logger.begin(RunInfo(folder=folder, config={}))
@@ -26,7 +26,7 @@ def offline_mirror(folder: Path, monkeypatch) -> WandB:
 
 
 def records(path: Path) -> Iterator[Record]:
-    """All records of a `.wandb` file, which is a LevelDB log behind a header of its own."""
+    """Yield the records of a `.wandb` file: a LevelDB log that follows a header."""
     data, offset, record = path.read_bytes(), HEADER, b""
     assert data.startswith(b":W&B")
     while offset + HEADER <= len(data):
@@ -42,13 +42,13 @@ def records(path: Path) -> Iterator[Record]:
 
 
 def run_folders(run_dir: Path) -> list[Path]:
-    """The folders of the runs that were mirrored from a run directory, in order."""
-    wandb.teardown()  # a run's file is whole only when W&B's own process has ended
+    """Return the folders of the W&B runs in a run directory, oldest first."""
+    wandb.teardown()  # a file is complete only after W&B's process has ended
     return sorted((run_dir / "wandb").glob("*run-*/"), key=lambda folder: folder.stat().st_mtime)
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    """The rows that a run logged; what is known of a picture or a list of them is a dict."""
+    """Return the logged rows; the metadata of images is a dict."""
     (path,) = folder.glob("*.wandb")
     found = []
     for record in records(path):
@@ -64,7 +64,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def files_of_artifact(folder: Path, path: str) -> dict[str, Path]:
-    """The files of the artifact that a run logged with a file at `path` in it, by their paths in it."""
+    """Return the files, by their paths, of the logged artifact that contains `path`."""
     (log,) = folder.glob("*.wandb")
     contents = [
         {content.path: Path(content.local_path) for content in record.artifact.manifest.contents}
@@ -76,6 +76,6 @@ def files_of_artifact(folder: Path, path: str) -> dict[str, Path]:
 
 
 def exit_codes(folder: Path) -> list[int]:
-    """How a run ended: one number, or nothing if nobody ended it."""
+    """Return the exit code of a run in a list, which is empty if it was not ended."""
     (path,) = folder.glob("*.wandb")
     return [record.exit.exit_code for record in records(path) if record.WhichOneof("record_type") == "exit"]

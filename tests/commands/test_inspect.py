@@ -22,7 +22,7 @@ from perceiver.runtime.errors import ConfigError
 from perceiver.tokenizer import split_words
 from tests.commands.test_sound_run import SMALL_SOUND
 from tests.inspection.explanations import contents_of
-from tests.runs import CAPTIONING, CONF, Ended, checkpoint, image_tree, script, trained
+from tests.runs import CAPTIONING, CONF, Ended, assert_refused, checkpoint, image_tree, script, trained
 
 WITH_EVENTS = [
     "attention.every_n_epochs=1",
@@ -133,9 +133,7 @@ def refused(**settings: Any) -> str:
 
 def error_of(ended: Ended) -> str:
     """The one sentence of an error."""
-    assert ended.code == 1, ended.out
-    assert ended.err.startswith("error: ")
-    assert ended.err.count("\n") == 1
+    assert_refused(ended)
     return ended.err
 
 

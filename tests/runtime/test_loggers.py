@@ -379,7 +379,8 @@ def test_every_choice_logs_all_items_and_is_resumed(tmp_path, caplog, home, choi
 
 @pytest.mark.parametrize("choice", ["none", "tensorboard"])
 def test_the_run_directory_does_not_depend_on_the_logger(run, tmp_path, choice):
-    overrides = [*SETTINGS, f"logger={choice}", "attention.every_n_epochs=1", "attention.num_samples=3"]
+    overrides = [*SETTINGS, f"logger={choice}", "trainer.log_every_n_steps=2"]
+    overrides += ["attention.every_n_epochs=1", "attention.num_samples=3"]
     ended = script("experiments/train.py", f"hydra.run.dir={tmp_path / 'run'}", *overrides)
     assert ended.ok, ended.err
     assert (tmp_path / "run" / "metrics.csv").read_text() == (run / "metrics.csv").read_text()
