@@ -355,6 +355,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def groups(self) -> list[str]:
+        """The `group` of each sample; empty for none."""
+        return self.targets.get("group", [""] * len(self))
+
     def log_mean_over_windows(self, logs: Float[Tensor, "rows *rest"]) -> Float[Tensor, "batch *rest"]:
         """Return the logarithm of the mean over the windows of each sample, from logarithms for each window."""
         if not self.windows:

@@ -146,8 +146,7 @@ class Captioning(Task):
     def update_generated(self, stage: Stage, model: Model, batch: Batch) -> dict[str, list[ScoredText]]:
         texts = [self.tokenizer.decode(ids) for ids in self.generate(model, batch, 1).ids[:, 0].tolist()]
         scores = [{} if one is None else one.scores(text) for text, one in zip(texts, _facts(batch), strict=True)]
-        groups = batch.targets.get("group", [""] * len(batch))
-        scored = [*map(ScoredText, texts, batch.targets["references"], scores, groups)]
+        scored = [*map(ScoredText, texts, batch.targets["references"], scores, batch.groups)]
         self.metrics(stage)["texts"].update(scored)
         return {self.output: scored}
 

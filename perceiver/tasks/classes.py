@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from jaxtyping import Float, Int
@@ -132,7 +133,13 @@ class ClassTask(Task):
         true = [[class_names[label] for label in labels] for labels in self.true_classes(batch)]
         logits = self.get_output(outputs).float()
         probabilities = self.class_probabilities(logits)
-        return {"predictions": prediction_rows(batch.ids, true, probabilities, logits.argmax(dim=1), class_names)}
+        rows = prediction_rows(batch.ids, true, probabilities, logits.argmax(dim=1), class_names)
+        if "group" in batch.targets:
+            rows = [
+                replace(row, values=row.values | {"group": group})
+                for row, group in zip(rows, batch.groups, strict=True)
+            ]
+        return {"predictions": rows}
 
     def predictions(
         self, model: Model, batch: Batch, class_names: Sequence[str], top: int

@@ -10,6 +10,7 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from perceiver.tasks.classes import ClassTask
+from perceiver.tasks.gathered import GroupMeans
 from perceiver.tasks.losses import LossSpec
 from perceiver.types import Batch, Stage
 
@@ -20,7 +21,7 @@ class Classification(ClassTask):
     """Cross-entropy with label smoothing, MixUp and CutMix, from the target `label`.
 
     Metrics: `loss`, `accuracy` (top-1 over all samples), `top5` (with more than 5 classes), and in evaluation
-    `calibration_error` (expected, over 15 bins).
+    `calibration_error` (expected, over 15 bins) and `<group>_accuracy` of each `group` of samples.
 
     Args:
         num_classes, loss, mixup, cutmix, output: see `ClassTask`.
@@ -52,6 +53,7 @@ class Classification(ClassTask):
             metrics["top5"] = MulticlassAccuracy(self.num_classes, top_k=5, average="micro", validate_args=False)
         if stage != "train":
             metrics["calibration_error"] = MulticlassCalibrationError(self.num_classes, CALIBRATION_BINS)
+            metrics["groups"] = GroupMeans("accuracy")
         return MetricCollection(metrics, compute_groups=False)
 
     def class_targets(self, batch: Batch) -> Float[Tensor, "batch classes"]:
@@ -70,5 +72,7 @@ class Classification(ClassTask):
         for name, metric in self.metric_parts(stage).items():
             if name == "loss":
                 metric.update(loss.detach(), weight=self.num_terms(batch))
+            elif name == "groups":
+                metric.update((logits.argmax(dim=1) == labels).float(), batch.groups)
             else:
                 metric.update(self.class_probabilities(logits) if name == "calibration_error" else logits, labels)

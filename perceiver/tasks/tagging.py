@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
 from perceiver.tasks.classes import ClassTask
+from perceiver.tasks.gathered import GroupMeans
 from perceiver.tasks.losses import LossSpec
 from perceiver.tasks.ranking import Ranking
 from perceiver.types import Batch, Stage
@@ -20,7 +21,8 @@ class Tagging(ClassTask):
     """Scores for classes, from the target `tags` (1 where a class applies), or `label` with one class per sample.
 
     Metrics: `loss`, and in evaluation those of `Ranking`; with `multi_label=false` also `accuracy`: how often the class
-    with the highest score is one that applies, or for mixed samples one of the larger part.
+    with the highest score is one that applies, or for mixed samples one of the larger part; in evaluation also
+    `<group>_accuracy` of each `group` of samples.
 
     Args:
         multi_label: False: one class applies; if several do, they have equal shares of the target.
@@ -51,6 +53,8 @@ class Tagging(ClassTask):
         metrics: dict[str, Metric | MetricCollection] = {"loss": MeanMetric(nan_strategy=math.nan)}
         if not self.multi_label:
             metrics["accuracy"] = MeanMetric()
+            if stage != "train":
+                metrics["groups"] = GroupMeans("accuracy")
         if stage != "train":  # it keeps all scores: too many for a large training set
             metrics["ranking"] = Ranking(self.num_classes)
         return MetricCollection(metrics, compute_groups=False)
@@ -73,12 +77,15 @@ class Tagging(ClassTask):
 
     def update(self, stage: Stage, outputs: Mapping[str, Tensor], loss: Float[Tensor, ""], batch: Batch) -> None:
         tags, logits = self._tags(batch), self.get_output(outputs).detach().float()
+        target_of_best = tags.gather(1, logits.argmax(dim=1, keepdim=True))[:, 0]
+        correct = ((target_of_best > 0.0) & (target_of_best == tags.amax(dim=1))).float()
         for name, metric in self.metric_parts(stage).items():
             if name == "loss":
                 metric.update(loss.detach(), weight=self.num_terms(batch))
             elif name == "accuracy":
-                target_of_best = tags.gather(1, logits.argmax(dim=1, keepdim=True))[:, 0]
-                metric.update(((target_of_best > 0.0) & (target_of_best == tags.amax(dim=1))).float())
+                metric.update(correct)
+            elif name == "groups":
+                metric.update(correct, batch.groups)
             else:
                 # Not by probabilities, which in float32 all are 1 above a logit of 17.
                 metric.update(logits if self.multi_label else log_odds(logits), tags > 0.5)

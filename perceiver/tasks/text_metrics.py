@@ -10,21 +10,19 @@ samples: an n-gram that all samples have has weight 0, and with identical refere
 whatever the hypotheses are.
 """
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, hypot, log, prod
 from statistics import fmean
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities.data import dim_zero_cat
 
+from perceiver.tasks.gathered import RowMetric
 from perceiver.tokenizer import split_words
 
 ORDERS = range(1, 5)
@@ -172,39 +170,19 @@ class ScoredText:
             raise ValueError(f"{self.text!r} has no references to be compared with")
 
 
-class TextMetrics(Metric):
+class TextMetrics(RowMetric):
     """All metrics of this module, and the mean of each score by facts over the texts for which it is defined.
 
     Metrics of a group are called `<group>_<name>`. Without texts there are no metrics.
     """
 
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-
-    lines: list[UInt8[Tensor, " bytes"]]
-    """A line of JSON for each text, since only tensors are gathered from other processes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("lines", default=[], dist_reduce_fx="cat")
-
     def update(self, texts: Sequence[ScoredText]) -> None:
-        for one in texts:
-            line = json.dumps([one.text, list(one.references), dict(one.scores), one.group])
-            self.lines.append(torch.frombuffer(bytearray(f"{line}\n", "ascii"), dtype=torch.uint8).to(self.device))
-
-    def sync(self, *args: Any, **kwargs: Any) -> None:
-        # Without texts, the state would be gathered as floats, where that of the other processes is bytes.
-        if len(self.lines) == 0:
-            self.lines = [torch.zeros(0, dtype=torch.uint8, device=self.device)]
-        super().sync(*args, **kwargs)
+        self.add([one.text, list(one.references), dict(one.scores), one.group] for one in texts)
 
     def compute(self) -> dict[str, Float[Tensor, ""]]:
-        content = dim_zero_cat(self.lines).cpu().numpy().tobytes() if len(self.lines) > 0 else b""
         groups: dict[str, list[ScoredText]] = {}
-        for line in content.splitlines():
-            text = ScoredText(*json.loads(line))
+        for row in self.rows():
+            text = ScoredText(*row)
             groups.setdefault(text.group, []).append(text)
         return {
             f"{group}_{name}" if group else name: torch.tensor(value, dtype=torch.float32, device=self.device)

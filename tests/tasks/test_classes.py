@@ -278,6 +278,22 @@ class TestMetrics:
         metrics = measure(tagging(1), "val", [(scores, batch_of(tags=tags))])
         assert metrics["mAP"] == pytest.approx(average_precision_score(tags[:, 0], scores[:, 0]), abs=1e-6)
 
+    @pytest.mark.parametrize("make", [classification, single], ids=["classification", "single-label"])
+    def test_accuracy_by_group_is_that_of_its_samples_alone(self, make):
+        parts = [(outputs, batch_of(label=b.targets["label"])) for outputs, b in (drawn(n, "label") for n in SIZES)]
+        assert not [name for name in measure(make(), "val", parts) if name.endswith("_accuracy")]
+        correct: dict[str, list[bool]] = {}
+        for size, (outputs, batch) in zip(SIZES, parts, strict=True):
+            batch.targets["group"] = [("", "count", "color")[(size + row) % 3] for row in range(size)]
+            for group, logits, label in zip(batch.groups, outputs, batch.targets["label"], strict=True):
+                correct.setdefault(group, []).append(bool(logits.argmax() == label))
+        found = measure(make(), "val", parts)
+        by_group = {name: value for name, value in found.items() if name.endswith("_accuracy")}
+        assert by_group == pytest.approx({f"{g}_accuracy": np.mean(correct[g]) for g in ("color", "count")})
+        assert found["accuracy"] == pytest.approx(np.mean(np.concatenate([*correct.values()])))
+        rows = make().table_rows(named(parts[0][0]), parts[0][1], {}, NAMES)["predictions"]
+        assert [row.values["group"] for row in rows] == parts[0][1].groups
+
     @every_task
     def test_those_of_each_stage_are_its_own_leave_no_graph_and_are_not_saved(self, make):
         task = make()

@@ -214,9 +214,14 @@ def _random_phrase(random: Random, one: SceneObject) -> str:
 
 def phrase_of(attributes: Mapping[str, str], count: int = 1) -> str:
     """Return the noun phrase of attributes: "a red circle", "two small shapes"."""
+    return f"{'a' if count == 1 else list(COUNTS)[count - 2]} {noun_of(attributes, plural=count > 1)}"
+
+
+def noun_of(attributes: Mapping[str, str], *, plural: bool = False) -> str:
+    """Return the noun phrase of attributes without article: "red circle", "small shapes"."""
     noun = attributes.get("shape", "shape")
-    article, noun = ("a", noun) if count == 1 else (list(COUNTS)[count - 2], PLURALS[noun])
-    return " ".join([article, *(attributes[name] for name in ("size", "color") if name in attributes), noun])
+    adjectives = [attributes[name] for name in ("size", "color") if name in attributes]
+    return " ".join([*adjectives, PLURALS[noun] if plural else noun])
 
 
 def enumeration(phrases: Sequence[str]) -> str:

@@ -5,10 +5,11 @@ pairs of color and shape are held out: they occur in test scenes only, whose met
 their own (`unseen`), as in ShapeWorld (Kuhnle & Copestake 2017).
 """
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import product
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -63,19 +64,97 @@ def _choice(random: Random, pairs: Sequence[tuple[str, str]]) -> tuple[str, str]
     return pairs[int(random.integers(len(pairs)))]
 
 
-class ShapeScenes(Source):
-    """Synthetic scenes with the targets `caption`, `references`, `group`, and, except in training, `boxes` and `facts`.
-
-    There are no classes.
+class RenderedScenes(Source):
+    """Base of sources whose samples are rendered scenes of shapes.
 
     Args:
         image_size: side of the images, in pixels.
         num_samples: scenes of each stage; 0 for none.
         objects: draws sizes and positions.
+        seed: of the scenes.
+        num_classes: see `Source`.
+    """
+
+    name: ClassVar[str]
+    """First part of the ids of samples."""
+    roles: ClassVar[Sequence[str]] = ("image",)
+    """Parts of every sample."""
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        num_samples: Mapping[Stage, int],
+        objects: ObjectSampler,
+        seed: int,
+        num_classes: int = 0,
+    ) -> None:
+        super().__init__(num_classes=num_classes)
+        if min(num_samples.values()) < 0:
+            raise ValueError(f"num_samples={dict(num_samples)} must be at least 0")
+        small = objects.diameters["small"]
+        if small[0] * image_size < MIN_PIXELS:
+            raise ValueError(f"image_size={image_size}: small={list(small)} would be less than {MIN_PIXELS} pixels")
+        if seed < 0:
+            raise ValueError(f"seed={seed} must be at least 0")
+        self.image_size = image_size
+        self.num_samples = num_samples
+        self.objects = objects
+        self.seed = seed
+
+    def items(self, stage: Stage, roles: Roles) -> "SceneItems | None":
+        return SceneItems(self, stage) if self.num_samples[stage] else None
+
+    def random(self, stage: Stage, index: int, *more: int) -> Random:
+        return np.random.default_rng([self.seed, STAGES.index(stage), index, *more])
+
+    @abstractmethod
+    def item(self, stage: Stage, index: int, random: Random) -> Item:
+        """Draw a sample."""
+
+    def sample_classes(self, index: int) -> Sequence[int]:
+        """Return the classes of a sample without drawing it."""
+        return ()
+
+    def sample_name(self, stage: Stage, index: int) -> str:
+        return f"{self.name}/{stage}/{index}"
+
+
+class SceneItems:
+    """The scenes of one stage."""
+
+    def __init__(self, scenes: RenderedScenes, stage: Stage) -> None:
+        self.scenes = scenes
+        self.stage = stage
+        self.roles = scenes.roles
+
+    def __len__(self) -> int:
+        return self.scenes.num_samples[self.stage]
+
+    def sample_classes(self, index: int) -> Sequence[int]:
+        return self.scenes.sample_classes(index)
+
+    def sample_name(self, index: int) -> str:
+        return self.scenes.sample_name(self.stage, index)
+
+    def __getitem__(self, index: int) -> Item:
+        # torch's generator is seeded by (seed, epoch, index).
+        anew = [int(torch.randint(2**62, ()))] if self.stage == "train" else []
+        return self.scenes.item(self.stage, index, self.scenes.random(self.stage, index, *anew))
+
+
+class ShapeScenes(RenderedScenes):
+    """Synthetic scenes with the targets `caption`, `references`, `group`, and, except in training, `boxes` and `facts`.
+
+    There are no classes.
+
+    Args:
         pairs: draws colors and shapes.
         captions: draws captions.
-        seed: of the scenes.
+        image_size, num_samples, objects, seed: see `RenderedScenes`.
     """
+
+    name = "shape_scenes"
 
     def __init__(
         self,
@@ -87,23 +166,9 @@ class ShapeScenes(Source):
         captions: CaptionSampler,
         seed: int,
     ) -> None:
-        super().__init__()
-        if min(num_samples.values()) < 0:
-            raise ValueError(f"num_samples={dict(num_samples)} must be at least 0")
-        small = objects.diameters["small"]
-        if small[0] * image_size < MIN_PIXELS:
-            raise ValueError(f"image_size={image_size}: small={list(small)} would be less than {MIN_PIXELS} pixels")
-        if seed < 0:
-            raise ValueError(f"seed={seed} must be at least 0")
-        self.image_size = image_size
-        self.num_samples = num_samples
-        self.objects = objects
+        super().__init__(image_size=image_size, num_samples=num_samples, objects=objects, seed=seed)
         self.pairs = pairs
         self.captions = captions
-        self.seed = seed
-
-    def items(self, stage: Stage, roles: Roles) -> "ShapeItems | None":
-        return ShapeItems(self, stage) if self.num_samples[stage] else None
 
     def texts(self, *, on_error: OnError) -> Iterator[str]:
         """Yield training captions, and then every word of the grammar."""
@@ -118,44 +183,18 @@ class ShapeScenes(Source):
         """The best constant caption of training scenes."""
         return constant_caption([self.sample_objects(self.random("train", index)) for index in range(NUM_CONSTANT)])
 
-    def random(self, stage: Stage, index: int, *more: int) -> Random:
-        return np.random.default_rng([self.seed, STAGES.index(stage), index, *more])
-
     def sample_objects(self, random: Random, *, unseen: bool = False) -> list[SceneObject]:
         """Draw the objects of a scene, of which one is of a held-out pair if `unseen`."""
         count = self.objects.count(random)
         return self.objects.place(random, self.pairs.sample(random, count, unseen=unseen))
 
-
-class ShapeItems:
-    """The scenes of one stage."""
-
-    roles = ("image",)
-
-    def __init__(self, scenes: ShapeScenes, stage: Stage) -> None:
-        self.scenes = scenes
-        self.stage = stage
-        self.constant = "" if stage == "train" else scenes.constant
-
-    def __len__(self) -> int:
-        return self.scenes.num_samples[self.stage]
-
-    def sample_classes(self, index: int) -> Sequence[int]:
-        return ()
-
-    def sample_name(self, index: int) -> str:
-        return f"shape_scenes/{self.stage}/{index}"
-
-    def __getitem__(self, index: int) -> Item:
-        scenes, train = self.scenes, self.stage == "train"
-        # torch's generator is seeded by (seed, epoch, index).
-        random = scenes.random(self.stage, index, *([int(torch.randint(2**62, ()))] if train else []))
-        unseen = self.stage == "test" and random.random() < scenes.pairs.unseen_fraction
-        objects = scenes.sample_objects(random, unseen=unseen)
-        image = render(random, objects, scenes.image_size)
-        texts = scenes.captions.sample(random, objects)
+    def item(self, stage: Stage, index: int, random: Random) -> Item:
+        unseen = stage == "test" and random.random() < self.pairs.unseen_fraction
+        objects = self.sample_objects(random, unseen=unseen)
+        image = render(random, objects, self.image_size)
+        texts = self.captions.sample(random, objects)
         targets: dict[str, Any] = {"caption": texts[0], "references": texts, "group": "unseen" if unseen else ""}
-        if not train:
-            targets["boxes"] = [one.box(scenes.image_size) for one in objects]
-            targets["facts"] = ShapeFacts(objects, scenes.image_size, self.constant)
-        return Item({"image": image}, targets, self.sample_name(index))
+        if stage != "train":
+            targets["boxes"] = [one.box(self.image_size) for one in objects]
+            targets["facts"] = ShapeFacts(objects, self.image_size, self.constant)
+        return Item({"image": image}, targets, self.sample_name(stage, index))

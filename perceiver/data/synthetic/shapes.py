@@ -93,13 +93,13 @@ class SceneObject:
     def attributes(self) -> dict[str, str]:
         return {"size": self.size, "color": self.color, "shape": self.shape}
 
-    def box(self, image_size: int) -> Box:
-        """Return its bounding box in pixels."""
+    def box(self, image_size: int, label: int | None = None) -> Box:
+        """Return its bounding box in pixels, as one of a class: by default, its shape."""
         ranges = {
             axis: ((center - self.diameter / 2) * image_size, (center + self.diameter / 2) * image_size)
             for axis, center in (("x", self.x), ("y", self.y))
         }
-        return Box(SHAPES.index(self.shape), "image", ranges)
+        return Box(SHAPES.index(self.shape) if label is None else label, "image", ranges)
 
 
 def is_related(relation: str, one: SceneObject | None, other: SceneObject | None) -> bool:

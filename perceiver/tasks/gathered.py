@@ -1,0 +1,70 @@
+"""Metrics that keep a row of plain values for each sample: what is not a tensor cannot be gathered from processes."""
+
+import json
+from collections.abc import Iterable
+from statistics import fmean
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities.data import dim_zero_cat
+
+
+class RowMetric(Metric):
+    """Base of metrics that are computed from one row of JSON for each sample."""
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+
+    lines: list[UInt8[Tensor, " bytes"]]
+    """Lines of JSON, in bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("lines", default=[], dist_reduce_fx="cat")
+
+    def add(self, rows: Iterable[Any]) -> None:
+        """Append rows, each of values that JSON can express."""
+        for row in rows:
+            line = bytearray(f"{json.dumps(row)}\n", "ascii")
+            self.lines.append(torch.frombuffer(line, dtype=torch.uint8).to(self.device))
+
+    def rows(self) -> list[Any]:
+        """Return all rows."""
+        content = dim_zero_cat(self.lines).cpu().numpy().tobytes() if len(self.lines) > 0 else b""
+        return [json.loads(line) for line in content.splitlines()]
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        # Without rows, the state would be gathered as floats, where that of the other processes is bytes.
+        if len(self.lines) == 0:
+            self.lines = [torch.zeros(0, dtype=torch.uint8, device=self.device)]
+        super().sync(*args, **kwargs)
+
+
+class GroupMeans(RowMetric):
+    """The mean of a value over the samples of each group, as `<group>_<name>`; no metrics without groups.
+
+    Args:
+        name: of the value.
+    """
+
+    names = ()
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def update(self, values: Float[Tensor, " batch"], groups: Iterable[str]) -> None:
+        """Add samples; those whose group is empty belong to none."""
+        self.add((group, value) for group, value in zip(groups, values.tolist(), strict=True) if group)
+
+    def compute(self) -> dict[str, Float[Tensor, ""]]:
+        found: dict[str, list[float]] = {}
+        for group, value in self.rows():
+            found.setdefault(group, []).append(value)
+        return {
+            f"{group}_{self.name}": torch.tensor(fmean(found[group]), device=self.device) for group in sorted(found)
+        }
