@@ -106,7 +106,7 @@ class Perceiver(nn.Module):
         self.join = Join({name: encoder.dim for name, encoder in encoders.items()}, shared_positions)
         self.memory = memory(input_dim=self.join.dim)
         self.decoder = decoder
-        self.decoder.set_token_dim(self.join.dim)
+        self.decoder.set_input_dim(self.join.dim)
         self.modality_dropout = modality_dropout
 
     def forward(

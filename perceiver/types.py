@@ -64,6 +64,10 @@ class Grid:
         return prod(self.shape)
 
 
+UNLABELED = 255
+"""The value of a mask where no class is given; it counts in neither losses nor metrics."""
+
+
 def cell_centers(shape: Sequence[int], device: torch.device | None = None) -> Float[Tensor, "cells axes"]:
     """Return the places of the centers of all cells of a grid in row-major order.
 
@@ -286,6 +290,7 @@ class Sample:
             1 length, in [-1, 1]; a text: 1 length, ids of a tokenizer).
         targets: name -> ground truth: `label`, an int; `tags`, one float per class, 1 where it applies; `caption`, a
             text; `references`, all correct texts, the caption first; `boxes`, a list of `Box`; `facts`, see `Facts`;
+            `mask`, the class of each cell of an input or `UNLABELED`;
             `group`, the name of a subset of the samples that is measured separately, or empty; and any numbers.
         id: the origin of the sample (a path, or `digits/17`), named in every error, caption and table.
         windows: names of the windows of a long sample (a sound), or empty. Inputs then have a first dimension of
@@ -301,12 +306,15 @@ class Sample:
         object.__setattr__(self, "id", utf8_safe(self.id))
 
     def relabel(self, labels: Sequence[int]) -> "Sample":
-        """Replace each class by `labels[class]`, in `label`, `tags` and `boxes`."""
+        """Replace each class by `labels[class]`, in `label`, `tags`, `boxes` and `mask`."""
         targets = dict(self.targets)
         if "label" in targets:
             targets["label"] = labels[targets["label"]]
         if "tags" in targets:
             targets["tags"] = torch.zeros_like(targets["tags"]).index_copy(0, torch.tensor(labels), targets["tags"])
+        if "mask" in targets:
+            table = torch.cat([torch.tensor(labels), torch.full((UNLABELED + 1 - len(labels),), UNLABELED)])
+            targets["mask"] = table[targets["mask"]]
         if "boxes" in targets:
             targets["boxes"] = [replace(box, label=labels[box.label]) for box in targets["boxes"]]
         return replace(self, targets=targets)

@@ -58,7 +58,7 @@ MAY_IMPORT = {
         "data.splits",
         "data.text_files",
     ),
-    "data.synthetic": ("types", "tokenizer", "data.sources", "data.synthetic"),
+    "data.synthetic": ("types", "tokenizer", "data.files", "data.sources", "data.synthetic"),
     "data.readers": (*GROUND, "data.files", "data.readers", "data.text_files"),
     "inspection": (*GROUND, "mechanisms", "inspection"),
     "inspection.capture": MODEL,

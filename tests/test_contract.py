@@ -78,6 +78,7 @@ ONE_HOME = {
 }
 """Values that one group sets, or the group of its parts, and all others interpolate."""
 CAPTIONS = ["task=captioning", "tokenizer=words", "decoder@model.decoder=text"]
+SEGMENTATION = ["data=shape_masks", "task=segmentation", "decoder@model.decoder=dense"]
 TRANSLATION = [*CAPTIONS, "data=text_pairs", "~encoder@model.encoders.image", "+encoder@model.encoders.text=text"]
 
 
@@ -120,6 +121,8 @@ def candidates(group: str, choice: str) -> Iterator[list[str]]:
         yield JOINT
     if choice.startswith("text"):
         yield [*TRANSLATION, alone]
+    if choice.startswith("dense") or "segment" in choice or "mask" in choice:
+        yield [*SEGMENTATION, alone]
     yield [alone]
     yield from ([f"experiment={name}"] for name in EXPERIMENTS if (group, choice) in choices_of(name))
     if group in by_modality:  # one that no experiment has
@@ -158,7 +161,8 @@ def batch_of(dataset: Dataset, model: Perceiver) -> Batch:
         with torch.device("cpu"):
             inputs = {name: encoder.example_input()[0] for name, encoder in model.encoders.items()}
         tags = torch.zeros(dataset.num_classes)
-        targets = {"label": 0, "tags": tags, "caption": TEXTS[0], "references": TEXTS}
+        mask = torch.zeros(next(iter(inputs.values())).shape[1:], dtype=torch.long)
+        targets = {"label": 0, "tags": tags, "caption": TEXTS[0], "references": TEXTS, "mask": mask}
         sample = Sample(inputs, targets if sample is None else sample.targets, "x")
     batch = collate([sample, sample]).to("meta")
     batch.targets = AnyTargets(batch.targets)

@@ -18,6 +18,7 @@ from perceiver.commands.train import prepare_torch
 from perceiver.data.collate import collate
 from perceiver.data.files import UnreadableError
 from perceiver.data.sources.folders import files_below
+from perceiver.inspection.capture import input_pictures
 from perceiver.inspection.contact_sheet import timeline
 from perceiver.inspection.writer import ExplanationWriter
 from perceiver.model import Perceiver
@@ -145,6 +146,8 @@ def answer(
         ]
     try:
         stem.parent.mkdir(parents=True, exist_ok=True)
+        if pictures := draw_predictions(parts, sample, stem):
+            result["pictures"] = pictures
         result["attention"] = draw_attention(parts, windows[clearest], by_window[clearest], stem, attention=attention)
         if sample.windows and "class" in predictions[0]:
             strips = {one["class"]: [answer_score(row, one) for row in by_window] for one in predictions}
@@ -211,6 +214,16 @@ class InParts:
         for start in range(0, len(next(iter(inputs.values()))), self.size):
             at = slice(start, start + self.size)
             yield at, [{name: rows[at] for name, rows in named.items()} for named in (inputs, masks)]
+
+
+def draw_predictions(parts: Parts, sample: Sample, stem: Path) -> dict[str, str]:
+    """Draw the predictions for a sample as far as they have a form that can be seen, and return the files by name."""
+    batch = collate([sample]).to(parts.module.device)
+    (pictures,) = parts.task.pictures(parts.model, batch, input_pictures(parts.model, batch.inputs))
+    files = {name: f"{stem}_{name}.png" for name in pictures}
+    for name, picture in pictures.items():
+        picture.save(files[name])
+    return files
 
 
 def draw_attention(

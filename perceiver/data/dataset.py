@@ -99,6 +99,8 @@ class Dataset:
             else reading.values
             for name, reading in readings.items()
         }
+        for reading in readings.values():
+            targets |= reading.targets
         return Sample(inputs=inputs, targets=targets, id=item.id, windows=windows)
 
     def _readings(self, item: Item, *, train: bool) -> dict[str, Reading]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import IO, Literal, Protocol
 
+from torch import Tensor
+
 from perceiver.types import utf8_safe
 
 CONTROL_CHARACTERS = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff]")
@@ -93,6 +95,14 @@ class Segment:
 
     def open(self, mode: Literal["rb"], /) -> IO[bytes]:
         return self.file.open(mode)
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """An image and its mask, the class of each pixel: files, or tensors [channels, height, width], [height, width]."""
+
+    image: File | Tensor
+    mask: File | Tensor
 
 
 def refuse_special(file: File) -> None:

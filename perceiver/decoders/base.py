@@ -19,7 +19,7 @@ class Decoder(nn.Module, ABC):
         """The outputs for which queries must be given, and what they are."""
         return {}
 
-    def set_token_dim(self, token_dim: int) -> None:
+    def set_input_dim(self, input_dim: int) -> None:
         """Build what depends on the width of the input tokens; the model calls it once, when it knows them."""
 
     @abstractmethod

@@ -65,9 +65,9 @@ class DenseDecoder(Decoder):
     def needs_queries(self) -> dict[str, QueryKind]:
         return {name: "places" for name, part in self.queries.by_output.items() if part.needs_places}
 
-    def set_token_dim(self, token_dim: int) -> None:
+    def set_input_dim(self, input_dim: int) -> None:
         for part in self.queries.by_output.values():
-            part.set_token_dim(token_dim)
+            part.set_input_dim(input_dim)
 
     def forward(self, memory: Memory, queries: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         outputs = {}

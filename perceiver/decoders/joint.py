@@ -35,9 +35,9 @@ class JointDecoder(Decoder):
     def needs_queries(self) -> dict[str, QueryKind]:
         return {f"{name}/{output}": kind for name, part in self._parts() for output, kind in part.needs_queries.items()}
 
-    def set_token_dim(self, token_dim: int) -> None:
+    def set_input_dim(self, input_dim: int) -> None:
         for _, part in self._parts():
-            part.set_token_dim(token_dim)
+            part.set_input_dim(input_dim)
 
     def forward(self, memory: Memory, queries: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         outputs: dict[str, Tensor] = {}

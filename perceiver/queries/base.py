@@ -34,5 +34,5 @@ class Queries(nn.Module, ABC):
             ValueError: places do not have the axes of these queries.
         """
 
-    def set_token_dim(self, token_dim: int) -> None:
+    def set_input_dim(self, input_dim: int) -> None:
         """Build what depends on the width of the input tokens; the model calls it once, when it knows them."""

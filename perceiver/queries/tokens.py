@@ -5,56 +5,62 @@ they alone do not tell.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from perceiver.encoders.base import check_sizes
-from perceiver.queries.base import Queries
+from perceiver.positions import FourierPositions, SharedPositions
 from perceiver.queries.positions import Positions
 from perceiver.types import Memory, Tokens
 
 
-class TokensOf(Queries):
+class TokensOf(Positions):
     """The positions of places, followed by a projection of the token whose cell contains the place.
 
     Tokens that are masked, and those of a modality that is missing, are zero.
 
     Args:
-        modality: whose tokens are used; the axes of places are those of its grid.
-        positions: of the places, which may be finer than the tokens.
-        dim: width of the projection.
+        modality: whose tokens are used; `axes` are those of its grid.
+        token_dim: width of the projection of tokens.
+        axes, positions, dim, shared_positions: of the places, which may be finer than the tokens, see `Positions`.
 
     Raises:
-        ValueError: `dim` is less than 1.
+        ValueError: a size is less than 1, or `positions` have other axes.
     """
 
-    needs_places = True
-
-    def __init__(self, *, modality: str, positions: Positions, dim: int) -> None:
-        super().__init__()
-        check_sizes(dim=dim)
+    def __init__(
+        self,
+        *,
+        modality: str,
+        token_dim: int,
+        axes: Sequence[str],
+        positions: FourierPositions,
+        dim: int,
+        shared_positions: SharedPositions | None = None,
+    ) -> None:
+        super().__init__(axes=axes, positions=positions, dim=dim, shared_positions=shared_positions)
+        check_sizes(token_dim=token_dim)
         self.modality = modality
-        self.positions = positions
-        self.shared_positions = positions.shared_positions
-        self.token_width = dim
-        self.dim = positions.dim + dim
-        self.projection: nn.Linear | None = None
+        self.token_dim = token_dim
+        self.dim += token_dim
+        self.token_projection: nn.Linear | None = None
 
-    def set_token_dim(self, token_dim: int) -> None:
-        self.projection = nn.Linear(token_dim, self.token_width)
+    def set_input_dim(self, input_dim: int) -> None:
+        self.token_projection = nn.Linear(input_dim, self.token_dim)
 
     def forward(self, memory: Memory, places: Float[Tensor, "batch places axes"] | None = None) -> Tokens:
-        tokens = self.positions(memory, places)
-        assert places is not None  # `positions` raises
-        assert self.projection is not None
-        found = self.projection(self._tokens_at(memory, places))
-        return Tokens(torch.cat([tokens.values, found], dim=-1), None, tokens.grid)
+        tokens = super().forward(memory, places)
+        assert places is not None  # `Positions` raises
+        assert self.token_projection is not None
+        found = self.token_projection(self._tokens_at(memory, places))
+        return replace(tokens, values=torch.cat([tokens.values, found], dim=-1))
 
     def _tokens_at(
         self, memory: Memory, places: Float[Tensor, "batch places axes"]
-    ) -> Float[Tensor, "batch places token_dim"]:
+    ) -> Float[Tensor, "batch places input_dim"]:
         joined = memory.tokens
         assert joined is not None
         if self.modality not in joined.spans:

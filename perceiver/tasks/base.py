@@ -7,11 +7,12 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int, Shaped
+from PIL import Image
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 from perceiver.tasks.text_metrics import ScoredText
-from perceiver.types import Answer, Batch, Model, QueryKind, Stage
+from perceiver.types import Answer, Batch, Model, Picture, QueryKind, Stage
 
 LOWER_IS_BETTER = ("loss", "perplexity", "error")
 """Endings of the names of metrics."""
@@ -197,6 +198,15 @@ class Task(nn.Module, ABC):
 
         One key is `answer_key`; another one, if any, has the score of the answer.
         """
+
+    def pictures(self, model: Model, batch: Batch, inputs: Mapping[str, Picture]) -> list[dict[str, Image.Image]]:
+        """Return pictures of the predictions for each sample by name: by default none.
+
+        Args:
+            model, batch: as in `predictions`.
+            inputs: modality -> the raw inputs in visible form.
+        """
+        return [{} for _ in batch.ids]
 
     def answer_queries(
         self, model: Model, batch: Batch, predicted: Sequence[Sequence[dict[str, Any]]] | None = None

@@ -6,12 +6,13 @@ from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int, Shaped
+from PIL import Image
 from torch import Tensor
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
 from perceiver.tasks.base import TableRow, Task
 from perceiver.tasks.text_metrics import ScoredText
-from perceiver.types import Answer, Batch, Model, QueryKind, Stage
+from perceiver.types import Answer, Batch, Model, Picture, QueryKind, Stage
 
 
 class JointTask(Task):
@@ -153,6 +154,13 @@ class JointTask(Task):
                 for one in found:
                     scores = [value for key, value in one.items() if key != task.answer_key]
                     row.append({"task": name, "answer": one[task.answer_key], "score": scores[0] if scores else None})
+        return rows
+
+    def pictures(self, model: Model, batch: Batch, inputs: Mapping[str, Picture]) -> list[dict[str, Image.Image]]:
+        rows: list[dict[str, Image.Image]] = [{} for _ in batch.ids]
+        for name, task in self.by_name.items():
+            for row, found in zip(rows, task.pictures(model, batch, inputs), strict=True):
+                row |= {f"{name}_{picture}": image for picture, image in found.items()}
         return rows
 
     def answer_queries(

@@ -31,19 +31,24 @@ def positions(axes="yx", shared=None, dim=11) -> Positions:
     return Positions(axes=list(axes), positions=fourier, dim=dim, shared_positions=shared)
 
 
-def dense(queries, num_channels=CHANNELS, chunk_size=4, token_dim=DIM) -> DenseDecoder:
+def dense(queries, num_channels=CHANNELS, chunk_size=4, input_dim=DIM) -> DenseDecoder:
     block = BlockSpec(num_heads=1)
     decoder = DenseDecoder(
         dim=DIM, num_channels=num_channels, queries=queries, attention=block, chunk_size=chunk_size, sharpness=0.7
     )
-    decoder.set_token_dim(token_dim)
+    decoder.set_input_dim(input_dim)
     return decoder
+
+
+def tokens_of(modality) -> TokensOf:
+    fourier = FourierPositions(num_bands=2, max_resolution=[7, 7])
+    return TokensOf(modality=modality, token_dim=13, axes="yx", positions=fourier, dim=11)
 
 
 QUERIES = {
     "positions": positions,
     "shared positions": lambda: positions(shared=SHARED),
-    "tokens": lambda: TokensOf(modality="photo", positions=positions(), dim=13),
+    "tokens": partial(tokens_of, "photo"),
 }
 every_kind = pytest.mark.parametrize("make", QUERIES.values(), ids=QUERIES)
 
@@ -99,25 +104,25 @@ def test_centers_of_cells_are_those_of_every_third_cell_of_a_grid_three_times_as
 
 
 def test_queries_of_tokens_have_the_token_whose_cell_contains_the_place(memory):
-    queries = TokensOf(modality="photo", positions=positions(), dim=13)
-    queries.set_token_dim(DIM)
+    queries = tokens_of("photo")
+    queries.set_input_dim(DIM)
     places = some_places()
     found = queries(memory, places).values
     assert queries.dim == found.shape[-1] == 11 + 13
-    assert_close(found[..., :11], queries.positions(memory, places).values)
+    assert_close(found[..., :11], Positions.forward(queries, memory, places).values)
     for row in range(BATCH):
         for number, (y, x) in enumerate(places[row].tolist()):
             token = memory.tokens.values[row, 2 + int(y * ROWS) * COLUMNS + int(x * COLUMNS)]
-            assert_close(found[row, number, 11:], queries.projection(token))
+            assert_close(found[row, number, 11:], queries.token_projection(token))
     at_cells = queries(memory, cell_centers((ROWS, COLUMNS)).expand(BATCH, -1, -1)).values
-    assert_close(at_cells[..., 11:], queries.projection(memory.tokens.values[:, 2:]))
+    assert_close(at_cells[..., 11:], queries.token_projection(memory.tokens.values[:, 2:]))
 
 
 def test_tokens_of_a_modality_that_no_sample_has_are_zero(memory):
-    queries = TokensOf(modality="depth", positions=positions(), dim=13)
-    queries.set_token_dim(DIM)
+    queries = tokens_of("depth")
+    queries.set_input_dim(DIM)
     found = queries(memory, some_places()).values[..., 11:]
-    assert_close(found, queries.projection(torch.zeros(DIM)).expand_as(found))
+    assert_close(found, queries.token_projection(torch.zeros(DIM)).expand_as(found))
 
 
 def test_shared_positions_come_first_and_are_those_of_tokens_at_the_same_places():

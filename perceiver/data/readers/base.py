@@ -1,7 +1,8 @@
 """The interface of readers: each makes one modality of a sample from one part of its item."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from torch import Tensor
@@ -38,10 +39,12 @@ class Reading:
     Attributes:
         values: the input of the encoder, channels first; with several clips, these are an additional first dimension.
         clips: the times that were read, of a recording.
+        targets: what the part also has of the truth, cropped and turned like the input; by name.
     """
 
     values: Tensor
     clips: Clips | None = None
+    targets: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def windows(self) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Images as float tensors in [0, 1]: decoding of files, resizing, and augmentation in training."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from math import ceil, inf, prod
 from typing import Any
 
@@ -11,9 +12,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
+from torchvision.tv_tensors import Mask
 
 from perceiver.data.files import IMAGES, File, UnreadableError, refuse_special, warn_once
 from perceiver.data.readers.base import Clips, Reader, Reading
+from perceiver.types import UNLABELED
 
 MAX_PIXELS = 100_000_000
 """Files that claim more are rejected before they are decoded (decompression bombs)."""
@@ -29,7 +32,7 @@ SIGNED, WHITE_IS_ZERO = 2, 0
 
 
 class Affine:
-    """A random affine transform.
+    """A random affine transform. In a mask, what comes from outside of the image is `UNLABELED`.
 
     Args:
         rotation: largest angle, in degrees; 0 for none.
@@ -41,8 +44,9 @@ class Affine:
         self.transforms: list[v2.Transform] = []
         if any((rotation, translation, scaling)):
             shift, scale = (translation, translation), (1.0 - scaling, 1.0 + scaling)
-            bilinear = v2.InterpolationMode.BILINEAR
-            self.transforms.append(v2.RandomAffine(rotation, translate=shift, scale=scale, interpolation=bilinear))
+            bilinear, fill = v2.InterpolationMode.BILINEAR, {Mask: UNLABELED, "others": 0}
+            affine = v2.RandomAffine(rotation, translate=shift, scale=scale, interpolation=bilinear, fill=fill)
+            self.transforms.append(affine)
 
 
 class RandAugment:
@@ -60,7 +64,10 @@ class RandAugment:
 
 
 class ImageAugment:
-    """Random changes to a training image.
+    """Random changes to a training image, and to its mask, if it has one.
+
+    Attributes:
+        changes_images_only: whether a change of shape would leave a mask as it is: RandAugment takes no masks.
 
     Args:
         crop_padding: pixels of reflection around the image before a random crop of its own size; 0 for none.
@@ -85,6 +92,7 @@ class ImageAugment:
             raise ValueError(f"min_scale={min_scale} must be in (0, 1]")
         self.crop_padding = crop_padding
         self.min_scale = min_scale
+        self.changes_images_only = rand_augment is not None and bool(rand_augment.transforms)
         self.transforms: list[v2.Transform] = [
             *([v2.RandomHorizontalFlip(horizontal_flip)] if horizontal_flip else []),
             *(affine.transforms if affine else []),
@@ -95,17 +103,29 @@ class ImageAugment:
     def transform(self, size: tuple[int, int], resize: Callable[[Tensor], Tensor]) -> v2.Transform:
         """Return the transform of a training image to `size`, by `resize` or a random resized crop, in [0, 1].
 
+        It also takes an image and a torchvision `Mask`.
+
         Raises:
             ValueError: `crop_padding` is more than can be reflected.
         """
         if self.crop_padding >= min(size):
             raise ValueError(f"crop_padding={self.crop_padding} must be less than the image's sides, {list(size)}")
-        steps: list[Callable[[Tensor], Tensor]] = [
-            resize if self.min_scale == 1.0 else v2.RandomResizedCrop(size, scale=(self.min_scale, 1.0), antialias=True)
-        ]
+        crop = v2.RandomResizedCrop(size, scale=(self.min_scale, 1.0), antialias=True)
+        steps: list[v2.Transform] = [_Each(resize) if self.min_scale == 1.0 else crop]
         if self.crop_padding:
             steps.append(v2.RandomCrop(size, padding=self.crop_padding, padding_mode="reflect"))
         return v2.Compose([*steps, *self.transforms, v2.ToDtype(torch.float32, scale=True)])
+
+
+class _Each(v2.Transform):  # type: ignore[misc]
+    """Applies a function to an image, and to its mask, if there is one."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return self.function(inpt)
 
 
 class ImageReader(Reader[UInt8[Tensor, "channels height width"]]):
@@ -150,15 +170,16 @@ class ImageReader(Reader[UInt8[Tensor, "channels height width"]]):
     def read(
         self, part: File | UInt8[Tensor, "channels height width"], *, train: bool, clips: Clips | None = None
     ) -> Reading:
-        if not isinstance(part, Tensor):
-            image = read_image(part, self.channels, self.max_value)
-        elif len(part) > self.channels:
-            image = F.rgb_to_grayscale(part)
-        else:
-            image = part.expand(self.channels, -1, -1)
+        image = self.decode(part)
         if train and self.train_transform is not None:
             return Reading(self.train_transform(image))
         return Reading(self.to_float(self.resize(image, self.eval_crop)))
+
+    def decode(self, part: File | UInt8[Tensor, "_ height width"]) -> UInt8[Tensor, "channels height width"]:
+        """Return an image in its own size; raises as `read_image`."""
+        if not isinstance(part, Tensor):
+            return read_image(part, self.channels, self.max_value)
+        return F.rgb_to_grayscale(part) if len(part) > self.channels else part.expand(self.channels, -1, -1)
 
     def resize(self, image: UInt8[Tensor, "channels _ _"], crop: float = 1.0) -> UInt8[Tensor, "channels height width"]:
         """Resize to `size` with the aspect ratio kept: the center, of which the fraction `crop` of the side is kept."""
@@ -194,21 +215,33 @@ def read_image(path: File, channels: int, max_value: float | None = None) -> UIn
     Raises:
         UnreadableError: the file is missing, truncated, too large or not an image, or has values outside its range.
     """
+    with open_image(path) as file:
+        has_16_bits = any(";16" in str(tile.args) for tile in getattr(file, "tile", ()))  # unknown once loaded
+        image = ImageOps.exif_transpose(file)
+        if file.mode in (*INTEGER_MODES, "F") or _is_signed_8_bit(file):
+            image = _to_8_bit(path, image, file, max_value)
+        elif has_16_bits:
+            _check_16_bit_colors(path, image, max_value)
+        if image.has_transparency_data:  # PIL's own conversion would drop it
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return F.pil_to_tensor(image.convert("L" if channels == 1 else "RGB"))
+
+
+@contextmanager
+def open_image(path: File) -> Iterator[Image.Image]:
+    """Open an image file, whose pixels are decoded inside the context.
+
+    Raises:
+        UnreadableError: the file is missing, truncated, too large or not an image; or in place of any other error
+            inside the context.
+    """
     refuse_special(path)
     try:
         with path.open("rb") as raw, Image.open(raw, formats=FORMATS) as file:
             if file.width * file.height > MAX_PIXELS:
                 raise UnreadableError(f"{path}: {file.width}×{file.height} pixels are more than {MAX_PIXELS:,}")
-            has_16_bits = any(";16" in str(tile.args) for tile in getattr(file, "tile", ()))  # unknown once loaded
-            image = ImageOps.exif_transpose(file)
-            if file.mode in (*INTEGER_MODES, "F") or _is_signed_8_bit(file):
-                image = _to_8_bit(path, image, file, max_value)
-            elif has_16_bits:
-                _check_16_bit_colors(path, image, max_value)
-            if image.has_transparency_data:  # PIL's own conversion would drop it
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return F.pil_to_tensor(image.convert("L" if channels == 1 else "RGB"))
+            yield file
     except UnreadableError:
         raise
     except FileNotFoundError as error:

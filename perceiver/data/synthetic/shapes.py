@@ -194,6 +194,16 @@ def render(random: Random, objects: Sequence[SceneObject], image_size: int) -> U
     return torch.from_numpy((image + noise).round().clip(0, 255).astype(np.uint8))
 
 
+def render_mask(objects: Sequence[SceneObject], image_size: int) -> UInt8[Tensor, "image_size image_size"]:
+    """Return 0 for the background, and for an object, where it covers at least half of a pixel, 1 + its shape."""
+    mask = np.zeros((image_size, image_size), np.uint8)
+    for one in objects:
+        top, left, coverage = _coverage(one, image_size)
+        region = mask[top : top + coverage.shape[0], left : left + coverage.shape[1]]
+        region[coverage >= 0.5] = 1 + SHAPES.index(one.shape)
+    return torch.from_numpy(mask)
+
+
 def _coverage(one: SceneObject, image_size: int) -> tuple[int, int, Float[np.ndarray, "rows columns"]]:
     """Return the first row and column of an object's pixels, and the covered fraction of each."""
     (x0, x1), (y0, y1) = (one.box(image_size).ranges[axis] for axis in "xy")
