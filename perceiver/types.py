@@ -181,11 +181,11 @@ class Picture:
     """Raw inputs of one modality in visible form.
 
     Attributes:
-        values: an image in [0, 1] if `unit` is empty; otherwise one channel in that unit.
-        grid: the axes of rows and columns. An axis in Hz is drawn upwards.
+        values: images in [0, 1] if `unit` is empty; otherwise one channel in that unit.
+        grid: the axes of rows and columns, of a video after that of its frames. An axis in Hz is drawn upwards.
     """
 
-    values: Float[Tensor, "batch channels rows columns"]
+    values: Float[Tensor, "batch channels *frames rows columns"]
     grid: Grid
     unit: str
 

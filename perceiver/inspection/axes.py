@@ -164,6 +164,18 @@ def cells_along(axis: Axis, *, divided: Axis, num_cells: int) -> Int[np.ndarray,
     return np.where((place >= 0) & (place < 1), np.floor(place * num_cells), -1).astype(int)
 
 
+def cells_at(axis: Axis, count: int, *, divided: Axis, num_cells: int) -> Int[np.ndarray, " count"]:
+    """Return the cell of the axis `divided` at the center of each of `count` cells along another axis, or the nearest.
+
+    Args:
+        axis: in the unit of `divided`.
+        count: number of its cells.
+        divided, num_cells: see `cells_along`.
+    """
+    places = np.array([divided.fraction(axis.value((cell + 0.5) / count)) for cell in range(count)])
+    return np.floor(places * num_cells).clip(0, num_cells - 1).astype(int)
+
+
 def ticks(axis: Axis, *, apart: float) -> list[Tick]:
     """Return round values along an axis, no two closer than the fraction `apart`; none for pixels or without a unit."""
     if axis.unit in ("", "px"):

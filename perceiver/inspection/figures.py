@@ -6,11 +6,12 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from perceiver.inspection.axes import Plane, cells_along
+from perceiver.inspection.axes import Plane, cells_along, cells_at
 from perceiver.inspection.contact_sheet import (
     InputImage,
     Pixels,
@@ -99,14 +100,29 @@ class Frame:
         """Draw the input of one row of the batch in the extent of the grid, if it can be drawn."""
         if self.picture is None:
             return None
-        image = input_image(self.picture.values[row], self.picture.unit)
-        return replace(image, pixels=self._in_grid_extent(image.pixels, self.picture.grid))
+        values, own = self.picture.values[row], self.picture.grid
+        strip = values.flatten(1, -3) if values.ndim > 3 else values[:, None]
+        strip = rearrange(strip[:, self._frames_of(own)], "channels frames y x -> channels y (frames x)")
+        image = input_image(strip, self.picture.unit)
+        frames = np.split(image.pixels, self.plane.num_frames, axis=1)
+        return replace(image, pixels=np.concatenate([self._in_grid_extent(frame, own) for frame in frames], axis=1))
+
+    def _frames_of(self, own: Grid) -> list[int]:
+        """Return the frame of the input that is at the center of each frame of the tokens."""
+        chosen = np.zeros((), dtype=int)
+        for axis, count, divided, num_cells in zip(
+            self.grid.axes[:-2], self.grid.shape[:-2], own.axes[:-2], own.shape[:-2], strict=True
+        ):
+            chosen = np.add.outer(chosen * num_cells, cells_at(axis, count, divided=divided, num_cells=num_cells))
+        return chosen.flatten().tolist()
 
     def _in_grid_extent(self, pixels: Pixels, own: Grid) -> Pixels:
-        """Crop or pad a picture in black to the extent of the tokens: stems pad, or ignore a border."""
+        """Crop or pad a frame of the input in black to the extent of the tokens: stems pad, or ignore a border."""
         rows, columns = (
             cells_along(axis, divided=divided, num_cells=num_cells)
-            for axis, divided, num_cells in zip(self.input_plane.axes, own.axes, pixels.shape[:2], strict=True)
+            for axis, divided, num_cells in zip(
+                self.input_plane.frame_axes, own.axes[-2:], pixels.shape[:2], strict=True
+            )
         )
         canvas = pixels[rows][:, columns]
         canvas[rows < 0], canvas[:, columns < 0] = 0, 0

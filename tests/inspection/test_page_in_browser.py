@@ -577,3 +577,21 @@ def test_cells_of_a_strip_of_frames_are_read_by_time_and_position(open_page, mon
         for (frame, row, column), expected in POSITIONS[cells].items():
             explorer.hover("video", (row + 0.5) / ROWS, (frame * COLUMNS + column + 0.5) / (FRAMES * COLUMNS))
             assert f"video, {expected}" in explorer.text("#readout")
+
+
+def test_a_slider_shows_one_frame_at_a_time(open_page):
+    with open_page(video_page(explained())) as explorer:
+        page, modality = explorer.page, '[data-modality="video"] '
+        slider, viewport = page.locator(modality + ".frames input"), page.locator(modality + ".viewport").first
+        assert explorer.text(modality + ".frames .clock") == f"{FRAMES} frames"
+        explorer.after(lambda: slider.fill("1"))
+        assert explorer.text(modality + ".frames .clock") == f"2 of {FRAMES}: time 1–1.5 s"
+        stage = page.locator(modality + ".stage").first
+        box, whole = viewport.bounding_box(), stage.bounding_box()
+        assert whole["width"] == pytest.approx(FRAMES * box["width"], abs=2)
+        assert box["x"] - whole["x"] == pytest.approx(box["width"], abs=2)
+        page.mouse.move(box["x"] + 0.5 / COLUMNS * box["width"], box["y"] + 0.5 / ROWS * box["height"])
+        assert "video, y 0–11 px, time 1–1.5 s, x 0–13 px" in explorer.text("#readout")
+        page.wait_for_url(re.compile("frame=1"))
+        explorer.after(lambda: page.locator(modality + ".frames button").click())
+        assert viewport.bounding_box()["width"] == pytest.approx(stage.bounding_box()["width"], abs=2)

@@ -10,7 +10,7 @@ from perceiver.inspection.contact_sheet import COLUMN_TICKS_HEIGHT, GAP, TITLE_H
 from perceiver.inspection.explanation import Explanation
 from perceiver.inspection.figures import Frame, contact_sheets
 from perceiver.inspection.localization import box_coverage
-from perceiver.types import Box
+from perceiver.types import Axis, Box, Grid, Picture
 from tests.inspection.drawn import bright_place
 from tests.inspection.explanations import contents_of, unpacked
 from tests.inspection.videos import BOXES, COLUMNS, FRAMES, ROWS, VIDEO, X, Y, explained, video_page
@@ -69,3 +69,16 @@ def test_contact_sheets_have_a_strip_in_each_row_which_is_bright_at_the_token(ex
     top = (1 + num_answers + slot) * row_height + TITLE_HEIGHT
     found = bright_place(sheet[top : top + height, :width])
     assert found == pytest.approx((4.5 / ROWS, (COLUMNS + 2.5) / (FRAMES * COLUMNS)), abs=0.01)
+
+
+def test_the_input_is_drawn_frame_by_frame_in_the_extent_of_the_tokens():
+    # Six frames of 4 × 5 pixels under three frames of tokens, which begin a pixel further right and end below.
+    time, y, x = Axis("time", "s", 0.0, 3.0), Axis("y", "px", 0.0, 4.0), Axis("x", "px", 0.0, 5.0)
+    frames = torch.rand(2, 3, 6, 4, 5)
+    grid = Grid((3, 2, 2), (time, replace(y, stop=6.0), replace(x, start=1.0)))
+    pixels = Frame(grid, Picture(frames, Grid((6, 4, 5), (time, y, x)), "")).input_of(1).pixels
+    assert pixels.shape == (6, 3 * 4, 3)
+    for number in range(3):
+        own = (frames[1, :, 2 * number + 1, :, 1:] * 255).round().byte().permute(1, 2, 0).numpy()
+        assert (pixels[:4, 4 * number : 4 * number + 4] == own).all()
+    assert (pixels[4:] == 0).all()

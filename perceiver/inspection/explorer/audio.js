@@ -34,6 +34,7 @@ class Player {
     for (const event of ["seeking", "seeked", "pause", "timeupdate", "loadedmetadata"]) {
       this.audio.addEventListener(event, () => this.show());
     }
+    this.audio.addEventListener("seeked", () => followTime(this.audio.currentTime));
   }
 
   show() {
@@ -43,6 +44,7 @@ class Player {
 
   follow() {
     this.show();
+    followTime(this.audio.currentTime);
     const isPlaying = !this.audio.paused && this.audio.isConnected;
     this.frame = isPlaying ? requestAnimationFrame(() => this.follow()) : null;
   }

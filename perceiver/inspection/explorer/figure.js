@@ -44,13 +44,14 @@ function renderFigure(preview = null) {
   figure.scene = scene;
   const { sample, run, event } = state;
   const dependencies = scene
-    ? [sample, scene.left.stack.layout, Boolean(scene.right), figure.width]
+    ? [sample, scene.left.stack.layout, Boolean(scene.right), figure.width, state.frame === ALL_FRAMES]
     : ["empty", sample, run, event];
   renderOnChange("panels", dependencies, () => (scene ? renderPanels(scene) : renderNoMap()));
   if (!scene) return;
   byId("map-title").textContent = scene.left.title;
   byId("verdict").replaceChildren(...verdictOf(scene));
   paintPanels(scene);
+  figure.modalities.forEach(showFrames);
   renderNotes(scene);
   renderShares(scene);
   renderReadout();
@@ -100,19 +101,22 @@ function createModality(part, index, isComparison, maxHeight) {
   const panels = panelKinds(description, isComparison).map((kind) => createPanel(kind, description, part));
   // What is much wider than a column, such as a long sound, gets the full width.
   const widthOf = (columns) => Math.max(MIN_WIDTH, figure.width / columns - PANEL_MARGIN);
-  const fits = (columns) => !description.tokens && description.size[0] <= MAX_SHRINKAGE * widthOf(columns);
+  const width = description.size[0] / (selectedFrame(description) === null ? 1 : numFrames(description));
+  const fits = (columns) => !description.tokens && width <= MAX_SHRINKAGE * widthOf(columns);
   const maxColumns = figure.width < 560 ? 1 : isComparison && figure.width >= 760 ? 3 : 2;
   const columns = [3, 2].find((count) => count <= maxColumns && fits(count)) ?? 1;
   for (const panel of panels) panel.fit(widthOf(columns), maxHeight);
   const player = playerFor(name, description, panels);
   const mapBar = element("div", { class: "bar" });
   const changeBar = isComparison ? element("div", { class: "bar" }) : null;
-  const modality = { name, index, part, description, panels, player, mapBar, changeBar };
+  const frames = frameControls({ name, description });
+  const modality = { name, index, part, description, panels, player, frames, mapBar, changeBar };
   modality.node = element(
     "section",
     { class: "modality", "data-modality": name, "data-columns": columns },
     element("h4", {}, name, " ", element("small", {}, summaryOf(description, part))),
     element("div", { class: "panels" }, ...panels.map(({ node }) => node)),
+    frames?.node,
     player?.node,
     element("div", { class: "bars" }, mapBar, changeBar),
   );

@@ -1,6 +1,7 @@
 // Panels: one map over one modality, on a canvas with axes or as the background of the tokens of a text.
 
 const MAX_PIXEL_RATIO = 2;
+const MAX_CANVAS_WIDTH = 8192; // pixels
 const SCALE_STEP = 0.5;
 const SCALE_TOLERANCE = 1.05; // a multiple that exceeds the available space by this factor is shrunk to fit
 
@@ -28,20 +29,34 @@ class CanvasPanel extends Panel {
     this.time = element("div", { class: "time", hidden: true });
     this.stage = element("div", { class: "stage" }, this.canvas, this.cell, this.time);
     const [rows, columns] = description.axes.map(({ name }, i) => (name ? axisNode(description, i) : null));
-    this.assemble(rows, this.stage, columns);
+    this.viewport = element("div", { class: "viewport" }, this.stage);
+    this.columnTicks = columns;
+    this.assemble(rows, this.viewport, columns);
   }
 
-  // Multiples of the preferred size, unless there is less space.
+  // Multiples of the preferred size, unless there is less space; of a single frame, if one is selected.
   fit(width, height) {
-    const [preferredWidth, preferredHeight] = this.description.size;
+    const frame = selectedFrame(this.description);
+    const count = frame === null ? 1 : numFrames(this.description);
+    const preferredWidth = this.description.size[0] / count;
+    const preferredHeight = this.description.size[1];
     const space = SCALE_TOLERANCE * Math.min(width / preferredWidth, height / preferredHeight);
     const factor = Math.max(1, SCALE_STEP * Math.floor(space / SCALE_STEP));
     const shown = Math.min(preferredWidth * factor, width);
-    this.ratio = Math.min(window.devicePixelRatio || 1, MAX_PIXEL_RATIO);
-    this.canvas.width = Math.round(shown * this.ratio);
+    this.ratio = Math.min(window.devicePixelRatio || 1, MAX_PIXEL_RATIO, MAX_CANVAS_WIDTH / (shown * count));
+    this.canvas.width = Math.round(shown * count * this.ratio);
     this.canvas.height = Math.round((shown * preferredHeight * this.ratio) / preferredWidth);
-    this.stage.style.width = `${shown}px`;
-    this.stage.style.aspectRatio = `${preferredWidth} / ${preferredHeight}`;
+    this.stage.style.width = `${shown * count}px`;
+    this.stage.style.aspectRatio = `${preferredWidth * count} / ${preferredHeight}`;
+    this.viewport.style.width = `${shown}px`;
+    this.frameWidth = shown;
+  }
+
+  // All frames remain on the stage; the viewport shows one of them.
+  showFrame(frame) {
+    this.stage.style.marginLeft = `${-(frame ?? 0) * this.frameWidth}px`;
+    if (this.columnTicks) this.columnTicks.hidden = frame !== null;
+    if (frame !== null) this.time.hidden = true;
   }
 
   paint(options, label) {

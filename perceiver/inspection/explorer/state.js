@@ -9,6 +9,7 @@ const RANGES = {
 const SORTS = { rollout: "rollout share", entropy: "entropy, lowest first", index: "index" };
 const THEMES = ["auto", "light", "dark"];
 const NO_COMPARISON = "none";
+const ALL_FRAMES = "all";
 const HASH_DELAY = 200; // milliseconds
 
 const eventKey = ({ run, event }) => `${run}.${event}`;
@@ -33,6 +34,7 @@ const PARSERS = {
   opacity: (text) => (text !== "" && text >= 0 && text <= 1 ? Number(text) : undefined),
   boxes: flag,
   peak: flag,
+  frame: (text) => (text === ALL_FRAMES ? text : integer(text)),
   sort: string,
   statistic: string,
   theme: string,
@@ -63,6 +65,7 @@ function defaults() {
     sort: "rollout",
     boxes: true,
     peak: true,
+    frame: ALL_FRAMES,
     statistic: preferred.find(Boolean) ?? statistics[0] ?? "",
     theme: "auto",
   };
