@@ -19,7 +19,7 @@ from perceiver.inspection.rollout import Alpha
 from perceiver.model import Perceiver
 from perceiver.processes import once_per_machine
 from perceiver.runtime.errors import ConfigError, about, one_line
-from perceiver.runtime.nodes import targets
+from perceiver.runtime.nodes import select, targets
 from perceiver.tasks.base import Task
 from perceiver.tokenizer import Tokenizer
 from perceiver.training.data_module import DataModule
@@ -233,7 +233,7 @@ def construct(config: dict[str, Any], key: str, **parts: Any) -> Any:
         ConfigError: the constructor raised an error; the message names the key.
     """
     try:
-        node = {name: value for name, value in _select(config, key).items() if name not in parts}
+        node = {name: value for name, value in select(config, key).items() if name not in parts}
         return instantiate(node, _convert_="all", **parts)
     except InstantiationException as error:
         message, _, inner = str(error).partition("\nfull_key: ")
@@ -241,17 +241,7 @@ def construct(config: dict[str, Any], key: str, **parts: Any) -> Any:
         problem = one_line(error.__cause__ or InstantiationException(message))
         if missing := re.search(r"missing \d+ required keyword-only arguments?: '(\w+)'", problem):
             raise ConfigError(f"{path}.{missing[1]} must be given: {path}.{missing[1]}=…") from error
-        raise ConfigError(about(path, _select(config, path), problem)) from error
-
-
-def _select(config: dict[str, Any], path: str) -> Any:
-    """The value under a path of keys, or under the longest part of the path that exists."""
-    node: Any = config
-    for name in path.split("."):
-        if not isinstance(node, dict) or name not in node:
-            break
-        node = node[name]
-    return node
+        raise ConfigError(about(path, select(config, path), problem)) from error
 
 
 @contextmanager
