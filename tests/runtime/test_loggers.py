@@ -3,6 +3,7 @@ import io
 import json
 import logging
 import os
+import re
 import resource
 import signal
 import sys
@@ -27,6 +28,7 @@ from perceiver.runtime.loggers.curves import Curves
 from perceiver.runtime.loggers.wandb import WandB, pad_to_same_size, usable_mode
 from perceiver.training.build import construct
 from tests.kills import in_fork
+from tests.processes import until
 from tests.runs import CONF, SMALL, assert_refused, composed, script
 from tests.wandb_file import exit_codes, records, rows, run_folders
 
@@ -118,21 +120,13 @@ def warnings_of(caplog) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name.startswith("perceiver.runtime.loggers")]
 
 
-def state_of(process: int) -> tuple[str, str]:
-    """Name and state of a process."""
-    name, _, rest = Path(f"/proc/{process}/stat").read_text().partition("(")[2].rpartition(")")
-    return name, rest.split()[0]
-
-
 def kill_wandb() -> None:
     """Kill W&B's own process."""
-    children = map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
-    (core,) = (child for child in children if state_of(child)[0] == "wandb-core" and state_of(child)[1] != "Z")
-    os.kill(core, signal.SIGKILL)
-    deadline = time.monotonic() + 10
-    while state_of(core)[1] != "Z":
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    states = {child: Path(f"/proc/{child}/stat") for child in children}
+    (core,) = (child for child, state in states.items() if re.search(r"\(wandb-core\) [^Z]", state.read_text()))
+    os.kill(int(core), signal.SIGKILL)
+    until(lambda: ") Z" in states[core].read_text())
 
 
 @pytest.mark.parametrize(
