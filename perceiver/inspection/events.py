@@ -13,6 +13,7 @@ from torch import Tensor
 
 from perceiver.inspection.explanation import Explanation
 from perceiver.inspection.record import Layer
+from perceiver.inspection.rollout import mean_of_queries
 from perceiver.mechanisms.base import LATENTS, OUTPUTS
 
 SCORE = "score/"
@@ -30,6 +31,8 @@ def event_arrays(explanation: Explanation, *, max_megabytes: float) -> dict[str,
     which these layers share, those that the outputs read most; `cross<k>/reads` [batch, answers, all latents], the
     share of an answer that enters there through each latent; `cross<k>/query_kind`, "latent", or "query" where the
     outputs read the tokens themselves;
+    per dense output the same keys with `<output>/places` in place of `cross<k>`, for the rollout from each of its
+    places, of kind "place", and `<output>/places/centers` [batch, places, axes], see `cell_centers`;
     all of `decode<k>/weights` [batch, heads, queries, latents] and `decode_self<k>/weights` [batch, heads, queries,
     queries];
     `answers` (JSON: for each sample the fields of each `Answer`, whose `queries` are indices of `queries`) with
@@ -51,6 +54,7 @@ def event_arrays(explanation: Explanation, *, max_megabytes: float) -> dict[str,
     if "boxes" in batch.targets:
         arrays["boxes"] = np.array(json.dumps([[asdict(box) for box in row] for row in explanation.boxes]))
     arrays |= _weights(explanation, max_megabytes * 2**20 / torch.float16.itemsize)
+    arrays |= _places(explanation)
     arrays["answers"] = np.array(json.dumps([[asdict(answer) for answer in row] for row in explanation.answers]))
     arrays["answers/probability"] = explanation.probability.cpu().numpy()
     arrays["rollout/inputs"], arrays["rollout/residual"] = _half(found.inputs), _half(found.residual)
@@ -107,6 +111,20 @@ def _weights(explanation: Explanation, budget: float) -> dict[str, np.ndarray]:
     for name, layer in record.layers.items():
         if layer.role.queries == OUTPUTS and name not in record.input_layers:
             arrays[f"{name}/weights"] = _half(layer.weights())
+    return arrays
+
+
+def _places(explanation: Explanation) -> dict[str, np.ndarray]:
+    """Return the rollouts from the places of dense outputs, in the form of a layer with one head."""
+    arrays: dict[str, np.ndarray] = {}
+    for output, maps in explanation.place_rollouts.items():
+        name, every = f"{output}/places", maps.shape[1]
+        queries = [[one.queries if one.output == output else () for one in row] for row in explanation.answers]
+        arrays[f"{name}/query_kind"] = np.array("place")
+        arrays[f"{name}/latents"] = np.tile(np.arange(every), (len(maps), 1))
+        arrays[f"{name}/weights"] = _half(maps[:, None])
+        arrays[f"{name}/reads"] = _half(mean_of_queries(queries, every))
+        arrays[f"{name}/centers"] = explanation.record.queries[output].cpu().numpy()
     return arrays
 
 

@@ -73,6 +73,13 @@ class Explanation:
         layers = {name: self.record.layers[name] for name in self.record.input_layers}
         return {name: layer.propagate(layer.uniform)[:, 0] for name, layer in layers.items()}
 
+    @cached_property
+    def place_rollouts(self) -> dict[str, Float[Tensor, "batch places tokens"]]:
+        """The rollout from each place of the dense outputs whose classes are explained, by output."""
+        of_classes = dict.fromkeys(answer.output for row in self.answers for answer in row if not answer.is_word)
+        dense = [output for output in of_classes if self.record.outputs[output].ndim > 2]
+        return {output: rollout(self.record.for_output(output), alpha=self.alpha).inputs for output in dense}
+
     @property
     def maps(self) -> dict[str, Float[Tensor, "batch answers tokens"]]:
         """Kind of map -> its value at each token, for each answer.

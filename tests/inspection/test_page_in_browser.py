@@ -18,6 +18,7 @@ from perceiver.inspection.explorer import page as page_module
 from perceiver.inspection.explorer.page import explorer_page
 from perceiver.inspection.faithfulness import FRACTIONS, RANDOM, DeletionCurves
 from tests.inspection import pages
+from tests.inspection.dense import SIZE, dense_page, explained_places
 from tests.inspection.drawn import bright_place
 from tests.inspection.explanations import contents_of, unpacked
 from tests.inspection.pages import KEPT, plane_shape, planted, planted_page
@@ -595,3 +596,18 @@ def test_a_slider_shows_one_frame_at_a_time(open_page):
         page.wait_for_url(re.compile("frame=1"))
         explorer.after(lambda: page.locator(modality + ".frames button").click())
         assert viewport.bounding_box()["width"] == pytest.approx(stage.bounding_box()["width"], abs=2)
+
+
+def test_a_click_on_a_place_shows_where_its_output_was_read_from(open_page):
+    explanation = explained_places()
+    with open_page(dense_page(explanation)) as explorer:
+        names = explorer.page.locator("#layer option").all_inner_texts()
+        explorer.view(method="attention", layer=names.index("logits/places"), query="mean")
+        stage = explorer.page.locator(PANEL.format("image", "map") + ".stage")
+        box = stage.bounding_box()
+        for row, column in ((3, 5), (10, 0)):
+            position = {"x": (column + 0.5) / SIZE[1] * box["width"], "y": (row + 0.5) / SIZE[0] * box["height"]}
+            explorer.after(lambda position=position: stage.click(position=position))
+            place = row * SIZE[1] + column
+            assert explorer.value("query") == str(place)
+            assert explorer.text("#map-title") == f"Rollout of logits/places: place {place}"

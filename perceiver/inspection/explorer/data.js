@@ -21,7 +21,8 @@
 // For each explanation and sample one block:
 //   answers   [{name, detail, is_word, boxes: {modality: [box]}}]: the most probable classes, or the words of a text,
 //             or both; then the annotated classes that are not among them
-//   layers    [{name, query_kind: "latent" or "query", num_queries, queries: indices of those with maps, num_heads,
+//   layers    [{name, query_kind: "latent", "query" or "place", num_queries, queries: indices of those with maps,
+//             places: null, or of queries that are places of an output: [fraction along each axis], num_heads,
 //             entropy: [heads, then their mean][queries], maps: of [heads, queries],
 //             rollout: [answers][queries], the share of an answer's rollout through each query}]
 //   methods   [{name, label, unit, shared: the same for all answers, residual: null or [answers], maps: of [answers]}],

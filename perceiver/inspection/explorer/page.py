@@ -134,7 +134,10 @@ def _boxes(arrays: Arrays, answer: Mapping[str, Any]) -> dict[str, list[dict[str
 
 
 def _layers(arrays: Arrays, row: int, num_answers: int, most_values: float) -> list[dict[str, Any]]:
-    """Return the layers that read the tokens, grouped by role and decoder, since only those share their queries."""
+    """Return the layers that read the tokens, grouped by role and decoder, since only those share their queries.
+
+    The rollouts from the places of an output are one, too.
+    """
     names = [key.removesuffix("/latents") for key in arrays if key.endswith("/latents")]
     groups: dict[str, list[str]] = {}
     for name in names:
@@ -165,6 +168,7 @@ def _group(
             "query_kind": str(arrays[f"{name}/query_kind"]),
             "num_queries": reads[name].shape[1],
             "queries": kept[chosen].tolist(),
+            "places": _rounded(arrays[f"{name}/centers"][row, chosen]) if f"{name}/centers" in arrays else None,
             "num_heads": len(weights[name]),
             "rollout": _rounded(reads[name][:, kept[chosen]]),
             "entropy": _rounded(_entropies(weights[name][:, chosen])),

@@ -81,6 +81,18 @@ function renderShares({ left, explanation, selected }) {
   byId("shares").replaceChildren(element("h4", {}, "Share of each modality"), ...bars);
 }
 
+// Selects the query of the place of an output that is nearest to a position, if the layer has such queries.
+function selectPlace({ axes }, position) {
+  const { explanation, selected } = figure.scene;
+  const layer = explanation.layers[selected.layer];
+  if (selected.method !== "attention" || !layer?.places) return;
+  const point = position.map((fraction, axis) => (axes[axis].start <= axes[axis].stop ? fraction : 1 - fraction));
+  const distances = layer.places.map((place) =>
+    Math.hypot(...place.map((fraction, axis) => fraction - point.at(axis - place.length))),
+  );
+  setState(controlChange("query", String(layer.queries[distances.indexOf(Math.min(...distances))])));
+}
+
 // Pointer and keys on the panels of a modality, of which only the first is a tab stop.
 function listenToModality({ name, part, description, panels, player }) {
   for (const panel of panels) {
@@ -93,6 +105,7 @@ function listenToModality({ name, part, description, panels, player }) {
     panel.stage.addEventListener("pointerleave", () => {
       if (document.activeElement !== panels[0].stage) setCursor(null);
     });
+    panel.stage.addEventListener("click", (event) => selectPlace(description, panel.positionOf(event)));
     if (player) panel.stage.addEventListener("click", (event) => player.seek(panel.positionOf(event)[1]));
   }
   const { stage } = panels[0];

@@ -12,17 +12,20 @@ function selectMap(explanation, { method, layer, head, query, answer }) {
 function attentionMap(explanation, index, head, query) {
   const layer = explanation.layers[index];
   if (!layer) return null;
-  const { name, query_kind: kind, num_heads: numHeads, num_queries: numQueries, queries } = layer;
+  const { name, query_kind: kind, num_heads: numHeads, num_queries: numQueries, queries, places } = layer;
   const stack = explanation.layerMaps(index, head);
   const rows = query === "mean" ? `mean over ${plural(kind)}` : `${kind} ${query}`;
   const heads = head === "mean" ? `mean over ${counted(numHeads, "head")}` : `head ${head}`;
   const isPartial = query === "mean" && queries.length < numQueries;
+  const part = `Mean over the ${queries.length} of ${counted(numQueries, kind)} with maps in this page.`;
+  const notes = isPartial ? [part] : [];
+  if (places) notes.push("Click a place of the input to see where the output there was read from.");
   return {
     stack,
     map: query === "mean" ? stack.mean : stack.map(queries.indexOf(query)),
-    unit: "weight",
-    title: `Attention weights of ${name}: ${rows}, ${heads}`,
-    notes: isPartial ? [`Mean over the ${queries.length} of ${counted(numQueries, kind)} with maps in this page.`] : [],
+    unit: places ? "share" : "weight",
+    title: places ? `Rollout of ${name}: ${rows}` : `Attention weights of ${name}: ${rows}, ${heads}`,
+    notes,
   };
 }
 

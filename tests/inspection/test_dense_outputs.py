@@ -1,0 +1,50 @@
+"""Classes of a dense output are explained from their places, and each place is traced back to the input."""
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from tests.inspection.dense import SIZE, dense_page, explained_places
+from tests.inspection.explanations import arrays_of, contents_of, unpacked
+
+PLACES = SIZE[0] * SIZE[1]
+
+
+@pytest.mark.parametrize("chunk_size", [29, 1009], ids=["chunks", "whole"])
+def test_a_class_has_the_mean_rollout_and_probability_of_its_places(chunk_size):
+    explanation = explained_places(chunk_size)
+    record = explanation.record
+    rollouts = record.rollout(output="logits", alpha=0.3).inputs
+    assert_close(explanation.place_rollouts["logits"], rollouts)
+    labels = record.outputs["logits"].argmax(dim=-1)
+    for row, answers in enumerate(explanation.answers):
+        assert sum(len(answer.queries) for answer in answers) == PLACES
+        for slot, answer in enumerate(answers):
+            places = (labels[row] == answer.label).nonzero()[:, 0]
+            assert sorted(answer.queries) == places.tolist()
+            assert explanation.has_own_queries(answer)
+            assert_close(explanation.rollout.inputs[row, slot], rollouts[row, places].mean(dim=0))
+            logs = record.outputs["logits"][row, places].log_softmax(dim=-1)[:, answer.label]
+            assert_close(explanation.probability[row, slot], logs.mean().exp())
+            assert explanation.relevance[row, slot].ge(0).all()
+
+
+def test_events_and_pages_have_the_rollout_from_each_place():
+    explanation = explained_places()
+    arrays = arrays_of(explanation)
+    np.testing.assert_allclose(
+        arrays["logits/places/weights"][:, 0], explanation.place_rollouts["logits"], atol=1e-3, rtol=1e-3
+    )
+    assert arrays["logits/places/reads"].sum(axis=-1) == pytest.approx(1.0, abs=0.02)
+    _, maps = contents_of(dense_page(explanation))
+    for row, content in enumerate(maps):
+        *_, layer = content["layers"]
+        assert (layer["name"], layer["query_kind"]) == ("logits/places", "place")
+        assert layer["queries"] == list(range(PLACES))
+        centers = torch.tensor(layer["places"]).reshape(*SIZE, 2)
+        assert_close(centers[3, 5], torch.tensor([3.5 / SIZE[0], 5.5 / SIZE[1]]), atol=1e-4, rtol=0.0)
+        found = unpacked(layer["maps"])["image"][0]
+        expected = explanation.place_rollouts["logits"][row]
+        np.testing.assert_allclose(found.reshape(PLACES, -1), expected, atol=0.02)
+        assert all(other["places"] is None for other in content["layers"][:-1])
