@@ -10,7 +10,8 @@ import soundfile
 import torch
 
 from perceiver.data.dataset import Dataset
-from perceiver.data.sources.sounds import ESC50, FSD50K, AudioSet
+from perceiver.data.sources.sounds import ESC50, FSD50K
+from perceiver.data.sources.web_videos import AudioSet
 from scripts import data_trees
 from scripts.data_trees import Tree, segments, video, write_csv, write_lines, write_sound
 from tests.data.datasets import check_error, check_split_error, dataset, names, samples, sizes

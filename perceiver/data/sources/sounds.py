@@ -1,28 +1,19 @@
-"""Labeled sounds that are listed in tables: ESC-50, FSD50K, AudioSet.
+"""Labeled sounds that are listed in tables: ESC-50, FSD50K.
 
 Each class documents the files it reads; anything in the same layout is read, too.
 """
 
-import logging
 import os
-import re
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 from perceiver.data.files import SOUNDS, UnreadableError, first_few
 from perceiver.data.sources.base import ItemTable, Roles, Source
-from perceiver.data.sources.folders import walk
-from perceiver.data.splits import HeldOut, uniform_hash
+from perceiver.data.splits import HeldOut
 from perceiver.data.text_files import Row, read_csv
 from perceiver.types import Stage
-
-CLIP_NAME = re.compile(r"Y?([\w-]{11})(?:_(\d+(?:\.\d+)?)(?:_\d+(?:\.\d+)?)?)?", re.ASCII)
-"""File name of a clip of AudioSet without ending: the video, and where the clip begins in it."""
-
-log = logging.getLogger(__name__)
 
 
 class _Esc50Clip(NamedTuple):
@@ -270,143 +261,3 @@ def _sounds_in(folder: Path) -> dict[str, str]:
     found = sorted(name for name in os.listdir(folder) if SOUNDS.has(name))
     found.sort(key=lambda name: name.lower().endswith(".wav"))
     return {os.path.splitext(name)[0]: name for name in found} | {name: name for name in found}
-
-
-class _Segment(NamedTuple):
-    video: str
-    path: str
-    labels: list[int]
-
-
-class AudioSet(Source):
-    """AudioSet (Gemmeke et al. 2017): 10 s segments of YouTube videos, any number of 527 classes each.
-
-    Lists of segments are as released: lines of `YTID, start_seconds, end_seconds, "mid,mid"` after comments. The clips
-    are anywhere below the root, as <name>.wav or in another format, where <name> is one of
-
-        <YTID>   <YTID>_<start>   <YTID>_<start>_<end>        or one of these after a Y, as downloaders name them
-
-    with times in seconds or milliseconds. Segments without a clip are left out, since videos vanish from the web.
-
-    Args:
-        root: the folder that contains everything.
-        num_classes: required number of classes in `class_labels`.
-        train_segments: the list of training segments, or several of them; paths below `root`.
-        eval_segments: the list of segments for testing; None for no test set.
-        class_labels: the table of classes, with columns index, mid and display_name.
-        val_fraction: share of the training clips for validation; 0 for none. They are chosen by a hash of the video's
-            id, so that neither another list nor missing clips change the choice.
-    """
-
-    def __init__(
-        self,
-        *,
-        root: str,
-        num_classes: int,
-        train_segments: str | Sequence[str],
-        eval_segments: str | None,
-        class_labels: str,
-        val_fraction: float,
-    ) -> None:
-        super().__init__(num_classes=num_classes)
-        self.root = Path(root).expanduser()
-        self.train_segments = [train_segments] if isinstance(train_segments, str) else list(train_segments)
-        self.eval_segments = eval_segments
-        self.class_labels = class_labels
-        self.held_out = HeldOut(val_fraction=val_fraction, test_fraction=0.0)
-
-    @property
-    def class_names(self) -> list[str]:
-        return list(self._classes.names)
-
-    def items(self, stage: Stage, roles: Roles) -> ItemTable | None:
-        if stage == "test":
-            found = [] if self.eval_segments is None else self._segments([self.eval_segments])
-            trained_on = {clip.path for clip in self._training} if found else set()
-            if both := [clip.path for clip in found if clip.path in trained_on]:
-                raise UnreadableError(f"{self.root / str(self.eval_segments)}: {both[0]} is also used for training")
-        else:
-            found = [clip for clip in self._training if self._is_val(clip.video) == (stage == "val")]
-        if not found:
-            return None
-        tags = [clip.labels for clip in found]
-        paths = {"audio": [clip.path for clip in found]}
-        return ItemTable.of_files(self.root, paths, tags=tags, num_classes=self.num_classes)
-
-    def _is_val(self, video: str) -> bool:
-        return uniform_hash(video, "val") < self.held_out.val_fraction
-
-    @cached_property
-    def _classes(self) -> ClassTable:
-        path = self.root / self.class_labels
-        rows = read_csv(path, ("index", "mid", "display_name"))
-        return ClassTable(path, rows, index="index", key="mid", name="display_name", num_classes=self.num_classes)
-
-    @cached_property
-    def _training(self) -> list[_Segment]:
-        return self._segments(self.train_segments)
-
-    def _segments(self, lists: Sequence[str]) -> list[_Segment]:
-        """Return the segments of some lists that have a file; warns of those that have none.
-
-        Raises:
-            FileNotFoundError: none has a file.
-        """
-        found, missing = [], []
-        for row, start in self._rows(lists):
-            labels = self._classes.labels_in(row, "positive_labels")
-            path = self._file(row["YTID"], start)
-            if path is None:
-                missing.append(row["YTID"])
-            else:
-                found.append(_Segment(row["YTID"], path, labels))
-        names, total = " and ".join(lists), len(found) + len(missing)
-        if not found:
-            raise FileNotFoundError(
-                f"root={self.root}: none of the {total} segments of {names} exists; searched all folders for "
-                f"{first_few([f'{video}.wav' for video in missing])}, other formats and other spellings"
-            )
-        if missing:
-            log.warning("%s: %d of %d segments have no file: %s", names, len(missing), total, first_few(missing))
-        return found
-
-    def _rows(self, lists: Sequence[str]) -> Iterator[tuple[Row, float]]:
-        """Yield the row of each segment of some lists, and the second of the video at which it begins."""
-        seen = set()
-        columns = ("YTID", "start_seconds", "end_seconds", "positive_labels")
-        for row in (row for name in lists for row in read_csv(self.root / name, columns, header=False, comment="#")):
-            start, end = row.seconds("start_seconds"), row.seconds("end_seconds")
-            if end <= start:
-                raise row.error(f"end_seconds={end:g} is not after start_seconds={start:g}")
-            if (row["YTID"], start) in seen:
-                raise row.error(f"YTID={row['YTID']!r} appears twice with start_seconds={start:g}")
-            seen.add((row["YTID"], start))
-            yield row, start
-
-    def _file(self, video: str, start: float) -> str | None:
-        """Return the file of a segment: one whose name contains its start, or else one whose name contains none."""
-        without_start = None
-        for begin, path in self._files.get(video, ()):
-            if begin is None:
-                without_start = without_start or path
-            elif min(abs(begin - start), abs(begin / 1000.0 - start)) < 1.0:  # names omit fractions of a second
-                return path
-        return without_start
-
-    @cached_property
-    def _files(self) -> dict[str, list[tuple[float | None, str]]]:
-        """Video -> paths of its sounds below the root, and where they begin if their names contain it."""
-        files = defaultdict(list)
-        for parent, folders, names in walk(self.root):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            below_root = os.path.relpath(parent, self.root)
-            for name in sorted(names):
-                if SOUNDS.has(name):
-                    path = os.path.normpath(os.path.join(below_root, name))
-                    stem = os.path.splitext(name)[0]
-                    begins: dict[str, float | None] = {stem: None}
-                    if match := CLIP_NAME.fullmatch(stem):
-                        begins[match[1]] = None if match[2] is None else float(match[2])
-                    for video, begin in begins.items():
-                        files[video].append((begin, path))
-        return files
