@@ -27,11 +27,18 @@ METRICS = "metrics.json"
 def final_metrics(trainer: Trainer) -> dict[str, float]:
     """Training and validation metrics of the last epoch, and the scores of the last attention event."""
     assert isinstance(trainer.lightning_module, TrainingModule)
-    metrics = dict(trainer.lightning_module.measured)
+    metrics = with_validation(trainer, trainer.lightning_module.measured)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, AttentionCallback):
             metrics |= callback.scores
     return metrics
+
+
+def with_validation(trainer: Trainer, metrics: Mapping[str, float]) -> dict[str, float]:
+    """Some metrics, without those of validation that a run without validation has from its checkpoint."""
+    if trainer.datamodule.has_validation(trainer.limit_val_batches):  # type: ignore[attr-defined]
+        return dict(metrics)
+    return {name: value for name, value in metrics.items() if not name.startswith(("val/", "best/"))}
 
 
 class WriteTrainingMetrics(Callback):

@@ -116,7 +116,7 @@ def check_optimizer_state(before: dict[str, Any], now: dict[str, Any], path: Pat
     old, new = ({"decay_embeddings": bool(config.get("decay_embeddings"))} for config in (before, now))
     if _state_type(now, "schedule"):  # torch's schedulers restore their settings, and those of the optimizer
         for settings, config in ((old, before), (new, now)):
-            settings |= leaves({part: config[part] for part in ("optimizer", "schedule")}, "")
+            settings |= leaves({part: config[part] for part in ("optimizer", "schedule")})
     if changed := _changes(old, new):
         keys = ", ".join(changed)
         raise ConfigError(f"{path}: optimizer and schedule are resumed with their own settings; leave {keys} as before")
@@ -134,7 +134,7 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 def log_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
     """Log how the config of a resumed run differs from that of its checkpoint."""
-    old, new = dict(leaves(before, "")), dict(leaves(now, ""))
+    old, new = dict(leaves(before)), dict(leaves(now))
     for key in _changes(old, new):
         if key != "ckpt_path":
             log.warning("resumed with %s=%s instead of %s", key, new.get(key), old.get(key))

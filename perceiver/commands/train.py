@@ -30,6 +30,7 @@ from perceiver.commands.results import (
     show_results,
     test,
     unreadable_samples,
+    with_validation,
     write_metrics,
 )
 from perceiver.commands.resume import build_or_resume
@@ -66,6 +67,7 @@ IGNORED_WARNINGS = (
     ".*treespec.*is deprecated.*",
     ".*but have no logger configured.*",  # evaluation prints its metrics and writes them to a file
     ".*sync_dist=True.*",  # metrics are already those of all processes
+    ".*callbacks used to create the checkpoint.*",  # the log has the changed settings
     ".*resuming from a checkpoint that ended before the epoch ended.*",  # the data module continues within the epoch
 )
 
@@ -319,7 +321,7 @@ def training_metrics(run: Run) -> dict[str, float]:
     assert isinstance(checkpoints, ModelCheckpoint)
     metrics = final_metrics(run.trainer) | run.clock.metrics | run.cost
     if run.start is not None:
-        before = read_metrics(path)
+        before = with_validation(run.trainer, read_metrics(path))
         # The file of a run that has ended has more metrics than its last checkpoint, which was saved before.
         metrics = before | metrics if run.clock.has_trained else metrics | before
     if checkpoints.best_model_score is not None:

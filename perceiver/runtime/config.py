@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, ValidationError
 
 from perceiver.data.sources.folders import find_classes
-from perceiver.runtime.errors import ConfigError, explain, one_line
+from perceiver.runtime.errors import NODE_HINT, ConfigError, explain, one_line
 from perceiver.runtime.nodes import import_target, is_valid, keyword_type, select, targets, type_adapter
 from perceiver.runtime.suggestions import must_be_chosen, nearest, unknown_key
 from perceiver.runtime.synonyms import ALIASES
@@ -107,11 +107,11 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _check_choices(config: dict[str, Any]) -> None:
-    """Refuse a text as the value of a node that is chosen from a group."""
+    """Refuse a plain value in place of a node that is chosen from a group."""
     choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
     for group in map(str, choices):
         key = group.rpartition("@")[2]
-        if isinstance(value := select(config, key), str):
+        if isinstance(value := select(config, key), str | int | float):
             raise ConfigError(f"{key}={value}: is chosen from a group: {group}={value}")
 
 
@@ -213,7 +213,9 @@ def _check_value(key: str, value: Any, hint: Any) -> None:
             "too few values" if problem["type"] == "missing" else problem["msg"].removeprefix("Input ")
             for problem in error.errors()
         )
-        raise ConfigError(f"{key}={value!r}: {', or '.join(problems)}") from None
+        needs_node = any(problem["type"] == "is_instance_of" for problem in error.errors())
+        hint = f"; {NODE_HINT}: {key}.KEY=…" if needs_node and value is not None else ""
+        raise ConfigError(f"{key}={value!r}: {', or '.join(problems)}{hint}") from None
     if isinstance(value, str | bool) and type(read) in (int, float, bool) and type(read) is not type(value):
         raise ConfigError(f"{key}={value!r}: should be {type(read).__name__}, not {type(value).__name__}")
 

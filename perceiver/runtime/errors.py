@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
@@ -25,7 +25,7 @@ from omegaconf.errors import (
 )
 
 from perceiver.data.files import UnreadableError
-from perceiver.runtime.nodes import leaves
+from perceiver.runtime.nodes import leaves, select
 from perceiver.runtime.signals import INTERRUPTED
 from perceiver.runtime.suggestions import ALTERNATIVES, must_be_chosen, nearest, unknown_key
 from perceiver.runtime.summary import note
@@ -44,6 +44,7 @@ class PositionError(Exception):
 
 PLUGINS = {"submitit_slurm": "slurm", "optuna": "optuna"}
 """Choices of Hydra's own groups, and the extras of this package that install them."""
+NODE_HINT = "it is a node, whose values are set by their own keys"
 USER_ERRORS: tuple[type[Exception], ...] = (
     ConfigError,
     HydraException,
@@ -69,12 +70,14 @@ def explain(error: BaseException) -> str:
         return f"{key} must be given: {key}=…"
     if isinstance(error, InterpolationKeyError) and (wanted := re.search(r"'([\w.]+)' not found", text)):
         return _missing_reference(error, wanted[1])
+    if wrong := re.search(r"node `([\w.]+)` is not a container and thus cannot contain `(\w+)`", text):
+        return f"{wrong[1]}: is set to a plain value; {NODE_HINT}: {wrong[1]}.{wrong[2]}=…"
     if isinstance(error, InterpolationResolutionError):
         problem = re.sub(r"^\w+ raised while resolving interpolation: | full_key: .*$", "", text)
-        node, key = error.parent_node, (error.full_key or "").rpartition(".")[0]
+        key, root = (error.full_key or "").rpartition(".")[0], error.parent_node and error.parent_node._get_root()
         # The value that a resolver refuses was mostly interpolated from another part of the config.
-        root = None if node is None else node._get_root()
-        return _with_full_key(key, node, problem) or f"{key}: {about('', root, problem)}"
+        config = OmegaConf.to_container(root, resolve=False) if root else None
+        return _with_full_key(key, select(config, key), problem) or f"{key}: {about('', config, problem)}"
     if isinstance(error, ConfigAttributeError | ConfigKeyError):
         return _unknown_key(error)
     if isinstance(error, UnsupportedValueType) and "--resolve" in sys.argv:

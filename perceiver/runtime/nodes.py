@@ -1,23 +1,35 @@
-"""Nodes of a config: their values by key, the class that each builds, and the types of its keywords."""
+"""Nodes of a plain config: their values by key, the class that each builds, and the types of its keywords."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import is_dataclass
 from typing import Any, get_type_hints
 
 from hydra.utils import get_object
-from omegaconf import DictConfig, OmegaConf
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, InstanceOf, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 
 
-def leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """The plain values at or below the node under a key, as (key, value); without interpolations."""
-    if not isinstance(node, dict | DictConfig):
+def walk(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """All nodes at or below the node under a key, and all values in lists, as (key, value)."""
+    yield key, node
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for name, child in children:
+        yield from walk(child, f"{key}.{name}" if key else str(name))
+
+
+def targets(node: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """The nodes that build something, at or below the node under a key, as (key, node)."""
+    return ((name, found) for name, found in walk(node, key) if isinstance(found, dict) and "_target_" in found)
+
+
+def leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """The values at or below the node under a key, of which a list is one, as (key, value)."""
+    if not isinstance(node, dict):
         yield key, node
         return
-    for name in map(str, node):
-        if isinstance(node, dict) or not (OmegaConf.is_interpolation(node, name) or OmegaConf.is_missing(node, name)):
-            yield from leaves(node[name], f"{key}.{name}" if key else name)
+    for name, child in node.items():
+        yield from leaves(child, f"{key}.{name}" if key else str(name))
 
 
 def select(config: Any, key: str) -> Any:
@@ -28,15 +40,6 @@ def select(config: Any, key: str) -> Any:
         else:
             config = config.get(name) if isinstance(config, Mapping) else None
     return config
-
-
-def targets(node: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """The nodes that build something, at or below a node, with their keys."""
-    if isinstance(node, dict) and "_target_" in node:
-        yield key, node
-    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    for name, child in children:
-        yield from targets(child, f"{key}.{name}" if key else str(name))
 
 
 def import_target(node: Mapping[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
@@ -65,6 +68,8 @@ def keyword_type(config: Mapping[str, Any], key: str) -> Any:
 def type_adapter(hint: Any) -> TypeAdapter[Any] | None:
     """A validator of values of a type; None for types that pydantic does not know."""
     try:
+        if isinstance(hint, type) and is_dataclass(hint):  # a node builds it
+            hint = InstanceOf[hint]
         return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
     except PydanticSchemaGenerationError:
         return None

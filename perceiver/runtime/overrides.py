@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from perceiver.runtime.config import ROOT_KEYS, type_of
 from perceiver.runtime.errors import ConfigError, explain
-from perceiver.runtime.nodes import is_valid, leaves, select
+from perceiver.runtime.nodes import is_valid, leaves, select, walk
 from perceiver.runtime.suggestions import unknown_key
 from perceiver.runtime.synonyms import SHORT_KEYS
 
@@ -137,14 +137,7 @@ def text_value(override: str) -> str:
 
 def interpolations(cfg: DictConfig) -> dict[str, str]:
     """Return the values of a config that are pure interpolations (`is_pure`), by key."""
-    return dict(_interpolations(OmegaConf.to_container(cfg, resolve=False), ()))
-
-
-def _interpolations(node: Any, path: tuple[str, ...]) -> list[tuple[str, str]]:
-    if isinstance(node, dict | list):
-        children = node.items() if isinstance(node, dict) else enumerate(node)
-        return [found for name, child in children for found in _interpolations(child, (*path, str(name)))]
-    return [(".".join(path), node)] if is_pure(node) else []
+    return {key: value for key, value in walk(OmegaConf.to_container(cfg, resolve=False)) if is_pure(value)}
 
 
 def is_pure(value: Any) -> bool:
@@ -183,13 +176,13 @@ def apply_overrides(
         root = _root(override.key_or_group)
         if root not in ROOT_KEYS:
             raise ConfigError(f"overrides: {unknown_key(OmegaConf.create(config), root)}")
-        before = dict(leaves(plain, ""))
+        before = dict(leaves(plain))
         try:
             ConfigLoaderImpl._apply_overrides_to_config([override], node)
             plain = _plain(node)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(f"overrides: {explain(error)}") from error
-        changed = [key for key, value in leaves(plain, "") if _root(key) in TRAINED_ROOTS and before[key] != value]
+        changed = [key for key, value in leaves(plain) if _root(key) in TRAINED_ROOTS and before[key] != value]
         if changed and root not in TRAINED_ROOTS:
             trained = " and ".join(f"{key}={before[key]}".replace(", ", ",") for key in changed)
             problem = f"the model was trained with {trained}, which would change with it"

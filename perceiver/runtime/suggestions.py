@@ -3,12 +3,11 @@
 import difflib
 import inspect
 import re
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from omegaconf import DictConfig, OmegaConf
 
-from perceiver.runtime.nodes import import_target
+from perceiver.runtime.nodes import import_target, walk
 from perceiver.runtime.synonyms import ALIASES, MOVED_KEYS, SHORT_KEYS, SYNONYMS
 
 ALTERNATIVES = {
@@ -75,7 +74,8 @@ def _suggestion(root: DictConfig, key: str, similar: Sequence[str]) -> str | Non
         return f"choose it first: callbacks=[default,{parts[1]}]"
     if parts[:2] == ["model", "encoders"] and parts[2] not in (OmegaConf.select(root, "model.encoders") or {}):
         return f"choose it first: +encoder@{'.'.join(parts[:3])}=…"
-    keys = list(_keys(root, ""))
+    own = {str(name): value for name, value in OmegaConf.to_container(root, resolve=False).items() if name != "hydra"}
+    keys = [found for found, value in walk(own) if not (isinstance(value, str) and "${" in value)]
     found: Sequence[str] = [other for other in keys if other.rpartition(".")[2] == name and other != key][:3]
     if not found and alias and (SHORT_KEYS.get(alias, alias) in keys or not _is_key(alias) or "hydra" in alias):
         found = [alias]
@@ -92,13 +92,3 @@ def _is_key(text: str) -> bool:
 
 def _names(node: DictConfig) -> list[str]:
     return [str(name) for name in node if name != "hydra" and not str(name).startswith("_")]
-
-
-def _keys(node: Any, prefix: str) -> Iterator[str]:
-    """The keys below a node whose values are not interpolations."""
-    if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
-        for name in node:
-            key = f"{prefix}.{name!s}" if prefix else str(name)
-            if key != "hydra" and not OmegaConf.is_interpolation(node, str(name)):
-                yield key
-                yield from _keys(node._get_node(name), key)

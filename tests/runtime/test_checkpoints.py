@@ -19,7 +19,7 @@ from perceiver.runtime.checkpoints import DurableIO, find_damage
 from perceiver.runtime.errors import ConfigError
 from perceiver.training.checkpoint import read_checkpoint
 from tests.kills import assert_same, assert_same_run, before_call, continued, in_fork, run_in_fork
-from tests.runs import assert_refused, script, trained
+from tests.runs import assert_refused, metrics, script, trained
 from tests.training.test_build import DAMAGES
 
 slow = pytest.mark.slow
@@ -204,6 +204,11 @@ class TestReading:
             DAMAGES["truncated"][1](run / "checkpoints" / f"{name}.ckpt", tmp_path / "marker")
         ended = script("experiments/train.py", f"run={run}")
         assert_refused(ended, "ckpt_path=last: ", "ckpt_path=null")
+
+    def test_without_validation_a_resumed_run_has_no_metrics_of_an_earlier_one(self, run):
+        ended = script("experiments/train.py", f"run={run}", "trainer.limit_val_batches=0")
+        assert ended.ok, ended.err
+        assert not [name for name in metrics(run) if name.startswith(("val/", "best/"))]
 
     @pytest.mark.parametrize("target", ["os.system", pytest.param("torch.hub.load", marks=slow)])
     def test_a_resumed_run_calls_nothing_that_its_checkpoint_names(self, run, tmp_path, target):

@@ -36,6 +36,7 @@ MISTAKES = {
     "optimizer.betas=[a,b]": ["optimizer.betas", "number"],
     "optimizer.lr=nan": ["optimizer.lr=nan", "finite"],
     f"{TONES} data.source.snr=[5]": ["data.source.snr=[5]: too few values"],
+    "data.source=en": ["data.source: ", "data.source.num_classes=…"],  # a node
     # a value that a constructor refuses, with its whole key
     "model.memory.self_attention.num_heads=5": ["model.memory.self_attention.num_heads=5 does not divide"],
     "trainer.max_epochs=-1 trainer.fast_dev_run=false": ["trainer.max_epochs=-1", "max_steps"],
@@ -98,6 +99,8 @@ RARE_MISTAKES = {
     f"{CAPTIONS} task.generation=beam": [": generation@task.generation=beam"],
     "~optimizer": ["optimizer", "conf/optimizer"],
     "model.encoders=3": ["model.encoders=3"],
+    "model.memory.schedule=3": ["model.memory.schedule=3", "Schedule", "model.memory.schedule.KEY=…"],
+    "model.encoders.image=3": ["encoder@model.encoders.image=3"],
     "data.augment=3": ["data.readers.image.augment=3"],
     "model.memory.num_latents=true": ["model.memory.num_latents=True", "int"],
     "seed=null": ["seed=None", "integer"],

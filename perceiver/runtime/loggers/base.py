@@ -39,7 +39,22 @@ class RunInfo:
     step: int = 0
 
 
-class RunLogger(Logger):
+class UnnamedLogger(Logger):
+    """A logger without hyperparameters, name and version, since the run directory has the config."""
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing."""
+
+    @property
+    def name(self) -> str:
+        return ""
+
+    @property
+    def version(self) -> str:
+        return ""
+
+
+class RunLogger(UnnamedLogger):
     """Shows a run, without the ability to stop it.
 
     A subclass implements `start`, `metrics`, `close`, and those of the methods up to `flush` that it supports. They are
@@ -149,17 +164,6 @@ class RunLogger(Logger):
         """Call `flush`."""
         if self._is_started:
             self.attempt(self.flush)
-
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing, as `start` gets the config."""
-
-    @property
-    def name(self) -> str:
-        return ""
-
-    @property
-    def version(self) -> str:
-        return ""
 
 
 def run_loggers(trainer: Trainer) -> list[RunLogger]:

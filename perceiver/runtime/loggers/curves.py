@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
+
+from perceiver.runtime.loggers.base import UnnamedLogger
 
 log = logging.getLogger(__name__)
 
@@ -16,7 +17,7 @@ BUFFER_SIZE = 100
 """Rows that are written together."""
 
 
-class Curves(Logger):
+class Curves(UnnamedLogger):
     """A CSV file with one row for each call of `log_metrics`.
 
     A resumed run keeps the rows before its checkpoint; Lightning's `CSVLogger` would delete them.
@@ -34,18 +35,6 @@ class Curves(Logger):
         self.rows = 0
         self._columns: list[str] = []
         self._buffer: list[dict[str, Any]] = []
-
-    @property
-    def name(self) -> str:
-        return ""
-
-    @property
-    def version(self) -> str:
-        return ""
-
-    @rank_zero_only
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing, as the run directory has the config."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:

@@ -28,7 +28,7 @@ class TensorBoard(RunLogger):
         from torch.utils.tensorboard import SummaryWriter  # needs the extra package
 
         self._writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=run.step)
-        self.table("config", ["key", "value"], list(leaves(run.config, "")), run.step)
+        self.table("config", ["key", "value"], list(leaves(dict(run.config))), run.step)
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():

@@ -233,8 +233,6 @@ def _sweep_agent_id() -> str | None:
 
 def usable_mode(mode: str) -> str:
     """Resolve `auto`, and replace `online` by `offline` if the user is not logged in; never prompts."""
-    if mode == "auto":
-        mode = os.environ.get("WANDB_MODE") or "auto"
     if mode not in ("auto", "online"):
         return mode
     try:
