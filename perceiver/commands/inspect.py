@@ -44,13 +44,11 @@ class Run:
 
     Attributes:
         name: its title.
-        folder: its directory.
         finished: the run at the checkpoint.
         explainer: of its model.
     """
 
     name: str
-    folder: Path
     finished: FinishedRun
     explainer: Explainer
 
@@ -74,7 +72,7 @@ def inspect_attention(cfg: DictConfig) -> Path:
     batch, unreadable = read_files(first, paths) if paths else (probe(first, cfg.samples, "samples"), [])
     # A user's own files are tested themselves: they may be unlike the training data.
     tested = batch if paths else probe(first, cfg.scored_samples or 0, "scored_samples")
-    output = page_path(cfg, first.folder)
+    output = page_path(cfg, first.finished.output_dir)
     is_single = not paths and len(runs) == 1
     samples: list[dict[str, Any]] = []
     events: dict[str, list[Event]] = {}
@@ -101,7 +99,7 @@ def inspect_attention(cfg: DictConfig) -> Path:
         )
         most_values = MOST_VALUES // (MOST_EVENTS if is_single else len(runs))
         opened.append(page_event(arrays, most_values=most_values, name=f"{run.name} · step {finished.step}"))
-        earlier = events_in(run.folder / "attention", num_with_maps=MOST_EVENTS - 1 if is_single else 0)
+        earlier = events_in(run.finished.output_dir / "attention", num_with_maps=MOST_EVENTS - 1 if is_single else 0)
         others = [event for event in earlier if event.step != finished.step]
         events[run.name] = sorted([*others, opened[-1]], key=lambda event: event.step)
         console.print(*report(run.name, explanation, arrays, num_tested=len(tested)), sep="\n")
@@ -122,9 +120,8 @@ def load_run(cfg: DictConfig, key: str, checkpoint_key: str, overrides: Sequence
     finished = load(str(cfg[key]), cfg[checkpoint_key], overrides, cfg.trusted, keys=(key, checkpoint_key))
     to_accelerator(finished.parts)
     explainer = finished.parts.explainer(finished.config["attention"]["rollout_alpha"])
-    folder = finished.output_dir
-    name = f"{'/'.join(folder.absolute().parts[-2:])} ({finished.checkpoint.stem})"
-    return Run(name, folder, finished, explainer)
+    name = f"{'/'.join(finished.output_dir.absolute().parts[-2:])} ({finished.checkpoint.stem})"
+    return Run(name, finished, explainer)
 
 
 def load_compared(cfg: DictConfig, first: Run) -> Run:
@@ -142,7 +139,7 @@ def load_compared(cfg: DictConfig, first: Run) -> Run:
     if reads != expected:
         raise ConfigError(f"compare={cfg.compare}: its model reads {reads}, that of run reads {expected}")
     if second.name == first.name:
-        second = replace(second, name=f"{second.folder.absolute()} ({path.stem})")
+        second = replace(second, name=f"{second.finished.output_dir.absolute()} ({path.stem})")
     return second
 
 

@@ -17,7 +17,7 @@ from perceiver.inspection.explanation import Explainer, Explanation
 from perceiver.inspection.explorer.page import PAGE, Event, events_in, explorer_page, write_page
 from perceiver.inspection.rollout import Alpha, check_alpha
 from perceiver.inspection.writer import Evaluation, ExplanationWriter, add_evaluation, evaluate, explain_in_parts
-from perceiver.runtime.loggers.base import log_explanation, log_explorer
+from perceiver.runtime.loggers.base import log_explanation
 from perceiver.tasks.base import Task
 from perceiver.types import Batch
 
@@ -157,7 +157,8 @@ class AttentionCallback(Callback):
         scores = {f"attention/{name}": value for name, value in scores_in(arrays).items()}
         named = {f"attention/{key}": of_samples for key, of_samples in sheets.items()}
         captions = [f"{id} · step {step} · epoch {epoch}" for id in batch.ids]
-        log_explanation(trainer.loggers, scores, named, captions, step)
+        show = (lambda logger: logger.images(named, captions, step)) if named else None
+        log_explanation(trainer.loggers, scores, step, show)
         self.scores = {name: value for name, value in scores.items() if not name.startswith("attention/stat/")}
 
     def _test_faithfulness(self, trainer: Trainer, module: LightningModule) -> None:
@@ -173,7 +174,8 @@ class AttentionCallback(Callback):
             self._events.pop(step, None)
         scores = {f"attention/{name}": value for name, value in evaluation.scores.items()}
         self.scores |= scores
-        log_explorer(trainer.loggers, scores, self._write_page(trainer), step)
+        page = self._write_page(trainer)
+        log_explanation(trainer.loggers, scores, step, lambda logger: logger.html("attention/explorer", page, step))
 
     def _explainer(self, trainer: Trainer, module: LightningModule) -> Explainer:
         """Return an explainer of the model in the precision of the training."""

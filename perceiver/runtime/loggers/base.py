@@ -182,32 +182,18 @@ def log_now(trainer: Trainer, values: Mapping[str, Tensor | float]) -> None:
 
 
 def log_explanation(
-    loggers: Iterable[Logger],
-    scores: Mapping[str, float],
-    contact_sheets: Mapping[str, Sequence[Image.Image]],
-    captions: Sequence[str],
-    step: int,
+    loggers: Iterable[Logger], scores: Mapping[str, float], step: int, show: Callable[[RunLogger], None] | None
 ) -> None:
-    """Log one attention event.
+    """Log the scores of an attention event, and before them its images or page.
 
     Args:
         loggers: of the trainer.
         scores: by metric.
-        contact_sheets: one image of each sample under each key.
-        captions: of each sample.
         step: as in `RunLogger.metrics`.
+        show: logs images or a page with a logger.
     """
     for logger in loggers:
-        if contact_sheets and isinstance(logger, RunLogger):
-            logger.attempt(logger.images, contact_sheets, captions, step)
-        if scores:
-            logger.log_metrics(dict(scores), step)
-
-
-def log_explorer(loggers: Iterable[Logger], scores: Mapping[str, float], page: Path, step: int) -> None:
-    """Log the page of the explorer, and the scores of the last event."""
-    for logger in loggers:
-        if isinstance(logger, RunLogger):
-            logger.attempt(logger.html, "attention/explorer", page, step)
+        if show is not None and isinstance(logger, RunLogger):
+            logger.attempt(show, logger)
         if scores:
             logger.log_metrics(dict(scores), step)
