@@ -93,7 +93,6 @@ RARE_MISTAKES = {
     f"{CAPTIONS} data.num_samples={{trian:1}}": ["num_samples.trian", "mean data.source.num_samples.train?"],
     f"{' '.join(JOINT)} task.monitor=accuracy": ["monitor='accuracy'", "label/accuracy"],
     "a=b=c": ["a=b=c", "key=value"],
-    "hydra.nosuch=1": ["hydra.nosuch", "no such key"],
     "experiment=nosuch": ["experiment=nosuch", "there are: ", "image_classification"],
     "encoder@model.encoders.image=image_pixel": ["encoder=image_pixel", "did you mean 'image_pixels'?"],
     f"{CAPTIONS} task.generation=beam": [": generation@task.generation=beam"],
@@ -109,27 +108,18 @@ RARE_MISTAKES = {
     "logger.mode=maybe": ["logger.mode='maybe'", "'offline'"],
     "trainer.precision=foo": ["trainer.precision='foo'", "'bf16-mixed'"],
     "trainer.devices=abc": ["trainer", "devices"],
-    "trainer.devices=0": ["trainer", "devices=0"],
     "loader.batch_size=0": ["loader.batch_size=0"],
     "loader.num_workers=-1": ["loader.num_workers=-1"],
-    "data.channels=2": ["data.readers.image.channels=2"],
-    "model.memory.num_latents=0": ["model.memory.num_latents=0"],
     "model.memory.cross_attention.init_scale=0": ["init_scale=0", "more than 0"],
     "model.memory.schedule.num_cross_attends=99": ["model.memory.schedule.num_cross_attends=99", "num_blocks="],
     "model.encoders.image.mean=[0.1,0.2]": ["model.encoders.image.mean=[0.1, 0.2]"],
-    "optimizer=lamb optimizer.lr=-1": ["optimizer", "-1"],
     "optimizer.betas=[2,0.9]": ["optimizer", "beta", "2"],
     "schedule.warmup_steps=-1": ["schedule.warmup_steps=-1"],
-    "schedule=steps schedule.milestones=[84,102]": ["schedule.milestones=[84, 102]", "fractions"],
-    "schedule=flat_cosine schedule.flat_fraction=2": ["schedule.flat_fraction=2"],
     "attention.num_samples=0": ["attention.num_samples=0"],
     f"{TONES} data.source.snr=[5,-5]": ["data.source.snr=[5, -5] must ascend"],
     f"{TONES} data.source.seed=-1": ["data.source.seed=-1"],
-    f"{TONES} data.clips.seconds=0": ["data.readers.audio.seconds=0"],
     "data=sound_scenes data.clips.augment.gain=3": ["audio.augment.gain", "data.readers.audio.augment is not set"],
     f"{CAPTIONS} task.captions_per_sample=0": ["task.captions_per_sample=0 must be at least 1"],
-    f"{CAPTIONS} tokenizer.max_length=2": ["tokenizer.max_length=2 must be at least 3"],
-    f"{CAPTIONS} tokenizer.vocab_size=4": ["tokenizer.vocab_size=4 must be more than 4"],
     f"{CAPTIONS} tokenizer=bytes tokenizer.vocab_size=64": ["tokenizer.vocab_size=64: bytes take 262"],
     f"{CAPTIONS} task.label_smoothing=1": ["task.label_smoothing=1 must be in"],
     f"{CAPTIONS} task.tokenizer=null": ["task.tokenizer=None", "Tokenizer"],
@@ -158,17 +148,13 @@ def assert_one_sentence(folder, overrides, message):
     assert_refused(ended, *message)
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("data.num_classes=5", ["data.source.num_classes=5", "3 class folders: cat, dog, eel"]),
-        ("data.val_fraction=1.5", ["data.source.val_fraction=1.5"]),
-        ("data.test_fraction=1.0", ["data.source.test_fraction=1.0"]),
-    ],
-)
-def test_settings_that_do_not_fit_an_image_folder_are_one_sentence(tmp_path, override, message):
-    images = image_tree(tmp_path / "images")
-    assert_one_sentence(tmp_path, ["data=image_folder", f"data.root={images}", override], message)
+def test_settings_that_do_not_fit_an_image_folder_are_one_sentence(tmp_path):
+    given = ["data=image_folder", f"data.root={image_tree(tmp_path / 'images')}"]
+    for override, parts in {
+        "data.num_classes=5": ["data.source.num_classes=5", "3 class folders: cat, dog, eel"],
+        "data.val_fraction=1.5": ["data.source.val_fraction=1.5"],
+    }.items():
+        assert_one_sentence(tmp_path, [*given, override], parts)
     assert not (tmp_path / "run").exists()
 
 

@@ -35,13 +35,11 @@ class TestOptions:
             ("seed=3 --info", "--info all"),
             ("--info config seed=3", "--info config"),
             ("-i seed=3", "-i all"),
+            ("seed=3", ""),
         ],
     )
     def test_they_may_be_on_either_side_of_the_overrides(self, arguments, options):
         assert options_and_overrides(arguments.split()) == (options.split(), ["seed=3"])
-
-    def test_there_may_be_no_arguments(self):
-        assert options_and_overrides([]) == ([], [])
 
 
 class TestRunName:
@@ -96,23 +94,20 @@ class TestExpandRun:
         assert found[3:6] == ["seed=7", "trainer.val_check_interval=3", "ckpt_path=last"]
         assert found[6:] == ["hydra.mode=RUN", f"hydra.run.dir={quoted(str(run_dir))}"]
 
-    def test_another_checkpoint_may_be_given(self, run_dir):
-        found = expand_run([f"run={quoted(str(run_dir))}", "ckpt_path=other.ckpt"])
-        assert [argument for argument in found if "ckpt_path" in argument] == ["ckpt_path=other.ckpt"]
-
-    def test_a_relative_directory_is_made_absolute(self, run_dir, monkeypatch):
+    def test_another_checkpoint_may_be_given_and_a_relative_directory(self, run_dir, monkeypatch):
         monkeypatch.chdir(run_dir.parent)
         run_dir.rename(run_dir.parent / "run")
-        assert expand_run(["run=run"])[-1] == f'hydra.run.dir="{run_dir.parent / "run"}"'
+        found = expand_run(["run=run", "ckpt_path=other.ckpt"])
+        assert [argument for argument in found if "ckpt_path" in argument] == ["ckpt_path=other.ckpt"]
+        assert found[-1] == f'hydra.run.dir="{run_dir.parent / "run"}"'
 
     def test_without_it_nothing_changes(self):
         assert expand_run(["seed=7", "-m"]) == ["seed=7", "-m"]
 
-    @pytest.mark.parametrize("arguments", [["run=nowhere"], ["--multirun"]])
-    def test_a_run_that_cannot_be_resumed_is_one_sentence(self, run_dir, arguments):
-        given = arguments if "run=nowhere" in arguments else [f"run={quoted(str(run_dir))}", *arguments]
-        ended = script("experiments/train.py", *given)
-        assert_refused(ended, "no run directory" if "run=nowhere" in arguments else "leave out -m")
+    def test_a_run_that_cannot_be_resumed_is_one_sentence(self, run_dir):
+        assert_refused(script("experiments/train.py", "run=nowhere"), "no run directory")
+        ended = script("experiments/train.py", f"run={quoted(str(run_dir))}", "--multirun")
+        assert_refused(ended, "leave out -m")
 
 
 @pytest.mark.parametrize(
