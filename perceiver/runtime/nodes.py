@@ -69,7 +69,7 @@ def type_adapter(hint: Any) -> TypeAdapter[Any] | None:
     """A validator of values of a type; None for types that pydantic does not know."""
     try:
         if isinstance(hint, type) and is_dataclass(hint):  # a node builds it
-            hint = InstanceOf[hint]
+            return TypeAdapter(InstanceOf[hint])
         return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
     except PydanticSchemaGenerationError:
         return None

@@ -74,8 +74,9 @@ def _suggestion(root: DictConfig, key: str, similar: Sequence[str]) -> str | Non
         return f"choose it first: callbacks=[default,{parts[1]}]"
     if parts[:2] == ["model", "encoders"] and parts[2] not in (OmegaConf.select(root, "model.encoders") or {}):
         return f"choose it first: +encoder@{'.'.join(parts[:3])}=…"
-    own = {str(name): value for name, value in OmegaConf.to_container(root, resolve=False).items() if name != "hydra"}
-    keys = [found for found, value in walk(own) if not (isinstance(value, str) and "${" in value)]
+    nodes = walk(OmegaConf.to_container(root, resolve=False))
+    own = ((found, value) for found, value in nodes if found.partition(".")[0] != "hydra")
+    keys = [found for found, value in own if not (isinstance(value, str) and "${" in value)]
     found: Sequence[str] = [other for other in keys if other.rpartition(".")[2] == name and other != key][:3]
     if not found and alias and (SHORT_KEYS.get(alias, alias) in keys or not _is_key(alias) or "hydra" in alias):
         found = [alias]
