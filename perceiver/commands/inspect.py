@@ -1,7 +1,6 @@
 """Explanations of finished runs, on their own samples or on a user's files: report, event file and explorer."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -80,13 +79,18 @@ def inspect_attention(cfg: DictConfig) -> Path:
     written: list[Path] = []
     for run in runs:
         is_first, finished, explainer = run is first, run.finished, run.explainer
-        with blamed_on_comparison(cfg, not is_first):
+        try:
             if not is_first:
                 check_reads_alike(first, run, batch)
             explanation = explainer.explain(without_foreign_boxes(run, first, batch))
             size, foreign = finished.parts.data.batch_size, without_foreign_boxes(run, first, tested)
             parts = explain_in_parts(explainer, foreign, size, known=explanation)
             evaluation = evaluate(explainer, parts, with_localization=True, with_deletion=True)
+        except (ValueError, RuntimeError) as error:
+            if is_first:
+                raise
+            problem = f"it cannot read the samples of run={cfg.run} ({one_line(error)})"
+            raise ConfigError(f"compare={cfg.compare}: {problem}") from error
         writer = ExplanationWriter(explainer, explanation)
         samples = samples or writer.page_samples(finished.parts.data.dataset.pieces)
         written.append(output.with_name(f"{output.stem}{'' if is_first else '_compared'}.npz"))
@@ -166,22 +170,6 @@ def without_foreign_boxes(run: Run, source: Run, batch: Batch) -> Batch:
     if run.explainer.class_names == source.explainer.class_names:
         return batch
     return replace(batch, targets={name: values for name, values in batch.targets.items() if name != "boxes"})
-
-
-@contextmanager
-def blamed_on_comparison(cfg: DictConfig, is_compared: bool) -> Iterator[None]:
-    """Convert errors of a compared run with the samples of the other into one that names both.
-
-    Raises:
-        ConfigError: instead of the error of the run.
-    """
-    try:
-        yield
-    except (ValueError, RuntimeError) as error:
-        if not is_compared:
-            raise
-        problem = f"it cannot read the samples of run={cfg.run} ({one_line(error)})"
-        raise ConfigError(f"compare={cfg.compare}: {problem}") from error
 
 
 def page_path(cfg: DictConfig, run: Path) -> Path:
