@@ -25,7 +25,7 @@ from perceiver.model import Perceiver
 from perceiver.runtime.errors import ConfigError, one_line
 from perceiver.runtime.summary import console
 from perceiver.training.build import Parts
-from perceiver.types import Memory, Sample, utf8_safe
+from perceiver.types import IncrementalDecoder, Memory, Sample, utf8_safe
 
 MAX_STEM = 100
 """Bytes of the name of a file in the names of its figures."""
@@ -175,7 +175,7 @@ def predict_samples(parts: Parts, samples: Sequence[Sample], top: int) -> list[l
 
 
 class InParts:
-    """A `GenerativeModel` that encodes a few rows at a time, since a sample may have thousands of windows.
+    """A `GenerativeModel` that processes a few rows at a time, since a sample may have thousands of windows.
 
     Args:
         model: the model.
@@ -185,7 +185,6 @@ class InParts:
     def __init__(self, model: Perceiver, size: int) -> None:
         self.model = model
         self.size = size
-        self.incremental_decoder = model.incremental_decoder
 
     def __call__(
         self,
@@ -193,17 +192,28 @@ class InParts:
         masks: Mapping[str, Tensor] | None = None,
         queries: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        return self.model.decoder(self.encode(inputs, masks), queries)
+        found = [
+            self.model(*part, {name: ids[at] for name, ids in (queries or {}).items()})
+            for at, part in self._parts(inputs, masks or {})
+        ]
+        return {name: torch.cat([outputs[name] for outputs in found]) for name in found[0]}
 
     def encode(self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None) -> Memory:
-        found = []
-        for start in range(0, len(next(iter(inputs.values()))), self.size):
-            rows = slice(start, start + self.size)
-            part = ({name: values[rows] for name, values in named.items()} for named in (inputs, masks or {}))
-            found.append(self.model.encode(*part))
-        masks_found = [memory.mask for memory in found if memory.mask is not None]
-        mask = torch.cat(masks_found) if masks_found else None
+        found = [self.model.encode(*part) for _, part in self._parts(inputs, masks or {})]
+        kept = [memory.mask for memory in found if memory.mask is not None]
+        mask = torch.cat(kept) if kept else None
         return replace(found[0], values=torch.cat([memory.values for memory in found]), mask=mask)
+
+    def incremental_decoder(self, memory: Memory, output: str) -> IncrementalDecoder:
+        return self.model.incremental_decoder(memory, output)
+
+    def _parts(
+        self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor]
+    ) -> Iterator[tuple[slice, list[dict[str, Tensor]]]]:
+        """Yield the rows of each part, and its inputs and masks."""
+        for start in range(0, len(next(iter(inputs.values()))), self.size):
+            at = slice(start, start + self.size)
+            yield at, [{name: rows[at] for name, rows in named.items()} for named in (inputs, masks)]
 
 
 def draw_predictions(parts: Parts, sample: Sample, stem: Path) -> dict[str, str]:
