@@ -108,6 +108,10 @@ RARE_MISTAKES = {
     "logger.mode=maybe": ["logger.mode='maybe'", "'offline'"],
     "trainer.precision=foo": ["trainer.precision='foo'", "'bf16-mixed'"],
     "trainer.devices=abc": ["trainer", "devices"],
+    "trainer.devices=0": ["trainer", "devices=0"],
+    "hydra.nosuch=1": ["hydra.nosuch", "no such key"],
+    "optimizer=lamb optimizer.lr=-1": ["optimizer", "-1"],
+    f"{TONES} data.clips.seconds=0": ["data.readers.audio.seconds=0"],
     "loader.batch_size=0": ["loader.batch_size=0"],
     "loader.num_workers=-1": ["loader.num_workers=-1"],
     "model.memory.cross_attention.init_scale=0": ["init_scale=0", "more than 0"],
@@ -153,6 +157,7 @@ def test_settings_that_do_not_fit_an_image_folder_are_one_sentence(tmp_path):
     for override, parts in {
         "data.num_classes=5": ["data.source.num_classes=5", "3 class folders: cat, dog, eel"],
         "data.val_fraction=1.5": ["data.source.val_fraction=1.5"],
+        "data.test_fraction=1.0": ["data.source.test_fraction=1.0"],
     }.items():
         assert_one_sentence(tmp_path, [*given, override], parts)
     assert not (tmp_path / "run").exists()
