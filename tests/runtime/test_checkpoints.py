@@ -9,6 +9,7 @@ import shutil
 import signal
 from pathlib import Path
 from random import Random
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -89,7 +90,7 @@ class TestWriting:
         DurableIO().save_checkpoint(OLD, tmp_path / "last.ckpt")
         assert done == ["sync", "name", "sync"]
 
-    @pytest.mark.parametrize("hinder", ["limit", "full"])
+    @pytest.mark.parametrize("hinder", ["limit", "full", "refused"])
     def test_a_failed_write_keeps_the_old_file_and_is_fatal_the_third_time_in_a_row(self, tmp_path, hinder):
         path, writer = tmp_path / "last.ckpt", DurableIO()
         writer.save_checkpoint(OLD, path)
@@ -99,6 +100,8 @@ class TestWriting:
             logging.getLogger(checkpoints.__name__).warning = lambda text, *args: messages.append(text % args)
             if hinder == "limit":
                 room_for(100)
+            if hinder == "refused":  # as where the folder is not writable, which root ignores
+                pathlib.Path.open = Mock(side_effect=PermissionError(13, "Permission denied"))
             for failures in range(3):
                 assert len(messages) == failures
                 assert all(message.startswith(f"{path} could not be written (") for message in messages)

@@ -119,6 +119,8 @@ RARE_MISTAKES = {
     "model.encoders.image.mean=[0.1,0.2]": ["model.encoders.image.mean=[0.1, 0.2]"],
     "optimizer.betas=[2,0.9]": ["optimizer", "beta", "2"],
     "schedule.warmup_steps=-1": ["schedule.warmup_steps=-1"],
+    "schedule=steps schedule.milestones=[84,102]": ["schedule.milestones=[84, 102]", "fractions"],
+    "schedule=flat_cosine schedule.flat_fraction=2": ["schedule.flat_fraction=2"],
     "attention.num_samples=0": ["attention.num_samples=0"],
     f"{TONES} data.source.snr=[5,-5]": ["data.source.snr=[5, -5] must ascend"],
     f"{TONES} data.source.seed=-1": ["data.source.seed=-1"],
