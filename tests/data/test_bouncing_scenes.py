@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from perceiver.data.synthetic.bouncing_scenes import COLORS, GAPS, BouncingScenes, Clip, ExtraSounds
+from perceiver.data.synthetic.bouncing_scenes import COLORS, GAPS, BouncingScenes, Clip, SoundTrack
 
 CLIP = Clip(num_frames=12, frames_per_second=8.0, image_size=24, sample_rate=8000)
 ROLES = {}
 
 
-def scenes(num_decoys=2, num_distractors=2, **options):
-    extra = ExtraSounds(num_decoys=num_decoys, num_distractors=num_distractors)
+def scenes(num_decoys=2, num_distractors=2, delay=0, **options):
+    track = SoundTrack(num_decoys=num_decoys, num_distractors=num_distractors, delay=delay)
     settings = {"num_classes": 6, "num_samples": {"train": 997, "val": 101, "test": 0}, "num_shapes": 3}
     return BouncingScenes(
-        **{"clip": CLIP, "extra_sounds": extra, "num_bounces": (2, 4), "cue": "timing", "seed": 3} | settings | options
+        **{"clip": CLIP, "sound_track": track, "num_bounces": (2, 4), "cue": "timing", "seed": 3} | settings | options
     )
 
 
@@ -62,6 +62,18 @@ def test_boxes_hold_the_heard_shape_in_each_frame_and_the_times_of_its_bounces()
         heard = {round(box.ranges["time"][0] * 8) for box in boxes if box.modality == "audio"}
         before = torch.cat([energy.new_zeros(1), energy[:-1]])
         assert set(((energy > 0.05 * energy.max()) & (energy > 2 * before)).nonzero().flatten().tolist()) == heard
+
+
+def test_a_delay_moves_all_sounds_and_nothing_else():
+    item, late = (scenes(delay=delay).items("val", ROLES)[7] for delay in (0, 2))
+    assert torch.equal(item.parts["video"], late.parts["video"])
+    wave, delayed = item.parts["audio"][0, :-2000], late.parts["audio"][0, 2000:]
+    assert (wave - delayed).abs().max() < 0.02  # noise
+    assert wave.abs().max() > 0.05
+    times, later = (
+        [box.ranges["time"][0] for box in one.targets["boxes"] if box.modality == "audio"] for one in (item, late)
+    )
+    assert later == [time + 0.25 for time in times if time + 0.25 < 1.5]
 
 
 def test_the_shape_that_is_heard_touches_the_ground_when_it_sounds():
@@ -126,6 +138,7 @@ def test_with_the_cue_either_only_the_heard_shape_moves_and_its_pitch_follows_fr
         ({"num_bounces": (3, 5)}, r"num_bounces=\[3, 5\].*num_frames=12"),
         ({"num_decoys": 9}, "num_decoys=9"),
         ({"num_distractors": 13}, "num_distractors=13"),
+        ({"delay": -1}, "delay=-1"),
         ({"cue": "color"}, "cue='color'"),
         ({"seed": -1}, "seed=-1"),
     ],

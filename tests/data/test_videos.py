@@ -9,12 +9,15 @@ import pytest
 import torch
 
 from perceiver.data.dataset import Dataset
-from perceiver.data.files import AbsentError, Segment, UnreadableError
+from perceiver.data.files import SOUNDS, VIDEOS, AbsentError, Segment, UnreadableError
 from perceiver.data.readers.audio import AudioReader
 from perceiver.data.readers.sound_file import SoundFile
 from perceiver.data.readers.video import VideoReader, opened
 from perceiver.data.sources.base import Item
 from perceiver.data.sources.folders import ClassFolders
+from perceiver.data.sources.shards import Shards
+from scripts.data_trees import write_tar
+from tests.data.datasets import built
 
 RATE, SIZE = 8000, 16
 TICK = Fraction(1, 1000)
@@ -247,8 +250,11 @@ def test_a_folder_of_videos_gives_frames_and_sound_of_each(tmp_path):
         write_video(tmp_path / name / "b.mkv", [0, 100, 200])
     write_video(tmp_path / "two" / "b.mka", [0], sound_ms=300)  # a sound of its own is preferred
     options = {"root": str(tmp_path), "num_classes": 2, "val_fraction": 0.0, "test_fraction": 0.0}
-    source = ClassFolders(**options, fold=None, num_folds=5)
+    source = built(ClassFolders, **options)
     split = dataset(source).split("train")
+    for roles in ({"video": VIDEOS, "audio": SOUNDS}, {"audio": SOUNDS, "video": VIDEOS}):
+        b = built(ClassFolders, **options).items("train", roles)[3].parts
+        assert (b["video"].name, b["audio"].name) == ("b.mkv", "b.mka")
     items = {split.items[index].id: split.items[index].parts for index in range(len(split))}
     assert {id: parts["audio"].name for id, parts in items.items()} == {
         "one/a": "a.mkv",
@@ -257,6 +263,22 @@ def test_a_folder_of_videos_gives_frames_and_sound_of_each(tmp_path):
         "two/b": "b.mka",
     }
     assert [split[index].inputs.keys() == {"video"} for index in range(4)] == [False, True, False, False]
+
+
+def test_a_shard_of_videos_gives_frames_and_sound_of_each(tmp_path):
+    video = write_video(tmp_path / "a.mkv", [0, 100, 200], sound_ms=300).read_bytes()
+    sound = write_video(tmp_path / "b.mkv", [0], sound_ms=500).read_bytes()
+    (tmp_path / "tars").mkdir()
+    members = {"x.mkv": video, "x.cls": b"0", "y.mkv": video, "y.mka": sound, "y.cls": b"1"}
+    write_tar(tmp_path / "tars" / "train-0.tar", members)
+    source = Shards(root=str(tmp_path / "tars"), target="label", num_classes=2, val_fraction=0.0, test_fraction=0.0)
+    split = dataset(source).split("train")
+    items = [split.items[index].parts for index in range(2)]
+    assert [[parts[role].name for role in ("video", "audio")] for parts in items] == [
+        ["x.mkv", "x.mkv"],
+        ["y.mkv", "y.mka"],
+    ]
+    assert [split[index].inputs.keys() for index in range(2)] == [{"video", "audio"}] * 2
 
 
 @pytest.mark.parametrize(

@@ -183,8 +183,8 @@ def _samples(paths: Collection[str], roles: Roles) -> Iterator[dict[str, str]]:
     # Files of one role come first: a sound of its own is preferred to that of the video.
     for path in sorted(paths, key=lambda path: len(_roles(path, roles))):
         of_file, sample = _roles(path, roles), samples[os.path.splitext(path)[0]]
-        role = of_file[0]
-        if sample[role]:
+        if all(sample[role] for role in of_file):
+            role = of_file[0]
             raise ValueError(f"{path}: {sample[role]} has the same name; both would be the {role} of one sample")
         for role in of_file:
             sample[role] = sample[role] or path

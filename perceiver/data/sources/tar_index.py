@@ -249,14 +249,16 @@ class ShardSample:
     def parts(self, roles: Roles) -> dict[str, Member]:
         """Return the file of each role; of several roles, all but one may be missing.
 
+        A sound of its own is preferred to that of the video.
+
         Raises:
             UnreadableError: no role has a file, or one has several.
         """
-        matches = {
-            role: [member for ending, member in self.members.items() if f".{ending}" in kind.endings]
-            for role, kind in roles.items()
-        }
-        for role, members in matches.items():
+        matches = {}
+        for role, kind in roles.items():
+            endings = [ending for ending in self.members if f".{ending}" in kind.endings]
+            alone = [ending for ending in endings if sum(f".{ending}" in one.endings for one in roles.values()) == 1]
+            matches[role] = members = [self.members[ending] for ending in alone or endings]
             if len(members) > 1:
                 raise self.error(f"{len(members)} {roles[role].name}s; files: {self.endings}")
         if not any(matches.values()):

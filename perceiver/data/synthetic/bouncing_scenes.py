@@ -71,16 +71,18 @@ class Clip:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtraSounds:
-    """Sounds without a bounce of the heard shape.
+class SoundTrack:
+    """What is heard besides the bounces, and when.
 
     Attributes:
-        num_decoys: of the same timbre.
-        num_distractors: of another timbre.
+        num_decoys: sounds of the timbre of the heard shape without a bounce of it.
+        num_distractors: sounds of another timbre.
+        delay: of all sounds, in frames: with any, times no longer tell which shape is heard.
     """
 
     num_decoys: int
     num_distractors: int
+    delay: int
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ class BouncingScenes(Source):
         num_samples: scenes of each stage; 0 for none.
         num_shapes: shapes in a scene, of different colors.
         num_bounces: least and greatest number of bounces of each shape.
-        extra_sounds: sounds without a bounce of the heard shape.
+        sound_track: what is heard besides the bounces.
         cue: from what the answer follows: `timing`, which needs both modalities, or `either` of them.
         seed: of the scenes.
     """
@@ -137,7 +139,7 @@ class BouncingScenes(Source):
         num_samples: Mapping[Stage, int],
         num_shapes: int,
         num_bounces: tuple[int, int],
-        extra_sounds: ExtraSounds,
+        sound_track: SoundTrack,
         cue: Cue,
         seed: int,
     ) -> None:
@@ -152,12 +154,11 @@ class BouncingScenes(Source):
                 f"{1 + (clip.num_frames - 1) // GAPS[0]}, which fit into num_frames={clip.num_frames}"
             )
         free = clip.num_frames - most - (num_shapes - 1)
-        if not 0 <= extra_sounds.num_decoys <= free:
-            raise ValueError(f"num_decoys={extra_sounds.num_decoys} must be 0 to {free}, the remaining frames")
-        if not 0 <= extra_sounds.num_distractors <= clip.num_frames:
-            raise ValueError(
-                f"num_distractors={extra_sounds.num_distractors} must be 0 to num_frames={clip.num_frames}"
-            )
+        if not 0 <= sound_track.num_decoys <= free:
+            raise ValueError(f"num_decoys={sound_track.num_decoys} must be 0 to {free}, the remaining frames")
+        for name in ("num_distractors", "delay"):
+            if not 0 <= (value := getattr(sound_track, name)) <= clip.num_frames:
+                raise ValueError(f"{name}={value} must be 0 to num_frames={clip.num_frames}")
         if cue not in ("timing", "either"):
             raise ValueError(f"cue={cue!r} must be timing or either")
         if min(num_samples.values()) < 0 or seed < 0:
@@ -167,7 +168,7 @@ class BouncingScenes(Source):
         self.num_samples = num_samples
         self.num_shapes = num_shapes
         self.num_bounces = (fewest, most)
-        self.extra_sounds = extra_sounds
+        self.sound_track = sound_track
         self.cue = cue
         self.seed = seed
 
@@ -243,10 +244,8 @@ class BouncingScenes(Source):
         # One bounce of each other shape stays silent: it cannot be the one that is heard.
         silent = {int(random.choice(sorted(set(row.tolist()) - own))) for n, row in enumerate(bounces) if n != heard}
         free = sorted(set(range(self.clip.num_frames)) - own - silent)
-        decoys = random.choice(free, size=self.extra_sounds.num_decoys, replace=False).tolist()
-        distractors = random.choice(
-            self.clip.num_frames, size=self.extra_sounds.num_distractors, replace=False
-        ).tolist()
+        decoys = random.choice(free, size=self.sound_track.num_decoys, replace=False).tolist()
+        distractors = random.choice(self.clip.num_frames, size=self.sound_track.num_distractors, replace=False).tolist()
         octave = random.uniform(0.0, 1.0) if self.cue == "timing" else label / self.num_classes
         frequency, decay = 300.0 * 2.0**octave, float(random.uniform(0.02, 0.06))
         other = frequency * 2.0 ** random.uniform(1.2, 1.8)
@@ -276,8 +275,8 @@ class BouncingScenes(Source):
         rate, frame_length = self.clip.sample_rate, self.clip.frame_length
         wave = 1e-3 * random.standard_normal(self.clip.num_frames * frame_length)
         for stroke in scene.strokes:
-            first = round((stroke.frame + random.uniform(*ONSET)) * frame_length)
-            time = np.arange(len(wave) - first) / rate
+            first = round((stroke.frame + self.sound_track.delay + random.uniform(*ONSET)) * frame_length)
+            time = np.arange(max(len(wave) - first, 0)) / rate
             tone = np.sin(2 * np.pi * stroke.frequency * time + random.uniform(0.0, 2 * np.pi))
             wave[first:] += 0.3 * stroke.amplitude * tone * np.exp(-time / stroke.decay)
         return torch.from_numpy(np.clip(wave, -1.0, 1.0).astype(np.float32))[None]
@@ -293,7 +292,8 @@ class BouncingScenes(Source):
         for frame, (x, y) in enumerate(scene.centers[scene.heard]):
             ranges = {"y": ((y - RADIUS) * side, (y + RADIUS) * side), "x": ((x - RADIUS) * side, (x + RADIUS) * side)}
             boxes.append(Box(label, "video", {"time": (frame / rate, (frame + 1) / rate), **ranges}))
-        times = [(frame / rate, (frame + 1) / rate) for frame in scene.bounces[scene.heard]]
+        heard = scene.bounces[scene.heard] + self.sound_track.delay
+        times = [(frame / rate, (frame + 1) / rate) for frame in heard.tolist() if frame < self.clip.num_frames]
         return boxes + [Box(label, "audio", {"time": time}) for time in times]
 
 
