@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from perceiver.inspection.capture import input_pictures, input_sounds
+from perceiver.inspection.capture import input_pictures, input_sounds, undisturbed
 from perceiver.inspection.events import event_arrays, with_scores, write_arrays
 from perceiver.inspection.explanation import Explainer, Explanation, in_parts
 from perceiver.inspection.explorer.media import Media, page_samples, texts_of
@@ -109,6 +109,14 @@ class ExplanationWriter:
     def contact_sheets(self, num_latents: int) -> dict[str, list[Image.Image]]:
         """Draw the contact sheets of all samples; see `figures.contact_sheets`."""
         return contact_sheets(self.explanation, self.pictures, num_latents=num_latents)
+
+    def predictions(self) -> dict[str, list[Image.Image]]:
+        """Draw the predictions for all samples, of a task that can (`Task.pictures`)."""
+        explainer, batch = self.explainer, self.explanation.batch
+        batch = replace(batch, inputs=explainer.converted(batch.inputs))
+        with undisturbed(explainer.module), explainer.forward_context():
+            rows = explainer.task.pictures(explainer.model, batch, self.pictures)
+        return {name: [row[name] for row in rows] for name in next(iter(rows), {})}
 
     def page_samples(self, pieces: Callable[[str, Tensor], list[str] | None]) -> list[dict[str, Any]]:
         """Return the inputs of the samples for the explorer's page.

@@ -144,9 +144,10 @@ class AttentionCallback(Callback):
         self._samples = self._samples or writer.page_samples(trainer.datamodule.dataset.pieces)  # type: ignore[attr-defined]
         self._write_page(trainer)
         sheets: dict[str, list[Image.Image]] = {}
+        predictions: dict[str, list[Image.Image]] = {}
         is_slow = time.monotonic() - started >= self.max_seconds
         if draw and not is_slow:
-            sheets = writer.contact_sheets(self.num_latents)
+            sheets, predictions = writer.contact_sheets(self.num_latents), writer.predictions()
         elif is_slow and not self._is_slow:
             self._is_slow = True
             log.warning(
@@ -156,6 +157,7 @@ class AttentionCallback(Callback):
             )
         scores = {f"attention/{name}": value for name, value in scores_in(arrays).items()}
         named = {f"attention/{key}": of_samples for key, of_samples in sheets.items()}
+        named |= {f"predictions/{key}": of_samples for key, of_samples in predictions.items()}
         captions = [f"{id} · step {step} · epoch {epoch}" for id in batch.ids]
         show = (lambda logger: logger.images(named, captions, step)) if named else None
         log_explanation(trainer.loggers, scores, step, show)

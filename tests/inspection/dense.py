@@ -18,8 +18,8 @@ CLASSES = ["sky", "sea", "land"]
 SIZE = (11, 13)
 
 
-def explained_places(chunk_size: int = 29) -> Explanation:
-    """An explanation of the classes of all places of two images."""
+def explainer_of_places(chunk_size: int = 29) -> Explainer:
+    """Explains the classes of all places of an image; always the same model."""
     torch.manual_seed(5)
     queries = Positions(axes="yx", positions=FourierPositions(num_bands=3, max_resolution=SIZE), dim=23)
     decoder = DenseDecoder(
@@ -27,7 +27,12 @@ def explained_places(chunk_size: int = 29) -> Explanation:
     )
     model = perceiver_io(encoders={"image": image_encoder()}, decoder=decoder)
     task = Segmentation(num_classes=len(CLASSES), modality="image", num_places=7)
-    explainer = Explainer(model=model, task=task, class_names=CLASSES, alpha=0.3)
+    return Explainer(model=model, task=task, class_names=CLASSES, alpha=0.3)
+
+
+def explained_places(chunk_size: int = 29) -> Explanation:
+    """An explanation of two images."""
+    explainer = explainer_of_places(chunk_size)
     return explainer.explain(labelled({"image": torch.rand(2, 3, *SIZE)}))
 
 

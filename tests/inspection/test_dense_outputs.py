@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from tests.inspection.dense import SIZE, dense_page, explained_places
+from perceiver.inspection.writer import ExplanationWriter
+from tests.inspection.dense import SIZE, dense_page, explained_places, explainer_of_places
 from tests.inspection.explanations import arrays_of, contents_of, unpacked
 
 PLACES = SIZE[0] * SIZE[1]
@@ -48,3 +49,12 @@ def test_events_and_pages_have_the_rollout_from_each_place():
         expected = explanation.place_rollouts["logits"][row]
         np.testing.assert_allclose(found.reshape(PLACES, -1), expected, atol=0.02)
         assert all(other["places"] is None for other in content["layers"][:-1])
+
+
+def test_pictures_of_predictions_are_drawn_for_all_samples():
+    explainer, explanation = explainer_of_places(), explained_places()
+    pictures = ExplanationWriter(explainer, explanation).predictions()
+    assert {name: len(of_samples) for name, of_samples in pictures.items()} == {"mask": 2, "overlay": 2}
+    labels = explanation.record.outputs["logits"].argmax(dim=-1).reshape(-1, *SIZE)
+    for mask, expected in zip(pictures["mask"], labels, strict=True):
+        assert np.array_equal(np.array(mask), expected)
