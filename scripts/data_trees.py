@@ -326,6 +326,7 @@ def target_file(number: int, target: str, num_classes: int) -> tuple[str, str]:
 SMALL = ("model.memory.num_latents=5", "model.memory.dim=16")
 SOUNDS = ("experiment=audio_tagging", *SMALL, "data.source.num_classes=3")
 CAPTIONS = ("experiment=flickr8k", "tokenizer.min_frequency=1", *SMALL)
+MASKS = ("task=segmentation", "decoder@model.decoder=dense", "data=image_masks", "data.source.num_classes=3", *SMALL)
 SOUND_CAPTIONS = (
     *CAPTIONS,
     *("task.monitor=loss", "+encoder@model.encoders.audio=audio_log_mel_conv", "~encoder@model.encoders.image"),
@@ -334,6 +335,21 @@ PAIRS = (
     *("experiment=flickr8k", "data=text_pairs", "task.monitor=loss", "task.captions_per_sample=1"),
     *("+encoder@model.encoders.text=text", "~encoder@model.encoders.image"),
 )
+
+
+def image_masks(root: Path) -> Tree:
+    """Write images, and masks of three classes and pixels without one."""
+    tree = Tree(root)
+    for stage, numbers in STAGES.items():
+        for number in numbers:
+            tree.image(f"{stage}/images/{number}.png", number)
+            tree.images.append(tree.path(f"{stage}/masks/{number}.png"))
+            Image.fromarray(np.random.default_rng(number).choice([0, 1, 2, 255], (13, 17)).astype(np.uint8)).save(
+                tree.images[-1]
+            )
+    return tree
+
+
 DATA_SETS: dict[str, tuple[Callable[[Path], Tree], tuple[str, ...]]] = {
     "image_folder": (class_folders, ("data=image_folder",)),
     "audio_folder": (
@@ -344,6 +360,7 @@ DATA_SETS: dict[str, tuple[Callable[[Path], Tree], tuple[str, ...]]] = {
         name: (lambda root, name=name, files=files: cifar(root, name, files), (f"data={name}",))
         for name, files in (("cifar10", ("data_batch_1", "test_batch")), ("cifar100", ("train", "test")))
     },
+    "image_masks": (image_masks, MASKS),
     "esc50": (esc50, (*SOUNDS, "data=esc50", "task.multi_label=false")),
     "fsd50k": (fsd50k, (*SOUNDS, "data=fsd50k")),
     "audioset": (audioset, (*SOUNDS, "data=audioset")),
