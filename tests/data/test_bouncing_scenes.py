@@ -8,7 +8,7 @@ import torch
 
 from perceiver.data.synthetic.bouncing_scenes import COLORS, GAPS, BouncingScenes, Clip, SoundTrack
 
-CLIP = Clip(num_frames=12, frames_per_second=8.0, image_size=24, sample_rate=8000)
+CLIP = Clip(seconds=1.5, frames_per_second=8.0, image_size=24, sample_rate=8000)
 ROLES = {}
 
 
@@ -135,7 +135,7 @@ def test_with_the_cue_either_only_the_heard_shape_moves_and_its_pitch_follows_fr
     [
         ({"num_classes": 7}, "num_classes=7"),
         ({"num_shapes": 7}, "num_shapes=7"),
-        ({"num_bounces": (3, 5)}, r"num_bounces=\[3, 5\].*num_frames=12"),
+        ({"num_bounces": (3, 5)}, r"num_bounces=\[3, 5\].* 12 frames"),
         ({"num_decoys": 9}, "num_decoys=9"),
         ({"num_distractors": 13}, "num_distractors=13"),
         ({"delay": -1}, "delay=-1"),

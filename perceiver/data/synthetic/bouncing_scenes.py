@@ -48,21 +48,29 @@ class Clip:
     """Sizes of a video and its sound.
 
     Attributes:
-        num_frames, frames_per_second, image_size: of the video, with square frames.
+        seconds: length.
+        frames_per_second, image_size: of the video, with square frames.
         sample_rate: of the sound, in Hz.
     """
 
-    num_frames: int
+    seconds: float
     frames_per_second: float
     image_size: int
     sample_rate: int
 
     def __post_init__(self) -> None:
-        for name, least in (("num_frames", 1 + GAPS[1]), ("image_size", 8), ("sample_rate", 4000)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
         if self.frames_per_second <= 0:
             raise ValueError(f"frames_per_second={self.frames_per_second} must be more than 0")
+        if self.num_frames <= GAPS[1]:
+            frames = f"{self.num_frames} frames, of which more than {GAPS[1]} are needed"
+            raise ValueError(f"seconds={self.seconds} at frames_per_second={self.frames_per_second} are {frames}")
+        for name, least in (("image_size", 8), ("sample_rate", 4000)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
+
+    @property
+    def num_frames(self) -> int:
+        return round(self.seconds * self.frames_per_second)
 
     @property
     def frame_length(self) -> int:
@@ -151,14 +159,14 @@ class BouncingScenes(Source):
         if not 1 <= fewest <= most or 1 + GAPS[0] * (most - 1) > clip.num_frames:
             raise ValueError(
                 f"num_bounces={list(num_bounces)} must ascend from 1 to at most "
-                f"{1 + (clip.num_frames - 1) // GAPS[0]}, which fit into num_frames={clip.num_frames}"
+                f"{1 + (clip.num_frames - 1) // GAPS[0]}, which fit into {clip.num_frames} frames"
             )
         free = clip.num_frames - most - (num_shapes - 1)
         if not 0 <= sound_track.num_decoys <= free:
             raise ValueError(f"num_decoys={sound_track.num_decoys} must be 0 to {free}, the remaining frames")
         for name in ("num_distractors", "delay"):
             if not 0 <= (value := getattr(sound_track, name)) <= clip.num_frames:
-                raise ValueError(f"{name}={value} must be 0 to num_frames={clip.num_frames}")
+                raise ValueError(f"{name}={value} must be 0 to {clip.num_frames} frames")
         if cue not in ("timing", "either"):
             raise ValueError(f"cue={cue!r} must be timing or either")
         if min(num_samples.values()) < 0 or seed < 0:
