@@ -116,6 +116,7 @@ def scores_by_case(explanation: Explanation, *, own: bool) -> dict[str, list[flo
                     }
                     for name, score in scores.items():
                         found[f"{prefix}{name}{kind}"].append(float(score))
+                        found[f"{prefix}{name}_{modality}"].append(float(score))
     return found
 
 
@@ -126,7 +127,7 @@ def test_scores_are_those_of_each_case(kind):
     assert ("word_overlap" in found) == (kind == "words")
     found.pop("word_overlap", None)
     expected = scores_by_case(explanation, own=kind != "one rollout")
-    assert len(expected) == (16 if kind == "words" else 8)
+    assert len(expected) == (16 if kind == "words" else 8) + 8 * len(SPANS)
     assert min(map(len, expected.values())) > 1
     assert found == {name: pytest.approx(sorted(cases), rel=1e-5, abs=1e-6) for name, cases in expected.items()}
     assert mean_scores([localization(explanation)] * 2)["relevance/energy_in_box" + "_color" * (kind == "words")] > 0

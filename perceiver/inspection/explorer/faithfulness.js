@@ -81,8 +81,10 @@ function notMeasured() {
   );
 }
 
-// A row for all answers with boxes, and for each kind of word; null if there are no scores.
+// A row for all answers with boxes, for each kind of word and each modality; null if there are no scores.
 function localizationTable(values) {
+  const modalities = new Set(page.samples.flatMap((sample) => Object.keys(sample.modalities)));
+  const titleOf = (kind) => (modalities.has(kind) ? `boxes in ${kind}` : `${kind.replaceAll("_", " ")} words`);
   const pattern = /^pointing_game(?:_(.+))?$/;
   const matches = statistics.map((name) => lastPart(name).match(pattern)).filter(Boolean);
   const rows = [...new Set(matches.map(([, kind]) => kind ?? ""))].flatMap((kind) => {
@@ -92,7 +94,7 @@ function localizationTable(values) {
       values[chanceNames.get(`attention/${score}${suffix}`)],
     ]);
     if (!cells.some(Number.isFinite)) return [];
-    return [tableRow(kind ? `${kind.replaceAll("_", " ")} words` : "all with boxes", cells.map(percent))];
+    return [tableRow(kind ? titleOf(kind) : "all with boxes", cells.map(percent))];
   });
   if (!rows.length) return null;
   const columns = Object.values(LOCALIZATION_SCORES).flatMap((score) =>
