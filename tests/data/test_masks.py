@@ -15,7 +15,7 @@ from perceiver.data.sources.masks import ImageMasks
 from perceiver.data.synthetic.shape_masks import CLASSES, ShapeMasks
 from perceiver.data.synthetic.shape_scenes import PairSampler
 from perceiver.data.synthetic.shapes import OUTLINES, SHAPES, ObjectSampler, SceneObject, render_mask
-from perceiver.types import UNLABELED
+from perceiver.types import UNLABELED, Sample
 from tests.data.datasets import check_error, names, samples, splits
 
 NUM_CLASSES, WIDTH, HEIGHT = 5, 13, 11
@@ -219,3 +219,9 @@ class TestScenes:
         assert self.data().class_names == ["background", *SHAPES]
         with pytest.raises(ValueError, match="num_classes=6"):
             self.data(num_classes=6)
+
+
+def test_a_mask_is_relabelled_apart_from_pixels_without_a_class():
+    mask = torch.tensor([[0, 1, 2], [UNLABELED, 2, 0]])
+    sample = Sample({}, {"mask": mask}, "x").relabel([4, 0, 3])
+    assert sample.targets["mask"].tolist() == [[4, 0, 3], [UNLABELED, 3, 4]]
