@@ -32,7 +32,8 @@ def event_arrays(explanation: Explanation, *, max_megabytes: float) -> dict[str,
     share of an answer that enters there through each latent; `cross<k>/query_kind`, "latent", or "query" where the
     outputs read the tokens themselves;
     per dense output the same keys with `<output>/places` in place of `cross<k>`, for the rollout from each of its
-    places, of kind "place", and `<output>/places/centers` [batch, places, axes], see `cell_centers`;
+    places, as many as fit into `max_megabytes`, of kind "place", and `<output>/places/centers` [batch, all places,
+    axes], see `cell_centers`;
     all of `decode<k>/weights` [batch, heads, queries, latents] and `decode_self<k>/weights` [batch, heads, queries,
     queries];
     `answers` (JSON: for each sample the fields of each `Answer`, whose `queries` are indices of `queries`) with
@@ -54,7 +55,7 @@ def event_arrays(explanation: Explanation, *, max_megabytes: float) -> dict[str,
     if "boxes" in batch.targets:
         arrays["boxes"] = np.array(json.dumps([[asdict(box) for box in row] for row in explanation.boxes]))
     arrays |= _weights(explanation, max_megabytes * 2**20 / torch.float16.itemsize)
-    arrays |= _places(explanation)
+    arrays |= _places(explanation, max_megabytes * 2**20 / torch.float16.itemsize)
     arrays["answers"] = np.array(json.dumps([[asdict(answer) for answer in row] for row in explanation.answers]))
     arrays["answers/probability"] = explanation.probability.cpu().numpy()
     arrays["rollout/inputs"], arrays["rollout/residual"] = _half(found.inputs), _half(found.residual)
@@ -114,17 +115,20 @@ def _weights(explanation: Explanation, budget: float) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _places(explanation: Explanation) -> dict[str, np.ndarray]:
-    """Return the rollouts from the places of dense outputs, in the form of a layer with one head."""
+def _places(explanation: Explanation, budget: float) -> dict[str, np.ndarray]:
+    """Return the rollouts from places of dense outputs, evenly spread ones if not all fit, in the form of a layer."""
     arrays: dict[str, np.ndarray] = {}
-    for output, maps in explanation.place_rollouts.items():
-        name, every = f"{output}/places", maps.shape[1]
+    for output in explanation.dense_outputs:
+        name, record = f"{output}/places", explanation.record
+        total, num_values = record.outputs[output].shape[1], explanation.relevance[:, 0].numel()
+        num_kept = max(min(total, int(budget / num_values)), 1)
+        kept = np.linspace(0, total - 1, num_kept).round().astype(int)
         queries = [[one.queries if one.output == output else () for one in row] for row in explanation.answers]
         arrays[f"{name}/query_kind"] = np.array("place")
-        arrays[f"{name}/latents"] = np.tile(np.arange(every), (len(maps), 1))
-        arrays[f"{name}/weights"] = _half(maps[:, None])
-        arrays[f"{name}/reads"] = _half(mean_of_queries(queries, every))
-        arrays[f"{name}/centers"] = explanation.record.queries[output].cpu().numpy()
+        arrays[f"{name}/latents"] = np.tile(kept, (record.num_rows, 1))
+        arrays[f"{name}/weights"] = _half(explanation.place_rollout(output, kept.tolist())[:, None])
+        arrays[f"{name}/reads"] = _half(mean_of_queries(queries, total))
+        arrays[f"{name}/centers"] = record.queries[output].cpu().numpy()
     return arrays
 
 

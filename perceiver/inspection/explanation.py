@@ -73,12 +73,15 @@ class Explanation:
         layers = {name: self.record.layers[name] for name in self.record.input_layers}
         return {name: layer.propagate(layer.uniform)[:, 0] for name, layer in layers.items()}
 
-    @cached_property
-    def place_rollouts(self) -> dict[str, Float[Tensor, "batch places tokens"]]:
-        """The rollout from each place of the dense outputs whose classes are explained, by output."""
+    @property
+    def dense_outputs(self) -> list[str]:
+        """The outputs whose answers are classes of places."""
         of_classes = dict.fromkeys(answer.output for row in self.answers for answer in row if not answer.is_word)
-        dense = [output for output in of_classes if self.record.outputs[output].ndim > 2]
-        return {output: rollout(self.record.for_output(output), alpha=self.alpha).inputs for output in dense}
+        return [output for output in of_classes if self.record.outputs[output].ndim > 2]
+
+    def place_rollout(self, output: str, places: Sequence[int]) -> Float[Tensor, "batch places tokens"]:
+        """Return the share of each token in some places of a dense output, by their numbers."""
+        return self.record.rollout(places, output=output, alpha=self.alpha).inputs
 
     @property
     def maps(self) -> dict[str, Float[Tensor, "batch answers tokens"]]:

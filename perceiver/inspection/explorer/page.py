@@ -168,7 +168,7 @@ def _group(
             "query_kind": str(arrays[f"{name}/query_kind"]),
             "num_queries": reads[name].shape[1],
             "queries": kept[chosen].tolist(),
-            "places": _rounded(arrays[f"{name}/centers"][row, chosen]) if f"{name}/centers" in arrays else None,
+            "places": _rounded(arrays[f"{name}/centers"][row, kept[chosen]]) if f"{name}/centers" in arrays else None,
             "num_heads": len(weights[name]),
             "rollout": _rounded(reads[name][:, kept[chosen]]),
             "entropy": _rounded(_entropies(weights[name][:, chosen])),
