@@ -41,7 +41,7 @@ def answer(text: str, objects) -> str:
     if match := re.fullmatch(r"what (color|shape) is the (.+)\?", text):
         [one] = [one for one in objects if fits(one, match[2])]
         return one.attributes[match[1]]
-    match = re.fullmatch(r"is the (\w+ \w+) (?:to the )?(\w+)(?: of)? the (\w+ \w+)\?", text)
+    match = re.fullmatch(rf"is the (.+?) (?:to the )?({'|'.join(RELATIONS)})(?: of)? the (.+)\?", text)
     [one], [other] = ([one for one in objects if fits(one, words)] for words in match.group(1, 3))
     axis, sign = RELATIONS[match[2]]
     difference = sign * (getattr(one, axis) - getattr(other, axis))

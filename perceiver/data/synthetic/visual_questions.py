@@ -43,8 +43,8 @@ ANSWERS: dict[str, Sequence[str]] = {
 """Kind of question -> its answers."""
 CLASS_NAMES = list(chain(*ANSWERS.values()))
 PAIRS = [{"color": color, "shape": shape} for color, shape in product(COLORS, SHAPES)]
-COUNTED = (("color",), ("shape",), ("color", "shape"))
-"""Attributes that counted objects have in common."""
+NAMED = (("color",), ("shape",), ("color", "shape"))
+"""Attributes by which a question refers to objects."""
 P_SIMILAR = 0.5
 """Probability that an object that is not counted has one of the two attributes of those that are."""
 
@@ -128,7 +128,7 @@ class VisualQuestions(RenderedScenes):
 
 
 def _count(random: Random, sampler: ObjectSampler, answer: str) -> Question:
-    names, example = COUNTED[random.integers(len(COUNTED))], _choice(random, PAIRS)
+    names, example = NAMED[random.integers(len(NAMED))], _choice(random, PAIRS)
     wanted = {name: example[name] for name in names}
     counted = [pair for pair in PAIRS if wanted.items() <= pair.items()]
     others = [pair for pair in PAIRS if pair not in counted]
@@ -171,8 +171,15 @@ def _relation(random: Random, sampler: ObjectSampler, answer: str) -> Question:
         word for word in RELATIONS if RELATIONS[word][0] == axis and is_related(word, one, other) == (answer == "yes")
     ]
     phrases = [phrase for word in words for phrase in RELATION_PHRASES[word]]
-    subject, object_ = (noun_of({"color": it.color, "shape": it.shape}) for it in (one, other))
-    return Question(f"is the {subject} {phrases[random.integers(len(phrases))]} the {object_}?", objects, [0, 1])
+    nouns = [_unique_noun(random, objects, referent) for referent in (one, other)]
+    return Question(f"is the {nouns[0]} {phrases[random.integers(len(phrases))]} the {nouns[1]}?", objects, [0, 1])
+
+
+def _unique_noun(random: Random, objects: Sequence[SceneObject], one: SceneObject) -> str:
+    """Draw a noun phrase that is true of one of the objects only."""
+    options = [{name: one.attributes[name] for name in names} for names in NAMED]
+    unique = [option for option in options if sum(option.items() <= it.attributes.items() for it in objects) == 1]
+    return noun_of(unique[random.integers(len(unique))])
 
 
 _QUESTIONS: dict[str, Callable[[Random, ObjectSampler, str], Question]] = {
