@@ -292,4 +292,4 @@ class TestInspection:
             )
         with capture(network, gradients=True) as found:
             scores = network(INPUTS, None, places)["sound"].sum(dim=2)
-            assert found.relevance(scores).amax(dim=(1, 2)).gt(0).all()
+            assert found.relevance(scores).sum() > 0
