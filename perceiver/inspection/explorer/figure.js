@@ -124,8 +124,11 @@ function createModality(part, index, isComparison, maxHeight) {
   return modality;
 }
 
-function summaryOf({ tokens, levels }, { rows, columns, pooled }) {
-  const facts = [tokens ? counted(tokens.length, "token") : `${rows} × ${columns} cells`];
+function summaryOf(description, { rows, columns, pooled }) {
+  const { tokens, levels } = description;
+  const frames = numFrames(description);
+  const cells = frames > 1 ? `${frames} frames, in all ${rows} × ${columns} cells` : `${rows} × ${columns} cells`;
+  const facts = [tokens ? counted(tokens.length, "token") : cells];
   if (Math.max(...pooled) > 1) facts.push(`each the sum of ${pooled[0]} × ${pooled[1]} tokens`);
   if (levels) {
     facts.push(`gray: ${short(levels.low)} ${levels.unit} (black) to ${short(levels.high)} ${levels.unit} (white)`);
