@@ -136,12 +136,16 @@ class MLP(nn.Sequential):
 def attend_to_equal_places(attention: Attention, dim: int, sharpness: float) -> None:
     """Initialize an attention so that queries prefer inputs whose first `dim` columns are similar to their own.
 
-    The weights of queries and keys for these columns become the same random matrix, so that they contribute to a logit
-    `sharpness` times the dot product of the two, in expectation.
+    The weights of queries and keys for these columns become the same random matrix, semi-orthogonal in each head, so
+    that they contribute `sharpness` times the dot product of the two to a logit: exactly, if a head is as wide as `dim`.
     """
     query, key = attention.query.weight, attention.key.weight
-    std = (sharpness / (len(query) / attention.num_heads) ** 0.5) ** 0.5
-    query[:, :dim] = key[:, :dim] = std * torch.randn(len(query), dim, device=query.device)
+    width = len(query) // attention.num_heads
+    gain = (sharpness * width**0.5 * max(dim / width, 1.0)) ** 0.5
+    matrix = torch.empty(attention.num_heads, width, dim, device=query.device)
+    for head in matrix:
+        nn.init.orthogonal_(head, gain=gain)
+    query[:, :dim] = key[:, :dim] = matrix.flatten(0, 1)
 
 
 def initialize(module: nn.Module, scale: float | None) -> None:

@@ -43,7 +43,7 @@ def localization(explanation: Explanation) -> Scores:
 
     Returns:
         For rollouts `energy_in_box` and `pointing_game`, each also with `_chance`, and for words all of these with
-        `_<kind>` appended; where several modalities have boxes, also with `_<modality>`; for relevance the same as
+        `_<kind>` appended; of several modalities, also each with `_<modality>`; for relevance the same as
         `relevance/…`; and `word_overlap`, see `word_overlap`.
     """
     located, shared = [], []
@@ -64,7 +64,6 @@ def localization(explanation: Explanation) -> Scores:
 def localization_scores(record: Record, maps: Float[Tensor, "batch answers tokens"], cases: Sequence[Case]) -> Scores:
     """Return the scores of the maps of some cases; see `localization`."""
     parts = []
-    located = {box.modality for case in cases for box in case.boxes} & record.spans.keys()
     for modality, span in record.spans.items():
         here = [
             replace(case, boxes=boxes)
@@ -81,7 +80,7 @@ def localization_scores(record: Record, maps: Float[Tensor, "batch answers token
                 None if record.token_mask is None else record.token_mask.cpu()[samples, keys],
             )
             parts.append({f"{name}_{kind}".rstrip("_"): values for name, values in scores.items()})
-            if len(located) > 1:
+            if len(record.spans) > 1:
                 parts.append({f"{name}_{modality}": values for name, values in scores.items()})
     return _concatenate(parts)
 
