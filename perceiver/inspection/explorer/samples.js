@@ -32,10 +32,10 @@ function renderSamples() {
 
 function sampleButton({ id, modalities }, sample) {
   const all = Object.values(modalities);
-  const picture = all.find((modality) => modality.picture)?.picture;
+  const drawn = all.find((modality) => modality.picture);
   const tokens = all.find((modality) => modality.tokens)?.tokens ?? [];
-  const preview = picture
-    ? element("img", { src: picture, alt: "" })
+  const preview = drawn
+    ? element("img", { src: drawn.picture, alt: "", class: numFrames(drawn) > 1 ? "strip" : null })
     : element("span", { class: "excerpt", "aria-hidden": "true" }, tokens.slice(0, 12).join(" "));
   const name = element("span", {}, element("bdi", {}, id));
   const button = element("button", { type: "button", "data-sample": sample, title: id }, preview, name);
