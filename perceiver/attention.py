@@ -137,7 +137,7 @@ def attend_to_equal_places(attention: Attention, dim: int, sharpness: float) -> 
     """Initialize an attention so that queries prefer inputs whose first `dim` columns are similar to their own.
 
     The weights of queries and keys for these columns become the same random matrix, semi-orthogonal in each head, so
-    that they contribute `sharpness` times the dot product of the two to a logit: exactly, if heads are as wide as `dim`.
+    that they contribute `sharpness` times the dot product of the two to a logit: exactly, if a head has `dim` channels.
     """
     query, key = attention.query.weight, attention.key.weight
     width = len(query) // attention.num_heads
