@@ -22,15 +22,26 @@ class Dataset:
         readers: modality -> the reader of an item's part with this role. A sample lacks the modalities for which its
             item has no part.
         on_error: what happens to an unreadable sample: `raise` ends the run, `skip` logs, counts and leaves it out.
+        modalities: those that samples have, to test a model without the others; None for all that have a reader.
     """
 
-    def __init__(self, *, source: Source, readers: Mapping[str, Reader[Any]], on_error: OnError) -> None:
+    def __init__(
+        self,
+        *,
+        source: Source,
+        readers: Mapping[str, Reader[Any]],
+        on_error: OnError,
+        modalities: Sequence[str] | None = None,
+    ) -> None:
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error={on_error!r} must be raise or skip")
         if not readers:
             raise ValueError("readers must not be empty: they produce the inputs of a sample")
+        if unknown := [name for name in modalities or () if name not in readers]:
+            raise ValueError(f"modalities: {unknown[0]!r} has no reader; there are {', '.join(readers)}")
         self.source = source
         self.readers = readers
+        self.modalities = list(readers) if modalities is None else list(modalities)
         self.on_error = on_error
 
     @property
@@ -111,7 +122,7 @@ class Dataset:
         readings: dict[str, Reading] = {}
         absent: dict[str, AbsentError] = {}
         for name, reader in self.readers.items():
-            if name in item.parts:
+            if name in item.parts and name in self.modalities:
                 clips = next((reading.clips for reading in readings.values() if reading.clips), None)
                 try:
                     readings[name] = reader.read(item.parts[name], train=train, clips=clips)
@@ -147,7 +158,7 @@ class Split:
                 roles |= self.items[index].parts.keys()
                 if roles >= all_roles:
                     break
-        return [name for name in self.dataset.readers if name in roles]
+        return [name for name in self.dataset.readers if name in roles and name in self.dataset.modalities]
 
     def sample_classes(self, index: int) -> Sequence[int]:
         """Return the classes of a sample without reading it, for class-balanced sampling."""

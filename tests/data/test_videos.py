@@ -180,6 +180,15 @@ class TestSound:
         with pytest.raises(AbsentError, match=r"b\.mkv"):  # a file of its own must have sound
             dataset().sample(Item({"video": path, "audio": other}, {}, "a"), train=False)
 
+    def test_a_modality_may_be_withheld_to_test_without_it(self, tmp_path):
+        path = write_video(tmp_path / "a.mkv", [0, 100, 200], sound_ms=300)
+        readers = {"video": video_reader(), "audio": audio_reader()}
+        muted = Dataset(source=None, readers=readers, on_error="raise", modalities=["video"])
+        sample = muted.sample(Item({"video": path, "audio": path}, {}, "a"), train=False)
+        assert sample.inputs.keys() == {"video"}
+        with pytest.raises(ValueError, match="'text'"):
+            Dataset(source=None, readers=readers, on_error="raise", modalities=["text"])
+
     def test_a_file_with_sound_alone_is_no_video(self, tmp_path):
         with av.open(str(tmp_path / "a.m4a"), "w", format="mp4") as container:
             stream = container.add_stream("aac", rate=RATE, layout="stereo")
