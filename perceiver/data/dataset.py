@@ -37,6 +37,9 @@ class Dataset:
             raise ValueError(f"on_error={on_error!r} must be raise or skip")
         if not readers:
             raise ValueError("readers must not be empty: they produce the inputs of a sample")
+        for name, reader in readers.items():
+            if not isinstance(reader, Reader):
+                raise ValueError(f"readers.{name}={reader} is not a reader; '~data.readers.{name}' removes one")
         if unknown := [name for name in modalities or () if name not in readers]:
             raise ValueError(f"modalities: {unknown[0]!r} has no reader; there are {', '.join(readers)}")
         self.source = source

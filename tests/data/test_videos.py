@@ -186,6 +186,9 @@ class TestSound:
         muted = Dataset(source=None, readers=readers, on_error="raise", modalities=["video"])
         sample = muted.sample(Item({"video": path, "audio": path}, {}, "a"), train=False)
         assert sample.inputs.keys() == {"video"}
+        for rest in (None, {"augment": None}):  # of a reader that was removed in part
+            with pytest.raises(ValueError, match=r"readers\.audio=.*~data\.readers\.audio"):
+                Dataset(source=None, readers=readers | {"audio": rest}, on_error="raise")
         with pytest.raises(ValueError, match="'text'"):
             Dataset(source=None, readers=readers, on_error="raise", modalities=["text"])
 
