@@ -54,7 +54,7 @@ def test_experiments_learn_the_same_on_one_two_and_three_processes(tmp_path, nam
     assert len([row for row in rows(one) if "train/loss_step" in row]) == 20
     for number in (2, 3):
         several = experiment(name, number, tmp_path / str(number))
-        assert difference(several, one, without="train/gradient_norm") < 1e-5
+        assert difference(several, one, without="train/gradient_norm") < 2e-5  # rounding over 20 steps
     if name != "audio_tagging":
         no_average = ["callbacks.ema=null"] if name == "image_captioning" else []
         whole = experiment(name, 1, tmp_path / "whole", *no_average) if no_average else one
