@@ -1,5 +1,7 @@
 """Several processes are equivalent to one with their batches together."""
 
+from contextlib import nullcontext
+
 import pytest
 
 from tests.kills import rows
@@ -49,12 +51,13 @@ def test_two_processes_write_one_run_equal_to_that_of_one(tmp_path):
 
 @slow
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_experiments_learn_the_same_on_one_two_and_three_processes(tmp_path, name):
+def test_experiments_learn_the_same_on_one_two_and_three_processes(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("tests.runs._few_texts", nullcontext)  # the experiment's own vocabulary
     one = experiment(name, 1, tmp_path / "one")
     assert len([row for row in rows(one) if "train/loss_step" in row]) == 20
     for number in (2, 3):
         several = experiment(name, number, tmp_path / str(number))
-        assert difference(several, one, without="train/gradient_norm") < 2e-5  # rounding over 20 steps
+        assert difference(several, one, without="train/gradient_norm") < 1e-5
     if name != "audio_tagging":
         no_average = ["callbacks.ema=null"] if name == "image_captioning" else []
         whole = experiment(name, 1, tmp_path / "whole", *no_average) if no_average else one
