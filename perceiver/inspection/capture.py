@@ -230,7 +230,6 @@ class _Recorder:
         total = queries + attention
         share = attention / total.clamp_min(torch.finfo(total.dtype).tiny)
         layer = self.captured.layers[self.last]
-        assert layer.attention_share is not None
         share = torch.cat([layer.attention_share[:, : -share.shape[1]], share], dim=1)  # after that of earlier chunks
         self.captured.layers[self.last] = replace(layer, attention_share=share, has_residual=True)
         self.last = None

@@ -75,14 +75,12 @@ class Layer:
 
     def with_more_queries(self, other: "Layer") -> "Layer":
         """Return the attention of these queries and then those of `other`, which read the same keys."""
-        assert self.attention_share is not None
-        assert other.attention_share is not None
         share = torch.cat([self.attention_share, other.attention_share], dim=1)
         return replace(self, q=torch.cat([self.q, other.q], dim=2), attention_share=share)
 
     def part(self, queries: slice) -> "Layer":
         """Return the attention of some of the queries."""
-        share = None if self.attention_share is None else self.attention_share[:, queries]
+        share = self.attention_share[:, queries]
         return replace(self, q=self.q[:, :, queries], attention_share=share, v=None, out=None)
 
     def chunks(self, queries: Sequence[int] | None = None) -> Iterator[Sequence[int]]:

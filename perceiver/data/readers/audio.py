@@ -105,8 +105,7 @@ class AudioReader(Reader[Float[Tensor, "1 length"]]):
         wave = part if isinstance(part, Tensor) else self._read_all(part)
         starts = window_starts(wave.shape[-1], self.length, self.hop)
         windows = [self._features(wave[:, start : start + self.length]) for start in starts]
-        clips = self._clips(starts, min(self.length, wave.shape[-1]))
-        return Reading(torch.stack(windows) if len(windows) > 1 else windows[0], clips)
+        return Reading.of_clips(windows, self._clips(starts, min(self.length, wave.shape[-1])))
 
     def _clips(self, starts: Sequence[int], length: int) -> Clips:
         return Clips(tuple(start / self.sample_rate for start in starts), length / self.sample_rate)
@@ -128,8 +127,7 @@ class AudioReader(Reader[Float[Tensor, "1 length"]]):
             waves.append(F.pad(clip, (0, length - clip.shape[-1])))
         if train:
             return Reading(self._augmented(waves[0]), clips)
-        windows = [self._features(wave) for wave in waves]
-        return Reading(torch.stack(windows) if len(windows) > 1 else windows[0], clips)
+        return Reading.of_clips([self._features(wave) for wave in waves], clips)
 
     def _augmented(self, wave: Float[Tensor, "1 length"]) -> Tensor:
         return self._features(wave if self.augment is None else self.augment(wave, self.sample_rate))

@@ -1,10 +1,11 @@
 """The interface of readers: each makes one modality of a sample from one part of its item."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
+import torch
 from torch import Tensor
 
 from perceiver.data.files import File, FileKind
@@ -45,6 +46,11 @@ class Reading:
     values: Tensor
     clips: Clips | None = None
     targets: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of_clips(cls, values: Sequence[Tensor], clips: Clips) -> Self:
+        """Return the values of each clip, with a dimension of clips if there are several."""
+        return cls(torch.stack(list(values)) if len(values) > 1 else values[0], clips)
 
     @property
     def windows(self) -> tuple[str, ...]:

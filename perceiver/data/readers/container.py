@@ -9,7 +9,7 @@ from av.container import InputContainer
 from av.error import FFmpegError
 from av.stream import Disposition, Stream
 
-from perceiver.data.files import AbsentError, File, UnreadableError
+from perceiver.data.files import AbsentError, File, UnreadableError, refuse_special
 
 MISSING = 0.1
 """A stream is truncated if it ends by this fraction, and by `MISSING_SECONDS`, before its declared end."""
@@ -17,20 +17,28 @@ MISSING_SECONDS = 1.0
 
 
 @contextmanager
-def open_container(file: File, raw: IO[bytes]) -> Iterator[InputContainer]:
-    """Open a container; errors of FFmpeg within the block name the file.
+def open_container(file: File) -> Iterator[InputContainer]:
+    """Open a container; errors within the block name the file.
 
     Raises:
-        UnreadableError: it is not a container, or damaged.
+        UnreadableError: it is missing, not a container, or damaged.
     """
+    refuse_special(file)
     try:
         # A playlist must not open other files or addresses.
         options = {"protocol_whitelist": "none"}
-        with av.open(_Nameless(raw), mode="r", metadata_errors="ignore", options=options) as container:
+        with (
+            file.open("rb") as raw,
+            av.open(_Nameless(raw), mode="r", metadata_errors="ignore", options=options) as container,
+        ):
             assert isinstance(container, InputContainer)
             yield container
     except FFmpegError as error:
         raise UnreadableError(f"{file}: not readable as video or sound ({error.strerror})") from error
+    except FileNotFoundError as error:
+        raise UnreadableError(f"{file}: no such file") from error
+    except OSError as error:
+        raise UnreadableError(f"{file}: {error.strerror or error}") from error
 
 
 class _Nameless:

@@ -191,7 +191,7 @@ def _decoder(path: File, raw: IO[bytes]) -> Iterator[_Decoder]:
     except soundfile.LibsndfileError as unrecognized:
         try:
             # Opened again: libsndfile has moved the position of the descriptor, but not that of Python's buffer.
-            with path.open("rb") as again, open_container(path, again) as container:
+            with open_container(path) as container:
                 yield _FfmpegDecoder(path, container)
         except AbsentError:
             raise

@@ -1,7 +1,7 @@
 """Videos as clips of some seconds at a fixed frame rate and size, decoded by FFmpeg through PyAV."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import av
 import numpy as np
@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from perceiver.data.files import VIDEOS, File, Segment, UnreadableError, refuse_special
+from perceiver.data.files import VIDEOS, File, Segment, UnreadableError
 from perceiver.data.readers.base import Clips, Reader, Reading, window_starts
 from perceiver.data.readers.container import check_end, first_stream, length_of, open_container, seek, start_of
 
@@ -75,45 +75,39 @@ class VideoReader(Reader[Video]):
             UnreadableError: the file is not a video, is damaged or truncated.
             AbsentError: it has sound only.
         """
-        if clips is not None:
+        with nullcontext(part) if isinstance(part, Tensor) else opened(part) as video:
+            if clips is None:
+                length = self._length(video)
+                num_frames = min(length, self.num_frames)
+                starts = np.array(window_starts(length, self.num_frames, self.hop), dtype=np.float64)
+                if train:
+                    starts = np.array([float(torch.rand(())) * (length - num_frames)])
+                clips = Clips(tuple((starts / self.frames_per_second).tolist()), num_frames / self.frames_per_second)
             num_frames = min(max(round(clips.seconds * self.frames_per_second), 1), self.num_frames)
-            videos = self._read(part, clips.starts, num_frames)
-        else:
-            length = self._length(part)
-            num_frames = min(length, self.num_frames)
-            starts = np.array(window_starts(length, self.num_frames, self.hop), dtype=np.float64)
-            if train:
-                starts = np.array([float(torch.rand(())) * (length - num_frames)])
-            clips = Clips(tuple((starts / self.frames_per_second).tolist()), num_frames / self.frames_per_second)
-            videos = self._read(part, clips.starts, num_frames)
+            if self.channels * len(clips.starts) * num_frames * self.image_size**2 > MAX_VALUES:
+                problem = f"{len(clips.starts)} windows of {num_frames} frames are too much to read at once"
+                raise UnreadableError(f"{part}: {problem}; a larger hop_seconds or fewer frames_per_second help")
+            videos = self._read(video, clips.starts, num_frames)
         if train:
             return Reading(self._augmented(videos[0]), clips)
-        windows = [self._cropped(video, 0.5, 0.5) for video in videos]
-        return Reading(torch.stack(windows) if len(windows) > 1 else windows[0], clips)
+        return Reading.of_clips([self._cropped(video, 0.5, 0.5) for video in videos], clips)
 
-    def _length(self, part: File | Video) -> int:
+    def _length(self, video: "VideoFile | Video") -> int:
         """Return the number of frames of a whole video at `frames_per_second`."""
-        if isinstance(part, Tensor):
-            return part.shape[1]
-        with opened(part) as video:
-            return max(round(video.seconds * self.frames_per_second), 1)
+        if isinstance(video, Tensor):
+            return video.shape[1]
+        return max(round(video.seconds * self.frames_per_second), 1)
 
-    def _read(self, part: File | Video, starts: Sequence[float], num_frames: int) -> list[Video]:
+    def _read(self, video: "VideoFile | Video", starts: Sequence[float], num_frames: int) -> list[Video]:
         """Read clips by their starts, in ascending order; after the end of a video, its last frame is repeated."""
-        if self.channels * len(starts) * num_frames * self.image_size**2 > MAX_VALUES:
-            problem = f"{len(starts)} windows of {num_frames} frames are too much to read at once"
-            raise UnreadableError(f"{part}: {problem}; a larger hop_seconds or fewer frames_per_second help")
         times = np.add.outer(np.array(starts), np.arange(num_frames) / self.frames_per_second)
         distinct, places = np.unique(times.round(6), return_inverse=True)
-        if isinstance(part, Tensor):
-            last = part.shape[1] - 1
-            frames = part[:, [min(round(time * self.frames_per_second), last) for time in distinct]]
+        if isinstance(video, Tensor):
+            last = video.shape[1] - 1
+            frames = video[:, [min(round(time * self.frames_per_second), last) for time in distinct]]
         else:
-            with opened(part) as video:
-                frames = torch.from_numpy(video.read(distinct.tolist(), self.image_size, self.channels)).permute(
-                    3, 0, 1, 2
-                )
-                frames = frames.float() / 255.0
+            decoded = torch.from_numpy(video.read(distinct.tolist(), self.image_size, self.channels))
+            frames = decoded.permute(3, 0, 1, 2).float() / 255.0
         return [frames[:, rows] for rows in places.reshape(times.shape).tolist()]
 
     def _augmented(self, video: Video) -> Video:
@@ -189,14 +183,8 @@ def opened(file: File) -> Iterator[VideoFile]:
         UnreadableError: it is missing, not a video or damaged.
         AbsentError: it has sound only.
     """
-    refuse_special(file)
-    try:
-        with file.open("rb") as raw, open_container(file, raw) as container:
-            yield VideoFile(container, file)
-    except FileNotFoundError as error:
-        raise UnreadableError(f"{file}: no such file") from error
-    except OSError as error:
-        raise UnreadableError(f"{file}: {error.strerror or error}") from error
+    with open_container(file) as container:
+        yield VideoFile(container, file)
 
 
 def _upright(frame: av.VideoFrame, size: int, channels: int) -> UInt8[np.ndarray, "height width channels"]:
