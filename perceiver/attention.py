@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from perceiver.mechanisms.base import KeyMask, Residual, Role
+from perceiver.mechanisms.base import KeyMask, MechanismFactory, Residual, Role
 from perceiver.mechanisms.scaled_dot_product import ScaledDotProduct
 
 TRUNCATED_STD = 0.87962566103423978
@@ -41,6 +41,9 @@ class BlockSpec:
         init_scale: the linear layers are initialized with a standard deviation of init_scale / √(inputs) and biases of
             0; DeepMind's code has 1. None: torch's initialization, which has √⅓ and random biases.
         activation: non-linearity of the MLP. torch's GELU is exact, DeepMind's the tanh approximation.
+        mechanism: builds what computes attention from queries, keys and values (`conf/mechanism`).
+        projections: whether queries, keys, values and outputs are projected. False: attention is computed on queries
+            and inputs themselves, and all widths must be equal.
     """
 
     num_heads: int
@@ -52,10 +55,15 @@ class BlockSpec:
     query_residual: bool = True
     init_scale: float | None = None
     activation: nn.Module = field(default_factory=nn.GELU)
+    mechanism: MechanismFactory = ScaledDotProduct
+    projections: bool = True
 
 
 class KeyValueCache:
     """Projected keys and values of an attention, cached between the steps of a generation.
+
+    Attributes:
+        num_queries: queries of earlier calls.
 
     Args:
         grows: True: the inputs of each call follow those of earlier calls (text). False: the inputs are always the same
@@ -65,6 +73,7 @@ class KeyValueCache:
     def __init__(self, *, grows: bool) -> None:
         self.grows = grows
         self.kept: tuple[Tensor, Tensor] | None = None
+        self.num_queries = 0
 
     def update(self, project: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Return all keys and values so far; `project` computes those of the inputs of this call."""
@@ -82,10 +91,12 @@ class KeyValueCache:
 
 
 class Attention(nn.Module):
-    """Multi-head attention from queries to inputs, with linear projections in and out (all with bias).
+    """Multi-head attention from queries to inputs, with linear projections in and out (all with bias) or without.
+
+    Without projections, the outputs of a head are the weighted mean of its part of the inputs.
 
     Raises:
-        ValueError: `num_heads` does not divide `qk_dim` or `v_dim`.
+        ValueError: `num_heads` does not divide `qk_dim` or `v_dim`, or widths differ without projections.
     """
 
     def __init__(self, *, query_dim: int, input_dim: int, spec: BlockSpec, role: Role | None = None) -> None:
@@ -96,12 +107,22 @@ class Attention(nn.Module):
             if spec.num_heads < 1 or dim < 1 or dim % spec.num_heads:
                 raise ValueError(f"num_heads={spec.num_heads} does not divide {name}={dim}")
         self.num_heads = spec.num_heads
-        self.query = nn.Linear(query_dim, qk_dim)
-        self.key = nn.Linear(input_dim, qk_dim)
-        self.value = nn.Linear(input_dim, v_dim)
-        self.mechanism = ScaledDotProduct(dropout=spec.attention_dropout, role=role)
-        self.out = nn.Linear(v_dim, query_dim)
-        initialize(self, spec.init_scale)
+        self.mechanism = spec.mechanism(
+            num_heads=spec.num_heads, dim=qk_dim // spec.num_heads, dropout=spec.attention_dropout, role=role
+        )
+        self.query: nn.Module = nn.Identity()
+        self.key: nn.Module = nn.Identity()
+        self.value: nn.Module = nn.Identity()
+        self.out: nn.Module = nn.Identity()
+        if spec.projections:
+            self.query = nn.Linear(query_dim, qk_dim)
+            self.key = nn.Linear(input_dim, qk_dim) if self.mechanism.reads_keys else nn.Identity()
+            self.value = nn.Linear(input_dim, v_dim)
+            self.out = nn.Linear(v_dim, query_dim)
+            initialize(self, spec.init_scale)
+        elif len({query_dim, input_dim, qk_dim, v_dim}) > 1:
+            widths = f"queries have width {query_dim}, inputs {input_dim}, qk_dim={qk_dim}, v_dim={v_dim}"
+            raise ValueError(f"projections=False: all widths must be equal, but {widths}")
 
     def forward(
         self,
@@ -112,10 +133,17 @@ class Attention(nn.Module):
         cache: KeyValueCache | None = None,
     ) -> Float[Tensor, "batch queries query_dim"]:
         def project() -> tuple[Tensor, Tensor]:
-            return self._by_head(self.key(inputs)), self._by_head(self.value(inputs))
+            v = self._by_head(self.value(inputs))
+            return (self._by_head(self.key(inputs)) if self.mechanism.reads_keys else v), v
 
-        k, v = project() if cache is None else cache.update(project)
-        out = self.mechanism(self._by_head(self.query(queries)), k, v, mask=mask, causal=causal)
+        start = 0
+        if cache is None:
+            k, v = project()
+        else:
+            k, v = cache.update(project)
+            start, cache.num_queries = cache.num_queries, cache.num_queries + queries.shape[1]
+        q = self._by_head(self.query(queries))
+        out = self.mechanism(q, k, v, mask=mask, causal=causal, start=start)
         return self.out(rearrange(out, "batch heads queries dim -> batch queries (heads dim)"))
 
     def _by_head(self, x: Float[Tensor, "batch length _"]) -> Float[Tensor, "batch heads length dim"]:
@@ -137,8 +165,14 @@ def attend_to_equal_places(attention: Attention, dim: int, sharpness: float) -> 
     """Initialize an attention so that queries prefer inputs whose first `dim` columns are similar to their own.
 
     The weights of queries and keys for these columns become the same random matrix, semi-orthogonal in each head, so
-    that they contribute `sharpness` times the dot product of the two to a logit: exactly, if a head has `dim` channels.
+    that they contribute `sharpness` times the dot product of the two to a logit: exactly, if a head has `dim` channels
+    and scores are scaled dot products.
+
+    Raises:
+        ValueError: the attention has no projections of queries and keys.
     """
+    if not isinstance(attention.query, nn.Linear) or not isinstance(attention.key, nn.Linear):
+        raise ValueError("shared positions need an attention that projects its queries and keys: projections=true")
     query, key = attention.query.weight, attention.key.weight
     width = len(query) // attention.num_heads
     gain = (sharpness * width**0.5 * max(dim / width, 1.0)) ** 0.5

@@ -282,3 +282,22 @@ class TestCache:
         cache = KeyValueCache(grows=True)
         cache.select(torch.tensor([1, 0]))
         assert cache.kept is None
+
+
+class TestProjections:
+    """Attention on states themselves."""
+
+    def test_without_projections_outputs_are_weighted_means_of_the_inputs(self):
+        attention = Attention(query_dim=15, input_dim=15, spec=BlockSpec(num_heads=3, projections=False))
+        queries, inputs, mask = torch.randn(BATCH, 5, 15), torch.randn(BATCH, 11, 15), key_mask()
+        heads = [x.unflatten(2, (3, 5)).transpose(1, 2) for x in (queries, inputs)]
+        expected = attention_weights(*heads, mask=mask) @ heads[1]
+        assert_close(attention(queries, inputs, mask=mask), expected.transpose(1, 2).flatten(2))
+        assert not list(attention.parameters())
+
+    @pytest.mark.parametrize("sizes", [{"query_dim": 7}, {"qk_dim": 13}, {"v_dim": 13}], ids=str)
+    def test_widths_that_differ_are_named(self, sizes):
+        (width,) = sizes.values()
+        spec = BlockSpec(num_heads=1, projections=False, qk_dim=sizes.get("qk_dim", 11), v_dim=sizes.get("v_dim", 11))
+        with pytest.raises(ValueError, match=f"projections=False.*{width}"):
+            Attention(query_dim=sizes.get("query_dim", 11), input_dim=11, spec=spec)

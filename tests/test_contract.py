@@ -51,14 +51,21 @@ TEXTS = ["a red circle", "a text of some words"]
 def keys_of_groups() -> dict[str, str]:
     """Group -> the key that chooses from it: `encoder` -> `encoder@model.encoders.image`.
 
-    Groups that only a choice of another group chooses from come last: `generation` -> `generation@task.generation`.
+    Groups that only a choice of another group chooses from come after that group: `generation` ->
+    `generation@task.generation`.
     """
     keys = {str(entry).partition("@")[0]: str(entry) for item in DEFAULTS if isinstance(item, dict) for entry in item}
-    for path in sorted(CONF.glob("*/*.yaml")):
-        for item in yaml.safe_load(path.read_text()).get("defaults", []):
-            for entry in item if isinstance(item, dict) and path.parent.name != "experiment" else ():
-                group, _, package = str(entry).removeprefix("/").partition("@")
-                keys.setdefault(group, f"{group}@{path.parent.name}.{package}")
+    nested = [
+        (path.parent.name, str(entry).removeprefix("/"))
+        for path in sorted(CONF.glob("*/*.yaml"), reverse=True)  # those of the memory before those of a decoder
+        for item in yaml.safe_load(path.read_text()).get("defaults", [])
+        for entry in (item if isinstance(item, dict) and path.parent.name != "experiment" else ())
+        if not str(entry).startswith("override ")
+    ]
+    while found := [one for one in nested if one[0] in keys and one[1].partition("@")[0] not in keys]:
+        above, entry = found[0]
+        group, _, package = entry.partition("@")
+        keys[group] = f"{group}@{keys[above].rpartition('@')[2]}.{package}"
     return keys
 
 

@@ -206,11 +206,12 @@ class _Recorder:
         v: Tensor,
         mask: KeyMask | None = None,
         causal: bool = False,
+        start: int = 0,
     ) -> None:
         role = module.role
         assert role is not None
         share = q.new_ones(q.shape[0], q.shape[2], dtype=torch.float32)  # unless a residual follows
-        layer = Layer(role, module, q.detach(), k.detach(), mask, causal, share, has_residual=False)
+        layer = Layer(role, module, q.detach(), k.detach(), mask, causal, share, has_residual=False, start=start)
         if self.gradients:
             layer = replace(layer, v=v.detach(), out=out)
         if role == replace(DECODE, decoder=role.decoder) and not self.gradients:  # in chunks

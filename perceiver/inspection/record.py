@@ -32,6 +32,7 @@ class Layer:
         attention_share: ‖attention‖ / (‖attention‖ + ‖queries‖), where the residual adds attention to the queries;
             1 without a residual.
         has_residual: whether attention is added to the queries.
+        start: position of the first query, see `Mechanism.forward`.
         v, out: values by head, and the weights times them; only where gradients are recorded.
     """
 
@@ -43,6 +44,7 @@ class Layer:
     causal: bool
     attention_share: Float[Tensor, "batch queries"]
     has_residual: bool
+    start: int = 0
     v: Float[Tensor, "batch heads keys v_dim"] | None = None
     out: Float[Tensor, "batch heads queries v_dim"] | None = None
 
@@ -64,7 +66,7 @@ class Layer:
 
     def weights(self, queries: Indices = ALL, heads: Indices = ALL) -> Float[Tensor, "batch _ chosen keys"]:
         """Return the exact weights of the chosen queries and heads in float32."""
-        return self.mechanism.weights(self.q, self.k, self.mask, self.causal, queries)[:, heads]
+        return self.mechanism.weights(self.q, self.k, self.mask, self.causal, queries, self.start)[:, heads]
 
     def sample(self, index: int) -> "Layer":
         """Return the same attention for one sample of the batch, without values and outputs."""
@@ -80,8 +82,8 @@ class Layer:
 
     def part(self, queries: slice) -> "Layer":
         """Return the attention of some of the queries."""
-        share = self.attention_share[:, queries]
-        return replace(self, q=self.q[:, :, queries], attention_share=share, v=None, out=None)
+        share, start = self.attention_share[:, queries], self.start + (queries.start or 0)
+        return replace(self, q=self.q[:, :, queries], attention_share=share, start=start, v=None, out=None)
 
     def chunks(self, queries: Sequence[int] | None = None) -> Iterator[Sequence[int]]:
         """Yield the queries (None: all) in parts with at most `MAX_WEIGHTS` weights; at least one part."""

@@ -7,8 +7,10 @@ Any model whose attention consists of mechanisms with a role can be captured, ro
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
+import torch
+from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -50,7 +52,12 @@ class Mechanism(nn.Module, ABC):
 
     Attributes:
         role: its place in the model; None: it takes no part in explanations.
+        reads_keys: whether weights depend on keys, and not only on their number.
+        has_relevance: whether outputs change smoothly with weights, so that gradients of weights have a meaning.
     """
+
+    reads_keys: bool = True
+    has_relevance: bool = True
 
     def __init__(self, *, role: Role | None = None) -> None:
         super().__init__()
@@ -64,6 +71,7 @@ class Mechanism(nn.Module, ABC):
         v: Float[Tensor, "batch heads keys v_dim"],
         mask: KeyMask | None = None,
         causal: bool = False,
+        start: int = 0,
     ) -> Float[Tensor, "batch heads queries v_dim"]:
         """Return the attended values of each query; zeros for a query without a real key.
 
@@ -71,6 +79,7 @@ class Mechanism(nn.Module, ABC):
             q, k, v: projected queries, keys and values.
             mask: True where a key is real.
             causal: each query attends to the keys up to its own position, counted from the end: the last to all keys.
+            start: position of the first query, if queries are processed one after another and are not causal.
         """
 
     @abstractmethod
@@ -81,11 +90,37 @@ class Mechanism(nn.Module, ABC):
         mask: KeyMask | None = None,
         causal: bool = False,
         queries: Indices = ALL,
+        start: int = 0,
     ) -> Float[Tensor, "batch heads chosen keys"]:
         """Return the weights of `forward` in float32, for the chosen queries; other arguments as there.
 
         Rows sum to one; masked keys are exactly zero; a row without a real key is all zeros.
         """
+
+
+class MechanismFactory(Protocol):
+    """Builds the mechanism of one attention, such as a mechanism's class or a `functools.partial` of it."""
+
+    def __call__(self, *, num_heads: int, dim: int, dropout: float, role: Role | None) -> Mechanism:
+        """Build a mechanism.
+
+        Args:
+            num_heads: heads.
+            dim: width of queries and keys of a head.
+            dropout: probability with which a weight is dropped in training.
+            role: see `Mechanism`.
+        """
+
+
+def allowed_pairs(
+    num_queries: int, num_keys: int, mask: KeyMask | None, causal: bool, device: torch.device
+) -> Bool[Tensor, "_ 1 _ keys"] | None:
+    """Return which query may attend to which key, or None for all keys; see `Mechanism.forward`."""
+    allowed = None if mask is None else rearrange(mask, "batch keys -> batch 1 1 keys")
+    if causal:
+        pairs = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device).tril(num_keys - num_queries)
+        allowed = pairs[None, None] if allowed is None else allowed & pairs
+    return allowed
 
 
 class Residual(nn.Module):

@@ -5,26 +5,22 @@ a query without a real key gets zeros, on every backend.
 """
 
 import torch
-from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from perceiver.mechanisms.base import ALL, Indices, KeyMask, Mechanism, Role
+from perceiver.mechanisms.base import ALL, Indices, KeyMask, Mechanism, Role, allowed_pairs
 
 KERNEL_ALIGNMENT = 8
 """Head widths are padded to multiples of it: fused kernels refuse others, and the fallback stores all weights."""
 
 
 class ScaledDotProduct(Mechanism):
-    """The default mechanism.
+    """The default mechanism; see `MechanismFactory` for its arguments, of which heads and widths do not matter."""
 
-    Args:
-        dropout: probability with which a weight is dropped in training.
-        role: see `Mechanism`.
-    """
-
-    def __init__(self, *, dropout: float = 0.0, role: Role | None = None) -> None:
+    def __init__(
+        self, *, num_heads: int | None = None, dim: int | None = None, dropout: float = 0.0, role: Role | None = None
+    ) -> None:
         super().__init__(role=role)
         self.dropout = dropout
 
@@ -35,6 +31,7 @@ class ScaledDotProduct(Mechanism):
         v: Float[Tensor, "batch heads keys v_dim"],
         mask: KeyMask | None = None,
         causal: bool = False,
+        start: int = 0,
     ) -> Float[Tensor, "batch heads queries v_dim"]:
         return attend(q, k, v, mask=mask, causal=causal, dropout=self.dropout if self.training else 0.0)
 
@@ -45,8 +42,9 @@ class ScaledDotProduct(Mechanism):
         mask: KeyMask | None = None,
         causal: bool = False,
         queries: Indices = ALL,
+        start: int = 0,
     ) -> Float[Tensor, "batch heads chosen keys"]:
-        allowed = _allowed_pairs(q.shape[2], k.shape[2], mask, causal, q.device, explicit=True)
+        allowed = allowed_pairs(q.shape[2], k.shape[2], mask, causal, q.device)
         with torch.autocast(q.device.type, enabled=False):
             logits = q[:, :, queries].float() @ k.float().mT * q.shape[-1] ** -0.5
             if allowed is None:
@@ -78,7 +76,8 @@ def attend(
         with torch.autocast("cpu", enabled=False):
             wide = (x.float() for x in (q, k, v))
             return attend(*wide, mask=mask, causal=causal, dropout=dropout).to(v.dtype)
-    allowed = _allowed_pairs(q.shape[2], k.shape[2], mask, causal, q.device)
+    in_kernel = causal and mask is None and q.shape[2] == k.shape[2]
+    allowed = None if in_kernel else allowed_pairs(q.shape[2], k.shape[2], mask, causal, q.device)
     scale = q.shape[-1] ** -0.5
     v_dim = v.shape[-1]
     width = -(-max(q.shape[-1], v_dim) // KERNEL_ALIGNMENT) * KERNEL_ALIGNMENT
@@ -92,14 +91,3 @@ def attend(
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed | ~sees_any, dropout_p=dropout, scale=scale)
         out = out.masked_fill(~sees_any, 0.0)
     return out[..., :v_dim]
-
-
-def _allowed_pairs(
-    num_queries: int, num_keys: int, mask: KeyMask | None, causal: bool, device: torch.device, explicit: bool = False
-) -> Bool[Tensor, "_ 1 _ keys"] | None:
-    """Return which query may attend to which key, or None for all keys or square causal attention in the kernel."""
-    allowed = None if mask is None else rearrange(mask, "batch keys -> batch 1 1 keys")
-    if causal and (explicit or allowed is not None or num_queries != num_keys):
-        pairs = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device).tril(num_keys - num_queries)
-        allowed = pairs[None, None] if allowed is None else allowed & pairs
-    return allowed
