@@ -162,7 +162,8 @@ def apply_overrides(
         ConfigError: an override is not readable, names no key, or would change the trained model.
     """
     if isinstance(overrides, str):
-        raise ConfigError(f"overrides={overrides}: must be a list, as in overrides='[\"{overrides}\"]'")
+        inner = overrides.removeprefix("[").removesuffix("]") if overrides.startswith("[") else overrides
+        raise ConfigError(f"overrides={overrides}: must be a list of texts, as in overrides='[\"{inner}\"]'")
     parsed = [_parse(config, str(text)) for text in overrides]
     given = [key for override in parsed for key in _overridden_keys(override)]
     node = OmegaConf.create(config)

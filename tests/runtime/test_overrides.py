@@ -186,7 +186,13 @@ class TestInterpolations:
         assert apply_overrides(digits[0], ["seed=7"], evil) == {**digits[0], "seed": 7}
 
 
-@pytest.mark.parametrize("typed", ["batch_size=7", "+loader.drop_last=true", "overrides=loader.batch_size=7"])
+@pytest.mark.parametrize(
+    "typed",
+    [
+        *("batch_size=7", "+loader.drop_last=true", "overrides=loader.batch_size=7"),
+        "overrides=[+loader.sizes=[7]]",
+    ],
+)
 def test_a_setting_of_the_run_belongs_into_overrides(run, typed):
     ended = script("experiments/evaluate.py", f"run={run}", typed)
     assert_refused(ended, "overrides='[\"", "loader.")
