@@ -29,10 +29,30 @@ class Join(nn.Module):
 
     The tokens of each modality are padded to a common width with a learned vector, which also identifies the modality
     (Perceiver IO, section 3.1 and appendix F). With one modality there is no padding. Shared positions come first.
+
+    Args:
+        dims: modality -> width of its tokens.
+        positions: shared positions, if any.
+        masking: modality -> probability that a token, all but its shared positions, is replaced by a learned vector of
+            the modality (Perceiver IO, section 4.3): in training, or, if it is 1, always.
+
+    Raises:
+        ValueError: a probability is not in [0, 1], or that of no modality.
     """
 
-    def __init__(self, dims: Mapping[str, int], positions: SharedPositions | None = None) -> None:
+    def __init__(
+        self,
+        dims: Mapping[str, int],
+        positions: SharedPositions | None = None,
+        masking: Mapping[str, float] | None = None,
+    ) -> None:
         super().__init__()
+        self.masking = dict(masking or {})
+        for name, probability in self.masking.items():
+            if name not in dims:
+                raise ValueError(f"token_masking: no encoder for modality {name!r}; this model reads {list(dims)}")
+            if not 0.0 <= probability <= 1.0:
+                raise ValueError(f"token_masking.{name}={probability} must be in [0, 1]")
         several = len(dims) > 1
         self.positions = positions
         width = max(dims.values()) + (MODALITY_DIM if several else 0)
@@ -40,8 +60,9 @@ class Join(nn.Module):
         self.embeddings = nn.ParameterDict(
             {name: torch.empty(width - dim) for name, dim in dims.items()} if several else {}
         )
-        for embedding in self.embeddings.values():
-            nn.init.trunc_normal_(embedding, std=0.02, a=-2.0, b=2.0)
+        self.mask_tokens = nn.ParameterDict({name: torch.empty(width) for name in self.masking})
+        for vector in (*self.embeddings.values(), *self.mask_tokens.values()):
+            nn.init.trunc_normal_(vector, std=0.02, a=-2.0, b=2.0)
 
     def forward(self, tokens: Mapping[str, Tokens]) -> JoinedTokens:
         values, spans, start = [], {}, 0
@@ -61,7 +82,21 @@ class Join(nn.Module):
         if name in self.embeddings:
             embedding = self.embeddings[name].to(values.dtype)
             values = torch.cat([values, embedding.expand(*values.shape[:2], -1)], dim=-1)
+        if name in self.masking:
+            values = self._masked(name, values)
         return values if self.positions is None else torch.cat([self.positions.of_tokens(tokens), values], dim=-1)
+
+    def _masked(self, name: str, values: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+        """Replace tokens by the learned vector of their modality."""
+        probability = self.masking[name] if self.training else float(self.masks_all(name))
+        is_masked = torch.full((*values.shape[:2], 1), probability == 1.0, device=values.device)
+        if 0.0 < probability < 1.0:
+            is_masked = torch.rand(is_masked.shape, device=values.device) < probability
+        return torch.where(is_masked, self.mask_tokens[name].to(values.dtype), values)
+
+    def masks_all(self, name: str) -> bool:
+        """Whether all tokens of a modality are always replaced, so that their values are not needed."""
+        return self.masking.get(name) == 1.0
 
 
 def _explicit_mask(tokens: Tokens) -> Bool[Tensor, "batch tokens"]:
@@ -86,6 +121,12 @@ class Perceiver(nn.Module):
         modality_dropout: in training, probability that a modality of a sample is masked; one is always kept (Perceiver,
             section 4.2: dropping video improved audio + video).
         shared_positions: of all tokens along axes that modalities have in common, in addition to those of encoders.
+        token_masking: see `Join`. A modality whose tokens are all replaced need not be given.
+        ties: parameter -> another one of the same shape, which takes its place, by their names in this module: an
+            embedding as weights of an output layer (Press & Wolf 2017), for example.
+
+    Raises:
+        ValueError: there is no encoder, a probability is out of range, or parameters cannot be tied.
     """
 
     def __init__(
@@ -96,6 +137,8 @@ class Perceiver(nn.Module):
         decoder: Decoder,
         modality_dropout: float = 0.0,
         shared_positions: SharedPositions | None = None,
+        token_masking: Mapping[str, float] | None = None,
+        ties: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         if not encoders:
@@ -103,11 +146,30 @@ class Perceiver(nn.Module):
         if not 0.0 <= modality_dropout < 1.0:
             raise ValueError(f"modality_dropout={modality_dropout} must be in [0, 1)")
         self.encoders = nn.ModuleDict(encoders)
-        self.join = Join({name: encoder.dim for name, encoder in encoders.items()}, shared_positions)
+        self.join = Join({name: encoder.dim for name, encoder in encoders.items()}, shared_positions, token_masking)
         self.memory = memory(input_dim=self.join.dim)
         self.decoder = decoder
         self.decoder.set_input_dim(self.join.dim)
         self.modality_dropout = modality_dropout
+        self.ties = dict(ties or {})
+        self.tie()
+
+    def tie(self) -> None:
+        """Make tied parameters the same object, as they are unless one is replaced (`load_state_dict(assign=True)`).
+
+        Raises:
+            ValueError: one does not exist, or shapes differ.
+        """
+        for name, source in self.ties.items():
+            try:
+                before, parameter = self.get_parameter(name), self.get_parameter(source)
+            except AttributeError as error:
+                raise ValueError(f"ties={{{name}: {source}}}: {error}") from error
+            if before.shape != parameter.shape:
+                shapes = f"{list(before.shape)} and {list(parameter.shape)}"
+                raise ValueError(f"ties={{{name}: {source}}}: their shapes {shapes} differ")
+            module, _, attribute = name.rpartition(".")
+            setattr(self.get_submodule(module), attribute, parameter)
 
     def forward(
         self,
@@ -153,6 +215,8 @@ class Perceiver(nn.Module):
         for name in known:
             if name in inputs:
                 tokens[name] = self._tokens(name, inputs[name], masks.get(name))
+            elif self.join.masks_all(name):
+                tokens[name] = self._example(name, batch=len(next(iter(inputs.values()))))
             elif self.training:
                 zero = zero + self._zero_with_gradient(name)
         if self.training and self.modality_dropout and len(tokens) > 1:
@@ -168,13 +232,22 @@ class Perceiver(nn.Module):
             mask = mask.reshape(-1, *[1] * (raw.ndim - 2)).expand(-1, *raw.shape[2:])
         return self.encoders[name](raw, mask)
 
+    def _example(self, name: str, batch: int) -> Tokens:
+        """Return tokens whose values are not needed."""
+        encoder, like = self.encoders[name], self.join.mask_tokens[name]
+        assert isinstance(encoder, Encoder)
+        raw = encoder.example_input()
+        raw = raw.to(like if raw.is_floating_point() else like.device)
+        return encoder(raw.expand(batch, *raw.shape[1:]))
+
     def _zero_with_gradient(self, name: str) -> Float[Tensor, ""]:
         """Return a zero that gives all parameters of a modality that no sample has a zero gradient.
 
         Processes whose samples have it wait for this one in the exchange of gradients and of batch statistics.
         """
         encoder = self.encoders[name]
-        parts = [*encoder.parameters(), *([self.join.embeddings[name]] if name in self.join.embeddings else [])]
+        vectors = [group[name] for group in (self.join.embeddings, self.join.mask_tokens) if name in group]
+        parts = [*encoder.parameters(), *vectors]
         if is_distributed():
             norms = [part for part in encoder.modules() if isinstance(part, BatchNorm)]
             parts += [norm(norm.weight.new_zeros(0, norm.num_features, 1, 1).requires_grad_()) for norm in norms]

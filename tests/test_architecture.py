@@ -78,7 +78,7 @@ IMPORTED_ONLY_BY = {
     "tensorboard": ("perceiver.runtime.loggers.tensorboard",),
     "hydra": (*EXECUTION, "experiments", "scripts"),
     "omegaconf": (*EXECUTION, "experiments", "scripts"),
-    "transformers": ("experiments", "scripts"),
+    "transformers": ("perceiver.pretrained.export", "experiments", "scripts"),
     "experiments": ("experiments", "scripts"),
     "scripts": ("scripts",),
     "tests": (),

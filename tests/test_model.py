@@ -91,6 +91,68 @@ class TestJoin:
         assert_close(joined.values[joined.mask], join(model, inputs).values[joined.mask], atol=0, rtol=0)
 
 
+class TestTokenMasking:
+    """Tokens are replaced by a learned vector of their modality."""
+
+    def models(self, **masking):
+        """A model with masking and one without, otherwise equal."""
+        both = []
+        for options in ({"token_masking": masking}, {}):
+            torch.manual_seed(0)
+            both.append(small_perceiver(**options))
+        both[1].load_state_dict({name: both[0].state_dict()[name] for name in both[1].state_dict()})
+        return both
+
+    def test_a_modality_that_is_always_masked_need_not_be_given(self):
+        (model, plain), inputs = self.models(depth=1.0, image=0.0), small_inputs()
+        joined = join(model, inputs)
+        span = joined.spans["depth"]
+        vector = model.join.mask_tokens["depth"]
+        assert_close(joined.values[:, span.start : span.stop], vector.expand(3, 35, -1), atol=0, rtol=0)
+        assert_close(joined.values[:, :20], join(plain, inputs).values[:, :20], atol=0, rtol=0)
+        absent = {"image": inputs["image"], "depth": model.encoders["depth"].example_input().expand(3, -1, -1, -1)}
+        assert_close(logits(model, {"image": inputs["image"]}), logits(model, absent), atol=0, rtol=0)
+
+    def test_tokens_are_masked_at_random_in_training_only(self):
+        (model, plain), inputs = self.models(depth=0.4), small_inputs()
+        expected, vector = join(plain, inputs).values, model.join.mask_tokens["depth"]
+        state = torch.random.get_rng_state()
+        assert_close(join(model, inputs).values, expected, atol=0, rtol=0)
+        assert torch.equal(torch.random.get_rng_state(), state)
+        found = join(model.train(), inputs).values
+        is_masked = (found == vector).all(dim=-1)
+        assert 0.2 < is_masked[:, 20:].float().mean() < 0.6
+        assert not is_masked[:, :20].any()
+        assert_close(found[~is_masked], expected[~is_masked], atol=0, rtol=0)
+
+    @pytest.mark.parametrize(("masking", "named"), [({"depth": 1.5}, "depth=1.5"), ({"smell": 0.5}, "'smell'")])
+    def test_what_cannot_be_masked_is_named(self, masking, named):
+        with pytest.raises(ValueError, match=named):
+            small_perceiver(token_masking=masking)
+
+
+class TestTies:
+    """One parameter takes the place of another."""
+
+    def test_tied_parameters_are_one_object_also_after_weights_are_assigned_or_moved(self):
+        model = small_perceiver(ties={"memory.cross_blocks.1.mlp.0.weight": "memory.cross_blocks.0.mlp.0.weight"})
+        blocks = model.memory.cross_blocks
+        assert len(list(model.parameters())) == len(list(small_perceiver().parameters())) - 1
+        for change in (
+            lambda: model.double(),
+            lambda: (model.load_state_dict(model.state_dict(), assign=True), model.tie()),
+        ):
+            change()
+            assert blocks[0].mlp[0].weight is blocks[1].mlp[0].weight
+
+    @pytest.mark.parametrize(
+        ("source", "named"), [("memory.cross_blocks.0.mlp.0.weight", "shapes"), ("memory.arrays", "arrays")]
+    )
+    def test_parameters_that_do_not_fit_are_named(self, source, named):
+        with pytest.raises(ValueError, match=named):
+            small_perceiver(ties={"memory.array": source})
+
+
 class TestMissing:
     @pytest.mark.parametrize(("missing", "left"), [("image", "depth"), ("depth", "image")])
     def test_a_modality_missing_for_some_or_all_samples_equals_leaving_it_out_for_them(self, missing, left):

@@ -1,6 +1,7 @@
 """Dense outputs (Perceiver IO, section 3.2): a vector for each place that is queried."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -12,6 +13,29 @@ from perceiver.mechanisms.base import DECODE
 from perceiver.queries.base import Queries
 from perceiver.queries.joined import Joined
 from perceiver.types import Memory, QueryKind
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSpec:
+    """How outputs are computed from the queries after they have read the memory.
+
+    Attributes:
+        norm: whether they are normalized first (layer norm). DeepMind's decoders do not.
+        hidden_dim: width of a linear layer that all outputs share, before the linear layer of each; None for none.
+            DeepMind's multimodal autoencoder has one.
+        scale: by which outputs are multiplied: 0.01 in DeepMind's model of optical flow.
+
+    Raises:
+        ValueError: `hidden_dim` is less than 1.
+    """
+
+    norm: bool = True
+    hidden_dim: int | None = None
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.hidden_dim is not None and self.hidden_dim < 1:
+            raise ValueError(f"hidden_dim={self.hidden_dim} must be at least 1")
 
 
 class DenseDecoder(Decoder):
@@ -30,6 +54,7 @@ class DenseDecoder(Decoder):
         chunk_size: queries that are processed at a time.
         sharpness: if queries have shared positions, the cross-attention starts by reading the latents at the place of
             a query, see `attend_to_equal_places`.
+        head: from the queries to outputs.
 
     Raises:
         ValueError: a size is less than 1, or the outputs of `num_channels` and `queries` differ.
@@ -44,6 +69,7 @@ class DenseDecoder(Decoder):
         attention: BlockSpec,
         chunk_size: int,
         sharpness: float = 1.0,
+        head: HeadSpec | None = None,
     ) -> None:
         super().__init__()
         self.queries = queries if isinstance(queries, Joined) else Joined(queries={LOGITS: queries})
@@ -54,10 +80,15 @@ class DenseDecoder(Decoder):
             raise ValueError(f"num_channels={num_channels} must be at least 1")
         if channels.keys() != self.queries.by_output.keys():
             raise ValueError(f"num_channels={num_channels}: the outputs are {', '.join(self.queries.by_output)}")
+        head = HeadSpec() if head is None else head
         self.chunk_size = chunk_size
+        self.scale = head.scale
         self.cross_block = CrossBlock(query_dim=self.queries.dim, input_dim=dim, spec=attention, role=DECODE)
-        self.norm = nn.LayerNorm(self.queries.dim)
-        self.heads = nn.ModuleDict({name: nn.Linear(self.queries.dim, channels[name]) for name in channels})
+        width = self.queries.dim
+        self.norm = nn.LayerNorm(width) if head.norm else nn.Identity()
+        self.shared_head = nn.Identity() if head.hidden_dim is None else nn.Linear(width, head.hidden_dim)
+        width = width if head.hidden_dim is None else head.hidden_dim
+        self.heads = nn.ModuleDict({name: nn.Linear(width, channels[name]) for name in channels})
         if (shared := self.queries.shared_positions) is not None:
             attend_to_equal_places(self.cross_block.attention, shared.dim, sharpness)
 
@@ -87,4 +118,6 @@ class DenseDecoder(Decoder):
         self, name: str, part: Queries, memory: Memory, places: Float[Tensor, "batch places axes"] | None
     ) -> Float[Tensor, "batch queries channels"]:
         tokens = self.queries.widen(name, part(memory, places))
-        return self.heads[name](self.norm(self.cross_block(tokens.values, memory.values, mask=memory.mask)))
+        read = self.cross_block(tokens.values, memory.values, mask=memory.mask)
+        values = self.heads[name](self.shared_head(self.norm(read)))
+        return values if self.scale == 1.0 else values * self.scale

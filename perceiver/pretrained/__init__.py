@@ -1,5 +1,6 @@
-"""Weights from elsewhere: foreign models turned into ours."""
+"""Weights from elsewhere: published models turned into ours, and ours into theirs."""
 
+from perceiver.pretrained.export import to_transformers
 from perceiver.pretrained.transformers import from_transformers
 
-__all__ = ["from_transformers"]
+__all__ = ["from_transformers", "to_transformers"]

@@ -17,12 +17,13 @@ class Joined(nn.Module):
 
     Args:
         queries: output -> its queries.
+        min_embedding: least width of the vector; DeepMind's multimodal decoder has 2.
 
     Raises:
         ValueError: there is no output, or some have shared positions in their first columns and others do not.
     """
 
-    def __init__(self, *, queries: Mapping[str, Queries]) -> None:
+    def __init__(self, *, queries: Mapping[str, Queries], min_embedding: int = MIN_EMBEDDING) -> None:
         super().__init__()
         if not queries:
             raise ValueError("queries={}: name at least one output")
@@ -32,7 +33,7 @@ class Joined(nn.Module):
         self.shared_positions = shared[0]
         self.queries = nn.ModuleDict(queries)
         several = len(queries) > 1
-        self.dim = max(part.dim for part in queries.values()) + (MIN_EMBEDDING if several else 0)
+        self.dim = max(part.dim for part in queries.values()) + (min_embedding if several else 0)
         self.embeddings = nn.ParameterDict(
             {name: torch.empty(self.dim - part.dim) for name, part in queries.items()} if several else {}
         )

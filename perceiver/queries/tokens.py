@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from perceiver.encoders.base import check_sizes
 from perceiver.positions import FourierPositions, SharedPositions
+from perceiver.queries.base import Queries
 from perceiver.queries.positions import Positions
-from perceiver.types import Memory, Tokens
+from perceiver.types import Axis, Grid, Memory, Tokens
 
 
 class TokensOf(Positions):
@@ -55,20 +56,53 @@ class TokensOf(Positions):
         tokens = super().forward(memory, places)
         assert places is not None  # `Positions` raises
         assert self.token_projection is not None
-        found = self.token_projection(self._tokens_at(memory, places))
+        found = self.token_projection(tokens_at(memory, self.modality, places))
         return replace(tokens, values=torch.cat([tokens.values, found], dim=-1))
 
-    def _tokens_at(
-        self, memory: Memory, places: Float[Tensor, "batch places axes"]
-    ) -> Float[Tensor, "batch places input_dim"]:
-        joined = memory.tokens
-        assert joined is not None
-        if self.modality not in joined.spans:
-            return joined.values.new_zeros(*places.shape[:2], joined.values.shape[-1])
-        span = joined.spans[self.modality]
-        cells = cells_at(places, span.grid.shape)
-        tokens = joined.values[:, span.start : span.stop]
-        return tokens.gather(1, cells[..., None].expand(-1, -1, tokens.shape[-1]))
+
+class InputTokens(Queries):
+    """The token whose cell contains the place, unchanged, as in DeepMind's model of optical flow.
+
+    Args:
+        modality: whose tokens are used; the axes of the places are those of its grid.
+        dim: width of the tokens.
+
+    Raises:
+        ValueError: `dim` is less than 1; `set_input_dim`, of tokens of another width.
+    """
+
+    needs_places = True
+
+    def __init__(self, *, modality: str, dim: int) -> None:
+        super().__init__()
+        check_sizes(dim=dim)
+        self.modality = modality
+        self.dim = dim
+
+    def set_input_dim(self, input_dim: int) -> None:
+        if input_dim != self.dim:
+            raise ValueError(f"dim={self.dim} must be that of the input tokens, {input_dim}")
+
+    def forward(self, memory: Memory, places: Float[Tensor, "batch places axes"] | None = None) -> Tokens:
+        if places is None:
+            raise ValueError(f"places of the tokens of {self.modality!r} must be given")
+        length = places.shape[1]
+        grid = Grid((length,), (Axis("place", "", 0.0, float(length)),))
+        return Tokens(tokens_at(memory, self.modality, places), None, grid)
+
+
+def tokens_at(
+    memory: Memory, modality: str, places: Float[Tensor, "batch places axes"]
+) -> Float[Tensor, "batch places input_dim"]:
+    """Return the joined input tokens of a modality whose cells contain the places; zeros if it is missing."""
+    joined = memory.tokens
+    assert joined is not None
+    if modality not in joined.spans:
+        return joined.values.new_zeros(*places.shape[:2], joined.values.shape[-1])
+    span = joined.spans[modality]
+    cells = cells_at(places, span.grid.shape)
+    tokens = joined.values[:, span.start : span.stop]
+    return tokens.gather(1, cells[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
 def cells_at(places: Float[Tensor, "batch places axes"], shape: Sequence[int]) -> Tensor:

@@ -8,17 +8,17 @@ from torch import nn
 from torch.testing import assert_close
 
 from perceiver.attention import BlockSpec
-from perceiver.decoders.dense import DenseDecoder
+from perceiver.decoders.dense import DenseDecoder, HeadSpec
 from perceiver.decoders.joint import JointDecoder
 from perceiver.decoders.pooled import PooledDecoder
 from perceiver.inspection.capture import capture
 from perceiver.latents import LatentArray, Schedule
-from perceiver.model import Perceiver
+from perceiver.model import MODALITY_DIM, Perceiver
 from perceiver.positions import FourierPositions, SharedAxis, SharedPositions
 from perceiver.queries.joined import Joined
 from perceiver.queries.learned import Learned
 from perceiver.queries.positions import Positions
-from perceiver.queries.tokens import TokensOf
+from perceiver.queries.tokens import InputTokens, TokensOf
 from perceiver.types import Axis, Grid, JoinedTokens, Memory, Span, Tokens, cell_centers
 
 DIM, CHANNELS, BATCH = 23, 5, 3
@@ -31,10 +31,15 @@ def positions(axes="yx", shared=None, dim=11) -> Positions:
     return Positions(axes=list(axes), positions=fourier, dim=dim, shared_positions=shared)
 
 
-def dense(queries, num_channels=CHANNELS, chunk_size=4, input_dim=DIM) -> DenseDecoder:
-    block = BlockSpec(num_heads=1)
+def dense(queries, num_channels=CHANNELS, chunk_size=4, input_dim=DIM, **head) -> DenseDecoder:
     decoder = DenseDecoder(
-        dim=DIM, num_channels=num_channels, queries=queries, attention=block, chunk_size=chunk_size, sharpness=0.7
+        dim=DIM,
+        num_channels=num_channels,
+        queries=queries,
+        attention=BlockSpec(num_heads=1),
+        chunk_size=chunk_size,
+        sharpness=0.7,
+        head=HeadSpec(**head) if head else None,
     )
     decoder.set_input_dim(input_dim)
     return decoder
@@ -49,6 +54,7 @@ QUERIES = {
     "positions": positions,
     "shared positions": lambda: positions(shared=SHARED),
     "tokens": partial(tokens_of, "photo"),
+    "tokens alone": lambda: InputTokens(modality="photo", dim=DIM),
 }
 every_kind = pytest.mark.parametrize("make", QUERIES.values(), ids=QUERIES)
 
@@ -116,6 +122,35 @@ def test_queries_of_tokens_have_the_token_whose_cell_contains_the_place(memory):
             assert_close(found[row, number, 11:], queries.token_projection(token))
     at_cells = queries(memory, cell_centers((ROWS, COLUMNS)).expand(BATCH, -1, -1)).values
     assert_close(at_cells[..., 11:], queries.token_projection(memory.tokens.values[:, 2:]))
+
+
+def test_queries_of_tokens_alone_are_the_tokens(memory):
+    queries, centers = InputTokens(modality="photo", dim=DIM), cell_centers((ROWS, COLUMNS)).expand(BATCH, -1, -1)
+    assert_close(queries(memory, centers).values, memory.tokens.values[:, 2:], atol=0, rtol=0)
+    with pytest.raises(ValueError, match=f"dim={DIM} must be that of the input tokens, 7"):
+        queries.set_input_dim(7)
+
+
+def test_positions_may_stand_for_the_starts_of_cells():
+    fourier = FourierPositions(num_bands=2, max_resolution=[7, 7])
+    queries = Positions(axes="yx", positions=fourier, dim=None, starts_of=[3, 5])
+    found = queries(Memory(torch.zeros(1, 1, DIM)), cell_centers((3, 5))[None]).values
+    coordinates = torch.tensor([[2 * y / 3 - 1, 2 * x / 5 - 1] for y in range(3) for x in range(5)])
+    assert_close(found[0, :, :2], coordinates)
+    assert found.shape[-1] == queries.dim == fourier.dim
+
+
+def test_heads_may_share_a_layer_and_have_a_scale_and_no_norm(memory):
+    torch.manual_seed(0)
+    places = {"logits": some_places()}
+    decoder = dense(positions(), norm=False, hidden_dim=7, scale=0.01)
+    read = []
+    decoder.cross_block.register_forward_hook(lambda *call: read.append(call[2]))
+    found = decoder(memory, places)["logits"]
+    assert_close(found, decoder.heads["logits"](decoder.shared_head(read[0])) / 100)
+    decoder = dense(positions())
+    decoder.cross_block.register_forward_hook(lambda *call: read.append(call[2]))
+    assert_close(decoder(memory, places)["logits"], decoder.heads["logits"](decoder.norm(read[1])))
 
 
 def test_tokens_of_a_modality_that_no_sample_has_are_zero(memory):
@@ -198,6 +233,14 @@ class TestJoined:
         (lambda: Positions(axes="y", positions=FourierPositions(num_bands=1, max_resolution=(2, 2)), dim=2), "axes"),
         (lambda: dense(positions(), chunk_size=0), "chunk_size=0"),
         (lambda: dense(positions(), num_channels=0), "num_channels=0"),
+        (lambda: dense(positions(), hidden_dim=0), "hidden_dim=0"),
+        (lambda: InputTokens(modality="photo", dim=2)(Memory(torch.zeros(1, 1, DIM))), "'photo'"),
+        (
+            lambda: Positions(
+                axes="y", positions=FourierPositions(num_bands=1, max_resolution=[2]), dim=2, starts_of=[2, 2]
+            ),
+            "starts_of",
+        ),
         (lambda: dense(positions(), num_channels={"other": 3}), "num_channels"),
         (lambda: dense(positions())(Memory(torch.zeros(1, 1, DIM)), {"other": torch.rand(1, 2, 2)}), "'logits'"),
     ],
@@ -212,8 +255,8 @@ class Cells(nn.Module):
 
     def __init__(self, axes) -> None:
         super().__init__()
-        self.names, self.dim = axes, 13
-        self.projection = nn.Linear(2, 13)
+        self.names, self.dim = axes, DIM - MODALITY_DIM
+        self.projection = nn.Linear(2, self.dim)
 
     def forward(self, raw, mask=None) -> Tokens:
         shape = raw.shape[2:]
@@ -291,5 +334,5 @@ class TestInspection:
                 torch.ones(BATCH, part.num_outputs),
             )
         with capture(network, gradients=True) as found:
-            scores = network(INPUTS, None, places)["sound"].sum(dim=2)
+            scores = network(INPUTS, None, places)["sound"].square().sum(dim=2)
             assert found.relevance(scores).sum() > 0

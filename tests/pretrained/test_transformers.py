@@ -1,105 +1,118 @@
-"""Converted image classifiers give the logits, gradients and sizes of the originals."""
+"""Published models give the outputs, gradients and sizes of transformers, and go back to it to the bit."""
 
 import importlib
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from perceiver.mechanisms.scaled_dot_product import ScaledDotProduct
-from perceiver.pretrained import from_transformers
+from perceiver.pretrained import from_transformers, to_transformers
+from perceiver.pretrained.architectures import ACTIVATIONS, ARCHITECTURES, DEFAULTS
+from tests.pretrained.small import (
+    CLASSES,
+    CONFIGS,
+    CONV,
+    FLOW,
+    FOURIER,
+    IMAGE_CLASSIFIERS,
+    LEARNED,
+    MASKED_LM,
+    MULTIMODAL,
+    SEQUENCE,
+    SMALL,
+    case,
+    images,
+    small,
+    transformers,
+)
 
-transformers = pytest.importorskip("transformers")
-
-FOURIER = transformers.PerceiverForImageClassificationFourier
-LEARNED = transformers.PerceiverForImageClassificationLearned
-CONV = transformers.PerceiverForImageClassificationConvProcessing
-CLASSES = pytest.mark.parametrize("hf_class", [FOURIER, LEARNED, CONV], ids=["fourier", "learned", "conv"])
-
-SMALL = {
-    "num_latents": 5,
-    "d_latents": 22,
-    "num_blocks": 1,
-    "num_self_attends_per_block": 2,
-    "num_self_attention_heads": 2,
-    "num_cross_attention_heads": 1,
-    "num_labels": 7,
-    "image_size": 13,
-}
-CONFIGS = {
-    "q": {"cross_attention_shape_for_attention": "q", "num_cross_attention_heads": 11},
-    "qk_channels": {"qk_channels": 26, "v_channels": 22, "num_cross_attention_heads": 2},
-    "widening": {"cross_attention_widening_factor": 2, "self_attention_widening_factor": 3, "hidden_act": "relu"},
-    "no_residual": {"use_query_residual": False, "num_blocks": 3, "hidden_act": "gelu_new"},
-    "one_label": {"num_labels": 1, "num_blocks": 3, "num_self_attends_per_block": 1, "hidden_act": "silu"},
-    "no_self_attends": {"num_self_attends_per_block": 0, "qk_channels": 17, "v_channels": 19},
-    "weights_in_activation": {"hidden_act": "prelu"},
-    "weights_of_two_types": {"hidden_act": "xielu"},
-    "more_than_ten_layers": {"num_self_attends_per_block": 11, "num_latents": 3},
-}
+UNUSED = [
+    *("perceiver.input_preprocessor.mask.audio", "perceiver.input_preprocessor.mask.image"),  # never masked
+    "perceiver.input_preprocessor.padding.label",  # always masked
+]
 
 
-def small(hf_class, *, weights="large", **overrides):
-    """A small model in eval mode; `large` weights move everything that the initial ones leave at zero or one."""
-    torch.manual_seed(23)
-    model = hf_class(transformers.PerceiverConfig(**SMALL | overrides)).eval()
-    if weights == "initial":
-        return model
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim > 1:
-                # Sharp attention: a mean over hundreds of tokens would hardly depend on the image.
-                gain = 4.0 if ".query." in name or ".key." in name else 1.0
-                parameter.normal_(std=gain * parameter[0].numel() ** -0.5)
-            else:
-                parameter.normal_(mean=0.5, std=0.5)
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.running_mean.normal_()
-                module.running_var.uniform_(0.5, 2.0)
-    return model
+def name_of(hf_class):
+    return hf_class.__name__.removeprefix("PerceiverFor")
 
 
-def images(hf_class, dtype=torch.float32):
-    size = (13, 13) if hf_class is LEARNED else (29, 37)
-    return torch.randn(3, 3, *size, generator=torch.Generator().manual_seed(29), dtype=dtype)
+every_class = pytest.mark.parametrize("hf_class", CLASSES, ids=name_of)
+every_image_classifier = pytest.mark.parametrize("hf_class", IMAGE_CLASSIFIERS, ids=name_of)
+
+PAIRS = [
+    *(pytest.param(hf_class, {}, weights) for hf_class in CLASSES for weights in ("initial", "large")),
+    *(
+        pytest.param(CLASSES[number % len(CLASSES)], overrides, "large", id=name)
+        for number, (name, overrides) in enumerate(CONFIGS.items())
+    ),
+]
 
 
 def num_parameters(model):
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-PAIRS = [
-    *(pytest.param(hf_class, {}, weights) for hf_class in (FOURIER, LEARNED, CONV) for weights in ("initial", "large")),
-    *(
-        pytest.param((FOURIER, LEARNED, CONV)[number % 3], overrides, "large", id=name)
-        for number, (name, overrides) in enumerate(CONFIGS.items())
-    ),
-]
+def assert_same_outputs(hf_model, model, given, tolerance):
+    expected, found = given.expected(hf_model), given.found(model)
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        torch.testing.assert_close(found[name], values, atol=tolerance, rtol=0.0)
+    return expected
 
 
 @pytest.mark.parametrize(("hf_class", "overrides", "weights"), PAIRS)
 @torch.no_grad()
-def test_logits_are_those_of_transformers(hf_class, overrides, weights):
+def test_outputs_are_those_of_transformers(hf_class, overrides, weights):
     hf_model = small(hf_class, weights=weights, **overrides)
-    expected = hf_model(images(hf_class)).logits
-    logits = from_transformers(hf_model)({"image": images(hf_class)})["logits"]
-    assert expected.shape == (3, SMALL["num_labels"] if "num_labels" not in overrides else 1)
-    torch.testing.assert_close(logits, expected, atol=1e-5 if weights == "large" else 1e-8, rtol=0.0)
+    tolerance = 1e-5 if weights == "large" else 1e-7
+    expected = assert_same_outputs(hf_model, from_transformers(hf_model), case(hf_class), tolerance)
     if weights == "large":
-        assert expected.std(dim=0).max() > 1e-3, "the images should matter to the logits"
+        assert all(values.std(dim=0).max() > 1e-4 for values in expected.values()), "inputs should matter to outputs"
 
 
-@CLASSES
+@every_class
 @torch.no_grad()
 def test_double_precision_is_kept(hf_class):
     hf_model = small(hf_class).double()
-    logits = from_transformers(hf_model)({"image": images(hf_class, torch.float64)})["logits"]
-    torch.testing.assert_close(logits, hf_model(images(hf_class, torch.float64)).logits, atol=1e-11, rtol=0.0)
+    assert_same_outputs(hf_model, from_transformers(hf_model), case(hf_class, torch.float64), 1e-11)
 
 
-@CLASSES
+@pytest.mark.parametrize(("hf_class", "overrides", "weights"), PAIRS)
+def test_a_round_trip_keeps_every_bit(hf_class, overrides, weights):
+    hf_model = small(hf_class, weights=weights, **overrides)
+    model = from_transformers(hf_model)
+    back = to_transformers(model)
+    assert type(back) is hf_class
+    for before, after in ((hf_model, back), (model, from_transformers(back))):
+        states = before.state_dict(), after.state_dict()
+        assert list(states[0]) == list(states[1])
+        for key, value in states[0].items():
+            assert value.dtype == states[1][key].dtype
+            assert torch.equal(value, states[1][key]), key
+    given = case(hf_class)
+    if overrides.get("num_labels", 7) == 7:
+        torch.testing.assert_close(given.expected(back), given.expected(hf_model), atol=0.0, rtol=0.0)
+
+
+@torch.no_grad()
+def test_neighborhoods_that_were_extracted_before_need_not_belong_to_an_image():
+    hf_model, given = small(FLOW), case(FLOW)
+    patches = torch.randn(2, 2, 27, 6, 10)
+    given = replace(given, theirs={"inputs": patches}, inputs={"video": patches.transpose(1, 2)})
+    assert_same_outputs(hf_model, from_transformers(hf_model), given, 1e-5)
+
+
+@torch.no_grad()
+def test_the_masked_label_need_not_be_given():
+    hf_model, given = small(MULTIMODAL).double(), case(MULTIMODAL, torch.float64)
+    del given.inputs["label"]
+    assert_same_outputs(hf_model, from_transformers(hf_model), given, 1e-11)
+
+
+@every_image_classifier
 @torch.no_grad()
 def test_half_precision_does_not_round_positions(hf_class):
     hf_model = small(hf_class).bfloat16()
@@ -118,26 +131,26 @@ def test_learned_positions_interpolate_as_in_transformers():
     torch.testing.assert_close(from_transformers(hf_model)({"image": raw})["logits"], expected, atol=1e-5, rtol=0.0)
 
 
-@CLASSES
+@every_class
 def test_training_is_that_of_transformers(hf_class):
-    hf_model = small(hf_class, attention_probs_dropout_prob=0.0).train()
-    model = from_transformers(hf_model)
-    ours, theirs = images(hf_class).requires_grad_(), images(hf_class).requires_grad_()
-    labels = torch.tensor([0, 3, 6])
-    nn.functional.cross_entropy(model({"image": ours})["logits"], labels).backward()
-    nn.functional.cross_entropy(hf_model(theirs).logits, labels).backward()
-    torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5, rtol=1e-3)
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
+    hf_model = small(hf_class, attention_probs_dropout_prob=0.0).double().train()
+    model, given = from_transformers(hf_model), case(hf_class, torch.float64)
+    sum(values.square().sum() for values in given.found(model).values()).backward()
+    sum(values.square().sum() for values in given.expected(hf_model).values()).backward()
+    gradients = {name: one.grad for name, one in model.named_parameters()}
+    found = ARCHITECTURES[hf_class.__name__].table.to_theirs(gradients, SMALL["num_self_attends_per_block"])
+    assert len(found) == len(list(hf_model.parameters()))
+    for name, parameter in hf_model.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, atol=1e-9, rtol=1e-8, msg=name)
         # A bias on all keys alike adds the same to every logit of a softmax, and so changes nothing.
-        assert parameter.grad.abs().max() > (0.0 if name.endswith("key.bias") else 1e-7), name
+        assert parameter.grad.abs().max() > (0.0 if name.endswith("key.bias") else 1e-9) or name in UNUSED, name
     assert num_parameters(model) == num_parameters(hf_model)
     if hf_class is CONV:
         norm = hf_model.perceiver.input_preprocessor.convnet.batchnorm
         torch.testing.assert_close(model.encoders["image"].stem.norm.state_dict(), norm.state_dict())
 
 
-@CLASSES
+@every_class
 @pytest.mark.parametrize("training", [True, False])
 def test_mode_and_dropout_are_those_of_the_source(hf_class, training):
     model = from_transformers(small(hf_class, attention_probs_dropout_prob=0.3).train(training))
@@ -146,16 +159,18 @@ def test_mode_and_dropout_are_those_of_the_source(hf_class, training):
     assert [attention.dropout for attention in attentions] == [0.3] * 4
 
 
-@CLASSES
+@every_class
 @torch.no_grad()
 def test_nothing_is_shared_with_the_source(hf_class):
     hf_model = small(hf_class, hidden_act="prelu")
-    model = from_transformers(hf_model)
-    before = model({"image": images(hf_class)})["logits"]
+    model, given = from_transformers(hf_model), case(hf_class)
+    before, back = given.found(model), to_transformers(model)
     for value in hf_model.state_dict().values():
         value.zero_()
-    assert torch.equal(model({"image": images(hf_class)})["logits"], before)
     assert not set(model.modules()) & set(hf_model.modules())
+    for value in back.state_dict().values():
+        value.zero_()
+    torch.testing.assert_close(given.found(model), before, atol=0.0, rtol=0.0)
 
 
 def test_subclasses_are_known():
@@ -165,9 +180,9 @@ def test_subclasses_are_known():
     assert num_parameters(from_transformers(small(Renamed))) == num_parameters(small(LEARNED))
 
 
-@pytest.mark.parametrize("build", [lambda: nn.Linear(2, 3), lambda: small(transformers.PerceiverForMaskedLM)])
+@pytest.mark.parametrize("build", [lambda: nn.Linear(2, 3), lambda: transformers.BertModel])
 def test_other_classes_are_refused(build):
-    with pytest.raises(TypeError, match=r"Fourier, .*Learned, .*ConvProcessing, not (Linear|PerceiverForMaskedLM)"):
+    with pytest.raises(TypeError, match=r"Fourier, .*MaskedLM, .*Multimodal.*, not (Linear|type)"):
         from_transformers(build())
 
 
@@ -182,31 +197,98 @@ def test_weights_without_a_place_and_missing_ones_are_refused():
         from_transformers(hf_model)
 
 
-def test_transformers_is_not_imported(monkeypatch):
-    hf_model = small(FOURIER)
+@every_class
+def test_transformers_is_not_imported(monkeypatch, hf_class):
+    hf_model = small(hf_class)
     monkeypatch.setitem(sys.modules, "transformers", None)  # importing it is an ImportError from here on
     module = importlib.reload(sys.modules["perceiver.pretrained.transformers"])
     module.from_transformers(hf_model)
 
 
-@pytest.mark.parametrize(
-    ("hf_class", "count"),
-    [(FOURIER, 48_440_627), (LEARNED, 62_255_848), (CONV, 48_646_522)],
-    ids=["fourier", "learned", "conv"],
-)
-def test_published_sizes(hf_class, count):
-    config = transformers.PerceiverConfig(
-        num_latents=512,
-        d_latents=1024,
-        num_blocks=8,
-        num_self_attends_per_block=6,
-        num_self_attention_heads=8,
-        num_cross_attention_heads=1,
-        num_labels=1000,
-        image_size=224,
+def test_defaults_are_those_of_transformers():
+    config = transformers.PerceiverConfig().to_dict()
+    assert {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}.items() >= (
+        DEFAULTS.items()
     )
-    with torch.device("meta"):
-        hf_model = hf_class(config)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@torch.no_grad()
+def test_activations_are_those_of_transformers(name):
+    hf_model, given = small(SEQUENCE, hidden_act=name).double(), case(SEQUENCE)
     model = from_transformers(hf_model)
-    assert num_parameters(model) == count
-    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    hf_config = hf_model.config.to_dict()
+    ours = (
+        sys.modules["perceiver.pretrained.transformers"]
+        .load("PerceiverForSequenceClassification", hf_config, hf_model.state_dict(), "transformers")[0]
+        .eval()
+    )
+    torch.testing.assert_close(given.found(ours), given.found(model), atol=1e-12, rtol=0.0)
+
+
+class TestVariants:
+    """DeepMind's code differs in three places."""
+
+    @torch.no_grad()
+    def test_gelu_is_the_tanh_approximation(self):
+        approximate = small(MASKED_LM, hidden_act="gelu_new").double()
+        exact = small(MASKED_LM).double()
+        exact.load_state_dict(approximate.state_dict())
+        assert_same_outputs(approximate, from_transformers(exact, variant="deepmind"), case(MASKED_LM), 1e-11)
+
+    @torch.no_grad()
+    @torch.no_grad()
+    def test_the_tanh_approximation_is_known_to_transformers(self):
+        model = from_transformers(small(SEQUENCE).double(), variant="deepmind")
+        assert_same_outputs(to_transformers(model), model, case(SEQUENCE), 1e-11)
+
+    @torch.no_grad()
+    def test_the_stem_pads_as_tensorflow_does(self):
+        model = from_transformers(small(CONV), variant="deepmind")
+        assert model.encoders["image"](torch.randn(1, 3, 224, 224)).grid.shape == (56, 56)
+        with pytest.raises(ValueError, match=r"stem\.padding=same must be symmetric"):
+            to_transformers(model)
+
+    @torch.no_grad()
+    def test_the_query_of_learned_positions_has_no_residual(self):
+        residuals = [
+            from_transformers(small(LEARNED), variant=variant).decoder.cross_block.residual
+            for variant in ("transformers", "deepmind")
+        ]
+        assert residuals[0] is not None
+        assert residuals[1] is None
+
+    def test_another_one_is_refused(self):
+        with pytest.raises(ValueError, match="variant='haiku' must be transformers or deepmind"):
+            from_transformers(small(FOURIER), variant="haiku")
+
+
+class TestRefusedByTransformers:
+    """What no class of transformers computes is named."""
+
+    @pytest.mark.parametrize(
+        ("change", "problem"),
+        [
+            (lambda model: setattr(model.decoder.cross_block.attention, "num_heads", 2), r"num_heads=2 must be 1"),
+            (lambda model: setattr(model.memory.cross_blocks[0].dropout, "p", 0.25), r"dropout\.p=0\.25 must be 0\.0"),
+            (
+                lambda model: setattr(model, "decoder", nn.Linear(2, 3)),
+                "decoder=Linear must be QueryDecoder|other parts",
+            ),
+            (
+                lambda model: setattr(model, "memory", nn.Identity()),
+                "no class of transformers has a Identity as memory",
+            ),
+            (lambda model: model.encoders.update({"depth": model.encoders["image"]}), "encoders of depth, image"),
+            (lambda model: setattr(model.memory.cross_blocks[0].mlp, "1", nn.Hardtanh()), "no name for .* Hardtanh"),
+        ],
+    )
+    def test_what_has_no_place(self, change, problem):
+        model = from_transformers(small(FOURIER))
+        change(model)
+        with pytest.raises(ValueError, match=problem):
+            to_transformers(model)
+
+    def test_class_names_are_kept(self):
+        names = [f"class {number}" for number in range(SMALL["num_labels"])]
+        assert to_transformers(from_transformers(small(FOURIER)), names).config.id2label == dict(enumerate(names))
