@@ -18,7 +18,8 @@ from perceiver.encoders.base import Encoder
 from perceiver.encoders.norm import BatchNorm
 from perceiver.positions import SharedPositions
 from perceiver.processes import is_distributed
-from perceiver.types import IncrementalDecoder, JoinedTokens, Memory, Span, Tokens
+from perceiver.queries.tokens import cells_at
+from perceiver.types import Grid, IncrementalDecoder, JoinedTokens, Memory, Span, Tokens, cell_centers
 
 MODALITY_DIM = 4
 """Least width of a modality embedding (Perceiver, section 4.2; DeepMind's `min_padding_size`)."""
@@ -64,16 +65,23 @@ class Join(nn.Module):
         for vector in (*self.embeddings.values(), *self.mask_tokens.values()):
             nn.init.trunc_normal_(vector, std=0.02, a=-2.0, b=2.0)
 
-    def forward(self, tokens: Mapping[str, Tokens]) -> JoinedTokens:
+    def forward(
+        self, tokens: Mapping[str, Tokens], hidden: Mapping[str, Bool[Tensor, "batch *shape"]] | None = None
+    ) -> JoinedTokens:
+        """Join the tokens of each modality; those in a hidden cell are masked, see `Perceiver.forward`."""
+        hidden = {name: cells for name, cells in (hidden or {}).items() if name in tokens}
         values, spans, start = [], {}, 0
         for name, part in tokens.items():
             values.append(self._widen(name, part))
             spans[name] = Span(start, start + part.values.shape[1], part.grid)
             start += part.values.shape[1]
         joined = torch.cat(values, dim=1)
-        if all(part.mask is None for part in tokens.values()):
+        if not hidden and all(part.mask is None for part in tokens.values()):
             return JoinedTokens(values=joined, mask=None, spans=spans)
-        mask = torch.cat([_explicit_mask(part) for part in tokens.values()], dim=1)
+        masks = {name: _explicit_mask(part) for name, part in tokens.items()}
+        # Only here: the mask of an encoder defines the extent of its positions.
+        masks |= {name: masks[name] & ~_in_cells(tokens[name].grid, cells) for name, cells in hidden.items()}
+        mask = torch.cat(list(masks.values()), dim=1)
         # A weight of zero times a value that is not finite is NaN.
         return JoinedTokens(values=joined.masked_fill(~mask[..., None], 0.0), mask=mask, spans=spans)
 
@@ -103,6 +111,16 @@ def _explicit_mask(tokens: Tokens) -> Bool[Tensor, "batch tokens"]:
     if tokens.mask is not None:
         return tokens.mask
     return torch.ones(tokens.values.shape[:2], dtype=torch.bool, device=tokens.values.device)
+
+
+def _in_cells(grid: Grid, cells: Bool[Tensor, "batch *shape"]) -> Bool[Tensor, "batch tokens"]:
+    """Return the value of `cells`, a grid over the same input, at the center of each token.
+
+    Raises:
+        ValueError: the grids have different numbers of axes.
+    """
+    places = cell_centers(grid.shape, cells.device)[None]
+    return cells.flatten(1)[:, cells_at(places, cells.shape[1:])[0]]
 
 
 class MemoryFactory(Protocol):
@@ -176,6 +194,7 @@ class Perceiver(nn.Module):
         inputs: Mapping[str, Tensor],
         masks: Mapping[str, Tensor] | None = None,
         queries: Mapping[str, Tensor] | None = None,
+        hidden: Mapping[str, Bool[Tensor, "batch *shape"]] | None = None,
     ) -> dict[str, Tensor]:
         """Compute the outputs by name.
 
@@ -184,11 +203,13 @@ class Perceiver(nn.Module):
             masks: modality name -> True where the input is real: [batch] where samples lack the modality, or
                 [batch, *sizes without channels] where the input is padded.
             queries: output -> token ids or places, for outputs in the decoder's `needs_queries`.
+            hidden: modality name -> True in the cells of a grid over the input, of any resolution, whose tokens are
+                masked after they were encoded: their positions and those of others stay the same.
 
         Raises:
             ValueError: an input has no encoder, or there is none.
         """
-        return self.forward_tokens(self.tokens(inputs, masks), queries)
+        return self.forward_tokens(self.tokens(inputs, masks, hidden), queries)
 
     def forward_tokens(self, tokens: JoinedTokens, queries: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Compute the outputs from tokens: `forward` after the encoders."""
@@ -202,7 +223,12 @@ class Perceiver(nn.Module):
         """Start generating an output token by token; see `Decoder.incremental_decoder`."""
         return self.decoder.incremental_decoder(memory, output)
 
-    def tokens(self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None) -> JoinedTokens:
+    def tokens(
+        self,
+        inputs: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor] | None = None,
+        hidden: Mapping[str, Bool[Tensor, "batch *shape"]] | None = None,
+    ) -> JoinedTokens:
         """Encode and join all modalities; arguments as in `forward`."""
         masks = {} if masks is None else masks
         known = list(self.encoders)
@@ -221,7 +247,7 @@ class Perceiver(nn.Module):
                 zero = zero + self._zero_with_gradient(name)
         if self.training and self.modality_dropout and len(tokens) > 1:
             tokens = drop_modalities(tokens, self.modality_dropout)
-        joined = self.join(tokens)
+        joined = self.join(tokens, hidden)
         if len(tokens) == len(known):
             return joined
         return replace(joined, values=joined.values + zero.to(joined.values))

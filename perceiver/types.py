@@ -158,8 +158,12 @@ class Model(Protocol):
         inputs: Mapping[str, Tensor],
         masks: Mapping[str, Tensor] | None = None,
         queries: Mapping[str, Tensor] | None = None,
+        hidden: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Compute outputs by name from raw inputs, and from queries for the outputs that need them (`QueryKind`)."""
+        """Compute outputs by name from raw inputs, and from queries for the outputs that need them (`QueryKind`).
+
+        Tokens in `hidden` cells, True in a grid [batch, *cells] over the input of a modality, are not read.
+        """
         ...
 
 

@@ -86,6 +86,7 @@ ONE_HOME = {
 """Values that one group sets, or the group of its parts, and all others interpolate."""
 CAPTIONS = ["task=captioning", "tokenizer=words", "decoder@model.decoder=text"]
 SEGMENTATION = ["data=shape_masks", "task=segmentation", "decoder@model.decoder=dense"]
+RECONSTRUCTION = ["task=reconstruction", "decoder@model.decoder=dense_patches"]
 TRANSLATION = [*CAPTIONS, "data=text_pairs", "~encoder@model.encoders.image", "+encoder@model.encoders.text=text"]
 
 
@@ -130,6 +131,8 @@ def candidates(group: str, choice: str) -> Iterator[list[str]]:
         yield [*TRANSLATION, alone]
     if choice.startswith("dense") or "segment" in choice or "mask" in choice:
         yield [*SEGMENTATION, alone]
+    if choice in ("reconstruction", "dense_patches"):
+        yield [*RECONSTRUCTION, alone]
     yield [alone]
     yield from ([f"experiment={name}"] for name in EXPERIMENTS if (group, choice) in choices_of(name))
     if group in by_modality:  # one that no experiment has

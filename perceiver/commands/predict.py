@@ -191,9 +191,12 @@ class InParts:
         inputs: Mapping[str, Tensor],
         masks: Mapping[str, Tensor] | None = None,
         queries: Mapping[str, Tensor] | None = None,
+        hidden: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         found = [
-            self.model(*part, {name: ids[at] for name, ids in (queries or {}).items()})
+            self.model(
+                *part, *({name: rows[at] for name, rows in (given or {}).items()} for given in (queries, hidden))
+            )
             for at, part in self._parts(inputs, masks or {})
         ]
         return {name: torch.cat([outputs[name] for outputs in found]) for name in found[0]}

@@ -149,7 +149,7 @@ class Explainer:
         converted = replace(batch, inputs=self.converted(batch.inputs))
         with capture(self.module) as record, self.forward_context():
             queries = self.task.answer_queries(self.model, converted, predicted)
-            outputs = self.model(converted.inputs, converted.masks, queries)
+            outputs = self.model(converted.inputs, converted.masks, queries, self.task.hidden(converted))
             answers = self._with_boxes(self.task.answers(outputs, queries, converted, self.class_names), batch, outputs)
         num_classes = len(self.class_names)
         logs = {name: values.log() for name, values in self.task.probabilities(record.outputs).items()}
@@ -196,7 +196,7 @@ class Explainer:
         for rows, part in in_parts(batch, max(TOKENS_AT_ONCE // record.tokens.values.shape[1], 1)):
             with capture(self.module, gradients=True) as again, self.forward_context():
                 queries = {name: ids[rows] for name, ids in record.queries.items()}
-                outputs = self.model(self.converted(part.inputs), part.masks, queries)
+                outputs = self.model(self.converted(part.inputs), part.masks, queries, self.task.hidden(part))
                 logits = {name: values.float() for name, values in outputs.items()}
                 found.append(answer_relevance(again, logits, answers[rows]))
         most = max(part.shape[1] for part in found)

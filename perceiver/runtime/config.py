@@ -40,6 +40,7 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("grid", grid, replace=True)
     OmegaConf.register_new_resolver("mel_grid", mel_grid, replace=True)
     OmegaConf.register_new_resolver("frames", frames, replace=True)
+    OmegaConf.register_new_resolver("product", product, replace=True)
     OmegaConf.register_new_resolver("count_classes", lambda root: len(find_classes(Path(str(root)))), replace=True)
 
 
@@ -82,6 +83,11 @@ def frames(seconds: float, sample_rate: int, hop_length: int) -> int:
         problem = f"seconds={seconds} at {sample_rate} Hz in hops of {hop_length} samples"
         raise ValueError(f"{problem}: must be more than 0")
     return -(-round(seconds * sample_rate) // hop_length)
+
+
+def product(*sizes: int | Sequence[int]) -> int:
+    """Product of numbers and of lists of numbers, such as the values of a patch of several channels."""
+    return math.prod(math.prod(size) if isinstance(size, Sequence) else size for size in sizes)
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """The contract of a task: the call of the model, loss, metrics, predictions and answers."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from PIL import Image
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
@@ -16,6 +17,14 @@ from perceiver.types import Answer, Batch, Model, Picture, QueryKind, Stage
 
 LOWER_IS_BETTER = ("loss", "perplexity", "error")
 """Endings of the names of metrics."""
+EXPLAINED_PLACES = 256
+"""Most places of a dense output that are explained: those of a coarser grid."""
+
+
+def explained_grid(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of a grid of at most `EXPLAINED_PLACES` cells over the same input."""
+    factor = min((EXPLAINED_PLACES / math.prod(shape)) ** (1 / len(shape)), 1.0)
+    return tuple(max(int(size * factor + 1e-6), 1) for size in shape)
 
 
 @dataclass(frozen=True)
@@ -91,9 +100,13 @@ class Task(nn.Module, ABC):
         """Return the token ids of the targets, or the places of the output, for outputs in `given_queries`."""
         return {}
 
+    def hidden(self, batch: Batch) -> dict[str, Bool[Tensor, "rows *shape"]]:
+        """Return by modality which cells of the inputs the model must not read, see `Model`: by default none."""
+        return {}
+
     def outputs(self, model: Model, batch: Batch) -> dict[str, Tensor]:
         """Return the model's outputs for each window; without `batch.windows`, each sample is one window."""
-        return model(batch.inputs, batch.masks, self.queries(batch))
+        return model(batch.inputs, batch.masks, self.queries(batch), self.hidden(batch))
 
     def get_output(self, outputs: Mapping[str, Tensor]) -> Tensor:
         """Return the output of the model that the task reads.
@@ -207,6 +220,14 @@ class Task(nn.Module, ABC):
             inputs: modality -> the raw inputs in visible form.
         """
         return [{} for _ in batch.ids]
+
+    def reconstructions(self, model: Model, batch: Batch) -> dict[str, dict[str, Tensor]]:
+        """Return inputs as the model sees and predicts them: modality -> name -> raw values; by default none.
+
+        Args:
+            model, batch: as in `predictions`.
+        """
+        return {}
 
     def answer_queries(
         self, model: Model, batch: Batch, predicted: Sequence[Sequence[dict[str, Any]]] | None = None

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from PIL import Image
 from torch import Tensor
 from torchmetrics import MeanMetric, Metric, MetricCollection
@@ -74,6 +74,9 @@ class JointTask(Task):
 
     def queries(self, batch: Batch) -> dict[str, Tensor]:
         return {output: ids for task in self.by_name.values() for output, ids in task.queries(batch).items()}
+
+    def hidden(self, batch: Batch) -> dict[str, Bool[Tensor, "rows *shape"]]:
+        return {modality: cells for task in self.by_name.values() for modality, cells in task.hidden(batch).items()}
 
     def average_windows(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         averaged = dict(outputs)
@@ -161,6 +164,12 @@ class JointTask(Task):
         for name, task in self.by_name.items():
             for row, found in zip(rows, task.pictures(model, batch, inputs), strict=True):
                 row |= {f"{name}_{picture}": image for picture, image in found.items()}
+        return rows
+
+    def reconstructions(self, model: Model, batch: Batch) -> dict[str, dict[str, Tensor]]:
+        rows: dict[str, dict[str, Tensor]] = {}
+        for task in self.by_name.values():
+            rows |= task.reconstructions(model, batch)
         return rows
 
     def answer_queries(

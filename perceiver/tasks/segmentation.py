@@ -14,12 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
-from perceiver.tasks.base import TableRow, Task
+from perceiver.tasks.base import TableRow, Task, explained_grid
 from perceiver.tasks.text_metrics import ScoredText
 from perceiver.types import UNLABELED, Answer, Batch, Model, Picture, QueryKind, Stage, cell_centers
 
-EXPLAINED_PLACES = 256
-"""Most places of an output that are explained: those of a coarser grid."""
 SHOWN_CLASSES = 4
 """The number of classes of a sample that are explained."""
 OVERLAY = 0.5
@@ -187,9 +185,7 @@ class Segmentation(Task):
         self, model: Model, batch: Batch, predicted: Sequence[Sequence[dict[str, Any]]] | None = None
     ) -> dict[str, Float[Tensor, "batch places axes"]]:
         """Return the places of a grid of at most `EXPLAINED_PLACES` cells."""
-        raw, shape = batch.inputs[self.modality], self._shape(batch)
-        factor = min((EXPLAINED_PLACES / math.prod(shape)) ** (1 / len(shape)), 1.0)
-        coarse = [max(int(size * factor + 1e-6), 1) for size in shape]
+        raw, coarse = batch.inputs[self.modality], explained_grid(self._shape(batch))
         return {self.output: cell_centers(coarse, raw.device).expand(len(raw), -1, -1)}
 
     def answers(

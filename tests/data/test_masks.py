@@ -192,6 +192,7 @@ class TestScenes:
         objects = ObjectSampler(num_objects=(1, 4), small=(0.14, 0.2), large=(0.28, 0.38))
         pairs = PairSampler(held_out=["red square"], unseen_fraction=0.5)
         numbers = {"num_samples": {"train": 7, "val": 5, "test": 11}, "image_size": 37, "num_classes": 7, "seed": 3}
+        numbers["redrawn"] = True
         return ShapeMasks(**{"objects": objects, "pairs": pairs} | numbers | options)
 
     def test_masks_have_the_objects_in_the_boxes_and_nothing_else(self):

@@ -142,7 +142,7 @@ class ForeignModel(nn.Module):
         self.queries = nn.Parameter(3 * torch.randn(NUM_CLASSES, 22))
         self.layers = nn.ModuleList(ForeignAttention(22) for _ in range(2))
 
-    def forward(self, inputs, masks=None, queries=None) -> dict[str, Tensor]:
+    def forward(self, inputs, masks=None, queries=None, hidden=None) -> dict[str, Tensor]:
         (name,) = inputs
         return self.forward_tokens(self.joined(name, self.encoders[name](inputs[name], (masks or {}).get(name))))
 

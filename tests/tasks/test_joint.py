@@ -156,7 +156,7 @@ class TestAnswers:
         outputs, batch = samples()
         tasks = {name: task for name, task in children().items() if not isinstance(task, Captioning)}
         task = JointTask(tasks=tasks, monitor="loss")
-        found = task.predictions(lambda inputs, masks, queries: outputs, batch, NAMES, 2)
+        found = task.predictions(lambda *_: outputs, batch, NAMES, 2)
         assert [[one["task"] for one in row] for row in found] == [["label"] * 2 + ["tags"] * 2] * len(batch)
         assert {tuple(one) for row in found for one in row} == {("task", "answer", "score")}
         best = [NAMES[label] for label in outputs["label/logits"].argmax(dim=1)]

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
+from perceiver.tasks.base import EXPLAINED_PLACES
 from perceiver.tasks.joint import JointTask
-from perceiver.tasks.segmentation import EXPLAINED_PLACES, PALETTE, Overlap, Segmentation
+from perceiver.tasks.segmentation import PALETTE, Overlap, Segmentation
 from perceiver.types import UNLABELED, Axis, Batch, Grid, Picture, cell_centers
 from tests.models import named
 
@@ -38,7 +39,7 @@ def some_masks(classes=NUM_CLASSES) -> torch.Tensor:
 class Places:
     """A model whose logits are a function of place and sample; it keeps what it was queried for."""
 
-    def __call__(self, inputs, masks=None, queries=None):
+    def __call__(self, inputs, masks=None, queries=None, hidden=None):
         self.places = queries["logits"]
         fields = torch.stack([torch.sin(3 * (label + 1) * self.places.sum(-1) + label) for label in range(NUM_CLASSES)])
         return {"logits": fields.permute(1, 2, 0) + inputs["image"].mean(dim=(1, 2, 3))[:, None, None]}

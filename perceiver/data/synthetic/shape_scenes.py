@@ -73,6 +73,7 @@ class RenderedScenes(Source):
         objects: draws sizes and positions.
         seed: of the scenes.
         num_classes: see `Source`.
+        redrawn: whether training scenes are drawn anew in each epoch.
     """
 
     name: ClassVar[str]
@@ -88,6 +89,7 @@ class RenderedScenes(Source):
         objects: ObjectSampler,
         seed: int,
         num_classes: int = 0,
+        redrawn: bool = True,
     ) -> None:
         super().__init__(num_classes=num_classes)
         if min(num_samples.values()) < 0:
@@ -101,6 +103,7 @@ class RenderedScenes(Source):
         self.num_samples = num_samples
         self.objects = objects
         self.seed = seed
+        self.redrawn = redrawn
 
     def items(self, stage: Stage, roles: Roles) -> "SceneItems | None":
         return SceneItems(self, stage) if self.num_samples[stage] else None
@@ -139,7 +142,7 @@ class SceneItems:
 
     def __getitem__(self, index: int) -> Item:
         # torch's generator is seeded by (seed, epoch, index).
-        anew = [int(torch.randint(2**62, ()))] if self.stage == "train" else []
+        anew = [int(torch.randint(2**62, ()))] if self.stage == "train" and self.scenes.redrawn else []
         return self.scenes.item(self.stage, index, self.scenes.random(self.stage, index, *anew))
 
 

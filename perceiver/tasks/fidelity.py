@@ -1,0 +1,99 @@
+"""Metrics of reconstructions: sums over all values of all batches and processes, from which one number is computed."""
+
+from typing import Literal, TypeAlias
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import Metric
+
+Measure: TypeAlias = Literal["PSNR", "SNR"]
+
+
+class SignalFidelity(Metric):
+    """Peak signal-to-noise ratio or signal-to-noise ratio, in dB, of all values that were added.
+
+        PSNR = 10 log10(peak² · values / Σ error²)        SNR = 10 log10(Σ value² / Σ error²)
+
+    It is not the mean of ratios of batches or samples, of which a single good one may be infinite.
+
+    Args:
+        measure: PSNR or SNR.
+        peak: range of the values, for PSNR.
+
+    Raises:
+        ValueError: the measure is unknown, or the range not positive.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+
+    squared_error: Tensor
+    squared_signal: Tensor
+    count: Tensor
+
+    def __init__(self, measure: Measure, peak: float = 1.0) -> None:
+        super().__init__()
+        if measure not in ("PSNR", "SNR"):
+            raise ValueError(f"measure={measure!r} must be PSNR or SNR")
+        if not peak > 0.0:
+            raise ValueError(f"peak={peak} must be more than 0")
+        self.measure = measure
+        self.peak = peak
+        self.names = (measure,)
+        for name in ("squared_error", "squared_signal", "count"):
+            self.add_state(name, default=torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(
+        self,
+        predicted: Float[Tensor, "rows places values"],
+        true: Float[Tensor, "rows places values"],
+        scored: Bool[Tensor, "rows places values"],
+    ) -> None:
+        """Add the values that are scored."""
+        true = true[scored].double()
+        self.squared_error += (predicted[scored].double() - true).square().sum()
+        self.squared_signal += true.square().sum()
+        self.count += len(true)
+
+    def compute(self) -> dict[str, Float[Tensor, ""]]:
+        power = self.squared_signal if self.measure == "SNR" else self.peak**2 * self.count
+        return {self.measure: (10.0 * torch.log10(power / self.squared_error)).float()}
+
+
+class IdFidelity(Metric):
+    """`accuracy` of ids, and `perplexity`, the exponential of their mean cross-entropy."""
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    names = ("accuracy", "perplexity")
+
+    correct: Tensor
+    cross_entropy: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("correct", "cross_entropy", "count"):
+            self.add_state(name, default=torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(
+        self,
+        logits: Float[Tensor, "rows places ids"],
+        true: Int[Tensor, "rows places 1"],
+        scored: Bool[Tensor, "rows places 1"],
+    ) -> None:
+        """Add the places that are scored."""
+        logits, true = logits[scored[..., 0]], true[scored]
+        self.correct += (logits.argmax(dim=-1) == true).sum()
+        self.cross_entropy += F.cross_entropy(logits, true, reduction="none").double().sum()
+        self.count += len(true)
+
+    def compute(self) -> dict[str, Float[Tensor, ""]]:
+        return {
+            "accuracy": (self.correct / self.count).float(),
+            "perplexity": (self.cross_entropy / self.count).exp().float(),
+        }
