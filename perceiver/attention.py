@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from perceiver.mechanisms.base import KeyMask, MechanismFactory, Residual, Role
+from perceiver.mechanisms.base import KeyMask, MechanismFactory, Role
 from perceiver.mechanisms.scaled_dot_product import ScaledDotProduct
 
 TRUNCATED_STD = 0.87962566103423978
@@ -197,6 +197,15 @@ def initialize(module: nn.Module, scale: float | None) -> None:
             std = scale * linear.in_features**-0.5 / TRUNCATED_STD
             nn.init.trunc_normal_(linear.weight, std=std, a=-2 * std, b=2 * std)
             nn.init.zeros_(linear.bias)
+
+
+class Residual(nn.Module):
+    """The sum of queries and attended values: a module, so that a capture sees both."""
+
+    def forward(
+        self, queries: Float[Tensor, "batch queries dim"], read: Float[Tensor, "batch queries dim"]
+    ) -> Float[Tensor, "batch queries dim"]:
+        return queries + read
 
 
 class CrossBlock(nn.Module):

@@ -180,6 +180,20 @@ class GenerativeModel(Model, Protocol):
         ...
 
 
+@runtime_checkable
+class HasAuxiliaryLoss(Protocol):
+    """A module of a model whose parameters also need a loss of their own in training, such as one that draws."""
+
+    def auxiliary_loss(self, losses: Float[Tensor, " batch"], terms: Float[Tensor, " batch"]) -> Float[Tensor, ""]:
+        """Return the sum over the samples of the last forward pass, which it concludes, in units of a term's loss.
+
+        Args:
+            losses: mean loss over the terms of each sample, without gradients; NaN where it does not count.
+            terms: number of terms of each sample, or their weight.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Picture:
     """Raw inputs of one modality in visible form.

@@ -26,7 +26,7 @@ FOR_ALL_MODALITIES = (
 )
 """What must work with any modality, and so names none."""
 
-GROUND = ("types", "tokenizer", "spectrogram")
+GROUND = ("types", "tokenizer", "spectrogram", "entmax", "reinforce")
 PARTS = (*GROUND, "mechanisms", "attention", "positions")
 BUILT = (*PARTS, "encoders", "queries", "decoders", "latents", "direct")
 MODEL = (*BUILT, "model", "inspection")
@@ -37,6 +37,8 @@ MAY_IMPORT = {
     "types": (),
     "tokenizer": (),
     "spectrogram": ("types",),
+    "entmax": (),
+    "reinforce": (),
     "mechanisms": (*GROUND, "mechanisms"),
     "attention": (*GROUND, "mechanisms"),
     "positions": GROUND,

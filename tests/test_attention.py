@@ -9,9 +9,9 @@ from perceiver.attention import (
     BlockSpec,
     CrossBlock,
     KeyValueCache,
+    Residual,
     SelfBlock,
 )
-from perceiver.mechanisms.base import Residual
 from perceiver.mechanisms.scaled_dot_product import ScaledDotProduct
 from tests.models import small_perceiver
 

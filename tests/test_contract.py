@@ -134,6 +134,7 @@ def candidates(group: str, choice: str) -> Iterator[list[str]]:
     if choice in ("reconstruction", "dense_patches"):
         yield [*RECONSTRUCTION, alone]
     yield [alone]
+    yield ["mechanism@model.memory.cross_attention.mechanism=explicit", alone]
     yield from ([f"experiment={name}"] for name in EXPERIMENTS if (group, choice) in choices_of(name))
     if group in by_modality:  # one that no experiment has
         yield [f"+{alone}"]

@@ -14,12 +14,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from perceiver.attention import Residual
 from perceiver.encoders.base import Encoder
 from perceiver.inspection.record import Layer, Record
 from perceiver.inspection.relevance import relevance
 from perceiver.inspection.rollout import Alpha, Rollout, mean_of_queries, rollout
 from perceiver.inspection.statistics import statistics
-from perceiver.mechanisms.base import DECODE, KeyMask, Mechanism, Residual
+from perceiver.mechanisms.base import DECODE, KeyMask, Mechanism
 from perceiver.types import JoinedTokens, Model, Picture, Sound
 
 

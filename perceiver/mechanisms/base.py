@@ -5,17 +5,23 @@ Any model whose attention consists of mechanisms with a role can be captured, ro
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
-import torch
-from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+Queries: TypeAlias = Float[Tensor, "batch heads queries qk_dim"]
+Keys: TypeAlias = Float[Tensor, "batch heads keys qk_dim"]
+Values: TypeAlias = Float[Tensor, "batch heads keys v_dim"]
+Pairwise: TypeAlias = Float[Tensor, "batch heads queries keys"]
+"""Logits or weights."""
 KeyMask: TypeAlias = Bool[Tensor, "batch keys"]
 """True where a key is real."""
+Mask: TypeAlias = KeyMask | None
+Pairs: TypeAlias = Bool[Tensor, "_ _ _ keys"]
+"""True where a query may attend to a key, by sample, head, query and key; an axis of size 1 holds for all."""
 Indices: TypeAlias = slice | Sequence[int]
 ALL = slice(None)
 
@@ -65,13 +71,7 @@ class Mechanism(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self,
-        q: Float[Tensor, "batch heads queries qk_dim"],
-        k: Float[Tensor, "batch heads keys qk_dim"],
-        v: Float[Tensor, "batch heads keys v_dim"],
-        mask: KeyMask | None = None,
-        causal: bool = False,
-        start: int = 0,
+        self, q: Queries, k: Keys, v: Values, mask: Mask = None, causal: bool = False, start: int = 0
     ) -> Float[Tensor, "batch heads queries v_dim"]:
         """Return the attended values of each query; zeros for a query without a real key.
 
@@ -84,13 +84,7 @@ class Mechanism(nn.Module, ABC):
 
     @abstractmethod
     def weights(
-        self,
-        q: Float[Tensor, "batch heads queries qk_dim"],
-        k: Float[Tensor, "batch heads keys qk_dim"],
-        mask: KeyMask | None = None,
-        causal: bool = False,
-        queries: Indices = ALL,
-        start: int = 0,
+        self, q: Queries, k: Keys, mask: Mask = None, causal: bool = False, queries: Indices = ALL, start: int = 0
     ) -> Float[Tensor, "batch heads chosen keys"]:
         """Return the weights of `forward` in float32, for the chosen queries; other arguments as there.
 
@@ -98,35 +92,6 @@ class Mechanism(nn.Module, ABC):
         """
 
 
-class MechanismFactory(Protocol):
-    """Builds the mechanism of one attention, such as a mechanism's class or a `functools.partial` of it."""
-
-    def __call__(self, *, num_heads: int, dim: int, dropout: float, role: Role | None) -> Mechanism:
-        """Build a mechanism.
-
-        Args:
-            num_heads: heads.
-            dim: width of queries and keys of a head.
-            dropout: probability with which a weight is dropped in training.
-            role: see `Mechanism`.
-        """
-
-
-def allowed_pairs(
-    num_queries: int, num_keys: int, mask: KeyMask | None, causal: bool, device: torch.device
-) -> Bool[Tensor, "_ 1 _ keys"] | None:
-    """Return which query may attend to which key, or None for all keys; see `Mechanism.forward`."""
-    allowed = None if mask is None else rearrange(mask, "batch keys -> batch 1 1 keys")
-    if causal:
-        pairs = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device).tril(num_keys - num_queries)
-        allowed = pairs[None, None] if allowed is None else allowed & pairs
-    return allowed
-
-
-class Residual(nn.Module):
-    """The sum of queries and attended values: a module, so that a capture sees both."""
-
-    def forward(
-        self, queries: Float[Tensor, "batch queries dim"], read: Float[Tensor, "batch queries dim"]
-    ) -> Float[Tensor, "batch queries dim"]:
-        return queries + read
+MechanismFactory: TypeAlias = Callable[..., Mechanism]
+"""Builds the mechanism of an attention from the keywords `num_heads`, `dim` (width of queries and keys of a head),
+`dropout` (probability with which a weight is dropped in training), and `role`."""

@@ -144,6 +144,18 @@ class Task(nn.Module, ABC):
         """Return the number of terms that the loss is the mean of, or their total weight: by default the samples."""
         return len(batch)
 
+    def sample_losses(
+        self, outputs: Mapping[str, Tensor], batch: Batch
+    ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+        """Return the loss of each sample, and its number of terms: the loss is their mean, weighted by these."""
+        losses, terms = [], []
+        by_sample = {name: values.reshape(len(batch), -1, *values.shape[1:]) for name, values in outputs.items()}
+        for index in range(len(batch)):
+            part = batch.part(slice(index, index + 1))
+            losses.append(self.loss({name: rows[index] for name, rows in by_sample.items()}, part))
+            terms.append(losses[-1].new_zeros(()) + self.num_terms(part))
+        return torch.stack(losses), torch.stack(terms)
+
     def build_metrics(self, make: Callable[[Stage], MetricCollection]) -> None:
         """Register the metrics of each stage as submodules, so that they move with the task to its device."""
         stages: tuple[Stage, ...] = ("train", "val", "test")

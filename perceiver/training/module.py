@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+import torch
 from jaxtyping import Float
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
@@ -32,7 +33,7 @@ from perceiver.training.optimization import (
     remove_gradients,
     scale_gradients,
 )
-from perceiver.types import Batch, Stage
+from perceiver.types import Batch, HasAuxiliaryLoss, Stage
 
 
 class DivergedError(ConfigError):
@@ -90,6 +91,7 @@ class TrainingModule(LightningModule):
         self.skipped = 0
         self._skipped_in_a_row = 0
         self._accumulation = Accumulation()
+        self._auxiliary_parts = [part for part in model.modules() if isinstance(part, HasAuxiliaryLoss)]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         has_samples = len(batch) > 0
@@ -105,7 +107,17 @@ class TrainingModule(LightningModule):
                 self.task.update("train", outputs, loss, batch)
             mean = self._accumulation.loss
             self.log("train/loss_step", mean, prog_bar=True, logger=False, batch_size=len(batch))
+        if self._auxiliary_parts:
+            loss = loss + self._auxiliary_loss(outputs, batch, has_samples=has_samples)
         return loss * weight
+
+    def _auxiliary_loss(self, outputs: Mapping[str, Tensor], batch: Batch, *, has_samples: bool) -> Float[Tensor, ""]:
+        """Return the mean over the terms of a batch of what modules of the model add to the loss."""
+        with torch.no_grad():
+            losses, terms = self.task.sample_losses(outputs, batch)
+        losses = losses if has_samples else torch.full_like(losses, torch.nan)
+        parts = [part.auxiliary_loss(losses, terms) for part in self._auxiliary_parts]
+        return torch.stack(parts).sum() / terms.sum().clamp_min(torch.finfo(terms.dtype).tiny)
 
     def configure_gradient_clipping(
         self,

@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from perceiver import Perceiver
-from perceiver.attention import Attention, BlockSpec
+from perceiver.attention import Attention, BlockSpec, Residual
 from perceiver.decoders.base import LOGITS
 from perceiver.decoders.joint import JointDecoder
 from perceiver.decoders.pooled import PooledDecoder
@@ -18,7 +18,7 @@ from perceiver.encoders.base import Encoder
 from perceiver.inspection.capture import Capture, capture
 from perceiver.inspection.record import Layer
 from perceiver.latents import Schedule
-from perceiver.mechanisms.base import CROSS, DECODE, SELF, KeyMask, Residual, Role
+from perceiver.mechanisms.base import CROSS, DECODE, SELF, KeyMask, Role
 from perceiver.mechanisms.scaled_dot_product import ScaledDotProduct
 from perceiver.queries.learned import Learned
 from perceiver.queries.text import Text

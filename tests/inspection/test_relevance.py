@@ -44,7 +44,7 @@ def naive_relevance(monkeypatch, model: Perceiver, inputs, masks) -> torch.Tenso
     """Weights with gradients of their own, and one matrix over tokens, latents and queries for each (Chefer, eq. 6)."""
     kept = []
 
-    def attend(q, k, v, *, mask=None, causal=False, dropout=0.0):
+    def attend(_, q, k, v, mask=None, causal=False, start=0):
         logits = q @ k.transpose(2, 3) / q.shape[-1] ** 0.5
         if mask is not None:
             logits = logits.masked_fill(~mask[:, None, None], -torch.inf)
@@ -57,7 +57,7 @@ def naive_relevance(monkeypatch, model: Perceiver, inputs, masks) -> torch.Tenso
     captured = forward_record(model, inputs, masks)
     layers = captured.layers.values()
     with monkeypatch.context() as patch:
-        patch.setattr("perceiver.mechanisms.scaled_dot_product.attend", attend)
+        patch.setattr("perceiver.mechanisms.scaled_dot_product.ScaledDotProduct.forward", attend)
         scores = some_scores(model(inputs, masks, captured.queries))
     num_queries = captured.num_outputs if captured.decode_layers else 0
     places = {

@@ -1,0 +1,105 @@
+"""Scores: how well each key fits each query, as logits.
+
+    dot product   q · k                    Luong et al. (2015, section 3.1), "dot"; over √d: Vaswani et al. (2017)
+    bilinear      qᵀ W k                   Luong et al., "general"
+    additive      vᵀ tanh(W q + U k)       Bahdanau et al. (2015, appendix A.1.2); Luong et al., "concat"
+    location      W q + b                  Luong et al. (eq. 8): a logit for each position, from the query alone
+    cosine        β q · k / (‖q‖ ‖k‖)      Graves et al. (2014, eq. 5 and 6)
+
+Deviations: each head has weights of its own, which start uniform in ±1/√d, as those of torch's linear layers; β is
+learned, not emitted for each query.
+"""
+
+from math import log
+
+import torch
+from einops import einsum
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from perceiver.mechanisms.base import Keys, Pairwise, Queries
+
+Positions = Float[Tensor, "_ keys"]
+"""Position of each key among the real ones, for each sample, or for all."""
+
+
+class DotProduct(nn.Module):
+    """Dot products, `scaled` by 1/√d; and the base of all scores, built from `num_heads` and the width `dim` of a head.
+
+    Attributes:
+        reads_keys: whether the logits depend on keys.
+        width: numbers that are stored for each logit.
+    """
+
+    reads_keys: bool = True
+    width: int = 1
+
+    def __init__(self, *, scaled: bool = False, num_heads: int, dim: int) -> None:
+        super().__init__()
+        self.scaled = scaled
+
+    def forward(self, q: Queries, k: Keys, positions: Positions) -> Pairwise:
+        return q @ k.mT * (q.shape[-1] ** -0.5 if self.scaled else 1.0)
+
+
+class Bilinear(DotProduct):
+    """Dot products of queries and linearly transformed keys."""
+
+    def __init__(self, *, num_heads: int, dim: int) -> None:
+        super().__init__(num_heads=num_heads, dim=dim)
+        self.weight = uniform(num_heads, dim, dim, fan_in=dim)
+
+    def forward(self, q: Queries, k: Keys, positions: Positions) -> Pairwise:
+        return q @ self.weight.to(q.dtype) @ k.mT
+
+
+class Additive(DotProduct):
+    """A network with one hidden layer, of width `hidden_dim` (None: that of the head)."""
+
+    def __init__(self, *, hidden_dim: int | None, num_heads: int, dim: int) -> None:
+        super().__init__(num_heads=num_heads, dim=dim)
+        self.width = dim if hidden_dim is None else hidden_dim
+        self.query, self.key = (uniform(num_heads, dim, self.width, fan_in=dim) for _ in range(2))
+        self.vector = uniform(num_heads, self.width, fan_in=self.width)
+
+    def forward(self, q: Queries, k: Keys, positions: Positions) -> Pairwise:
+        hidden = torch.tanh((q @ self.query.to(q.dtype))[:, :, :, None] + (k @ self.key.to(q.dtype))[:, :, None])
+        return einsum(
+            hidden, self.vector.to(q.dtype), "batch heads queries keys dim, heads dim -> batch heads queries keys"
+        )
+
+
+class Location(DotProduct):
+    """A linear layer from the query to the logits of `max_keys` positions; inputs with more keys raise a ValueError."""
+
+    reads_keys = False
+
+    def __init__(self, *, max_keys: int, num_heads: int, dim: int) -> None:
+        super().__init__(num_heads=num_heads, dim=dim)
+        self.weight = uniform(num_heads, dim, max_keys, fan_in=dim)
+        self.bias = uniform(num_heads, 1, max_keys, fan_in=dim)
+
+    def forward(self, q: Queries, k: Keys, positions: Positions) -> Pairwise:
+        if (num_keys := k.shape[2]) > (max_keys := self.bias.shape[2]):
+            raise ValueError(
+                f"max_keys={max_keys} of location scores must be at least the {num_keys} keys of the input"
+            )
+        logits = q @ self.weight.to(q.dtype) + self.bias.to(q.dtype)
+        return logits.gather(3, positions.long().clamp_min(0)[:, None, None].expand(len(q), *logits.shape[1:3], -1))
+
+
+class Cosine(DotProduct):
+    """Cosines times a learned factor of each head, which starts as `sharpness`."""
+
+    def __init__(self, *, sharpness: float, num_heads: int, dim: int) -> None:
+        super().__init__(num_heads=num_heads, dim=dim)
+        self.log_sharpness = nn.Parameter(torch.full((num_heads, 1, 1), log(sharpness)))
+
+    def forward(self, q: Queries, k: Keys, positions: Positions) -> Pairwise:
+        return F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).mT * self.log_sharpness.to(q.dtype).exp()
+
+
+def uniform(*shape: int, fan_in: int) -> nn.Parameter:
+    """Return weights that start as those of torch's linear layers."""
+    return nn.Parameter(torch.empty(shape).uniform_(-(fan_in**-0.5), fan_in**-0.5))
