@@ -23,6 +23,9 @@ PAD, BOS, EOS, UNKNOWN = range(4)
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 FIRST_BYTE = 6
 """Id of byte 0, after PAD, BOS, EOS and three that DeepMind's language models use."""
+MASK, CLS, SEP = range(3, FIRST_BYTE)
+BYTE_SPECIAL = ("[PAD]", "[BOS]", "[EOS]", "[MASK]", "[CLS]", "[SEP]")
+"""Special ids of bytes and their names in transformers."""
 
 WORD = re.compile(r"<unk>|\w+(?:['’-]\w+)*|[^\w\s]")
 """A word or a punctuation mark."""
@@ -190,6 +193,40 @@ class ByteTokenizer(Tokenizer):
 
     def _text(self, ids: Sequence[int]) -> str:
         return bytes(id - FIRST_BYTE for id in ids if FIRST_BYTE <= id < self.num_ids).decode("utf-8", errors="replace")
+
+
+class PerceiverTokenizer(ByteTokenizer):
+    """The bytes of UTF-8 as the published language model reads them, between [CLS] and [SEP].
+
+    The names of special ids in a text, such as [MASK], stand for these ids. Source: `PerceiverTokenizer` of
+    transformers 5.23; DeepMind's own code adds neither [CLS] nor [SEP].
+
+    Args:
+        vocab_size, max_length: see `Tokenizer`.
+        ends: whether [CLS] and [SEP] are added.
+    """
+
+    def __init__(self, *, vocab_size: int, max_length: int, ends: bool = True) -> None:
+        super().__init__(vocab_size=vocab_size, max_length=max_length)
+        self.ends = ends
+
+    def encode(self, text: str) -> Int[Tensor, " length"]:
+        if not self.ends:
+            return torch.tensor(self._ids(text)[: self.max_length])
+        return torch.tensor([CLS, *self._ids(text)[: self.max_length - 2], SEP])
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        return [BYTE_SPECIAL[id] if id < FIRST_BYTE else self._text([id]) for id in ids]
+
+    def _ids(self, text: str) -> list[int]:
+        parts = re.split(f"({'|'.join(map(re.escape, BYTE_SPECIAL))})", text)
+        return [
+            id
+            for part in parts
+            for id in (
+                [BYTE_SPECIAL.index(part)] if part in BYTE_SPECIAL else super(PerceiverTokenizer, self)._ids(part)
+            )
+        ]
 
 
 class TrainedTokenizer(Tokenizer):

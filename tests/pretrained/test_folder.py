@@ -1,0 +1,139 @@
+"""Folders of published models are read without transformers, and nothing in them is executed."""
+
+import json
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from perceiver.pretrained import from_pretrained
+from perceiver.pretrained.folder import read
+from tests.pretrained.small import CLASSES, CONV, FOURIER, SEQUENCE, case, small
+
+
+def saved(hf_class, folder, *, pickled=False):
+    hf_model = small(hf_class)
+    hf_model.save_pretrained(folder)
+    if pickled:
+        torch.save(hf_model.state_dict(), folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+    return hf_model
+
+
+@pytest.mark.parametrize("hf_class", CLASSES, ids=lambda hf_class: hf_class.__name__)
+@pytest.mark.parametrize("pickled", [False, True])
+@torch.no_grad()
+def test_outputs_are_those_of_the_saved_model(tmp_path, hf_class, pickled):
+    hf_model, given = saved(hf_class, tmp_path, pickled=pickled), case(hf_class)
+    found = given.found(from_pretrained(tmp_path))
+    for name, values in given.expected(hf_model).items():
+        torch.testing.assert_close(found[name], values, atol=1e-5, rtol=0.0)
+
+
+def test_transformers_is_not_needed(tmp_path):
+    saved(CONV, tmp_path)
+    block = "import sys; sys.modules.update(dict.fromkeys(('transformers', 'lightning', 'hydra'), None))"
+    load = f"assert not from_pretrained({str(tmp_path)!r}).training"
+    code = f"{block}\nfrom perceiver.pretrained import from_pretrained\n{load}"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_class_names_are_those_of_the_config(tmp_path):
+    saved(SEQUENCE, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["id2label"] = {str(number): f"class {number}" for number in (2, 10, 0, 1, 3, 4, 5, 6, 7, 8, 9)}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert read(tmp_path).class_names == [f"class {number}" for number in range(11)]
+
+
+class Malicious:
+    def __reduce__(self):
+        return print, ("executed",)
+
+
+def damage(folder, what):
+    """Change a folder, and return the words that name the problem."""
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    content = json.loads(config.read_text())
+    if what == "no weights":
+        weights.unlink()
+        return "model.safetensors"
+    if what == "no config":
+        config.unlink()
+        return "config.json"
+    if what == "truncated":
+        weights.write_bytes(weights.read_bytes()[:1000])
+        return "model.safetensors"
+    if what == "not JSON":
+        config.write_text("{")
+        return "JSON"
+    if what == "other architecture":
+        content["architectures"] = ["BertModel"]
+        words = r"BertModel.*PerceiverForMaskedLM"
+    elif what == "other number of layers":
+        content["num_self_attends_per_block"] = 3
+        words = r"model\.safetensors.*memory\.self_blocks\.0\.2"
+    elif what == "other activation":
+        content["hidden_act"] = "quick_gelu"
+        words = "hidden_act='quick_gelu' must be one of gelu"
+    else:
+        content["num_blocks"] = "many"
+        words = "model.safetensors"
+    config.write_text(json.dumps(content))
+    return words
+
+
+DAMAGES = [
+    *("no weights", "no config", "truncated", "not JSON", "other architecture", "other number of layers"),
+    *("other activation", "value of another type"),
+]
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+def test_what_cannot_be_read_is_named(tmp_path, what):
+    saved(FOURIER, tmp_path)
+    with pytest.raises((ValueError, FileNotFoundError), match=damage(tmp_path, what)):
+        from_pretrained(tmp_path)
+
+
+def test_a_pickle_is_not_executed(tmp_path, capsys):
+    saved(FOURIER, tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(Malicious()))
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin: is not a readable file of weights"):
+        from_pretrained(tmp_path)
+    torch.save({"perceiver.embeddings.latents": Malicious()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin: is not a readable file of weights"):
+        from_pretrained(tmp_path)
+    assert "executed" not in capsys.readouterr().out
+
+
+def test_a_repository_is_downloaded(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    saved(FOURIER, tmp_path, pickled=True)
+    asked = []
+
+    def snapshot_download(name, allow_patterns):
+        asked.append((name, *allow_patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    from_pretrained("someone/some-perceiver")
+    assert [names[0] for names in asked] == ["someone/some-perceiver"] * 2
+    assert "pytorch_model.bin" in asked[1]
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_without_a_network_the_problem_is_one_sentence(monkeypatch, installed):
+    if installed:
+        monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **options: 1 / 0)
+    else:
+        monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    expected = "not available from the Hub .*copy its config.json" if installed else r"perceiver\[hub\]"
+    with pytest.raises(FileNotFoundError, match=f"^someone/some-perceiver: .*{expected}"):
+        from_pretrained("someone/some-perceiver")
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        from_pretrained("no_such_folder")
