@@ -1,4 +1,4 @@
-"""α-entmax (Peters et al. 2019, eq. 10 and 11): sparse distributions from softmax (α → 1) to sparsemax (α = 2)."""
+"""α-entmax (Peters et al. 2019, section 3): sparse distributions from softmax (α → 1) to sparsemax (α = 2)."""
 
 import torch
 from jaxtyping import Float
@@ -8,7 +8,7 @@ from torch import Tensor
 def entmax(logits: Float[Tensor, "*batch classes"], alpha: float) -> Float[Tensor, "*batch classes"]:
     """Return ((α - 1) z - τ)₊ to the power of 1 / (α - 1) of logits z, where τ is such that each row sums to one.
 
-    τ is found by bisection to the precision of the numbers; the gradient is that of eq. 13: diag(s) - s sᵀ / Σ s, with
+    τ is found by bisection to the precision of the numbers; the gradient is that of proposition 1: diag(s) - s sᵀ / Σ s, with
     s = p to the power of 2 - α where p > 0.
 
     Raises:

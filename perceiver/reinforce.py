@@ -9,7 +9,7 @@ class Reinforce(nn.Module):
     """Records the draws of a forward pass in training, and turns them into an auxiliary loss.
 
     Its gradient is an unbiased estimate of that of the expected loss with respect to the probabilities of the draws:
-    the mean of (loss - baseline) ∇ log p (Xu et al. 2015, section 4.1, eq. 12), less `entropy` times that of the
+    the mean of (loss - baseline) ∇ log p (Xu et al. 2015, section 4.1), less `entropy` times that of the
     entropy. The baseline is the moving mean of the loss over earlier steps, in the first step that of the batch.
 
     Args:

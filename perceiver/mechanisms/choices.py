@@ -1,8 +1,8 @@
 """Choices: from the logits of a query to its weights.
 
 soft              softmax over keys (Bahdanau et al. 2015, eq. 6)
-sparse            α-entmax (Peters et al. 2019, eq. 10 and 11): zero for unlikely keys; α = 2 is sparsemax
-straight-through  the likeliest key alone, with the gradients of softmax (Bengio et al. 2013, section 2.3)
+sparse            α-entmax (Peters et al. 2019, section 3): zero for unlikely keys; α = 2 is sparsemax
+straight-through  the likeliest key alone, with the gradients of softmax (Bengio et al. 2013)
 sampled           in training one key drawn from softmax, then the likeliest one (Xu et al. 2015, section 4.1)
 over queries      softmax over queries, divided by the sum over keys (Locatello et al. 2020, eq. 1 and 2)
 """

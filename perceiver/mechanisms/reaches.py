@@ -2,8 +2,8 @@
 
     everywhere         all keys
     monotonic window   the keys within `width` of the query's own position p ("local-m")
-    predicted window   p = S σ(vᵀ tanh(W q)) among S keys (eq. 10), weighted by a Gaussian around p whose deviation is
-                       half the width (eq. 11; "local-p")
+    predicted window   p = S σ(vᵀ tanh(W q)) among S keys (eq. 9), weighted by a Gaussian around p whose deviation is
+                       half the width (eq. 10; "local-p")
 
 Deviations: positions start at 0 and count real keys only, so that padding has no influence; p ends at the last key, so
 that no window is empty; and the logarithm of the Gaussian is added to logits, so that weights still sum to one.
