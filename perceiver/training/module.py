@@ -1,7 +1,7 @@
 """The LightningModule for all tasks and models: training, validation and test steps, optimizer, metrics."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -43,6 +43,35 @@ class DivergedError(ConfigError):
 OnNonfinite: TypeAlias = Literal["stop", "skip"]
 MAX_SKIPPED_IN_A_ROW = 50
 """Optimizer steps that may be skipped one after the other."""
+
+
+def auxiliary_parts(model: nn.Module) -> list[HasAuxiliaryLoss]:
+    """Return the modules of a model that need a loss of their own."""
+    return [part for part in model.modules() if isinstance(part, HasAuxiliaryLoss)]
+
+
+def auxiliary_loss(
+    parts: Sequence[HasAuxiliaryLoss],
+    task: Task,
+    outputs: Mapping[str, Tensor],
+    batch: Batch,
+    *,
+    has_samples: bool = True,
+) -> Float[Tensor, ""]:
+    """Return the sum of the losses of some parts of the model, per term of the batch.
+
+    Args:
+        parts: at least one.
+        task: which the model is trained for.
+        outputs: of samples, see `Task.average_windows`.
+        batch: the samples.
+        has_samples: False: the batch only stands for one without samples.
+    """
+    with torch.no_grad():
+        losses, terms = task.sample_losses(outputs, batch)
+    losses = losses if has_samples else torch.full_like(losses, torch.nan)
+    total = torch.stack([part.auxiliary_loss(losses, terms) for part in parts]).sum()
+    return total / terms.sum().clamp_min(torch.finfo(terms.dtype).tiny)
 
 
 class TrainingModule(LightningModule):
@@ -91,7 +120,7 @@ class TrainingModule(LightningModule):
         self.skipped = 0
         self._skipped_in_a_row = 0
         self._accumulation = Accumulation()
-        self._auxiliary_parts = [part for part in model.modules() if isinstance(part, HasAuxiliaryLoss)]
+        self._auxiliary_parts = auxiliary_parts(model)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         has_samples = len(batch) > 0
@@ -108,16 +137,8 @@ class TrainingModule(LightningModule):
             mean = self._accumulation.loss
             self.log("train/loss_step", mean, prog_bar=True, logger=False, batch_size=len(batch))
         if self._auxiliary_parts:
-            loss = loss + self._auxiliary_loss(outputs, batch, has_samples=has_samples)
+            loss = loss + auxiliary_loss(self._auxiliary_parts, self.task, outputs, batch, has_samples=has_samples)
         return loss * weight
-
-    def _auxiliary_loss(self, outputs: Mapping[str, Tensor], batch: Batch, *, has_samples: bool) -> Float[Tensor, ""]:
-        """Return the mean over the terms of a batch of what modules of the model add to the loss."""
-        with torch.no_grad():
-            losses, terms = self.task.sample_losses(outputs, batch)
-        losses = losses if has_samples else torch.full_like(losses, torch.nan)
-        parts = [part.auxiliary_loss(losses, terms) for part in self._auxiliary_parts]
-        return torch.stack(parts).sum() / terms.sum().clamp_min(torch.finfo(terms.dtype).tiny)
 
     def configure_gradient_clipping(
         self,

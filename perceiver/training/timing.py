@@ -14,6 +14,7 @@ from perceiver.data.collate import collate
 from perceiver.data.sampler import KeyedSampler
 from perceiver.training.build import Parts
 from perceiver.training.data_module import DataModule
+from perceiver.training.module import auxiliary_loss, auxiliary_parts
 from perceiver.types import Batch
 
 
@@ -35,6 +36,7 @@ class TrainingStep:
             parts.model.compile()
         self.model, self.optimizer = self.fabric.setup(parts.model, parts.module.new_optimizer())
         self.task = parts.task.to(self.fabric.device)
+        self.auxiliary_parts = auxiliary_parts(parts.model)
         name = f"CPU, {torch.get_num_threads()} threads"
         if self.device.type == "cuda":
             name = torch.cuda.get_device_name(self.device)
@@ -46,7 +48,11 @@ class TrainingStep:
 
     def __call__(self, batch: Batch) -> None:
         mixed = self.task.prepare(batch, train=True)
-        self.fabric.backward(self.task.loss(self.task.outputs(self.model, mixed), mixed))
+        outputs = self.task.outputs(self.model, mixed)
+        loss = self.task.loss(outputs, mixed)
+        if self.auxiliary_parts:
+            loss = loss + auxiliary_loss(self.auxiliary_parts, self.task, outputs, mixed)
+        self.fabric.backward(loss)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
