@@ -8,7 +8,7 @@ from torch import Tensor
 def entmax(logits: Float[Tensor, "*batch classes"], alpha: float) -> Float[Tensor, "*batch classes"]:
     """Return ((α - 1) z - τ)₊ to the power of 1 / (α - 1) of logits z, where τ is such that each row sums to one.
 
-    τ is found by bisection to the precision of the numbers. The gradient is that of proposition 1: diag(s) - s sᵀ / Σ s,
+    τ is found by bisection, to full precision. Gradients are those of proposition 1: diag(s) - s sᵀ / Σ s,
     where s is the result to the power of 2 - α where that is positive, and else 0.
 
     Raises:
