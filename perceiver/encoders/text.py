@@ -15,18 +15,27 @@ class TextEncoder(Encoder):
     Args:
         vocab_size: number of ids.
         dim: width of the embeddings.
-        positions: vectors for the positions in the text.
+        positions: vectors for the positions in the text; None for none, as for recurrent layers.
         combine: add positions (as the paper does) or concatenate them.
+        init_std: standard deviation of the initial embeddings.
     """
 
-    def __init__(self, *, vocab_size: int, dim: int, positions: Positions, combine: Combine = "add") -> None:
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        dim: int,
+        positions: Positions | None,
+        combine: Combine = "add",
+        init_std: float = 0.02,
+    ) -> None:
         super().__init__()
         check_sizes(vocab_size=vocab_size, dim=dim)
         self.embedding = nn.Embedding(vocab_size, dim)
-        nn.init.trunc_normal_(self.embedding.weight, std=0.02, a=-2.0, b=2.0)
+        nn.init.trunc_normal_(self.embedding.weight, std=init_std, a=-2.0, b=2.0)
         self.positions = positions
         self.combine: Combine = combine
-        self.dim = combined_dim(dim, positions.dim, combine)
+        self.dim = dim if positions is None else combined_dim(dim, positions.dim, combine)
 
     def forward(self, raw: Int[Tensor, "batch 1 length"], mask: Bool[Tensor, "batch length"] | None = None) -> Tokens:
         if raw.ndim != 3 or raw.shape[1] != 1 or raw.shape[2] < 1 or raw.dtype not in (torch.int64, torch.int32):
@@ -34,7 +43,9 @@ class TextEncoder(Encoder):
         length, ids = raw.shape[2], raw[:, 0]
         if mask is not None:  # padding need not be an id
             ids = ids.masked_fill(~mask, 0)
-        values = with_positions(self.embedding(ids), cell_positions(self.positions, (length,), mask), self.combine)
+        values = self.embedding(ids)
+        if self.positions is not None:
+            values = with_positions(values, cell_positions(self.positions, (length,), mask), self.combine)
         return Tokens(values=values, mask=mask, grid=Grid((length,), (Axis("place", "", 0.0, float(length)),)))
 
     def example_input(self) -> Int[Tensor, "1 1 length"]:

@@ -9,25 +9,27 @@ from perceiver.types import Axis, Grid, Tokens
 
 
 class Text(nn.Module):
-    """Token ids -> embeddings with learned positions, added.
+    """Token ids -> embeddings, with learned positions added.
 
     Args:
         vocab_size: number of ids.
-        max_length: maximum number of tokens.
+        max_length: maximum number of tokens; None: any number, without positions, for recurrent layers.
         dim: width of the embeddings.
+        init_std: standard deviation of their initial values.
 
     Raises:
         ValueError: a size is less than 1.
     """
 
-    def __init__(self, *, vocab_size: int, max_length: int, dim: int) -> None:
+    def __init__(self, *, vocab_size: int, max_length: int | None, dim: int, init_std: float = 0.02) -> None:
         super().__init__()
         check_sizes(vocab_size=vocab_size, max_length=max_length, dim=dim)
         self.dim = dim
         self.embedding = nn.Embedding(vocab_size, dim)
-        self.positions = nn.Parameter(torch.empty(max_length, dim))
+        self.positions = None if max_length is None else nn.Parameter(torch.empty(max_length, dim))
         for weights in (self.embedding.weight, self.positions):
-            nn.init.trunc_normal_(weights, std=0.02, a=-2.0, b=2.0)
+            if weights is not None:
+                nn.init.trunc_normal_(weights, std=init_std, a=-2.0, b=2.0)
 
     def forward(self, ids: Int[Tensor, "batch length"], start: int = 0) -> Tokens:
         """Embed token ids whose first has the position `start`.
@@ -36,7 +38,9 @@ class Text(nn.Module):
             ValueError: the text is longer than `max_length`.
         """
         stop = start + ids.shape[1]
-        if stop > len(self.positions):
-            raise ValueError(f"max_length={len(self.positions)} is less than the {stop} tokens of a text")
-        values = self.embedding(ids) + self.positions[start:stop]
+        values = self.embedding(ids)
+        if self.positions is not None:
+            if stop > len(self.positions):
+                raise ValueError(f"max_length={len(self.positions)} is less than the {stop} tokens of a text")
+            values = values + self.positions[start:stop]
         return Tokens(values, None, Grid((ids.shape[1],), (Axis("place", "", float(start), float(stop)),)))

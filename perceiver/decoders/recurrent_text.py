@@ -1,0 +1,201 @@
+"""An autoregressive recurrent decoder with attention to the memory, in the order of Luong et al. (2015,
+arXiv:1508.04025, section 3): from the embedded token the recurrent layers compute h, the attention of h to the memory
+the context c, and an attentional vector predicts the next token:
+
+    a = tanh(W [c; h])      logits = V a
+
+With input feeding (section 3.3), a is also an input of the next step. Without it, no step depends on the attention of
+another, so that a whole text takes one call of the layers and one of the attention. Bahdanau et al. (2015) attend
+before the recurrent layer instead. Deviations: c is the output of the project's `Attention`, with its projections; a is
+as wide as the embeddings, so that V can be the embeddings.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from perceiver.attention import Attention, BlockSpec, KeyValueCache
+from perceiver.decoders.base import LOGITS, Decoder
+from perceiver.encoders.recurrent import RecurrentSpec, RecurrentState, run_layers
+from perceiver.mechanisms.base import DECODE
+from perceiver.queries.text import Text
+from perceiver.types import IncrementalDecoder, Memory, QueryKind
+
+Initial: TypeAlias = Literal["zeros", "mean", "ends"]
+"""What the first state is computed from: nothing, the mean of the memory, or its first and last real element, which
+hold the ends of an encoder that runs in both directions."""
+
+
+@dataclass
+class DecoderState:
+    """The state of texts before their next token.
+
+    Attributes:
+        recurrent: of the layers.
+        attentional: the attentional vectors of the last token, if they are fed back.
+        memory: its projected keys and values.
+    """
+
+    recurrent: RecurrentState
+    attentional: Float[Tensor, "batch 1 dim"] | None
+    memory: KeyValueCache = field(default_factory=lambda: KeyValueCache(grows=False))
+
+
+class RecurrentTextDecoder(Decoder):
+    """Memory and token ids -> `logits` of the next token at each position.
+
+    Args:
+        dim: width of the memory.
+        queries: embeds the token ids.
+        recurrent: sizes of the layers.
+        attention: sizes of the attention; None for none: then only the first state depends on the memory.
+        input_feeding: whether the attentional vector is an input of the next step.
+        teacher_forcing: probability in training that a step gets the correct token rather than the likeliest one
+            (Bengio et al. 2015). Less than 1 is slower, as steps depend on each other.
+        initial: see `Initial`.
+        tied: whether the embeddings are also the weights of the output layer (Press & Wolf 2017).
+
+    Raises:
+        ValueError: `teacher_forcing` is not in [0, 1], or `initial` is unknown.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        queries: Text,
+        recurrent: RecurrentSpec,
+        attention: BlockSpec | None,
+        input_feeding: bool,
+        teacher_forcing: float,
+        initial: Initial,
+        tied: bool,
+    ) -> None:
+        super().__init__()
+        if not 0.0 <= teacher_forcing <= 1.0:
+            raise ValueError(f"teacher_forcing={teacher_forcing} must be in [0, 1]")
+        if initial not in ("zeros", "mean", "ends"):
+            raise ValueError(f"initial={initial!r} must be zeros, mean or ends")
+        hidden_dim = recurrent.hidden_dim
+        self.recurrent = recurrent
+        self.input_feeding = input_feeding
+        self.teacher_forcing = teacher_forcing
+        self.initial: Initial = initial
+        self.queries = queries
+        self.dropout = nn.Dropout(recurrent.dropout)
+        if initial != "zeros":
+            size = recurrent.num_states * recurrent.num_layers * hidden_dim
+            self.first = nn.Linear(dim * (2 if initial == "ends" else 1), size)
+        input_dim = queries.dim * (2 if input_feeding else 1)
+        self.layers = recurrent.layers(input_dim, recurrent.num_layers)
+        self.attention = (
+            None if attention is None else Attention(query_dim=hidden_dim, input_dim=dim, spec=attention, role=DECODE)
+        )
+        self.combine = nn.Linear(hidden_dim * (1 if attention is None else 2), queries.dim)
+        self.head = nn.Linear(queries.dim, queries.embedding.num_embeddings)
+        if tied:
+            self.head.weight = queries.embedding.weight
+
+    @property
+    def needs_queries(self) -> dict[str, QueryKind]:
+        return {LOGITS: "token_ids"}
+
+    def forward(self, memory: Memory, queries: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        if queries is None or LOGITS not in queries:
+            raise ValueError(f"queries lack {LOGITS!r}: the token ids of the text")
+        ids = queries[LOGITS]
+        memory = memory.repeat(len(ids) // len(memory))
+        state = self.start(memory)
+        if not self.input_feeding and not (self.training and self.teacher_forcing < 1.0):
+            return {LOGITS: self.step(memory, ids, state)}
+        logits: list[Tensor] = []
+        for place in range(ids.shape[1]):
+            given = ids[:, place : place + 1]
+            if self.training and place and self.teacher_forcing < 1.0:
+                correct = torch.rand(given.shape, device=given.device) < self.teacher_forcing
+                given = given.where(correct, logits[-1].argmax(dim=-1))
+            logits.append(self.step(memory, given, state))
+        return {LOGITS: torch.cat(logits, dim=1)}
+
+    def incremental_decoder(self, memory: Memory, output: str) -> IncrementalDecoder:
+        return RecurrentText(self, memory) if output == LOGITS else super().incremental_decoder(memory, output)
+
+    def start(self, memory: Memory) -> DecoderState:
+        """Return the state before the first token."""
+        layers, width = self.recurrent.num_layers, self.recurrent.hidden_dim
+        if self.initial == "zeros":
+            shape = (self.recurrent.num_states, layers, len(memory), width)
+            states = memory.values.new_zeros(shape)
+        else:
+            read = mean_of(memory) if self.initial == "mean" else ends_of(memory)
+            states = rearrange(
+                self.first(read).tanh(),
+                "batch (states layers width) -> states layers batch width",
+                layers=layers,
+                width=width,
+            ).contiguous()
+        fed = memory.values.new_zeros(len(memory), 1, self.queries.dim) if self.input_feeding else None
+        return DecoderState(states.unbind(), fed)
+
+    def step(
+        self, memory: Memory, ids: Int[Tensor, "batch length"], state: DecoderState
+    ) -> Float[Tensor, "batch length vocab"]:
+        """Return logits of the next token after each of `ids`, and update the state; with input feeding, of one id."""
+        x = self.dropout(self.queries(ids).values)
+        if state.attentional is not None:
+            x = torch.cat([x, state.attentional], dim=-1)
+        hidden, state.recurrent = run_layers(self.layers, x, state.recurrent)
+        if self.attention is not None:
+            context = self.attention(hidden, memory.values, mask=memory.mask, cache=state.memory)
+            hidden = torch.cat([context, hidden], dim=-1)
+        attentional = self.combine(self.dropout(hidden)).tanh()
+        if self.input_feeding:
+            state.attentional = attentional
+        return self.head(self.dropout(attentional))
+
+
+def mean_of(memory: Memory) -> Float[Tensor, "batch dim"]:
+    """Return the mean of the real elements of a memory; zeros where there is none."""
+    if memory.mask is None:
+        return memory.values.mean(dim=1)
+    real = memory.mask[..., None]
+    return memory.values.where(real, 0.0).sum(dim=1) / real.sum(dim=1).clamp_min(1)
+
+
+def ends_of(memory: Memory) -> Float[Tensor, "batch ends"]:
+    """Return the first and the last real element of a memory, concatenated; zeros where there is none."""
+    values, mask = memory.values, memory.mask
+    if mask is None:
+        return torch.cat([values[:, 0], values[:, -1]], dim=1)
+    first = mask.int().argmax(dim=1)
+    last = mask.shape[1] - 1 - mask.flip(1).int().argmax(dim=1)
+    ends = torch.stack([first, last], dim=1)[..., None]
+    found = values.take_along_dim(ends, dim=1).where(mask.any(dim=1)[:, None, None], 0.0)
+    return found.flatten(1)
+
+
+class RecurrentText:
+    """Texts in generation, one per row."""
+
+    def __init__(self, decoder: RecurrentTextDecoder, memory: Memory) -> None:
+        self.decoder = decoder
+        self.memory = memory
+        self.state = decoder.start(memory)
+
+    def next(self, ids: Int[Tensor, " rows"]) -> Float[Tensor, "rows vocab"]:
+        """Append a token to each text, and return logits of the next one."""
+        return self.decoder.step(self.memory, ids[:, None], self.state)[:, -1]
+
+    def select(self, rows: Int[Tensor, " chosen"]) -> None:
+        """Continue with some of the texts, in any order, each any number of times."""
+        state = self.state
+        self.memory = self.memory.select(rows)
+        state.memory.select(rows)
+        state.recurrent = tuple(part[:, rows] for part in state.recurrent)
+        if state.attentional is not None:
+            state.attentional = state.attentional[rows]
