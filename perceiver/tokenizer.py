@@ -29,11 +29,18 @@ BYTE_SPECIAL = ("[PAD]", "[BOS]", "[EOS]", "[MASK]", "[CLS]", "[SEP]")
 
 WORD = re.compile(r"<unk>|\w+(?:['’-]\w+)*|[^\w\s]")
 """A word or a punctuation mark."""
+ELIDED = re.compile(rf"\w+['’](?=\w)|{WORD.pattern}")
+"""The same, where an apostrophe ends a word, as in French: `l'` and `homme`."""
 
 
-def split_words(text: str) -> list[str]:
-    """Split a text into words and punctuation marks."""
-    return WORD.findall(text)
+def split_words(text: str, *, elision: bool = False) -> list[str]:
+    """Split a text into words and punctuation marks.
+
+    Args:
+        text: the text.
+        elision: whether an apostrophe before a letter ends a word.
+    """
+    return (ELIDED if elision else WORD).findall(text)
 
 
 @dataclass(frozen=True)
@@ -69,11 +76,13 @@ class Tokenizer(ABC):
     Args:
         vocab_size: number of ids that a model provides for.
         max_length: most ids of an encoded text, including BOS and EOS.
+        elision: whether an apostrophe ends a word (`split_words`).
     """
 
-    def __init__(self, *, vocab_size: int, max_length: int) -> None:
+    def __init__(self, *, vocab_size: int, max_length: int, elision: bool = False) -> None:
         if max_length < 3:
             raise ValueError(f"max_length={max_length} must be at least 3: BOS, one id, EOS")
+        self.elision = elision
         self.vocab_size = vocab_size
         self.max_length = max_length
 
@@ -157,7 +166,7 @@ class Tokenizer(ABC):
                     if end > start and word.start() < end <= word.end()
                 ),
             )
-            for word in WORD.finditer(text)
+            for word in (ELIDED if self.elision else WORD).finditer(text)
         ]
 
 
@@ -236,10 +245,11 @@ class TrainedTokenizer(Tokenizer):
         vocab_size: most ids, including special ones.
         max_length: see `Tokenizer`.
         lowercase: convert texts to lower case.
+        elision: see `Tokenizer`.
     """
 
-    def __init__(self, *, vocab_size: int, max_length: int, lowercase: bool) -> None:
-        super().__init__(vocab_size=vocab_size, max_length=max_length)
+    def __init__(self, *, vocab_size: int, max_length: int, lowercase: bool, elision: bool = False) -> None:
+        super().__init__(vocab_size=vocab_size, max_length=max_length, elision=elision)
         self.normalizer = normalizers.Sequence([normalizers.NFC(), *([normalizers.Lowercase()] if lowercase else [])])
         self.trained: tokenizers.Tokenizer | None = None
 
@@ -282,10 +292,13 @@ class WordTokenizer(TrainedTokenizer):
     Args:
         vocab_size, max_length, lowercase: see `TrainedTokenizer`.
         min_frequency: least number of occurrences in the training texts of a word of the vocabulary.
+        elision: see `Tokenizer`.
     """
 
-    def __init__(self, *, vocab_size: int, max_length: int, lowercase: bool, min_frequency: int) -> None:
-        super().__init__(vocab_size=vocab_size, max_length=max_length, lowercase=lowercase)
+    def __init__(
+        self, *, vocab_size: int, max_length: int, lowercase: bool, min_frequency: int, elision: bool = False
+    ) -> None:
+        super().__init__(vocab_size=vocab_size, max_length=max_length, lowercase=lowercase, elision=elision)
         if vocab_size <= len(SPECIAL):
             raise ValueError(f"vocab_size={vocab_size} must be more than {len(SPECIAL)}, the special ids")
         self.min_frequency = min_frequency
@@ -303,7 +316,7 @@ class WordTokenizer(TrainedTokenizer):
 
     def _words(self, text: str) -> list[str]:
         # The regular expressions of `tokenizers` differ in \w, as in ² and vowel signs.
-        return split_words(self._normalized(text))
+        return split_words(self._normalized(text), elision=self.elision)
 
     def _ids(self, text: str) -> list[int]:
         known = map(self._tokenizer.token_to_id, self._words(text))
@@ -312,18 +325,19 @@ class WordTokenizer(TrainedTokenizer):
     def _text(self, ids: Sequence[int]) -> str:
         # No space before closing punctuation.
         words = [self._tokenizer.id_to_token(id) or "" for id in ids]
-        return re.sub(r"\s+([,.;:!?)\]}])", r"\1", " ".join(word for word in words if word))
+        text = re.sub(r"\s+([,.;:!?)\]}])", r"\1", " ".join(word for word in words if word))
+        return re.sub(r"(?<=\w['’])\s+(?=\w)", "", text) if self.elision else text
 
 
 class BPETokenizer(TrainedTokenizer):
     """Byte-pair encoding over bytes (Sennrich et al. 2016; Radford et al. 2019); nothing is unknown.
 
     Args:
-        vocab_size, max_length, lowercase: see `TrainedTokenizer`.
+        vocab_size, max_length, lowercase, elision: see `TrainedTokenizer`.
     """
 
-    def __init__(self, *, vocab_size: int, max_length: int, lowercase: bool) -> None:
-        super().__init__(vocab_size=vocab_size, max_length=max_length, lowercase=lowercase)
+    def __init__(self, *, vocab_size: int, max_length: int, lowercase: bool, elision: bool = False) -> None:
+        super().__init__(vocab_size=vocab_size, max_length=max_length, lowercase=lowercase, elision=elision)
         if vocab_size < len(SPECIAL) + 256:
             raise ValueError(f"vocab_size={vocab_size} must be at least {len(SPECIAL) + 256}: special ids and bytes")
 

@@ -81,8 +81,9 @@ def check_same_data(parts: Parts, checkpoint: Checkpoint, path: Path) -> None:
         ConfigError: they differ.
     """
     description = parts.module.description
-    if checkpoint.data_info.vocabulary != description["vocabulary"]:
-        raise ConfigError(f"{path}: its tokenizer was trained on other texts than this one")
+    for key, name in (("vocabulary", "tokenizer"), ("input_vocabulary", "input_tokenizer")):
+        if getattr(checkpoint.data_info, key) != description[key]:
+            raise ConfigError(f"{path}: its {name} was trained on other texts than this one")
     try:
         parts.data.match_classes(checkpoint.data_info.class_names)
     except ValueError as error:

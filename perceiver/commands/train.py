@@ -176,8 +176,9 @@ def build_run(config: dict[str, Any], interpolated: dict[str, str], run_dir: Pat
     check_lengths(trainer, parts.data, config, resumed=start is not None)
     if trainer.is_global_zero and cost:
         show(model_table(parts.model, cost, example))
-    if trainer.is_global_zero and parts.tokenizer is not None and parts.tokenizer.vocabulary is not None:
-        (run_dir / "tokenizer.json").write_text(parts.tokenizer.vocabulary)
+    for name, vocabulary in (("tokenizer", "vocabulary"), ("input_tokenizer", "input_vocabulary")):
+        if trainer.is_global_zero and parts.module.description[vocabulary] is not None:
+            (run_dir / f"{name}.json").write_text(parts.module.description[vocabulary])
     return Run(run_dir, config, parts, trainer, clock, tested, start, cost)
 
 

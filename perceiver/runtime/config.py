@@ -30,8 +30,8 @@ SETTINGS: dict[str, Any] = {
 """The types of the values at the root of a run's config."""
 PARTS = ("data", "loader", "model", "task", "optimizer", "schedule", "trainer", "checkpointing", "attention", "logger")
 """The keys at the root that each build one object."""
-ROOT_KEYS = (*SETTINGS, *PARTS, "tokenizer", "callbacks")
-"""All keys at the root: `tokenizer` is optional, and `callbacks` builds any number of objects."""
+ROOT_KEYS = (*SETTINGS, *PARTS, "tokenizer", "input_tokenizer", "callbacks")
+"""All keys at the root: the tokenizers are optional, and `callbacks` builds any number of objects."""
 IMPORT_HINT = "code of your own is imported from the current folder and from PYTHONPATH"
 
 

@@ -32,9 +32,9 @@ TEXT_KEYS: dict[str, Any] = {
 """Types of the commands' own keys whose values are texts; those of a run's parts follow from their signatures."""
 NUMBER_TOKENS = (OverrideLexer.INT, OverrideLexer.FLOAT, OverrideLexer.BOOL, OverrideLexer.NULL)
 SEPARATOR_TOKENS = (OverrideLexer.COMMA, OverrideLexer.BRACKET_OPEN, OverrideLexer.BRACKET_CLOSE)
-PURE_RESOLVERS = ("grid", "mel_grid", "frames")
+PURE_RESOLVERS = ("grid", "mel_grid", "frames", "oc.select")
 """The resolvers of conf whose values depend on their arguments alone."""
-TRAINED_ROOTS = ("model", "tokenizer")
+TRAINED_ROOTS = ("model", "tokenizer", "input_tokenizer")
 """The keys at the root whose values a finished run cannot change."""
 
 

@@ -12,7 +12,7 @@ whatever the hypotheses are.
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, hypot, log, prod
 from statistics import fmean
@@ -171,10 +171,17 @@ class ScoredText:
 
 
 class TextMetrics(RowMetric):
-    """All metrics of this module, and the mean of each score by facts over the texts for which it is defined.
+    """Metrics of texts, and the mean of each score by facts over the texts for which it is defined.
 
     Metrics of a group are called `<group>_<name>`. Without texts there are no metrics.
+
+    Args:
+        measure: computes the metrics of some texts by name.
     """
+
+    def __init__(self, measure: Callable[[Sequence[ScoredText]], dict[str, float]]) -> None:
+        super().__init__()
+        self.measure = measure
 
     def update(self, texts: Sequence[ScoredText]) -> None:
         self.add([one.text, list(one.references), dict(one.scores), one.group] for one in texts)
@@ -187,17 +194,14 @@ class TextMetrics(RowMetric):
         return {
             f"{group}_{name}" if group else name: torch.tensor(value, dtype=torch.float32, device=self.device)
             for group, texts in sorted(groups.items())
-            for name, value in _all_metrics(texts).items()
+            for name, value in {**self.measure(texts), **mean_scores(texts)}.items()
         }
 
 
-def _all_metrics(texts: Sequence[ScoredText]) -> dict[str, float]:
+def caption_metrics(texts: Sequence[ScoredText]) -> dict[str, float]:
+    """Return all metrics of this module."""
     hypotheses = [caption_words(one.text) for one in texts]
     references = [[caption_words(text) for text in one.references] for one in texts]
-    scores: dict[str, list[float]] = {}
-    for one in texts:
-        for name, score in one.scores.items():
-            scores.setdefault(name, []).append(score)
     return {
         **bleu(hypotheses, references),
         "ROUGE-L": rouge_l(hypotheses, references),
@@ -205,5 +209,13 @@ def _all_metrics(texts: Sequence[ScoredText]) -> dict[str, float]:
         "exact_match": exact_match(hypotheses, references),
         "distinct_captions": distinct_captions(hypotheses),
         "vocabulary_used": vocabulary_used(hypotheses, references),
-        **{name: fmean(values) for name, values in sorted(scores.items())},
     }
+
+
+def mean_scores(texts: Sequence[ScoredText]) -> dict[str, float]:
+    """Return the mean of each score by facts over the texts for which it is defined, sorted by name."""
+    scores: dict[str, list[float]] = {}
+    for one in texts:
+        for name, score in one.scores.items():
+            scores.setdefault(name, []).append(score)
+    return {name: fmean(values) for name, values in sorted(scores.items())}

@@ -43,10 +43,12 @@ class DataInfo:
     Attributes:
         class_names: by label.
         vocabulary: of a tokenizer that was trained on the data.
+        input_vocabulary: of the tokenizer of input texts, if they have one of their own.
     """
 
     class_names: list[str]
     vocabulary: str | None
+    input_vocabulary: str | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Parts:
 
     data: DataModule
     tokenizer: Tokenizer | None
+    input_tokenizer: Tokenizer | None
     model: Perceiver
     task: Task
     module: TrainingModule
@@ -74,21 +77,27 @@ def build(config: dict[str, Any], data_info: DataInfo | None = None) -> Parts:
     """
     is_new = data_info is None
     tokenizer: Tokenizer | None = construct(config, "tokenizer") if config.get("tokenizer") else None
-    shared = {**config, **{key: insert_tokenizer(config[key], tokenizer) for key in ("data", "task")}}
+    input_tokenizer = construct(config, "input_tokenizer") if config.get("input_tokenizer") else tokenizer
+    shared = insert_tokenizers(config, tokenizer, input_tokenizer)
     dataset = construct(shared, "data")
     data: DataModule = construct(config, "loader", dataset=dataset)
     if data_info is None:
         with config_errors(config, "data"):
             with once_per_machine(config["data"]):
                 data.prepare_data()
-            data_info = collect_data_info(dataset, tokenizer)
+            data_info = collect_data_info(dataset, tokenizer, input_tokenizer)
             data.train_samples  # noqa: B018  (raises if there is nothing to train on)
             data.check_readable("train", "val", "test")
-    elif tokenizer is not None and data_info.vocabulary is not None:
-        with config_errors(config, "tokenizer"):
-            tokenizer.restore(data_info.vocabulary)
-    if tokenizer is not None:
-        check_tokenizer_size(config, tokenizer)
+    else:
+        for key, one, vocabulary in (
+            ("tokenizer", tokenizer, data_info.vocabulary),
+            ("input_tokenizer", input_tokenizer, data_info.input_vocabulary),
+        ):
+            if one is not None and vocabulary is not None:
+                with config_errors(config, key):
+                    one.restore(vocabulary)
+    if tokenizer is not None and input_tokenizer is not None:
+        check_tokenizer_size(config, tokenizer, input_tokenizer)
     model: Perceiver = construct(config, "model")
     task: Task = construct(shared, "task")
     check_queries(task, model.decoder)
@@ -114,65 +123,82 @@ def build(config: dict[str, Any], data_info: DataInfo | None = None) -> Parts:
         decay_embeddings=config.get("decay_embeddings", False),
         on_nonfinite=config.get("on_nonfinite", "stop"),
     )
-    return Parts(data=data, tokenizer=tokenizer, model=model, task=task, module=module)
+    return Parts(data=data, tokenizer=tokenizer, input_tokenizer=input_tokenizer, model=model, task=task, module=module)
 
 
-def insert_tokenizer(node: Any, tokenizer: Tokenizer | None) -> Any:
-    """A node of the config in which each `tokenizer` is the given object, if there is one."""
-    if not isinstance(node, dict):
-        return node
-    return {
-        name: tokenizer if name == "tokenizer" and tokenizer is not None else insert_tokenizer(child, tokenizer)
-        for name, child in node.items()
-    }
+def insert_tokenizers(
+    config: dict[str, Any], tokenizer: Tokenizer | None, input_tokenizer: Tokenizer | None
+) -> dict[str, Any]:
+    """Return the config with the objects in place of each `tokenizer` and `input_tokenizer` of data and task.
+
+    The tokenizer of the data is that of input texts.
+    """
+
+    def insert(node: Any, objects: dict[str, Tokenizer]) -> Any:
+        if not isinstance(node, dict):
+            return node
+        return {name: objects[name] if name in objects else insert(child, objects) for name, child in node.items()}
+
+    if tokenizer is None or input_tokenizer is None:
+        return config
+    data = insert(config["data"], {"tokenizer": input_tokenizer})
+    task = insert(config["task"], {"tokenizer": tokenizer, "input_tokenizer": input_tokenizer})
+    return {**config, "data": data, "task": task}
 
 
-def collect_data_info(dataset: Dataset, tokenizer: Tokenizer | None) -> DataInfo:
-    """Read the class names, and train the tokenizer if it has to be trained."""
+def collect_data_info(
+    dataset: Dataset, tokenizer: Tokenizer | None, input_tokenizer: Tokenizer | None = None
+) -> DataInfo:
+    """Read the class names, and train the tokenizers that have to be trained: one for all texts, or two."""
     if tokenizer is None:
         return DataInfo(dataset.class_names, None)
-    if not tokenizer.is_trained:
-        tokenizer.train(dataset.texts())
-    with suppress(ValueError):  # a tokenizer without training can be used with a data set that has no texts
-        log_tokenizer_coverage(tokenizer, list(dataset.texts()))
-    return DataInfo(dataset.class_names, tokenizer.vocabulary)
+    if input_tokenizer is None or input_tokenizer is tokenizer:
+        if not tokenizer.is_trained:
+            tokenizer.train(dataset.texts())
+        with suppress(ValueError):  # a tokenizer without training can be used with a data set that has no texts
+            log_tokenizer_coverage("tokenizer", tokenizer, list(dataset.texts()))
+        return DataInfo(dataset.class_names, tokenizer.vocabulary)
+    inputs, targets = zip(*dataset.source.text_pairs(), strict=True)
+    for key, one, texts in (("tokenizer", tokenizer, targets), ("input_tokenizer", input_tokenizer, inputs)):
+        if not one.is_trained:
+            one.train(texts)
+        log_tokenizer_coverage(key, one, texts)
+    return DataInfo(dataset.class_names, tokenizer.vocabulary, input_tokenizer.vocabulary)
 
 
 @rank_zero_only
-def log_tokenizer_coverage(tokenizer: Tokenizer, texts: Sequence[str]) -> None:
+def log_tokenizer_coverage(key: str, tokenizer: Tokenizer, texts: Sequence[str]) -> None:
     """Log the fractions of unknown words and truncated texts, for many texts of a sample; warn if they are large."""
     loss = tokenizer.encoding_loss(texts[:: max(-(-len(texts) // MAX_TEXTS_ENCODED), 1)])
     unknown, cut = loss.num_unknown / max(loss.num_ids, 1), loss.num_truncated / max(loss.num_texts, 1)
     log.info(
-        "tokenizer: %.1f %% of the words in the training texts are unknown, and %.1f %% of the texts are truncated to "
-        "tokenizer.max_length=%d%s",
-        *(100 * unknown, 100 * cut, tokenizer.max_length),
+        "%s: %.1f %% of the words in the training texts are unknown, and %.1f %% of the texts are truncated to "
+        "max_length=%d%s",
+        *(key, 100 * unknown, 100 * cut, tokenizer.max_length),
         f" (the longest has {loss.longest} tokens)" if loss.num_truncated else "",
     )
     if unknown > MAX_UNKNOWN:
-        advice = f"increase tokenizer.vocab_size, now {tokenizer.vocab_size}"
+        advice = f"increase {key}.vocab_size, now {tokenizer.vocab_size}"
         if tokenizer.num_ids < tokenizer.vocab_size:
-            advice = f"decrease tokenizer.min_frequency, now {getattr(tokenizer, 'min_frequency', None)}"
-        problem = "tokenizer: %.1f %% of the words are not in its vocabulary of %d; %s, to keep more of them"
-        log.warning(problem, 100 * unknown, tokenizer.num_ids, advice)
+            advice = f"decrease {key}.min_frequency, now {getattr(tokenizer, 'min_frequency', None)}"
+        problem = "%s: %.1f %% of the words are not in its vocabulary of %d; %s, to keep more of them"
+        log.warning(problem, key, 100 * unknown, tokenizer.num_ids, advice)
     if cut > MAX_CUT:
-        problem = (
-            "tokenizer: %.1f %% of the texts are truncated, by %.1f %% of all tokens; tokenizer.max_length=%d keeps all"
-        )
-        log.warning(problem, 100 * cut, 100 * loss.num_ids_truncated / loss.num_ids, loss.longest)
+        problem = "%s: %.1f %% of the texts are truncated, by %.1f %% of all tokens; %s.max_length=%d keeps all"
+        log.warning(problem, key, 100 * cut, 100 * loss.num_ids_truncated / loss.num_ids, key, loss.longest)
 
 
-def check_tokenizer_size(config: dict[str, Any], tokenizer: Tokenizer) -> None:
-    """Check that the model's vocabulary and text length are at least those of the tokenizer.
+def check_tokenizer_size(config: dict[str, Any], tokenizer: Tokenizer, input_tokenizer: Tokenizer) -> None:
+    """Check that the model's vocabularies and text lengths are at least those of the tokenizers.
 
     Raises:
         ConfigError: one is smaller.
     """
-    least = {"vocab_size": tokenizer.num_ids, "max_length": tokenizer.max_length}
     for key, node in targets(config["model"], "model"):
-        for name, size in least.items():
-            if node.get(name, size) < size:
-                raise ConfigError(f"{key}.{name}={node[name]} must be at least the tokenizer's {size}")
+        one = input_tokenizer if key.startswith("model.encoders.") else tokenizer
+        for size_name, size in (("vocab_size", one.num_ids), ("max_length", one.max_length)):
+            if (given := node.get(size_name)) is not None and given < size:
+                raise ConfigError(f"{key}.{size_name}={given} must be at least the tokenizer's {size}")
 
 
 class _QueryHint(NamedTuple):

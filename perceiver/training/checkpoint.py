@@ -22,7 +22,7 @@ class Checkpoint:
 
     Attributes:
         config: as plain values.
-        class_names, vocabulary: see `DataInfo`.
+        class_names, vocabulary, input_vocabulary: see `DataInfo`.
         state: the weights.
         step, epoch: the last that were trained.
         interpolations: key -> interpolation, for values of the config that are computed from others.
@@ -32,6 +32,7 @@ class Checkpoint:
     config: dict[str, Any]
     class_names: list[str]
     vocabulary: str | None
+    input_vocabulary: str | None
     state: dict[str, Tensor]
     step: NonNegativeInt
     epoch: NonNegativeInt
@@ -40,7 +41,7 @@ class Checkpoint:
 
     @property
     def data_info(self) -> DataInfo:
-        return DataInfo(self.class_names, self.vocabulary)
+        return DataInfo(self.class_names, self.vocabulary, self.input_vocabulary)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -63,6 +64,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             config=description["config"],
             class_names=description["class_names"],
             vocabulary=description["vocabulary"],
+            input_vocabulary=description.get("input_vocabulary"),  # absent before input texts had one of their own
             state=content["state_dict"],
             step=content["global_step"] - 1,
             epoch=content["epoch"],

@@ -14,6 +14,7 @@ from torchmetrics import MetricCollection
 from perceiver.tasks.text_metrics import (
     ScoredText,
     TextMetrics,
+    caption_metrics,
     bleu,
     caption_words,
     cider_d,
@@ -220,7 +221,7 @@ def records() -> list[ScoredText]:
 
 
 def measured(records: list[ScoredText]) -> dict[str, float]:
-    metric = TextMetrics()
+    metric = TextMetrics(caption_metrics)
     metric.update(records)
     return values(metric)
 
@@ -261,13 +262,13 @@ def test_without_records_there_are_no_metrics_and_without_references_no_records(
     assert measured([ScoredText("a", ["a"], {}, "new")]).keys() == {f"new_{name}" for name in NAMES}
     assert measured([]) == {}
     with pytest.warns(UserWarning, match="before the ``update`` method"):
-        assert TextMetrics().compute() == {}
+        assert TextMetrics(caption_metrics).compute() == {}
     with pytest.raises(ValueError, match="'a dog' has no references"):
         ScoredText("a dog", [], {}, "")
 
 
 def test_two_metrics_merge_into_one():
-    here, there = TextMetrics(), TextMetrics()
+    here, there = TextMetrics(caption_metrics), TextMetrics(caption_metrics)
     here.update(records()[:13])
     there.update(records()[13:])
     here.merge_state(there)
@@ -276,14 +277,14 @@ def test_two_metrics_merge_into_one():
 
 @pytest.mark.parametrize("here", [0, 13, 29])
 def test_processes_gather_all_records_unchanged_even_where_one_has_none(here):
-    there = TextMetrics()
+    there = TextMetrics(caption_metrics)
     there.update(records()[here:])
 
     def gather(tensor: torch.Tensor, group: object) -> list[torch.Tensor]:
         assert (tensor.dtype, tensor.ndim) == (torch.uint8, 1)
         return [tensor, torch.cat([tensor[:0], *there.lines])]
 
-    metric = TextMetrics()
+    metric = TextMetrics(caption_metrics)
     metric.dist_sync_fn, metric.distributed_available_fn = gather, lambda: True
     metric.update(records()[:here])
     before = [line.tolist() for line in metric.lines]
@@ -295,7 +296,7 @@ def test_processes_gather_all_records_unchanged_even_where_one_has_none(here):
 
 
 def test_in_a_collection_its_names_have_no_prefix_and_a_reset_forgets_the_records():
-    collection = MetricCollection({"text": TextMetrics()}, compute_groups=False)
+    collection = MetricCollection({"text": TextMetrics(caption_metrics)}, compute_groups=False)
     collection["text"].update([ScoredText("a", ["a"], {"colors": 1.0}, "")])
     assert collection.compute().keys() == NAMES | {"colors"}
     assert collection.state_dict() == {}

@@ -84,6 +84,14 @@ class Source(ABC):
         """
         raise ValueError(f"{type(self).__name__} has no texts from which a tokenizer could learn its vocabulary")
 
+    def text_pairs(self) -> Iterable[tuple[str, str]]:
+        """Return an input and a target text of each training sample, for a tokenizer of each.
+
+        Raises:
+            ValueError: there are none.
+        """
+        raise ValueError(f"{type(self).__name__} has no pairs of texts from which two tokenizers could learn")
+
     def prepare(self) -> None:  # noqa: B027  (most sources have nothing to prepare)
         """Download missing files. Called once per machine, before `items`."""
 

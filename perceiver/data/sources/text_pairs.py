@@ -67,7 +67,10 @@ class TextPairs(Source):
 
     def texts(self, *, on_error: OnError) -> Iterator[str]:
         """Return sources and targets of the training pairs."""
-        return (text for pair in self._pairs["train"] for text in (pair.source, pair.target))
+        return (text for pair in self.text_pairs() for text in pair)
+
+    def text_pairs(self) -> Iterator[tuple[str, str]]:
+        return ((pair.source, pair.target) for pair in self._pairs["train"])
 
     @cached_property
     def _pairs(self) -> dict[Stage, list[Pair]]:

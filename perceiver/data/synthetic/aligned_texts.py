@@ -1,0 +1,143 @@
+"""Base of synthetic pairs of texts whose alignment, which word of a target comes from which words of its input, is known.
+
+A pair is a function of (seed, stage, index). Inputs for validation and testing do not occur in training.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import count
+from typing import Any, ClassVar, NamedTuple, TypeAlias
+
+import numpy as np
+
+from perceiver.data.sources.base import Item, OnError, Roles, Source
+from perceiver.tokenizer import split_words
+from perceiver.types import STAGES, Box, Mention, Stage
+
+Random: TypeAlias = np.random.Generator
+MODALITY = "text"
+
+
+class AlignedPair(NamedTuple):
+    """An input text and its target.
+
+    Attributes:
+        source, target: the texts.
+        links: for each word of the target (`split_words` with elision), the numbers of the input's words that it
+            comes from.
+        group: see `perceiver.types.Sample`.
+    """
+
+    source: str
+    target: str
+    links: Sequence[Sequence[int]]
+    group: str = ""
+
+
+class AlignmentFacts:
+    """Where the words of a target come from, as boxes along the words of the input; a `perceiver.types.Facts`.
+
+    A word with one box is surely linked to it, one with several possibly to each (Och & Ney 2003).
+
+    Args:
+        pair: the input and its target.
+    """
+
+    def __init__(self, pair: AlignedPair) -> None:
+        self.words = split_words(pair.target, elision=True)
+        self.links = pair.links
+
+    def scores(self, text: str) -> dict[str, float]:
+        return {}
+
+    def mentions(self, text: str) -> list[Mention]:
+        """Return the words of the text up to the first one that differs from the target."""
+        found = []
+        for number, (word, true) in enumerate(zip(split_words(text, elision=True), self.words, strict=False)):
+            if word.lower() != true.lower():
+                break
+            boxes = [Box(0, MODALITY, {"word": (float(link), link + 1.0)}) for link in self.links[number]]
+            found.append(Mention(number, "", boxes))
+        return found
+
+
+class AlignedTexts(Source):
+    """Pairs with the targets `caption`, `references`, `group`, and, except in training, `facts`.
+
+    Args:
+        num_samples: pairs of each stage; 0 for none.
+        seed: of the pairs.
+
+    Raises:
+        ValueError: a number is negative.
+    """
+
+    name: ClassVar[str]
+    """First part of the ids of samples."""
+
+    def __init__(self, *, num_samples: Mapping[Stage, int], seed: int) -> None:
+        super().__init__()
+        if min(num_samples.values()) < 0:
+            raise ValueError(f"num_samples={dict(num_samples)} must be at least 0")
+        if seed < 0:
+            raise ValueError(f"seed={seed} must be at least 0")
+        self.num_samples = num_samples
+        self.seed = seed
+
+    @abstractmethod
+    def draw(self, random: Random, stage: Stage) -> AlignedPair:
+        """Draw a pair."""
+
+    def items(self, stage: Stage, roles: Roles) -> "AlignedItems | None":
+        return AlignedItems(self, stage) if self.num_samples[stage] else None
+
+    def texts(self, *, on_error: OnError) -> Iterator[str]:
+        return (text for pair in self.text_pairs() for text in pair)
+
+    def text_pairs(self) -> Iterator[tuple[str, str]]:
+        return ((pair.source, pair.target) for pair in self.training_pairs)
+
+    @cached_property
+    def training_pairs(self) -> list[AlignedPair]:
+        return [self.draw(self._random("train", index), "train") for index in range(self.num_samples["train"])]
+
+    @cached_property
+    def _trained(self) -> set[str]:
+        return {pair.source for pair in self.training_pairs}
+
+    def _random(self, stage: Stage, index: int, attempt: int = 0) -> Random:
+        return np.random.default_rng([self.seed, STAGES.index(stage), index, attempt])
+
+    def pair(self, stage: Stage, index: int) -> AlignedPair:
+        """Return a pair."""
+        if stage == "train":
+            return self.training_pairs[index]
+        pairs = (self.draw(self._random(stage, index, attempt), stage) for attempt in count())
+        return next(pair for pair in pairs if pair.source not in self._trained)
+
+
+class AlignedItems:
+    """The pairs of one stage."""
+
+    roles = (MODALITY,)
+
+    def __init__(self, pairs: AlignedTexts, stage: Stage) -> None:
+        self.pairs = pairs
+        self.stage: Stage = stage
+
+    def __len__(self) -> int:
+        return self.pairs.num_samples[self.stage]
+
+    def sample_classes(self, index: int) -> Sequence[int]:
+        return ()
+
+    def sample_name(self, index: int) -> str:
+        return f"{self.pairs.name}/{self.stage}/{index}"
+
+    def __getitem__(self, index: int) -> Item:
+        pair = self.pairs.pair(self.stage, index)
+        targets: dict[str, Any] = {"caption": pair.target, "references": [pair.target], "group": pair.group}
+        if self.stage != "train":
+            targets["facts"] = AlignmentFacts(pair)
+        return Item({MODALITY: pair.source}, targets, self.sample_name(index))
