@@ -27,7 +27,7 @@ FOR_ALL_MODALITIES = (
 """What must work with any modality, and so names none."""
 
 GROUND = ("types", "tokenizer", "spectrogram", "entmax", "reinforce")
-PARTS = (*GROUND, "mechanisms", "attention", "positions")
+PARTS = (*GROUND, "mechanisms", "attention", "positions", "recurrent")
 BUILT = (*PARTS, "encoders", "queries", "decoders", "latents", "direct")
 MODEL = (*BUILT, "model", "inspection")
 ANYTHING = None
@@ -42,6 +42,7 @@ MAY_IMPORT = {
     "mechanisms": (*GROUND, "mechanisms"),
     "attention": (*GROUND, "mechanisms"),
     "positions": GROUND,
+    "recurrent": (),
     "encoders": (*PARTS, "encoders"),
     "encoders.norm": ("processes",),
     "queries": (*PARTS, "encoders", "queries"),

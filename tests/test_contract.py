@@ -36,7 +36,7 @@ from perceiver.runtime.errors import ConfigError
 from perceiver.runtime.loggers.base import RunLogger
 from perceiver.tasks.classification import Classification
 from perceiver.tasks.losses import LossSpec
-from perceiver.training.build import build, check_tokenizer_size, construct, insert_tokenizer
+from perceiver.training.build import build, check_tokenizer_size, construct, insert_tokenizers
 from perceiver.training.optimization import parameter_groups
 from perceiver.types import Batch, Sample
 from tests.runs import CONF, JOINT, composed
@@ -54,7 +54,10 @@ def keys_of_groups() -> dict[str, str]:
     Groups that only a choice of another group chooses from come after that group: `generation` ->
     `generation@task.generation`.
     """
-    keys = {str(entry).partition("@")[0]: str(entry) for item in DEFAULTS if isinstance(item, dict) for entry in item}
+    keys: dict[str, str] = {}
+    for item in DEFAULTS:
+        for entry in item if isinstance(item, dict) else ():
+            keys.setdefault(str(entry).partition("@")[0], str(entry))
     nested = [
         (path.parent.name, str(entry).removeprefix("/"))
         for path in sorted(CONF.glob("*/*.yaml"), reverse=True)  # those of the memory before those of a decoder
@@ -81,7 +84,7 @@ GIVEN_AT_RUN_TIME = {
 ONE_HOME = {
     "num_classes": ("data",),
     **dict.fromkeys(("channels", "image_size", "sample_rate"), ("data", "reader")),
-    **dict.fromkeys(("vocab_size", "max_length"), ("tokenizer",)),
+    **dict.fromkeys(("vocab_size", "max_length"), ("tokenizer", "input_tokenizer")),
 }
 """Values that one group sets, or the group of its parts, and all others interpolate."""
 CAPTIONS = ["task=captioning", "tokenizer=words", "decoder@model.decoder=text"]
@@ -183,13 +186,15 @@ def batch_of(dataset: Dataset, model: Perceiver) -> Batch:
 def check_built(config: dict[str, Any], tmp_path: Path) -> None:
     """Build everything that a config names and compute a loss, on the device without memory."""
     tokenizer = construct(config, "tokenizer") if config.get("tokenizer") else None
-    shared = {key: insert_tokenizer(config[key], tokenizer) for key in ("data", "task")}
+    input_tokenizer = construct(config, "input_tokenizer") if config.get("input_tokenizer") else tokenizer
+    shared = insert_tokenizers(config, tokenizer, input_tokenizer)
     dataset = construct(shared, "data")
     construct(config, "loader", dataset=dataset)
     if tokenizer is not None:
-        if not tokenizer.is_trained:
-            tokenizer.train(5 * TEXTS)
-        check_tokenizer_size(config, tokenizer)
+        for one in (tokenizer, input_tokenizer):
+            if not one.is_trained:
+                one.train(5 * TEXTS)
+        check_tokenizer_size(config, tokenizer, input_tokenizer)
     if "root" not in inspect.signature(type(dataset.source)).parameters:
         assert len(dataset.class_names) == dataset.num_classes
     with torch.device("meta"):

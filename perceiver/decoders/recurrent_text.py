@@ -1,6 +1,7 @@
-"""An autoregressive recurrent decoder with attention to the memory, in the order of Luong et al. (2015,
-arXiv:1508.04025, section 3): from the embedded token the recurrent layers compute h, the attention of h to the memory
-the context c, and an attentional vector predicts the next token:
+"""An autoregressive recurrent decoder with attention to the memory.
+
+Its order is that of Luong et al. (2015, arXiv:1508.04025, section 3): recurrent layers compute h from the embedded
+token, attention of h to the memory gives the context c, and an attentional vector a predicts the next token:
 
     a = tanh(W [c; h])      logits = V a
 
@@ -21,9 +22,9 @@ from torch import Tensor, nn
 
 from perceiver.attention import Attention, BlockSpec, KeyValueCache
 from perceiver.decoders.base import LOGITS, Decoder
-from perceiver.encoders.recurrent import RecurrentSpec, RecurrentState, run_layers
 from perceiver.mechanisms.base import DECODE
 from perceiver.queries.text import Text
+from perceiver.recurrent import RecurrentSpec, RecurrentState, run_layers
 from perceiver.types import IncrementalDecoder, Memory, QueryKind
 
 Initial: TypeAlias = Literal["zeros", "mean", "ends"]
@@ -119,7 +120,7 @@ class RecurrentTextDecoder(Decoder):
             if self.training and place and self.teacher_forcing < 1.0:
                 correct = torch.rand(given.shape, device=given.device) < self.teacher_forcing
                 given = given.where(correct, logits[-1].argmax(dim=-1))
-            logits.append(self.step(memory, given, state))
+            logits.append(self.step(memory, given, state, place))
         return {LOGITS: torch.cat(logits, dim=1)}
 
     def incremental_decoder(self, memory: Memory, output: str) -> IncrementalDecoder:
@@ -143,10 +144,17 @@ class RecurrentTextDecoder(Decoder):
         return DecoderState(states.unbind(), fed)
 
     def step(
-        self, memory: Memory, ids: Int[Tensor, "batch length"], state: DecoderState
+        self, memory: Memory, ids: Int[Tensor, "batch length"], state: DecoderState, start: int = 0
     ) -> Float[Tensor, "batch length vocab"]:
-        """Return logits of the next token after each of `ids`, and update the state; with input feeding, of one id."""
-        x = self.dropout(self.queries(ids).values)
+        """Return logits of the next token after each of `ids`, and update the state.
+
+        Args:
+            memory: one row for each text.
+            ids: token ids; one for each text with input feeding.
+            state: before them.
+            start: position of the first.
+        """
+        x = self.dropout(self.queries(ids, start).values)
         if state.attentional is not None:
             x = torch.cat([x, state.attentional], dim=-1)
         hidden, state.recurrent = run_layers(self.layers, x, state.recurrent)
@@ -185,11 +193,14 @@ class RecurrentText:
     def __init__(self, decoder: RecurrentTextDecoder, memory: Memory) -> None:
         self.decoder = decoder
         self.memory = memory
+        self.length = 0
         self.state = decoder.start(memory)
 
     def next(self, ids: Int[Tensor, " rows"]) -> Float[Tensor, "rows vocab"]:
         """Append a token to each text, and return logits of the next one."""
-        return self.decoder.step(self.memory, ids[:, None], self.state)[:, -1]
+        logits = self.decoder.step(self.memory, ids[:, None], self.state, self.length)
+        self.length += 1
+        return logits[:, -1]
 
     def select(self, rows: Int[Tensor, " chosen"]) -> None:
         """Continue with some of the texts, in any order, each any number of times."""

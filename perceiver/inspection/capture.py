@@ -214,8 +214,8 @@ class _Recorder:
         share = q.new_ones(q.shape[0], q.shape[2], dtype=torch.float32)  # unless a residual follows
         layer = Layer(role, module, q.detach(), k.detach(), mask, causal, share, has_residual=False, start=start)
         if self.gradients:
-            layer = replace(layer, v=v.detach(), out=out)
-        if role == replace(DECODE, decoder=role.decoder) and not self.gradients:  # in chunks
+            layer = replace(layer, v=v.detach(), outs=(out,))
+        if role == replace(DECODE, decoder=role.decoder):  # in chunks, or token by token
             for name, before in self.captured.layers.items():
                 if before.mechanism is module:
                     self.captured.layers[name] = before.with_more_queries(layer)

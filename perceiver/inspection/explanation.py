@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from perceiver.inspection.capture import Capture, Explainable, capture
 from perceiver.inspection.record import Layer, Record
 from perceiver.inspection.relevance import relevance
-from perceiver.inspection.rollout import Alpha, Rollout, mean_of_queries, rollout
-from perceiver.mechanisms.base import LATENTS
+from perceiver.inspection.rollout import Alpha, Rollout, decoder_attention, mean_of_queries, rollout
+from perceiver.mechanisms.base import LATENTS, TOKENS
 from perceiver.tasks.base import Task
 from perceiver.types import Answer, Batch, Box
 
@@ -82,6 +82,19 @@ class Explanation:
     def place_rollout(self, output: str, places: Sequence[int]) -> Float[Tensor, "batch places tokens"]:
         """Return the share of each token in some places of a dense output, by their numbers."""
         return self.record.rollout(places, output=output, alpha=self.alpha).inputs
+
+    @cached_property
+    def decoder_attention(self) -> Float[Tensor, "batch answers tokens"] | None:
+        """The attention of each answer in the decoder alone; None where the decoder does not attend to the tokens."""
+        if self.record.memory != TOKENS or not self.record.decode_layers:
+            return None
+
+        def of_output(output: str, own: Answers) -> dict[str, Tensor]:
+            part = self.record.for_output(output)
+            weights = _query_weights(part, own, self.num_classes)
+            return {"attention": decoder_attention(part, weights)[0]}
+
+        return _by_output(self.record, self.answers, of_output)["attention"]
 
     @property
     def maps(self) -> dict[str, Float[Tensor, "batch answers tokens"]]:
@@ -237,11 +250,7 @@ def answer_rollout(record: Record, answers: Answers, *, num_classes: int, alpha:
 
     def of_output(output: str, own: Answers) -> dict[str, Tensor]:
         part = record.for_output(output)
-        every = range(part.num_outputs)
-        queries = [
-            [answer.queries if _has_own_queries(answer, part, num_classes) else every for answer in row] for row in own
-        ]
-        found = rollout(part, alpha=alpha, query_weights=mean_of_queries(queries, part.num_outputs))
+        found = rollout(part, alpha=alpha, query_weights=_query_weights(part, own, num_classes))
         latents = {f"latents/{name}": shares for name, shares in found.latents.items()}
         return {"inputs": found.inputs, "residual": found.residual} | latents
 
@@ -281,7 +290,18 @@ def _by_output(
     return merged
 
 
+def _query_weights(part: Record, answers: Answers, num_classes: int) -> Float[Tensor, "batch answers queries"]:
+    """Return the mean of each answer's own queries, or of all where answers share them."""
+    every = range(part.num_outputs)
+    queries = [
+        [answer.queries if _has_own_queries(answer, part, num_classes) else every for answer in row] for row in answers
+    ]
+    return mean_of_queries(queries, part.num_outputs)
+
+
 def _has_own_queries(answer: Answer, part: Record, num_classes: int) -> bool:
+    if not part.decode_layers:  # the decoder reads all of the memory for every answer
+        return False
     return answer.is_word or part.outputs[answer.output].ndim > 2 or part.num_outputs == num_classes
 
 

@@ -33,7 +33,8 @@ class Layer:
             1 without a residual.
         has_residual: whether attention is added to the queries.
         start: position of the first query, see `Mechanism.forward`.
-        v, out: values by head, and the weights times them; only where gradients are recorded.
+        v: values by head, only where gradients are recorded.
+        outs: the weights times them, of each call of the mechanism; only where gradients are recorded.
     """
 
     role: Role
@@ -46,7 +47,7 @@ class Layer:
     has_residual: bool
     start: int = 0
     v: Float[Tensor, "batch heads keys v_dim"] | None = None
-    out: Float[Tensor, "batch heads queries v_dim"] | None = None
+    outs: tuple[Float[Tensor, "batch heads queries v_dim"], ...] = ()
 
     @property
     def num_rows(self) -> int:
@@ -73,17 +74,18 @@ class Layer:
         one = slice(index, index + 1)
         mask = None if self.mask is None else self.mask[one]
         share = self.attention_share[one]
-        return replace(self, q=self.q[one], k=self.k[one], mask=mask, attention_share=share, v=None, out=None)
+        return replace(self, q=self.q[one], k=self.k[one], mask=mask, attention_share=share, v=None, outs=())
 
     def with_more_queries(self, other: "Layer") -> "Layer":
         """Return the attention of these queries and then those of `other`, which read the same keys."""
         share = torch.cat([self.attention_share, other.attention_share], dim=1)
-        return replace(self, q=torch.cat([self.q, other.q], dim=2), attention_share=share)
+        outs = (*self.outs, *other.outs)
+        return replace(self, q=torch.cat([self.q, other.q], dim=2), attention_share=share, outs=outs)
 
     def part(self, queries: slice) -> "Layer":
         """Return the attention of some of the queries."""
         share, start = self.attention_share[:, queries], self.start + (queries.start or 0)
-        return replace(self, q=self.q[:, :, queries], attention_share=share, start=start, v=None, out=None)
+        return replace(self, q=self.q[:, :, queries], attention_share=share, start=start, v=None, outs=())
 
     def chunks(self, queries: Sequence[int] | None = None) -> Iterator[Sequence[int]]:
         """Yield the queries (None: all) in parts with at most `MAX_WEIGHTS` weights; at least one part."""

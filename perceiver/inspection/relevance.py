@@ -14,6 +14,9 @@ The fused kernel returns neither A nor its gradient. With out = A v, âˆ‚score/âˆ
 computed in bounded chunks like A itself.
 """
 
+from collections.abc import Sequence
+from itertools import chain, islice
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -37,7 +40,7 @@ def relevance(record: Record, scores: Float[Tensor, "batch answers"]) -> Float[T
     Raises:
         ValueError: the forward pass was captured without gradients, or the scores do not depend on it.
     """
-    outs = {name: layer.out for name, layer in record.layers.items() if layer.out is not None}
+    outs = {name: layer.outs for name, layer in record.layers.items() if layer.outs}
     assert record.tokens is not None
     if scores.shape[1] == 0:
         return record.tokens.values.new_zeros(record.num_rows, 0, record.tokens.values.shape[1], dtype=torch.float32)
@@ -46,13 +49,27 @@ def relevance(record: Record, scores: Float[Tensor, "batch answers"]) -> Float[T
     found = []
     with torch.autocast(scores.device.type, enabled=False):
         for slot in range(scores.shape[1]):
-            score, inputs = scores[:, slot].sum(), list(outs.values())  # no inputs: a mean over the tokens themselves
+            score, inputs = scores[:, slot].sum(), list(chain(*outs.values()))  # none: a mean over the tokens
             gradients = torch.autograd.grad(score, inputs, retain_graph=True, allow_unused=True) if inputs else ()
-            by_name: Gradients = dict(zip(outs, gradients, strict=True))
             if outs and all(gradient is None for gradient in gradients):
                 raise ValueError(NO_GRADIENTS)
+            calls = iter(gradients)
+            by_name = {
+                name: _concatenated(of_layer, [*islice(calls, len(of_layer))]) for name, of_layer in outs.items()
+            }
             found.append(_propagate(record, by_name))
     return torch.stack(found, dim=1)
+
+
+def _concatenated(
+    outs: Sequence[Float[Tensor, "batch heads _ v_dim"]],
+    gradients: Sequence[Float[Tensor, "batch heads _ v_dim"] | None],
+) -> Float[Tensor, "batch heads queries v_dim"] | None:
+    """Return the gradient for all calls of a layer: zero if the score does not depend on one, None if on none."""
+    if all(gradient is None for gradient in gradients):
+        return None
+    parts = zip(outs, gradients, strict=True)
+    return torch.cat([torch.zeros_like(out) if gradient is None else gradient for out, gradient in parts], dim=2)
 
 
 def _propagate(record: Record, gradients: Gradients) -> Float[Tensor, "batch tokens"]:

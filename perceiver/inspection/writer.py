@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from perceiver.inspection.alignment import alignment_counts, alignment_error_rates
 from perceiver.inspection.capture import input_pictures, input_sounds, undisturbed
 from perceiver.inspection.events import event_arrays, with_scores, write_arrays
 from perceiver.inspection.explanation import Explainer, Explanation, in_parts
@@ -39,13 +40,14 @@ def evaluate(
     explainer: Explainer, explanations: Iterable[Explanation], *, with_localization: bool, with_deletion: bool
 ) -> Evaluation:
     """Compute scores of the maps of several batches, one batch at a time; without batches there are none."""
-    cases, curves = [], []
+    cases, counts, curves = [], [], []
     for explanation in explanations:
         if with_localization:
             cases.append(localization(explanation))
+            counts.append(alignment_counts(explanation))
         if with_deletion:
             curves.append(faithfulness(explainer, explanation, seed=0))
-    scores = mean_scores(cases)
+    scores = mean_scores(cases) | alignment_error_rates(counts)
     if not curves:
         return Evaluation(scores)
     deletion = DeletionCurves.concatenate(curves)

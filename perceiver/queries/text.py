@@ -13,20 +13,24 @@ class Text(nn.Module):
 
     Args:
         vocab_size: number of ids.
-        max_length: maximum number of tokens; None: any number, without positions, for recurrent layers.
+        max_length: maximum number of tokens.
         dim: width of the embeddings.
+        positions: whether there are positions; recurrent layers need none.
         init_std: standard deviation of their initial values.
 
     Raises:
         ValueError: a size is less than 1.
     """
 
-    def __init__(self, *, vocab_size: int, max_length: int | None, dim: int, init_std: float = 0.02) -> None:
+    def __init__(
+        self, *, vocab_size: int, max_length: int, dim: int, positions: bool = True, init_std: float = 0.02
+    ) -> None:
         super().__init__()
         check_sizes(vocab_size=vocab_size, max_length=max_length, dim=dim)
         self.dim = dim
+        self.max_length = max_length
         self.embedding = nn.Embedding(vocab_size, dim)
-        self.positions = None if max_length is None else nn.Parameter(torch.empty(max_length, dim))
+        self.positions = nn.Parameter(torch.empty(max_length, dim)) if positions else None
         for weights in (self.embedding.weight, self.positions):
             if weights is not None:
                 nn.init.trunc_normal_(weights, std=init_std, a=-2.0, b=2.0)
@@ -38,9 +42,9 @@ class Text(nn.Module):
             ValueError: the text is longer than `max_length`.
         """
         stop = start + ids.shape[1]
+        if stop > self.max_length:
+            raise ValueError(f"max_length={self.max_length} is less than the {stop} tokens of a text")
         values = self.embedding(ids)
         if self.positions is not None:
-            if stop > len(self.positions):
-                raise ValueError(f"max_length={len(self.positions)} is less than the {stop} tokens of a text")
             values = values + self.positions[start:stop]
         return Tokens(values, None, Grid((ids.shape[1],), (Axis("place", "", float(start), float(stop)),)))

@@ -14,8 +14,8 @@ from torchmetrics import MetricCollection
 from perceiver.tasks.text_metrics import (
     ScoredText,
     TextMetrics,
-    caption_metrics,
     bleu,
+    caption_metrics,
     caption_words,
     cider_d,
     distinct_captions,

@@ -140,7 +140,7 @@ def test_losses_of_the_tokenizer_are_logged_and_warned_of_with_the_key_to_change
     tokenizer = WordTokenizer(**{"vocab_size": 53, "max_length": 7, "lowercase": True, "min_frequency": 1} | options)
     tokenizer.train(texts)
     caplog.set_level(logging.INFO)
-    log_tokenizer_coverage(tokenizer, texts)
+    log_tokenizer_coverage("tokenizer", tokenizer, texts)
     info, *warnings = caplog.records
     assert percentage in info.message
     assert len(warnings) == (key is not None)

@@ -1,4 +1,4 @@
-"""Base of synthetic pairs of texts whose alignment, which word of a target comes from which words of its input, is known.
+"""Base of synthetic pairs of texts with known alignment: which word of a target comes from which words of its input.
 
 A pair is a function of (seed, stage, index). Inputs for validation and testing do not occur in training.
 """

@@ -145,6 +145,9 @@ class Wanted(NamedTuple):
     noun: AdjectiveNoun | None = None
 
 
+ANY = Wanted()
+
+
 def combination(text: str) -> Wanted:
     """Parse a combination such as `I love you` or `red house`.
 
@@ -200,8 +203,8 @@ def choice(random: Random, options: Sequence[Choice]) -> Choice:
     return options[int(random.integers(len(options)))]
 
 
-def sentence(random: Random, wanted: Wanted = Wanted()) -> Draft:
-    """Draw a sentence."""
+def sentence(random: Random, wanted: Wanted = ANY) -> Draft:
+    """Draw a sentence that contains a combination."""
     draft = Draft()
     negated = random.random() < P_NEGATION
     if wanted.clause is None and random.random() < P_BEING:
@@ -275,9 +278,7 @@ def _place(draft: Draft, random: Random) -> None:
     _noun_phrase(draft, random)
 
 
-def _noun_phrase(
-    draft: Draft, random: Random, *, negated: bool = False, wanted: AdjectiveNoun | None = None
-) -> int:
+def _noun_phrase(draft: Draft, random: Random, *, negated: bool = False, wanted: AdjectiveNoun | None = None) -> int:
     """Append a noun phrase.
 
     Args:
@@ -294,9 +295,7 @@ def _noun_phrase(
     kind = choice(random, [*DETERMINERS, "the", "a", "number"])
     is_plural = kind == "number" or (kind != "a" and random.random() < P_PLURAL)
     form = 3 + feminine if is_plural else 2 * feminine
-    before, after = (
-        choice(random, [*words]) if random.random() < P_ADJECTIVE else None for words in (BEFORE, AFTER)
-    )
+    before, after = (choice(random, [*words]) if random.random() < P_ADJECTIVE else None for words in (BEFORE, AFTER))
     if wanted:
         before, after = (wanted[0], after) if wanted[0] in BEFORE else (before, wanted[0])
     adjectives = [one for one in (before, after) if one]
