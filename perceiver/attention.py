@@ -107,6 +107,7 @@ class Attention(nn.Module):
             if spec.num_heads < 1 or dim < 1 or dim % spec.num_heads:
                 raise ValueError(f"num_heads={spec.num_heads} does not divide {name}={dim}")
         self.num_heads = spec.num_heads
+        self.dropout = spec.attention_dropout
         self.mechanism = spec.mechanism(
             num_heads=spec.num_heads, dim=qk_dim // spec.num_heads, dropout=spec.attention_dropout, role=role
         )
@@ -132,6 +133,9 @@ class Attention(nn.Module):
         causal: bool = False,
         cache: KeyValueCache | None = None,
     ) -> Float[Tensor, "batch queries query_dim"]:
+        if cache is None and not causal and self._is_cheaper_unprojected(queries.shape[1], inputs.shape[1]):
+            return self._attend_unprojected(queries, inputs, mask)
+
         def project() -> tuple[Tensor, Tensor]:
             v = self._by_head(self.value(inputs))
             return (self._by_head(self.key(inputs)) if self.mechanism.reads_keys else v), v
@@ -145,6 +149,37 @@ class Attention(nn.Module):
         q = self._by_head(self.query(queries))
         out = self.mechanism(q, k, v, mask=mask, causal=causal, start=start)
         return self.out(rearrange(out, "batch heads queries dim -> batch queries (heads dim)"))
+
+    def _is_cheaper_unprojected(self, num_queries: int, num_keys: int) -> bool:
+        """Return whether `_attend_unprojected` is possible, and fewer operations."""
+        if self.num_heads > 1 or not self.mechanism.is_linear or (self.training and self.dropout):
+            return False
+        if not isinstance(self.key, nn.Linear) or not isinstance(self.value, nn.Linear):
+            return False
+        input_dim, width = self.key.in_features, self.key.out_features + self.value.out_features
+        projected = num_keys * input_dim * width + num_queries * num_keys * width
+        return num_queries * input_dim * width + 2 * num_queries * num_keys * input_dim < projected
+
+    def _attend_unprojected(
+        self,
+        queries: Float[Tensor, "batch queries query_dim"],
+        inputs: Float[Tensor, "batch keys input_dim"],
+        mask: KeyMask | None,
+    ) -> Float[Tensor, "batch queries query_dim"]:
+        """Return the same with a single head without keys and values, which take most of the time of many inputs.
+
+        With weights A = softmax(q (W x + b)ᵀ), q (W x)ᵀ = (q W) xᵀ, b adds the same to all logits of a query, and A (V
+        x + c) = V (A x) + c, since the rows of A sum to one.
+        """
+        assert isinstance(self.key, nn.Linear)
+        scale = (self.key.in_features / self.key.out_features) ** 0.5  # the mechanism divides by √in_features
+        q = self.query(queries) @ self.key.weight * scale
+        q = q + 0.0 * self.key.bias.sum()  # its gradient is zero, not missing, as distributed training requires
+        keys = inputs.to(q.dtype)[:, None]
+        values = self.value(self.mechanism(q[:, None], keys, keys, mask=mask)[:, 0])
+        if mask is not None:
+            values = values.masked_fill(~mask.any(dim=1)[:, None, None], 0.0)
+        return self.out(values)
 
     def _by_head(self, x: Float[Tensor, "batch length _"]) -> Float[Tensor, "batch heads length dim"]:
         return rearrange(x, "batch length (heads dim) -> batch heads length dim", heads=self.num_heads)

@@ -12,7 +12,9 @@ from perceiver.attention import (
     Residual,
     SelfBlock,
 )
-from perceiver.mechanisms.scaled_dot_product import ScaledDotProduct
+from perceiver.mechanisms import scaled_dot_product
+from perceiver.mechanisms.explicit import allowed_pairs
+from perceiver.mechanisms.scaled_dot_product import MatrixProducts, ScaledDotProduct
 from tests.models import small_perceiver
 
 attend = ScaledDotProduct()
@@ -159,6 +161,41 @@ def test_bfloat16_autocast_stays_close_to_float32():
         lowered = attention(queries, inputs, mask=mask)
     assert lowered.dtype == torch.bfloat16
     assert_close(lowered.float(), attention(queries, inputs, mask=mask), atol=2e-2, rtol=2e-2)
+
+
+@every_length
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("chunk", [2**25, BATCH * 11 * 2 * 3], ids=["whole", "chunks"])
+def test_matrix_products_equal_the_fused_kernel_with_exact_gradients(monkeypatch, num_queries, num_keys, causal, chunk):
+    monkeypatch.setattr(scaled_dot_product, "CHUNK", chunk)
+    inputs = [x.double().requires_grad_() for x in qkv(num_queries, num_keys)]
+    mask = key_mask(num_keys, empty_sample=2)
+    allowed = allowed_pairs(*inputs[:2], mask, causal)
+    products = lambda *qkv: MatrixProducts.apply(*qkv, allowed, inputs[0].shape[-1] ** -0.5)  # noqa: E731
+    assert_close(products(*inputs), attend(*inputs, mask=mask, causal=causal))
+    assert torch.autograd.gradcheck(products, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["all keys", "masked keys"])
+@pytest.mark.parametrize("precision", [torch.float64, torch.bfloat16], ids=str)
+def test_one_head_gives_the_same_with_and_without_keys_and_values(masked, precision):
+    attention = Attention(query_dim=7, input_dim=13, spec=BlockSpec(num_heads=1, qk_dim=11, v_dim=17)).double()
+    queries = torch.randn(BATCH, 5, 7, dtype=torch.float64, requires_grad=True)
+    inputs = torch.randn(BATCH, 31, 13, dtype=torch.float64, requires_grad=True)
+    mask = key_mask(31, empty_sample=1) if masked else None
+    weights = {**dict(attention.named_parameters()), "queries": queries, "inputs": inputs}
+    outs, gradients, shapes = [], [], []
+    attention.mechanism.register_forward_pre_hook(lambda module, args: shapes.append(args[1].shape))
+    for cache in (KeyValueCache(grows=False), None):  # what is cached is projected
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision is torch.bfloat16):
+            outs.append(attention(queries, inputs, mask=mask, cache=cache))
+        found = torch.autograd.grad(outs[-1].double().square().sum(), list(weights.values()))
+        gradients.append(dict(zip(weights, found, strict=True)))
+    assert [shape[-1] for shape in shapes] == [11, 13]
+    tolerance = {"atol": 1e-10, "rtol": 1e-10} if precision is torch.float64 else {"atol": 0.05, "rtol": 0.05}
+    assert_close(outs[1], outs[0], **tolerance)
+    for name in weights:
+        assert_close(gradients[1][name], gradients[0][name], **tolerance, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def test_without_query_residual_a_block_is_attention_and_mlp_alone():

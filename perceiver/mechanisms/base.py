@@ -60,10 +60,13 @@ class Mechanism(nn.Module, ABC):
         role: its place in the model; None: it takes no part in explanations.
         reads_keys: whether weights depend on keys, and not only on their number.
         has_relevance: whether outputs change smoothly with weights, so that gradients of weights have a meaning.
+        is_linear: whether weights are the softmax of the scaled dot products of queries and keys, and nothing else, so
+            that the projections of keys and values can be applied to queries and outputs instead.
     """
 
     reads_keys: bool = True
     has_relevance: bool = True
+    is_linear: bool = False
 
     def __init__(self, *, role: Role | None = None) -> None:
         super().__init__()

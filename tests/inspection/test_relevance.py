@@ -111,7 +111,8 @@ def test_under_bfloat16_it_is_float32_and_close():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = capture_relevance(model, inputs)[1]
     assert found.dtype == torch.float32
-    assert ((found - expected).abs().sum(dim=-1) <= 0.1 * expected.sum(dim=-1)).all()
+    most = expected.sum(dim=-1).amax(dim=1, keepdim=True)  # zeros may be rounded up
+    assert ((found - expected).abs().sum(dim=-1) <= 0.1 * most).all()
     with capture(model, gradients=True) as captured:
         scores = some_scores(model(inputs))
         expected = captured.relevance(scores)
