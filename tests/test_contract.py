@@ -26,6 +26,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from perceiver.attention import Attention
 from perceiver.data.collate import collate
 from perceiver.data.dataset import Dataset
 from perceiver.encoders.base import Encoder
@@ -324,10 +325,7 @@ CLASSIFICATION = Classification(num_classes=1000, loss=LossSpec(), mixup=0.0, cu
 
 
 class TestPapers:
-    """The models of the papers, by their tables: parameters exactly, FLOPs to half a percent.
-
-    Half a percent is what padding the width of the pixels' only head from 261 to 264 costs in eight cross-attends.
-    """
+    """The models of the papers, by their tables: parameters exactly, FLOPs with keys and values to a quarter percent."""
 
     @pytest.mark.parametrize(
         ("overrides", "parameters", "giga_flops"),
@@ -344,12 +342,13 @@ class TestPapers:
             pytest.param([*PERCEIVER_IO, *LEARNED], 62_255_848, 478, id="Perceiver IO, learned positions"),
         ],
     )
-    def test_a_model_of_the_papers_has_their_parameters_and_flops(self, overrides, parameters, giga_flops):
+    def test_a_model_of_the_papers_has_their_parameters_and_flops(self, monkeypatch, overrides, parameters, giga_flops):
+        monkeypatch.setattr(Attention, "_is_cheaper_unprojected", lambda *_: False)
         model = paper_model(*overrides)
         assert count_parameters(model) == parameters
         image = torch.empty(1, 3, 224, 224, device="meta")
         flops = flops_per_sample(model, CLASSIFICATION, Batch(inputs={"image": image}, targets={}, ids=["x"]))
-        assert flops / 1e9 == pytest.approx(giga_flops, rel=5e-3)
+        assert flops / 1e9 == pytest.approx(giga_flops, rel=2.5e-3)
 
     def test_without_sharing_it_has_seven_times_the_parameters(self):
         """Jaegle et al. 2021, appendix: 326.2 M where nothing is shared, against 44.9 M."""

@@ -19,7 +19,8 @@ from perceiver.mechanisms.reaches import Everywhere
 from perceiver.mechanisms.scores import DotProduct
 
 KERNEL_ALIGNMENT = 8
-"""Head widths are padded to multiples of it: fused kernels refuse others, and the fallback stores all weights."""
+"""On a GPU, head widths are padded to multiples of it: the kernels refuse others, and the fallback stores all weights.
+Everywhere, those of queries and values are padded to the larger one."""
 
 
 class ScaledDotProduct(Explicit):
@@ -44,7 +45,9 @@ class ScaledDotProduct(Explicit):
         in_kernel = causal and mask is None and q.shape[2] == k.shape[2]
         allowed = None if in_kernel else allowed_pairs(q, k, mask, causal)
         v_dim = v.shape[-1]
-        width = -(-max(q.shape[-1], v_dim) // KERNEL_ALIGNMENT) * KERNEL_ALIGNMENT
+        width = max(q.shape[-1], v_dim)
+        if q.is_cuda:
+            width = -(-width // KERNEL_ALIGNMENT) * KERNEL_ALIGNMENT
         # Zero channels change neither q·k nor the real channels of the output.
         q, k, v = (x if x.shape[-1] == width else F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v))
         if allowed is None:
