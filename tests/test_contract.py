@@ -325,7 +325,7 @@ CLASSIFICATION = Classification(num_classes=1000, loss=LossSpec(), mixup=0.0, cu
 
 
 class TestPapers:
-    """The models of the papers, by their tables: parameters exactly, FLOPs with keys and values to a quarter percent."""
+    """The models of the papers, by their tables: parameters exactly, FLOPs with keys and values to 0.25 percent."""
 
     @pytest.mark.parametrize(
         ("overrides", "parameters", "giga_flops"),
