@@ -67,7 +67,7 @@ MAY_IMPORT = {
     "inspection.capture": MODEL,
     "inspection.explanation": (*MODEL, "tasks"),
     "runtime": (*MODEL, "tasks", "data", "processes", "runtime"),
-    "training": (*MODEL, "tasks", "data", "processes", "runtime", "training"),
+    "training": (*MODEL, "pretrained", "tasks", "data", "processes", "runtime", "training"),
     "commands": ANYTHING,
 }
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 
-from perceiver.commands.finished_run import load
+from perceiver.commands.finished_run import load_named
 from perceiver.commands.results import show_results, test, unreadable_samples, write_metrics
 from perceiver.commands.train import prepare_torch
 from perceiver.runtime.errors import ConfigError
@@ -23,7 +23,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     split = cfg.split
     if split not in STAGES:
         raise ConfigError(f"split={split}: must be one of {', '.join(STAGES)}")
-    finished = load(str(cfg.run), cfg.checkpoint, cfg.overrides, cfg.trusted, augment=split != "train")
+    finished = load_named(cfg, cfg.overrides, augment=split != "train")
     config, parts = finished.config, finished.parts
     prepare_torch(config)
     finished.check_data(split, allow_trained=cfg.allow_trained)

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import DictConfig, OmegaConf
 
 from perceiver.runtime.config import check_parts
 from perceiver.runtime.errors import ConfigError
 from perceiver.runtime.overrides import apply_overrides
 from perceiver.runtime.suggestions import nearest
 from perceiver.training.build import Parts, build, config_errors
-from perceiver.training.checkpoint import load_weights, read_checkpoint
+from perceiver.training.checkpoint import Checkpoint, load_weights, read_checkpoint
+from perceiver.training.published import read_published
 from perceiver.training.trust import check_trust
 from perceiver.types import Stage
 
@@ -100,6 +102,42 @@ def load(
     path, output_dir = locate_checkpoint(run, checkpoint, *keys)
     content = read_checkpoint(path)
     check_trust(content.config, [trusted] if isinstance(trusted, str) else list(map(str, trusted)), path)
+    return rebuild(content, path, output_dir, overrides, augment=augment)
+
+
+def load_named(
+    cfg: DictConfig,
+    overrides: Sequence[str] = (),
+    *,
+    augment: bool = True,
+    keys: tuple[str, str] = ("run", "checkpoint"),
+) -> FinishedRun:
+    """Load the run or the published model that the settings of a command name; other arguments are those of `load`.
+
+    A published model has no samples of its own; the setting `data` gives it those of a source, which its readers read.
+
+    Raises:
+        ConfigError: neither or both are given, or see `load` and `read_published`.
+    """
+    run, pretrained = cfg[keys[0]], cfg.pretrained if keys[0] == "run" else None
+    if run is None and pretrained is None:
+        raise ConfigError(f"{keys[0]} must be given: {keys[0]}=…, or pretrained=… for a published model")
+    if run is not None:
+        if pretrained is not None or cfg.get("data") is not None:
+            given = "pretrained" if pretrained is not None else "data"
+            raise ConfigError(f"{given}=… and run={run}: give one of them; overrides='[…]' changes the data of a run")
+        return load(str(run), cfg[keys[1]], overrides, cfg.trusted, augment=augment, keys=keys)
+    content, path = read_published(str(pretrained), str(cfg.variant))
+    if cfg.get("data") is not None:
+        content.config["data"]["source"] = OmegaConf.to_container(cfg.data.source, resolve=True, throw_on_missing=True)
+    output_dir = Path("outputs") / "pretrained" / Path(str(pretrained)).resolve().name
+    return rebuild(content, path, output_dir, overrides, augment=augment)
+
+
+def rebuild(
+    content: Checkpoint, path: Path, output_dir: Path, overrides: Sequence[str], *, augment: bool
+) -> FinishedRun:
+    """Rebuild a run from the content of a checkpoint; arguments and errors are those of `load` and `FinishedRun`."""
     config = apply_overrides(content.config, overrides, content.interpolations)
     if not augment:
         config["data"] = without_augmentation(config["data"])

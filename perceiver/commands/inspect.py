@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from perceiver.commands.finished_run import FinishedRun, check_writable, load
+from perceiver.commands.finished_run import FinishedRun, check_writable, load_named
 from perceiver.commands.predict import input_files, named, to_accelerator
 from perceiver.commands.train import prepare_torch
 from perceiver.data.collate import collate
@@ -121,7 +121,7 @@ def load_run(cfg: DictConfig, key: str, checkpoint_key: str, overrides: Sequence
     Raises:
         ConfigError: there is no such run or checkpoint.
     """
-    finished = load(str(cfg[key]), cfg[checkpoint_key], overrides, cfg.trusted, keys=(key, checkpoint_key))
+    finished = load_named(cfg, overrides, keys=(key, checkpoint_key))
     to_accelerator(finished.parts)
     explainer = finished.parts.explainer(finished.config["attention"]["rollout_alpha"])
     name = f"{'/'.join(finished.output_dir.absolute().parts[-2:])} ({finished.checkpoint.stem})"

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from rich.table import Table
 from torch import Tensor
 
-from perceiver.commands.finished_run import check_writable, load
+from perceiver.commands.finished_run import check_writable, load_named
 from perceiver.commands.train import prepare_torch
 from perceiver.data.collate import collate
 from perceiver.data.files import UnreadableError
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 def predict(cfg: DictConfig) -> list[dict[str, Any]]:
-    """Predict with a run's checkpoint for files: a table, `predictions.json`, and figures.
+    """Predict with a run's checkpoint or a published model for files: a table, `predictions.json`, and figures.
 
     A long sound has predictions as a whole and for each window, with a timeline of the windows; its contact sheets show
     the window in which the best answer has its highest score.
@@ -48,7 +48,7 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
         raise ConfigError("inputs=[]: name at least one file")
     if cfg.top is not None and (not isinstance(cfg.top, int) or cfg.top < 1):
         raise ConfigError(f"top={cfg.top}: must be a whole number, at least 1")
-    finished = load(str(cfg.run), cfg.checkpoint, cfg.overrides, cfg.trusted)
+    finished = load_named(cfg, cfg.overrides)
     config, parts = finished.config, finished.parts
     prepare_torch(config)
     to_accelerator(parts)

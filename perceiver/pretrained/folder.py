@@ -16,9 +16,11 @@ from torch import Tensor
 
 from perceiver.model import Perceiver
 from perceiver.pretrained.architectures import ARCHITECTURES, Config, Variant
+from perceiver.pretrained.nodes import Node
 from perceiver.pretrained.transformers import load
 
 CONFIG, SAFETENSORS, PICKLED = "config.json", "model.safetensors", "pytorch_model.bin"
+PREPROCESSING = "preprocessor_config.json"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -30,12 +32,14 @@ class Published:
         path: of the weights.
         architecture: name of its class in transformers.
         config: the content of `config.json`.
+        preprocessing: the content of `preprocessor_config.json`, if there is one.
         weights: by their names in transformers.
     """
 
     path: Path
     architecture: str
     config: Config
+    preprocessing: dict[str, Any]
     weights: dict[str, Tensor]
 
     @property
@@ -61,7 +65,7 @@ def from_pretrained(source: str | Path, *, variant: Variant = "transformers") ->
     return build(published, variant)[0]
 
 
-def build(published: Published, variant: Variant) -> tuple[Perceiver, dict[str, Any]]:
+def build(published: Published, variant: Variant) -> tuple[Perceiver, Node]:
     """Build a model in evaluation mode, with the stored weights; return it and its node.
 
     Raises:
@@ -84,7 +88,9 @@ def read(source: str | Path) -> Published:
         folder = download(str(source))
     if not folder.is_dir():
         raise FileNotFoundError(f"{source}: no such folder, nor the name of a repository such as owner/name")
-    config = _read_config(folder / CONFIG)
+    config = _read_json(folder / CONFIG)
+    settings = folder / PREPROCESSING
+    preprocessing = _read_json(settings) if settings.is_file() else {}
     names = config.get("architectures") or []
     found = [name for name in names if name in ARCHITECTURES]
     if not found:
@@ -93,7 +99,7 @@ def read(source: str | Path) -> Published:
     path = next((path for name in (SAFETENSORS, PICKLED) if (path := folder / name).is_file()), None)
     if path is None:
         raise FileNotFoundError(f"{folder}: has neither {SAFETENSORS} nor {PICKLED}")
-    return Published(path, found[0], config, _read_weights(path))
+    return Published(path, found[0], config, preprocessing, _read_weights(path))
 
 
 def download(name: str) -> Path:
@@ -108,9 +114,9 @@ def download(name: str) -> Path:
         problem = "no such folder; to download it from the Hugging Face Hub, install huggingface_hub"
         raise FileNotFoundError(f"{name}: {problem} (pip install 'perceiver[hub]')") from error
     try:
-        listed = snapshot_download(name, allow_patterns=[CONFIG, SAFETENSORS])
+        listed = snapshot_download(name, allow_patterns=[CONFIG, PREPROCESSING, SAFETENSORS])
         if not (Path(listed) / SAFETENSORS).is_file():
-            listed = snapshot_download(name, allow_patterns=[CONFIG, PICKLED])
+            listed = snapshot_download(name, allow_patterns=[CONFIG, PREPROCESSING, PICKLED])
         return Path(listed)
     except Exception as error:  # of the connection, of the server, of the cache
         first = str(error).strip().partition("\n")[0]
@@ -118,7 +124,7 @@ def download(name: str) -> Path:
         raise FileNotFoundError(f"{name}: no such folder, and not available from the Hub ({first}); {hint}") from error
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text())
     except FileNotFoundError as error:

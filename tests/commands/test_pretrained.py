@@ -1,0 +1,118 @@
+"""Published models in a folder are given files and data like runs; their answers are those of transformers."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.pretrained.small import CONV, FLOW, LEARNED, MASKED_LM, SEQUENCE, small, transformers
+from tests.runs import assert_refused, script
+
+NAMES = [f"kind {label}" for label in range(7)]
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "picture.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (61, 97, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def saved(hf_class, folder, **overrides):
+    hf_model = small(hf_class, **overrides)
+    hf_model.config.id2label = dict(enumerate(NAMES))
+    hf_model.save_pretrained(folder)
+    return hf_model
+
+
+def predicted(folder, file, output):
+    ended = script("experiments/predict.py", f"pretrained={folder}", f"inputs={file}", f"output={output}", "top=7")
+    assert ended.ok, ended.err
+    (answer,) = json.loads((output / "predictions.json").read_text())
+    assert all((output / path).exists() for path in answer["attention"].values())
+    return answer["predictions"]
+
+
+@torch.no_grad()
+def assert_same_classes(found, hf_model, inputs):
+    expected = hf_model(inputs).logits[0].softmax(dim=0)
+    order = expected.argsort(descending=True).tolist()
+    assert [one["class"] for one in found] == [NAMES[label] for label in order]
+    assert [one["probability"] for one in found] == pytest.approx(expected[order].tolist(), abs=1e-5)
+
+
+class TestPredict:
+    @pytest.mark.parametrize("hf_class", [CONV, LEARNED], ids=["conv", "learned"])
+    def test_an_image_has_the_classes_of_transformers(self, tmp_path, picture, hf_class):
+        hf_model = saved(hf_class, tmp_path / "model")
+        processor = transformers.PerceiverImageProcessor()
+        if hf_class is LEARNED:
+            processor = transformers.PerceiverImageProcessor(
+                size={"height": 13, "width": 13}, crop_size={"height": 17, "width": 17}
+            )
+            processor.save_pretrained(tmp_path / "model")
+        found = predicted(tmp_path / "model", picture, tmp_path / "out")
+        assert_same_classes(found, hf_model, processor(Image.open(picture), return_tensors="pt").pixel_values)
+
+    def test_a_text_has_the_classes_of_transformers(self, tmp_path):
+        hf_model = saved(SEQUENCE, tmp_path / "model")
+        (tmp_path / "text.txt").write_text("naïve")
+        found = predicted(tmp_path / "model", tmp_path / "text.txt", tmp_path / "out")
+        ids = transformers.PerceiverTokenizer()("naïve", return_tensors="pt").input_ids
+        assert_same_classes(found, hf_model, ids)
+
+    @torch.no_grad()
+    def test_masked_bytes_of_a_text_are_filled(self, tmp_path):
+        hf_model = saved(MASKED_LM, tmp_path / "model", max_position_embeddings=23)
+        with torch.no_grad():
+            hf_model.embedding_decoder.bias[:38] = -1e3  # printable characters only
+            hf_model.embedding_decoder.bias[132:] = -1e3
+        hf_model.save_pretrained(tmp_path / "model")
+        text = "some [MASK][MASK] missing"
+        (tmp_path / "text.txt").write_text(text)
+        (found,) = predicted(tmp_path / "model", tmp_path / "text.txt", tmp_path / "out")
+        ids = transformers.PerceiverTokenizer()(text, return_tensors="pt").input_ids
+        logs = hf_model(ids).logits[0, 6:8].log_softmax(dim=-1).max(dim=-1)
+        filled = bytes((logs.indices - 6).tolist()).decode()
+        assert found["text"] == f"some {filled} missing"
+        assert found["log_probability"] == pytest.approx(float(logs.values.sum()), abs=1e-4)
+
+    def test_files_are_found_where_the_command_is_run(self, tmp_path, picture, monkeypatch):
+        saved(LEARNED, tmp_path / "model")
+        monkeypatch.chdir(tmp_path)
+        assert script("experiments/predict.py", "pretrained=model", "inputs=picture.png").ok
+        assert (tmp_path / "outputs" / "pretrained" / "model" / "predictions" / "predictions.json").exists()
+
+
+def test_it_is_evaluated_and_inspected_on_class_folders(tmp_path):
+    saved(LEARNED, tmp_path / "model")
+    random = np.random.default_rng(0)
+    for name in NAMES:
+        for number in range(3):
+            path = tmp_path / "data" / "test" / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(random.integers(0, 256, (13, 13, 3), dtype=np.uint8)).save(path)
+            train = tmp_path / "data" / "train" / name / f"{number}.png"
+            train.parent.mkdir(parents=True, exist_ok=True)
+            train.write_bytes(path.read_bytes())
+    given = [f"pretrained={tmp_path / 'model'}", "data=image_folder", f"data.root={tmp_path / 'data'}"]
+    ended = script("experiments/evaluate.py", *given, f"output={tmp_path / 'metrics.json'}")
+    assert ended.ok, ended.err
+    assert 0.0 <= json.loads((tmp_path / "metrics.json").read_text())["test/accuracy"] <= 1.0
+    page = tmp_path / "page.html"
+    ended = script("experiments/inspect_attention.py", *given, f"output={page}", "samples=2", "scored_samples=2")
+    assert ended.ok, ended.err
+    assert page.exists()
+
+
+def test_errors_are_one_sentence(tmp_path, picture):
+    model = tmp_path / "model"
+    saved(FLOW, model)
+    command = "experiments/predict.py"
+    assert_refused(script(command, f"inputs={picture}"), "run must be given", "pretrained")
+    assert_refused(script(command, f"run={tmp_path}", f"pretrained={model}", f"inputs={picture}"), "give one of them")
+    assert_refused(script(command, f"pretrained={tmp_path}", f"inputs={picture}"), "pretrained=", "config.json")
+    options = [f"pretrained={model}", f"inputs={picture}", "variant=haiku"]
+    assert_refused(script(command, *options), "variant=haiku", "deepmind")
