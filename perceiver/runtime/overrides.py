@@ -24,10 +24,8 @@ from perceiver.runtime.suggestions import unknown_key
 from perceiver.runtime.synonyms import SHORT_KEYS
 
 TEXT_KEYS: dict[str, Any] = {
-    **dict.fromkeys(("out", "variant"), str),
-    **dict.fromkeys(
-        ("run", "pretrained", "ckpt_path", "compare", "output", "checkpoint", "compare_checkpoint"), str | None
-    ),
+    **dict.fromkeys(("run", "out", "variant"), str),
+    **dict.fromkeys(("pretrained", "ckpt_path", "compare", "output", "checkpoint", "compare_checkpoint"), str | None),
     **dict.fromkeys(("inputs", "trusted", "overrides"), str | list[str]),
     **dict.fromkeys(("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"), str),
 }

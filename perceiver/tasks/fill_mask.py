@@ -23,7 +23,7 @@ class FillMask(Task):
             text has.
     """
 
-    answer_key = "text"
+    answer_key = "filled"
     num_answers = 1
 
     def __init__(self, *, modality: str, tokenizer: Tokenizer, output: str = "logits") -> None:
@@ -56,7 +56,7 @@ class FillMask(Task):
         is_masked = ids == MASK
         texts = [self.tokenizer.decode(row) for row in best.where(is_masked, ids).tolist()]
         totals = values.where(is_masked, 0.0).sum(dim=1).tolist()
-        return [[{"text": text, "log_probability": total}] for text, total in zip(texts, totals, strict=True)]
+        return [[{"filled": text, "log_probability": total}] for text, total in zip(texts, totals, strict=True)]
 
     def answers(
         self,

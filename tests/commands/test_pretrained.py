@@ -76,7 +76,7 @@ class TestPredict:
         ids = transformers.PerceiverTokenizer()(text, return_tensors="pt").input_ids
         logs = hf_model(ids).logits[0, 6:8].log_softmax(dim=-1).max(dim=-1)
         filled = bytes((logs.indices - 6).tolist()).decode()
-        assert found["text"] == f"some {filled} missing"
+        assert found["filled"] == f"some {filled} missing"
         assert found["log_probability"] == pytest.approx(float(logs.values.sum()), abs=1e-4)
 
     def test_files_are_found_where_the_command_is_run(self, tmp_path, picture, monkeypatch):

@@ -180,7 +180,8 @@ def test_optional_keys_can_be_left_out(tmp_path):
 @pytest.mark.parametrize(("name", "missing"), [("evaluate", "run"), ("predict", "inputs")])
 def test_a_missing_argument_is_named(name, missing):
     ended = script(f"experiments/{name}.py")
-    assert (ended.code, ended.err) == (1, f"error: {missing} must be given: {missing}=…\n")
+    assert ended.code == 1
+    assert ended.err.startswith(f"error: {missing} must be given: {missing}=…")
 
 
 def test_a_mistake_in_an_experiment_file_is_found_like_one_on_the_command_line(tmp_path):
