@@ -64,6 +64,7 @@ def read_published(source: str, variant: str) -> tuple[Checkpoint, Path]:
         config=config,
         class_names=config["data"]["source"]["names"],
         vocabulary=None,
+        input_vocabulary=None,
         state={f"model.{name}": value for name, value in model.state_dict().items()},
         step=0,
         epoch=0,
