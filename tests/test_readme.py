@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import perceiver
 from perceiver.runtime.config import register_resolvers, resolved
+from tests.pretrained.small import CONV, SMALL, small
 from tests.runs import ROOT, composed, image_tree, metrics, script, trained
 
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / "README.md").read_text(), flags=re.DOTALL | re.MULTILINE)
@@ -52,17 +54,25 @@ def test_the_blocks_of_python_run(tmp_path):
         "model.memory.cross_attention.num_heads=2",
     )
     (event,) = run.glob("attention/*.npz")
-    Image.new("L", (8, 8)).save(tmp_path / "cat.png")
-    assert len(PYTHON) == 4
+    Image.new("RGB", (8, 8)).save(tmp_path / "cat.png")
+    small(CONV).save_pretrained(tmp_path / "published")
+    assert len(PYTHON) == 5
     names: dict[str, object] = {"np": np}
     for block in PYTHON:
         for shown, real in {
             "outputs/image_classification/…": run,
             "outputs/…/attention/step_00002399.npz": event,
             "cat.jpg": tmp_path / "cat.png",
+            "cat_attention.png": tmp_path / "cat_attention.png",
+            "deepmind/vision-perceiver-conv": tmp_path / "published",
         }.items():
             block = block.replace(f'"{shown}"', repr(str(real)))
         exec(block, names)
+    assert names["logits"].shape == (1, SMALL["num_labels"])
+    assert (tmp_path / "cat_attention.png").exists()
+    loaded = perceiver.load(run)
+    (answers,) = loaded.predict(tmp_path / "cat.png")
+    assert {one["class"] for one in answers} <= set(loaded.class_names)
 
 
 @pytest.mark.slow

@@ -124,13 +124,37 @@ def load_named(
         raise ConfigError(f"{keys[0]} must be given: {keys[0]}=…, or pretrained=… for a published model")
     if run is not None:
         if pretrained is not None or cfg.get("data") is not None:
-            given = "pretrained" if pretrained is not None else "data"
-            raise ConfigError(f"{given}=… and run={run}: give one of them; overrides='[…]' changes the data of a run")
+            other = "pretrained" if pretrained is not None else "data"
+            raise ConfigError(f"{other}=… and run={run}: give one of them; overrides='[…]' changes the data of a run")
         return load(str(run), cfg[keys[1]], overrides, cfg.trusted, augment=augment, keys=keys)
-    content, path = read_published(str(pretrained), str(cfg.variant))
-    if cfg.get("data") is not None:
-        content.config["data"]["source"] = OmegaConf.to_container(cfg.data.source, resolve=True, throw_on_missing=True)
-    output_dir = Path("outputs") / "pretrained" / Path(str(pretrained)).resolve().name
+    source = None if cfg.get("data") is None else cfg.data.source
+    given = None if source is None else OmegaConf.to_container(source, resolve=True, throw_on_missing=True)
+    return load_published(str(pretrained), str(cfg.variant), overrides, source=given, augment=augment)
+
+
+def load_published(
+    pretrained: str,
+    variant: str = "transformers",
+    overrides: Sequence[str] = (),
+    *,
+    source: Any = None,
+    augment: bool = True,
+) -> FinishedRun:
+    """Build a published model as a run.
+
+    Args:
+        pretrained: folder, or the name of a repository on the Hugging Face Hub.
+        variant: see `perceiver.pretrained.architectures`.
+        overrides, augment: see `load`.
+        source: node of a source of samples; None for none.
+
+    Raises:
+        ConfigError: see `read_published` and `load`.
+    """
+    content, path = read_published(pretrained, variant)
+    if source is not None:
+        content.config["data"]["source"] = source
+    output_dir = Path("outputs") / "pretrained" / Path(pretrained).resolve().name
     return rebuild(content, path, output_dir, overrides, augment=augment)
 
 
@@ -150,6 +174,11 @@ def rebuild(
     parts.module.description["trained_on"] = content.trained_on
     parts.module.eval()
     return FinishedRun(config, parts, content.step, content.epoch, path, output_dir)
+
+
+def is_run(path: Path) -> bool:
+    """Whether a path is that of a run directory or a checkpoint, and not of a published model."""
+    return path.is_file() or (path / "checkpoints").is_dir()
 
 
 def locate_checkpoint(run: str, checkpoint: str | None, run_key: str, checkpoint_key: str) -> tuple[Path, Path]:

@@ -1,0 +1,99 @@
+"""A trained or published model with all that it takes to predict and explain files, outside of Hydra."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from PIL import Image
+
+from perceiver.commands.finished_run import FinishedRun, is_run, load_published
+from perceiver.commands.finished_run import load as load_run
+from perceiver.commands.predict import predict_samples, to_accelerator
+from perceiver.data.collate import collate
+from perceiver.inspection.explanation import Explainer, Explanation
+from perceiver.inspection.writer import ExplanationWriter
+from perceiver.model import Perceiver
+from perceiver.pretrained.architectures import Variant
+from perceiver.types import Sample
+
+Files: TypeAlias = str | Path | Sequence[str | Path]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model on the accelerator, if there is one, in evaluation mode.
+
+    Attributes:
+        run: its parts: data set with readers, model and task, and the config that they were built from.
+    """
+
+    run: FinishedRun
+
+    @property
+    def model(self) -> Perceiver:
+        return self.run.parts.model
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names of the classes by label; empty if there are none."""
+        return list(self.run.parts.module.description["class_names"])
+
+    @property
+    def explainer(self) -> Explainer:
+        """Explains batches, see `perceiver.inspection.explanation`."""
+        return self.run.parts.explainer(self.run.config["attention"]["rollout_alpha"])
+
+    @torch.no_grad()
+    def predict(self, files: Files, top: int | None = None) -> list[list[dict[str, Any]]]:
+        """Return at most `top` answers for each file, best first, as `predictions.json` has them.
+
+        Raises:
+            UnreadableError: a file is missing or not of a kind that the model reads.
+        """
+        return predict_samples(self.run.parts, self._samples(files), top or self.run.parts.task.num_answers)
+
+    def explain(self, files: Files) -> Explanation:
+        """Return attention, rollout and relevance for the answers about files; of long recordings for each window.
+
+        Raises:
+            UnreadableError: a file is missing or not of a kind that the model reads.
+        """
+        windows = [window for sample in self._samples(files) for window in sample.split()]
+        return self.explainer.explain(collate(windows).to(self.run.parts.module.device))
+
+    def contact_sheets(self, explanation: Explanation, num_latents: int = 6) -> dict[str, list[Image.Image]]:
+        """Return figures of an explanation: the name of a layer -> a picture for each of its samples."""
+        return ExplanationWriter(self.explainer, explanation).contact_sheets(num_latents)
+
+    def _samples(self, files: Files) -> list[Sample]:
+        paths = [files] if isinstance(files, str | Path) else files
+        return [self.run.parts.data.dataset.read(Path(path)) for path in paths]
+
+
+def load(
+    source: str | Path,
+    checkpoint: str | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    trusted: str | Iterable[str] = (),
+    variant: Variant = "transformers",
+) -> Loaded:
+    """Load a run, a checkpoint or a published model.
+
+    Args:
+        source: run directory, file of a checkpoint, folder of a published model, or the name of its repository on the
+            Hugging Face Hub.
+        checkpoint, overrides, trusted: see `perceiver.commands.finished_run.load`.
+        variant: of a published model, see `perceiver.pretrained.architectures`.
+
+    Raises:
+        ConfigError: it does not exist, is damaged, or builds classes that are not trusted.
+    """
+    if is_run(Path(source)):
+        run = load_run(str(source), checkpoint, overrides, trusted)
+    else:
+        run = load_published(str(source), variant, overrides)
+    to_accelerator(run.parts)
+    return Loaded(run)
