@@ -1,4 +1,4 @@
-"""The start of a run: from new weights, or resumed from a checkpoint, then exactly as without the interruption.
+"""The start of a run: from new weights, those of another run, or resumed, then exactly as without the interruption.
 
 A checkpoint holds weights, optimizer, schedule and callbacks, the number of batches done (`DataModule`), and the number
 of logged rows (`Curves`). Random draws are functions of (seed, batches done) (`StepSeeds`). Resuming is refused where
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
+from perceiver.commands.initialize import initialize_from
 from perceiver.runtime.checkpoints import LAST, PREVIOUS
 from perceiver.runtime.errors import ConfigError
 from perceiver.runtime.launch import is_restarted
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def build_or_resume(config: dict[str, Any], run_dir: Path) -> tuple[Parts, Path | None, int]:
-    """Build the parts of a run, with the weights of the checkpoint that it is resumed from.
+    """Build the parts of a run, with the weights of the checkpoint that it is resumed from, or of `init.from`.
 
     Returns:
         The parts, the checkpoint if there is one, and the number of optimizer steps done.
@@ -40,6 +41,8 @@ def build_or_resume(config: dict[str, Any], run_dir: Path) -> tuple[Parts, Path 
         except ConfigError as error:
             raise ConfigError(f"ckpt_path={error}") from error
         log_changes(checkpoint.config, config)
+    elif (run := config["init"]["from"]) is not None:
+        initialize_from(parts, run)
     log_required_trust(config)
     if config["compile"]:
         parts.model.compile()

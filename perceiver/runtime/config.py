@@ -21,6 +21,7 @@ from perceiver.runtime.synonyms import ALIASES
 SETTINGS: dict[str, Any] = {
     "seed": Annotated[int, Field(ge=0, lt=2**32)],
     "ckpt_path": str | None,
+    "init": dict[Literal["from"], str | None],
     "compile": bool,
     "on_nonfinite": Literal["stop", "skip"],
     "decay_embeddings": bool,
