@@ -92,6 +92,10 @@ CAPTIONS = ["task=captioning", "tokenizer=words", "decoder@model.decoder=text"]
 SEGMENTATION = ["data=shape_masks", "task=segmentation", "decoder@model.decoder=dense"]
 RECONSTRUCTION = ["task=reconstruction", "decoder@model.decoder=dense_patches"]
 TRANSLATION = [*CAPTIONS, "data=text_pairs", "~encoder@model.encoders.image", "+encoder@model.encoders.text=text"]
+MASKED_TEXT = [
+    *("data=text_pairs", "~encoder@model.encoders.image", "+encoder@model.encoders.text=text", "tokenizer=words"),
+    *("task=reconstruction_ids", "decoder@model.decoder=dense_ids"),
+]
 
 
 @pytest.fixture(scope="session")
@@ -131,12 +135,16 @@ def candidates(group: str, choice: str) -> Iterator[list[str]]:
     alone = f"{key}=[{choice}]" if group == "callbacks" else f"{key}={choice}"
     if choice == "joint":
         yield JOINT
+    if choice in ("reconstruction", "dense_patches"):
+        yield [*RECONSTRUCTION, alone]
+    if choice in ("reconstruction_ids", "dense_ids"):
+        yield MASKED_TEXT
+    if choice == "dense_joined":  # which has no outputs of its own
+        yield ["experiment=autoencoding"]
     if choice.startswith("text"):
         yield [*TRANSLATION, alone]
     if choice.startswith("dense") or "segment" in choice or "mask" in choice:
         yield [*SEGMENTATION, alone]
-    if choice in ("reconstruction", "dense_patches"):
-        yield [*RECONSTRUCTION, alone]
     yield [alone]
     yield ["mechanism@model.memory.cross_attention.mechanism=explicit", alone]
     yield from ([f"experiment={name}"] for name in EXPERIMENTS if (group, choice) in choices_of(name))
@@ -235,8 +243,9 @@ class TestKeys:
         assert where.parts[0] in GROUPS if len(where.parts) == 2 else where.stem in scripts
         for key, value in leaves(content):
             homes = ONE_HOME.get(key.rpartition(".")[2])
-            # A spectrogram always has one channel, and one of several decoders need not be over classes.
-            free = (path.stem.startswith("audio_") and key == "stem.channels") or "decoder.decoders." in key
+            # A sound always has one channel, and one of several decoders need not be over classes.
+            is_sound = (path.stem.startswith("audio_") and key == "stem.channels") or ".audio.target." in key
+            free = is_sound or "decoder.decoders." in key
             if homes and not str(value).startswith("${") and not free:
                 assert path.parent.name in homes or key.partition(".")[0] in homes, f"{key} is set elsewhere"
 

@@ -67,7 +67,8 @@ class Dataset:
 
     def split(self, stage: Stage) -> "Split | None":
         """Return the samples of a stage, or None if there are none; raises as `Source.items`."""
-        items = self.source.items(stage, {name: reader.kind for name, reader in self.readers.items()})
+        roles = {name: reader.kind for name, reader in self.readers.items() if reader.target is None}
+        items = self.source.items(stage, roles)
         return None if items is None else Split(self, items, train=stage == "train")
 
     def texts(self) -> Iterable[str]:
@@ -125,10 +126,11 @@ class Dataset:
         readings: dict[str, Reading] = {}
         absent: dict[str, AbsentError] = {}
         for name, reader in self.readers.items():
-            if name in item.parts and name in self.modalities:
+            part = item.parts.get(name) if reader.target is None else item.targets.get(reader.target)
+            if part is not None and name in self.modalities:
                 clips = next((reading.clips for reading in readings.values() if reading.clips), None)
                 try:
-                    readings[name] = reader.read(item.parts[name], train=train, clips=clips)
+                    readings[name] = reader.read(part, train=train, clips=clips)
                 except AbsentError as error:
                     absent[name] = error
         for name, problem in absent.items():
@@ -154,13 +156,16 @@ class Split:
     @cached_property
     def modalities(self) -> list[str]:
         """The modalities that any sample has; no sample is read."""
-        roles = getattr(self.items, "roles", None)
-        if roles is None:
-            roles, all_roles = set(), set(self.dataset.readers)
-            for index in range(len(self.items)):
-                roles |= self.items[index].parts.keys()
-                if roles >= all_roles:
-                    break
+        labeled = {name: reader.target for name, reader in self.dataset.readers.items() if reader.target is not None}
+        roles = set(getattr(self.items, "roles", ()))
+        all_roles = set(self.dataset.readers) - labeled.keys()
+        for index in range(0 if roles else len(self.items)):
+            roles |= self.items[index].parts.keys()
+            if roles >= all_roles:
+                break
+        if labeled and len(self.items):
+            first = self.items[0].targets
+            roles |= {name for name, target in labeled.items() if target in first}
         return [name for name in self.dataset.readers if name in roles and name in self.dataset.modalities]
 
     def sample_classes(self, index: int) -> Sequence[int]:

@@ -56,6 +56,7 @@ SOUNDS = FileKind(
 )
 TEXTS = FileKind("text", frozenset({".txt"}))
 ARRAYS = FileKind("array", frozenset({".npy"}))
+LABELS = FileKind("label", frozenset())
 
 
 def warn_once(kind: str, message: str) -> None:

@@ -63,9 +63,11 @@ class Reader(ABC, Generic[InMemory]):
 
     Attributes:
         kind: of file.
+        target: name of the target that is read in place of a part, if it is one.
     """
 
     kind: FileKind
+    target: str | None = None
 
     @abstractmethod
     def read(self, part: File | InMemory, *, train: bool, clips: Clips | None = None) -> Reading:
