@@ -101,17 +101,22 @@ class DenseDecoder(Decoder):
             part.set_input_dim(input_dim)
 
     def forward(self, memory: Memory, queries: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        outputs = {}
+        """Compute the outputs whose places are given, and those that need none.
+
+        Raises:
+            ValueError: there are none.
+        """
+        outputs, given = {}, queries or {}
         for name, part in self.queries.by_output.items():
             if not part.needs_places:
                 found = self._decode(name, part, memory, None)
                 outputs[name] = found[:, 0] if found.shape[1] == 1 else found
-            elif queries is None or name not in queries:
-                raise ValueError(f"queries lack {name!r}: the places of the output")
-            else:
-                places = queries[name]
+            elif name in given:
+                places = given[name]
                 chunks = [places] if torch.is_grad_enabled() else torch.split(places, self.chunk_size, dim=1)
                 outputs[name] = torch.cat([self._decode(name, part, memory, chunk) for chunk in chunks], dim=1)
+        if not outputs:
+            raise ValueError(f"queries lack {' and '.join(map(repr, self.needs_queries))}: the places of the output")
         return outputs
 
     def _decode(

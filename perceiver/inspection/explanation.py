@@ -265,7 +265,7 @@ def answer_relevance(
     """Return the relevance of each token for the logits of each answer; see `relevance`."""
 
     def of_output(output: str, own: Answers) -> dict[str, Tensor]:
-        return {"tokens": relevance(record.for_output(output), answer_scores(logits, own))}
+        return {"tokens": relevance(record.for_output(output, all_queries=True), answer_scores(logits, own))}
 
     return _by_output(record, answers, of_output)["tokens"]
 

@@ -125,10 +125,11 @@ class Record:
         self.queries: Mapping[str, Tensor] = {}
         self.outputs: dict[str, Tensor] = {}
 
-    def for_output(self, output: str) -> Self:
+    def for_output(self, output: str, *, all_queries: bool = False) -> Self:
         """Return the part of the forward pass on which one output depends: without the layers of other decoders.
 
-        Of a decoder with several outputs, the layers that read the memory have the queries of this output alone.
+        Of a decoder with several outputs, the layers that read the memory have the queries of this output alone, and no
+        gradients, unless `all_queries`.
         """
         decoder, _, _ = output.rpartition("/")
         part = type(self)()
@@ -137,7 +138,7 @@ class Record:
         }
         own = {name: values for name, values in self.outputs.items() if name.rpartition("/")[0] == decoder}
         counts = [values.shape[1] if values.ndim > 2 else 1 for values in own.values()]
-        if len(own) > 1:
+        if len(own) > 1 and not all_queries:
             start = sum(counts[: list(own).index(output)])
             queries = slice(start, start + counts[list(own).index(output)])
             part.layers |= {

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 Node: TypeAlias = dict[str, Any]
 
 
-def part(target: str, **values: Any) -> Node:
+def part(target: str, /, **values: Any) -> Node:
     """Return the node of a class of this package."""
     return {"_target_": f"perceiver.{target}", **values}
 

@@ -4,6 +4,7 @@ Sources: of images `PerceiverImageProcessor`, of texts `PerceiverTokenizer` of t
 DeepMind's notebooks, which keep them in [0, 1] and [-1, 1].
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from perceiver.pretrained.architectures import Variant
@@ -27,34 +28,97 @@ def run_nodes(published: Published, model: Node, variant: Variant) -> Node:
     Raises:
         ValueError: files cannot be predicted with a model of this kind.
     """
-    names, tokenizer = published.class_names, None
-    encoders, decoder = model["encoders"], model["decoder"]
-    if "image" in encoders and "num_classes" in decoder:
-        encoder, settings = encoders["image"], published.preprocessing
-        mean, std = settings.get("image_mean", MEAN), settings.get("image_std", STD)
-        model = {**model, "encoders": {"image": {**encoder, "mean": mean, "std": std}}}
-        readers = {"image": image_reader(settings, encoder)}
-    elif "text" in encoders:
-        encoder = encoders["text"]
-        max_length = encoder["positions"]["shape"][0]
-        tokenizer = part(
-            "tokenizer.PerceiverTokenizer",
-            vocab_size=encoder["vocab_size"],
-            max_length=max_length,
-            ends=variant == "transformers",
-        )
-        readers = {"text": part("data.readers.text.TextReader", tokenizer=tokenizer)}
-    else:
-        raise ValueError(f"{published.architecture}: files cannot be predicted with this model yet")
-    if "num_classes" in decoder:
-        num_classes = decoder["num_classes"]
-        names = names if len(names) == num_classes else [f"class {label}" for label in range(num_classes)]
-        task = classification(num_classes)
-    else:
-        names, task = [], part("tasks.fill_mask.FillMask", modality="text", tokenizer=tokenizer)
+    kind = next(make for name, make in KINDS.items() if published.architecture.removeprefix(PREFIX).startswith(name))
+    nodes: Node = {"model": model, "tokenizer": None, "classes": 0, **kind(published, model, variant)}
+    names, num_classes = published.class_names, nodes.pop("classes")
+    if len(names) != num_classes:
+        names = [f"class {label}" for label in range(num_classes)]
     source = part("data.sources.no_samples.NoSamples", names=names)
-    data = part("data.dataset.Dataset", source=source, readers=readers, on_error="raise")
-    return {"model": model, "data": data, "task": task, "tokenizer": tokenizer}
+    nodes["data"] = part("data.dataset.Dataset", source=source, readers=nodes.pop("readers"), on_error="raise")
+    return nodes
+
+
+def image_classifier(published: Published, model: Node, variant: Variant) -> Node:
+    """Return the nodes of a classifier of images, whose encoder normalizes them."""
+    encoder, settings = model["encoders"]["image"], published.preprocessing
+    mean, std = settings.get("image_mean", MEAN), settings.get("image_std", STD)
+    num_classes = model["decoder"]["num_classes"]
+    return {
+        "model": {**model, "encoders": {"image": {**encoder, "mean": mean, "std": std}}},
+        "readers": {"image": image_reader(settings, encoder)},
+        "task": classification(num_classes),
+        "classes": num_classes,
+    }
+
+
+def text_model(published: Published, model: Node, variant: Variant) -> Node:
+    """Return the nodes of a classifier of texts, or of the language model."""
+    encoder = model["encoders"]["text"]
+    tokenizer = part(
+        "tokenizer.PerceiverTokenizer",
+        vocab_size=encoder["vocab_size"],
+        max_length=encoder["positions"]["shape"][0],
+        ends=variant == "transformers",
+    )
+    num_classes = model["decoder"].get("num_classes", 0)
+    fill_mask = part("tasks.fill_mask.FillMask", modality="text", tokenizer=tokenizer)
+    return {
+        "tokenizer": tokenizer,
+        "readers": {"text": part("data.readers.text.TextReader", tokenizer=tokenizer)},
+        "task": classification(num_classes) if num_classes else fill_mask,
+        "classes": num_classes,
+    }
+
+
+def multimodal_autoencoder(published: Published, model: Node, variant: Variant) -> Node:
+    """Return the nodes of the autoencoder, for videos with sound: their class, and how well they are reconstructed."""
+    audio, video = model["encoders"]["audio"], model["encoders"]["image"]
+    queries = model["decoder"]["queries"]["queries"]
+    num_frames, height, width = queries["image"]["starts_of"]
+    num_samples, patch_size = audio["positions"]["max_resolution"][0], audio["patch_size"]
+    rate, seconds = audio["sample_rate"], num_frames / video["frames_per_second"]
+    num_classes = model["decoder"]["num_channels"]["label"]
+    return {
+        "readers": {
+            "image": part(
+                "data.readers.video.VideoReader",
+                image_size=min(height, width),
+                channels=video["channels"],
+                frames_per_second=video["frames_per_second"],
+                seconds=seconds,
+                hop_seconds=seconds,
+                flip=0.0,
+            ),
+            "audio": part(
+                "data.readers.audio.AudioReader",
+                sample_rate=rate,
+                seconds=num_samples / rate,
+                hop_seconds=num_samples / rate,
+                augment=None,
+                log_mel=None,
+            ),
+        },
+        "task": part(
+            "tasks.joint.JointTask",
+            tasks={
+                "label": classification(num_classes, output="label"),
+                "image": reconstruction("image", [1, 1, 1], video["channels"], "PSNR", [num_frames, height, width]),
+                "audio": reconstruction("audio", [patch_size], 1, "SNR", [num_samples]),
+            },
+            monitor="loss",
+        ),
+        "classes": num_classes,
+    }
+
+
+PREFIX = "PerceiverFor"
+KINDS: dict[str, Callable[[Published, Node, Variant], Node]] = {
+    "ImageClassification": image_classifier,
+    "SequenceClassification": text_model,
+    "MaskedLM": text_model,
+    "MultimodalAutoencoding": multimodal_autoencoder,
+}
+"""What the names of architectures begin with -> function that makes the nodes."""
 
 
 def image_reader(settings: dict[str, Any], encoder: Node) -> Node:
@@ -87,4 +151,29 @@ def classification(num_classes: int, output: str = "logits") -> Node:
         mixup=0.0,
         cutmix=0.0,
         output=output,
+    )
+
+
+def reconstruction(modality: str, patch_size: list[int], channels: int, measure: str, size: list[int]) -> Node:
+    """Return the node of a task that reconstructs a modality, with the output of its name."""
+    target = part(
+        "tasks.reconstruction_targets.Patches",
+        patch_size=patch_size,
+        channels=channels,
+        mean=0.0,
+        std=1.0,
+        loss="l1",
+        measure=measure,
+        size=size,
+    )
+    return part(
+        "tasks.reconstruction.Reconstruction",
+        modality=modality,
+        target=target,
+        masked=0.0,
+        masked_in_evaluation=None,
+        replacement=None,
+        num_places=4096,
+        monitor="loss",
+        output=modality,
     )

@@ -2,12 +2,14 @@
 
 import json
 
+import av
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from tests.pretrained.small import CONV, FLOW, LEARNED, MASKED_LM, SEQUENCE, small, transformers
+import perceiver
+from tests.pretrained.small import CONV, FLOW, LEARNED, MASKED_LM, MULTIMODAL, SEQUENCE, small, transformers
 from tests.runs import assert_refused, script
 
 NAMES = [f"kind {label}" for label in range(7)]
@@ -25,6 +27,24 @@ def saved(hf_class, folder, **overrides):
     hf_model.config.id2label = dict(enumerate(NAMES))
     hf_model.save_pretrained(folder)
     return hf_model
+
+
+def write_video(path, num_frames, size=(8, 8)):
+    """Noise with sound, 25 frames a second."""
+    random = np.random.default_rng(0)
+    with av.open(path, "w") as container:
+        video, audio = container.add_stream("ffv1", rate=25), container.add_stream("pcm_s16le", rate=48_000)
+        video.height, video.width = size
+        video.pix_fmt = "bgr0"
+        for _ in range(num_frames):
+            pixels = random.integers(0, 256, (*size, 3), dtype=np.uint8)
+            container.mux(video.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format="bgr0")))
+        container.mux(video.encode())
+        wave = random.integers(-20_000, 20_000, (1, num_frames * 1920), dtype=np.int16)
+        frame = av.AudioFrame.from_ndarray(wave, format="s16", layout="mono")
+        frame.sample_rate = 48_000
+        container.mux(audio.encode(frame))
+        container.mux(audio.encode())
 
 
 def predicted(folder, file, output):
@@ -78,6 +98,22 @@ class TestPredict:
         filled = bytes((logs.indices - 6).tolist()).decode()
         assert found["filled"] == f"some {filled} missing"
         assert found["log_probability"] == pytest.approx(float(logs.values.sum()), abs=1e-4)
+
+    @torch.no_grad()
+    def test_a_video_has_the_classes_of_transformers_and_its_maps_are_drawn(self, tmp_path):
+        sizes = {"audio_samples_per_frame": 1920, "samples_per_patch": 64, "output_shape": [1, 2, 8, 8]}
+        hf_model = saved(MULTIMODAL, tmp_path / "model", **sizes)
+        write_video(tmp_path / "clip.mkv", num_frames=2)
+        answers = predicted(tmp_path / "model", tmp_path / "clip.mkv", tmp_path / "out")
+        found = [{"class": one["answer"], "probability": one["score"]} for one in answers if one["task"] == "label"]
+        inputs = perceiver.load(tmp_path / "model").explain(tmp_path / "clip.mkv").batch.inputs
+        given = {"image": inputs["image"].transpose(1, 2), "audio": inputs["audio"].mT, "label": torch.zeros(1, 7)}
+        points = {"image": torch.tensor([0]), "audio": torch.tensor([0]), "label": None}
+        expected = hf_model(inputs=given, subsampled_output_points=points).logits["label"][0].softmax(dim=0)
+        assert {one["class"]: one["probability"] for one in found} == pytest.approx(
+            dict(zip(NAMES, expected.tolist(), strict=True)), abs=1e-5
+        )
+        assert {one["answer"] for one in answers if one["task"] != "label"} == {"PSNR", "SNR"}
 
     def test_files_are_found_where_the_command_is_run(self, tmp_path, picture, monkeypatch):
         saved(LEARNED, tmp_path / "model")

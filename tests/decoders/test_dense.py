@@ -204,6 +204,7 @@ class TestJoined:
             "sound": (BATCH, 2, 1),
             "kind": (BATCH, 7),
         }
+        assert_close(decoder(memory, {"sound": places["sound"]}), {"sound": found["sound"], "kind": found["kind"]})
         again = decoder(memory, {**places, "sound": torch.rand(BATCH, 5, 1)})
         assert_close([again["photo"], again["kind"]], [found["photo"], found["kind"]])
         assert_close(decoder(memory, dict(reversed(places.items()))), found)
