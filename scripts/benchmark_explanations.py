@@ -72,7 +72,10 @@ def event_table(config: dict[str, Any]) -> Table:
             clock.measure("forward pass, captured", forward)
     explanation = clock.measure("explanation: capture, rollout, relevance", lambda: explainer.explain(batch))
     clock.measure("statistics", lambda: explanation.statistics)
-    writer, options = ExplanationWriter(explainer, explanation), {"max_megabytes": settings["max_megabytes"]}
+    writer, options = (
+        ExplanationWriter(explainer, explanation, lambda *_: None),
+        {"max_megabytes": settings["max_megabytes"]},
+    )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "event.npz"
         write = partial(writer.write_event, path, step=0, epoch=0, evaluation=Evaluation({}), **options)

@@ -77,6 +77,7 @@ def inspect_attention(cfg: DictConfig) -> Path:
     events: dict[str, list[Event]] = {}
     opened: list[Event] = []
     written: list[Path] = []
+    matrices: list[Path] = []
     for run in runs:
         is_first, finished, explainer = run is first, run.finished, run.explainer
         try:
@@ -91,8 +92,8 @@ def inspect_attention(cfg: DictConfig) -> Path:
                 raise
             problem = f"it cannot read the samples of run={cfg.run} ({one_line(error)})"
             raise ConfigError(f"compare={cfg.compare}: {problem}") from error
-        writer = ExplanationWriter(explainer, explanation)
-        samples = samples or writer.page_samples(finished.parts.data.dataset.pieces)
+        writer = ExplanationWriter(explainer, explanation, finished.parts.data.dataset.pieces)
+        samples = samples or writer.page_samples()
         written.append(output.with_name(f"{output.stem}{'' if is_first else '_compared'}.npz"))
         arrays = writer.write_event(
             written[-1],
@@ -106,9 +107,12 @@ def inspect_attention(cfg: DictConfig) -> Path:
         earlier = events_in(run.finished.output_dir / "attention", num_with_maps=MOST_EVENTS - 1 if is_single else 0)
         others = [event for event in earlier if event.step != finished.step]
         events[run.name] = sorted([*others, opened[-1]], key=lambda event: event.step)
-        console.print(*report(run.name, explanation, arrays, num_tested=len(tested)), sep="\n")
+        matrices += writer.write_matrices(output.with_name(f"{written[-1].stem}_alignment"))
+        console.print(*report(run.name, explanation, arrays, num_tested=len(tested), texts=writer.texts), sep="\n")
     write_page(output, explorer_page(" against ".join(events), samples, events, opened=opened))
     console.print(f"exact maps: {' and '.join(map(str, written))}", soft_wrap=True)
+    if matrices:
+        console.print(f"alignment matrices: {matrices[0].parent}", soft_wrap=True)
     console.print(f"open {output} in a browser", soft_wrap=True)
     if unreadable:
         raise UnreadableError("; ".join(unreadable))

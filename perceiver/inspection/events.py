@@ -38,8 +38,8 @@ def event_arrays(explanation: Explanation, *, max_megabytes: float) -> dict[str,
     queries];
     `answers` (JSON: for each sample the fields of each `Answer`, whose `queries` are indices of `queries`) with
     `answers/probability` [batch, answers]; `rollout/inputs` [batch, answers, keys], `rollout/residual` [batch,
-    answers], `rollout/alpha`; and `relevance/inputs` [batch, answers, keys], whose rows sum to 1, since relevance has
-    no unit, or to 0.
+    answers], `rollout/alpha`; `relevance/inputs` [batch, answers, keys], whose rows sum to 1, since relevance has no
+    unit, or to 0; and where the decoder attends to the tokens, `attention/inputs` [batch, answers, keys], its weights.
     """
     record, batch, found = explanation.record, explanation.batch, explanation.rollout
     arrays: dict[str, np.ndarray] = {"ids": np.array(batch.ids)}
@@ -61,6 +61,8 @@ def event_arrays(explanation: Explanation, *, max_megabytes: float) -> dict[str,
     arrays["rollout/inputs"], arrays["rollout/residual"] = _half(found.inputs), _half(found.residual)
     arrays["rollout/alpha"] = np.array(explanation.alpha)
     arrays["relevance/inputs"] = _half(explanation.relevance_shares)
+    if explanation.decoder_attention is not None:
+        arrays["attention/inputs"] = _half(explanation.decoder_attention)
     return arrays
 
 

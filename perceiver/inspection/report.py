@@ -16,9 +16,9 @@ from perceiver.inspection.axes import Plane
 from perceiver.inspection.events import scores_in
 from perceiver.inspection.explanation import Explanation
 from perceiver.inspection.explorer.packing import pooling, sum_pooled
+from perceiver.inspection.matrix import SHADES, alignment_matrices, matrix_lines
 from perceiver.types import Axis, Span
 
-SHADES = "·░▒▓█"
 MOST_CELLS, MOST_COLUMNS = 16 * 64, 64
 """Limits of a heat map in characters; a cell is two characters wide, which makes it about square, where possible."""
 FEW_COLUMNS = 7
@@ -32,7 +32,12 @@ SCORED = re.compile(r"(?P<of>|relevance/)(?P<score>energy_in_box|pointing_game)(
 
 
 def report(
-    name: str, explanation: Explanation, arrays: Mapping[str, np.ndarray], *, num_tested: int
+    name: str,
+    explanation: Explanation,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    num_tested: int,
+    texts: Mapping[str, Sequence[Sequence[str]]],
 ) -> Iterator[RenderableType]:
     """Yield the parts of a report.
 
@@ -41,6 +46,7 @@ def report(
         explanation: of some samples.
         arrays: of the event, with its scores.
         num_tested: number of samples on which localization and faithfulness were tested.
+        texts: the pieces of input texts by modality (`media.texts_of`).
     """
     scores = scores_in(arrays)
     yield statistics_table(f"attention of {name}, step {int(arrays['step'])}", scores)
@@ -49,7 +55,11 @@ def report(
     for row in range(len(explanation.batch)):
         yield ""
         yield sample_table(explanation, row)
-        yield from answer_heat_maps(explanation, row)
+        matrices = alignment_matrices(explanation, row, texts)
+        for modality, of_modality in matrices.items():
+            yield Text(f"{of_modality[0].kind} of the words over {modality}; true links in brackets")
+            yield Text("\n".join(matrix_lines(of_modality[0])), no_wrap=True, overflow="crop")
+        yield from answer_heat_maps(explanation, row, without=[name for name in matrices if name in texts])
     yield ""
     yield from evaluation_lines(
         scores, json.loads(str(arrays["deletion"])) if "deletion" in arrays else None, num_tested
@@ -92,10 +102,11 @@ def sample_table(explanation: Explanation, row: int) -> Table:
     return table
 
 
-def answer_heat_maps(explanation: Explanation, row: int) -> Iterator[RenderableType]:
+def answer_heat_maps(explanation: Explanation, row: int, *, without: Sequence[str] = ()) -> Iterator[RenderableType]:
     """Yield the maps of one answer of a sample: the most probable class, or the word with the sharpest relevance.
 
-    The probability of a word says little about its map: articles are the most probable.
+    The probability of a word says little about its map: articles are the most probable. Modalities in `without` are
+    left out.
     """
     maps, answers = _maps_of(explanation, row), explanation.answers[row]
     if not answers:
@@ -105,6 +116,8 @@ def answer_heat_maps(explanation: Explanation, row: int) -> Iterator[RenderableT
         slot = max(range(len(answers)), key=lambda slot: _concentration(maps["relevance"][slot]))
     for kind, tokens in maps.items():
         for name, span in explanation.record.spans.items():
+            if name in without:
+                continue
             extent = ", ".join(_ranges(span.grid.axes, [(0, 1)] * len(span.grid.axes)))
             yield Text(f"{kind} of {answers[slot].name!r} over {name}: {extent}")
             yield Text(heat_map(tokens[slot], span), no_wrap=True, overflow="crop")
@@ -179,6 +192,8 @@ def evaluation_lines(scores: Mapping[str, float], deletion: Mapping[str, Any] | 
             of, score, kind = (found[part].replace("_", " ").strip(" /") for part in ("of", "score", "kind"))
             title = f"{of or 'rollout'}, {score}{f' of {kind} words' if kind else ''}"
             yield f"{title}: {value:.2f}, by chance {chance:.2f}"
+        elif name.startswith("AER_"):
+            yield f"alignment error rate of {name.removeprefix('AER_')}: {value:.3f}"
     if "word_overlap" in scores:
         yield f"rollouts of two words of a text have {scores['word_overlap']:.2f} of their mass in common"
     if not num_tested:

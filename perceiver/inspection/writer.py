@@ -19,6 +19,7 @@ from perceiver.inspection.explorer.media import Media, page_samples, texts_of
 from perceiver.inspection.faithfulness import DeletionCurves, faithfulness
 from perceiver.inspection.figures import contact_sheets
 from perceiver.inspection.localization import localization, mean_scores
+from perceiver.inspection.matrix import AlignmentMatrix, alignment_matrices, matrix_csv, matrix_image
 from perceiver.inspection.statistics import drift
 from perceiver.types import Batch, Picture
 
@@ -69,10 +70,12 @@ class ExplanationWriter:
     Attributes:
         explainer: its model draws and plays the inputs.
         explanation: of a batch.
+        pieces: splits the ids of a text of a modality into pieces (`Dataset.pieces`).
     """
 
     explainer: Explainer
     explanation: Explanation
+    pieces: Callable[[str, Tensor], list[str] | None]
 
     @cached_property
     def pictures(self) -> dict[str, Picture]:
@@ -109,8 +112,33 @@ class ExplanationWriter:
         return arrays
 
     def contact_sheets(self, num_latents: int) -> dict[str, list[Image.Image]]:
-        """Draw the contact sheets of all samples; see `figures.contact_sheets`."""
-        return contact_sheets(self.explanation, self.pictures, num_latents=num_latents)
+        """Draw the contact sheets of all samples, see `figures.contact_sheets`, and `alignment/<modality>`."""
+        sheets = contact_sheets(self.explanation, self.pictures, num_latents=num_latents)
+        by_sample = [matrices for _, matrices in self.matrices()]
+        names = dict.fromkeys(name for matrices in by_sample for name in matrices)
+        return sheets | {
+            f"alignment/{name}": [
+                matrix_image(matrices[name]) if name in matrices else Image.new("RGB", (1, 1)) for matrices in by_sample
+            ]
+            for name in names
+        }
+
+    def matrices(self) -> Iterator[tuple[str, dict[str, list[AlignmentMatrix]]]]:
+        """Yield id and alignment matrices of each sample; see `alignment_matrices`."""
+        for row, id in enumerate(self.explanation.batch.ids):
+            yield id, alignment_matrices(self.explanation, row, self.texts)
+
+    def write_matrices(self, folder: Path) -> list[Path]:
+        """Write the alignment matrices of each sample as `<number>_<modality>.png` and `.csv`, and return the files."""
+        written = []
+        for row, (_, matrices) in enumerate(self.matrices()):
+            for name, of_modality in matrices.items():
+                folder.mkdir(parents=True, exist_ok=True)
+                files = [folder / f"{row}_{name}.{ending}" for ending in ("png", "csv")]
+                matrix_image(of_modality).save(files[0])
+                files[1].write_text(matrix_csv(of_modality), encoding="utf-8")
+                written += files
+        return written
 
     def predictions(self) -> dict[str, list[Image.Image]]:
         """Draw the predictions for all samples, of a task that can (`Task.pictures`)."""
@@ -120,14 +148,15 @@ class ExplanationWriter:
             rows = explainer.task.pictures(explainer.model, batch, self.pictures)
         return {name: [row[name] for row in rows] for name in next(iter(rows), {})}
 
-    def page_samples(self, pieces: Callable[[str, Tensor], list[str] | None]) -> list[dict[str, Any]]:
-        """Return the inputs of the samples for the explorer's page.
+    @cached_property
+    def texts(self) -> dict[str, list[list[str]]]:
+        """The pieces of input texts by modality; see `texts_of`."""
+        return texts_of(self.explanation.batch, self.pieces)
 
-        Args:
-            pieces: splits the ids of a text of a modality into pieces (`Dataset.pieces`).
-        """
+    def page_samples(self) -> list[dict[str, Any]]:
+        """Return the inputs of the samples for the explorer's page."""
         batch = self.explanation.batch
-        media = Media(self.pictures, input_sounds(self.explainer.model, batch.inputs), texts_of(batch, pieces))
+        media = Media(self.pictures, input_sounds(self.explainer.model, batch.inputs), self.texts)
         return page_samples(batch, self.explanation.record.spans, media, self.explainer.class_names)
 
 

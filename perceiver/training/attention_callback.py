@@ -131,7 +131,8 @@ class AttentionCallback(Callback):
             evaluation = evaluate(explainer, scored, with_localization=True, with_deletion=False)
         if not trainer.is_global_zero:
             return
-        writer = ExplanationWriter(explainer, explanation)
+        pieces = trainer.datamodule.dataset.pieces  # type: ignore[attr-defined]
+        writer = ExplanationWriter(explainer, explanation, pieces)
         arrays = writer.write_event(
             event_path(folder, step),
             step=step,
@@ -141,13 +142,14 @@ class AttentionCallback(Callback):
             previous=next((path for one, path in reversed(event_paths(folder).items()) if one < step), None),
         )
         self._events.pop(step, None)  # of an earlier run in the same directory
-        self._samples = self._samples or writer.page_samples(trainer.datamodule.dataset.pieces)  # type: ignore[attr-defined]
+        self._samples = self._samples or writer.page_samples()
         self._write_page(trainer)
         sheets: dict[str, list[Image.Image]] = {}
         predictions: dict[str, list[Image.Image]] = {}
         is_slow = time.monotonic() - started >= self.max_seconds
         if draw and not is_slow:
             sheets, predictions = writer.contact_sheets(self.num_latents), writer.predictions()
+            writer.write_matrices(folder / "alignment")
         elif is_slow and not self._is_slow:
             self._is_slow = True
             log.warning(

@@ -12,6 +12,7 @@ from perceiver.inspection.explanation import Explanation
 from perceiver.inspection.explorer import page as explorer_module
 from perceiver.inspection.explorer.packing import sum_pooled
 from perceiver.inspection.explorer.page import MOST_EVENTS, MOST_VALUES, page_event, sample_maps
+from perceiver.mechanisms.base import TOKENS
 from perceiver.types import Axis, Box
 from tests.inspection.explanations import arrays_of, example_explanation, unpacked
 from tests.inspection.models import MODELS, perceiver, perceiver_io, perceiver_text
@@ -57,7 +58,10 @@ def test_answers_and_maps_are_the_exact_ones_pooled(make, most_values, monkeypat
             weights = explanation.record.layers[layer["name"]].weights(layer["queries"])[row]
             assert layer["maps"]["count"] == [layer["num_heads"], len(layer["queries"])] == list(weights.shape[:2])
             assert_maps_are(layer["maps"], explanation, weights)
-        relevance, rollout = content["methods"]
+        *decoder, relevance, rollout = content["methods"]
+        assert [method["name"] for method in decoder] == (["decoder"] if explanation.record.memory == TOKENS else [])
+        for method in decoder:
+            assert_maps_are(method["maps"], explanation, explanation.decoder_attention[row, :num_answers])
         assert_maps_are(rollout["maps"], explanation, explanation.rollout.inputs[row, :num_answers])
         mass = explanation.relevance[row, :num_answers].sum(dim=-1, keepdim=True)
         assert_maps_are(relevance["maps"], explanation, explanation.relevance[row, :num_answers] / mass)
@@ -120,7 +124,7 @@ def test_a_sample_of_the_largest_models_takes_less_than_two_megabytes():
     num_latents, side = 512, 224
     noise = np.random.default_rng(1).dirichlet(np.full(side * side, 0.05)).astype(np.float16)
     weights = np.broadcast_to(noise, (1, 1, num_latents, side * side))
-    answers = [{"name": f"class {label}", "label": label, "boxes": []} for label in range(3)]
+    answers = [{"name": f"class {label}", "label": label, "output": "logits", "boxes": []} for label in range(3)]
     axes = [Axis("y", "px", 0.0, side), Axis("x", "px", 0.0, side)]
     arrays = {
         "ids": np.array(["a"]),

@@ -1,6 +1,7 @@
 """The explorer in Chromium: pixels of its canvases, controls, keys, sound, and announcements."""
 
 import base64
+import csv
 import io
 import re
 import shutil
@@ -611,3 +612,23 @@ def test_a_click_on_a_place_shows_where_its_output_was_read_from(open_page):
             place = row * SIZE[1] + column
             assert explorer.value("query") == str(place)
             assert explorer.text("#map-title") == f"Rollout of logits/places: place {place}"
+
+
+def test_words_and_tokens_form_a_matrix_that_selects_words_and_can_be_saved(explorer):
+    assert not explorer.page.locator("#matrix-section").is_visible()  # answers are classes
+    explorer.view(sample=1, method="rollout", answer=0, colormap="gray")
+    assert explorer.page.locator("[data-matrix]").count() == 2  # text and sound
+    with explorer.page.expect_download() as saved:
+        explorer.page.click('[data-matrix="text"] button >> text=CSV')
+    head, *rows = csv.reader(saved.value.path().read_text().splitlines())
+    assert head[1:] == pages.SENTENCE
+    assert [row[0] for row in rows] == list(pages.CAPTION)
+    peaks = [int(np.argmax([*map(float, values)])) for _, *values in rows]
+    assert peaks in [[planted("text", number + shown)[1] for number in range(len(rows))] for shown in (0, 1)]
+    with explorer.page.expect_download() as saved:
+        explorer.page.click('[data-matrix="text"] button >> text=PNG')
+    assert Image.open(saved.value.path()).size[0] > 7 * 30
+    canvas = explorer.page.locator('[data-matrix="text"] canvas').first
+    box = canvas.bounding_box()
+    explorer.after(lambda: canvas.click(position={"x": box["width"] - 20, "y": box["height"] - 20}))
+    assert explorer.page.locator('#answers [aria-pressed="true"] .name').inner_text() == pages.CAPTION[-1]

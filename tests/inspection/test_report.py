@@ -280,7 +280,7 @@ def test_a_report_has_every_sample_and_nothing_is_cut(make):
     explanation = example_explanation(make)
     deletion = np.array(json.dumps(summary(mean_map=(0.5, 0.1))))
     arrays = arrays_of(explanation, step=1234, **explanation.statistics) | {"deletion": deletion}
-    text = printed(*report("family/run (best)", explanation, arrays, num_tested=64))
+    text = printed(*report("family/run (best)", explanation, arrays, num_tested=64, texts={}))
     assert "family/run (best), step 1234" in text
     for row, id in enumerate(explanation.batch.ids):
         assert id in text
@@ -296,5 +296,5 @@ def test_a_report_has_every_sample_and_nothing_is_cut(make):
     assert text.count("relevance of") == 2 * len(explanation.batch), "one answer per sample, over image and sound"
     nan = torch.full_like(explanation.relevance, torch.nan)
     diverged = replace(explanation, probability=explanation.probability * torch.nan, relevance=nan)
-    assert "diverged" in printed(*report("run", diverged, arrays, num_tested=0))
+    assert "diverged" in printed(*report("run", diverged, arrays, num_tested=0, texts={}))
     assert "diverged" not in text

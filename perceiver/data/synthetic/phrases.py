@@ -263,8 +263,8 @@ def _write_verb(
     draft: Draft, verb: str, link: int, negation: tuple[int, ...], clitic: tuple[str, int] | None = None
 ) -> None:
     """Write a verb with its clitic and negation: `ne t'aime pas`."""
-    if negation:
-        draft.write("ne", *negation)
+    if negation:  # `ne` has no counterpart of its own
+        draft.write("ne", *sorted({link, *negation}) if len(negation) == 1 else negation)
     if clitic is not None:
         draft.write(*clitic)
     draft.write(verb, link)

@@ -19,7 +19,7 @@
 //     boxes   [{name, left, top, right, bottom}] as fractions of width and height
 //
 // For each explanation and sample one block:
-//   answers   [{name, detail, is_word, boxes: {modality: [box]}}]: the most probable classes, or the words of a text,
+//   answers   [{name, detail, is_word, output, boxes: {modality: [box]}}]: the most probable classes, or the words of a text,
 //             or both; then the annotated classes that are not among them
 //   layers    [{name, query_kind: "latent", "query" or "place", num_queries, queries: indices of those with maps,
 //             places: null, or of queries that are places of an output: [fraction along each axis], num_heads,

@@ -41,6 +41,7 @@ function render(explanation) {
   byId("status").textContent = "";
   renderAnswers(explanation);
   renderFigure();
+  renderMatrices(explanation);
   renderQueries(explanation);
   renderStatistics();
   renderFaithfulness();

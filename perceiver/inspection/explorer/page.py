@@ -89,19 +89,35 @@ def sample_maps(arrays: Arrays, row: int, *, most_values: int) -> dict[str, Any]
     rollouts, relevances = (
         _planes(arrays, arrays[f"{kind}/inputs"][row, : len(answers)]) for kind in ("rollout", "relevance")
     )
-    cells = _cells(rollouts, ANSWER_SHARE * most_values / (2 * max(len(answers), 1)))
+    has_attention = "attention/inputs" in arrays
+    cells = _cells(rollouts, ANSWER_SHARE * most_values / ((2 + has_attention) * max(len(answers), 1)))
+    of_decoder = []
+    if has_attention:
+        weights = _planes(arrays, arrays["attention/inputs"][row, : len(answers)])
+        of_decoder.append(
+            {
+                "name": "decoder",
+                "label": "attention of the decoder",
+                "unit": "weight",
+                "shared": False,
+                "residual": None,
+                "maps": packed(weights, most_cells=cells),
+            }
+        )
     return {
         "answers": [
             {
                 "name": answer["name"],
                 "detail": f"{probability:.3f}",
                 "is_word": answer["label"] is None,
+                "output": answer["output"],
                 "boxes": _boxes(arrays, answer),
             }
             for answer, probability in zip(answers, probabilities, strict=False)
         ],
         "layers": _layers(arrays, row, len(answers), (1 - ANSWER_SHARE) * most_values),
         "methods": [
+            *of_decoder,
             {
                 "name": "relevance",
                 "label": "relevance (Chefer et al. 2021)",
