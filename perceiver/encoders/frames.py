@@ -94,13 +94,10 @@ class FramesEncoder(RasterEncoder):
         return Axis("y", "px", 0.0, float(rows * height)), Axis("x", "px", 0.0, float(columns * width))
 
     def picture(self, raw: Float[Tensor, "batch channels frames height width"]) -> Picture:
+        """Return the first frame, to whose pixels the tokens belong."""
         height, width = raw.shape[-2:]
-        axes = (
-            Axis("frame", "", 0.0, float(self.num_frames)),
-            Axis("y", "px", 0.0, float(height)),
-            Axis("x", "px", 0.0, float(width)),
-        )
-        return Picture(raw, Grid((self.num_frames, height, width), axes), "")
+        axes = (Axis("y", "px", 0.0, float(height)), Axis("x", "px", 0.0, float(width)))
+        return Picture(raw[:, :, 0], Grid((height, width), axes), "")
 
     def example_input(self) -> Float[Tensor, "1 channels frames height width"]:
         height, width = self.stem.stride

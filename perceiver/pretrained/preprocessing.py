@@ -16,6 +16,9 @@ MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 SIZE, CROP = 224, 256
 """Side of the images, which is that of a square of SIZE / CROP of the shorter side of the original."""
 
+FLOW_FPS, FLOW_SCALE = 25.0, 20.0
+"""Frames per second between which flow is predicted, and pixels for an output of 1, as in DeepMind's notebook."""
+
 
 def run_nodes(published: Published, model: Node, variant: Variant) -> Node:
     """Return the nodes `model`, `data`, `task` and `tokenizer` with which files are predicted.
@@ -82,7 +85,7 @@ def multimodal_autoencoder(published: Published, model: Node, variant: Variant) 
         "readers": {
             "image": part(
                 "data.readers.video.VideoReader",
-                image_size=min(height, width),
+                image_size=[height, width],
                 channels=video["channels"],
                 frames_per_second=video["frames_per_second"],
                 seconds=seconds,
@@ -111,11 +114,28 @@ def multimodal_autoencoder(published: Published, model: Node, variant: Variant) 
     }
 
 
+def optical_flow(published: Published, model: Node, variant: Variant) -> Node:
+    """Return the nodes of the model of optical flow, for videos: the flow from each frame to the next."""
+    encoder = model["encoders"]["video"]
+    reader = part(
+        "data.readers.video.VideoReader",
+        image_size=encoder["positions"]["max_resolution"],
+        channels=encoder["channels"],
+        frames_per_second=FLOW_FPS,
+        seconds=encoder["num_frames"] / FLOW_FPS,
+        hop_seconds=1 / FLOW_FPS,
+        flip=0.0,
+    )
+    task = part("tasks.optical_flow.OpticalFlow", modality="video", scale=FLOW_SCALE, num_places=4096)
+    return {"readers": {"video": reader}, "task": task}
+
+
 PREFIX = "PerceiverFor"
 KINDS: dict[str, Callable[[Published, Node, Variant], Node]] = {
     "ImageClassification": image_classifier,
     "SequenceClassification": text_model,
     "MaskedLM": text_model,
+    "OpticalFlow": optical_flow,
     "MultimodalAutoencoding": multimodal_autoencoder,
 }
 """What the names of architectures begin with -> function that makes the nodes."""

@@ -9,7 +9,17 @@ import torch
 from PIL import Image
 
 import perceiver
-from tests.pretrained.small import CONV, FLOW, LEARNED, MASKED_LM, MULTIMODAL, SEQUENCE, small, transformers
+from tests.pretrained.small import (
+    CONV,
+    FLOW,
+    LEARNED,
+    MASKED_LM,
+    MULTIMODAL,
+    SEQUENCE,
+    neighborhoods,
+    small,
+    transformers,
+)
 from tests.runs import assert_refused, script
 
 NAMES = [f"kind {label}" for label in range(7)]
@@ -114,6 +124,19 @@ class TestPredict:
             dict(zip(NAMES, expected.tolist(), strict=True)), abs=1e-5
         )
         assert {one["answer"] for one in answers if one["task"] != "label"} == {"PSNR", "SNR"}
+
+    @torch.no_grad()
+    def test_a_video_has_the_flow_of_transformers(self, tmp_path):
+        hf_model = saved(FLOW, tmp_path / "model")
+        write_video(tmp_path / "clip.mkv", num_frames=2, size=(6, 10))
+        answers = predicted(tmp_path / "model", tmp_path / "clip.mkv", tmp_path / "out")
+        frames = perceiver.load(tmp_path / "model").explain(tmp_path / "clip.mkv").batch.inputs["video"]
+        assert frames.shape == (1, 3, 2, 6, 10)
+        flow = 20 * hf_model(inputs=neighborhoods(2 * frames - 1)).logits[0]
+        found = {one["component"]: one["pixels"] for one in answers}
+        assert found["right"] == pytest.approx(float(flow[..., 0].mean()), abs=1e-5)
+        assert found["down"] == pytest.approx(float(flow[..., 1].mean()), abs=1e-5)
+        assert Image.open(tmp_path / "out" / "000_clip_flow.png").size == (10, 6)
 
     def test_files_are_found_where_the_command_is_run(self, tmp_path, picture, monkeypatch):
         saved(LEARNED, tmp_path / "model")

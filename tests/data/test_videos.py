@@ -131,6 +131,16 @@ class TestFrames:
         assert len({float(values.mean()) for values in shares}) > 3
         assert len({bool(values[..., 0].mean() > values[..., -1].mean()) for values in shares}) == 2
 
+    def test_frames_may_be_oblong(self, tmp_path):
+        path = write_video(tmp_path / "a.mkv", [0, 100, 200], wide=True)
+        whole = video_reader(image_size=[SIZE, 2 * SIZE]).read(path, train=False).values
+        assert whole.shape == (3, 3, SIZE, 2 * SIZE)
+        square = video_reader().read(path, train=False).values
+        assert torch.equal(whole[..., SIZE // 2 : SIZE // 2 + SIZE], square)
+        in_memory = video_reader(image_size=[SIZE, 2 * SIZE]).read(whole, train=False).values
+        assert torch.equal(in_memory, whole)
+        assert video_reader(image_size=[2 * SIZE, SIZE]).read(path, train=True).values.shape == (3, 3, 2 * SIZE, SIZE)
+
     def test_the_rotation_in_the_header_is_applied(self, tmp_path):
         frames = [av.VideoFrame.from_ndarray(np.zeros((SIZE, 2 * SIZE, 3), np.uint8), "rgb24") for _ in range(5)]
         with av.open(str(tmp_path / "a.mp4"), "w") as container:
@@ -140,14 +150,15 @@ class TestFrames:
                 container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
         with opened(tmp_path / "a.mp4") as video:
-            assert video.read([0.0], SIZE, 3).shape == (1, SIZE, 2 * SIZE, 3)
+            assert video.read([0.0], (SIZE, SIZE), 3).shape == (1, SIZE, 2 * SIZE, 3)
         content = bytearray((tmp_path / "a.mp4").read_bytes())
         matrix = content.index(b"tkhd") + 4 + 40
         for place, value in enumerate((0, 1, 0, -1, 0, 0)):
             content[matrix + 4 * place : matrix + 4 * place + 4] = (value * 2**16).to_bytes(4, "big", signed=True)
         (tmp_path / "a.mp4").write_bytes(content)
         with opened(tmp_path / "a.mp4") as video:
-            assert video.read([0.0], SIZE, 3).shape == (1, 2 * SIZE, SIZE, 3)
+            assert video.read([0.0], (SIZE, SIZE), 3).shape == (1, 2 * SIZE, SIZE, 3)
+            assert video.read([0.0], (SIZE, 3 * SIZE), 3).shape == (1, 6 * SIZE, 3 * SIZE, 3)
 
 
 class TestSound:

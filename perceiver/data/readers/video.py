@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from math import prod
 
 import av
 import numpy as np
@@ -32,7 +33,8 @@ class VideoReader(Reader[Video]):
     cropped to a square: at the center or, in training, anywhere.
 
     Args:
-        image_size: side of the frames, in pixels.
+        image_size: side, or [height, width], of the frames, in pixels. They are resized to cover it and cropped at the
+            center, in training anywhere.
         channels: 1 (gray) or 3 (RGB).
         frames_per_second: of the clips.
         seconds: length of clips and windows.
@@ -45,7 +47,7 @@ class VideoReader(Reader[Video]):
     def __init__(
         self,
         *,
-        image_size: int,
+        image_size: int | Sequence[int],
         channels: int,
         frames_per_second: float,
         seconds: float,
@@ -54,7 +56,10 @@ class VideoReader(Reader[Video]):
     ) -> None:
         if channels not in (1, 3):
             raise ValueError(f"channels={channels} must be 1 (gray) or 3 (RGB)")
-        sizes = {"image_size": image_size, "frames_per_second": frames_per_second}
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        if min(height, width) < 1:
+            raise ValueError(f"image_size={image_size} must be at least 1")
+        sizes = {"frames_per_second": frames_per_second}
         for name, value in (sizes | {"seconds": seconds, "hop_seconds": hop_seconds}).items():
             if value <= 0:
                 raise ValueError(f"{name}={value} must be more than 0")
@@ -62,7 +67,7 @@ class VideoReader(Reader[Video]):
             raise ValueError(f"hop_seconds={hop_seconds} is more than seconds={seconds}: windows would leave gaps")
         if not 0.0 <= flip <= 1.0:
             raise ValueError(f"flip={flip} must be in [0, 1]")
-        self.image_size = image_size
+        self.size = (height, width)
         self.channels = channels
         self.frames_per_second = frames_per_second
         self.num_frames, self.hop = (max(round(value * frames_per_second), 1) for value in (seconds, hop_seconds))
@@ -84,7 +89,7 @@ class VideoReader(Reader[Video]):
                     starts = np.array([float(torch.rand(())) * (length - num_frames)])
                 clips = Clips(tuple((starts / self.frames_per_second).tolist()), num_frames / self.frames_per_second)
             num_frames = min(max(round(clips.seconds * self.frames_per_second), 1), self.num_frames)
-            if self.channels * len(clips.starts) * num_frames * self.image_size**2 > MAX_VALUES:
+            if self.channels * len(clips.starts) * num_frames * prod(self.size) > MAX_VALUES:
                 problem = f"{len(clips.starts)} windows of {num_frames} frames are too much to read at once"
                 raise UnreadableError(f"{part}: {problem}; a larger hop_seconds or fewer frames_per_second help")
             videos = self._read(video, clips.starts, num_frames)
@@ -106,7 +111,7 @@ class VideoReader(Reader[Video]):
             last = video.shape[1] - 1
             frames = video[:, [min(round(time * self.frames_per_second), last) for time in distinct]]
         else:
-            decoded = torch.from_numpy(video.read(distinct.tolist(), self.image_size, self.channels))
+            decoded = torch.from_numpy(video.read(distinct.tolist(), self.size, self.channels))
             frames = decoded.permute(3, 0, 1, 2).float() / 255.0
         return [frames[:, rows] for rows in places.reshape(times.shape).tolist()]
 
@@ -116,13 +121,16 @@ class VideoReader(Reader[Video]):
         return video.flip(-1) if flip < self.flip else video
 
     def _cropped(self, video: Video, top: float, left: float) -> Video:
-        """Resize and crop to a square; `top` and `left` are the fractions of what is cut off there."""
-        size = self.image_size
-        if min(video.shape[-2:]) != size:
-            video = F.resize(video.transpose(0, 1), [size], antialias=True).transpose(0, 1)
-        height, width = video.shape[-2:]
-        y, x = round(top * (height - size)), round(left * (width - size))
-        return video[..., y : y + size, x : x + size]
+        """Resize and crop; `top` and `left` are the fractions of what is cut off there."""
+        sides = video.shape[-2:]
+        scale = max(target / side for target, side in zip(self.size, sides, strict=True))
+        if scale != 1.0:
+            # The side that is cropped is rounded down, as by torchvision for the shorter side.
+            scaled = [max(int(side * scale + 1e-6), target) for side, target in zip(sides, self.size, strict=True)]
+            video = F.resize(video.transpose(0, 1), scaled, antialias=True).transpose(0, 1)
+        (height, width), (rows, columns) = video.shape[-2:], self.size
+        y, x = round(top * (height - rows)), round(left * (width - columns))
+        return video[..., y : y + rows, x : x + columns]
 
 
 class VideoFile:
@@ -148,9 +156,9 @@ class VideoFile:
                 raise UnreadableError(f"{file}: begins after the end of the video, at {end:.2f} s")
 
     def read(
-        self, times: Sequence[float], size: int, channels: int
+        self, times: Sequence[float], size: tuple[int, int], channels: int
     ) -> UInt8[np.ndarray, "frames height width channels"]:
-        """Return the frames that are displayed at ascending times, with `size` as their shorter side.
+        """Return the frames that are displayed at ascending times, as small as covers `size`, [height, width].
 
         Raises:
             UnreadableError: a frame is damaged, or the file is truncated.
@@ -187,10 +195,11 @@ def opened(file: File) -> Iterator[VideoFile]:
         yield VideoFile(container, file)
 
 
-def _upright(frame: av.VideoFrame, size: int, channels: int) -> UInt8[np.ndarray, "height width channels"]:
-    """Return a frame as it is displayed, with `size` as its shorter side."""
-    scale = size / min(frame.width, frame.height)
-    width, height = (max(round(side * scale), size) for side in (frame.width, frame.height))
+def _upright(frame: av.VideoFrame, size: tuple[int, int], channels: int) -> UInt8[np.ndarray, "height width channels"]:
+    """Return a frame as it is displayed, as small as covers `size`."""
+    height, width = size if frame.rotation % 180 == 0 else reversed(size)
+    scale = max(height / frame.height, width / frame.width)
+    width, height = max(round(frame.width * scale), width), max(round(frame.height * scale), height)
     pixels = "rgb24" if channels == 3 else "gray"
     array = frame.reformat(width=width, height=height, format=pixels, interpolation="AREA").to_ndarray()
     return np.rot90(array.reshape(height, width, channels), frame.rotation // 90 % 4)
