@@ -39,7 +39,8 @@ def event_arrays(explanation: Explanation, *, max_megabytes: float) -> dict[str,
     `answers` (JSON: for each sample the fields of each `Answer`, whose `queries` are indices of `queries`) with
     `answers/probability` [batch, answers]; `rollout/inputs` [batch, answers, keys], `rollout/residual` [batch,
     answers], `rollout/alpha`; `relevance/inputs` [batch, answers, keys], whose rows sum to 1, since relevance has no
-    unit, or to 0; and where the decoder attends to the tokens, `attention/inputs` [batch, answers, keys], its weights.
+    unit, or to 0, or `relevance/none`, a sentence why there is none; and where the decoder attends to the tokens,
+    `attention/inputs` [batch, answers, keys], its weights.
     """
     record, batch, found = explanation.record, explanation.batch, explanation.rollout
     arrays: dict[str, np.ndarray] = {"ids": np.array(batch.ids)}
@@ -60,7 +61,10 @@ def event_arrays(explanation: Explanation, *, max_megabytes: float) -> dict[str,
     arrays["answers/probability"] = explanation.probability.cpu().numpy()
     arrays["rollout/inputs"], arrays["rollout/residual"] = _half(found.inputs), _half(found.residual)
     arrays["rollout/alpha"] = np.array(explanation.alpha)
-    arrays["relevance/inputs"] = _half(explanation.relevance_shares)
+    if explanation.no_relevance:
+        arrays["relevance/none"] = np.array(explanation.no_relevance)
+    else:
+        arrays["relevance/inputs"] = _half(explanation.relevance_shares)
     if explanation.decoder_attention is not None:
         arrays["attention/inputs"] = _half(explanation.decoder_attention)
     return arrays

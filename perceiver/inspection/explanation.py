@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from perceiver.inspection.capture import Capture, Explainable, capture
 from perceiver.inspection.record import Layer, Record
-from perceiver.inspection.relevance import relevance
+from perceiver.inspection.relevance import no_relevance, relevance
 from perceiver.inspection.rollout import Alpha, Rollout, decoder_attention, mean_of_queries, rollout
 from perceiver.mechanisms.base import LATENTS, TOKENS
 from perceiver.tasks.base import Task
@@ -36,7 +36,7 @@ class Explanation:
         num_classes: of the data; 0 where answers are texts.
         probability: of each answer.
         alpha, rollout: see `rollout`.
-        relevance: see `relevance`.
+        relevance: see `relevance`; zeros where it has no meaning.
     """
 
     batch: Batch
@@ -97,12 +97,20 @@ class Explanation:
         return _by_output(self.record, self.answers, of_output)["attention"]
 
     @property
+    def no_relevance(self) -> str:
+        """Why answers have no relevance; empty if they have."""
+        return no_relevance(self.record)
+
+    @property
     def maps(self) -> dict[str, Float[Tensor, "batch answers tokens"]]:
         """Kind of map -> its value at each token, for each answer.
 
-        The mean map is the same for all answers; it is missing where only tokens read the tokens.
+        The mean map is the same for all answers; it is missing where only tokens read the tokens, and relevance where
+        it has no meaning.
         """
-        maps = {"relevance": self.relevance, "rollout": self.rollout.inputs}
+        maps = {"rollout": self.rollout.inputs}
+        if not self.no_relevance:
+            maps = {"relevance": self.relevance} | maps
         if self.mean_maps:
             mean = torch.stack(list(self.mean_maps.values())).mean(dim=0)
             maps["mean_map"] = mean[:, None].expand(-1, self.relevance.shape[1], -1)
@@ -205,6 +213,10 @@ class Explainer:
     def _relevance(self, batch: Batch, record: Capture, answers: Answers) -> Float[Tensor, "batch answers tokens"]:
         """Compute the relevance of each token for the logits of each answer, a few rows at a time."""
         assert record.tokens is not None
+        if record.without_relevance:
+            return record.tokens.values.new_zeros(
+                len(batch), max(map(len, answers), default=0), record.tokens.values.shape[1], dtype=torch.float32
+            )
         found = []
         for rows, part in in_parts(batch, max(TOKENS_AT_ONCE // record.tokens.values.shape[1], 1)):
             with capture(self.module, gradients=True) as again, self.forward_context():

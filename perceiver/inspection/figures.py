@@ -156,7 +156,8 @@ def contact_sheets(
         `<modality>/<layer>` for each layer that reads the tokens: the input, the mean over latents over it and alone,
         the rollout (of each class that has a query of its own; else of all outputs), the relevance of each class, and
         the `num_latents` latents that the outputs read most. `caption/words`, where answers are words: the input, and
-        the relevance of each word. Boxes are drawn on the input and on maps of answers; on that of a class, its own.
+        the relevance of each word, or its rollout where that has no meaning. Boxes are drawn on the input and on maps
+        of answers; on that of a class, its own.
     """
     spans, answers = explanation.record.spans, explanation.answers
     frames = {modality: Frame(span.grid, pictures.get(modality)) for modality, span in spans.items()}
@@ -194,8 +195,11 @@ def _layer_sheets(
 
 
 def _word_sheet(explanation: Explanation, frames: Mapping[str, Frame], row: int) -> Image.Image:
-    """Draw each modality's input, then the relevance of each word, with the boxes of its referent."""
-    maps = zip(explanation.answers[row], explanation.relevance_shares[row], strict=False)
+    """Draw each modality's input, then the relevance of each word (or its rollout), with the boxes of its referent."""
+    kind, shares = "relevance", explanation.relevance_shares
+    if explanation.no_relevance:
+        kind, shares = "rollout", normalized(explanation.rollout.inputs)
+    maps = zip(explanation.answers[row], shares[row], strict=False)
     words = [(answer, weights) for answer, weights in maps if answer.is_word]
     tiles: list[Tile] = []
     for modality, frame in frames.items():
@@ -205,11 +209,13 @@ def _word_sheet(explanation: Explanation, frames: Mapping[str, Frame], row: int)
             tiles.append(frame.map_tile(answer.name, _tokens_of(span, weights), _boxes_in(answer.boxes, modality)))
     if not words:
         tiles += [frame.map_tile("no words", np.zeros(frame.grid.num_tokens)) for frame in frames.values()]
-    return contact_sheet(tiles, max_columns=max(frame.max_columns for frame in frames.values()), unit="relevance")
+    return contact_sheet(tiles, max_columns=max(frame.max_columns for frame in frames.values()), unit=kind)
 
 
 def _relevance_maps(explanation: Explanation, row: int) -> Iterator[tuple[str, int | None, Tensor]]:
-    """Yield title, label and map of the relevance of each class."""
+    """Yield title, label and map of the relevance of each class, if it has a meaning."""
+    if explanation.no_relevance:
+        return
     for answer, weights in zip(explanation.answers[row], explanation.relevance_shares[row], strict=False):
         if not answer.is_word:
             yield f"relevance of {answer.name}", answer.label, weights

@@ -44,7 +44,7 @@ def localization(explanation: Explanation) -> Scores:
     Returns:
         For rollouts `energy_in_box` and `pointing_game`, each also with `_chance`, and for words all of these with
         `_<kind>` appended; of several modalities, also each with `_<modality>`; for relevance the same as
-        `relevance/…`; and `word_overlap`, see `word_overlap`.
+        `relevance/…`, if it has a meaning; and `word_overlap`, see `word_overlap`.
     """
     located, shared = [], []
     for sample, (row, boxes) in enumerate(zip(explanation.answers, explanation.boxes, strict=True)):
@@ -57,6 +57,7 @@ def localization(explanation: Explanation) -> Scores:
                 shared.append(Case(sample, slot, boxes))
     own = [case for case in located if explanation.has_own_queries(explanation.answers[case.sample][case.slot])]
     of_rollout = localization_scores(explanation.record, explanation.rollout.inputs, own + shared)
+    located = [] if explanation.no_relevance else located
     of_relevance = localization_scores(explanation.record, explanation.relevance, located)
     return of_rollout | word_overlap(explanation) | {f"relevance/{name}": cases for name, cases in of_relevance.items()}
 

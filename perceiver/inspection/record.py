@@ -65,6 +65,7 @@ class Layer:
     def num_keys(self) -> int:
         return self.k.shape[2]
 
+    @torch.no_grad()
     def weights(self, queries: Indices = ALL, heads: Indices = ALL) -> Float[Tensor, "batch _ chosen keys"]:
         """Return the exact weights of the chosen queries and heads in float32."""
         return self.mechanism.weights(self.q, self.k, self.mask, self.causal, queries, self.start)[:, heads]
@@ -189,6 +190,11 @@ class Record:
     def decode_layers(self) -> list[str]:
         """Names of the layers in which outputs read the memory."""
         return [name for name, layer in self.layers.items() if layer.role.queries == OUTPUTS != layer.role.keys]
+
+    @property
+    def without_relevance(self) -> list[str]:
+        """Names of the layers whose outputs do not change smoothly with their weights, see `Mechanism`."""
+        return [name for name, layer in self.layers.items() if not layer.mechanism.has_relevance]
 
     @property
     def input_layers(self) -> list[str]:

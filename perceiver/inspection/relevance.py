@@ -30,6 +30,14 @@ Gradients = dict[str, Float[Tensor, "batch heads queries v_dim"] | None]
 NO_GRADIENTS = "relevance needs capture(model, gradients=True), and scores of the forward pass inside of it"
 
 
+def no_relevance(record: Record) -> str:
+    """Return why answers have no relevance; empty if they have."""
+    if not (layers := record.without_relevance):
+        return ""
+    reason = f"the outputs of {', '.join(layers)} do not change smoothly with attention weights"
+    return f"Relevance has no meaning here: {reason}."
+
+
 def relevance(record: Record, scores: Float[Tensor, "batch answers"]) -> Float[Tensor, "batch answers tokens"]:
     """Return how much each score depends on each token through attention; at least 0, without a unit.
 
@@ -38,8 +46,11 @@ def relevance(record: Record, scores: Float[Tensor, "batch answers"]) -> Float[T
         scores: differentiable scores of one output, such as logits; those of a sample depend on that sample only.
 
     Raises:
-        ValueError: the forward pass was captured without gradients, or the scores do not depend on it.
+        ValueError: the forward pass was captured without gradients, or the scores do not depend on it; or gradients of
+            the weights of a layer have no meaning.
     """
+    if record.without_relevance:
+        raise ValueError(no_relevance(record))
     outs = {name: layer.outs for name, layer in record.layers.items() if layer.outs}
     assert record.tokens is not None
     if scores.shape[1] == 0:

@@ -103,7 +103,7 @@ def sample_table(explanation: Explanation, row: int) -> Table:
 
 
 def answer_heat_maps(explanation: Explanation, row: int, *, without: Sequence[str] = ()) -> Iterator[RenderableType]:
-    """Yield the maps of one answer of a sample: the most probable class, or the word with the sharpest relevance.
+    """Yield the maps of one answer of a sample: the most probable class, or the word with the sharpest map.
 
     The probability of a word says little about its map: articles are the most probable. Modalities in `without` are
     left out.
@@ -113,7 +113,9 @@ def answer_heat_maps(explanation: Explanation, row: int, *, without: Sequence[st
         return
     slot = max(range(len(answers)), key=lambda slot: float(explanation.probability[row, slot]))
     if answers[slot].is_word:
-        slot = max(range(len(answers)), key=lambda slot: _concentration(maps["relevance"][slot]))
+        slot = max(range(len(answers)), key=lambda slot: _concentration(next(iter(maps.values()))[slot]))
+    if explanation.no_relevance:
+        yield Text(explanation.no_relevance)
     for kind, tokens in maps.items():
         for name, span in explanation.record.spans.items():
             if name in without:
@@ -130,7 +132,7 @@ def _table(first: str, *, title: str, gap: int = 1) -> Table:
 
 def _maps_of(explanation: Explanation, row: int) -> dict[str, Float[np.ndarray, "answers tokens"]]:
     """Return the maps of a sample's answers, with 0 for NaN."""
-    maps = {"relevance": explanation.relevance[row], "rollout": explanation.rollout.inputs[row]}
+    maps = {kind: values[row] for kind, values in explanation.maps.items() if kind in ("relevance", "rollout")}
     return {kind: of_kind.float().nan_to_num().cpu().numpy() for kind, of_kind in maps.items()}
 
 

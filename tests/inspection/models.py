@@ -1,6 +1,7 @@
 """Models and attention for the tests of inspection: with sharp maps, and with maps made to order."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from perceiver.encoders.base import Encoder
 from perceiver.inspection.capture import Capture, capture
 from perceiver.inspection.record import Layer
 from perceiver.latents import Schedule
-from perceiver.mechanisms.base import CROSS, DECODE, SELF, KeyMask, Role
+from perceiver.mechanisms.base import CROSS, DECODE, SELF, KeyMask, MechanismFactory, Role
 from perceiver.mechanisms.scaled_dot_product import ScaledDotProduct
 from perceiver.queries.learned import Learned
 from perceiver.queries.text import Text
@@ -158,13 +159,13 @@ def query_decoder(num_queries: int = NUM_CLASSES) -> QueryDecoder:
     return QueryDecoder(dim=DIM, num_classes=NUM_CLASSES, queries=queries, attention=DECODE_HEADS)
 
 
-def text_decoder(num_layers: int = 2) -> TextDecoder:
+def text_decoder(num_layers: int = 2, mechanism: MechanismFactory = ScaledDotProduct) -> TextDecoder:
     return TextDecoder(
         dim=DIM,
         queries=Text(vocab_size=VOCAB_SIZE, max_length=MAX_LENGTH, dim=19),
         num_layers=num_layers,
-        self_attention=WORD_HEADS,
-        cross_attention=DECODE_HEADS,
+        self_attention=replace(WORD_HEADS, mechanism=mechanism),
+        cross_attention=replace(DECODE_HEADS, mechanism=mechanism),
         dropout=0.3,
         tied=False,
     )

@@ -54,10 +54,16 @@ def naive_relevance(monkeypatch, model: Perceiver, inputs, masks) -> torch.Tenso
         kept[-1].retain_grad()
         return kept[-1] @ v
 
+    def attend_explicitly(self, q, k, v, mask=None, causal=False, start=0):
+        kept.append(self.weights(q, k, mask, causal, start=start))
+        kept[-1].retain_grad()
+        return kept[-1] @ v
+
     captured = forward_record(model, inputs, masks)
     layers = captured.layers.values()
     with monkeypatch.context() as patch:
         patch.setattr("perceiver.mechanisms.scaled_dot_product.ScaledDotProduct.forward", attend)
+        patch.setattr("perceiver.mechanisms.explicit.Explicit.forward", attend_explicitly)
         scores = some_scores(model(inputs, masks, captured.queries))
     num_queries = captured.num_outputs if captured.decode_layers else 0
     places = {

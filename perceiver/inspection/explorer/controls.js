@@ -55,12 +55,13 @@ function renderControls(explanation) {
 }
 
 // The options that depend on the explanation: its methods, layers, heads, queries and modalities.
-function setMapOptions({ layers, methods }) {
+function setMapOptions({ layers, methods, note }) {
   const modalities = Object.keys(page.samples[state.sample].modalities);
   const layer = layers[state.layer] ?? { query_kind: "query", num_heads: 0, queries: [], num_queries: 0 };
   const { query_kind: kind, num_heads: numHeads, queries, num_queries: numQueries } = layer;
   const attention = layers.length ? [["attention", "attention weights of a layer"]] : [];
   setOptions("method", [...methods.map(({ name, label }) => [name, label]), ...attention]);
+  byId("method-note").textContent = note;
   setOptions("layer", layers.map(({ name }, index) => [index, name]));
   const heads = Array.from({ length: numHeads }, (_, head) => [head, `head ${head}`]);
   setOptions("head", [["mean", `mean of ${numHeads}`], ...heads]);

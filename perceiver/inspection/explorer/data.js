@@ -27,6 +27,7 @@
 //             rollout: [answers][queries], the share of an answer's rollout through each query}]
 //   methods   [{name, label, unit, shared: the same for all answers, residual: null or [answers], maps: of [answers]}],
 //             of which the first that is not shared is the default
+//   note      why a method is missing, or empty
 // `perceiver/inspection/explorer/packing.py` describes the format of maps.
 
 const MAX_CACHED_EXPLANATIONS = 6;
@@ -129,10 +130,10 @@ async function unpack({ cells, scales, data }) {
   return stack;
 }
 
-// The explanation of one sample: `answers`, `layers`, `methods`, and their maps once they are prepared.
+// The explanation of one sample: `answers`, `layers`, `methods`, `note`, and the maps once they are prepared.
 class Explanation {
-  constructor({ answers, layers, methods }) {
-    Object.assign(this, { answers, layers, methods, unpacked: new Map(), heads: new Map() });
+  constructor({ answers, layers, methods, note }) {
+    Object.assign(this, { answers, layers, methods, note, unpacked: new Map(), heads: new Map() });
   }
 
   packedMaps(layer) {

@@ -36,6 +36,11 @@ ANSWER_SHARE = 0.25
 CELLS = (224 * 224, 112 * 112, 56 * 56, 28 * 28, 14 * 14, 7 * 7)
 """Numbers of cells to which maps are pooled: the largest that leaves room for all answers or `ENOUGH_LATENTS`."""
 ENOUGH_LATENTS = 32
+METHODS = {
+    "attention": {"name": "decoder", "label": "attention of the decoder", "unit": "weight"},
+    "relevance": {"name": "relevance", "label": "relevance (Chefer et al. 2021)", "unit": "share of relevance"},
+}
+"""Methods of attribution besides rollout, by their name in an event."""
 
 
 @dataclass(frozen=True)
@@ -86,24 +91,9 @@ def sample_maps(arrays: Arrays, row: int, *, most_values: int) -> dict[str, Any]
     answers = json.loads(str(arrays["answers"]))[row]
     probabilities = arrays["answers/probability"][row].tolist()
     alpha = str(arrays["rollout/alpha"])
-    rollouts, relevances = (
-        _planes(arrays, arrays[f"{kind}/inputs"][row, : len(answers)]) for kind in ("rollout", "relevance")
-    )
-    has_attention = "attention/inputs" in arrays
-    cells = _cells(rollouts, ANSWER_SHARE * most_values / ((2 + has_attention) * max(len(answers), 1)))
-    of_decoder = []
-    if has_attention:
-        weights = _planes(arrays, arrays["attention/inputs"][row, : len(answers)])
-        of_decoder.append(
-            {
-                "name": "decoder",
-                "label": "attention of the decoder",
-                "unit": "weight",
-                "shared": False,
-                "residual": None,
-                "maps": packed(weights, most_cells=cells),
-            }
-        )
+    rollouts = _planes(arrays, arrays["rollout/inputs"][row, : len(answers)])
+    num_methods = 1 + sum(f"{kind}/inputs" in arrays for kind in METHODS)
+    cells = _cells(rollouts, ANSWER_SHARE * most_values / (num_methods * max(len(answers), 1)))
     return {
         "answers": [
             {
@@ -116,16 +106,9 @@ def sample_maps(arrays: Arrays, row: int, *, most_values: int) -> dict[str, Any]
             for answer, probability in zip(answers, probabilities, strict=False)
         ],
         "layers": _layers(arrays, row, len(answers), (1 - ANSWER_SHARE) * most_values),
+        "note": str(arrays["relevance/none"]) if "relevance/none" in arrays else "",
         "methods": [
-            *of_decoder,
-            {
-                "name": "relevance",
-                "label": "relevance (Chefer et al. 2021)",
-                "unit": "share of relevance",
-                "shared": False,
-                "residual": None,
-                "maps": packed(relevances, most_cells=cells),
-            },
+            *_methods(arrays, row, len(answers), cells),
             {
                 "name": "rollout",
                 "label": "rollout, norm-weighted" if alpha == "norm" else f"rollout, α = {alpha}",
@@ -136,6 +119,16 @@ def sample_maps(arrays: Arrays, row: int, *, most_values: int) -> dict[str, Any]
             },
         ],
     }
+
+
+def _methods(arrays: Arrays, row: int, num_answers: int, most_cells: int) -> list[dict[str, Any]]:
+    """Return the methods whose maps are of each answer alone, as far as the event has them."""
+    found = []
+    for kind, method in METHODS.items():
+        if f"{kind}/inputs" in arrays:
+            maps = packed(_planes(arrays, arrays[f"{kind}/inputs"][row, :num_answers]), most_cells=most_cells)
+            found.append(method | {"shared": False, "residual": None, "maps": maps})
+    return found
 
 
 def _boxes(arrays: Arrays, answer: Mapping[str, Any]) -> dict[str, list[dict[str, float]]]:
