@@ -68,10 +68,10 @@ def alignment_error_rates(parts: Iterable[Mapping[str, AlignmentCounts]]) -> dic
 
 
 def word_maps(explanation: Explanation) -> dict[str, Float[Tensor, "batch answers tokens"]]:
-    """Return the maps of answers over the tokens by kind: `attention`, `rollout` and `relevance`.
+    """Return the maps of answers over the tokens by kind: `attention`, `rollout`, and `relevance` if it has a meaning.
 
     The first is that of the decoder alone, where it attends to the tokens and not to latents.
     """
-    maps = {"rollout": explanation.rollout.inputs, "relevance": explanation.relevance}
+    maps = {kind: explanation.maps[kind] for kind in ("rollout", "relevance") if kind in explanation.maps}
     attention = explanation.decoder_attention
     return maps if attention is None else {"attention": attention, **maps}
