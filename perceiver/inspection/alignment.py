@@ -72,6 +72,6 @@ def word_maps(explanation: Explanation) -> dict[str, Float[Tensor, "batch answer
 
     The first is that of the decoder alone, where it attends to the tokens and not to latents.
     """
-    maps = {kind: explanation.maps[kind] for kind in ("rollout", "relevance") if kind in explanation.maps}
+    maps = {kind: values for kind, values in explanation.maps.items() if kind in ("rollout", "relevance")}
     attention = explanation.decoder_attention
     return maps if attention is None else {"attention": attention, **maps}

@@ -80,7 +80,7 @@ def test_it_is_explained_tested_and_shown_or_it_is_said_why_not(name):
     assert [method["name"] for method in maps["methods"]] == [*(["relevance"] if has_relevance else []), "rollout"]
     assert contact_sheets(explanation, {}, num_latents=2).keys() >= {"caption/words", "image/cross0"}
     console = Console(file=io.StringIO(), width=200)
-    for part in report("run", explanation, arrays, num_tested=0):
+    for part in report("run", explanation, arrays, texts={}, num_tested=0):
         console.print(part)
     shown = console.file.getvalue()
     if has_relevance:
