@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from perceiver.pretrained.folder import CONFIG, HUB_ID
 from perceiver.runtime.config import check_parts
 from perceiver.runtime.errors import ConfigError
 from perceiver.runtime.overrides import apply_overrides
@@ -176,9 +177,12 @@ def rebuild(
     return FinishedRun(config, parts, content.step, content.epoch, path, output_dir)
 
 
-def is_run(path: Path) -> bool:
-    """Whether a path is that of a run directory or a checkpoint, and not of a published model."""
-    return path.is_file() or (path / "checkpoints").is_dir()
+def is_published(source: str) -> bool:
+    """Whether a source is a folder with a published model, or the name of a repository; not a run or a checkpoint."""
+    path = Path(source)
+    if path.exists():
+        return (path / CONFIG).is_file()
+    return bool(HUB_ID.fullmatch(source)) and not path.parent.exists()
 
 
 def locate_checkpoint(run: str, checkpoint: str | None, run_key: str, checkpoint_key: str) -> tuple[Path, Path]:

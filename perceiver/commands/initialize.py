@@ -7,11 +7,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.table import Table
 from torch import Tensor, nn
 
-from perceiver.commands.finished_run import locate_checkpoint
+from perceiver.commands.finished_run import is_published, locate_checkpoint
 from perceiver.runtime.errors import ConfigError
 from perceiver.runtime.summary import show
 from perceiver.training.build import Parts
 from perceiver.training.checkpoint import read_checkpoint
+from perceiver.training.published import read_published
 
 MODEL = "model."
 """Prefix of the weights of the model among those of a checkpoint."""
@@ -20,21 +21,24 @@ DECODER = "decoder"
 log = logging.getLogger(__name__)
 
 
-def initialize_from(parts: Parts, run: str) -> None:
-    """Load every part of the model (encoder, join, memory, decoder) that an earlier run has in the same shapes.
+def initialize_from(parts: Parts, run: str, variant: str = "transformers") -> None:
+    """Load every part of the model (encoder, join, memory, decoder) that an earlier one has in the same shapes.
 
     A part is loaded as a whole or not at all. A table says which are loaded, which are new, and which of the earlier
     run are not used. Nothing is loaded of a part that the optimizer or the task keeps.
 
     Args:
         parts: of the new run.
-        run: run directory or checkpoint of the earlier one; of a directory, the best checkpoint is read.
+        run: run directory, of which the best checkpoint is read, or checkpoint; or a published model.
+        variant: of a published model.
 
     Raises:
         ConfigError: it cannot be read, its texts have other token ids, or no part fits.
     """
-    path, _ = locate_checkpoint(run, None, "init.from", "checkpoint")
-    checkpoint = read_checkpoint(path)
+    if is_published(run):
+        checkpoint, _ = read_published(run, variant, key="init.from")
+    else:
+        checkpoint = read_checkpoint(locate_checkpoint(run, None, "init.from", "checkpoint")[0])
     vocabulary = parts.module.description["vocabulary"]
     if None not in (vocabulary, checkpoint.vocabulary) and vocabulary != checkpoint.vocabulary:
         raise ConfigError(f"init.from={run}: its tokenizer was trained on other texts, so that its token ids differ")

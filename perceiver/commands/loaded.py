@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from PIL import Image
 
-from perceiver.commands.finished_run import FinishedRun, is_run, load_published
+from perceiver.commands.finished_run import FinishedRun, is_published, load_published
 from perceiver.commands.finished_run import load as load_run
 from perceiver.commands.predict import predict_samples, to_accelerator
 from perceiver.data.collate import collate
@@ -92,9 +92,9 @@ def load(
     Raises:
         ConfigError: it does not exist, is damaged, or builds classes that are not trusted.
     """
-    if is_run(Path(source)):
-        run = load_run(str(source), checkpoint, overrides, trusted)
-    else:
+    if is_published(str(source)):
         run = load_published(str(source), variant, overrides)
+    else:
+        run = load_run(str(source), checkpoint, overrides, trusted)
     to_accelerator(run.parts)
     return Loaded(run)

@@ -42,7 +42,7 @@ def build_or_resume(config: dict[str, Any], run_dir: Path) -> tuple[Parts, Path 
             raise ConfigError(f"ckpt_path={error}") from error
         log_changes(checkpoint.config, config)
     elif (run := config["init"]["from"]) is not None:
-        initialize_from(parts, run)
+        initialize_from(parts, run, config["variant"])
     log_required_trust(config)
     if config["compile"]:
         parts.model.compile()

@@ -36,7 +36,7 @@ from perceiver.commands.results import (
 from perceiver.commands.resume import build_or_resume
 from perceiver.inspection.explorer.page import PAGE
 from perceiver.runtime.checkpoints import BEST, LAST, NEXT, BestCheckpoint, DurableIO
-from perceiver.runtime.config import resolved
+from perceiver.runtime.config import check_parts, resolved
 from perceiver.runtime.cost import cost_metrics
 from perceiver.runtime.errors import USER_ERRORS, ConfigError, one_line
 from perceiver.runtime.launch import run_in_subprocess, slurm_plugins, starts_processes, wait_for_first
@@ -52,6 +52,7 @@ from perceiver.training.build import Parts, config_errors, construct
 from perceiver.training.callbacks import RunLog, StepLog, StepSeeds, TrainingClock
 from perceiver.training.checkpoint import load_weights, read_checkpoint
 from perceiver.training.module import DivergedError
+from perceiver.training.published import with_published_model
 from perceiver.training.sharding import is_sharded
 from perceiver.training.timing import peak_bytes
 
@@ -105,13 +106,17 @@ def train(cfg: DictConfig) -> float | None:
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     try:
         try:
-            config = resolved(cfg)
+            config, interpolated = resolved(cfg), interpolations(cfg)
+            if config["pretrained"] is not None:
+                config = with_published_model(config)
+                check_parts(config)
+                interpolated = {key: value for key, value in interpolated.items() if not key.startswith("model.")}
             prepare_torch(config)
             if is_distributed_in_sweep(config):
                 run_in_subprocess(run_dir)
                 return best_score(read_metrics(run_dir / METRICS))
             lock(run_dir)
-            run = build_run(config, interpolations(cfg), run_dir)
+            run = build_run(config, interpolated, run_dir)
         except USER_ERRORS:
             discard_if_unused(run_dir)
             raise

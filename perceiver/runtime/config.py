@@ -22,6 +22,8 @@ SETTINGS: dict[str, Any] = {
     "seed": Annotated[int, Field(ge=0, lt=2**32)],
     "ckpt_path": str | None,
     "init": dict[Literal["from"], str | None],
+    "pretrained": str | None,
+    "variant": Literal["transformers", "deepmind"],
     "compile": bool,
     "on_nonfinite": Literal["stop", "skip"],
     "decay_embeddings": bool,

@@ -237,13 +237,13 @@ def check_queries(task: Task, decoder: Decoder) -> None:
 
 
 def check_modalities(model: Perceiver, samples: Split) -> None:
-    """Check that there is an encoder for each modality of the samples, and samples for each encoder.
+    """Check that there is an encoder for each modality of the samples, and samples for each encoder that needs them.
 
     Raises:
         ConfigError: one is missing.
     """
     available, encoded = samples.modalities, list(model.encoders)
-    if absent := [name for name in encoded if name not in available]:
+    if absent := [name for name in encoded if name not in available and not model.join.masks_all(name)]:
         problem = f"no training sample has the modality {absent[0]!r}; they have {' and '.join(available)}"
         hint = f"+reader@data.readers.{absent[0]}=… reads it from files that the data has"
         raise ConfigError(f"model.encoders.{absent[0]}: {problem}; {hint}")

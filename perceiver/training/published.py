@@ -1,5 +1,6 @@
 """A published model as the checkpoint of a run, so that it is evaluated, inspected and given files like one."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -43,11 +44,12 @@ SETTINGS: dict[str, Any] = {
 """The settings of a run that a published model does not have."""
 
 
-def read_published(source: str, variant: str) -> tuple[Checkpoint, Path]:
+def read_published(source: str, variant: str, key: str = "pretrained") -> tuple[Checkpoint, Path]:
     """Return a published model as a checkpoint, and the file of its weights.
 
     Args:
         source, variant: see `perceiver.pretrained.from_pretrained`.
+        key: of the setting that names it, for errors.
 
     Raises:
         ConfigError: it cannot be read, or none of its kind can be given files.
@@ -59,7 +61,7 @@ def read_published(source: str, variant: str) -> tuple[Checkpoint, Path]:
         model, node = build(published, cast(Variant, variant))
         config = {**SETTINGS, **run_nodes(published, node, cast(Variant, variant))}
     except (FileNotFoundError, ValueError) as error:
-        raise ConfigError(f"pretrained={error}") from error
+        raise ConfigError(f"{key}={error}") from error
     checkpoint = Checkpoint(
         config=config,
         class_names=config["data"]["source"]["names"],
@@ -72,3 +74,21 @@ def read_published(source: str, variant: str) -> tuple[Checkpoint, Path]:
         trained_on=torch.zeros(0, dtype=torch.int64),
     )
     return checkpoint, published.path
+
+
+def with_published_model(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config of a run with the model that its setting `pretrained` names, whose weights it starts with.
+
+    A classifier gets as many classes as the data has. Of other models, the decoder is the config's own.
+
+    Raises:
+        ConfigError: the model cannot be read.
+    """
+    checkpoint, _ = read_published(config["pretrained"], config["variant"])
+    model = dict(checkpoint.config["model"])
+    if "num_classes" in model["decoder"]:
+        model["decoder"] = {**model["decoder"], "num_classes": config["data"]["source"].get("num_classes", 0)}
+    else:
+        model.pop("ties", None)  # of its decoder
+        model["decoder"] = {**config["model"]["decoder"], "dim": model["memory"]["dim"]}
+    return {**config, "model": model, "init": {**config["init"], "from": config["pretrained"]}}

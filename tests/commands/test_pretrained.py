@@ -9,6 +9,11 @@ import torch
 from PIL import Image
 
 import perceiver
+from perceiver.decoders.text import TextDecoder
+from perceiver.pretrained import from_transformers
+from perceiver.runtime.config import check_parts, resolved
+from perceiver.training.build import construct
+from perceiver.training.published import with_published_model
 from tests.pretrained.small import (
     CONV,
     FLOW,
@@ -16,11 +21,12 @@ from tests.pretrained.small import (
     MASKED_LM,
     MULTIMODAL,
     SEQUENCE,
+    SMALL,
     neighborhoods,
     small,
     transformers,
 )
-from tests.runs import assert_refused, script
+from tests.runs import assert_refused, composed, script
 
 NAMES = [f"kind {label}" for label in range(7)]
 
@@ -145,18 +151,23 @@ class TestPredict:
         assert (tmp_path / "outputs" / "pretrained" / "model" / "predictions" / "predictions.json").exists()
 
 
-def test_it_is_evaluated_and_inspected_on_class_folders(tmp_path):
-    saved(LEARNED, tmp_path / "model")
-    random = np.random.default_rng(0)
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Small images in folders of the classes, the same in training and test."""
+    root, random = tmp_path_factory.mktemp("folders"), np.random.default_rng(0)
     for name in NAMES:
         for number in range(3):
-            path = tmp_path / "data" / "test" / name / f"{number}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(random.integers(0, 256, (13, 13, 3), dtype=np.uint8)).save(path)
-            train = tmp_path / "data" / "train" / name / f"{number}.png"
-            train.parent.mkdir(parents=True, exist_ok=True)
-            train.write_bytes(path.read_bytes())
-    given = [f"pretrained={tmp_path / 'model'}", "data=image_folder", f"data.root={tmp_path / 'data'}"]
+            pixels = random.integers(0, 256, (13, 13, 3), dtype=np.uint8)
+            for split in ("train", "test"):
+                path = root / split / name / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(path)
+    return root
+
+
+def test_it_is_evaluated_and_inspected_on_class_folders(tmp_path, folders):
+    saved(LEARNED, tmp_path / "model")
+    given = [f"pretrained={tmp_path / 'model'}", "data=image_folder", f"data.root={folders}"]
     ended = script("experiments/evaluate.py", *given, f"output={tmp_path / 'metrics.json'}")
     assert ended.ok, ended.err
     assert 0.0 <= json.loads((tmp_path / "metrics.json").read_text())["test/accuracy"] <= 1.0
@@ -164,6 +175,45 @@ def test_it_is_evaluated_and_inspected_on_class_folders(tmp_path):
     ended = script("experiments/inspect_attention.py", *given, f"output={page}", "samples=2", "scored_samples=2")
     assert ended.ok, ended.err
     assert page.exists()
+
+
+class TestTrain:
+    """A published model is trained further on other data."""
+
+    SETTINGS = (
+        *("data=image_folder", "data.image_size=13", "data.augment=null", "loader.batch_size=7", "trainer=cpu"),
+        *("trainer.max_epochs=1", "logger.mode=disabled", "attention.every_n_epochs=0", "callbacks=[]"),
+    )
+
+    def test_a_classifier_starts_with_its_weights_and_gets_the_classes_of_the_data(self, tmp_path, folders, picture):
+        hf_model, run = saved(LEARNED, tmp_path / "model", num_labels=5), tmp_path / "run"
+        given = [f"pretrained={tmp_path / 'model'}", f"data.root={folders}", f"hydra.run.dir={run}", *self.SETTINGS]
+        ended = script("experiments/train.py", *given, "optimizer.lr=0.0", "optimizer.weight_decay=0.0")
+        assert ended.ok, ended.err
+        assert "loaded" in ended.out
+        trained, published = perceiver.load(run), from_transformers(hf_model)
+        assert trained.class_names == NAMES
+        assert len(trained.predict(picture, top=7)[0]) == 7
+        for part in ("encoders", "memory"):
+            ours, theirs = (model.get_submodule(part).state_dict() for model in (trained.model, published))
+            assert ours.keys() == theirs.keys()
+            assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+        ended = script("experiments/train.py", f"run={run}", "trainer.max_epochs=2")
+        assert ended.ok, ended.err
+
+    def test_the_decoder_of_another_kind_of_model_is_the_config_s(self, tmp_path, folders):
+        saved(MASKED_LM, tmp_path / "model")
+        with composed(
+            *("data=text_pairs", f"data.root={folders}", "tokenizer=perceiver", "decoder@model.decoder=text"),
+            *("task=captioning", "+encoder@model.encoders.text=text", "~encoder@model.encoders.image"),
+            f"pretrained={tmp_path / 'model'}",
+        ) as cfg:
+            config = with_published_model(resolved(cfg))
+        check_parts(config)
+        model = construct(config, "model")
+        assert isinstance(model.decoder, TextDecoder)
+        assert model.memory.array.shape == (SMALL["num_latents"], SMALL["d_latents"])
+        assert config["init"]["from"] == str(tmp_path / "model")
 
 
 def test_errors_are_one_sentence(tmp_path, picture):
