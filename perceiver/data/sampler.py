@@ -7,6 +7,7 @@ augmented differently. The position in the data is then one integer, the number 
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import repeat
 from typing import TypeAlias
 
@@ -33,6 +34,7 @@ class KeyedSampler(Sampler[Key]):
         rank, world_size: the part of each epoch that this process takes; the parts are disjoint. When shuffling, all
             parts are equally long, if necessary by a last index of `NO_SAMPLE`.
         drop_last: when shuffling, leave out the samples that would need such padding.
+        groups: when shuffling, puts samples of similar length into the same batch; None for any.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class KeyedSampler(Sampler[Key]):
         rank: int = 0,
         world_size: int = 1,
         drop_last: bool = False,
+        groups: "SimilarLengths | None" = None,
     ) -> None:
         self.num_samples = num_samples
         self.seed = seed
@@ -53,6 +56,7 @@ class KeyedSampler(Sampler[Key]):
         self.rank = rank
         self.world_size = world_size
         self.drop_last = drop_last
+        self.groups = groups
         self.epoch = 0
         self.resume_epoch, self.resume_offset = 0, 0
 
@@ -87,8 +91,34 @@ class KeyedSampler(Sampler[Key]):
             return torch.arange(self.num_samples)
         generator = torch.Generator().manual_seed(fold_in(self.seed, self.epoch))
         if self.weights is None:
-            return torch.randperm(self.num_samples, generator=generator)
-        return torch.multinomial(self.weights, self.num_samples, replacement=True, generator=generator)
+            order = torch.randperm(self.num_samples, generator=generator)
+        else:
+            order = torch.multinomial(self.weights, self.num_samples, replacement=True, generator=generator)
+        return order if self.groups is None else self.groups.arrange(order, generator)
+
+
+@dataclass(frozen=True)
+class SimilarLengths:
+    """Batches of samples of similar length, which need little padding (Sutskever et al. 2014, section 3.4).
+
+    Attributes:
+        lengths: of each sample, in any unit.
+        batch_size: samples of a batch of all processes.
+        num_batches: successive batches whose samples are distributed among them by length.
+    """
+
+    lengths: Int64[Tensor, " samples"]
+    batch_size: int
+    num_batches: int
+
+    def arrange(self, order: Int64[Tensor, " n"], generator: torch.Generator) -> Int64[Tensor, " n"]:
+        """Return the samples in an order whose batches have similar lengths, in random order; a small one is last."""
+        parts = torch.split(order, self.batch_size * self.num_batches)
+        ordered = torch.cat([part[self.lengths[part].argsort(stable=True)] for part in parts])
+        batches = torch.split(ordered, self.batch_size)
+        count = len(order) // self.batch_size
+        places = torch.randperm(count, generator=generator).tolist()
+        return torch.cat([*(batches[place] for place in places), *batches[count:]])
 
 
 def _repeat_counts(order: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:

@@ -1,13 +1,15 @@
 """Text files: plain, CSV and TSV tables, JSON. Errors name the file and the line, or the place in the JSON."""
 
 import csv
+import gzip
 import json
 import logging
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from io import StringIO, TextIOWrapper
+from io import BytesIO, StringIO, TextIOWrapper
 from itertools import chain
 from math import inf, nan
 from pathlib import Path
@@ -42,22 +44,23 @@ def normalize_spaces(text: str) -> str:
 
 
 def read_text(path: File) -> str:
-    r"""Read a UTF-8 file, with or without a byte order mark; all line ends become \n.
+    r"""Read a UTF-8 file, with or without a byte order mark, or one compressed as `.gz`; all line ends become \n.
 
     Raises:
         FileNotFoundError: there is no such file.
-        UnreadableError: it is not UTF-8 text.
+        UnreadableError: it is not UTF-8 text, or damaged.
     """
     refuse_special(path)
     try:
-        with path.open("rb") as raw, TextIOWrapper(raw, encoding="utf-8-sig") as file:
-            return file.read()
+        with path.open("rb") as raw:
+            content = gzip.decompress(raw.read()) if str(path).endswith(".gz") else raw.read()
+        return TextIOWrapper(BytesIO(content), encoding="utf-8-sig").read()
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: no such file") from error
     except UnicodeDecodeError as error:
         raise UnreadableError(f"{path}: not UTF-8 text") from error
-    except OSError as error:
-        raise UnreadableError(f"{path}: {error.strerror}") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise UnreadableError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 @dataclass(frozen=True, slots=True)

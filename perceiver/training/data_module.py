@@ -22,7 +22,14 @@ from torch.utils.data import Dataset as TorchDataset
 from perceiver.data.collate import collate
 from perceiver.data.dataset import Dataset, Split
 from perceiver.data.files import UnreadableError
-from perceiver.data.sampler import NO_SAMPLE, Key, KeyedSampler, class_balancing_weights, fold_in
+from perceiver.data.sampler import (
+    NO_SAMPLE,
+    Key,
+    KeyedSampler,
+    SimilarLengths,
+    class_balancing_weights,
+    fold_in,
+)
 from perceiver.data.splits import fingerprint
 from perceiver.processes import all_gather, end_with_parent
 from perceiver.runtime.errors import PositionError
@@ -54,6 +61,8 @@ class DataModule(LightningDataModule):
             (`class_balancing_weights`).
         pin_memory: faster copies to a GPU.
         seed: of order and augmentation.
+        similar_lengths: number of successive training batches whose samples are distributed among them by length, so
+            that batches of texts need less padding; 0 for none.
     """
 
     def __init__(
@@ -67,9 +76,11 @@ class DataModule(LightningDataModule):
         class_balanced: bool,
         pin_memory: bool,
         seed: int,
+        similar_lengths: int = 0,
     ) -> None:
         super().__init__()
         for name, value, least in (
+            ("similar_lengths", similar_lengths, 0),
             ("batch_size", batch_size, 1),
             ("num_workers", num_workers, 0),
             ("timeout_seconds", timeout_seconds, 0),
@@ -84,6 +95,7 @@ class DataModule(LightningDataModule):
         self.class_balanced = class_balanced
         self.pin_memory = pin_memory
         self.seed = seed
+        self.similar_lengths = similar_lengths
         self.tested: Stage = "test"
         self.unreadable: dict[str, None] = {}
         self._labels: list[int] | None = None  # label of the run, by label of the data set
@@ -284,14 +296,19 @@ class DataModule(LightningDataModule):
         if split is None:
             raise ValueError(f"the data set has no {stage} samples")
         train = stage == "train" if trains is None else trains
+        world_size = self.trainer.world_size if self.trainer else 1
+        groups = None
+        if train and self.similar_lengths:
+            groups = SimilarLengths(sample_lengths(split), self.batch_size * world_size, self.similar_lengths)
         sampler = KeyedSampler(
             num_samples=len(split),
             seed=self.seed,
             shuffle=train,
             weights=self._train_weights if train else None,
             rank=self.trainer.global_rank if self.trainer else 0,
-            world_size=self.trainer.world_size if self.trainer else 1,
+            world_size=world_size,
             drop_last=self.drop_last,
+            groups=groups,
         )
         if train and self.drop_last and len(sampler) < self.batch_size:
             raise MisconfigurationException(self._no_batch(len(sampler)))
@@ -379,3 +396,16 @@ def _listed(names: Sequence[str]) -> str:
 def _collate_readable(items: Sequence[Sample | UnreadableError | None]) -> Batch:
     batch = collate([item for item in items if isinstance(item, Sample)])
     return replace(batch, unreadable=[str(item) for item in items if isinstance(item, UnreadableError)])
+
+
+def sample_lengths(split: Split) -> Int64[Tensor, " samples"]:
+    """Return the length of each sample of a split, without reading it.
+
+    Raises:
+        ValueError: the data does not know them.
+    """
+    if not hasattr(split.items, "sample_length"):
+        raise ValueError(
+            "loader.similar_lengths: the data has no lengths without being read; 0 leaves the order random"
+        )
+    return torch.tensor([split.items.sample_length(index) for index in range(len(split))])

@@ -4,7 +4,7 @@ from itertools import product
 import pytest
 import torch
 
-from perceiver.data.sampler import NO_SAMPLE, KeyedSampler, class_balancing_weights, fold_in
+from perceiver.data.sampler import NO_SAMPLE, KeyedSampler, SimilarLengths, class_balancing_weights, fold_in
 
 WORLDS = (1, 2, 3)
 SIZES = (1, 2, 7, 101)
@@ -178,3 +178,34 @@ def test_mix_separates_its_arguments():
 
 def test_mix_gives_what_torch_takes_as_a_seed():
     assert all(0 <= fold_in(*args) < 2**63 for args in product((-1, 0, 2**31, 2**64 - 1), repeat=2))
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_batches_of_similar_lengths_have_each_sample_once_and_little_padding(world_size):
+    size, lengths = 101, torch.randint(3, 97, (101,), generator=torch.Generator().manual_seed(0))
+
+    def batches(groups: SimilarLengths | None, epoch: int = 0) -> list[list[int]]:
+        parts = []
+        for rank in range(world_size):
+            sampler = KeyedSampler(
+                num_samples=size, seed=5, shuffle=True, rank=rank, world_size=world_size, groups=groups
+            )
+            sampler.set_epoch(epoch)
+            indices = [index for _, index in sampler]
+            parts.append(
+                [indices[start : start + 12 // world_size] for start in range(0, len(indices), 12 // world_size)]
+            )
+        return [[index for part in batch for index in part if index != NO_SAMPLE] for batch in zip(*parts, strict=True)]
+
+    def padding(found: list[list[int]]) -> int:
+        return sum(int(lengths[batch].max()) * len(batch) - int(lengths[batch].sum()) for batch in found)
+
+    groups = SimilarLengths(lengths, 12, 4)
+    found = batches(groups)
+    assert sorted(index for batch in found for index in batch) == list(range(size))
+    assert [len(batch) for batch in found] == [12] * 8 + [5]
+    assert padding(found) < 0.5 * padding(batches(None))
+    assert found == batches(groups)
+    assert found != batches(groups, epoch=1)
+    means = [float(lengths[batch].float().mean()) for batch in found]
+    assert means not in (sorted(means), sorted(means, reverse=True))

@@ -1,3 +1,4 @@
+import gzip
 from pathlib import Path
 
 import pytest
@@ -5,6 +6,7 @@ import torch
 
 from perceiver.data.collate import collate
 from perceiver.data.dataset import Dataset
+from perceiver.data.files import UnreadableError
 from perceiver.data.sources.text_pairs import TextPairs
 from perceiver.tokenizer import PAD, ByteTokenizer, WordTokenizer
 from scripts import data_trees
@@ -175,3 +177,23 @@ class TestErrors:
             check_error(lambda: data(root).read(path), f"{path}: ")
         path.unlink()
         check_error(lambda: data(root).read(path), f"{path}: no such file")
+
+
+def test_files_may_be_compressed_and_those_for_testing_have_any_name(tmp_path):
+    texts = {"train": ["a b", "c"], "val": ["d"], "test_2016": ["e f g"]}
+    for stage, lines in texts.items():
+        for language in ("en", "fr"):
+            content = "".join(f"{language} {line}\n" for line in lines).encode()
+            (tmp_path / f"{stage}.{language}.gz").write_bytes(gzip.compress(content))
+    made = data(tmp_path, endings=("en", "fr"), test_name="test_2016")
+    assert [pairs(made.split(stage)) for stage in STAGES] == [
+        [(f"en {line}", f"fr {line}") for line in lines] for lines in texts.values()
+    ]
+    assert made.split("test")[0].id == "test_2016.en.gz:1"
+    assert [made.split("train").items.sample_length(index) for index in range(2)] == [12, 8]
+    assert list(made.source.text_pairs()) == [("en a b", "fr a b"), ("en c", "fr c")]
+    with pytest.raises(FileNotFoundError, match="test_name=test_2017"):
+        data(tmp_path, endings=("en", "fr"), test_name="test_2017").split("test")
+    (tmp_path / "val.en.gz").write_bytes(gzip.compress(b"x" * 101)[:-9])
+    with pytest.raises(UnreadableError, match=r"val\.en\.gz"):
+        data(tmp_path, endings=("en", "fr")).split("val")

@@ -40,10 +40,10 @@ class Item:
 class Items(Protocol):
     """The items of one stage, by index. Randomness in an item comes from torch's global generator only.
 
-    A list of `Item` is sufficient. Items that are expensive to make may have three more members, which need none:
+    A list of `Item` is sufficient. Items that are expensive to make may have more members, which need none:
     `sample_classes(index)`, the classes of a sample (default: those of its targets); `sample_name(index)`, a name that
-    identifies the sample wherever the data is stored (default: its `id`); and `roles`, those of which any item has a
-    part (default: found by a search).
+    identifies the sample wherever the data is stored (default: its `id`); `sample_length(index)`, its length in any
+    unit, for batches of similar lengths; and `roles`, those of which any item has a part (default: found by a search).
     """
 
     def __len__(self) -> int: ...

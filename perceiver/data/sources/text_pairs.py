@@ -1,11 +1,11 @@
 """Pairs of texts, the second of which is predicted from the first: translations, questions and answers, summaries.
 
     root/{train,val,test}.tsv          source<tab>target; further columns are ignored; for quotes see `read_tsv`
-    root/{train,val,test}.<language>   two files, aligned line by line (`endings`)
+    root/{train,val,test}.<language>   two files, aligned line by line (`endings`), such as those of Multi30k
     root                               one file with tabs, such as eng-fra.txt
 
-Validation files may also be named valid or dev. Pairs for validation and testing are held out of the training pairs if
-they have no file of their own.
+Files may be compressed, as in `train.en.gz`. Those for validation may also be named valid or dev. Pairs for validation
+and testing are held out of the training pairs if they have no file of their own.
 """
 
 import logging
@@ -45,12 +45,20 @@ class TextPairs(Source):
             one file.
         val_fraction: share of the training sources for validation if there is no file for it; 0 for none.
         test_fraction: share of all training sources for testing if there is no file for it; 0 for none.
+        test_name: of the files for testing, such as `test_2016_flickr`.
     """
 
     def __init__(
-        self, *, root: str, endings: tuple[str, str] | None, val_fraction: float, test_fraction: float
+        self,
+        *,
+        root: str,
+        endings: tuple[str, str] | None,
+        val_fraction: float,
+        test_fraction: float,
+        test_name: str = "test",
     ) -> None:
         super().__init__()
+        self.names: dict[Stage, tuple[str, ...]] = NAMES | {"test": (test_name,)}
         self.root = Path(root).expanduser()
         self.endings = ["tsv"] if endings is None else list(endings)
         self.held_out = HeldOut(val_fraction=val_fraction, test_fraction=test_fraction)
@@ -88,16 +96,24 @@ class TextPairs(Source):
             train, val = _split_by_source(train, self.held_out.val_fraction, "val")
         return {"train": train, "val": val, "test": test}
 
+    def _path(self, name: str) -> Path:
+        """Return the file of a name, which may be compressed."""
+        path = self.root / name
+        packed = self.root / f"{name}.gz"
+        return packed if not os.path.lexists(path) and os.path.lexists(packed) else path
+
     def _read(self, stage: Stage) -> list[Pair] | None:
         """Read the pairs of a stage that has files of its own."""
         if self.root.is_file():
             if len(self.endings) == 2:
                 raise ValueError(f"root={self.root} is one file, but endings={self.endings} are those of two")
             return _read_pairs(self.root) if stage == "train" else None
-        for name in NAMES[stage]:
-            paths = [self.root / f"{name}.{ending}" for ending in self.endings]
+        for name in self.names[stage]:
+            paths = [self._path(f"{name}.{ending}") for ending in self.endings]
             if any(map(os.path.lexists, paths)):
                 return _read_pairs(*paths)
+        if stage == "test" and self.names[stage] != NAMES[stage]:
+            raise FileNotFoundError(f"test_name={self.names[stage][0]}: {self.root} has no such files")
         return None
 
 
@@ -125,6 +141,9 @@ class PairItems:
 
     def sample_classes(self, index: int) -> Sequence[int]:
         return ()
+
+    def sample_length(self, index: int) -> int:
+        return len(self.pairs[index].source) + len(self.pairs[index].target)
 
     def sample_name(self, index: int) -> str:
         pair = self.pairs[index]

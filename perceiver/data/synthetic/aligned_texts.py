@@ -132,6 +132,10 @@ class AlignedItems:
     def sample_classes(self, index: int) -> Sequence[int]:
         return ()
 
+    def sample_length(self, index: int) -> int:
+        pair = self.pairs.pair(self.stage, index)
+        return len(pair.source) + len(pair.target)
+
     def sample_name(self, index: int) -> str:
         return f"{self.pairs.name}/{self.stage}/{index}"
 
