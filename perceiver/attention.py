@@ -16,6 +16,7 @@ import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from perceiver.mechanisms.base import KeyMask, MechanismFactory, Role
@@ -132,13 +133,16 @@ class Attention(nn.Module):
         mask: KeyMask | None = None,
         causal: bool = False,
         cache: KeyValueCache | None = None,
+        norm: nn.LayerNorm | None = None,
     ) -> Float[Tensor, "batch queries query_dim"]:
+        """Attend from queries to inputs, which `norm` normalizes first, if given; for the rest see `Mechanism`."""
         if cache is None and not causal and self._is_cheaper_unprojected(queries.shape[1], inputs.shape[1]):
-            return self._attend_unprojected(queries, inputs, mask)
+            return self._attend_unprojected(queries, inputs, mask, norm)
 
         def project() -> tuple[Tensor, Tensor]:
-            v = self._by_head(self.value(inputs))
-            return (self._by_head(self.key(inputs)) if self.mechanism.reads_keys else v), v
+            normed = inputs if norm is None else norm(inputs)
+            v = self._by_head(self.value(normed))
+            return (self._by_head(self.key(normed)) if self.mechanism.reads_keys else v), v
 
         start = 0
         if cache is None:
@@ -165,18 +169,23 @@ class Attention(nn.Module):
         queries: Float[Tensor, "batch queries query_dim"],
         inputs: Float[Tensor, "batch keys input_dim"],
         mask: KeyMask | None,
+        norm: nn.LayerNorm | None,
     ) -> Float[Tensor, "batch queries query_dim"]:
         """Return the same with a single head without keys and values, which take most of the time of many inputs.
 
-        With weights A = softmax(q (W x + b)ᵀ), q (W x)ᵀ = (q W) xᵀ, b adds the same to all logits of a query, and A (V
-        x + c) = V (A x) + c, since the rows of A sum to one.
+        With weights A = softmax(q (K x + b)ᵀ), q (K x)ᵀ = (q K) xᵀ, b adds the same to all logits of a query, and
+        A (V x + c) = V (A x) + c, since the rows of A sum to one. Likewise for the weights and bias of the norm, so
+        that inputs without a gradient need none.
         """
         assert isinstance(self.key, nn.Linear)
         scale = (self.key.in_features / self.key.out_features) ** 0.5  # the mechanism divides by √in_features
         q = self.query(queries) @ self.key.weight * scale
         q = q + 0.0 * self.key.bias.sum()  # its gradient is zero, not missing, as distributed training requires
+        if norm is not None:
+            q, inputs = q * norm.weight.to(q.dtype), F.layer_norm(inputs, norm.normalized_shape, eps=norm.eps)
         keys = inputs.to(q.dtype)[:, None]
-        values = self.value(self.mechanism(q[:, None], keys, keys, mask=mask)[:, 0])
+        read = self.mechanism(q[:, None], keys, keys, mask=mask)[:, 0]
+        values = self.value(read if norm is None else read * norm.weight + norm.bias)
         if mask is not None:
             values = values.masked_fill(~mask.any(dim=1)[:, None, None], 0.0)
         return self.out(values)
@@ -263,7 +272,7 @@ class CrossBlock(nn.Module):
         mask: KeyMask | None = None,
         cache: KeyValueCache | None = None,
     ) -> Float[Tensor, "batch queries query_dim"]:
-        read = self.attention(self.query_norm(queries), self.input_norm(inputs), mask=mask, cache=cache)
+        read = self.attention(self.query_norm(queries), inputs, mask=mask, cache=cache, norm=self.input_norm)
         x = self.dropout(read)
         if self.residual is not None:
             x = self.residual(queries, x)

@@ -75,7 +75,7 @@ class Join(nn.Module):
             values.append(self._widen(name, part))
             spans[name] = Span(start, start + part.values.shape[1], part.grid)
             start += part.values.shape[1]
-        joined = torch.cat(values, dim=1)
+        joined = values[0] if len(values) == 1 else torch.cat(values, dim=1)
         if not hidden and all(part.mask is None for part in tokens.values()):
             return JoinedTokens(values=joined, mask=None, spans=spans)
         masks = {name: _explicit_mask(part) for name, part in tokens.items()}

@@ -36,10 +36,11 @@ class ScaledDotProduct(Explicit):
         self, q: Queries, k: Keys, v: Values, mask: Mask = None, causal: bool = False, start: int = 0
     ) -> Float[Tensor, "batch heads queries v_dim"]:
         scale, dropout = q.shape[-1] ** -0.5, self.dropout if self.training else 0.0
-        if q.device.type == "cpu" and q.dtype == torch.bfloat16:
-            # The kernel takes up to ten times as long as products and, in the backward pass, five times as in float32.
-            if not dropout:
-                return MatrixProducts.apply(q, k, v, allowed_pairs(q, k, mask, causal), scale)
+        on_cpu, needs_gradients = q.device.type == "cpu", k.requires_grad or v.requires_grad
+        if on_cpu and not dropout and (q.dtype == torch.bfloat16 or (q.requires_grad and not needs_gradients)):
+            # In bfloat16, the kernel takes up to ten times as long; it computes all gradients, needed or not.
+            return MatrixProducts.apply(q, k, v, allowed_pairs(q, k, mask, causal), scale)
+        if on_cpu and q.dtype == torch.bfloat16:
             with torch.autocast("cpu", enabled=False):
                 return self.forward(q.float(), k.float(), v.float(), mask, causal).to(v.dtype)
         in_kernel = causal and mask is None and q.shape[2] == k.shape[2]
@@ -75,14 +76,19 @@ class MatrixProducts(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         q, k, v, allowed, out = ctx.saved_tensors
-        of_q, of_k, of_v = [], torch.zeros_like(k), torch.zeros_like(v)
+        of_q = []
+        of_k, of_v = (
+            torch.zeros_like(x) if needed else None for x, needed in zip((k, v), ctx.needs_input_grad[1:3], strict=True)
+        )
         for rows in _chunks(q, k):
             weights, of_out = _weights(q, k, allowed, rows), gradient[:, :, rows]
+            if of_v is not None:
+                of_v += weights.mT @ of_out
             mean = (of_out * out[:, :, rows]).sum(dim=-1, keepdim=True)
             of_logits = (of_out @ v.mT).sub_(mean).mul_(weights)
             of_q.append(of_logits @ k)
-            of_k += of_logits.mT @ q[:, :, rows]
-            of_v += weights.mT @ of_out
+            if of_k is not None:
+                of_k += of_logits.mT @ q[:, :, rows]
         return torch.cat(of_q, dim=2) * ctx.scale, of_k, of_v, None, None
 
 
