@@ -33,6 +33,8 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     trainer: Trainer = construct(limited, "trainer", logger=False, enable_checkpointing=False)
     metrics = test(trainer, parts, config)
     if not metrics:
+        if cfg.run is None:
+            raise ConfigError(f"a published model has no {split} samples of its own; give data=… data.root=…")
         raise ConfigError(f"run={cfg.run}: its data set has no {split} samples")
     metrics |= unreadable_samples(parts)
     if not trainer.is_global_zero:

@@ -63,6 +63,8 @@ def inspect_attention(cfg: DictConfig) -> Path:
         UnreadableError: some files could not be read; raised after all others have been explained.
     """
     runs = [load_run(cfg, "run", "checkpoint", cfg.overrides)]
+    if cfg.run is None and cfg.data is None and not cfg.inputs:
+        raise ConfigError("a published model has no samples of its own; give inputs=[…], or data=… data.root=…")
     if cfg.compare is not None:
         runs.append(load_compared(cfg, runs[0]))
     first = runs[0]

@@ -225,3 +225,6 @@ def test_errors_are_one_sentence(tmp_path, picture):
     assert_refused(script(command, f"pretrained={tmp_path}", f"inputs={picture}"), "pretrained=", "config.json")
     options = [f"pretrained={model}", f"inputs={picture}", "variant=haiku"]
     assert_refused(script(command, *options), "variant=haiku", "deepmind")
+    for other in ("evaluate", "inspect_attention"):
+        refused = script(f"experiments/{other}.py", f"pretrained={model}")
+        assert_refused(refused, "a published model has no", "data.root=…")
