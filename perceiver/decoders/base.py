@@ -19,6 +19,11 @@ class Decoder(nn.Module, ABC):
         """The outputs for which queries must be given, and what they are."""
         return {}
 
+    @property
+    def accepts_queries(self) -> dict[str, QueryKind]:
+        """The outputs for which queries may be given, and what they are."""
+        return self.needs_queries
+
     def set_input_dim(self, input_dim: int) -> None:
         """Build what depends on the width of the input tokens; the model calls it once, when it knows them."""
 

@@ -96,6 +96,11 @@ class DenseDecoder(Decoder):
     def needs_queries(self) -> dict[str, QueryKind]:
         return {name: "places" for name, part in self.queries.by_output.items() if part.needs_places}
 
+    @property
+    def accepts_queries(self) -> dict[str, QueryKind]:
+        parts = self.queries.by_output.items()
+        return {name: "places" for name, part in parts if part.needs_places or part.takes_places}
+
     def set_input_dim(self, input_dim: int) -> None:
         for part in self.queries.by_output.values():
             part.set_input_dim(input_dim)
@@ -108,13 +113,13 @@ class DenseDecoder(Decoder):
         """
         outputs, given = {}, queries or {}
         for name, part in self.queries.by_output.items():
-            if not part.needs_places:
-                found = self._decode(name, part, memory, None)
-                outputs[name] = found[:, 0] if found.shape[1] == 1 else found
-            elif name in given:
+            if name in given and (part.needs_places or part.takes_places):
                 places = given[name]
                 chunks = [places] if torch.is_grad_enabled() else torch.split(places, self.chunk_size, dim=1)
                 outputs[name] = torch.cat([self._decode(name, part, memory, chunk) for chunk in chunks], dim=1)
+            elif not part.needs_places:
+                found = self._decode(name, part, memory, None)
+                outputs[name] = found[:, 0] if found.shape[1] == 1 else found
         if not outputs:
             raise ValueError(f"queries lack {' and '.join(map(repr, self.needs_queries))}: the places of the output")
         return outputs

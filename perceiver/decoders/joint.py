@@ -35,6 +35,10 @@ class JointDecoder(Decoder):
     def needs_queries(self) -> dict[str, QueryKind]:
         return {f"{name}/{output}": kind for name, part in self._parts() for output, kind in part.needs_queries.items()}
 
+    @property
+    def accepts_queries(self) -> dict[str, QueryKind]:
+        return {f"{name}/{key}": kind for name, part in self._parts() for key, kind in part.accepts_queries.items()}
+
     def set_input_dim(self, input_dim: int) -> None:
         for _, part in self._parts():
             part.set_input_dim(input_dim)

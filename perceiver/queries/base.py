@@ -14,11 +14,13 @@ class Queries(nn.Module, ABC):
     Attributes:
         dim: their width.
         needs_places: whether `places` must be given, one for each query.
+        takes_places: whether they may be given; without them, all queries are made.
         shared_positions: those in the first columns, if any.
     """
 
     dim: int
     needs_places: bool
+    takes_places: bool = False
     shared_positions: SharedPositions | None = None
 
     @abstractmethod

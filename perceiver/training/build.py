@@ -217,7 +217,7 @@ QUERY_KINDS: dict[QueryKind, _QueryHint] = {
 
 
 def check_queries(task: Task, decoder: Decoder) -> None:
-    """Check that the task gives the queries that the decoder needs: token ids of a text, or places.
+    """Check that the task gives the queries that the decoder needs, and no others: token ids of a text, or places.
 
     Raises:
         ConfigError: it does not.
@@ -225,7 +225,7 @@ def check_queries(task: Task, decoder: Decoder) -> None:
     given, needed = task.given_queries, decoder.needs_queries
     names = type(task).__name__, type(decoder).__name__
     for output in sorted(given.keys() | needed.keys()):
-        if needed.get(output) == given.get(output):
+        if given.get(output) in (needed.get(output), decoder.accepts_queries.get(output)):
             continue
         if output in needed:
             wanted, choice = QUERY_KINDS[needed[output]].wanted, QUERY_KINDS[needed[output]].task

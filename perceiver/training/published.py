@@ -79,7 +79,8 @@ def read_published(source: str, variant: str, key: str = "pretrained") -> tuple[
 def with_published_model(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config of a run with the model that its setting `pretrained` names, whose weights it starts with.
 
-    A classifier gets as many classes as the data has. Of other models, the decoder is the config's own.
+    A classifier gets as many classes as the data has. The decoder of another model is replaced by the config's own,
+    unless this is of the same kind and as wide.
 
     Raises:
         ConfigError: the model cannot be read.
@@ -88,7 +89,7 @@ def with_published_model(config: Mapping[str, Any]) -> dict[str, Any]:
     model = dict(checkpoint.config["model"])
     if "num_classes" in model["decoder"]:
         model["decoder"] = {**model["decoder"], "num_classes": config["data"]["source"].get("num_classes", 0)}
-    else:
+    elif any(model["decoder"][key] != config["model"]["decoder"].get(key) for key in ("_target_", "num_channels")):
         model.pop("ties", None)  # of its decoder
         model["decoder"] = {**config["model"]["decoder"], "dim": model["memory"]["dim"]}
     return {**config, "model": model, "init": {**config["init"], "from": config["pretrained"]}}

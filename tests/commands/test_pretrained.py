@@ -12,8 +12,9 @@ import perceiver
 from perceiver.decoders.text import TextDecoder
 from perceiver.pretrained import from_transformers
 from perceiver.runtime.config import check_parts, resolved
-from perceiver.training.build import construct
+from perceiver.training.build import check_queries, construct, insert_tokenizers
 from perceiver.training.published import with_published_model
+from perceiver.types import Batch
 from tests.pretrained.small import (
     CONV,
     FLOW,
@@ -200,6 +201,26 @@ class TestTrain:
             assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
         ended = script("experiments/train.py", f"run={run}", "trainer.max_epochs=2")
         assert ended.ok, ended.err
+
+    def test_the_language_model_is_trained_on_with_its_own_decoder(self, tmp_path, folders):
+        hf_model = saved(MASKED_LM, tmp_path / "model")
+        length = SMALL["max_position_embeddings"]
+        with composed(
+            *("data=text_pairs", f"data.root={folders}", "tokenizer=perceiver", f"tokenizer.max_length={length}"),
+            *("decoder@model.decoder=dense_ids", "task=reconstruction_ids", f"pretrained={tmp_path / 'model'}"),
+            *("+encoder@model.encoders.text=text", "~encoder@model.encoders.image"),
+        ) as cfg:
+            config = with_published_model(resolved(cfg))
+        check_parts(config)
+        model, tokenizer = construct(config, "model"), construct(config, "tokenizer")
+        task = construct(insert_tokenizers(config, tokenizer, tokenizer), "task")
+        check_queries(task, model.decoder)
+        model.load_state_dict(from_transformers(hf_model).state_dict())
+        batch = task.prepare(Batch({"text": torch.randint(6, 262, (2, 1, length))}, {}, ["a", "b"]), train=True)
+        outputs = task.outputs(model, batch)
+        assert outputs["logits"].shape == (2, batch.targets["asked/logits"].choice.cells.shape[1], 262)
+        task.loss(outputs, batch).backward()
+        assert model.encoders["text"].embedding.weight.grad.abs().sum() > 0
 
     def test_the_decoder_of_another_kind_of_model_is_the_config_s(self, tmp_path, folders):
         saved(MASKED_LM, tmp_path / "model")

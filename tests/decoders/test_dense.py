@@ -131,6 +131,15 @@ def test_queries_of_tokens_alone_are_the_tokens(memory):
         queries.set_input_dim(7)
 
 
+def test_places_choose_among_learned_queries(memory):
+    decoder = dense(Learned(num_queries=7, dim=11))
+    assert (decoder.needs_queries, decoder.accepts_queries) == ({}, {"logits": "places"})
+    chosen = torch.randint(7, (BATCH, 4))
+    of_all = decoder(memory)["logits"]
+    found = decoder(memory, {"logits": (chosen[..., None] + 0.5) / 7})["logits"]
+    assert_close(found, of_all.gather(1, chosen[..., None].expand(-1, -1, CHANNELS)))
+
+
 def test_positions_may_stand_for_the_starts_of_cells():
     fourier = FourierPositions(num_bands=2, max_resolution=[7, 7])
     queries = Positions(axes="yx", positions=fourier, dim=None, starts_of=[3, 5])
