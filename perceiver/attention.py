@@ -141,8 +141,9 @@ class Attention(nn.Module):
 
         def project() -> tuple[Tensor, Tensor]:
             normed = inputs if norm is None else norm(inputs)
+            k = self._by_head(self.key(normed)) if self.mechanism.reads_keys else None
             v = self._by_head(self.value(normed))
-            return (self._by_head(self.key(normed)) if self.mechanism.reads_keys else v), v
+            return (v if k is None else k), v
 
         start = 0
         if cache is None:

@@ -8,7 +8,7 @@ from perceiver.training.attention_callback import AttentionCallback
 from perceiver.training.build import construct
 from scripts.benchmark_loader import verdict
 from scripts.kill_and_resume import differences
-from tests.runs import CAPTIONING, SMALL, assert_refused, composed, script, trained
+from tests.runs import CAPTIONING, CONF, SMALL, assert_refused, composed, script, trained
 
 BENCHMARK = [*SMALL, "warmup=1", "steps=2"]
 
@@ -155,3 +155,18 @@ def test_differences_of_two_runs_are_found(tmp_path):
     assert {"rows of metrics.csv", "val/loss", "weights of best.ckpt", "weights of last.ckpt"} <= {
         *differences(one, other)
     }
+
+
+def test_the_benchmark_of_mechanisms_has_a_row_for_each_and_leaves_no_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    sizes = [
+        f"sizes.{name}.{key}={value}" for name in ("words", "latents") for key, value in (("batch", 2), ("dim", 6))
+    ]
+    ended = script("scripts/benchmark_mechanisms.py", *sizes, "repeats=1", "warmup=0")
+    assert ended.ok, ended.err
+    found = [line.split() for line in ended.out.splitlines() if "(" in line and "│" in line]
+    ratios = {cells[1]: cells[4] for cells in found}
+    assert ratios.keys() == {path.stem for path in (CONF / "mechanism").glob("*.yaml")}
+    assert ratios["scaled_dot_product"] == "(1.00)"
+    assert list(tmp_path.iterdir()) == []

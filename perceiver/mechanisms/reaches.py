@@ -37,7 +37,7 @@ class Everywhere(nn.Module):
 
 
 class MonotonicWindow(Everywhere):
-    """The keys within `width` of the position of the query."""
+    """The keys within `width` of the position of the query; for places of dense outputs, that in their chunk."""
 
     def __init__(self, *, width: float, num_heads: int, dim: int) -> None:
         super().__init__(num_heads=num_heads, dim=dim)
