@@ -215,9 +215,14 @@ class Perceiver(nn.Module):
         """Compute the outputs from tokens: `forward` after the encoders."""
         return self.decoder(replace(self.memory(tokens), tokens=tokens), queries)
 
-    def encode(self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None) -> Memory:
+    def encode(
+        self,
+        inputs: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor] | None = None,
+        hidden: Mapping[str, Bool[Tensor, "batch *shape"]] | None = None,
+    ) -> Memory:
         """Compute the memory that the decoder reads; arguments as in `forward`."""
-        return self.memory(self.tokens(inputs, masks))
+        return self.memory(self.tokens(inputs, masks, hidden))
 
     def incremental_decoder(self, memory: Memory, output: str) -> IncrementalDecoder:
         """Start generating an output token by token; see `Decoder.incremental_decoder`."""

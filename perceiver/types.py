@@ -171,7 +171,12 @@ class Model(Protocol):
 class GenerativeModel(Model, Protocol):
     """A model that can generate an output token by token."""
 
-    def encode(self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None) -> Memory:
+    def encode(
+        self,
+        inputs: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor] | None = None,
+        hidden: Mapping[str, Tensor] | None = None,
+    ) -> Memory:
         """Compute the memory that the decoder reads."""
         ...
 

@@ -95,7 +95,8 @@ def inspect_attention(cfg: DictConfig) -> Path:
             problem = f"it cannot read the samples of run={cfg.run} ({one_line(error)})"
             raise ConfigError(f"compare={cfg.compare}: {problem}") from error
         writer = ExplanationWriter(explainer, explanation, finished.parts.data.dataset.pieces)
-        samples = samples or writer.page_samples()
+        if writer.versions or not samples:  # the page has the reconstructions of the last run
+            samples = writer.page_samples()
         written.append(output.with_name(f"{output.stem}{'' if is_first else '_compared'}.npz"))
         arrays = writer.write_event(
             written[-1],

@@ -8,8 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import soundfile
 import torch
+from einops import rearrange
 from omegaconf import DictConfig
+from PIL import Image
 from rich.table import Table
 from torch import Tensor
 
@@ -19,13 +22,13 @@ from perceiver.data.collate import collate
 from perceiver.data.files import UnreadableError
 from perceiver.data.sources.folders import files_below
 from perceiver.inspection.capture import input_pictures
-from perceiver.inspection.contact_sheet import timeline
-from perceiver.inspection.writer import ExplanationWriter
+from perceiver.inspection.contact_sheet import input_image, timeline
+from perceiver.inspection.writer import ExplanationWriter, media_versions
 from perceiver.model import Perceiver
 from perceiver.runtime.errors import ConfigError, one_line
 from perceiver.runtime.summary import console
 from perceiver.training.build import Parts
-from perceiver.types import IncrementalDecoder, Memory, Sample, utf8_safe
+from perceiver.types import IncrementalDecoder, Memory, Picture, Sample, utf8_safe
 
 MAX_STEM = 100
 """Bytes of the name of a file in the names of its figures."""
@@ -193,16 +196,16 @@ class InParts:
         queries: Mapping[str, Tensor] | None = None,
         hidden: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        found = [
-            self.model(
-                *part, *({name: rows[at] for name, rows in (given or {}).items()} for given in (queries, hidden))
-            )
-            for at, part in self._parts(inputs, masks or {})
-        ]
+        found = [self.model(*part) for part in self._parts(inputs, masks, queries, hidden)]
         return {name: torch.cat([outputs[name] for outputs in found]) for name in found[0]}
 
-    def encode(self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None) -> Memory:
-        found = [self.model.encode(*part) for _, part in self._parts(inputs, masks or {})]
+    def encode(
+        self,
+        inputs: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor] | None = None,
+        hidden: Mapping[str, Tensor] | None = None,
+    ) -> Memory:
+        found = [self.model.encode(*part) for part in self._parts(inputs, masks, hidden)]
         kept = [memory.mask for memory in found if memory.mask is not None]
         mask = torch.cat(kept) if kept else None
         return replace(found[0], values=torch.cat([memory.values for memory in found]), mask=mask)
@@ -210,23 +213,45 @@ class InParts:
     def incremental_decoder(self, memory: Memory, output: str) -> IncrementalDecoder:
         return self.model.incremental_decoder(memory, output)
 
-    def _parts(
-        self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor]
-    ) -> Iterator[tuple[slice, list[dict[str, Tensor]]]]:
-        """Yield the rows of each part, and its inputs and masks."""
+    def _parts(self, inputs: Mapping[str, Tensor], *others: Mapping[str, Tensor] | None) -> Iterator[Any]:
+        """Yield a few rows of all arguments at a time."""
         for start in range(0, len(next(iter(inputs.values()))), self.size):
             at = slice(start, start + self.size)
-            yield at, [{name: rows[at] for name, rows in named.items()} for named in (inputs, masks)]
+            yield [{name: rows[at] for name, rows in (given or {}).items()} for given in (inputs, *others)]
 
 
 def draw_predictions(parts: Parts, sample: Sample, stem: Path) -> dict[str, str]:
-    """Draw the predictions for a sample as far as they have a form that can be seen, and return the files by name."""
+    """Write the predictions for a sample as far as they can be seen or heard, and return the files by name.
+
+    A reconstruction is written as PNG, each frame of a video as a PNG of its own, and a sound as WAV. Of a long sample
+    that is its first window.
+    """
     batch = collate([sample]).to(parts.module.device)
     (pictures,) = parts.task.pictures(parts.model, batch, input_pictures(parts.model, batch.inputs))
     files = {name: f"{stem}_{name}.png" for name in pictures}
     for name, picture in pictures.items():
         picture.save(files[name])
+    for version, media in media_versions(parts.model, parts.task.reconstructions(parts.model, batch)).items():
+        for modality, shown in media.pictures.items():
+            frames = images_of(shown)
+            for number, image in enumerate(frames):
+                name = f"{modality}_{version}{f'_{number:03d}' if len(frames) > 1 else ''}"
+                files[name] = f"{stem}_{name}.png"
+                image.save(files[name])
+        for modality, sound in media.sounds.items():
+            files[f"{modality}_{version}_sound"] = f"{stem}_{modality}_{version}.wav"
+            wave = sound.values[0].float().clamp(-1.0, 1.0).cpu().numpy()
+            soundfile.write(f"{stem}_{modality}_{version}.wav", wave, sound.sample_rate)
     return files
+
+
+def images_of(picture: Picture) -> list[Image.Image]:
+    """Return the images of the first row of a picture: one, or the frames of a video."""
+    values = picture.values[0]
+    frames = rearrange(values, "channels ... rows columns -> (...) channels rows columns")
+    images = [input_image(frame, picture.unit) for frame in frames]
+    upwards = picture.grid.axes[-2].unit == "Hz"
+    return [Image.fromarray(image.pixels[::-1] if upwards else image.pixels) for image in images]
 
 
 def draw_attention(

@@ -41,7 +41,7 @@ class HeadSpec:
 class DenseDecoder(Decoder):
     """Memory and places -> `logits` [batch, places, channels]; with `Joined` queries, an output of each name.
 
-    An output of a single learned query is [batch, channels].
+    An output of a single learned query is [batch, channels]. Of several outputs, those are computed that are queried.
 
     Each query is decoded independently of the others. Without gradients, they are processed in chunks, so that memory
     depends on `chunk_size`, not on their number; with gradients, all activations are stored anyway.

@@ -13,6 +13,8 @@ from perceiver.types import IncrementalDecoder, Memory, QueryKind
 class JointDecoder(Decoder):
     """The outputs of all decoders; the output `x` of the decoder `name` is called `name/x`.
 
+    Those of a decoder that needs queries are left out if it gets none.
+
     Args:
         decoders: name -> decoder.
 
@@ -51,7 +53,8 @@ class JointDecoder(Decoder):
                 for key, part in (queries or {}).items()
                 if key.startswith(f"{name}/")
             }
-            outputs |= {f"{name}/{output}": values for output, values in decoder(memory, own).items()}
+            if own or not decoder.needs_queries:
+                outputs |= {f"{name}/{output}": values for output, values in decoder(memory, own).items()}
         return outputs
 
     def incremental_decoder(self, memory: Memory, output: str) -> IncrementalDecoder:

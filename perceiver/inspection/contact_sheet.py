@@ -45,17 +45,22 @@ class InputImage:
     high: float = 1.0
 
 
-def input_image(values: Float[Tensor, "channels rows columns"], unit: str = "") -> InputImage:
+def input_image(
+    values: Float[Tensor, "channels rows columns"], unit: str = "", like: InputImage | None = None
+) -> InputImage:
     """Draw an image in [0, 1] as RGB, or values with a unit in gray.
 
     One channel becomes gray; of more than three the first three are drawn. Values with a unit range from
-    `FLOOR_QUANTILE` to the maximum, decibels over at most `DYNAMIC_RANGE`.
+    `FLOOR_QUANTILE` to the maximum, decibels over at most `DYNAMIC_RANGE`; or as in `like`, if it is given.
     """
     values, low, high = values.detach().float().cpu(), 0.0, 1.0
-    if unit:
+    if like is not None:
+        low, high = like.low, like.high
+    elif unit:
         low, high = float(np.quantile(values[0].numpy(), FLOOR_QUANTILE)), float(values[0].max())
         if unit == "dB":
             low = max(low, high - DYNAMIC_RANGE)
+    if unit:
         values = (values[:1] - low) / max(high - low, 1e-12)
     channels = values[:3] if values.shape[0] >= 3 else values[:1].expand(3, -1, -1)
     pixels = (channels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
@@ -132,13 +137,13 @@ def tile_size(columns: int, *, aspect: float) -> tuple[int, int]:
 
 
 def contact_sheet(tiles: Sequence[Tile], *, max_columns: int = 8, unit: str = "weight") -> Image.Image:
-    """Draw tiles in even rows below their titles, all maps on one color scale, with a color bar at the right.
+    """Draw tiles in even rows below their titles, all maps on one color scale, with a color bar at the right if any.
 
     Columns are as wide as the widest tile, rows as high as their highest. Cells are enlarged without smoothing. Row
     ticks are labeled at the left of each row of the sheet.
     """
     maps = [tile.values for tile in tiles if tile.is_map]
-    low, high = color_range(np.concatenate([values.ravel() for values in maps]))
+    low, high = color_range(np.concatenate([values.ravel() for values in maps])) if maps else (0.0, 1.0)
     clipped = any(values.max() > high for values in maps)
     num_rows = -(-len(tiles) // max_columns)
     num_columns = -(-len(tiles) // num_rows)
@@ -149,7 +154,7 @@ def contact_sheet(tiles: Sequence[Tile], *, max_columns: int = 8, unit: str = "w
     below = COLUMN_TICKS_HEIGHT if any(tile.column_ticks for tile in tiles) else 0
     tops = [0, *accumulate(height + TITLE_HEIGHT + GAP + below for height in heights)]
     right = margin + num_columns * (width + GAP)
-    sheet = Image.new("RGB", (right + BAR_WIDTH, tops[-1]), "white")
+    sheet = Image.new("RGB", (right + (BAR_WIDTH if maps else 0), tops[-1]), "white")
     draw = ImageDraw.Draw(sheet)
     title_font, font = (ImageFont.load_default(size=size) for size in (TITLE_SIZE, LABEL_SIZE))
     for row, top in zip(rows, tops, strict=False):
@@ -161,6 +166,8 @@ def contact_sheet(tiles: Sequence[Tile], *, max_columns: int = 8, unit: str = "w
             sheet.paste(draw_outlines(resize(colors, tile.size), tile.outlines), (left, top + TITLE_HEIGHT))
             _draw_column_ticks(draw, font, tile, left, top + TITLE_HEIGHT + tile.size[1])
             _draw_row_ticks(draw, font, tile, left, top + TITLE_HEIGHT, with_labels=column == 0)
+    if not maps:
+        return sheet
     ramp = colorize(np.linspace(1, 0, heights[0])[:, None].repeat(10, axis=1), 0, 1)
     sheet.paste(Image.fromarray(ramp), (right, TITLE_HEIGHT))
     draw.text((right, 0), unit, fill="black", font=font)

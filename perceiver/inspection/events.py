@@ -1,6 +1,7 @@
 """Events: what is stored of an explanation, as arrays for `np.savez` that can be read without this package."""
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -126,7 +127,7 @@ def _places(explanation: Explanation, budget: float) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     for output in explanation.dense_outputs:
         name, record = f"{output}/places", explanation.record
-        total, num_values = record.outputs[output].shape[1], explanation.relevance[:, 0].numel()
+        total, num_values = record.outputs[output].shape[1], math.prod(explanation.relevance.shape[::2])
         num_kept = max(min(total, int(budget / num_values)), 1)
         kept = np.linspace(0, total - 1, num_kept).round().astype(int)
         queries = [[one.queries if one.output == output else () for one in row] for row in explanation.answers]

@@ -75,9 +75,8 @@ class Explanation:
 
     @property
     def dense_outputs(self) -> list[str]:
-        """The outputs whose answers are classes of places."""
-        of_classes = dict.fromkeys(answer.output for row in self.answers for answer in row if not answer.is_word)
-        return [output for output in of_classes if self.record.outputs[output].ndim > 2]
+        """The outputs that were queried at places."""
+        return [output for output, given in self.record.queries.items() if given.is_floating_point()]
 
     def place_rollout(self, output: str, places: Sequence[int]) -> Float[Tensor, "batch places tokens"]:
         """Return the share of each token in some places of a dense output, by their numbers."""

@@ -89,21 +89,25 @@ class Frame:
         image = self.input_of(row)
         if image is None:
             return []
-        title = f"input, {image.low:.0f} to {image.high:.0f} {image.unit}" if image.unit else "input"
-        tiles = [_tile(self.input_plane, Tile(title, image.pixels, self.size, is_map=False), boxes)]
+        tiles = [self.image_tile("input", image, boxes)]
         if values is not None:
             over = overlay(image.pixels, self.plane.arrange(values), self.size)
             tiles.append(_tile(self.input_plane, Tile("mean over input", over, self.size, is_map=False)))
         return tiles
 
-    def input_of(self, row: int) -> InputImage | None:
-        """Draw the input of one row of the batch in the extent of the grid, if it can be drawn."""
+    def image_tile(self, title: str, image: InputImage, boxes: Sequence[Box] = ()) -> Tile:
+        """Return the tile of an input that was drawn."""
+        levels = f", {image.low:.0f} to {image.high:.0f} {image.unit}" if image.unit else ""
+        return _tile(self.input_plane, Tile(f"{title}{levels}", image.pixels, self.size, is_map=False), boxes)
+
+    def input_of(self, row: int, like: InputImage | None = None) -> InputImage | None:
+        """Draw the input of one row of the batch in the extent of the grid, if it can be drawn; see `input_image`."""
         if self.picture is None:
             return None
         values, own = self.picture.values[row], self.picture.grid
         strip = values.flatten(1, -3) if values.ndim > 3 else values[:, None]
         strip = rearrange(strip[:, self._frames_of(own)], "channels frames y x -> channels y (frames x)")
-        image = input_image(strip, self.picture.unit)
+        image = input_image(strip, self.picture.unit, like)
         frames = np.split(image.pixels, self.plane.num_frames, axis=1)
         return replace(image, pixels=np.concatenate([self._in_grid_extent(frame, own) for frame in frames], axis=1))
 
@@ -164,6 +168,31 @@ def contact_sheets(
     sheets = _layer_sheets(explanation, frames, num_latents)
     if frames and any(answer.is_word for row in answers for answer in row):
         sheets["caption/words"] = [_word_sheet(explanation, frames, row) for row in range(len(answers))]
+    return sheets
+
+
+def reconstruction_sheets(
+    spans: Mapping[str, Span], pictures: Mapping[str, Picture], versions: Mapping[str, Mapping[str, Picture]]
+) -> dict[str, list[Image.Image]]:
+    """Draw the input of each row beside what the model sees of it and predicts, by modality.
+
+    Args:
+        spans: modality -> its place among the tokens.
+        pictures: modality -> its inputs.
+        versions: name -> modality -> inputs.
+    """
+    sheets: dict[str, list[Image.Image]] = {}
+    for modality, picture in pictures.items():
+        frame = Frame(spans[modality].grid, picture)
+        others = {name: replace(frame, picture=of[modality]) for name, of in versions.items() if modality in of}
+        for row in range(len(picture.values) if others else 0):
+            image = frame.input_of(row)
+            tiles = [frame.image_tile("input", image)] if image else []
+            for name, other in others.items():
+                if (version := other.input_of(row, image)) is not None:
+                    tiles.append(other.image_tile(name, version))
+            sheet = contact_sheet(tiles, max_columns=max(frame.max_columns, 1))
+            sheets.setdefault(f"{modality}_reconstruction", []).append(sheet)
     return sheets
 
 

@@ -12,12 +12,12 @@ from PIL import Image
 from torch import Tensor
 
 from perceiver.inspection.alignment import alignment_counts, alignment_error_rates
-from perceiver.inspection.capture import input_pictures, input_sounds, undisturbed
+from perceiver.inspection.capture import Explainable, input_pictures, input_sounds, undisturbed
 from perceiver.inspection.events import event_arrays, with_scores, write_arrays
 from perceiver.inspection.explanation import Explainer, Explanation, in_parts
 from perceiver.inspection.explorer.media import Media, page_samples, texts_of
 from perceiver.inspection.faithfulness import DeletionCurves, faithfulness
-from perceiver.inspection.figures import contact_sheets
+from perceiver.inspection.figures import contact_sheets, reconstruction_sheets
 from perceiver.inspection.localization import localization, mean_scores
 from perceiver.inspection.matrix import AlignmentMatrix, alignment_matrices, matrix_csv, matrix_image
 from perceiver.inspection.statistics import drift
@@ -141,12 +141,25 @@ class ExplanationWriter:
         return written
 
     def predictions(self) -> dict[str, list[Image.Image]]:
-        """Draw the predictions for all samples, of a task that can (`Task.pictures`)."""
-        explainer, batch = self.explainer, self.explanation.batch
-        batch = replace(batch, inputs=explainer.converted(batch.inputs))
+        """Draw the predictions for all samples, of a task that can (`Task.pictures`, `Task.reconstructions`)."""
+        explainer = self.explainer
         with undisturbed(explainer.module), explainer.forward_context():
-            rows = explainer.task.pictures(explainer.model, batch, self.pictures)
-        return {name: [row[name] for row in rows] for name in next(iter(rows), {})}
+            rows = explainer.task.pictures(explainer.model, self._converted, self.pictures)
+        versions = {name: media.pictures for name, media in self.versions.items()}
+        sheets = reconstruction_sheets(self.explanation.record.spans, self.pictures, versions)
+        return {name: [row[name] for row in rows] for name in next(iter(rows), {})} | sheets
+
+    @cached_property
+    def versions(self) -> dict[str, Media]:
+        """What the model sees and predicts of the inputs by name, of a task that reconstructs them."""
+        explainer = self.explainer
+        with undisturbed(explainer.module), explainer.forward_context():
+            return media_versions(explainer.model, explainer.task.reconstructions(explainer.model, self._converted))
+
+    @property
+    def _converted(self) -> Batch:
+        batch = self.explanation.batch
+        return replace(batch, inputs=self.explainer.converted(batch.inputs))
 
     @cached_property
     def texts(self) -> dict[str, list[list[str]]]:
@@ -156,8 +169,19 @@ class ExplanationWriter:
     def page_samples(self) -> list[dict[str, Any]]:
         """Return the inputs of the samples for the explorer's page."""
         batch = self.explanation.batch
-        media = Media(self.pictures, input_sounds(self.explainer.model, batch.inputs), self.texts)
+        sounds = input_sounds(self.explainer.model, batch.inputs)
+        media = Media(self.pictures, sounds, self.texts, self.versions)
         return page_samples(batch, self.explanation.record.spans, media, self.explainer.class_names)
+
+
+def media_versions(model: Explainable, reconstructions: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Media]:
+    """Return what a model sees and predicts (`Task.reconstructions`) in visible and audible form, by name."""
+    names = dict.fromkeys(name for versions in reconstructions.values() for name in versions)
+    found = {}
+    for name in names:
+        inputs = {modality: versions[name] for modality, versions in reconstructions.items() if name in versions}
+        found[name] = Media(input_pictures(model, inputs), input_sounds(model, inputs))
+    return found
 
 
 def add_evaluation(path: Path, evaluation: Evaluation) -> None:

@@ -12,7 +12,17 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 
 from perceiver.tasks.base import TableRow, Task
 from perceiver.tasks.text_metrics import ScoredText
-from perceiver.types import Answer, Batch, Model, Picture, QueryKind, Stage
+from perceiver.types import (
+    Answer,
+    Batch,
+    GenerativeModel,
+    IncrementalDecoder,
+    Memory,
+    Model,
+    Picture,
+    QueryKind,
+    Stage,
+)
 
 
 class JointTask(Task):
@@ -78,6 +88,11 @@ class JointTask(Task):
     def hidden(self, batch: Batch) -> dict[str, Bool[Tensor, "rows *shape"]]:
         return {modality: cells for task in self.by_name.values() for modality, cells in task.hidden(batch).items()}
 
+    def _hiding(self, model: Model, batch: Batch) -> Model:
+        """Return a model that does not read what any of the tasks hides."""
+        hidden = self.hidden(batch)
+        return _Hiding(model, hidden) if hidden else model
+
     def average_windows(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         averaged = dict(outputs)
         for task in self.by_name.values():
@@ -123,6 +138,7 @@ class JointTask(Task):
 
     def update_generated(self, stage: Stage, model: Model, batch: Batch) -> dict[str, list[ScoredText]]:
         texts: dict[str, list[ScoredText]] = {}
+        model = self._hiding(model, batch)
         for task in self.by_name.values():
             texts |= task.update_generated(stage, model, batch)
         return texts
@@ -152,6 +168,7 @@ class JointTask(Task):
     ) -> list[list[dict[str, Any]]]:
         """Return at most `top` answers of each task: its name, the answer, and its score, if it has one."""
         rows: list[list[dict[str, Any]]] = [[] for _ in batch.ids]
+        model = self._hiding(model, batch)
         for name, task in self.by_name.items():
             for row, found in zip(rows, task.predictions(model, batch, class_names, top), strict=True):
                 for one in found:
@@ -161,6 +178,7 @@ class JointTask(Task):
 
     def pictures(self, model: Model, batch: Batch, inputs: Mapping[str, Picture]) -> list[dict[str, Image.Image]]:
         rows: list[dict[str, Image.Image]] = [{} for _ in batch.ids]
+        model = self._hiding(model, batch)
         for name, task in self.by_name.items():
             for row, found in zip(rows, task.pictures(model, batch, inputs), strict=True):
                 row |= {f"{name}_{picture}": image for picture, image in found.items()}
@@ -168,6 +186,7 @@ class JointTask(Task):
 
     def reconstructions(self, model: Model, batch: Batch) -> dict[str, dict[str, Tensor]]:
         rows: dict[str, dict[str, Tensor]] = {}
+        model = self._hiding(model, batch)
         for task in self.by_name.values():
             rows |= task.reconstructions(model, batch)
         return rows
@@ -176,6 +195,7 @@ class JointTask(Task):
         self, model: Model, batch: Batch, predicted: Sequence[Sequence[dict[str, Any]]] | None = None
     ) -> dict[str, Int[Tensor, "batch length"]]:
         queries: dict[str, Tensor] = {}
+        model = self._hiding(model, batch)
         for name, task in self.by_name.items():
             of_task = None
             if predicted is not None:
@@ -197,3 +217,31 @@ class JointTask(Task):
             for row, found in zip(rows, task.answers(outputs, queries, batch, class_names), strict=True):
                 row += found
         return rows
+
+
+class _Hiding:
+    """A `GenerativeModel` that does not read some cells of its inputs; see `Perceiver.forward`."""
+
+    def __init__(self, model: Model, hidden: Mapping[str, Tensor]) -> None:
+        self.model = model
+        self.always = hidden
+
+    def __call__(
+        self,
+        inputs: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor] | None = None,
+        queries: Mapping[str, Tensor] | None = None,
+        hidden: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        return self.model(inputs, masks, queries, {**self.always, **(hidden or {})})
+
+    def encode(
+        self,
+        inputs: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor] | None = None,
+        hidden: Mapping[str, Tensor] | None = None,
+    ) -> Memory:
+        return cast(GenerativeModel, self.model).encode(inputs, masks, {**self.always, **(hidden or {})})
+
+    def incremental_decoder(self, memory: Memory, output: str) -> IncrementalDecoder:
+        return cast(GenerativeModel, self.model).incremental_decoder(memory, output)

@@ -142,7 +142,8 @@ class AttentionCallback(Callback):
             previous=next((path for one, path in reversed(event_paths(folder).items()) if one < step), None),
         )
         self._events.pop(step, None)  # of an earlier run in the same directory
-        self._samples = self._samples or writer.page_samples()
+        if writer.versions or not self._samples:  # the page has the reconstructions of the last event
+            self._samples = writer.page_samples()
         self._write_page(trainer)
         sheets: dict[str, list[Image.Image]] = {}
         predictions: dict[str, list[Image.Image]] = {}

@@ -55,7 +55,8 @@ function renderControls(explanation) {
 }
 
 // The options that depend on the explanation: its methods, layers, heads, queries and modalities.
-function setMapOptions({ layers, methods, note }) {
+function setMapOptions({ layers, methods: all, answers, note }) {
+  const methods = answers.length ? all : [];
   const modalities = Object.keys(page.samples[state.sample].modalities);
   const layer = layers[state.layer] ?? { query_kind: "query", num_heads: 0, queries: [], num_queries: 0 };
   const { query_kind: kind, num_heads: numHeads, queries, num_queries: numQueries } = layer;

@@ -16,6 +16,7 @@
 //     size    preferred width and height; picture: null or a data URL, of exactly the extent of the axes
 //     levels  null, or {unit, low, high}: the values of black and white in the picture
 //     sound   null or a data URL, with its length in seconds; tokens: null, or the text of each token
+//     versions  [{name, picture, sound}]: what the model sees and predicts at the last step; either may be null
 //     boxes   [{name, left, top, right, bottom}] as fractions of width and height
 //
 // For each explanation and sample one block:

@@ -107,10 +107,11 @@ function createModality(part, index, isComparison, maxHeight) {
   const columns = [3, 2].find((count) => count <= maxColumns && fits(count)) ?? 1;
   for (const panel of panels) panel.fit(widthOf(columns), maxHeight);
   const player = playerFor(name, description, panels);
+  const versions = versionsOf({ name, description });
   const mapBar = element("div", { class: "bar" });
   const changeBar = isComparison ? element("div", { class: "bar" }) : null;
   const frames = frameControls({ name, description });
-  const modality = { name, index, part, description, panels, player, frames, mapBar, changeBar };
+  const modality = { name, index, part, description, panels, player, frames, versions, mapBar, changeBar };
   modality.node = element(
     "section",
     { class: "modality", "data-modality": name, "data-columns": columns },
@@ -118,6 +119,7 @@ function createModality(part, index, isComparison, maxHeight) {
     element("div", { class: "panels" }, ...panels.map(({ node }) => node)),
     frames?.node,
     player?.node,
+    versions?.node,
     element("div", { class: "bars" }, mapBar, changeBar),
   );
   listenToModality(modality);

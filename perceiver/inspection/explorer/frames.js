@@ -43,11 +43,12 @@ function frameControls({ name, description }) {
   return { node: element("div", { class: "frames" }, slider, text, all), slider, text, all };
 }
 
-function showFrames({ description, panels, frames }) {
+function showFrames({ description, panels, frames, versions }) {
   if (!frames) return;
   const frame = selectedFrame(description);
   const count = numFrames(description);
   for (const panel of panels) panel.showFrame(frame);
+  versions?.showFrame(frame);
   frames.slider.value = frame ?? 0;
   frames.text.textContent = frame === null ? `${count} frames` : `${frame + 1} of ${count}: ${frameText(description, frame)}`;
   frames.all.disabled = frame === null;

@@ -26,11 +26,13 @@ class Media:
     Attributes:
         pictures, sounds: of the modalities that can be drawn or played.
         texts: for each sample the text pieces of its input, of modalities that are text.
+        versions: name -> what the model sees or predicts of some modalities (`Task.reconstructions`).
     """
 
     pictures: Mapping[str, Picture] = field(default_factory=dict)
     sounds: Mapping[str, Sound] = field(default_factory=dict)
     texts: Mapping[str, Sequence[Sequence[str]]] = field(default_factory=dict)
+    versions: Mapping[str, "Media"] = field(default_factory=dict)
 
 
 def page_samples(
@@ -96,6 +98,16 @@ def _modality(name: str, frame: Frame, row: int, media: Media) -> dict[str, Any]
     image = frame.input_of(row)
     if sound is not None and sound.seconds > MOST_SECONDS:
         sound = None
+    versions = [
+        {
+            "name": version,
+            "picture": None if drawn is None else _png(drawn.pixels),
+            "sound": None if sound is None else _flac(of.sounds[name].values[row], sound.sample_rate),
+        }
+        for version, of in media.versions.items()
+        if name in of.pictures or name in of.sounds
+        for drawn in [replace(frame, picture=of.pictures.get(name)).input_of(row, image)]
+    ]
     return {
         "axes": [asdict(rows), asdict(columns)],
         "ticks": [[asdict(tick) for tick in ticks] for ticks in plane.ticks],
@@ -110,6 +122,7 @@ def _modality(name: str, frame: Frame, row: int, media: Media) -> dict[str, Any]
         else {"unit": image.unit, "low": image.low, "high": image.high},
         "sound": None if sound is None else _flac(sound.values[row], sound.sample_rate),
         "seconds": None if sound is None else sound.seconds,
+        "versions": versions,
         "tokens": list(media.texts[name][row]) if name in media.texts else None,
     }
 

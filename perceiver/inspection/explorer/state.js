@@ -83,7 +83,8 @@ function validateState(explanation) {
   allow("theme", THEMES);
   allow("statistic", statistics);
   if (!explanation) return;
-  const { layers, methods, answers } = explanation;
+  const { layers, answers } = explanation;
+  const methods = answers.length ? explanation.methods : [];
   const names = methods.map(({ name }) => name);
   if (!names.includes(state.attribution)) {
     state.attribution = (methods.find(({ shared }) => !shared) ?? methods[0])?.name ?? "";
