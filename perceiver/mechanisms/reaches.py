@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from perceiver.mechanisms.base import Pairwise, Queries
-from perceiver.mechanisms.scores import Positions, uniform
+from perceiver.mechanisms.scores import Positions, linear, uniform
 
 QueryPositions = Float[Tensor, "_ queries"]
 
@@ -59,6 +59,6 @@ class PredictedWindow(MonotonicWindow):
         self.vector = uniform(num_heads, dim, 1, fan_in=dim)
 
     def forward(self, q: Queries, positions: QueryPositions, last: QueryPositions, keys: Positions) -> Pairwise | None:
-        predicted = (torch.tanh(q @ self.weight.to(q.dtype)) @ self.vector.to(q.dtype)).sigmoid()
+        predicted = linear(torch.tanh(linear(q, self.weight)), self.vector).sigmoid()
         distances = keys[:, None, None] - last[:, None, :, None] * predicted
         return (-2 * (distances / self.width).square()).masked_fill(distances.abs() > self.width, -torch.inf)

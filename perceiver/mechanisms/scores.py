@@ -51,7 +51,7 @@ class Bilinear(DotProduct):
         self.weight = uniform(num_heads, dim, dim, fan_in=dim)
 
     def forward(self, q: Queries, k: Keys, positions: Positions) -> Pairwise:
-        return q @ self.weight.to(q.dtype) @ k.mT
+        return linear(q, self.weight) @ k.mT
 
 
 class Additive(DotProduct):
@@ -64,7 +64,7 @@ class Additive(DotProduct):
         self.vector = uniform(num_heads, self.width, fan_in=self.width)
 
     def forward(self, q: Queries, k: Keys, positions: Positions) -> Pairwise:
-        hidden = torch.tanh((q @ self.query.to(q.dtype))[:, :, :, None] + (k @ self.key.to(q.dtype))[:, :, None])
+        hidden = torch.tanh(linear(q, self.query)[:, :, :, None] + linear(k, self.key)[:, :, None])
         return einsum(
             hidden, self.vector.to(q.dtype), "batch heads queries keys dim, heads dim -> batch heads queries keys"
         )
@@ -85,7 +85,7 @@ class Location(DotProduct):
             raise ValueError(
                 f"max_keys={max_keys} of location scores must be at least the {num_keys} keys of the input"
             )
-        logits = q @ self.weight.to(q.dtype) + self.bias.to(q.dtype)
+        logits = linear(q, self.weight) + self.bias.to(q.dtype)
         return logits.gather(3, positions.long().clamp_min(0)[:, None, None].expand(len(q), *logits.shape[1:3], -1))
 
 
@@ -98,6 +98,11 @@ class Cosine(DotProduct):
 
     def forward(self, q: Queries, k: Keys, positions: Positions) -> Pairwise:
         return F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).mT * self.log_sharpness.to(q.dtype).exp()
+
+
+def linear(x: Queries, weight: Float[Tensor, "heads qk_dim out"]) -> Float[Tensor, "batch heads queries out"]:
+    """Return the product of each head with its own weights; `@` would copy these for each sample."""
+    return einsum(x, weight.to(x.dtype), "batch heads length dim, heads dim out -> batch heads length out")
 
 
 def uniform(*shape: int, fan_in: int) -> nn.Parameter:
