@@ -52,7 +52,7 @@ def test_held_out_combinations_are_a_group_of_test_phrases():
 
 def test_the_grammar_gives_agreement_elision_clitics_and_negation():
     texts = {pair.source: pair.target for of_stage in pairs(phrases()).values() for pair in of_stage}
-    assert texts["I love you."] == "je t'aime."
+    assert texts["I love you"] == "je t'aime"
     french = f" {' '.join(texts.values())}"
     assert not any(
         f" {wrong}" in french for wrong in ("le arbre", "je aime", "ne aime", "me aime", "ma église", "beau oiseau")

@@ -1,9 +1,9 @@
 """English phrases and their French translations from a small grammar, with the alignment of their words.
 
-    I love you.                     je t'aime.                          clitics before the verb, elision
-    she does not see the cat.       elle ne voit pas le chat.           negation around the verb
-    my old red cars are small.      mes vieilles voitures rouges sont petites.    agreement, adjectives after the noun
-    he finds two birds in a tree.   il trouve deux oiseaux dans un arbre.
+    I love you                      je t'aime                           clitics before the verb, elision
+    she does not see the cat        elle ne voit pas le chat            negation around the verb
+    my old red cars are small       mes vieilles voitures rouges sont petites     agreement, adjectives after the noun
+    he finds two birds in a tree    il trouve deux oiseaux dans un arbre
 
 Some combinations, of a pronoun, a verb and a pronoun, or of an adjective and a noun, are held out: they occur in test
 phrases only, whose metrics are also reported as a group of their own (`unseen`).
@@ -128,14 +128,14 @@ class Draft:
         self.french.append((word, links))
 
     def pair(self, group: str) -> AlignedPair:
-        """Return the texts with final points, elisions and contractions of possessives."""
+        """Return the texts, with elisions and the forms of possessives before a vowel."""
         words = [word for word, _ in self.french]
-        links = [list(numbers) for _, numbers in self.french] + [[len(self.english)]]
+        links = [list(numbers) for _, numbers in self.french]
         for place, following in enumerate(words[1:]):
             if following[0] in VOWELS:
                 words[place] = ELIDED.get(words[place], POSSESSIVES.get(words[place], words[place]))
         target = "".join(word if word.endswith("'") else f"{word} " for word in words).rstrip()
-        return AlignedPair(f"{' '.join(self.english)}.", f"{target}.", links, group)
+        return AlignedPair(" ".join(self.english), target, links, group)
 
 
 class Wanted(NamedTuple):
