@@ -8,6 +8,7 @@ the first `num_cross_attends` blocks, the latents read the tokens:
     Perceiver IO   num_cross_attends=1  num_blocks=8  cross_sharing=none           block_sharing=all
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -28,8 +29,14 @@ Sharing: TypeAlias = Literal["none", "all", "all_but_first"]
 class Schedule:
     """The numbers of cross-attends and self-attention blocks, and which of them share weights.
 
+    Attributes:
+        reads: for each cross-attend, the modalities whose tokens it reads; None: all read all. A cross-attend whose
+            modalities are missing adds nothing but biases. With [[image], [text], [image]], latents describe the image
+            before they read the text, and attention is not divided between many tokens and few (as in Q-Former, Li et
+            al. 2023, arXiv:2301.12597, whose queries read the text in layers of their own).
+
     Raises:
-        ValueError: a count is out of range.
+        ValueError: a count is out of range, or `reads` does not name modalities for each cross-attend.
     """
 
     num_cross_attends: int
@@ -37,6 +44,7 @@ class Schedule:
     num_self_attends: int
     cross_sharing: Sharing = "none"
     block_sharing: Sharing = "none"
+    reads: Sequence[Sequence[str]] | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("num_blocks", 1), ("num_self_attends", 0)):
@@ -44,6 +52,11 @@ class Schedule:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
         if not 1 <= self.num_cross_attends <= self.num_blocks:
             raise ValueError(f"num_cross_attends={self.num_cross_attends} must be 1 to num_blocks={self.num_blocks}")
+        if self.reads is not None and (len(self.reads) != self.num_cross_attends or not all(self.reads)):
+            raise ValueError(
+                f"reads={[list(names) for names in self.reads]} must name the modalities of each of "
+                f"num_cross_attends={self.num_cross_attends}"
+            )
 
 
 def shared_index(repetition: int, sharing: Sharing) -> int:
@@ -104,6 +117,11 @@ class LatentArray(nn.Module):
         if shared_positions is not None:
             self._initialize_at_places(shared_positions, sharpness)
 
+    @property
+    def modalities(self) -> set[str]:
+        """The modalities that the schedule names."""
+        return {name for names in self.schedule.reads or () for name in names}
+
     @torch.no_grad()
     def _initialize_at_places(self, positions: SharedPositions, sharpness: float) -> None:
         """Start each latent at a place along the shared axes, and queries and keys with equal weights for places."""
@@ -116,11 +134,12 @@ class LatentArray(nn.Module):
 
     def forward(self, tokens: JoinedTokens) -> Memory:
         latents: Tensor = repeat(self.array, "latents dim -> batch latents dim", batch=len(tokens.values))
-        checkpointing = self.activation_checkpointing
+        checkpointing, reads = self.activation_checkpointing, self.schedule.reads
         for repetition in range(self.schedule.num_blocks):
             if repetition < self.schedule.num_cross_attends:
                 cross_block = self.cross_blocks[shared_index(repetition, self.schedule.cross_sharing)]
-                latents = run_block(cross_block, latents, tokens.values, mask=tokens.mask, checkpointing=checkpointing)
+                mask = tokens.mask if reads is None else tokens.mask_of(reads[repetition])
+                latents = run_block(cross_block, latents, tokens.values, mask=mask, checkpointing=checkpointing)
             blocks = self.self_blocks[shared_index(repetition, self.schedule.block_sharing)]
             for block in blocks.children():
                 latents = run_block(block, latents, checkpointing=checkpointing)

@@ -124,7 +124,10 @@ def _in_cells(grid: Grid, cells: Bool[Tensor, "batch *shape"]) -> Bool[Tensor, "
 
 
 class MemoryFactory(Protocol):
-    """Builds the memory, a `LatentArray` or `Direct`, for tokens of a given width."""
+    """Builds the memory, a `LatentArray` or `Direct`, for tokens of a given width.
+
+    One that reads modalities by name has an attribute `modalities`.
+    """
 
     def __call__(self, *, input_dim: int) -> nn.Module: ...
 
@@ -144,7 +147,8 @@ class Perceiver(nn.Module):
             embedding as weights of an output layer (Press & Wolf 2017), for example.
 
     Raises:
-        ValueError: there is no encoder, a probability is out of range, or parameters cannot be tied.
+        ValueError: there is no encoder, or none of a modality that the memory reads by name, a probability is out of
+            range, or parameters cannot be tied.
     """
 
     def __init__(
@@ -166,6 +170,8 @@ class Perceiver(nn.Module):
         self.encoders = nn.ModuleDict(encoders)
         self.join = Join({name: encoder.dim for name, encoder in encoders.items()}, shared_positions, token_masking)
         self.memory = memory(input_dim=self.join.dim)
+        if unknown := set(getattr(self.memory, "modalities", ())) - set(encoders):
+            raise ValueError(f"reads name {sorted(unknown)}, for which there is no encoder, only for {list(encoders)}")
         self.decoder = decoder
         self.decoder.set_input_dim(self.join.dim)
         self.modality_dropout = modality_dropout

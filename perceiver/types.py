@@ -108,6 +108,14 @@ class JoinedTokens:
     mask: Bool[Tensor, "batch tokens"] | None
     spans: dict[str, Span]
 
+    def mask_of(self, modalities: Sequence[str]) -> Bool[Tensor, "batch tokens"]:
+        """Return the mask restricted to the tokens of some modalities."""
+        chosen = torch.zeros(self.values.shape[:2], dtype=torch.bool, device=self.values.device)
+        for name in modalities:
+            if name in self.spans:
+                chosen[:, self.spans[name].start : self.spans[name].stop] = True
+        return chosen if self.mask is None else chosen & self.mask
+
 
 @dataclass(frozen=True)
 class Memory:

@@ -8,7 +8,7 @@ import torch
 from perceiver.attention import CrossBlock, SelfBlock
 from perceiver.latents import LatentArray, Schedule
 from perceiver.positions import SharedAxis, SharedPositions
-from perceiver.types import Axis, Grid, JoinedTokens, Tokens
+from perceiver.types import Axis, Grid, JoinedTokens, Span, Tokens
 from tests.models import CROSS, DIM, PERCEIVER, PERCEIVER_IO, SELF
 
 INPUT_DIM = 31
@@ -96,11 +96,42 @@ def test_one_latent_and_no_self_attends_work(num_latents, num_self_attends):
         ({"num_cross_attends": 0}, "num_cross_attends=0"),
         ({"num_cross_attends": 4}, "num_cross_attends=4 .*num_blocks=3"),
         ({"num_latents": 0}, "num_latents=0"),
+        ({"reads": [["image"], ["text"]]}, r"reads=.*num_cross_attends=3"),
+        ({"reads": [["image"], [], ["text"]]}, r"reads=.*num_cross_attends=3"),
     ],
 )
 def test_counts_out_of_range_are_named_in_the_error(wrong, named):
     with pytest.raises(ValueError, match=named):
         latent_array(**(PERCEIVER | wrong))
+
+
+def test_a_cross_attend_reads_its_modalities_only():
+    grid = Grid((5,), (Axis("place", "", 0.0, 5.0),))
+    spans = {"image": Span(0, 5, grid), "text": Span(5, 10, grid), "audio": Span(10, 15, grid)}
+    values, mask = torch.randn(2, 15, INPUT_DIM), torch.rand(2, 15) < 0.7
+    mask[:, ::5] = True
+    latents = latent_array(num_cross_attends=2, num_blocks=2, reads=[["image"], ["audio", "text"]])
+    reads: list[torch.Tensor] = []
+    for block in latents.cross_blocks:
+        block.attention.register_forward_hook(lambda *args: reads.append(args[-1]))
+
+    def first_and_second(values, mask=mask, spans=spans):
+        reads.clear()
+        latents(JoinedTokens(values, mask, spans))
+        return list(reads)
+
+    first, second = first_and_second(values)
+    assert torch.equal(first_and_second(values + torch.arange(15).ge(5)[:, None])[0], first)
+    assert not torch.equal(first_and_second(values + torch.arange(15).lt(5)[:, None])[0], first)
+    # The second depends on all through the latents: with the image unchanged, on text and audio.
+    for start in (5, 10):
+        other = values.clone()
+        other[:, start : start + 5] += 1.0
+        assert not torch.equal(first_and_second(other)[1], second)
+    # A missing modality is a masked one.
+    there = torch.arange(15) < 10
+    masked = first_and_second(values, mask & there)[1]
+    torch.testing.assert_close(first_and_second(values[:, :10], mask[:, :10], dict(list(spans.items())[:2]))[1], masked)
 
 
 def test_with_shared_positions_latents_start_at_places_and_prefer_tokens_there():

@@ -24,6 +24,7 @@ from tests.models import (
     waveform_encoder,
 )
 
+READS_SOUND = Schedule(num_cross_attends=1, num_blocks=1, num_self_attends=1, reads=[["image", "sound"]])
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
 
@@ -275,7 +276,11 @@ def test_inputs_that_do_not_fit_the_model_are_refused_by_name(inputs, masks, mes
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"encoders": {}}, "at least one encoder"), ({"modality_dropout": 1.0}, r"modality_dropout=1\.0")],
+    [
+        ({"encoders": {}}, "at least one encoder"),
+        ({"modality_dropout": 1.0}, r"modality_dropout=1\.0"),
+        ({"schedule": READS_SOUND}, r"reads .*'sound'.* only for \['image', 'depth'\]"),
+    ],
 )
 def test_parts_that_make_no_model_are_refused_by_name(wrong, message):
     with pytest.raises(ValueError, match=message):
