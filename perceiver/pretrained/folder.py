@@ -45,7 +45,9 @@ class Published:
     @property
     def class_names(self) -> list[str]:
         """The names of the classes by label, as far as the config has them."""
-        names = self.config.get("id2label") or {}
+        names = self.config.get("id2label")
+        if not isinstance(names, dict) or not all(str(key).isdigit() for key in names):
+            return []
         return [str(names[key]) for key in sorted(names, key=int)]
 
 
@@ -76,7 +78,7 @@ def build(published: Published, variant: Variant) -> tuple[Perceiver, Node]:
     except RuntimeError as error:
         _, first, *_ = [*str(error).splitlines(), ""]
         raise ValueError(f"{published.path}: its weights are not those of its config ({first.strip()})") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ArithmeticError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{published.path}: {error}") from error
     return model.eval(), node
 
@@ -91,8 +93,8 @@ def read(source: str | Path) -> Published:
     config = _read_json(folder / CONFIG)
     settings = folder / PREPROCESSING
     preprocessing = _read_json(settings) if settings.is_file() else {}
-    names = config.get("architectures") or []
-    found = [name for name in names if name in ARCHITECTURES]
+    names = config.get("architectures")
+    found = [name for name in ARCHITECTURES if isinstance(names, list) and name in names]
     if not found:
         known = ", ".join(ARCHITECTURES)
         raise ValueError(f"{folder / CONFIG}: architectures={names} has none of the published models: {known}")

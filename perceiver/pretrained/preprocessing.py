@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from perceiver.pretrained.architectures import Variant
-from perceiver.pretrained.folder import Published
+from perceiver.pretrained.folder import PREPROCESSING, Published
 from perceiver.pretrained.nodes import Node, part
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -156,10 +156,15 @@ def image_reader(settings: dict[str, Any], encoder: Node) -> Node:
 
 
 def _side(value: Any, default: Any) -> Any:
-    """Return the side of a square, which is stored as a number or by name."""
-    if isinstance(value, dict):
-        return value.get("height", value.get("shortest_edge", default))
-    return default if value is None else value
+    """Return the side of a square, which is stored as a number or by name.
+
+    Raises:
+        ValueError: it is no whole number of at least 1.
+    """
+    side = value.get("height", value.get("shortest_edge")) if isinstance(value, dict) else value
+    if side is not None and (type(side) is not int or side < 1):
+        raise ValueError(f"size={value} of {PREPROCESSING} must be a whole number, at least 1")
+    return default if side is None else side
 
 
 def classification(num_classes: int, output: str = "logits") -> Node:

@@ -46,6 +46,9 @@ def test_class_names_are_those_of_the_config(tmp_path):
     config["id2label"] = {str(number): f"class {number}" for number in (2, 10, 0, 1, 3, 4, 5, 6, 7, 8, 9)}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert read(tmp_path).class_names == [f"class {number}" for number in range(11)]
+    for names in (7, ["a", "b"], {"x": "y"}):
+        (tmp_path / "config.json").write_text(json.dumps({**config, "id2label": names}))
+        assert read(tmp_path).class_names == []
 
 
 class Malicious:
@@ -78,6 +81,9 @@ def damage(folder, what):
     elif what == "other activation":
         content["hidden_act"] = "quick_gelu"
         words = "hidden_act='quick_gelu' must be one of gelu"
+    elif what == "architectures of another type":
+        content["architectures"] = 3
+        words = "architectures=3"
     else:
         content["num_blocks"] = "many"
         words = "model.safetensors"
@@ -87,7 +93,7 @@ def damage(folder, what):
 
 DAMAGES = [
     *("no weights", "no config", "truncated", "not JSON", "other architecture", "other number of layers"),
-    *("other activation", "value of another type"),
+    *("other activation", "value of another type", "architectures of another type"),
 ]
 
 
