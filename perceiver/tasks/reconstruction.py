@@ -183,6 +183,9 @@ class Reconstruction(Task):
         """Return the outputs of all windows, each of which is scored on its own."""
         return {**outputs, self.output: self.get_output(outputs)}
 
+    def probabilities(self, outputs: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "*rest channels"]]:
+        return {self.output: self.target.probabilities(self.get_output(outputs))}
+
     def loss(self, outputs: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, ""]:
         asked = self._asked(batch)
         losses = self.target.losses(self.get_output(outputs), asked.values).masked_fill(~asked.scored, 0.0)
@@ -238,7 +241,7 @@ class Reconstruction(Task):
         if not (names := self.target.names(class_names)):
             scores = self._scores(outputs, batch)
             return [[{"answer": name, "value": value} for name, value in scores[row].items()][:top] for row in first]
-        probabilities = self.get_output(outputs).float().softmax(dim=-1)[..., : len(names)]
+        probabilities = self.probabilities(outputs)[self.output][..., : len(names)]
         valid = self._asked(batch).choice.valid
         found = []
         for row in first:

@@ -85,6 +85,10 @@ class ReconstructionTarget(ABC):
         """Return a name for each channel of the output, if channels are alternatives: by default none."""
         return ()
 
+    def probabilities(self, output: Float[Tensor, "rows places channels"]) -> Float[Tensor, "rows places channels"]:
+        """Return the probability of each channel, if channels are alternatives: by default NaN."""
+        return torch.full_like(output, torch.nan)
+
 
 class Patches(ReconstructionTarget):
     """Patches of an image, a video, a sound, or of any other input [rows, channels, *sizes].
@@ -273,3 +277,6 @@ class TokenIds(ReconstructionTarget):
 
     def names(self, class_names: Sequence[str]) -> Sequence[str]:
         return class_names if self.tokenizer is None else self.tokenizer.pieces(range(self.tokenizer.num_ids))
+
+    def probabilities(self, output: Float[Tensor, "rows places channels"]) -> Float[Tensor, "rows places channels"]:
+        return output.float().softmax(dim=-1)

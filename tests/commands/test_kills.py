@@ -41,10 +41,17 @@ BETWEEN_VALIDATIONS = [
     *("trainer.limit_train_batches=6", "+trainer.val_check_interval=3", "callbacks=[early_stopping]"),
     "checkpointing.every_n_steps=2",
 ]
+MASKED = [
+    *(*SMALL, *EVERY_STEP, "loader.batch_size=97", "task=reconstruction", "decoder@model.decoder=dense_patches"),
+    *("model.decoder.attention.num_heads=2", "task.target.patch_size=[2,2]", "task.masked=0.5", "task.num_places=3"),
+    "+task.replacement._target_=perceiver.tasks.masking.Replacement",
+    *("+task.replacement.random=0.1", "+task.replacement.kept=0.1", "checkpointing.every_n_steps=1"),
+]
 RUNS = {
     "images": IMAGES,
     "sounds": SOUNDS,
     "captions": CAPTIONS,
+    "masked images": MASKED,
     "between validations": BETWEEN_VALIDATIONS,
     # The third batch of six, after which there is a validation, is the first of the second step.
     "within steps": [*BETWEEN_VALIDATIONS, "trainer.accumulate_grad_batches=2"],

@@ -17,7 +17,6 @@ from perceiver.tasks.joint import JointTask
 from perceiver.tasks.masking import Replacement
 from perceiver.tasks.reconstruction import SHOWN_PLACES, Reconstruction
 from perceiver.tasks.reconstruction_targets import Patches, TokenIds
-from perceiver.tokenizer import PAD
 from perceiver.types import Batch, cell_centers
 from tests.models import DIM, image_encoder, small_perceiver, video_encoder, waveform_encoder
 
@@ -322,6 +321,7 @@ class TestPredictions:
             assert [one["answer"] for one in predictions[row]] == sorted(
                 (one["answer"] for one in predictions[row]), key=lambda name: name not in [one.name for one in answers]
             )
+        assert_close(task.probabilities(outputs)["logits"].sum(dim=-1), torch.ones(BATCH, LENGTH))
         assert task_of().answers({}, {}, batch_of(), NAMES) == BATCH * [[]]
 
     def test_those_of_values_are_metrics(self):
@@ -368,7 +368,3 @@ class TestPredictions:
 def test_errors_name_the_value(change, named):
     with pytest.raises(ValueError, match=named):
         change()
-
-
-def test_padding_is_zero():
-    assert PAD < FIRST_ID
