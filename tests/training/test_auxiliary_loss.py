@@ -8,7 +8,7 @@ from perceiver.data.collate import collate
 from perceiver.decoders.pooled import PooledDecoder
 from perceiver.runtime.config import resolved
 from perceiver.training.build import build
-from tests.processes import difference, trained_on
+from tests.processes import SHARDED, TWO, difference, trained_on
 from tests.runs import CAPTIONING, JOINT, SMALL, checkpoint, composed, trained, weights_equal
 from tests.training.test_uneven_batches import SHORT, change_digits
 
@@ -59,3 +59,15 @@ def test_a_run_with_draws_resumes_exactly_and_keeps_its_baseline(tmp_path):
     steps = {float(value) for name, value in one.items() if name.endswith("estimator.num_steps")}
     assert steps == {6.0}
     assert all(value > 0 for value in baselines)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", [TWO, SHARDED], ids=["ddp", "fsdp"])
+def test_draws_are_learned_on_several_processes_with_recomputed_blocks(tmp_path, monkeypatch, strategy):
+    """The last step of an epoch has a single sample, and so one process has none."""
+    change_digits(monkeypatch, lambda index, sample: sample, train=61)
+    both = [*HARD, "mechanism@model.memory.self_attention.mechanism=hard", "model.memory.activation_checkpointing=true"]
+    run = trained_on(2, tmp_path / "run", *SHORT, *strategy, *both, "loader.batch_size=6")
+    weights = checkpoint(run)["state_dict"]
+    assert all(value.isfinite().all() for value in weights.values())
+    assert {float(value) for name, value in weights.items() if name.endswith("estimator.num_steps")} == {12.0}
