@@ -32,7 +32,7 @@ def ours(size: dict[str, int]) -> tuple[nn.Module, Forward]:
     from perceiver.positions import FourierPositions
     from perceiver.queries.learned import Learned
 
-    side, dim = size["image_size"], size["dim"]
+    side, dim = size["side"], size["dim"]
     positions = FourierPositions(num_bands=NUM_BANDS, max_resolution=(side, side))
     encoder = ImageEncoder(stem=PixelStem(channels=3), positions=positions, combine="concat", mean=0.0, std=1.0)
     schedule = Schedule(
@@ -70,7 +70,7 @@ def perceiver_io(size: dict[str, int]) -> tuple[nn.Module, Forward]:
     from perceiver.model.vision.image_classifier.backend import ImageClassifier, ImageEncoderConfig
 
     encoder = ImageEncoderConfig(
-        image_shape=(size["image_size"], size["image_size"], 3),
+        image_shape=(size["side"], size["side"], 3),
         num_frequency_bands=NUM_BANDS,
         num_cross_attention_heads=1,
         num_self_attention_heads=8,
@@ -89,7 +89,7 @@ def perceiver_pytorch(size: dict[str, int]) -> tuple[nn.Module, Forward]:
     """Return the model that is closest: MLPs four times as wide with a gate, and every layer shares its weights."""
     from perceiver_pytorch import PerceiverIO
 
-    side, dim, width = size["image_size"], size["dim"], 3 + 2 * (2 * NUM_BANDS + 1)
+    side, dim, width = size["side"], size["dim"], 3 + 2 * (2 * NUM_BANDS + 1)
     model = PerceiverIO(
         depth=size["num_blocks"] * size["num_layers"],
         dim=width,
@@ -127,7 +127,7 @@ def main() -> None:
     torch.set_num_threads(setting["threads"])
     torch.manual_seed(0)
     model, forward = BUILD[setting["package"]](setting)
-    images = torch.rand(setting["batch_size"], 3, setting["image_size"], setting["image_size"])
+    images = torch.rand(setting["batch_size"], 3, setting["side"], setting["side"])
     trains = setting["mode"] == "training"
     model.train(trains)
     low = setting["precision"] == "bfloat16"
