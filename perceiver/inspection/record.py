@@ -68,7 +68,7 @@ class Layer:
     @torch.no_grad()
     def weights(self, queries: Indices = ALL, heads: Indices = ALL) -> Float[Tensor, "batch _ chosen keys"]:
         """Return the exact weights of the chosen queries and heads in float32."""
-        return self.mechanism.weights(self.q, self.k, self.mask, self.causal, queries, self.start)[:, heads]
+        return self.mechanism.weights(self.q, self.k, self.mask, self.causal, queries, self.start)[:, heads].float()
 
     def sample(self, index: int) -> "Layer":
         """Return the same attention for one sample of the batch, without values and outputs."""

@@ -141,7 +141,8 @@ class TestSounds:
             assert all(one["caption"] and one["log_probability"] < 0.0 for one in answers["predictions"])
         assert all(name in ended.out for name in names)
         for answer in (short, long):
-            assert set(answer["attention"]) == {"caption/words", *(f"audio/cross{number}" for number in range(3))}
+            layers = {f"audio/cross{number}" for number in range(3)}
+            assert set(answer["attention"]) == {"caption/words", "alignment/audio", *layers}
             assert answer["attention"]["caption/words"].endswith("_caption_words.png")
             for path in answer["attention"].values():
                 with Image.open(path) as sheet:
