@@ -226,5 +226,5 @@ def test_translations_in_one_file_and_in_two(root):
     options = {"endings": ("en", "de"), "test_fraction": 0.0}
     data = dataset(TextPairs, "text", root=str(folder / "multi30k"), tokenizer=tokenizer, **options)
     train, val, test = sizes(data)
-    assert (train + val, test) == (5000, 0)
+    assert (train, val, test) == (5000, 1014, 0)
     assert data.split("train")[0].id.startswith("train.en:")

@@ -26,8 +26,9 @@ def test_rows_are_words_and_columns_the_tokens_that_are_real():
     explanation = aligned([1, 3, 4], [[1], [2, 3], [4]])
     tokens = explanation.record.tokens
     explanation.record.tokens = replace(tokens, mask=torch.arange(KEYS)[None] < 6)
-    attention, rollout, relevance = alignment_matrices(explanation, 0, {"text": [PIECES]})["text"]
-    assert [one.kind for one in (attention, rollout, relevance)] == ["attention", "rollout", "relevance"]
+    by_kind = {one.kind: one for one in alignment_matrices(explanation, 0, {"text": [PIECES]})["text"]}
+    assert by_kind.keys() == {"attention", "rollout", "relevance"}
+    attention = by_kind["attention"]
     assert attention.columns == PIECES[:6]
     assert attention.values.argmax(axis=1).tolist() == [1, 3, 4]
     assert attention.values == pytest.approx(explanation.record.map("decode0")[0, :, :6].numpy())

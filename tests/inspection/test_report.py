@@ -293,7 +293,7 @@ def test_a_report_has_every_sample_and_nothing_is_cut(make):
     for value in explanation.statistics.values():
         assert f"{value:.3f}" in text
     assert area_summary("mean_map", 0.5, 0.1, 61)["brief"] in text
-    assert text.count("relevance of") == 2 * len(explanation.batch), "one answer per sample, over image and sound"
+    assert text.count("relevance of '") == 2 * len(explanation.batch), "one answer per sample, over image and sound"
     nan = torch.full_like(explanation.relevance, torch.nan)
     diverged = replace(explanation, probability=explanation.probability * torch.nan, relevance=nan)
     assert "diverged" in printed(*report("run", diverged, arrays, num_tested=0, texts={}))

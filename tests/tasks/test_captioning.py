@@ -97,7 +97,7 @@ class TestLoss:
     def test_each_token_is_predicted_from_those_before_it(self):
         calls = []
 
-        def model(inputs, masks, queries):
+        def model(inputs, masks, queries, hidden):
             calls.append(queries["caption/logits"])
             return {"caption/logits": torch.zeros(*calls[0].shape, VOCAB)}
 

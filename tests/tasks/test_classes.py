@@ -383,7 +383,7 @@ class TestWindows:
             return named(arguments[0]["audio"][:, 0, :NUM_CLASSES])
 
         found = task.average_windows(task.outputs(model, batch), batch)
-        assert calls == [(batch.inputs, batch.masks, {})]
+        assert calls == [(batch.inputs, batch.masks, {}, {})]
         assert found["logits"].shape == (3, NUM_CLASSES)
         task.update("test", found, task.loss(found, batch), batch)
 
