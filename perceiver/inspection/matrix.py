@@ -156,8 +156,9 @@ def matrix_lines(matrix: AlignmentMatrix) -> Iterator[str]:
     for line in range(height):
         letters = (label.rjust(height)[line] for label in columns)
         yield " " * indent + "".join(f" {letter} " for letter in letters)
-    high = max(float(matrix.values.max()), float(np.finfo(np.float32).tiny))
-    levels = (matrix.values / high * (len(SHADES) - 1)).round().astype(int)
+    values = np.nan_to_num(matrix.values)  # of a model that has diverged
+    high = max(float(values.max()), float(np.finfo(np.float32).tiny))
+    levels = (values / high * (len(SHADES) - 1)).round().astype(int)
     for word, row, links in zip(matrix.words, levels, matrix.links, strict=True):
         cells = zip(row[: len(columns)], links[: len(columns)], strict=True)
         yield (
