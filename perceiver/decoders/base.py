@@ -44,3 +44,14 @@ class Decoder(nn.Module, ABC):
             ValueError: the decoder does not generate this output.
         """
         raise ValueError(f"{type(self).__name__} generates no output {output!r}")
+
+
+def given_token_ids(queries: Mapping[str, Tensor] | None) -> Tensor:
+    """Return the token ids among the queries of a decoder with a single output.
+
+    Raises:
+        ValueError: they are missing.
+    """
+    if queries is None or LOGITS not in queries:
+        raise ValueError(f"queries lack {LOGITS!r}: the token ids of the text")
+    return queries[LOGITS]

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from perceiver.attention import Attention, BlockSpec, KeyValueCache
-from perceiver.decoders.base import LOGITS, Decoder
+from perceiver.decoders.base import LOGITS, Decoder, given_token_ids
 from perceiver.mechanisms.base import DECODE
 from perceiver.queries.text import Text
 from perceiver.recurrent import RecurrentSpec, RecurrentState, run_layers
@@ -107,9 +107,7 @@ class RecurrentTextDecoder(Decoder):
         return {LOGITS: "token_ids"}
 
     def forward(self, memory: Memory, queries: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        if queries is None or LOGITS not in queries:
-            raise ValueError(f"queries lack {LOGITS!r}: the token ids of the text")
-        ids = queries[LOGITS]
+        ids = given_token_ids(queries)
         memory = memory.repeat(len(ids) // len(memory))
         state = self.start(memory)
         if not self.input_feeding and not (self.training and self.teacher_forcing < 1.0):

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from perceiver.attention import BlockSpec, CrossBlock, KeyValueCache, SelfBlock
-from perceiver.decoders.base import LOGITS, Decoder
+from perceiver.decoders.base import LOGITS, Decoder, given_token_ids
 from perceiver.mechanisms.base import DECODE, DECODE_SELF
 from perceiver.queries.text import Text
 from perceiver.types import IncrementalDecoder, Memory, QueryKind
@@ -89,9 +89,7 @@ class TextDecoder(Decoder):
         return {LOGITS: "token_ids"}
 
     def forward(self, memory: Memory, queries: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        if queries is None or LOGITS not in queries:
-            raise ValueError(f"queries lack {LOGITS!r}: the token ids of the text")
-        ids = queries[LOGITS]
+        ids = given_token_ids(queries)
         return {LOGITS: self.logits(memory.repeat(len(ids) // len(memory)), ids)}
 
     def incremental_decoder(self, memory: Memory, output: str) -> IncrementalDecoder:

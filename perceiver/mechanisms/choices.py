@@ -32,7 +32,7 @@ class Soft(nn.Module):
 
     def weights(self, logits: Pairwise, allowed: Pairs | None) -> Pairwise:
         """Return the weights in evaluation; see `Mechanism.weights`."""
-        return _zeroed(_filled(logits, allowed).softmax(dim=-1), allowed)
+        return masked_softmax(logits, allowed)
 
     def draw(self, logits: Pairwise, allowed: Pairs | None) -> tuple[Tensor, ...]:
         """Return the weights in training, and the arguments of `record`, which get those of all queries."""
@@ -109,6 +109,11 @@ def _likeliest(values: Pairwise, allowed: Pairs | None) -> Pairwise:
     """Return a weight of 1 for the allowed key with the largest value."""
     largest = _filled(values, allowed).argmax(dim=-1)
     return _zeroed(F.one_hot(largest, values.shape[-1]).to(values.dtype), allowed)
+
+
+def masked_softmax(logits: Pairwise, allowed: Pairs | None) -> Pairwise:
+    """Return the softmax over allowed keys; zeros for a query that may attend to no key."""
+    return _zeroed(_filled(logits, allowed).softmax(dim=-1), allowed)
 
 
 def _filled(logits: Pairwise, allowed: Pairs | None) -> Pairwise:

@@ -122,8 +122,7 @@ class Explicit(Mechanism):
             positions = numbers * last / max(q.shape[2] - 1, 1)
         else:
             positions = (numbers + start)[None]
-        allowed = allowed_pairs(q, k, mask, causal)
-        allowed = allowed if allowed is None or allowed.shape[2] == 1 else allowed[:, :, chunk]
+        allowed = pairs_of(allowed_pairs(q, k, mask, causal), chunk)
         q = _wide(q[:, :, chunk])
         logits, added = self.score(q, _wide(k), keys), self.reach(q, positions[:, chunk], last[:, chunk], keys)
         if added is None:
@@ -155,6 +154,11 @@ def allowed_pairs(q: Queries, k: Keys, mask: Mask, causal: bool) -> Pairs | None
         pairs = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - q.shape[2])
         allowed = pairs[None, None] if allowed is None else allowed & pairs
     return allowed
+
+
+def pairs_of(allowed: Pairs | None, chunk: Indices) -> Pairs | None:
+    """Return the allowed pairs of a chunk of queries."""
+    return allowed if allowed is None or allowed.shape[2] == 1 else allowed[:, :, chunk]
 
 
 def _wide(x: Tensor) -> Tensor:

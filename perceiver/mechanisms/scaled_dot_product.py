@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from perceiver.mechanisms.base import Keys, Mask, Pairs, Pairwise, Queries, Role, Values
-from perceiver.mechanisms.choices import Soft
-from perceiver.mechanisms.explicit import CHUNK, Explicit, allowed_pairs
+from perceiver.mechanisms.choices import Soft, masked_softmax
+from perceiver.mechanisms.explicit import CHUNK, Explicit, allowed_pairs, pairs_of
 from perceiver.mechanisms.reaches import Everywhere
 from perceiver.mechanisms.scores import DotProduct
 
@@ -94,11 +94,7 @@ class MatrixProducts(torch.autograd.Function):
 
 def _weights(q: Queries, k: Keys, allowed: Pairs | None, rows: slice) -> Pairwise:
     """Return the softmax of q kᵀ for some queries; zeros for a query that may attend to no key."""
-    logits = q[:, :, rows] @ k.mT
-    if allowed is None:
-        return logits.softmax(dim=-1)
-    forbidden = ~(allowed if allowed.shape[2] == 1 else allowed[:, :, rows])
-    return logits.masked_fill_(forbidden, torch.finfo(logits.dtype).min).softmax(dim=-1).masked_fill_(forbidden, 0.0)
+    return masked_softmax(q[:, :, rows] @ k.mT, pairs_of(allowed, rows))
 
 
 def _chunks(q: Queries, k: Keys) -> list[slice]:
