@@ -19,6 +19,7 @@ def rows(out: str) -> dict[str, str]:
     return {name.strip(): value.strip() for name, value in cells}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_the_benchmark_of_a_step_prints_all_rows_and_leaves_no_files(tmp_path, monkeypatch, precision):
     monkeypatch.chdir(tmp_path)
@@ -47,6 +48,7 @@ def test_a_mistake_ends_the_benchmark_of_a_step_in_one_sentence(tmp_path, monkey
     assert_refused(ended, "model.memory.num_latentz: no such key; did you mean model.memory.num_latents?")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_the_benchmark_of_the_loader_prints_three_rates_and_a_verdict(tmp_path, monkeypatch, num_workers):
     monkeypatch.chdir(tmp_path)
@@ -100,6 +102,7 @@ def benchmark_explanations(folder, *overrides: str) -> tuple[str, list[list[str]
     return ended.out, rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", [[], CAPTIONING], ids=["classes", "captions"])
 def test_the_benchmark_of_explanations_prints_time_and_memory_and_leaves_no_files(tmp_path, overrides):
     out, found = benchmark_explanations(tmp_path / "run", *overrides, "train=false")
@@ -112,6 +115,7 @@ def test_the_benchmark_of_explanations_prints_time_and_memory_and_leaves_no_file
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_explanations_measures_them_during_training(tmp_path):
     methods = [AttentionCallback.on_train_epoch_end, AttentionCallback.on_train_end]
     _, found = benchmark_explanations(tmp_path / "run")

@@ -77,6 +77,7 @@ def uninterrupted(tmp_path_factory):
     return run
 
 
+@slow
 def test_killed_in_training_validation_and_test(tmp_path, uninterrupted, monkeypatch):
     expected, run = uninterrupted("images"), tmp_path / "run"
     monkeypatch.setattr(curves, "BUFFER_SIZE", 1)  # so that some are written after the checkpoint

@@ -27,7 +27,7 @@ from tests.inspection.videos import COLUMNS, FRAMES, ROWS, explained, video_page
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")]
 
 PLAIN = {"peak": "false", "boxes": "false", "colormap": "gray"}
 PANEL = '[data-modality="{}"] [data-panel="{}"] '

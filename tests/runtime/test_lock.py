@@ -59,7 +59,7 @@ def contents(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("how", ["run", "link", "sweep"])
+@pytest.mark.parametrize("how", ["run", *(pytest.param(one, marks=pytest.mark.slow) for one in ("link", "sweep"))])
 def test_a_second_training_is_refused_before_it_writes_and_names_the_first(run, tmp_path, how):
     folder = shutil.copytree(run, tmp_path / "run")
     if how == "link":

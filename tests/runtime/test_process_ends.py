@@ -9,7 +9,7 @@ from tests.kills import assert_same_run, killed_at
 from tests.processes import difference, train_on, trained_on
 from tests.runs import checkpoint, train, trained
 
-slow = pytest.mark.slow
+pytestmark = pytest.mark.slow
 RANDOM = [
     "encoder@model.encoders.image=image_conv",
     "task.mixup=0.4",
@@ -35,10 +35,10 @@ def one_of_them(rank, *arguments):
     ("rank", "sent", "method", "count"),
     [
         (1, signal.SIGTERM, "training_step", 4),
-        pytest.param(0, signal.SIGTERM, "training_step", 2, marks=slow),
-        pytest.param(0, signal.SIGHUP, "training_step", 3, marks=slow),
-        pytest.param(1, signal.SIGINT, "training_step", 0, marks=slow),
-        pytest.param(1, signal.SIGTERM, "validation_step", 1, marks=slow),
+        (0, signal.SIGTERM, "training_step", 2),
+        (0, signal.SIGHUP, "training_step", 3),
+        (1, signal.SIGINT, "training_step", 0),
+        (1, signal.SIGTERM, "validation_step", 1),
     ],
 )
 def test_a_signal_to_any_process_ends_all_and_the_run_is_resumed(tmp_path, whole, rank, sent, method, count):
@@ -52,7 +52,6 @@ def test_a_signal_to_any_process_ends_all_and_the_run_is_resumed(tmp_path, whole
     assert_same_run(run, whole)
 
 
-@slow
 @pytest.mark.parametrize(
     ("ranks", "method", "count"),
     [
@@ -70,7 +69,6 @@ def test_a_run_whose_processes_were_killed_is_resumed(tmp_path, whole, ranks, me
     assert_same_run(run, whole)
 
 
-@slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_an_error_in_one_process_ends_all(tmp_path, monkeypatch, rank):
     original = TrainingModule.training_step
@@ -85,7 +83,6 @@ def test_an_error_in_one_process_ends_all(tmp_path, monkeypatch, rank):
     assert [ended.code for ended in both] == [1, 1]
 
 
-@slow
 def test_a_run_is_resumed_with_more_or_fewer_processes_of_the_same_total_batch(tmp_path):
     of_one, of_two = ([*PLAIN, f"loader.batch_size={size}"] for size in (52, 26))
     never_stopped = trained(tmp_path / "whole", *of_one)

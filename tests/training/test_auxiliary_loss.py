@@ -37,6 +37,7 @@ def test_the_loss_is_the_mean_of_those_of_samples_weighted_by_their_terms(overri
     assert_close((losses * terms).sum() / terms.sum(), parts.task.loss(outputs, batch))
 
 
+@pytest.mark.slow
 def test_its_share_of_a_step_is_the_mean_over_all_terms_of_accumulated_and_distributed_batches(tmp_path, monkeypatch):
     def auxiliary_loss(self, losses, terms):
         return self.head.bias.sin().sum() * (losses.nan_to_num() * terms).sum()
