@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float
 from PIL import Image, ImageDraw, ImageFont
 
-from perceiver.inspection.alignment import is_text, word_maps
+from perceiver.inspection.alignment import column_axis, column_sums, is_text, word_maps
 from perceiver.inspection.colormap import OUTLINE, colorize
 from perceiver.inspection.explanation import Explanation, normalized
 from perceiver.inspection.localization import box_coverage
@@ -60,37 +61,30 @@ def alignment_matrices(
     slots = [slot for slot, answer in enumerate(explanation.answers[row]) if answer.is_word]
     found: dict[str, list[AlignmentMatrix]] = {}
     for modality, span in explanation.record.spans.items():
-        axis = _column_axis(span.grid)
+        axis = column_axis(span.grid)
         if axis is None or not slots:
             continue
         boxes = [[box for box in explanation.answers[row][slot].boxes if box.modality == modality] for slot in slots]
-        covered = np.zeros((len(slots), *span.grid.shape), dtype=bool)
-        if any(boxes):
-            covered = (box_coverage(boxes, span.grid) > 0).reshape(covered.shape).numpy()
-        others = tuple(number + 1 for number in range(len(span.grid.shape)) if number != axis)
+        covered = box_coverage(boxes, span.grid) if any(boxes) else torch.zeros(len(slots), span.grid.num_tokens)
+        links = (column_sums(covered, span.grid, axis) > 0).numpy()
         labels = _labels(span.grid, axis, texts[modality][row] if modality in texts else None)
         mask = explanation.record.token_mask
-        real = None if mask is None else mask[row, span.start : span.stop].cpu().numpy().reshape(span.grid.shape)
-        count = len(labels) if real is None else int(real.any(axis=tuple(one - 1 for one in others)).sum())
+        count = len(labels)
+        if mask is not None:
+            real = mask[row, span.start : span.stop].int().cpu()
+            count = int((column_sums(real, span.grid, axis) > 0).sum())
         for kind, maps in word_maps(explanation).items():
-            values = normalized(maps[row, slots].float())[:, span.start : span.stop].cpu().numpy()
+            values = normalized(maps[row, slots].float())[:, span.start : span.stop].cpu()
             found.setdefault(modality, []).append(
                 AlignmentMatrix(
                     kind=kind,
                     words=[explanation.answers[row][slot].name for slot in slots],
                     columns=labels[:count],
-                    values=values.reshape(-1, *span.grid.shape).sum(axis=others)[:, :count],
-                    links=np.asarray(covered.any(axis=others))[:, :count],
+                    values=column_sums(values, span.grid, axis).numpy()[:, :count],
+                    links=links[:, :count],
                 )
             )
     return found
-
-
-def _column_axis(grid: Grid) -> int | None:
-    """Return the number of the axis along which a text or a recording proceeds."""
-    if is_text(grid):
-        return 0
-    return next((number for number, axis in enumerate(grid.axes) if axis.unit == "s"), None)
 
 
 def _labels(grid: Grid, axis: int, pieces: Sequence[str] | None) -> list[str]:

@@ -15,7 +15,7 @@ from torchmetrics import Metric, MetricCollection
 from perceiver.tasks.text_metrics import ScoredText
 from perceiver.types import Answer, Batch, Model, Picture, QueryKind, Stage
 
-LOWER_IS_BETTER = ("loss", "perplexity", "error")
+LOWER_IS_BETTER = ("loss", "perplexity", "error", "WER", "CER", "substitutions", "insertions", "deletions")
 """Endings of the names of metrics."""
 EXPLAINED_PLACES = 256
 """Most places of a dense output that are explained: those of a coarser grid."""

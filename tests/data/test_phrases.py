@@ -2,7 +2,7 @@
 
 import pytest
 
-from perceiver.data.synthetic.aligned_texts import AlignedPair, AlignedTexts, AlignmentFacts
+from perceiver.data.synthetic.aligned_texts import AlignedPair, AlignedTexts
 from perceiver.data.synthetic.phrases import ADJECTIVES, NOUNS, NUMBERS, OBJECTS, SUBJECTS, VERBS, Phrases, combination
 from perceiver.data.synthetic.reversed_numbers import ReversedNumbers
 from perceiver.tokenizer import split_words
@@ -85,7 +85,7 @@ def test_every_french_word_is_linked_to_the_english_one_that_it_translates():
 
 
 def test_facts_locate_the_words_up_to_the_first_wrong_one():
-    facts = AlignmentFacts(AlignedPair("I do not love you.", "je ne t'aime pas.", [[0], [1, 2], [4], [3], [2], [5]]))
+    facts = AlignedPair("I do not love you.", "je ne t'aime pas.", [[0], [1, 2], [4], [3], [2], [5]]).facts
     mentions = facts.mentions("Je ne t'aime plus.")
     assert [one.word for one in mentions] == [0, 1, 2, 3]
     assert [[box.ranges["word"] for box in one.boxes] for one in mentions] == [

@@ -3,7 +3,12 @@
 import pytest
 import torch
 
-from perceiver.inspection.alignment import alignment_counts, alignment_error_rates
+from perceiver.inspection.alignment import (
+    alignment_counts,
+    alignment_error_rates,
+    column_axis,
+    column_sums,
+)
 from perceiver.inspection.capture import Capture
 from perceiver.inspection.record import Layer
 from perceiver.mechanisms.base import DECODE
@@ -45,12 +50,26 @@ def test_it_counts_sure_and_possible_links_over_the_corpus():
     counts = [alignment_counts(one), alignment_counts(other)]
     #     |A ∩ S| = 1 + 2, |A ∩ P| = 2 + 2, |A| = 4 + 2, |S| = 2 + 2
     expected = 1 - (3 + 4) / (6 + 4)
+    chance = 1 - (4 * 2 * 1 + 2 * 2) / KEYS / 10  # four sure links to one of the keys, two to two of them
     assert alignment_error_rates(counts) == pytest.approx(
-        {f"AER_{kind}": expected for kind in ("attention", "rollout", "relevance")}
+        {f"AER_{kind}": expected for kind in ("attention", "rollout", "relevance")} | {"AER_chance": chance}
     )
 
 
-def test_it_is_defined_for_words_with_links_to_a_text():
+def test_it_is_defined_for_words_with_links_to_a_text_or_a_time():
     assert alignment_counts(aligned([2], [[]])) == {}
-    assert alignment_counts(aligned([2], [[2]], unit="s")) == {}
+    assert alignment_counts(aligned([2], [[2]], unit="m")) == {}
     assert alignment_error_rates([{}]) == {}
+    rates = alignment_error_rates([alignment_counts(aligned([2, 3], [[2], [2]], unit="s"))])
+    assert rates["AER_attention"] == 0.5
+
+
+def test_columns_are_sums_over_the_other_axes():
+    for axis, unit in enumerate(("Hz", "s", "m")):
+        grid = Grid(
+            (2, 5, 3), tuple(Axis(f"axis {number}", one, 0.0, 1.0) for number, one in enumerate(("Hz", "s", "m")))
+        )
+        values = torch.arange(60.0).reshape(2, 30)
+        others = tuple(number + 1 for number in range(3) if number != axis)
+        assert torch.equal(column_sums(values, grid, axis), values.reshape(2, 2, 5, 3).sum(dim=others))
+        assert (column_axis(grid) == axis) == (unit == "s")

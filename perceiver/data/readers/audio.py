@@ -61,6 +61,7 @@ class AudioReader(Reader[Float[Tensor, "1 length"]]):
         seconds: length of crops and windows.
         hop_seconds: from the start of one window to that of the next.
         augment: random changes to training sounds, if any.
+        whole: whether a sound longer than `seconds` is refused, as where the target is a transcript of all of it.
         log_mel: computes spectrograms in the loader's workers instead of on the device, if given: the encoder's own.
             The output is then [1, mels, frames] instead of [1, length].
     """
@@ -75,6 +76,7 @@ class AudioReader(Reader[Float[Tensor, "1 length"]]):
         hop_seconds: float,
         augment: AudioAugment | None,
         log_mel: LogMel | None,
+        whole: bool = False,
     ) -> None:
         for name, value in (("sample_rate", sample_rate), ("seconds", seconds), ("hop_seconds", hop_seconds)):
             if value <= 0:
@@ -89,16 +91,20 @@ class AudioReader(Reader[Float[Tensor, "1 length"]]):
         self.length, self.hop = round(seconds * sample_rate), round(hop_seconds * sample_rate)
         self.augment = augment
         self.log_mel = log_mel
+        self.whole = whole
 
     def read(self, part: File | Float[Tensor, "1 length"], *, train: bool, clips: Clips | None = None) -> Reading:
         """Read a random crop of a sound, all of it in windows, or the times of `clips`.
 
         Raises:
-            UnreadableError: the file cannot be read, or the sound is silent (constant) from beginning to end.
+            UnreadableError: the file cannot be read, the sound is silent (constant) from beginning to end, or longer
+                than `seconds` although it must be read as a whole.
             AbsentError: the file has no sound.
         """
         if clips is not None:
             return self._read_at(part, clips, train=train)
+        if self.whole:
+            part = self._read_whole(part)
         if train:
             wave, first = self._crop(part)
             return Reading(self._augmented(wave), self._clips([first], wave.shape[-1]))
@@ -142,6 +148,19 @@ class AudioReader(Reader[Float[Tensor, "1 length"]]):
             suffix = f", with a constant offset of {offset:.2g}" if abs(offset) > SILENCE else ""
             raise UnreadableError(f"{path}: silent from end to end{suffix}")
         return wave
+
+    def _read_whole(self, part: File | Float[Tensor, "1 length"]) -> Float[Tensor, "1 length"]:
+        """Read a sound that must not be longer than `seconds`, by more than a hundredth of a second."""
+        if isinstance(part, Tensor):
+            name, seconds = "the sound", part.shape[-1] / self.sample_rate
+        else:
+            name, seconds = str(part), SoundFile(part, self.sample_rate).seconds
+        if seconds > self.length / self.sample_rate + 0.01:
+            raise UnreadableError(
+                f"{name}: {seconds:.2f} s are longer than seconds={self.length / self.sample_rate:g} of its reader, "
+                "but it must be read as a whole"
+            )
+        return (part if isinstance(part, Tensor) else self._read_all(part))[:, : self.length]
 
     def _crop(self, part: File | Float[Tensor, "1 length"]) -> tuple[Float[Tensor, "1 length"], int]:
         """Return a random crop and its first sample, or the one around the largest change if that is silent."""

@@ -34,19 +34,28 @@ class AlignedPair(NamedTuple):
     links: Sequence[Sequence[int]]
     group: str = ""
 
+    @property
+    def facts(self) -> "AlignmentFacts":
+        """The links as boxes along the words of the input."""
+        return AlignmentFacts(
+            self.target,
+            [[Box(0, MODALITY, {"word": (float(link), link + 1.0)}) for link in links] for links in self.links],
+        )
+
 
 class AlignmentFacts:
-    """Where the words of a target come from, as boxes along the words of the input; a `perceiver.types.Facts`.
+    """Where in an input the words of its target come from; a `perceiver.types.Facts`.
 
     A word with one box is surely linked to it, one with several possibly to each (Och & Ney 2003).
 
     Args:
-        pair: the input and its target.
+        target: the text.
+        boxes: of each of its words (`split_words` with elision).
     """
 
-    def __init__(self, pair: AlignedPair) -> None:
-        self.words = split_words(pair.target, elision=True)
-        self.links = pair.links
+    def __init__(self, target: str, boxes: Sequence[Sequence[Box]]) -> None:
+        self.words = split_words(target, elision=True)
+        self.boxes = boxes
 
     def scores(self, text: str) -> dict[str, float]:
         return {}
@@ -57,8 +66,7 @@ class AlignmentFacts:
         for number, (word, true) in enumerate(zip(split_words(text, elision=True), self.words, strict=False)):
             if word.lower() != true.lower():
                 break
-            boxes = [Box(0, MODALITY, {"word": (float(link), link + 1.0)}) for link in self.links[number]]
-            found.append(Mention(number, "", boxes))
+            found.append(Mention(number, "", list(self.boxes[number])))
         return found
 
 
@@ -143,5 +151,5 @@ class AlignedItems:
         pair = self.pairs.pair(self.stage, index)
         targets: dict[str, Any] = {"caption": pair.target, "references": [pair.target], "group": pair.group}
         if self.stage != "train":
-            targets["facts"] = AlignmentFacts(pair)
+            targets["facts"] = pair.facts
         return Item({MODALITY: pair.source}, targets, self.sample_name(index))

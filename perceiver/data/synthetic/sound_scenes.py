@@ -177,6 +177,19 @@ def fade(wave: Wave, rate: int) -> Wave:
     return wave
 
 
+def synthesize(random: Random, label: int, length: int, rate: int, snr: tuple[float, float]) -> Wave:
+    """Return an event of a class, faded in and out, at a level that is drawn from `snr`, in dB of an RMS of 1."""
+    wave = fade(list(EVENTS.values())[label](random, length, rate), rate)
+    wave *= 10 ** (random.uniform(*snr) / 20) / np.sqrt(np.mean(wave**2))
+    return wave
+
+
+def with_peak(random: Random, scene: Wave) -> Float[Tensor, "1 length"]:
+    """Return a scene with a peak that is drawn from `PEAK_LEVEL`."""
+    peak = 10 ** (random.uniform(*PEAK_LEVEL) / 20)
+    return torch.from_numpy((scene * (peak / np.abs(scene).max())).astype(np.float32))[None]
+
+
 class SoundScenes(Source):
     """Synthetic scenes with the target `tags` and, except in training, `boxes`.
 
@@ -279,18 +292,16 @@ class SceneItems:
         return np.random.default_rng([self.scenes.seed, STAGES.index(self.stage), index, *more])
 
     def _scene(self, random: Random, labels: Sequence[int]) -> tuple[Float[Tensor, "1 length"], list[_Event]]:
-        rate, synthesizers = self.scenes.sample_rate, list(EVENTS.values())
+        rate = self.scenes.sample_rate
         length = round(self.scenes.scene_seconds * rate)
         scene, events = background(random, length, rate), []
         for label in labels:
             size = min(round(random.uniform(*self.scenes.event_seconds) * rate), length)
-            wave = fade(synthesizers[label](random, size, rate), rate)
-            wave *= 10 ** (random.uniform(*self.scenes.snr) / 20) / np.sqrt(np.mean(wave**2))
+            wave = synthesize(random, label, size, rate, self.scenes.snr)
             onset = int(random.integers(length - size + 1))
             scene[onset : onset + size] += wave
             events.append(_Event(label, onset, wave))
-        peak = 10 ** (random.uniform(*PEAK_LEVEL) / 20)
-        return torch.from_numpy((scene * (peak / np.abs(scene).max())).astype(np.float32))[None], events
+        return with_peak(random, scene), events
 
     def _box(self, event: _Event) -> Box:
         rate = self.scenes.sample_rate

@@ -1,0 +1,150 @@
+"""Texts about samples of any modality, whatever loss they are learned by: their metrics, tables and words."""
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+from torchmetrics import MeanMetric, Metric, MetricCollection
+
+from perceiver.tasks.base import TableRow, Task, monitor_mode
+from perceiver.tasks.generation import Texts
+from perceiver.tasks.text_metrics import ScoredText, TextMetrics
+from perceiver.tokenizer import Tokenizer
+from perceiver.types import Answer, Batch, Box, Facts, Model, Stage
+
+
+class TextTask(Task):
+    """Base of tasks that predict a text, the target `caption`.
+
+    Metrics: `loss`, `target_metrics`, and in evaluation those of `text_metrics` for generated texts, compared with
+    `references` and, where a sample has them, its `facts`.
+
+    Args:
+        tokenizer: text <-> token ids.
+        monitor: the metric of validation that determines the best checkpoint.
+        output: the model's output that holds the logits.
+
+    Attributes:
+        answer_key: what a text is called, in the singular.
+    """
+
+    num_answers: int = 1
+    answer_key: str
+
+    def __init__(self, *, tokenizer: Tokenizer, monitor: str, output: str) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.output = output
+        self.monitor = monitor
+        self.monitor_mode = monitor_mode(monitor)
+        self.build_metrics(self._metrics)
+
+    def _metrics(self, stage: Stage) -> MetricCollection:
+        metrics: dict[str, Metric | MetricCollection] = {"loss": MeanMetric(nan_strategy=math.nan)}
+        metrics |= self.target_metrics()
+        if stage != "train":
+            metrics["texts"] = self.text_metrics()
+        return MetricCollection(metrics, compute_groups=False)
+
+    def target_metrics(self) -> dict[str, Metric]:
+        """Return metrics of the target's own ids, for which no text is generated."""
+        return {}
+
+    @abstractmethod
+    def text_metrics(self) -> TextMetrics:
+        """Return the metrics of generated texts."""
+
+    @abstractmethod
+    def text_scores(self, text: ScoredText) -> dict[str, float]:
+        """Return the scores of one text in a table."""
+
+    @abstractmethod
+    def generate(self, model: Model, batch: Batch, num_texts: int) -> Texts:
+        """Generate texts about each sample."""
+
+    def prepare(self, batch: Batch, *, train: bool) -> Batch:
+        if len(batch) == 0 or "caption" not in batch.targets:  # `token_ids` raises for samples without captions
+            return batch
+        return replace(batch, targets={**batch.targets, "token_ids": self.token_ids(batch)})
+
+    def get_output(self, outputs: Mapping[str, Tensor]) -> Float[Tensor, "rows length ids"]:
+        # A learned vocabulary may be smaller than the model allows for.
+        return super().get_output(outputs)[..., : self.tokenizer.num_ids]
+
+    def token_ids(self, batch: Batch) -> Int[Tensor, "batch captions length"]:
+        """Return the ids of all captions, which a prepared batch contains."""
+        if "token_ids" in batch.targets:
+            return batch.targets["token_ids"]
+        if "caption" not in batch.targets:
+            raise ValueError("the samples have no captions; choose data that has them, or another task")
+        captions = batch.targets.get("captions") or [[caption] for caption in batch.targets["caption"]]
+        ids = self.tokenizer.encode_batch([text for texts in captions for text in texts])
+        return rearrange(ids, "(batch captions) length -> batch captions length", batch=len(batch))
+
+    def update_generated(self, stage: Stage, model: Model, batch: Batch) -> dict[str, list[ScoredText]]:
+        texts = [self.tokenizer.decode(ids) for ids in self.generate(model, batch, 1).ids[:, 0].tolist()]
+        scores = [{} if one is None else one.scores(text) for text, one in zip(texts, _facts(batch), strict=True)]
+        scored = [*map(ScoredText, texts, batch.targets["references"], scores, batch.groups)]
+        self.metrics(stage)["texts"].update(scored)
+        return {self.output: scored}
+
+    def table_rows(
+        self,
+        outputs: Mapping[str, Tensor],
+        batch: Batch,
+        texts: Mapping[str, Sequence[ScoredText]],
+        class_names: Sequence[str],
+    ) -> dict[str, list[TableRow]]:
+        rows = []
+        for id, one in zip(batch.ids, texts[self.output], strict=True):
+            group = {"group": one.group} if "group" in batch.targets else {}
+            values = {"id": id, self.answer_key: one.text, "references": " | ".join(one.references)}
+            rows.append(TableRow(values | group | self.text_scores(one) | dict(one.scores)))
+        return {f"{self.answer_key}s": rows}
+
+    def predictions(
+        self, model: Model, batch: Batch, class_names: Sequence[str], top: int
+    ) -> list[list[dict[str, Any]]]:
+        texts = self.generate(model, batch, top)
+        return [
+            [
+                {self.answer_key: self.tokenizer.decode(ids), "log_probability": log_probability}
+                for ids, log_probability in zip(row, log_probabilities, strict=True)
+                if math.isfinite(log_probability)
+            ]
+            for row, log_probabilities in zip(texts.ids.tolist(), texts.log_probabilities.tolist(), strict=True)
+        ]
+
+    def located(self, boxes: tuple[Box, ...], batch: Batch, row: int) -> tuple[Box, ...]:
+        """Return the boxes that the facts of a sample give for a word, in the units of the inputs' axes."""
+        return boxes
+
+    def words_of(self, ids: Sequence[int], queries: Sequence[Sequence[int]], batch: Batch, row: int) -> list[Answer]:
+        """Return the words of a text about the sample `row` of a batch.
+
+        Args:
+            ids: of the text.
+            queries: the numbers of the decoder's queries that predict each id.
+            batch, row: where the facts about the words are.
+        """
+        facts = _facts(batch)[row]
+        mentions = {} if facts is None else {one.word: one for one in facts.mentions(self.tokenizer.decode(ids))}
+        answers = []
+        for number, word in enumerate(self.tokenizer.words(ids)):
+            pairs = [(query, ids[position]) for position in word.positions for query in queries[position]]
+            answer = Answer(
+                word.text, tuple(query for query, _ in pairs), self.output, ids=tuple(id for _, id in pairs)
+            )
+            if known := mentions.get(number):
+                answer = replace(answer, kind=known.kind, boxes=self.located(tuple(known.boxes), batch, row))
+            answers.append(answer)
+        return answers
+
+
+def _facts(batch: Batch) -> list[Facts | None]:
+    return batch.targets.get("facts", [None] * len(batch))
