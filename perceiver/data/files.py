@@ -99,6 +99,14 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class Joined:
+    """Recordings that are read as one, with silence before, between and after them, in seconds."""
+
+    files: tuple[File, ...]
+    pauses: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Segmented:
     """An image and its mask, the class of each pixel: files, or tensors [channels, height, width], [height, width]."""
 

@@ -51,7 +51,7 @@ def column_axis(grid: Grid) -> int | None:
 def column_sums(values: Shaped[Tensor, "*rest tokens"], grid: Grid, axis: int) -> Shaped[Tensor, "*rest columns"]:
     """Return sums over the axes of a grid other than that of its columns (`column_axis`)."""
     before = prod(grid.shape[:axis])
-    return values.unflatten(-1, (before, grid.shape[axis], -1)).sum(dim=(-3, -1))
+    return values.reshape(*values.shape[:-1], before, grid.shape[axis], -1).sum(dim=(-3, -1))
 
 
 def alignment_counts(explanation: Explanation) -> dict[str, AlignmentCounts]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
@@ -90,12 +91,14 @@ class CTC(TextTask):
         logits = self.get_output(outputs).float()
         targets = self._targets(batch)
         for id, target in zip(batch.ids, targets, strict=True):
-            repeated = 0 if target.is_meta else int((target[1:] == target[:-1]).sum())
+            repeated = int((target[1:] == target[:-1]).sum())
             if (needed := len(target) + repeated) > logits.shape[1]:
                 raise ValueError(
                     f"{id}: its text of {len(target)} tokens, {repeated} of them repeated, needs {needed} outputs; "
                     f"there are {logits.shape[1]}: set num_outputs of the task to at least {needed}"
                 )
+        if logits.is_meta:  # torch's loss has no shape function
+            return logits.sum()
         lengths = torch.tensor([len(target) for target in targets], device=logits.device)
         losses = F.ctc_loss(
             logits.log_softmax(dim=-1).transpose(0, 1),
@@ -131,7 +134,8 @@ class CTC(TextTask):
             rows.append([best_path(of_row)] if width == 1 else prefix_beam_search(of_row, width)[:num_texts])
         most = max(map(len, rows), default=0)
         flat = [torch.tensor([BOS, *ids, EOS]) for row in rows for ids in [*row, *[[]] * (most - len(row))]]
-        texts = pad_sequence(flat, batch_first=True, padding_value=PAD).unflatten(0, (len(rows), most))
+        padded_ids = pad_sequence(flat, batch_first=True, padding_value=PAD)
+        texts = rearrange(padded_ids, "(batch texts) length -> batch texts length", texts=most)
         scores = [[_log_probability(of_row, ids) for ids in row] for of_row, row in zip(logs, rows, strict=True)]
         padded = torch.tensor([[*row, *[-math.inf] * (most - len(row))] for row in scores])
         return Texts(texts, padded)

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from perceiver.data.files import SOUNDS, File, UnreadableError
+from perceiver.data.files import SOUNDS, File, Joined, UnreadableError
 from perceiver.data.readers.base import Clips, Reader, Reading, window_starts
 from perceiver.data.readers.sound_file import SoundFile
 from perceiver.spectrogram import LogMel
@@ -93,7 +93,9 @@ class AudioReader(Reader[Float[Tensor, "1 length"]]):
         self.log_mel = log_mel
         self.whole = whole
 
-    def read(self, part: File | Float[Tensor, "1 length"], *, train: bool, clips: Clips | None = None) -> Reading:
+    def read(
+        self, part: File | Joined | Float[Tensor, "1 length"], *, train: bool, clips: Clips | None = None
+    ) -> Reading:
         """Read a random crop of a sound, all of it in windows, or the times of `clips`.
 
         Raises:
@@ -101,6 +103,8 @@ class AudioReader(Reader[Float[Tensor, "1 length"]]):
                 than `seconds` although it must be read as a whole.
             AbsentError: the file has no sound.
         """
+        if isinstance(part, Joined):
+            part = self._join(part)
         if clips is not None:
             return self._read_at(part, clips, train=train)
         if self.whole:
@@ -148,6 +152,11 @@ class AudioReader(Reader[Float[Tensor, "1 length"]]):
             suffix = f", with a constant offset of {offset:.2g}" if abs(offset) > SILENCE else ""
             raise UnreadableError(f"{path}: silent from end to end{suffix}")
         return wave
+
+    def _join(self, part: Joined) -> Float[Tensor, "1 length"]:
+        waves = [self._read_all(file) for file in part.files]
+        first, *pauses = [torch.zeros(1, round(seconds * self.sample_rate)) for seconds in part.pauses]
+        return torch.cat([first, *(one for pair in zip(waves, pauses, strict=True) for one in pair)], dim=1)
 
     def _read_whole(self, part: File | Float[Tensor, "1 length"]) -> Float[Tensor, "1 length"]:
         """Read a sound that must not be longer than `seconds`, by more than a hundredth of a second."""

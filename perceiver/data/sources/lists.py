@@ -1,35 +1,41 @@
-"""Files that are listed in tables with their classes: any CSV table, and the lists of UCF101."""
+"""Files that are listed in tables with their classes or texts: any CSV table, and the lists of UCF101."""
 
 import re
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any, ClassVar
 
 from perceiver.data.files import Segment, UnreadableError, first_few, is_file_name
-from perceiver.data.sources.base import Item, Items, ItemTable, Roles, Source
+from perceiver.data.sources.base import Item, Items, ItemTable, OnError, Roles, Source
 from perceiver.data.splits import HeldOut
-from perceiver.data.text_files import Row, read_csv, read_text
+from perceiver.data.text_files import Row, normalize_spaces, read_csv, read_text, text_problem
 from perceiver.types import STAGES, Stage
 
 
-class ListedFiles(Source):
-    """Files with one class each, listed in a table.
+class FileTable(Source):
+    """Base of files that are listed in a table with what is true of them.
 
-        root/<table>    columns `path` and `label`, and optionally `start` and `stop`, `split`, and others
+        root/<table>    columns `path` and the target's, and optionally `start` and `stop`, `split`, and others
 
     Each line is a sample: a file below the root, which is read for every modality of whose kind it is. A column named
     like a modality has its file instead; an empty cell means that the sample lacks it. With `start` and `stop` a sample
     is that part of a recording, in seconds. `split` is train, val or test; without it samples are held out by name.
-    Classes are the distinct labels in sorted order.
 
     Args:
         root: the folder of the files.
         table: the table, a path below the root.
-        num_classes: required number of classes.
+        num_classes: required number of classes, 0 for none.
         group_column: column whose groups of samples are not divided between training, validation and testing, such as
             clips of one video; None for none.
         held_out: the samples for validation and testing, without a column `split`.
+
+    Attributes:
+        target_column: the column of the target.
     """
+
+    target_column: ClassVar[str]
 
     def __init__(self, *, root: str, table: str, num_classes: int, group_column: str | None, held_out: HeldOut) -> None:
         super().__init__(num_classes=num_classes)
@@ -38,19 +44,14 @@ class ListedFiles(Source):
         self.group_column = group_column
         self.held_out = held_out
 
-    @cached_property
-    def class_names(self) -> list[str]:
-        names = sorted({row["label"] for row in self._rows})
-        if len(names) != self.num_classes:
-            raise ValueError(f"num_classes={self.num_classes}, but {self.table} has {len(names)}: {first_few(names)}")
-        return names
-
     def items(self, stage: Stage, roles: Roles) -> Items | None:
-        labels = {name: label for label, name in enumerate(self.class_names)}
-        rows = [self._rows[index] for index in self._split[stage]]
-        return [self._item(row, roles, labels[row["label"]]) for row in rows] or None
+        return [self._item(self._rows[index], roles) for index in self._split[stage]] or None
 
-    def _item(self, row: Row, roles: Roles, label: int) -> Item:
+    @abstractmethod
+    def targets(self, row: Row) -> dict[str, Any]:
+        """Return the targets of a sample."""
+
+    def _item(self, row: Row, roles: Roles) -> Item:
         names = {role: row["path"] for role, kind in roles.items() if kind.has(row.cells.get("path", ""))}
         names |= {role: row[role] for role in roles if role in row.cells}
         parts: dict[str, Path | Segment] = {}
@@ -69,17 +70,17 @@ class ListedFiles(Source):
                 raise row.error(f"stop={stop:g} is not after start={start:g}")
             parts = {role: Segment(path, start, stop) for role, path in parts.items() if isinstance(path, Path)}
             id = f"{id} {start:g}-{stop:g} s"
-        return Item(parts, {"label": label}, id)
+        return Item(parts, self.targets(row), id)
 
     @cached_property
     def _rows(self) -> list[Row]:
-        columns = ["label"] if self.group_column is None else ["label", self.group_column]
+        columns = [self.target_column, *([] if self.group_column is None else [self.group_column])]
         rows = list(read_csv(self.table, columns))
         if not rows:
             raise UnreadableError(f"{self.table}: no files are listed")
         for row in rows:
-            if not row["label"].strip():
-                raise row.error("label is empty")
+            if not row[self.target_column].strip():
+                raise row.error(f"{self.target_column} is empty")
             if row.cells.get("split", "train") not in STAGES:
                 raise row.error(f"split={row['split']!r} must be {', '.join(STAGES)}")
         return rows
@@ -89,15 +90,58 @@ class ListedFiles(Source):
         """Stage -> numbers of its rows."""
         if "split" in self._rows[0].cells:
             return {stage: [i for i, row in enumerate(self._rows) if row["split"] == stage] for stage in STAGES}
-        groups = [row[self.group_column] if self.group_column else _name(row) for row in self._rows]
+        groups = [row[self.group_column] if self.group_column else self._name(row) for row in self._rows]
         distinct = sorted(set(groups))
         chosen = {stage: {distinct[i] for i in indices} for stage, indices in self.held_out.split(distinct).items()}
         return {stage: [i for i, group in enumerate(groups) if group in chosen[stage]] for stage in STAGES}
 
+    def _name(self, row: Row) -> str:
+        """Return what identifies a row: everything but the target."""
+        return "/".join(cell for column, cell in row.cells.items() if column != self.target_column)
 
-def _name(row: Row) -> str:
-    """Return what identifies a row: everything but the class."""
-    return "/".join(cell for column, cell in row.cells.items() if column != "label")
+
+class ListedFiles(FileTable):
+    """Files with one class each, the column `label`. Classes are the distinct labels in sorted order.
+
+    Args: see `FileTable`.
+    """
+
+    target_column = "label"
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        names = sorted({row["label"] for row in self._rows})
+        if len(names) != self.num_classes:
+            raise ValueError(f"num_classes={self.num_classes}, but {self.table} has {len(names)}: {first_few(names)}")
+        return names
+
+    @cached_property
+    def _labels(self) -> dict[str, int]:
+        return {name: label for label, name in enumerate(self.class_names)}
+
+    def targets(self, row: Row) -> dict[str, Any]:
+        return {"label": self._labels[row["label"]]}
+
+
+class ListedTexts(FileTable):
+    """Files with one text each, such as a transcript: the column `text`.
+
+    Args:
+        root, table, group_column, held_out: see `FileTable`.
+    """
+
+    target_column = "text"
+
+    def __init__(self, *, root: str, table: str, group_column: str | None, held_out: HeldOut) -> None:
+        super().__init__(root=root, table=table, num_classes=0, group_column=group_column, held_out=held_out)
+
+    def targets(self, row: Row) -> dict[str, Any]:
+        if problem := text_problem(row["text"]):
+            raise row.error(f"text: {problem}")
+        return {"references": [normalize_spaces(row["text"])]}
+
+    def texts(self, *, on_error: OnError) -> Iterator[str]:
+        return (text for index in self._split["train"] for text in self.targets(self._rows[index])["references"])
 
 
 class UCF101(Source):
