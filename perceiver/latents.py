@@ -133,7 +133,7 @@ class LatentArray(nn.Module):
             attend_to_equal_places(block.attention, positions.dim, sharpness)
 
     def forward(self, tokens: JoinedTokens) -> Memory:
-        latents: Tensor = repeat(self.array, "latents dim -> batch latents dim", batch=len(tokens.values))
+        latents: Tensor = repeat(self.array, "latents dim -> batch latents dim", batch=tokens.values.shape[0])
         checkpointing, reads = self.activation_checkpointing, self.schedule.reads
         for repetition in range(self.schedule.num_blocks):
             if repetition < self.schedule.num_cross_attends:

@@ -253,7 +253,7 @@ class Perceiver(nn.Module):
             if name in inputs:
                 tokens[name] = self._tokens(name, inputs[name], masks.get(name))
             elif self.join.masks_all(name):
-                tokens[name] = self._example(name, batch=len(next(iter(inputs.values()))))
+                tokens[name] = self._example(name, batch=next(iter(inputs.values())).shape[0])
             elif self.training:
                 zero = zero + self._zero_with_gradient(name)
         if self.training and self.modality_dropout and len(tokens) > 1:

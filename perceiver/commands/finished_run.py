@@ -102,7 +102,7 @@ def load(
     """
     path, output_dir = locate_checkpoint(run, checkpoint, *keys)
     content = read_checkpoint(path)
-    check_trust(content.config, [trusted] if isinstance(trusted, str) else list(map(str, trusted)), path)
+    check_trust(content.config, packages(trusted), path)
     return rebuild(content, path, output_dir, overrides, augment=augment)
 
 
@@ -130,7 +130,9 @@ def load_named(
         return load(str(run), cfg[keys[1]], overrides, cfg.trusted, augment=augment, keys=keys)
     source = None if cfg.get("data") is None else cfg.data.source
     given = None if source is None else OmegaConf.to_container(source, resolve=True, throw_on_missing=True)
-    return load_published(str(pretrained), str(cfg.variant), overrides, source=given, augment=augment)
+    return load_published(
+        str(pretrained), str(cfg.variant), overrides, source=given, augment=augment, trusted=cfg.trusted
+    )
 
 
 def load_published(
@@ -140,19 +142,20 @@ def load_published(
     *,
     source: Any = None,
     augment: bool = True,
+    trusted: str | Iterable[str] = (),
 ) -> FinishedRun:
-    """Build a published model as a run.
+    """Build a published or exported model as a run.
 
     Args:
         pretrained: folder, or the name of a repository on the Hugging Face Hub.
         variant: see `perceiver.pretrained.architectures`.
-        overrides, augment: see `load`.
+        overrides, augment, trusted: see `load`.
         source: node of a source of samples; None for none.
 
     Raises:
         ConfigError: see `read_published` and `load`.
     """
-    content, path = read_published(pretrained, variant)
+    content, path = read_published(pretrained, variant, trusted=packages(trusted))
     if source is not None:
         content.config["data"]["source"] = source
     output_dir = Path("outputs") / "pretrained" / Path(pretrained).resolve().name
@@ -172,13 +175,18 @@ def rebuild(
         load_weights(parts.module, content, path)
     except ConfigError as error:
         raise ConfigError(f"overrides={list(overrides)}: {error}" if overrides else str(error)) from error
-    parts.module.description["trained_on"] = content.trained_on
+    parts.module.description |= {"trained_on": content.trained_on, "interpolations": content.interpolations}
     parts.module.eval()
     return FinishedRun(config, parts, content.step, content.epoch, path, output_dir)
 
 
+def packages(trusted: str | Iterable[str]) -> list[str]:
+    """Return the names of packages, given as one or several."""
+    return [trusted] if isinstance(trusted, str) else list(map(str, trusted))
+
+
 def is_published(source: str) -> bool:
-    """Whether a source is a folder with a published model, or the name of a repository; not a run or a checkpoint."""
+    """Whether a source is a folder with `config.json`, or the name of a repository; not a run or a checkpoint."""
     path = Path(source)
     if path.exists():
         return (path / CONFIG).is_file()

@@ -84,8 +84,8 @@ def load(
     """Load a run, a checkpoint or a published model.
 
     Args:
-        source: run directory, file of a checkpoint, folder of a published model, or the name of its repository on the
-            Hugging Face Hub.
+        source: run directory, file of a checkpoint, folder of a published or exported model, or the name of its
+            repository on the Hugging Face Hub.
         checkpoint, overrides, trusted: see `perceiver.commands.finished_run.load`.
         variant: of a published model, see `perceiver.pretrained.architectures`.
 
@@ -93,7 +93,7 @@ def load(
         ConfigError: it does not exist, is damaged, or builds classes that are not trusted.
     """
     if is_published(str(source)):
-        run = load_published(str(source), variant, overrides)
+        run = load_published(str(source), variant, overrides, trusted=trusted)
     else:
         run = load_run(str(source), checkpoint, overrides, trusted)
     to_accelerator(run.parts)

@@ -108,7 +108,7 @@ class RecurrentTextDecoder(Decoder):
 
     def forward(self, memory: Memory, queries: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         ids = given_token_ids(queries)
-        memory = memory.repeat(len(ids) // len(memory))
+        memory = memory.repeat(ids.shape[0] // memory.values.shape[0])
         state = self.start(memory)
         if not self.input_feeding and not (self.training and self.teacher_forcing < 1.0):
             return {LOGITS: self.step(memory, ids, state)}

@@ -90,7 +90,7 @@ class TextDecoder(Decoder):
 
     def forward(self, memory: Memory, queries: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         ids = given_token_ids(queries)
-        return {LOGITS: self.logits(memory.repeat(len(ids) // len(memory)), ids)}
+        return {LOGITS: self.logits(memory.repeat(ids.shape[0] // memory.values.shape[0]), ids)}
 
     def incremental_decoder(self, memory: Memory, output: str) -> IncrementalDecoder:
         return CachedText(self, memory) if output == LOGITS else super().incremental_decoder(memory, output)

@@ -67,13 +67,14 @@ class FramesEncoder(RasterEncoder):
             raise ValueError(f"frames must be {shape}, not {list(raw.shape)}")
         values = raw
         if raw.shape[1] != self.pixel_channels or self.neighborhood == 1:
-            values = self._neighborhoods(zero_masked((raw - self.mean) / self.std, mask))
+            values = self.neighborhoods(zero_masked((raw - self.mean) / self.std, mask))
         raster = rearrange(values, "batch channels frames y x -> batch (frames channels) y x")
         return self.tokens(raster, None if mask is None else mask.any(dim=1))
 
-    def _neighborhoods(
+    def neighborhoods(
         self, frames: Float[Tensor, "batch channels frames height width"]
     ) -> Float[Tensor, "batch pixel_channels frames height width"]:
+        """Return the values of each pixel's neighborhood as its channels."""
         side, (height, width) = self.neighborhood, frames.shape[-2:]
         if side == 1:
             return frames

@@ -72,12 +72,12 @@ class VideoEncoder(Encoder):
         rasters, pixels = self._rasters((raw - self.mean) / self.std, mask)
         # The receptive field of a cell may extend beyond the mask.
         features = self.stem(zero_masked(rasters, pixels), pixels)
-        features = rearrange(features, "(batch time) dim y x -> batch time y x dim", batch=len(raw))
+        features = rearrange(features, "(batch time) dim y x -> batch time y x dim", batch=raw.shape[0])
         times, rows, columns = features.shape[1:-1]
         cells = None
         if pixels is not None:
             by_frame = self.stem.token_mask(pixels)[:, :rows, :columns]
-            cells = rearrange(by_frame, "(batch time) y x -> batch time y x", batch=len(raw))
+            cells = rearrange(by_frame, "(batch time) y x -> batch time y x", batch=raw.shape[0])
         positions = cell_positions(self.positions, (times, rows, columns), cells)
         values = with_positions(features.flatten(1, 3), positions, self.combine)
         grid = Grid((times, rows, columns), self.axes(times, rows, columns))

@@ -85,11 +85,7 @@ def build(published: Published, variant: Variant) -> tuple[Perceiver, Node]:
 
 def read(source: str | Path) -> Published:
     """Read a published model; arguments and errors are those of `from_pretrained`."""
-    folder = Path(source).expanduser()
-    if not folder.exists() and HUB_ID.fullmatch(str(source)):
-        folder = download(str(source))
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{source}: no such folder, nor the name of a repository such as owner/name")
+    folder = locate(source)
     config = _read_json(folder / CONFIG)
     settings = folder / PREPROCESSING
     preprocessing = _read_json(settings) if settings.is_file() else {}
@@ -102,6 +98,20 @@ def read(source: str | Path) -> Published:
     if path is None:
         raise FileNotFoundError(f"{folder}: has neither {SAFETENSORS} nor {PICKLED}")
     return Published(path, found[0], config, preprocessing, _read_weights(path))
+
+
+def locate(source: str | Path) -> Path:
+    """Return the folder of a model, which may first be downloaded.
+
+    Raises:
+        FileNotFoundError: see `from_pretrained`.
+    """
+    folder = Path(source).expanduser()
+    if not folder.exists() and HUB_ID.fullmatch(str(source)):
+        folder = download(str(source))
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{source}: no such folder, nor the name of a repository such as owner/name")
+    return folder
 
 
 def download(name: str) -> Path:

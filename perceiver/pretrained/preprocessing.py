@@ -4,9 +4,10 @@ Sources: of images `PerceiverImageProcessor`, of texts `PerceiverTokenizer` of t
 DeepMind's notebooks, which keep them in [0, 1] and [-1, 1].
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from perceiver.encoders.image import ImageEncoder
 from perceiver.pretrained.architectures import Variant
 from perceiver.pretrained.folder import PREPROCESSING, Published
 from perceiver.pretrained.nodes import Node, part
@@ -153,6 +154,30 @@ def image_reader(settings: dict[str, Any], encoder: Node) -> Node:
         max_value=None,
         eval_crop=SIZE / CROP if crop is None else min(size / crop, 1.0),
     )
+
+
+def image_settings(encoder: ImageEncoder, reader: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of `preprocessor_config.json` for an encoder and the node of its reader: see `image_reader`.
+
+    The central square and its size are those of the reader; pixels may differ a little from those of an `ImageReader`,
+    which resizes before it crops.
+    """
+    size = reader["image_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    channels = encoder.stem.channels
+    mean, std = (values.flatten().expand(channels).tolist() for values in (encoder.mean, encoder.std))
+    crop = round(max(height, width) / reader["eval_crop"])
+    return {
+        "image_processor_type": "PerceiverImageProcessor",
+        "do_center_crop": True,
+        "crop_size": {"height": crop, "width": crop},
+        "do_resize": True,
+        "size": {"height": height, "width": width},
+        "do_rescale": True,
+        "do_normalize": True,
+        "image_mean": mean,
+        "image_std": std,
+    }
 
 
 def _side(value: Any, default: Any) -> Any:

@@ -30,7 +30,7 @@ class Learned(Queries):
 
     def forward(self, memory: Memory, places: Float[Tensor, "batch places 1"] | None = None) -> Tokens:
         if places is None:
-            values: Tensor = repeat(self.array, "queries dim -> batch queries dim", batch=len(memory))
+            values: Tensor = repeat(self.array, "queries dim -> batch queries dim", batch=memory.values.shape[0])
         else:
             values = self.array[cells_at(places, [len(self.array)])]
         length = values.shape[1]

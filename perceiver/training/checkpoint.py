@@ -60,7 +60,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         description = content["description"]
-        checkpoint = Checkpoint(
+        return check_types(
             config=description["config"],
             class_names=description["class_names"],
             vocabulary=description["vocabulary"],
@@ -71,17 +71,27 @@ def read_checkpoint(path: Path) -> Checkpoint:
             interpolations=description["interpolations"],
             trained_on=description["trained_on"],
         )
-        # `dumps` raises if the config contains itself; a resolver could create a target that check_trust does not see.
-        if "${" in json.dumps(checkpoint.config, ensure_ascii=False):
-            raise ValueError("its config contains an interpolation")
-        if checkpoint.trained_on.dtype != torch.int64:
-            raise ValueError("its trained_on is not valid")
-        return checkpoint
     except Exception as error:  # damaged files raise anything; the message of a refused one is pages long
         problem = str(error).strip().partition("\n")[0] or type(error).__name__
-        if isinstance(error, ValidationError):
-            problem = f"its {error.errors()[0]['loc'][0]} is not valid"
         raise ConfigError(f"{path}: not a readable checkpoint of a run ({problem})") from error
+
+
+def check_types(**values: Any) -> Checkpoint:
+    """Return the content of a checkpoint from values that were read from a file.
+
+    Raises:
+        ValueError: one is missing, or not of its type.
+    """
+    try:
+        checkpoint = Checkpoint(**values)
+    except ValidationError as error:
+        raise ValueError(f"its {error.errors()[0]['loc'][0]} is not valid") from error
+    # `dumps` raises if the config contains itself; a resolver could create a target that check_trust does not see.
+    if "${" in json.dumps(checkpoint.config, ensure_ascii=False):
+        raise ValueError("its config contains an interpolation")
+    if checkpoint.trained_on.dtype != torch.int64:
+        raise ValueError("its trained_on is not valid")
+    return checkpoint
 
 
 def load_weights(module: TrainingModule, checkpoint: Checkpoint, path: Path) -> None:

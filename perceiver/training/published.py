@@ -1,16 +1,17 @@
 """A published model as the checkpoint of a run, so that it is evaluated, inspected and given files like one."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
 import torch
 
 from perceiver.pretrained.architectures import Variant
-from perceiver.pretrained.folder import build, read
+from perceiver.pretrained.folder import SAFETENSORS, build, locate, read
 from perceiver.pretrained.preprocessing import run_nodes
 from perceiver.runtime.errors import ConfigError
 from perceiver.training.checkpoint import Checkpoint
+from perceiver.training.run_folder import is_run_folder, read_run_folder
 
 SETTINGS: dict[str, Any] = {
     "seed": 1,
@@ -44,12 +45,15 @@ SETTINGS: dict[str, Any] = {
 """The settings of a run that a published model does not have."""
 
 
-def read_published(source: str, variant: str, key: str = "pretrained") -> tuple[Checkpoint, Path]:
-    """Return a published model as a checkpoint, and the file of its weights.
+def read_published(
+    source: str, variant: str, key: str = "pretrained", trusted: Sequence[str] = ()
+) -> tuple[Checkpoint, Path]:
+    """Return a published or exported model as a checkpoint, and the file of its weights.
 
     Args:
-        source, variant: see `perceiver.pretrained.from_pretrained`.
+        source, variant: see `perceiver.pretrained.from_pretrained`; or the folder of an exported run.
         key: of the setting that names it, for errors.
+        trusted: see `check_trust`.
 
     Raises:
         ConfigError: it cannot be read, or none of its kind can be given files.
@@ -57,7 +61,10 @@ def read_published(source: str, variant: str, key: str = "pretrained") -> tuple[
     if variant not in (variants := get_args(Variant)):
         raise ConfigError(f"variant={variant}: must be {' or '.join(variants)}")
     try:
-        published = read(source)
+        folder = locate(source)
+        if is_run_folder(folder):
+            return read_run_folder(folder, trusted), folder / SAFETENSORS
+        published = read(folder)
         model, node = build(published, cast(Variant, variant))
         config = {**SETTINGS, **run_nodes(published, node, cast(Variant, variant))}
     except (FileNotFoundError, ValueError) as error:
