@@ -37,8 +37,8 @@ class WandB(RunLogger):
     Args:
         project, entity, name, group, job_type, tags, notes: as in `wandb.init`; the run's own name and group where
             these are None.
-        log_model: checkpoints that become versions of the artifact `model-<run id>`: `best`, the best one at the end
-            of the run; `all`, each new best one, and the last; false, none.
+        log_model: checkpoints that become versions of the artifact `model-<run id>`: `best`, or true, the best one at
+            the end of the run; `all`, each new best one, and the last; false, none.
         mode: `auto` is `WANDB_MODE` if it is set, otherwise online if the user is logged in, and offline if not.
     """
 
@@ -52,11 +52,11 @@ class WandB(RunLogger):
         job_type: str | None = None,
         tags: list[str],
         notes: str | None = None,
-        log_model: Literal[False, "best", "all"] = False,
+        log_model: Literal[False, True, "best", "all"] = False,
         mode: Literal["auto", "online", "offline", "disabled"],
     ) -> None:
-        if log_model not in (False, "best", "all"):
-            raise ValueError(f"log_model={log_model} must be false, best or all")
+        if log_model not in (False, True, "best", "all"):
+            raise ValueError(f"log_model={log_model} must be false, true, best or all")
         self.experiment: Any = None
         self.mode: Any = (os.environ.get("WANDB_MODE") or mode) if mode == "auto" else mode
         self._name, self._group = name, group
