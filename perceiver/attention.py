@@ -7,7 +7,7 @@ appendix E):
     x = x + mlp(norm(x))
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field
 from math import inf
@@ -242,6 +242,15 @@ def initialize(module: nn.Module, scale: float | None) -> None:
             std = scale * linear.in_features**-0.5 / TRUNCATED_STD
             nn.init.trunc_normal_(linear.weight, std=std, a=-2 * std, b=2 * std)
             nn.init.zeros_(linear.bias)
+
+
+@torch.no_grad()
+def add_nothing_to_columns(linears: Iterable[nn.Module], dim: int) -> None:
+    """Initialize linear layers so that the first `dim` of their outputs are 0."""
+    for linear in linears:
+        if isinstance(linear, nn.Linear):
+            nn.init.zeros_(linear.weight[:dim])
+            nn.init.zeros_(linear.bias[:dim])
 
 
 class Residual(nn.Module):

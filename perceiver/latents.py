@@ -16,7 +16,14 @@ import torch
 from einops import repeat
 from torch import Tensor, nn
 
-from perceiver.attention import BlockSpec, CrossBlock, SelfBlock, attend_to_equal_places, run_block
+from perceiver.attention import (
+    BlockSpec,
+    CrossBlock,
+    SelfBlock,
+    add_nothing_to_columns,
+    attend_to_equal_places,
+    run_block,
+)
 from perceiver.mechanisms.base import CROSS, SELF
 from perceiver.positions import SharedPositions
 from perceiver.types import JoinedTokens, Memory
@@ -74,8 +81,9 @@ class LatentArray(nn.Module):
         activation_checkpointing: see `run_block`.
         shared_positions: if given, latents start at places spread over the shared axes, whose features replace their
             first columns, and each cross-attention prefers tokens at the place of a latent: in these columns, which
-            are also the first ones of tokens, the weights of queries and keys start with the same random matrix. All
-            stay trainable. Without it, attention starts diffuse and averages over places, so that no gradient relates
+            are also the first ones of tokens, the weights of queries and keys start with the same random matrix, and
+            no block adds to them at first, so that queries of a decoder find a latent at its place. All stay trainable.
+            Without it, attention starts diffuse and averages over places, so that no gradient relates
             the modalities at one place.
         sharpness: of this preference, see `attend_to_equal_places`.
 
@@ -131,6 +139,9 @@ class LatentArray(nn.Module):
         for block in self.cross_blocks:
             assert isinstance(block, CrossBlock)
             attend_to_equal_places(block.attention, positions.dim, sharpness)
+        for block in self.modules():
+            if isinstance(block, CrossBlock | SelfBlock):
+                add_nothing_to_columns((block.attention.out, block.mlp[-1]), positions.dim)
 
     def forward(self, tokens: JoinedTokens) -> Memory:
         latents: Tensor = repeat(self.array, "latents dim -> batch latents dim", batch=tokens.values.shape[0])

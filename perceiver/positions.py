@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perceiver.types import Axis, Tokens
+from perceiver.types import Axis, Tokens, cell_centers
 
 INTERPOLATION = {1: "linear", 2: "bicubic", 3: "trilinear"}
 
@@ -230,12 +230,20 @@ class SharedAxis:
 
     @property
     def dim(self) -> int:
-        return 2 * self.num_bands + 1
+        return 2 * self.num_bands + 2
 
     def features(self, fractions: Float[Tensor, "*rest"]) -> Float[Tensor, "*rest dim"]:
-        """Return Fourier features of places, which are 0 at the start of the axis and 1 at its stop."""
+        """Return Fourier features of places, 0 at the start of the axis and 1 at its stop, and a column of zeros."""
         frequencies = torch.linspace(1.0, self.resolution / 2, self.num_bands, device=fractions.device)
-        return fourier_features(2.0 * fractions[..., None] - 1.0, frequencies[None])
+        return F.pad(fourier_features(2.0 * fractions[..., None] - 1.0, frequencies[None]), (0, 1))
+
+    def nowhere(self, device: torch.device | None = None) -> Float[Tensor, " dim"]:
+        """Return the features of what has no place on the axis: the last column alone, with the norm of a place.
+
+        They are orthogonal to those of all places, so that attention distinguishes the two. Zeros instead would let
+        layer norm enlarge the other columns of a modality that lacks an axis.
+        """
+        return F.pad(torch.tensor([self.num_bands**0.5], device=device), (self.dim - 1, 0))
 
     def fractions(self, axis: Axis, sizes: Int[Tensor, " batch"], num_cells: int) -> Float[Tensor, "batch cells"]:
         """Return the places of the centers of the cells of a grid's axis.
@@ -262,26 +270,29 @@ class SharedPositions:
 
     Args:
         axes: name of a grid's axis -> the shared axis.
+        grids: at whose cells the first latents start, such as those of the tokens of each modality: cells along each
+            axis that the grid has. `{}` is a single place on no axis, such as that of a label.
 
     Raises:
-        ValueError: there is no axis.
+        ValueError: there is no axis, or a grid has another one or no cells.
     """
 
     axes: Mapping[str, SharedAxis]
+    grids: Sequence[Mapping[str, int]] = ()
 
     def __post_init__(self) -> None:
         if not self.axes:
             raise ValueError("axes={}: name at least one")
+        for grid in self.grids:
+            if not grid.keys() <= self.axes.keys() or min(grid.values(), default=1) < 1:
+                raise ValueError(f"grids: {dict(grid)} must have at least 1 cell along axes of {list(self.axes)}")
 
     @property
     def dim(self) -> int:
         return sum(axis.dim for axis in self.axes.values())
 
     def of_tokens(self, tokens: Tokens) -> Float[Tensor, "batch tokens dim"]:
-        """Return the features of the cells of a grid; along an axis that it lacks, a constant of the same mean square.
-
-        Zeros instead would let layer norm enlarge the other columns of a modality that lacks an axis.
-        """
+        """Return the features of the cells of a grid; along an axis that it lacks, those of `SharedAxis.nowhere`."""
         grid, (batch, length) = tokens.grid, tokens.values.shape[:2]
         device = tokens.values.device
         mask = torch.ones(1, length, dtype=torch.bool, device=device) if tokens.mask is None else tokens.mask
@@ -290,7 +301,7 @@ class SharedPositions:
         for name, shared in self.axes.items():
             number = next((number for number, axis in enumerate(grid.axes) if axis.name == name), None)
             if number is None:
-                columns.append(torch.full((batch, length, shared.dim), 0.5**0.5, device=device))
+                columns.append(shared.nowhere(device).expand(batch, length, -1))
                 continue
             fractions = shared.fractions(grid.axes[number], sizes[:, number], grid.shape[number])
             shape = [size if other == number else 1 for other, size in enumerate(grid.shape)]
@@ -304,16 +315,34 @@ class SharedPositions:
         columns = [
             shared.features(fractions[name].float())
             if name in fractions
-            else torch.full((*some.shape, shared.dim), 0.5**0.5, device=some.device)
+            else shared.nowhere(some.device).expand(*some.shape, -1)
             for name, shared in self.axes.items()
         ]
         return torch.cat(columns, dim=-1)
 
     def spread(self, count: int) -> Float[Tensor, "count dim"]:
-        """Return the features of places that cover the axes evenly: equidistant on one, a Sobol sequence on several."""
+        """Return the features of the cells of `grids` and, up to `count`, of places that cover the axes evenly.
+
+        The latter are equidistant on one axis, a Sobol sequence on several.
+
+        Raises:
+            ValueError: the grids have more cells.
+        """
+        rows = [self._cells(grid) for grid in self.grids]
+        rest = count - sum(map(len, rows))
+        if rest < 0:
+            grids = [dict(grid) for grid in self.grids]
+            raise ValueError(f"grids={grids} of shared positions have {count - rest} places, more than {count} latents")
         if len(self.axes) == 1:
-            fractions = (torch.arange(count)[:, None] + 0.5) / count
+            fractions = (torch.arange(rest)[:, None] + 0.5) / max(rest, 1)
         else:
-            fractions = torch.quasirandom.SobolEngine(len(self.axes)).draw(count)  # type: ignore[no-untyped-call]
-        axes = self.axes.values()
-        return torch.cat([axis.features(fractions[:, number]) for number, axis in enumerate(axes)], dim=-1)
+            sobol = torch.quasirandom.SobolEngine(len(self.axes))  # type: ignore[no-untyped-call]
+            fractions = sobol.draw(max(rest, 1))[:rest]
+        return torch.cat([*rows, self.at(dict(zip(self.axes, fractions.unbind(dim=1), strict=True)))])
+
+    def _cells(self, grid: Mapping[str, int]) -> Float[Tensor, "cells dim"]:
+        """Return the features of the centers of the cells of a grid."""
+        centers = cell_centers([grid.get(name, 1) for name in self.axes])
+        fractions = dict(zip(self.axes, centers.unbind(dim=1), strict=True))
+        other = {"": centers[:, 0]}  # a grid may have none of the axes
+        return self.at(other | {name: fractions[name] for name in grid})

@@ -151,6 +151,15 @@ def test_with_shared_positions_latents_start_at_places_and_prefer_tokens_there()
     assert sum(own) > 3 * sum(uniform)
 
 
+def test_places_of_latents_are_not_changed_before_training():
+    positions = SharedPositions({"time": SharedAxis(start=0.0, stop=7.0, num_bands=2, resolution=14)})
+    latents = latent_array(5, shared_positions=positions, **PERCEIVER_IO)
+    tokens = JoinedTokens(torch.randn(2, 7, INPUT_DIM), None, {})
+    found = latents(tokens).values
+    torch.testing.assert_close(found[..., : positions.dim], positions.spread(5).expand(2, -1, -1))
+    assert not found[..., positions.dim :].isclose(latents.array[:, positions.dim :]).any()
+
+
 def test_a_latent_that_is_too_narrow_for_its_place_is_an_error():
     positions = SharedPositions({"time": SharedAxis(num_bands=11, resolution=14)})
     with pytest.raises(ValueError, match=f"dim={DIM} .* {positions.dim} "):

@@ -167,7 +167,7 @@ class TestSharedPositions:
         for cell in range(5):
             x = 2 * (1.0 + (cell + 0.5) / 5 - 0.5) / 3.0 - 1
             angles = [pi * x * frequency for frequency in (1.0, 3.25, 5.5)]
-            expected = torch.tensor([x, *map(sin, angles), *map(cos, angles)])
+            expected = torch.tensor([x, *map(sin, angles), *map(cos, angles), 0.0])
             for row in range(2):
                 assert_close(features[:, 5 * row + cell], expected.expand(2, -1))
 
@@ -179,8 +179,21 @@ class TestSharedPositions:
         width = TIME["time"].dim
         assert_close(thirds[..., :width], video.unflatten(1, (2, 35))[:, :, 0, :width])
         assert_close(sound[:, 1::3, :width], thirds[..., :width])  # cells 1 and 4 have the same centers
-        # Axes that a modality lacks: the mean square of sines and cosines.
-        assert_close(sound[..., width:].square(), torch.full_like(sound[..., width:], 0.5))
+        # What has no place on an axis resembles no place on it, but itself as much as places do themselves.
+        assert_close(sound[..., width:] @ video[..., width:].mT, torch.zeros(2, 6, 70))
+        assert_close(sound[..., width:].square().sum(dim=-1), torch.full((2, 6), 2.0 + 3.0))
+
+    def test_latents_start_at_the_cells_of_grids_and_then_cover_the_axes(self):
+        grids = [{"y": 2, "x": 3}, {"time": 5}, {}]
+        positions = SharedPositions(TIME | IN_IMAGE, grids)
+        picture = positions.of_tokens(tokens_on((2, 3), {"y": (0, 1), "x": (0, 1)}, batch=1))[0]
+        sound = positions.of_tokens(tokens_on((5,), {"time": (0.5, 3.5)}, batch=1))[0]
+        label = positions.of_tokens(tokens_on((1,), {"label": (0, 1)}, batch=1))[0]
+        spread = positions.spread(17)
+        assert_close(spread[:12], torch.cat([picture, sound, label]))
+        assert_close(spread[12:], SharedPositions(TIME | IN_IMAGE).spread(5))
+        with pytest.raises(ValueError, match="12 places, more than 11 latents"):
+            positions.spread(11)
 
     def test_an_axis_without_a_range_spans_the_real_cells_of_each_sample(self):
         positions, axes = SharedPositions(IN_IMAGE), {"y": (0.0, 9.0), "x": (0.0, 9.0)}
@@ -199,6 +212,8 @@ class TestSharedPositions:
             (lambda: SharedAxis(num_bands=2, resolution=3, start=1.0), "stop=None"),
             (lambda: SharedAxis(num_bands=2, resolution=3, start=1.0, stop=1.0), "start=1.0"),
             (lambda: SharedPositions({}), "axes"),
+            (lambda: SharedPositions(TIME, [{"y": 2}]), "'y': 2"),
+            (lambda: SharedPositions(TIME, [{"time": 0}]), "'time': 0"),
         ],
     )
     def test_wrong_axes_are_refused_by_name(self, make, named):

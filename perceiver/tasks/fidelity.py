@@ -3,6 +3,7 @@
 from typing import Literal, TypeAlias
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,10 +17,13 @@ class SignalFidelity(Metric):
 
         PSNR = 10 log10(peak² · values / Σ error²)        SNR = 10 log10(Σ value² / Σ error²)
 
-    It is not the mean of ratios of batches or samples, of which a single good one may be infinite.
+    It is not the mean of ratios of batches or samples, of which a single good one may be infinite. Beside it,
+    `PSNR_of_mean` or `SNR_of_mean` is that of a constant, the mean of each channel of each row: of the mean color of a
+    picture, of silence in a sound. What is not clearly above it has not been reconstructed.
 
     Args:
         measure: PSNR or SNR.
+        channels: of the values, which are those of one place and channel after another.
         peak: range of the values, for PSNR.
 
     Raises:
@@ -32,18 +36,20 @@ class SignalFidelity(Metric):
 
     squared_error: Tensor
     squared_signal: Tensor
+    squared_deviation: Tensor
     count: Tensor
 
-    def __init__(self, measure: Measure, peak: float = 1.0) -> None:
+    def __init__(self, measure: Measure, channels: int = 1, peak: float = 1.0) -> None:
         super().__init__()
         if measure not in ("PSNR", "SNR"):
             raise ValueError(f"measure={measure!r} must be PSNR or SNR")
         if not peak > 0.0:
             raise ValueError(f"peak={peak} must be more than 0")
         self.measure = measure
+        self.channels = channels
         self.peak = peak
-        self.names = (measure,)
-        for name in ("squared_error", "squared_signal", "count"):
+        self.names = (measure, f"{measure}_of_mean")
+        for name in ("squared_error", "squared_signal", "squared_deviation", "count"):
             self.add_state(name, default=torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(
@@ -53,6 +59,11 @@ class SignalFidelity(Metric):
         scored: Bool[Tensor, "rows places values"],
     ) -> None:
         """Add the values that are scored."""
+        cells = "rows places (inner channels) -> rows (places inner) channels"
+        by_channel = rearrange(true.double(), cells, channels=self.channels)
+        weights = rearrange(scored.double(), cells, channels=self.channels)
+        mean = (by_channel * weights).sum(dim=1, keepdim=True) / weights.sum(dim=1, keepdim=True).clamp_min(1.0)
+        self.squared_deviation += ((by_channel - mean).square() * weights).sum()
         true = true[scored].double()
         self.squared_error += (predicted[scored].double() - true).square().sum()
         self.squared_signal += true.square().sum()
@@ -60,7 +71,9 @@ class SignalFidelity(Metric):
 
     def compute(self) -> dict[str, Float[Tensor, ""]]:
         power = self.squared_signal if self.measure == "SNR" else self.peak**2 * self.count
-        return {self.measure: (10.0 * torch.log10(power / self.squared_error)).float()}
+        errors = (self.squared_error, self.squared_deviation)
+        ratios = [(10.0 * torch.log10(power / error)).float() for error in errors]
+        return dict(zip(self.names, ratios, strict=True))
 
 
 class IdFidelity(Metric):

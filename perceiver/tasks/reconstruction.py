@@ -50,7 +50,8 @@ class Reconstruction(Task):
     sample are asked for, drawn at random. Which cells are hidden is drawn anew in each step of training, and is a
     function of the id of a sample in evaluation. Each window of a long sample is a sample of its own.
 
-    Metrics: `loss`, and those of the target: `PSNR` or `SNR` in dB, or `accuracy` and `perplexity`.
+    Metrics: `loss`, and those of the target: `PSNR` or `SNR` in dB, each also of the mean, or `accuracy` and
+    `perplexity`.
 
     Args:
         modality: what is reconstructed.

@@ -193,7 +193,7 @@ class Patches(ReconstructionTarget):
         return errors.abs() if self.loss == "l1" else errors.square()
 
     def metric(self) -> SignalFidelity:
-        return SignalFidelity(self.measure)
+        return SignalFidelity(self.measure, self.channels)
 
     def update(
         self, metric: Metric, output: Tensor, values: Tensor, scored: Bool[Tensor, "rows places values"]

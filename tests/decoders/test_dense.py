@@ -1,11 +1,17 @@
 """Dense outputs: each depends on its own place alone, whatever else is queried, in whatever chunks."""
 
+import weakref
+from collections import Counter
 from functools import partial
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 from perceiver.attention import BlockSpec
 from perceiver.decoders.dense import DenseDecoder, HeadSpec
@@ -90,6 +96,61 @@ def test_no_more_than_a_chunk_is_processed_at_a_time(memory):
     with torch.no_grad():
         decoder(memory, {"logits": some_places(11)})
     assert lengths == [4, 4, 3]
+
+
+class Cost(TorchDispatchMode):
+    """FLOPs of matrix products, and the most bytes of tensors made within it that exist at the same time.
+
+    Views share the bytes of their storage.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.references: Counter[int] = Counter()
+        self.sizes: dict[int, int] = {}
+        self.flops = self.peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = {
+            one.untyped_storage().data_ptr() for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)
+        }
+        made = func(*args, **kwargs or {})
+        if func.overloadpacket in flop_registry:
+            self.flops += flop_registry[func.overloadpacket](*args, **kwargs or {}, out_val=made)
+        for one in tree_leaves(made):
+            address = one.untyped_storage().data_ptr() if isinstance(one, torch.Tensor) else 0
+            if address and (address in self.sizes or address not in given):
+                self.references[address] += 1
+                self.sizes[address] = one.untyped_storage().nbytes()
+                weakref.finalize(one, self.release, address)
+        self.peak = max(self.peak, sum(self.sizes.values()))
+        return made
+
+    def release(self, address: int) -> None:
+        self.references[address] -= 1
+        if not self.references[address]:
+            self.sizes.pop(address)
+
+
+@every_kind
+def test_operations_are_linear_in_the_number_of_places_and_memory_is_bounded_by_the_chunk(make, memory):
+    def cost_of(count, chunk_size, gradients=False):
+        torch.manual_seed(1)
+        decoder, places = dense(make(), chunk_size=chunk_size).eval(), some_places(count)
+        # The operations of the fused kernel of the CPU are not counted.
+        with sdpa_kernel(SDPBackend.MATH), torch.set_grad_enabled(gradients), Cost() as cost:
+            decoder(memory, {"logits": places})
+        return cost.flops, cost.peak
+
+    chunk, one_channel = 31, 4 * BATCH
+    (once, _), (twice, few), (fourfold, many) = (cost_of(count * chunk, chunk) for count in (1, 2, 4))
+    assert (twice, fourfold) == (2 * once, 4 * once)
+    # All that remains of a chunk are its outputs, which are concatenated at the end.
+    assert many - few <= 2 * (2 * chunk) * CHANNELS * one_channel
+    assert cost_of(4 * chunk, 4 * chunk)[1] > 2 * many
+    # With gradients there is one chunk, and what does not depend on places is computed once.
+    first, second, third = (cost_of(count * chunk, chunk, gradients=True)[0] for count in (1, 2, 3))
+    assert third - second == second - first > 0
 
 
 @every_kind

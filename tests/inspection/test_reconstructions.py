@@ -22,7 +22,12 @@ DIGITS = [
     *(*SMALL, "task=reconstruction", "decoder@model.decoder=dense_patches", "task.masked=0.5"),
     *("task.target.patch_size=[2,2]", "model.decoder.attention.num_heads=2"),
 ]
-SCENES = ["experiment=autoencoding", "logger.mode=disabled", "model.memory.num_latents=5"]
+SCENES = [
+    "experiment=autoencoding",
+    "logger.mode=disabled",
+    "model.memory.num_latents=5",
+    "model.shared_positions.grids=[]",
+]
 
 
 @pytest.fixture(scope="module")

@@ -125,6 +125,19 @@ class TestMetrics:
         assert_close(parts[0].compute(), total.compute())
         assert SignalFidelity(measure).compute()[measure].isnan()
 
+    def test_that_of_the_mean_is_what_the_mean_color_of_each_sample_and_silence_have(self):
+        patches = Patches(patch_size=[2, 3], channels=5, **PATCHES)
+        raw = 3.0 + torch.randn(4, 5, 8, 9) * torch.tensor([1.0, 2.0, 3.0, 4.0])[:, None, None, None]
+        metric, values = patches.metric(), patches.values(raw)
+        mean = patches.values(raw.mean(dim=(2, 3), keepdim=True).expand_as(raw))
+        metric.update(mean, values, torch.ones_like(values, dtype=torch.bool))
+        found = metric.compute()
+        assert_close(found["PSNR"], found["PSNR_of_mean"])
+        metric, sound = SignalFidelity("SNR"), torch.randn(4, 7, 11)
+        sound -= sound.mean(dim=(1, 2), keepdim=True)
+        metric.update(torch.zeros_like(sound), sound, torch.ones_like(sound, dtype=torch.bool))
+        assert_close(metric.compute(), {"SNR": torch.tensor(0.0), "SNR_of_mean": torch.tensor(0.0)})
+
     @pytest.mark.parametrize("kind", KINDS)
     def test_they_are_those_of_all_samples_alone_and_in_a_joint_task(self, kind):
         task, model = task_of(kind, masked=0.6), model_of(kind)
@@ -141,7 +154,7 @@ class TestMetrics:
         expected = task_of(kind, masked=0.6)
         expected.update("val", outputs, expected.loss(outputs, together), together)
         found = task.compute("val")
-        assert set(found) == {"loss", *(["accuracy", "perplexity"] if kind == "text" else ["PSNR"])}
+        assert set(found) == {"loss", *(["accuracy", "perplexity"] if kind == "text" else ["PSNR", "PSNR_of_mean"])}
         assert_close(found, expected.compute("val"))
         assert_close(
             {f"again/{name}": value for name, value in found.items()}.items() <= joint.compute("val").items(), True
@@ -331,7 +344,11 @@ class TestPredictions:
             one = Batch({"image": batch.inputs["image"][row : row + 1]}, {}, ["x"])
             task.reset("val")
             task.update("val", task.outputs(model, one), torch.tensor(0.0), one)
-            assert found == [{"answer": "PSNR", "value": pytest.approx(float(task.compute("val")["PSNR"]), abs=1e-3)}]
+            expected = task.compute("val")
+            assert found == [
+                {"answer": name, "value": pytest.approx(float(expected[name]), abs=1e-3)}
+                for name in ("PSNR", "PSNR_of_mean")
+            ]
 
     def test_windows_are_scored_on_their_own(self):
         task, model, batch = task_of("audio", masked=0.5), model_of("audio"), batch_of("audio", 5)
