@@ -334,7 +334,7 @@ class SharedPositions:
             grids = [dict(grid) for grid in self.grids]
             raise ValueError(f"grids={grids} of shared positions have {count - rest} places, more than {count} latents")
         if len(self.axes) == 1:
-            fractions = (torch.arange(rest)[:, None] + 0.5) / max(rest, 1)
+            fractions = (torch.arange(rest, device="cpu")[:, None] + 0.5) / max(rest, 1)
         else:
             sobol = torch.quasirandom.SobolEngine(len(self.axes))  # type: ignore[no-untyped-call]
             fractions = sobol.draw(max(rest, 1))[:rest]
@@ -342,7 +342,7 @@ class SharedPositions:
 
     def _cells(self, grid: Mapping[str, int]) -> Float[Tensor, "cells dim"]:
         """Return the features of the centers of the cells of a grid."""
-        centers = cell_centers([grid.get(name, 1) for name in self.axes])
+        centers = cell_centers([grid.get(name, 1) for name in self.axes], torch.device("cpu"))  # as Sobol sequences
         fractions = dict(zip(self.axes, centers.unbind(dim=1), strict=True))
         other = {"": centers[:, 0]}  # a grid may have none of the axes
         return self.at(other | {name: fractions[name] for name in grid})
