@@ -3,7 +3,6 @@
 import hydra
 from omegaconf import DictConfig
 
-from perceiver.commands.evaluate import evaluate
 from perceiver.runtime.command_line import command_line
 from perceiver.runtime.errors import report_user_errors
 
@@ -13,6 +12,8 @@ from perceiver.runtime.errors import report_user_errors
 @hydra.main(version_base="1.3", config_path="../conf", config_name="evaluate")
 @report_user_errors
 def main(cfg: DictConfig) -> dict[str, float]:
+    from perceiver.commands.evaluate import evaluate
+
     return evaluate(cfg)
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from perceiver.commands.inspect import inspect_attention
 from perceiver.runtime.command_line import command_line
 from perceiver.runtime.errors import report_user_errors
 
@@ -15,6 +14,8 @@ from perceiver.runtime.errors import report_user_errors
 @hydra.main(version_base="1.3", config_path="../conf", config_name="inspect_attention")
 @report_user_errors
 def main(cfg: DictConfig) -> Path:
+    from perceiver.commands.inspect import inspect_attention
+
     return inspect_attention(cfg)
 
 

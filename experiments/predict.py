@@ -5,7 +5,6 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from perceiver.commands.predict import predict
 from perceiver.runtime.command_line import command_line
 from perceiver.runtime.errors import report_user_errors
 
@@ -15,6 +14,8 @@ from perceiver.runtime.errors import report_user_errors
 @hydra.main(version_base="1.3", config_path="../conf", config_name="predict")
 @report_user_errors
 def main(cfg: DictConfig) -> list[dict[str, Any]]:
+    from perceiver.commands.predict import predict
+
     return predict(cfg)
 
 

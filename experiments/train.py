@@ -3,7 +3,6 @@
 import hydra
 from omegaconf import DictConfig
 
-from perceiver.commands.train import train
 from perceiver.runtime.command_line import command_line, resumable
 from perceiver.runtime.errors import report_user_errors
 
@@ -14,6 +13,8 @@ from perceiver.runtime.errors import report_user_errors
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
 @report_user_errors
 def main(cfg: DictConfig) -> float | None:
+    from perceiver.commands.train import train
+
     return train(cfg)
 
 

@@ -34,7 +34,7 @@ from rich.table import Table as RichTable
 from perceiver.data.files import UnreadableError
 from perceiver.runtime.command_line import command_line
 from perceiver.runtime.config import resolved
-from perceiver.runtime.errors import USER_ERRORS, ConfigError, explain, report_user_errors
+from perceiver.runtime.errors import ConfigError, explain, is_user_error, report_user_errors
 from perceiver.runtime.summary import console
 from perceiver.training.build import Parts, build
 from perceiver.training.checkpoint import read_checkpoint
@@ -215,12 +215,14 @@ class Trial:
 
 
 def message_of(
-    action: Callable[[], Any], named: str, kinds: type[Exception] | tuple[type[Exception], ...] = USER_ERRORS
+    action: Callable[[], Any], named: str, kinds: type[Exception] | tuple[type[Exception], ...] | None = None
 ) -> str:
-    """Return the message of the error that an action must raise."""
+    """Return the message of the error that an action must raise, of the given kinds or any that a user can correct."""
     try:
         accepted = action()
-    except kinds as error:
+    except Exception as error:
+        if not (is_user_error(error) if kinds is None else isinstance(error, kinds)):
+            raise
         sentence = explain(error)
         check_sentence(sentence, named)
         return sentence

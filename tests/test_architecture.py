@@ -241,6 +241,26 @@ for module in {light}:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [path.stem for path in sorted((ROOT / "experiments").glob("*.py"))])
+def test_help_imports_neither_lightning_nor_the_command(command):
+    """Nor torchmetrics and torchvision, which come with Lightning: these take most of the time until a run starts."""
+    script = f"""
+import runpy, sys
+
+sys.argv[1:] = ["--help"]
+try:
+    runpy.run_path("experiments/{command}.py", run_name="__main__")
+finally:
+    heavy = {{"lightning", "torchmetrics", "torchvision", "perceiver.commands", "perceiver.training"}}
+    print(sorted(heavy & set(sys.modules)), file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Powered by Hydra" in done.stdout or "Overrides" in done.stdout
+    assert done.stderr.strip() == "[]"
+
+
 def plant(root: Path, path: str, source: str) -> None:
     """A tree with the modules that the planted imports speak of, and the planted one."""
     modules = "attention latents model mechanisms/base encoders/base queries/text decoders/base"

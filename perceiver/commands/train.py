@@ -38,7 +38,7 @@ from perceiver.inspection.explorer.page import PAGE
 from perceiver.runtime.checkpoints import BEST, LAST, NEXT, BestCheckpoint, DurableIO
 from perceiver.runtime.config import check_parts, resolved
 from perceiver.runtime.cost import cost_metrics
-from perceiver.runtime.errors import USER_ERRORS, ConfigError, one_line
+from perceiver.runtime.errors import ConfigError, is_user_error, one_line
 from perceiver.runtime.launch import run_in_subprocess, slurm_plugins, starts_processes, wait_for_first
 from perceiver.runtime.lock import LOCK, lock, release
 from perceiver.runtime.loggers.base import RunInfo, RunLogger, run_loggers
@@ -117,8 +117,9 @@ def train(cfg: DictConfig) -> float | None:
                 return best_score(read_metrics(run_dir / METRICS))
             lock(run_dir)
             run = build_run(config, interpolated, run_dir)
-        except USER_ERRORS:
-            discard_if_unused(run_dir)
+        except Exception as error:
+            if is_user_error(error):
+                discard_if_unused(run_dir)
             raise
         with loggers_closed(run.trainer):
             fit(run)

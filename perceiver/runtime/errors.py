@@ -12,7 +12,6 @@ from typing import Any, ParamSpec, TypeVar
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
@@ -49,11 +48,19 @@ USER_ERRORS: tuple[type[Exception], ...] = (
     ConfigError,
     HydraException,
     OmegaConfBaseException,
-    MisconfigurationException,
     UnreadableError,
     PositionError,
     OSError,
 )
+
+
+def is_user_error(error: BaseException) -> bool:
+    """Whether a user can correct an error; Lightning, which has one of these, is imported for other errors only."""
+    if isinstance(error, USER_ERRORS):
+        return True
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    return isinstance(error, MisconfigurationException)
 
 
 def explain(error: BaseException) -> str:
@@ -159,6 +166,17 @@ def _hydra_value_error(error: ValueError) -> str | None:
     return f"{override.input_line}: {must_be_chosen(override.key_or_group)}"
 
 
+def _sentence(error: Exception) -> str | None:
+    """Return the sentence for an error of the user; None for other errors, and where the traceback is wanted."""
+    if is_user_error(error):
+        return None if os.environ.get("PERCEIVER_TRACEBACK") == "1" else explain(error)
+    if isinstance(error, ValueError):
+        return _hydra_value_error(error)
+    if isinstance(error, RuntimeError) and '"srun"' in str(error):
+        return "launcher=slurm: there is no srun on this machine; submit the job from a node of the cluster"
+    return None
+
+
 def report_user_errors(function: Callable[P, T]) -> Callable[P, T | None]:
     """Wrap a function so that an error of the user ends the process with one sentence and status 1.
 
@@ -172,20 +190,12 @@ def report_user_errors(function: Callable[P, T]) -> Callable[P, T | None]:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes errors on
         try:
             return function(*args, **kwargs)
-        except USER_ERRORS as error:
-            sentence: str | None = explain(error)
-            if os.environ.get("PERCEIVER_TRACEBACK") == "1":
-                raise
-        except ValueError as error:
-            sentence = _hydra_value_error(error)
-            if sentence is None:
-                raise
-        except RuntimeError as error:
-            if '"srun"' not in str(error):
-                raise
-            sentence = "launcher=slurm: there is no srun on this machine; submit the job from a node of the cluster"
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
+        except Exception as error:
+            sentence = _sentence(error)
+            if sentence is None:
+                raise
         note(f"error: {sentence}", logging.ERROR)
         if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
             print(f"error: {sentence}", file=sys.stderr)  # noqa: T201  (the other runs of the sweep follow)

@@ -9,18 +9,18 @@ import time
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.pytorch import Trainer
 from omegaconf import OmegaConf
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from perceiver.processes import end_with_parent
 from perceiver.runtime.errors import ConfigError
 from perceiver.runtime.overrides import quoted
 from perceiver.runtime.signals import INTERRUPTED, TERMINATED
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
 
 TIME = "%Y-%m-%d_%H-%M-%S-%f"
 
@@ -56,6 +56,8 @@ def _start_time(process: int) -> datetime:
 
 def is_slurm() -> bool:
     """Whether SLURM has started the processes of the run, and not torchrun within a job."""
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+
     return SLURMEnvironment.detect() and "TORCHELASTIC_RUN_ID" not in os.environ
 
 
@@ -71,6 +73,8 @@ def is_started_by_first() -> bool:
 
 def slurm_plugins() -> list[Any]:
     """Plugins of the trainer under SLURM: signals are handled by `PreemptionHandler`, not by Lightning."""
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+
     return [SLURMEnvironment(auto_requeue=False)] if is_slurm() else []
 
 
@@ -85,6 +89,8 @@ def renew_rendezvous() -> None:
         return
     if os.environ["LOCAL_WORLD_SIZE"] != os.environ["WORLD_SIZE"]:
         return
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
     store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
     if os.environ["RANK"] == "0":
         with socket.socket() as free:
@@ -106,7 +112,7 @@ def wait_for_first(seconds: float = 600.0) -> None:
         time.sleep(0.1)
 
 
-def starts_processes(trainer: Trainer) -> bool:
+def starts_processes(trainer: "Trainer") -> bool:
     """Whether the trainer would start the other processes itself.
 
     Lightning starts them with the command line of this process; in a sweep, each would run the whole sweep.

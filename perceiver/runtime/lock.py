@@ -17,7 +17,6 @@ from datetime import datetime
 from pathlib import Path
 
 from hydra.experimental.callback import Callback
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from perceiver.runtime.errors import ConfigError
@@ -120,6 +119,8 @@ def _close_in_child() -> None:
 def _is_first() -> bool:
     """Whether this is the first process of its run, according to the environment."""
     node = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
+    from lightning.pytorch.utilities import rank_zero_only
+
     return not rank_zero_only.rank and ("RANK" in os.environ or "SLURM_PROCID" in os.environ or node == "0")  # type: ignore[attr-defined]
 
 

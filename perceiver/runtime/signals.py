@@ -15,8 +15,6 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_only
-
 log = logging.getLogger(__name__)
 
 INTERRUPTED, TERMINATED = 130, 143
@@ -127,11 +125,12 @@ class PreemptionHandler:
                     self._deadline.start()
 
 
-@rank_zero_only
 def requeue() -> None:
-    """Requeue the current SLURM job, if there is one."""
+    """Requeue the current SLURM job, if there is one; does nothing in processes other than the first."""
+    from lightning.pytorch.utilities import rank_zero_only
+
     job = os.environ.get("SLURM_JOB_ID")
-    if job is None:
+    if job is None or rank_zero_only.rank:  # type: ignore[attr-defined]
         return
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"

@@ -5,15 +5,15 @@ import logging
 import os
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
-from perceiver.runtime.cost import count_parameters
-from perceiver.types import Batch
+if TYPE_CHECKING:
+    from torch import nn
+
+    from perceiver.types import Batch
 
 MAX_CLASSES = 50
 """Rows of the table of classes."""
@@ -23,12 +23,16 @@ LOG_WIDTH = 120
 console = Console(markup=False, emoji=False)  # names of files and classes may look like markup
 
 
-@rank_zero_only
 def note(message: str, level: int = logging.INFO) -> None:
-    """Write a message to the run's log file (`train.log`) only."""
+    """Write a message to the run's log file (`train.log`) only, in the first process."""
+    files = [handler for handler in logging.getLogger().handlers if isinstance(handler, logging.FileHandler)]
+    if not files:
+        return
+    from lightning.pytorch.utilities import rank_zero_only
+
     record = logging.LogRecord("perceiver", level, "", 0, message, (), None)
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, logging.FileHandler):
+    if not rank_zero_only.rank:  # type: ignore[attr-defined]
+        for handler in files:
             handler.handle(record)
 
 
@@ -48,8 +52,12 @@ def show_values(values: Mapping[str, str]) -> None:
     console.print(table)
 
 
-def model_table(model: nn.Module, cost: Mapping[str, float], batch: Batch) -> Table:
+def model_table(model: "nn.Module", cost: Mapping[str, float], batch: "Batch") -> Table:
     """The parameters of each part of a model, and its cost (`cost_metrics`) for one sample of a batch."""
+    from torch import nn
+
+    from perceiver.runtime.cost import count_parameters
+
     table = Table(title="model", title_justify="left")
     for column in ("part", "class", "parameters"):
         table.add_column(column, justify="right" if column == "parameters" else "left")

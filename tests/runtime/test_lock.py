@@ -7,6 +7,7 @@ import socket
 from contextlib import contextmanager
 
 import pytest
+from lightning.pytorch.utilities import rank_zero_only
 
 from perceiver.runtime import lock as locking
 from perceiver.runtime.errors import ConfigError
@@ -97,7 +98,7 @@ def test_the_other_processes_of_a_run_are_accepted_with_the_first(tmp_path, monk
     def as_rank(rank, job):
         for name, value in (slurm(rank, 2, 29500) | {"SLURM_JOB_ID": job}).items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setattr(locking.rank_zero_only, "rank", rank)
+        monkeypatch.setattr(rank_zero_only, "rank", rank)
 
     as_rank(0, "7")
     with training_in(tmp_path):
