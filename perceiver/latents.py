@@ -130,6 +130,16 @@ class LatentArray(nn.Module):
         """The modalities that the schedule names."""
         return {name for names in self.schedule.reads or () for name in names}
 
+    @property
+    def ordered_blocks(self) -> list[nn.Module]:
+        """The blocks in the order of their first application."""
+        found: dict[nn.Module, None] = {}
+        for repetition in range(self.schedule.num_blocks):
+            if repetition < self.schedule.num_cross_attends:
+                found[self.cross_blocks[shared_index(repetition, self.schedule.cross_sharing)]] = None
+            found |= dict.fromkeys(self.self_blocks[shared_index(repetition, self.schedule.block_sharing)].children())
+        return list(found)
+
     @torch.no_grad()
     def _initialize_at_places(self, positions: SharedPositions, sharpness: float) -> None:
         """Start each latent at a place along the shared axes, and queries and keys with equal weights for places."""

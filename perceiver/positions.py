@@ -138,6 +138,21 @@ class FourierPositions(Positions):
         return torch.linspace(-1.0, 1.0, size, device=device, dtype=torch.float32)
 
 
+def interpolate(vectors: Float[Tensor, "*_ dim"], shape: tuple[int, ...]) -> Float[Tensor, "*shape dim"]:
+    """Interpolate the vectors of a grid of 1 to 3 axes for another grid over the same extent (bicubic over two)."""
+    channels_first = rearrange(vectors, "... dim -> 1 dim ...")
+    resized = F.interpolate(channels_first, size=shape, mode=INTERPOLATION[len(shape)], align_corners=False)
+    return rearrange(resized, "1 dim ... -> ... dim")
+
+
+def first_cells(vectors: Float[Tensor, "*_ dim"], own: Float[Tensor, "*shape dim"]) -> Float[Tensor, "*shape dim"]:
+    """Return `own` with the vectors of another grid in the cells that both have, counted from the first."""
+    common = tuple(slice(min(sizes)) for sizes in zip(vectors.shape, own.shape, strict=True))
+    result = own.detach().clone()
+    result[common] = vectors[common].to(result)
+    return result
+
+
 class LearnedPositions(Positions):
     """A learned vector per cell of the trained grid, interpolated for other grids (bicubic over two axes).
 
@@ -190,12 +205,13 @@ class LearnedPositions(Positions):
         return F.pad(self._resized(tuple(max(size, 1) for size in extent)), padding)
 
     def _resized(self, shape: tuple[int, ...]) -> Float[Tensor, "... dim"]:
-        embedding: Tensor = self.embedding
-        if shape == self.shape:
-            return embedding
-        channels_first = rearrange(embedding, "... dim -> 1 dim ...")
-        resized = F.interpolate(channels_first, size=shape, mode=INTERPOLATION[len(shape)], align_corners=False)
-        return rearrange(resized, "1 dim ... -> ... dim")
+        return self.embedding if shape == self.shape else interpolate(self.embedding, shape)
+
+    def resized(self, name: str, value: Tensor) -> Tensor | None:
+        """Return learned vectors of another grid for this one; see `perceiver.types.Resizable`."""
+        if name != "embedding" or value.ndim != len(self.shape) + 1 or value.shape[-1] != self.embedding.shape[-1]:
+            return None
+        return first_cells(value, self.embedding) if self.anchored else interpolate(value, self.shape)
 
     def _first(self, shape: tuple[int, ...]) -> Float[Tensor, "... dim"]:
         if any(size > trained for size, trained in zip(shape, self.shape, strict=True)):

@@ -207,6 +207,15 @@ class HasAuxiliaryLoss(Protocol):
         ...
 
 
+@runtime_checkable
+class Resizable(Protocol):
+    """A module with parameters that can be computed from those of another size, such as learned positions."""
+
+    def resized(self, name: str, value: Tensor) -> Tensor | None:
+        """Return the parameter `name` computed from that of another module; None if the two have no relation."""
+        ...
+
+
 @dataclass(frozen=True)
 class Picture:
     """Raw inputs of one modality in visible form.

@@ -17,8 +17,9 @@ from perceiver.tasks.classification import Classification
 from perceiver.tasks.losses import LossSpec
 from perceiver.training.attention_callback import AttentionCallback
 from perceiver.training.data_module import DataModule
+from perceiver.training.freezing import Freezing
 from perceiver.training.module import TrainingModule
-from perceiver.training.optimization import constant
+from perceiver.training.optimization import build_optimizer, constant
 from perceiver.types import Box
 from tests.inspection.models import TEXT, EveryWord, captioning, perceiver_io, text_decoder
 from tests.models import DIM, image_encoder
@@ -106,10 +107,10 @@ def fit(
     module = TrainingModule(
         model=perceiver_io(encoders={"image": image_encoder()}, decoder=decoder, self_attention=DROPPING).train(),
         task=task,
-        optimizer=partial(torch.optim.AdamW, lr=0.03),
+        optimizer=partial(build_optimizer, partial(torch.optim.AdamW, lr=0.03)),
         schedule=constant,
         description={"class_names": dataset.class_names},
-        decay_embeddings=False,
+        freezing=Freezing(),
         on_nonfinite="stop",
     )
     options_of_data = {"num_workers": 0, "timeout_seconds": 0, "drop_last": False, "pin_memory": False}

@@ -78,6 +78,9 @@ def check_lengths(trainer: Trainer, data: DataModule, config: Mapping[str, Any],
     for name in ("max_epochs", "max_steps"):
         if getattr(trainer, name) == 0 and not resumed:
             log.warning("trainer.%s=0: nothing is trained, and the untrained weights are tested", name)
+    release, end = config["unfreeze_at_epoch"], trainer.max_epochs
+    if release is not None and end not in (None, -1) and release >= end:
+        log.warning("unfreeze_at_epoch=%d: what is frozen stays so, as trainer.max_epochs=%d", release, end)
     data.trainer = trainer  # for its limits and processes, as in training
     batches = data.batches_in_epoch(data.train_dataloader())
     if batches == 0 and 0 not in (trainer.max_epochs, trainer.max_steps):

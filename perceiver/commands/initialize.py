@@ -1,96 +1,222 @@
-"""Initialization of a model from the weights of an earlier run, such as a pre-training, part by part."""
+"""Initialization of a model with the weights of an earlier one, such as a pre-training: all that fit."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Literal, TypeAlias
 
+import torch
 from lightning.pytorch.utilities import rank_zero_only
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
 from perceiver.commands.finished_run import is_published, locate_checkpoint
+from perceiver.model import Perceiver
 from perceiver.runtime.errors import ConfigError
 from perceiver.runtime.summary import show
 from perceiver.training.build import Parts
-from perceiver.training.checkpoint import read_checkpoint
+from perceiver.training.checkpoint import Checkpoint, read_checkpoint
 from perceiver.training.published import read_published
+from perceiver.types import Resizable
 
 MODEL = "model."
 """Prefix of the weights of the model among those of a checkpoint."""
-DECODER = "decoder"
+MAX_KEYS = 12
+"""Names of weights in an error, and rows of the table for a part of the model."""
+Origin: TypeAlias = Literal["loaded", "resized", "new", "unused"]
+"""Where a weight comes from: the earlier model, the same of another size, or initialization; or it is not needed."""
 
 log = logging.getLogger(__name__)
 
 
-def initialize_from(parts: Parts, run: str, variant: str = "transformers") -> None:
-    """Load every part of the model (encoder, join, memory, decoder) that an earlier one has in the same shapes.
+@dataclass(frozen=True)
+class Weight:
+    """A weight of the new model or of the earlier one.
 
-    A part is loaded as a whole or not at all. A table says which are loaded, which are new, and which of the earlier
-    run are not used. Nothing is loaded of a part that the optimizer or the task keeps.
+    Attributes:
+        name: in the model.
+        origin: see `Origin`.
+        value: in the new model; if `unused`, in the earlier one.
+        before: its shape in the earlier model, if this has it.
+    """
+
+    name: str
+    origin: Origin
+    value: Tensor
+    before: tuple[int, ...] | None
+
+    @property
+    def shapes(self) -> str:
+        """The shape, and that in the earlier model if it is another."""
+        shape = tuple(self.value.shape)
+        return f"{list(shape)}" if self.fits else f"{list(shape)}, not {list(self.before or ())}"
+
+    @property
+    def fits(self) -> bool:
+        """Whether the earlier model does not have it in another shape."""
+        return self.before in (None, tuple(self.value.shape))
+
+
+def initialize_from(parts: Parts, source: str, *, variant: str = "transformers", strict: bool = False) -> list[Weight]:
+    """Load every weight and statistic of an earlier model that the new one has in the same shape.
+
+    Learned positions of another grid are interpolated, those of texts of another length cut or continued by new ones
+    (`perceiver.types.Resizable`). A table lists what is loaded, resized, new and unused. Nothing is loaded of what the
+    optimizer or the task keeps, and nothing of a config is built.
 
     Args:
         parts: of the new run.
-        run: run directory, of which the best checkpoint is read, or checkpoint; or a published model.
+        source: run directory, of which the best checkpoint is read, or checkpoint; or a published model.
         variant: of a published model.
+        strict: whether anything that is not the same in both models is an error.
+
+    Returns:
+        The weights of the new model in order, then those of the earlier one that are not used.
 
     Raises:
-        ConfigError: it cannot be read, its texts have other token ids, or no part fits.
+        ConfigError: it cannot be read, its texts have other token ids, neither an encoder nor the memory fits, or, with
+            `strict`, not all fits.
     """
-    if is_published(run):
-        checkpoint, _ = read_published(run, variant, key="init.from")
-    else:
-        checkpoint = read_checkpoint(locate_checkpoint(run, None, "init.from", "checkpoint")[0])
-    vocabulary = parts.module.description["vocabulary"]
-    if None not in (vocabulary, checkpoint.vocabulary) and vocabulary != checkpoint.vocabulary:
-        raise ConfigError(f"init.from={run}: its tokenizer was trained on other texts, so that its token ids differ")
-    before = _by_part(
-        {key.removeprefix(MODEL): value for key, value in checkpoint.state.items() if key.startswith(MODEL)},
-        parts.model,
-    )
-    now = _by_part(parts.model.state_dict(), parts.model)
-    misfits = {name: _misfit(before[name], now[name]) for name in now if name in before}
-    loaded = [name for name, misfit in misfits.items() if not misfit]
-    if not any(name != DECODER for name in loaded):
-        problem = "; ".join(f"{name}: {misfit}" for name, misfit in misfits.items() if misfit) or "no part in common"
-        raise ConfigError(f"init.from={run}: neither an encoder nor the memory fits this model ({problem})")
-    for name in loaded:
-        parts.model.get_submodule(name).load_state_dict(before[name])
-    for name, misfit in misfits.items():
-        if misfit and name != DECODER:
-            log.warning("init.from=%s: %s does not fit and starts from new weights: %s", run, name, misfit)
-    _show(before, now, misfits)
+    checkpoint = _read(source, variant)
+    _check_vocabularies(parts, checkpoint, source)
+    before = {key.removeprefix(MODEL): value for key, value in checkpoint.state.items() if key.startswith(MODEL)}
+    weights = compare(parts.model, before)
+    different = [weight for weight in weights if weight.origin != "loaded"]
+    if strict and different:
+        keys = ", ".join(f"{weight.name} ({weight.origin}: {weight.shapes})" for weight in different[:MAX_KEYS])
+        more = f" and {len(different) - MAX_KEYS} more" if len(different) > MAX_KEYS else ""
+        raise ConfigError(f"init.strict=true: not all weights of init.from={source} fit: {keys}{more}")
+    if not any(weight.origin == "loaded" and not weight.name.startswith("decoder.") for weight in weights):
+        keys = ", ".join(f"{weight.name} {weight.shapes}" for weight in different[:MAX_KEYS])
+        raise ConfigError(f"init.from={source}: neither an encoder nor the memory fits this model ({keys}, …)")
+    _load(parts.model, before, weights)
+    by_part = _by_part(weights)
+    _warn_of_parts(by_part, source)
+    _warn_of_classes(checkpoint.class_names, parts.module.description["class_names"], weights, source)
+    _show(by_part, source)
+    return weights
 
 
-def _by_part(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, dict[str, Tensor]]:
-    """Group weights by part of the model; parts in a dictionary, such as encoders, are parts of their own."""
-    found: dict[str, dict[str, Tensor]] = {}
-    for key, value in state.items():
-        names = key.split(".")
-        depth = 2 if isinstance(getattr(model, names[0], None), nn.ModuleDict) else 1
-        found.setdefault(".".join(names[:depth]), {})[".".join(names[depth:])] = value
+def compare(model: Perceiver, before: Mapping[str, Tensor]) -> list[Weight]:
+    """Compare the weights of a model with earlier ones by name, see `initialize_from`."""
+    found = []
+    for name, value in model.state_dict().items():
+        origin: Origin = "new"
+        if name in before and before[name].shape == value.shape:
+            origin = "loaded"
+        elif name in before and _resized(model, name, before[name]) is not None:
+            origin = "resized"
+        found.append(Weight(name, origin, value, tuple(before[name].shape) if name in before else None))
+    own = {weight.name for weight in found}
+    return found + [Weight(name, "unused", value, None) for name, value in before.items() if name not in own]
+
+
+def _resized(model: Perceiver, name: str, value: Tensor) -> Tensor | None:
+    """Return a weight computed from that of another size, if its module can."""
+    module, _, parameter = name.rpartition(".")
+    owner = model.get_submodule(module)
+    return owner.resized(parameter, value) if isinstance(owner, Resizable) else None
+
+
+@torch.no_grad()
+def _load(model: Perceiver, before: Mapping[str, Tensor], weights: list[Weight]) -> None:
+    state = {weight.name: before[weight.name] for weight in weights if weight.origin == "loaded"}
+    for weight in weights:
+        if weight.origin == "resized":
+            value = _resized(model, weight.name, before[weight.name])
+            assert value is not None
+            state[weight.name] = value
+    model.load_state_dict(state, strict=False)
+
+
+def _read(source: str, variant: str) -> Checkpoint:
+    if is_published(source):
+        return read_published(source, variant, key="init.from")[0]
+    return read_checkpoint(locate_checkpoint(source, None, "init.from", "checkpoint")[0])
+
+
+def _check_vocabularies(parts: Parts, checkpoint: Checkpoint, source: str) -> None:
+    for key, name in (("vocabulary", "tokenizer"), ("input_vocabulary", "input_tokenizer")):
+        now, before = parts.module.description[key], getattr(checkpoint, key)
+        if None not in (now, before) and now != before:
+            raise ConfigError(
+                f"init.from={source}: its {name} was trained on other texts, so that its token ids differ"
+            )
+
+
+def _warn_of_parts(parts: Mapping[str, list[Weight]], source: str) -> None:
+    """Warn of parts that start with new weights where the earlier model has others, and of new encoders."""
+    for name, part in parts.items():
+        if misfits := [weight for weight in part if weight.origin == "new" and not weight.fits]:
+            total = sum(weight.origin != "unused" for weight in part)
+            problem = f"{len(misfits)} of the {total} weights of {name} do not fit and are new"
+            first = misfits[0]
+            log.warning("init.from=%s: %s, such as %s, which is %s", source, problem, first.name, first.shapes)
+        elif name.startswith("encoders.") and all(weight.origin == "new" for weight in part):
+            log.warning("init.from=%s: it has no %s, which starts with new weights", source, name)
+
+
+def _warn_of_classes(before: list[str], now: list[str], weights: list[Weight], source: str) -> None:
+    """Warn if an output layer is that of as many other classes."""
+    loaded = [weight for weight in weights if weight.origin == "loaded" and weight.name.startswith("decoder.")]
+    has_head = any(weight.value.shape[:1] == (len(now),) for weight in loaded)
+    if before != now and len(before) == len(now) and has_head:
+        problem = f"its classes are {', '.join(before[:3])}, …, not {', '.join(now[:3])}, …"
+        log.warning("init.from=%s: %s; the output layer starts with the weights of the former", source, problem)
+
+
+def _by_part(weights: list[Weight]) -> dict[str, list[Weight]]:
+    """Group weights by part of the model; encoders are parts of their own."""
+    found: dict[str, list[Weight]] = {}
+    for weight in weights:
+        names = weight.name.split(".")
+        found.setdefault(".".join(names[: 2 if names[0] == "encoders" else 1]), []).append(weight)
     return found
 
 
-def _misfit(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> str:
-    """Return the first difference between the weights of a part and those of the model; empty if there is none."""
-    for name in [*now, *before]:
-        if name not in before or name not in now:
-            return f"{name} is {'new' if name in now else 'missing'}"
-        if before[name].shape != now[name].shape:
-            return f"{name} is {list(now[name].shape)}, not {list(before[name].shape)}"
-    return ""
-
-
 @rank_zero_only
-def _show(
-    before: Mapping[str, Mapping[str, Tensor]], now: Mapping[str, Mapping[str, Tensor]], misfits: Mapping[str, str]
-) -> None:
-    """Print what happened to each part of both models."""
-    table = Table(title="initialization", title_justify="left")
-    for column in ("part", "weights", "parameters"):
-        table.add_column(column, justify="right" if column == "parameters" else "left")
-    for name in dict.fromkeys([*now, *before]):
-        how = "loaded" if misfits.get(name) == "" else "new" if name in now else "unused"
-        if misfits.get(name):
-            how += f"; those of the earlier run do not fit: {misfits[name]}"
-        table.add_row(name, how, f"{sum(value.numel() for value in (now.get(name) or before[name]).values()):,}")
+def _show(parts: Mapping[str, list[Weight]], source: str) -> None:
+    """Print the origin of the weights of each part: a row for those that are loaded, and one for each other module."""
+    table = Table(title=f"initialization from {source}", title_justify="left")
+    for column in ("weights", "origin", "shape", "parameters"):
+        table.add_column(column, justify="right" if column == "parameters" else "left", overflow="fold")
+    for name, part in parts.items():
+        modules = list(_modules(part, name.count(".") + 1))
+        loaded = [weight for module in modules if module[0].origin == "loaded" for weight in module]
+        others = [module for module in modules if module[0].origin != "loaded"]
+        if loaded:
+            table.add_row(name, "loaded", f"{len(loaded)} of {len(part)} weights" if others else "", _size(loaded))
+        for module in others[:MAX_KEYS]:
+            table.add_row(_common_name(module), *_origin(module), _size(module))
+        if rest := [weight for module in others[MAX_KEYS:] for weight in module]:
+            table.add_row(f"… and {len(rest)} more weights of {name}", "", "", _size(rest))
     show(table)
+
+
+def _modules(weights: list[Weight], depth: int) -> Iterator[list[Weight]]:
+    """Divide the weights of a module into its modules until all of one have one origin."""
+    first = weights[0]
+    if len(weights) == 1 or all(weight.origin == first.origin and weight.fits for weight in weights):
+        yield weights
+        return
+    children: dict[str, list[Weight]] = {}
+    for weight in weights:
+        children.setdefault(".".join(weight.name.split(".")[: depth + 1]), []).append(weight)
+    for child in children.values():
+        yield from _modules(child, depth + 1)
+
+
+def _origin(module: list[Weight]) -> tuple[str, str]:
+    """Return the origin of the weights of a module, and the shapes of a single one."""
+    return module[0].origin, module[0].shapes if len(module) == 1 else f"{len(module)} weights"
+
+
+def _common_name(module: list[Weight]) -> str:
+    names = [weight.name.split(".") for weight in module]
+    common = takewhile(lambda level: len(set(level)) == 1, zip(*names, strict=False))
+    return ".".join(level[0] for level in common)
+
+
+def _size(weights: list[Weight]) -> str:
+    return f"{sum(weight.value.numel() for weight in weights):,}"

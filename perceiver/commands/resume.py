@@ -5,7 +5,10 @@ of logged rows (`Curves`). Random draws are functions of (seed, batches done) (`
 one of these would have another meaning: other classes, training samples, vocabulary, or kind of optimizer.
 """
 
+import json
 import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +19,16 @@ from perceiver.commands.initialize import initialize_from
 from perceiver.runtime.checkpoints import LAST, PREVIOUS
 from perceiver.runtime.errors import ConfigError
 from perceiver.runtime.launch import is_restarted
-from perceiver.runtime.nodes import leaves
+from perceiver.runtime.nodes import leaves, select
 from perceiver.training.build import Parts, build
 from perceiver.training.checkpoint import Checkpoint, load_weights, read_checkpoint
 from perceiver.training.trust import untrusted_targets
+
+GROUP_KEYS = ("decay_embeddings", "freeze", "unfreeze_at_epoch", "optimizer.layer_decay", "optimizer.lr_scale")
+"""Keys on which the parameter groups of an optimizer depend."""
+MAX_CHANGES = 5
+"""Changed values in an error."""
+WEIGHTS_ALONE = "a new run that starts with its weights alone has init.from={} in place of ckpt_path or run"
 
 log = logging.getLogger(__name__)
 
@@ -34,19 +43,42 @@ def build_or_resume(config: dict[str, Any], run_dir: Path) -> tuple[Parts, Path 
     parts.module.description["trained_on"] = parts.data.fingerprints("train")
     start, checkpoint = find_start(config["ckpt_path"], run_dir)
     if start is not None and checkpoint is not None:
-        try:
+        before = checkpoint.config
+        with refused(start, before, config, "data", "tokenizer", "input_tokenizer", "loader"):
             check_same_data(parts, checkpoint, start)
-            check_optimizer_state(checkpoint.config, config, start)
+        with refused(start, before, config):
+            check_optimizer_state(before, config, start)
+        with refused(start, before, config, "model"):
             load_weights(parts.module, checkpoint, start)
-        except ConfigError as error:
-            raise ConfigError(f"ckpt_path={error}") from error
         log_changes(checkpoint.config, config)
-    elif (run := config["init"]["from"]) is not None:
-        initialize_from(parts, run, config["variant"])
+    elif (source := config["init"]["from"]) is not None:
+        initialize_from(parts, source, variant=config["variant"], strict=config["init"]["strict"])
+    elif config["init"]["strict"]:
+        raise ConfigError("init.strict=true: there is nothing to start from; give init.from=…")
     log_required_trust(config)
     if config["compile"]:
         parts.model.compile()
     return parts, start, 0 if checkpoint is None else checkpoint.step + 1
+
+
+@contextmanager
+def refused(path: Path, before: Mapping[str, Any], now: Mapping[str, Any], *roots: str) -> Iterator[None]:
+    """Add to an error the values that changed, and how to start a new run with the weights alone.
+
+    Args:
+        path: the checkpoint.
+        before, now: its config, and that of the run.
+        roots: keys at the root whose values are compared.
+
+    Raises:
+        ConfigError: in place of a ConfigError.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        old, new = (dict(leaves({root: config.get(root) for root in roots})) for config in (before, now))
+        changed = f"; {', '.join(_differences(old, new)[:MAX_CHANGES])}" if _changes(old, new) else ""
+        raise ConfigError(f"ckpt_path={error}{changed}; {WEIGHTS_ALONE.format(path)}") from error
 
 
 def find_start(ckpt_path: str | None, run_dir: Path) -> tuple[Path | None, Checkpoint | None]:
@@ -97,8 +129,7 @@ def check_same_data(parts: Parts, checkpoint: Checkpoint, path: Path) -> None:
         return
     gone, new = (int((~torch.isin(one, other)).sum()) for one, other in ((before, now), (now, before)))
     change = f"{gone} are gone and {new} are new" if gone or new else "their order has changed"
-    hint = "restore the data, or start a new run without ckpt_path"
-    raise ConfigError(f"{path}: the training samples are not those of before: {change}; {hint}")
+    raise ConfigError(f"{path}: the training samples are not those of before: {change}")
 
 
 def check_optimizer_state(before: dict[str, Any], now: dict[str, Any], path: Path) -> None:
@@ -112,24 +143,30 @@ def check_optimizer_state(before: dict[str, Any], now: dict[str, Any], path: Pat
     Raises:
         ConfigError: they cannot.
     """
-    for part in ("optimizer", "schedule"):
-        if _state_type(before, part) != _state_type(now, part):
-            target, other = (config[part]["_target_"] for config in (before, now))
-            hint = f"choose {part} as before, or start a new run without ckpt_path"
-            raise ConfigError(f"{path}: the state of its {part} is that of {target}, not of {other}; {hint}")
-    old, new = ({"decay_embeddings": bool(config.get("decay_embeddings"))} for config in (before, now))
+    parts = [part for part in ("optimizer", "schedule") if _state_type(before, part) != _state_type(now, part)]
+    keys = [*GROUP_KEYS, *(f"{part}._target_" for part in parts)]
+    old, new = ({key: select(config, key) or None for key in keys} for config in (before, now))
     if _state_type(now, "schedule"):  # torch's schedulers restore their settings, and those of the optimizer
         for settings, config in ((old, before), (new, now)):
             settings |= leaves({part: config[part] for part in ("optimizer", "schedule")})
-    if changed := _changes(old, new):
-        keys = ", ".join(changed)
-        raise ConfigError(f"{path}: optimizer and schedule are resumed with their own settings; leave {keys} as before")
+    if changed := ", ".join(_differences(old, new)):
+        raise ConfigError(f"{path}: the state of its optimizer and schedule is that of other settings: {changed}")
 
 
 def _state_type(config: dict[str, Any], part: str) -> str:
     """The class whose state a part has; our own schedules have none, as they are functions of the step."""
     target = str(config[part]["_target_"])
     return "" if part == "schedule" and not target.startswith("torch.") else target
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return what `_changes` finds, with both values."""
+    return [f"{key}={_written(now.get(key))}, not {_written(before.get(key))}" for key in _changes(before, now)]
+
+
+def _written(value: Any) -> str:
+    """Return a value as on the command line."""
+    return value if isinstance(value, str) else json.dumps(value, default=str).replace('"', "")
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

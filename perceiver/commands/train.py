@@ -33,12 +33,12 @@ from perceiver.commands.results import (
     with_validation,
     write_metrics,
 )
-from perceiver.commands.resume import build_or_resume
+from perceiver.commands.resume import WEIGHTS_ALONE, build_or_resume
 from perceiver.inspection.explorer.page import PAGE
 from perceiver.runtime.checkpoints import BEST, LAST, NEXT, BestCheckpoint, DurableIO
 from perceiver.runtime.config import check_parts, resolved
 from perceiver.runtime.cost import cost_metrics
-from perceiver.runtime.errors import ConfigError, is_user_error, one_line
+from perceiver.runtime.errors import ConfigError, PositionError, is_user_error, one_line
 from perceiver.runtime.launch import run_in_subprocess, slurm_plugins, starts_processes, wait_for_first
 from perceiver.runtime.lock import LOCK, lock, release
 from perceiver.runtime.loggers.base import RunInfo, RunLogger, run_loggers
@@ -181,7 +181,7 @@ def build_run(config: dict[str, Any], interpolated: dict[str, str], run_dir: Pat
     check_monitors(trainer, config, parts, example)
     check_lengths(trainer, parts.data, config, resumed=start is not None)
     if trainer.is_global_zero and cost:
-        show(model_table(parts.model, cost, example))
+        show(model_table(parts.model, cost, example, parts.module.freezing.parameters(parts.model)))
     for name, vocabulary in (("tokenizer", "vocabulary"), ("input_tokenizer", "input_vocabulary")):
         if trainer.is_global_zero and parts.module.description[vocabulary] is not None:
             (run_dir / f"{name}.json").write_text(parts.module.description[vocabulary])
@@ -272,6 +272,8 @@ def fit(run: Run) -> None:
             raise
         log_how_to_continue(trainer)
         raise SystemExit(TERMINATED if isinstance(end, SIGTERMException) else INTERRUPTED) from end
+    except PositionError as error:
+        raise ConfigError(f"ckpt_path={run.start}: {error}; {WEIGHTS_ALONE.format(run.start)}") from error
     except (RuntimeError, MemoryError) as error:
         if advice := advice_on(error, run.config, trainer):
             raise ConfigError(advice) from error

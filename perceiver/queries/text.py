@@ -5,6 +5,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from perceiver.encoders.base import check_sizes
+from perceiver.positions import first_cells
 from perceiver.types import Axis, Grid, Tokens
 
 
@@ -48,3 +49,9 @@ class Text(nn.Module):
         if self.positions is not None:
             values = values + self.positions[start:stop]
         return Tokens(values, None, Grid((ids.shape[1],), (Axis("place", "", float(start), float(stop)),)))
+
+    def resized(self, name: str, value: Tensor) -> Tensor | None:
+        """Return the positions of another `max_length` for this one; see `perceiver.types.Resizable`."""
+        if name != "positions" or self.positions is None or value.ndim != 2 or value.shape[1] != self.dim:
+            return None
+        return first_cells(value, self.positions)

@@ -21,7 +21,12 @@ from perceiver.runtime.synonyms import ALIASES
 SETTINGS: dict[str, Any] = {
     "seed": Annotated[int, Field(ge=0, lt=2**32)],
     "ckpt_path": str | None,
-    "init": dict[Literal["from"], str | None],
+    "init.from": str | None,
+    "init.strict": bool,
+    "freeze": list[str],
+    "unfreeze_at_epoch": Annotated[int, Field(ge=1)] | None,
+    "optimizer.layer_decay": Annotated[float, Field(gt=0.0, le=1.0)] | None,
+    "optimizer.lr_scale": dict[str, Annotated[float, Field(ge=0.0)]] | None,
     "pretrained": str | None,
     "variant": Literal["transformers", "deepmind"],
     "compile": bool,
@@ -30,10 +35,10 @@ SETTINGS: dict[str, Any] = {
     "matmul_precision": Literal["highest", "high", "medium"],
     "num_threads": Annotated[int, Field(ge=1)] | None,
 }
-"""The types of the values at the root of a run's config."""
+"""The types of the values of a run's config that are not keywords of what a node builds, by key."""
 PARTS = ("data", "loader", "model", "task", "optimizer", "schedule", "trainer", "checkpointing", "attention", "logger")
 """The keys at the root that each build one object."""
-ROOT_KEYS = (*SETTINGS, *PARTS, "tokenizer", "input_tokenizer", "callbacks")
+ROOT_KEYS = (*(key.partition(".")[0] for key in SETTINGS), *PARTS, "tokenizer", "input_tokenizer", "callbacks")
 """All keys at the root: the tokenizers are optional, and `callbacks` builds any number of objects."""
 IMPORT_HINT = "code of your own is imported from the current folder and from PYTHONPATH"
 
@@ -125,10 +130,12 @@ def _check_choices(config: dict[str, Any]) -> None:
 
 
 def _check_root(config: dict[str, Any]) -> None:
-    for name, hint in SETTINGS.items():
-        if name not in config:
-            raise ConfigError(f"{name} must be given: {name}=…")
-        _check_value(name, config[name], hint)
+    for key, hint in SETTINGS.items():
+        above, _, name = key.rpartition(".")
+        node = select(config, above) if above else config
+        if not isinstance(node, dict) or name not in node:
+            raise ConfigError(f"{key} must be given: {key}=…")
+        _check_value(key, node[name], hint)
     callbacks = {name: node for name, node in (config.get("callbacks") or {}).items() if node is not None}
     chosen = [name for name, node in callbacks.items() if "_target_" in node and name != "progress_bar"]
     for name, node in callbacks.items():
@@ -154,7 +161,7 @@ def check_parts(config: dict[str, Any]) -> None:
         parameters = inspect.signature(target).parameters
         has_kwargs = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         for name, value in node.items():
-            if name.startswith("_"):
+            if name.startswith("_") or f"{key}.{name}" in SETTINGS:
                 continue
             if name not in parameters and not has_kwargs:
                 alias = ALIASES.get(name)

@@ -1,6 +1,7 @@
 """The cost of a model: its parameters, and the floating-point operations of a forward pass."""
 
 import copy
+from collections.abc import Collection
 
 import torch
 from torch import nn
@@ -11,9 +12,10 @@ from perceiver.tasks.base import Task
 from perceiver.types import Batch
 
 
-def count_parameters(module: nn.Module) -> int:
-    """Number of trainable and frozen parameters; shared ones count once."""
-    return sum(parameter.numel() for parameter in module.parameters())
+def count_parameters(module: nn.Module, frozen: Collection[nn.Parameter] | None = None) -> int:
+    """Number of trainable and frozen parameters, or of those in `frozen`; shared ones count once."""
+    chosen = None if frozen is None else {id(parameter) for parameter in frozen}
+    return sum(parameter.numel() for parameter in module.parameters() if chosen is None or id(parameter) in chosen)
 
 
 def flops_per_sample(model: nn.Module, task: Task, batch: Batch) -> int:

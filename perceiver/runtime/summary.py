@@ -3,7 +3,7 @@
 import io
 import logging
 import os
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,21 +52,35 @@ def show_values(values: Mapping[str, str]) -> None:
     console.print(table)
 
 
-def model_table(model: "nn.Module", cost: Mapping[str, float], batch: "Batch") -> Table:
-    """The parameters of each part of a model, and its cost (`cost_metrics`) for one sample of a batch."""
+def model_table(
+    model: "nn.Module", cost: Mapping[str, float], batch: "Batch", frozen: "Collection[nn.Parameter]" = ()
+) -> Table:
+    """The trainable and frozen parameters of each part of a model, and its cost for one sample of a batch.
+
+    Args:
+        model: with parts.
+        cost: see `cost_metrics`.
+        batch: of at least one sample.
+        frozen: parameters that are not trained, or not from the start.
+    """
     from torch import nn
 
     from perceiver.runtime.cost import count_parameters
 
     table = Table(title="model", title_justify="left")
-    for column in ("part", "class", "parameters"):
-        table.add_column(column, justify="right" if column == "parameters" else "left")
+    for column in ("part", "class", "trainable", "frozen"):
+        table.add_column(column, justify="left" if column in ("part", "class") else "right")
+
+    def add(name: str, part: nn.Module) -> None:
+        total, kept = count_parameters(part), count_parameters(part, frozen)
+        table.add_row(name, type(part).__name__, f"{total - kept:,}", f"{kept:,}")
+
     for name, part in model.named_children():
         children = part.named_children() if isinstance(part, nn.ModuleDict) else [("", part)]
         for child_name, child in children:
-            table.add_row(f"{name}.{child_name}".rstrip("."), type(child).__name__, f"{count_parameters(child):,}")
+            add(f"{name}.{child_name}".rstrip("."), child)
     table.add_section()
-    table.add_row("all", type(model).__name__, f"{count_parameters(model):,}")
+    add("all", model)
     shapes = [f"{name} {'×'.join(map(str, value.shape[1:]))}" for name, value in batch.inputs.items()]
     table.add_row("one sample", " + ".join(shapes), f"{cost['flops_per_sample'] / 1e9:,.4g} GFLOPs")
     return table

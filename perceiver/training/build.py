@@ -2,15 +2,18 @@
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.utilities import rank_zero_only
+from torch import nn
+from torch.optim import Optimizer
 
 from perceiver.data.dataset import Dataset, Split
 from perceiver.decoders.base import Decoder
@@ -18,13 +21,21 @@ from perceiver.inspection.explanation import Explainer
 from perceiver.inspection.rollout import Alpha
 from perceiver.model import Perceiver
 from perceiver.processes import once_per_machine
+from perceiver.runtime.config import SETTINGS
 from perceiver.runtime.errors import ConfigError, about, one_line
 from perceiver.runtime.nodes import select, targets
 from perceiver.tasks.base import Task
 from perceiver.tokenizer import Tokenizer
 from perceiver.training.data_module import DataModule
+from perceiver.training.freezing import Freezing
 from perceiver.training.module import TrainingModule
-from perceiver.training.optimization import OptimizerFactory, build_scheduler, check_optimizer
+from perceiver.training.optimization import (
+    OptimizerFactory,
+    build_optimizer,
+    build_scheduler,
+    check_optimizer,
+    parameter_groups,
+)
 from perceiver.training.sharding import ShardedModule, is_sharded
 from perceiver.types import QueryKind
 
@@ -106,9 +117,10 @@ def build(config: dict[str, Any], data_info: DataInfo | None = None) -> Parts:
     if task.needs_class_counts and is_new:
         with config_errors(config, "task"):
             task.set_class_counts(*data.class_counts())
-    optimizer: OptimizerFactory = construct(config, "optimizer")
-    with config_errors(config, "optimizer"):
-        check_optimizer(optimizer)
+    with config_errors(config, "freeze"):
+        freezing = Freezing(patterns=config.get("freeze", ()), until_epoch=config.get("unfreeze_at_epoch"))
+        freezing.start(model)
+    optimizer = construct_optimizer(config, model, freezing)
     schedule = construct(config, "schedule")
     with config_errors(config, "schedule"):
         trial = torch.optim.SGD([torch.zeros(1)], lr=1.0, momentum=0.9)
@@ -119,11 +131,29 @@ def build(config: dict[str, Any], data_info: DataInfo | None = None) -> Parts:
         task=task,
         optimizer=optimizer,
         schedule=schedule,
+        freezing=freezing,
         description={"config": config, **asdict(data_info)},
-        decay_embeddings=config.get("decay_embeddings", False),
         on_nonfinite=config.get("on_nonfinite", "stop"),
     )
     return Parts(data=data, tokenizer=tokenizer, input_tokenizer=input_tokenizer, model=model, task=task, module=module)
+
+
+def construct_optimizer(
+    config: dict[str, Any], model: Perceiver, freezing: Freezing
+) -> Callable[[nn.Module], Optimizer]:
+    """Return a function that builds the optimizer of a model's trainable parameters.
+
+    Raises:
+        ConfigError: a setting is not valid, or the learning rate is scaled of parameters that the model does not have.
+    """
+    factory: OptimizerFactory = construct(config, "optimizer")
+    settings = {"decay_embeddings": config.get("decay_embeddings", False)}
+    settings |= {name: config["optimizer"].get(name) for name in ("layer_decay", "lr_scale")}
+    with config_errors(config, "optimizer"):
+        check_optimizer(factory)
+        parameter_groups(model, **settings)
+    later = freezing.names(model) if freezing.until_epoch is not None else set()
+    return partial(build_optimizer, factory, later=later, **settings)
 
 
 def insert_tokenizers(
@@ -253,13 +283,14 @@ def check_modalities(model: Perceiver, samples: Split) -> None:
 
 
 def construct(config: dict[str, Any], key: str, **parts: Any) -> Any:
-    """Instantiate the node under a key; `parts` replace its values of these names.
+    """Instantiate the node under a key, without its keys in `SETTINGS`; `parts` replace its values of these names.
 
     Raises:
         ConfigError: the constructor raised an error; the message names the key.
     """
     try:
-        node = {name: value for name, value in select(config, key).items() if name not in parts}
+        values = select(config, key).items()
+        node = {name: value for name, value in values if name not in parts and f"{key}.{name}" not in SETTINGS}
         return instantiate(node, _convert_="all", **parts)
     except InstantiationException as error:
         message, _, inner = str(error).partition("\nfull_key: ")

@@ -1,11 +1,11 @@
 """The LightningModule for all tasks and models: training, validation and test steps, optimizer, metrics."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -23,10 +23,9 @@ from perceiver.runtime.suggestions import nearest
 from perceiver.tasks.base import TableRow, Task
 from perceiver.tasks.text_metrics import ScoredText
 from perceiver.training.accumulation import Accumulation
+from perceiver.training.freezing import Freezing
 from perceiver.training.optimization import (
-    OptimizerFactory,
     Schedule,
-    build_optimizer,
     build_scheduler,
     full_tensor,
     gradient_norm,
@@ -87,10 +86,10 @@ class TrainingModule(LightningModule):
     Args:
         model: is trained.
         task: loss and metrics.
-        optimizer: parameter groups -> optimizer.
+        optimizer: model -> optimizer of its trainable parameters.
         schedule: factor of the learning rate by optimizer step; or one of torch's schedulers, without its optimizer. It
             advances at each optimizer step, `ReduceLROnPlateau` at each validation by the task's monitored metric.
-        decay_embeddings: whether latents, queries, learned positions and other embeddings have weight decay.
+        freezing: parts of the model that are not trained, or not from the start.
         description: plain values stored in every checkpoint, from which the run can be rebuilt (config, class names).
         on_nonfinite: if a loss or gradient is NaN or infinite, `stop` the run and list the samples, or `skip` and count
             the optimizer step.
@@ -101,9 +100,9 @@ class TrainingModule(LightningModule):
         *,
         model: Perceiver,
         task: Task,
-        optimizer: OptimizerFactory,
+        optimizer: Callable[[nn.Module], Optimizer],
         schedule: Schedule | partial[LRScheduler],
-        decay_embeddings: bool,
+        freezing: Freezing,
         description: dict[str, Any],
         on_nonfinite: OnNonfinite,
     ) -> None:
@@ -112,7 +111,7 @@ class TrainingModule(LightningModule):
         self.task = task
         self.make_optimizer = optimizer
         self.schedule = schedule
-        self.decay_embeddings = decay_embeddings
+        self.freezing = freezing
         self.description = description
         self.on_nonfinite = on_nonfinite
         self.progress: dict[str, Tensor | float] = {}
@@ -121,6 +120,11 @@ class TrainingModule(LightningModule):
         self._skipped_in_a_row = 0
         self._accumulation = Accumulation()
         self._auxiliary_parts = auxiliary_parts(model)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self.freezing.set_modes(self.model)
+        return self
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         has_samples = len(batch) > 0
@@ -140,6 +144,9 @@ class TrainingModule(LightningModule):
             loss = loss + auxiliary_loss(self._auxiliary_parts, self.task, outputs, batch, has_samples=has_samples)
         return loss * weight
 
+    def on_after_backward(self) -> None:
+        self.freezing.remove_gradients(self.model)
+
     def configure_gradient_clipping(
         self,
         optimizer: Optimizer,
@@ -147,6 +154,7 @@ class TrainingModule(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Correct the gradient to that of the mean over all terms, check that it is finite, and clip it."""
+        self.freezing.restart_counts(optimizer)
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         done, self._accumulation = self._accumulation, Accumulation()
         if (num_batches := self.trainer.accumulate_grad_batches) > 1:
@@ -171,7 +179,7 @@ class TrainingModule(LightningModule):
         self.progress |= {
             "train/loss_step": done.loss,
             "train/gradient_norm": norm,
-            "train/learning_rate": optimizer.param_groups[0]["lr"],
+            "train/learning_rate": optimizer.param_groups[0]["lr"] / self._settings[0].get("lr_scale", 1.0),
         }
 
     def _skip(self) -> None:
@@ -227,6 +235,9 @@ class TrainingModule(LightningModule):
         self.task.update(stage, outputs, self.task.loss(outputs, batch), batch)
         return outputs, batch, self.task.update_generated(stage, self.model, batch)
 
+    def on_train_epoch_start(self) -> None:
+        self.freezing.start_epoch(self.model, self.current_epoch)
+
     def on_train_epoch_end(self) -> None:
         self._log_metrics("train")
 
@@ -252,12 +263,8 @@ class TrainingModule(LightningModule):
             log_now(self.trainer, {f"{stage}/{name}": value for name, value in values.items()})
         self.task.reset(stage)
 
-    def new_optimizer(self) -> Optimizer:
-        """An optimizer of all trainable parameters."""
-        return build_optimizer(self.make_optimizer, self.model, decay_embeddings=self.decay_embeddings)
-
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
-        optimizer, mode = self.new_optimizer(), self.task.monitor_mode
+        optimizer, mode = self.make_optimizer(self.model), self.task.monitor_mode
         self._settings = [{name: group[name] for name in group if name != "params"} for group in optimizer.param_groups]
         total_steps = self.trainer.datamodule.total_steps()  # type: ignore[attr-defined]
         try:
@@ -276,7 +283,8 @@ class TrainingModule(LightningModule):
             scheduler.step()
 
     def on_train_start(self) -> None:
-        """Replace the optimizer settings in the checkpoint of a resumed run by those of the config."""
+        """Freeze as the epoch requires; replace the optimizer settings of a resumed run by those of the config."""
+        self.freezing.start_epoch(self.model, self.current_epoch)  # a run resumed within an epoch starts none
         scheduler = self.lr_schedulers()
         if not isinstance(scheduler, LambdaLR):  # others restore some settings themselves
             return

@@ -1,8 +1,8 @@
-"""Optimizers with weight decay by parameter group, and schedules of the learning rate."""
+"""Optimizers with weight decay and learning rate by parameter group, and schedules of the learning rate."""
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, Protocol, cast
 
@@ -13,22 +13,45 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from perceiver.attention import CrossBlock, SelfBlock
+from perceiver.training.freezing import matching_names
 
 OptimizerFactory = Callable[[Iterable[dict[str, Any]]], Optimizer]
+BLOCKS = (CrossBlock, SelfBlock)
 DECAYED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 
 
-def build_optimizer(factory: OptimizerFactory, model: nn.Module, *, decay_embeddings: bool) -> Optimizer:
+def build_optimizer(
+    factory: OptimizerFactory,
+    model: nn.Module,
+    *,
+    decay_embeddings: bool = False,
+    layer_decay: float | None = None,
+    lr_scale: Mapping[str, float] | None = None,
+    later: Container[str] = (),
+) -> Optimizer:
     """Build the optimizer of a model's parameters.
 
     One that has AdamW as a fallback, such as timm's Muon, updates the matrices of attention and MLP blocks; AdamW
     updates input and output layers, embeddings, norms and biases (Jordan et al. 2024,
     kellerjordan.github.io/posts/muon).
+
+    Args:
+        factory: parameter groups -> optimizer.
+        model: whose parameters are trained.
+        decay_embeddings, layer_decay, lr_scale, later: see `parameter_groups`.
+
+    Raises:
+        ValueError: see `lr_scales`.
     """
-    groups = parameter_groups(model, decay_embeddings=decay_embeddings)
+    groups = parameter_groups(
+        model, decay_embeddings=decay_embeddings, layer_decay=layer_decay, lr_scale=lr_scale, later=later
+    )
+    for group in groups:
+        if "lr_scale" in group:
+            group["lr"] = trial_settings(factory)["lr"] * group["lr_scale"]
     if "fallback_lr_scale" in inspect.signature(factory).parameters:
-        blocks = [block for block in model.modules() if isinstance(block, CrossBlock | SelfBlock)]
+        blocks = [block for block in model.modules() if isinstance(block, BLOCKS)]
         hidden = {id(layer.weight) for block in blocks for layer in block.modules() if isinstance(layer, nn.Linear)}
         split: list[dict[str, Any]] = []
         for group in groups:
@@ -38,11 +61,28 @@ def build_optimizer(factory: OptimizerFactory, model: nn.Module, *, decay_embedd
     return factory(groups)
 
 
-def parameter_groups(model: nn.Module, *, decay_embeddings: bool = False) -> list[dict[str, Any]]:
-    """Return the parameters with weight decay and those without as two groups; empty groups are left out.
+def parameter_groups(
+    model: nn.Module,
+    *,
+    decay_embeddings: bool = False,
+    layer_decay: float | None = None,
+    lr_scale: Mapping[str, float] | None = None,
+    later: Container[str] = (),
+) -> list[dict[str, Any]]:
+    """Return the trainable parameters as groups: those with weight decay, then those without, by learning rate.
 
     Weights of linear and convolutional layers decay; biases and norms do not; latents, queries, learned positions and
-    other embeddings do with `decay_embeddings`.
+    other embeddings do with `decay_embeddings`. A group whose learning rate is another than the optimizer's has its
+    factor as `lr_scale`.
+
+    Args:
+        model: whose parameters are trained.
+        decay_embeddings: whether embeddings have weight decay.
+        layer_decay, lr_scale: see `lr_scales`.
+        later: names of parameters that get groups of their own.
+
+    Raises:
+        ValueError: see `lr_scales`.
     """
     decayed: set[int] = set()
     for module in model.modules():
@@ -51,12 +91,70 @@ def parameter_groups(model: nn.Module, *, decay_embeddings: bool = False) -> lis
             is_embedding = not isinstance(module, DECAYED + NORMS)
             if is_weight or (is_embedding and decay_embeddings):
                 decayed.add(id(parameter))
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if id(p) in decayed]},
-        {"params": [p for p in parameters if id(p) not in decayed], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+    scales = lr_scales(model, layer_decay=layer_decay, lr_scale=lr_scale or {})
+    groups: dict[tuple[bool, float, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            key = (id(parameter) not in decayed, scales[name], name in later)
+            group = groups.setdefault(key, {"params": []})
+            group["params"].append(parameter)
+    for (is_exempt, scale, _), group in groups.items():
+        group |= {"weight_decay": 0.0} if is_exempt else {}
+        group |= {"lr_scale": scale} if scale != 1.0 else {}
+    return [groups[key] for key in sorted(groups, key=lambda key: key[0])]  # stable: in the order of the model
+
+
+def lr_scales(model: nn.Module, *, layer_decay: float | None, lr_scale: Mapping[str, float]) -> dict[str, float]:
+    """Return the learning rate of each parameter by name, as a factor of the optimizer's `lr`.
+
+    Layer-wise decay is that of ELECTRA (Clark et al. 2020, arXiv:2003.10555, table 6 and `_get_layer_lrs` of its code)
+    and BEiT (Bao et al. 2022, arXiv:2106.08254): layer_decay ** (num_layers + 1 - layer). Encoders, join, latents and
+    all else that is read before the first block are layer 0, the attention blocks of memory and decoder layers 1 to
+    `num_layers` in the order in which they are first applied, and the rest of the decoder (queries, heads) layer
+    num_layers + 1. A weight that is used in several layers belongs to the first.
+
+    Args:
+        model: a Perceiver.
+        layer_decay: None for none.
+        lr_scale: name of a part, or glob for names of parameters -> a further factor; the last one that matches a
+            parameter counts.
+
+    Raises:
+        ValueError: a pattern matches no parameter.
+    """
+    factors = {name: 1.0 for name, _ in model.named_parameters()}
+    for pattern, factor in lr_scale.items():
+        try:
+            factors |= dict.fromkeys(factors.keys() & matching_names(model, pattern), factor)
+        except ValueError as error:
+            raise ValueError(f"lr_scale.{pattern}={factor}: {error}") from error
+    if layer_decay is None:
+        return factors
+    layers, last = _layers(model)
+    return {
+        name: factors[name] * layer_decay ** (last - layers.get(id(parameter), 0))
+        for name, parameter in model.named_parameters()
+    }
+
+
+def _layers(model: nn.Module) -> tuple[dict[int, int], int]:
+    """Return the layer of each parameter (by id) of memory and decoder that is not in layer 0, and the last layer."""
+    assert isinstance(model.memory, nn.Module)
+    assert isinstance(model.decoder, nn.Module)
+    blocks = [*_blocks(model.memory), *_blocks(model.decoder)]
+    last = len(blocks) + 1
+    layers: dict[int, int] = {}
+    before = {id(parameter) for part in (model.encoders, model.join) for parameter in part.parameters()}  # type: ignore[union-attr]
+    for layer, part in [*enumerate(blocks, start=1), (last, model.decoder)]:
+        for parameter in part.parameters():
+            if id(parameter) not in before:
+                layers.setdefault(id(parameter), layer)
+    return layers, last
+
+
+def _blocks(part: nn.Module) -> list[nn.Module]:
+    """Return the attention blocks of a part of the model, in the order of their application."""
+    return getattr(part, "ordered_blocks", None) or [block for block in part.modules() if isinstance(block, BLOCKS)]
 
 
 def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
@@ -211,7 +309,18 @@ def build_scheduler(
     own = getattr(scheduler, "total_steps", total_steps)
     if own < total_steps:
         raise ValueError(f"total_steps={own} are fewer than the {total_steps} optimizer steps of the run")
+    base, *others = [group["lr"] / group.get("lr_scale", 1.0) for group in optimizer.param_groups]
+    if not all(math.isclose(base, other, rel_tol=1e-6, abs_tol=1e-12) for other in others):
+        raise ValueError(
+            f"{type(scheduler).__name__} sets one learning rate for all parameters; choose another schedule, or leave "
+            "out optimizer.layer_decay and optimizer.lr_scale"
+        )
     return scheduler
+
+
+def trial_settings(factory: OptimizerFactory) -> dict[str, Any]:
+    """Return the settings of an optimizer by name, such as `lr`."""
+    return factory([{"params": [nn.Parameter(torch.zeros(1))]}]).defaults
 
 
 def check_optimizer(factory: OptimizerFactory) -> None:
@@ -220,7 +329,7 @@ def check_optimizer(factory: OptimizerFactory) -> None:
     Raises:
         ValueError: a setting is out of range.
     """
-    settings = factory([{"params": [nn.Parameter(torch.zeros(1))]}]).defaults
+    settings = trial_settings(factory)
     for name in ("lr", "weight_decay"):
         if settings.get(name, 0.0) < 0.0:
             raise ValueError(f"{name}={settings[name]} must be at least 0")

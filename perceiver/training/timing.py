@@ -34,7 +34,7 @@ class TrainingStep:
         self.fabric = Fabric(accelerator=trainer["accelerator"], devices=1, precision=trainer["precision"])
         if config["compile"]:
             parts.model.compile()
-        self.model, self.optimizer = self.fabric.setup(parts.model, parts.module.new_optimizer())
+        self.model, self.optimizer = self.fabric.setup(parts.model, parts.module.make_optimizer(parts.model))
         self.task = parts.task.to(self.fabric.device)
         self.auxiliary_parts = auxiliary_parts(parts.model)
         name = f"CPU, {torch.get_num_threads()} threads"

@@ -1,15 +1,18 @@
-"""`init.from=RUN` starts with the weights of an earlier run, part by part, and says which."""
+"""`init.from=RUN` starts with the weights of an earlier run, all that fit, and lists them."""
 
 import logging
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from perceiver.commands.initialize import initialize_from
+from perceiver.queries.text import Text
 from perceiver.runtime.config import resolved
 from perceiver.runtime.errors import ConfigError
 from perceiver.training.build import build
 from tests.runs import SMALL, assert_refused, checkpoint, composed, script, train, trained
+from tests.training.test_build import Malicious
 
 OTHER_DECODER = ["decoder@model.decoder=queries", "model.decoder.attention.num_heads=2"]
 
@@ -25,38 +28,95 @@ def parts_of(*overrides):
         return build(resolved(cfg))
 
 
-def table_rows(text):
-    """Part -> what the table says of its weights."""
-    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if line.startswith("│")]
-    return {row[0]: row[1].split(";")[0] for row in cells if len(row) == 3 and row[0]}
+def origins(weights):
+    """Origin -> names of weights."""
+    return {
+        origin: {w.name for w in weights if w.origin == origin} for origin in ("loaded", "resized", "new", "unused")
+    }
 
 
 def changed(before, after):
     return {name for name, value in after.items() if not value.equal(before[name])}
 
 
-def test_parts_that_fit_are_loaded_and_the_others_stay_as_they_are(earlier, capsys):
-    parts = parts_of(*OTHER_DECODER)
-    before = {name: value.clone() for name, value in parts.model.state_dict().items()}
-    initialize_from(parts, str(earlier))
-    after, stored = parts.model.state_dict(), checkpoint(earlier, "best")["state_dict"]
-    loaded = {name for name in after if not name.startswith("decoder.")}
-    assert loaded
-    assert all(after[name].equal(stored[f"model.{name}"]) for name in loaded)
-    assert changed(before, after) <= loaded
-    assert table_rows(capsys.readouterr().out) == {"encoders.image": "loaded", "memory": "loaded", "decoder": "new"}
-
-
-def test_a_part_that_does_not_fit_is_new_with_a_warning(earlier, caplog, capsys):
-    parts = parts_of("model.memory.num_latents=7")
+def test_what_fits_is_loaded_and_all_else_stays_as_it_is_and_is_listed(earlier, capsys, caplog):
+    parts = parts_of(*OTHER_DECODER, "model.memory.num_latents=7", "model.memory.schedule.num_blocks=2")
     before = {name: value.clone() for name, value in parts.model.state_dict().items()}
     with caplog.at_level(logging.WARNING):
-        initialize_from(parts, f"{earlier}/checkpoints/last.ckpt")
-    assert not any(name.startswith("memory.") for name in changed(before, parts.model.state_dict()))
-    assert "memory does not fit" in caplog.text
-    assert "array is [7," in caplog.text
-    rows = table_rows(capsys.readouterr().out)
-    assert (rows["memory"], rows["encoders.image"]) == ("new", "loaded")
+        found = origins(initialize_from(parts, f"{earlier}/checkpoints/last.ckpt"))
+    after, stored = parts.model.state_dict(), checkpoint(earlier)["state_dict"]
+    assert found["loaded"] == {
+        name for name in after if f"model.{name}" in stored and stored[f"model.{name}"].shape == after[name].shape
+    }
+    assert all(after[name].equal(stored[f"model.{name}"]) for name in found["loaded"])
+    assert changed(before, after) <= found["loaded"]
+    assert found["new"] == after.keys() - found["loaded"]
+    assert "memory.array" in found["new"]
+    assert found["unused"] == {f"{name.removeprefix('model.')}" for name in stored if name[6:] not in after} != set()
+    assert not found["resized"]
+    assert "memory.array, which is [7, 14], not [5, 14]" in caplog.text
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    for name, origin in (
+        ("encoders.image ", "loaded"),
+        ("memory.array", "new"),
+        ("memory.self_blocks", "unused"),
+        ("decoder.queries.array", "new"),
+    ):
+        assert any(name in line and origin in line for line in shown), (name, shown)
+
+
+def test_learned_positions_of_another_grid_are_interpolated(tmp_path, capsys):
+    learned = ["encoder@model.encoders.image=image_pixels_learned", "loader.batch_size=3", "trainer.max_epochs=1"]
+    run = trained(tmp_path / "run", *learned)
+    parts = parts_of(*learned, "model.encoders.image.positions.shape=[5,11]")
+    found = origins(initialize_from(parts, str(run)))
+    assert found["resized"] == {"encoders.image.positions.embedding"}
+    assert not found["new"] | found["unused"]
+    stored = checkpoint(run, "best")["state_dict"]["model.encoders.image.positions.embedding"]
+    resized = F.interpolate(stored.movedim(-1, 0)[None], size=(5, 11), mode="bicubic", align_corners=False)
+    torch.testing.assert_close(parts.model.encoders["image"].positions.embedding.data, resized[0].movedim(0, -1))
+    assert "resized" in capsys.readouterr().out
+
+
+def test_positions_of_longer_or_shorter_texts_are_those_of_the_same_tokens():
+    positions = [Text(vocab_size=3, max_length=length, dim=5) for length in (7, 11)]
+    short, long = (one.positions.data for one in positions)
+    assert positions[0].resized("positions", long).equal(long[:7])
+    assert positions[1].resized("positions", short).equal(torch.cat([short, long[7:]]))
+    assert positions[0].resized("embedding.weight", long) is None
+
+
+def test_an_encoder_that_the_earlier_model_lacks_is_named(earlier, caplog):
+    parts = parts_of()
+    parts.model.encoders["depth"] = parts_of().model.encoders["image"]
+    with caplog.at_level(logging.WARNING):
+        found = origins(initialize_from(parts, str(earlier)))
+    assert {name.rpartition(".stem")[0] for name in found["new"]} == {"encoders.depth"}
+    assert "it has no encoders.depth" in caplog.text
+
+
+def test_with_strict_every_difference_is_an_error_that_names_keys(earlier):
+    initialize_from(parts_of(), str(earlier), strict=True)
+    other = parts_of("model.memory.num_latents=7")
+    before = {name: value.clone() for name, value in other.model.state_dict().items()}
+    with pytest.raises(
+        ConfigError, match=r"init.strict=true.*init.from=.*memory.array \(new: \[7, 14\], not \[5, 14\]\)"
+    ):
+        initialize_from(other, str(earlier), strict=True)
+    assert not changed(before, other.model.state_dict())
+
+
+def test_a_malicious_checkpoint_executes_nothing(earlier, tmp_path):
+    marker, path = tmp_path / "marker", tmp_path / "other.ckpt"
+    content = checkpoint(earlier, "best")
+    content["description"]["config"]["model"] = {"_target_": "os.system", "command": f"touch {marker}"}
+    torch.save(content, path)
+    initialize_from(parts_of(), str(path))  # its config is not built
+    content["state_dict"]["model.memory.array"] = Malicious(marker)
+    torch.save(content, path)
+    with pytest.raises(ConfigError, match="not a readable checkpoint"):
+        initialize_from(parts_of(), str(path))
+    assert not marker.exists()
 
 
 def test_a_run_starts_with_them_and_a_resumed_one_does_not_load_them_again(earlier, tmp_path):
@@ -74,9 +134,12 @@ def test_a_run_starts_with_them_and_a_resumed_one_does_not_load_them_again(earli
 
 
 def test_what_cannot_be_loaded_is_refused(earlier, tmp_path):
-    other = parts_of("model.memory.num_latents=7", "model.encoders.image.stem.dim=11")
-    with pytest.raises(ConfigError, match=r"init.from=.*neither an encoder nor the memory.*memory: array is \[7"):
-        initialize_from(other, str(earlier))
+    foreign = tmp_path / "foreign.ckpt"
+    content = checkpoint(earlier, "best")
+    content["state_dict"] = {"model.memory.array": torch.zeros(3, 5)}
+    torch.save(content, foreign)
+    with pytest.raises(ConfigError, match=r"init.from=.*neither an encoder nor the memory.*encoders.image"):
+        initialize_from(parts_of(), str(foreign))
     for wrong, problem in ((tmp_path / "nothing", "no such run"), (tmp_path, "no checkpoints")):
         with pytest.raises(ConfigError, match=f"init.from={wrong}: .*{problem}"):
             initialize_from(parts_of(), str(wrong))

@@ -77,16 +77,21 @@ def test_new_settings_of_optimizer_and_schedule_take_effect(run):
         ("seed=2", "position in the data: loader.seed 1, now 2. "),
         pytest.param("loader.batch_size=59", "samples in a batch of all processes 53, now 59", marks=slow),
         pytest.param("trainer.limit_train_batches=4", "batches in an epoch 3, now 4", marks=slow),
-        ("optimizer=lamb", "timm.optim.Lamb"),
+        ("optimizer=lamb", "optimizer._target_=timm.optim.Lamb, not torch.optim.AdamW"),
+        pytest.param("freeze=[encoders]", "freeze=[encoders], not null", marks=slow),
         pytest.param("decay_embeddings=true", "decay_embeddings", marks=slow),
-        ("schedule._target_=torch.optim.lr_scheduler.ConstantLR", "torch.optim.lr_scheduler.ConstantLR"),
-        ("model.memory.dim=26", "not those of this model"),
+        (
+            "schedule._target_=torch.optim.lr_scheduler.ConstantLR",
+            "schedule._target_=torch.optim.lr_scheduler.ConstantLR",
+        ),
+        ("model.memory.dim=26", "model.memory.dim=26, not 14"),
+        pytest.param("data.val_fraction=0.3", "data.source.val_fraction=0.3, not 0.1", marks=slow),
     ],
 )
 def test_a_setting_with_which_the_state_has_no_meaning_is_refused(run, override, reason):
     before = (run / "metrics.json").read_bytes()
     ended = script("experiments/train.py", f"run={run}", override, LONGER)
-    assert_refused(ended, reason)
+    assert_refused(ended, reason, f"init.from={run}/checkpoints/last.ckpt")
     assert (run / "metrics.json").read_bytes() == before
 
 

@@ -15,6 +15,7 @@ from perceiver.tasks.captioning import Captioning
 from perceiver.tasks.generation import Sampling
 from perceiver.tasks.text_metrics import ScoredText
 from perceiver.tokenizer import BOS, EOS, PAD, ByteTokenizer, WordTokenizer
+from perceiver.training.freezing import Freezing
 from perceiver.training.module import TrainingModule
 from perceiver.types import Batch, Box, Sample
 from tests.models import audio_encoder, image_encoder, named
@@ -193,7 +194,7 @@ class TestSeveralCaptions:
         for count in (1, 5):
             task = captioning(captions_per_sample=count)
             parts = {"model": model, "task": task, "optimizer": None, "schedule": None, "description": {}}
-            TrainingModule(**parts, decay_embeddings=False, on_nonfinite="stop").validation_step(batch, 0)
+            TrainingModule(**parts, freezing=Freezing(), on_nonfinite="stop").validation_step(batch, 0)
             found.append(task.metrics("val").compute())
         assert_close(found[1], found[0], atol=0, rtol=0)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from perceiver.attention import BlockSpec
+from perceiver.attention import BlockSpec, CrossBlock, SelfBlock
 from perceiver.decoders.queries import QueryDecoder
 from perceiver.encoders.stems import ConvStem, PixelStem
 from perceiver.latents import Schedule as Repetitions
@@ -111,6 +111,42 @@ class TestParameterGroups:
         decayed = names(model, made.param_groups[0])
         changed = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
         assert changed == {name for name in decayed if before[name].any()}
+
+
+def applied_blocks(model):
+    """The names of the attention blocks in the order in which a forward pass first applies them."""
+    order, names = {}, {module: name for name, module in model.named_modules()}
+    for block in model.modules():
+        if isinstance(block, CrossBlock | SelfBlock):
+            block.register_forward_pre_hook(lambda module, _: order.setdefault(names[module]))
+    model({"image": torch.rand(2, 3, 11, 13), "depth": torch.rand(2, 1, 5, 7)})
+    return list(order)
+
+
+def test_learning_rates_decay_by_layer_in_the_order_of_application_and_are_scaled_by_part():
+    """BEiT: 0.7 ** (num_layers + 1 - layer)."""
+    model = model_with_every_parameter()
+    blocks = applied_blocks(model)
+    assert blocks.index("memory.self_blocks.0.0") < blocks.index("memory.cross_blocks.1"), "not the order of modules"
+    settings = {"layer_decay": 0.7, "lr_scale": {"decoder": 10.0, "decoder.head.*": 3.0, "*.query_norm.weight": 0.5}}
+    optimizer = build_optimizer(partial(torch.optim.AdamW, lr=0.02), model, **settings)
+    rates = {id(parameter): group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+    for name, parameter in model.named_parameters():
+        layer = next((layer for layer, block in enumerate(blocks, 1) if name.startswith(f"{block}.")), 0)
+        layer = len(blocks) + 1 if layer == 0 and name.startswith("decoder.") else layer
+        scale = 10.0 if name.startswith("decoder.") else 1.0
+        scale = 3.0 if name.startswith("decoder.head.") else scale
+        scale = 0.5 if name.endswith(".query_norm.weight") else scale
+        assert rates[id(parameter)] == pytest.approx(0.02 * scale * 0.7 ** (len(blocks) + 1 - layer)), name
+    assert len(rates) == len(list(model.parameters()))
+
+
+def test_scaled_learning_rates_follow_the_schedule(tmp_path):
+    scaled = ["optimizer.lr=0.01", "optimizer.lr_scale={decoder: 10}", "trainer.log_every_n_steps=1"]
+    run = trained(tmp_path / "run", *scaled, "schedule=flat_cosine", "schedule.final_factor=0.25")
+    groups = checkpoint(run)["optimizer_states"][0]["param_groups"]
+    assert sorted(group["lr"] for group in groups) == pytest.approx([0.0025, 0.0025, 0.025, 0.025])
+    assert float(rows(run)[0]["train/learning_rate"]) == pytest.approx(0.01)
 
 
 def first_step(*overrides, scale=1.0):
@@ -268,6 +304,7 @@ def test_optimizers_and_schedules_are_resumed_exactly_after_a_kill(tmp_path, opt
             ["schedule=constant", "schedule._target_=torch.optim.lr_scheduler.StepLR"], "step_size", marks=slow
         ),
         ([*torch_schedule("OneCycleLR"), "+schedule.total_steps=5"], "total_steps=5"),
+        pytest.param([*torch_schedule("OneCycleLR"), "optimizer.layer_decay=0.5"], "layer_decay", marks=slow),
         pytest.param([*torch_schedule("ReduceLROnPlateau"), "+schedule.mode=min"], "mode=min", marks=slow),
         ([*torch_schedule("ReduceLROnPlateau"), "trainer.limit_val_batches=0"], "ReduceLROnPlateau"),
     ],
