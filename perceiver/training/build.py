@@ -120,6 +120,9 @@ def build(config: dict[str, Any], data_info: DataInfo | None = None) -> Parts:
     with config_errors(config, "freeze"):
         freezing = Freezing(patterns=config.get("freeze", ()), until_epoch=config.get("unfreeze_at_epoch"))
         freezing.start(model)
+    if freezing.until_epoch is not None and is_sharded(config["trainer"]):  # torch requires a state of each parameter
+        problem = "a sharded run with parameters that were not updated yet cannot be resumed"
+        raise ConfigError(f"unfreeze_at_epoch={freezing.until_epoch}: {problem}; choose trainer=ddp, or leave it out")
     optimizer = construct_optimizer(config, model, freezing)
     schedule = construct(config, "schedule")
     with config_errors(config, "schedule"):

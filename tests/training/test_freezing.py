@@ -89,8 +89,7 @@ def test_a_run_that_is_killed_before_or_after_that_epoch_is_resumed_exactly(rele
 
 
 @slow
-@pytest.mark.parametrize("strategy", [TWO, SHARDED], ids=["ddp", "fsdp"])
-@pytest.mark.parametrize("setup", [FROZEN, RELEASED], ids=["always", "first epoch"])
+@pytest.mark.parametrize(("strategy", "setup"), [(TWO, FROZEN), (TWO, RELEASED), (SHARDED, FROZEN)])
 def test_several_processes_freeze_like_one_and_are_resumed_exactly(tmp_path, strategy, setup):
     one = trained(tmp_path / "one", *setup, "loader.batch_size=106")
     two = trained_on(2, tmp_path / "two", *setup, *strategy)
@@ -99,6 +98,11 @@ def test_several_processes_freeze_like_one_and_are_resumed_exactly(tmp_path, str
     assert both[0].code == -signal.SIGKILL
     trained_on(2, tmp_path / "run", *setup, *strategy, "ckpt_path=last")
     assert_same_run(tmp_path / "run", two)
+
+
+@slow
+def test_sharded_weights_with_a_first_epoch_are_refused(tmp_path):
+    assert_refused(train(tmp_path / "run", *RELEASED, *SHARDED), "unfreeze_at_epoch=1", "trainer=ddp")
 
 
 class TestPatterns:
