@@ -73,7 +73,7 @@ def event_table(config: dict[str, Any]) -> Table:
     explanation = clock.measure("explanation: capture, rollout, relevance", lambda: explainer.explain(batch))
     clock.measure("statistics", lambda: explanation.statistics)
     writer, options = (
-        ExplanationWriter(explainer, explanation, lambda *_: None),
+        ExplanationWriter.of_model(explainer, explanation, lambda *_: None),
         {"max_megabytes": settings["max_megabytes"]},
     )
     with tempfile.TemporaryDirectory() as folder:

@@ -94,8 +94,8 @@ def inspect_attention(cfg: DictConfig) -> Path:
                 raise
             problem = f"it cannot read the samples of run={cfg.run} ({one_line(error)})"
             raise ConfigError(f"compare={cfg.compare}: {problem}") from error
-        writer = ExplanationWriter(explainer, explanation, finished.parts.data.dataset.pieces)
-        if writer.versions or not samples:  # the page has the reconstructions of the last run
+        writer = ExplanationWriter.of_model(explainer, explanation, finished.parts.data.dataset.pieces)
+        if writer.media.versions or not samples:  # the page has the reconstructions of the last run
             samples = writer.page_samples()
         written.append(output.with_name(f"{output.stem}{'' if is_first else '_compared'}.npz"))
         arrays = writer.write_event(
@@ -111,7 +111,9 @@ def inspect_attention(cfg: DictConfig) -> Path:
         others = [event for event in earlier if event.step != finished.step]
         events[run.name] = sorted([*others, opened[-1]], key=lambda event: event.step)
         matrices += writer.write_matrices(output.with_name(f"{written[-1].stem}_alignment"))
-        console.print(*report(run.name, explanation, arrays, num_tested=len(tested), texts=writer.texts), sep="\n")
+        console.print(
+            *report(run.name, explanation, arrays, num_tested=len(tested), texts=writer.media.texts), sep="\n"
+        )
     write_page(output, explorer_page(" against ".join(events), samples, events, opened=opened))
     console.print(f"exact maps: {' and '.join(map(str, written))}", soft_wrap=True)
     if matrices:

@@ -66,7 +66,7 @@ class Loaded:
     def contact_sheets(self, explanation: Explanation, num_latents: int = 6) -> dict[str, list[Image.Image]]:
         """Return figures of an explanation: the name of a layer -> a picture for each of its samples."""
         pieces = self.run.parts.data.dataset.pieces
-        return ExplanationWriter(self.explainer, explanation, pieces).contact_sheets(num_latents)
+        return ExplanationWriter.of_model(self.explainer, explanation, pieces).contact_sheets(num_latents)
 
     def _samples(self, files: Files) -> list[Sample]:
         paths = [files] if isinstance(files, str | Path) else files

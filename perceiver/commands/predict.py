@@ -261,7 +261,7 @@ def draw_attention(
     explainer = parts.explainer(attention["rollout_alpha"])
     explanation = explainer.explain(collate([window]).to(parts.module.device), [predicted])
     files = {}
-    writer = ExplanationWriter(explainer, explanation, parts.data.dataset.pieces)
+    writer = ExplanationWriter.of_model(explainer, explanation, parts.data.dataset.pieces)
     for key, (sheet,) in writer.contact_sheets(attention["num_latents"]).items():
         files[key] = f"{stem}_{key.replace('/', '_')}.png"
         sheet.save(files[key])

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from perceiver.inspection.explanation import Explanation
-from perceiver.inspection.record import Layer
+from perceiver.inspection.record import Layer, Record
 from perceiver.inspection.rollout import mean_of_queries
 from perceiver.mechanisms.base import LATENTS, OUTPUTS
 
@@ -114,7 +114,7 @@ def _weights(explanation: Explanation, budget: float) -> dict[str, np.ndarray]:
         latents = ranking[:, :num_kept].sort(dim=1).values
         arrays[f"{name}/query_kind"] = np.array("latent" if layer.role.queries == LATENTS else "query")
         arrays[f"{name}/latents"] = latents.cpu().numpy()
-        arrays[f"{name}/weights"] = _exact_weights(layer, latents.tolist())
+        arrays[f"{name}/weights"] = _exact_weights(record, layer, latents.tolist())
         arrays[f"{name}/reads"] = _half(explanation.rollout.latents[name])
     for name, layer in record.layers.items():
         if layer.role.queries == OUTPUTS and name not in record.input_layers:
@@ -139,10 +139,14 @@ def _places(explanation: Explanation, budget: float) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _exact_weights(layer: Layer, latents: Sequence[Sequence[int]]) -> Float[np.ndarray, "batch heads latents keys"]:
-    """Compute the weights of each sample's latents in chunks that are moved to the CPU."""
+def _exact_weights(
+    record: Record, layer: Layer, latents: Sequence[Sequence[int]]
+) -> Float[np.ndarray, "batch heads latents tokens"]:
+    """Compute the weights of each sample's latents on the tokens in chunks that are moved to the CPU."""
     samples = [(layer.sample(row), chosen) for row, chosen in enumerate(latents)]
-    parts = [[_half(one.weights(chunk)) for chunk in one.chunks(chosen)] for one, chosen in samples]
+    parts = [
+        [_half(record.on_tokens(one, one.weights(chunk))) for chunk in one.chunks(chosen)] for one, chosen in samples
+    ]
     return np.concatenate([np.concatenate(part, axis=2) for part in parts])
 
 

@@ -71,7 +71,9 @@ class Explanation:
     def mean_maps(self) -> dict[str, Float[Tensor, "batch tokens"]]:
         """For each layer that reads the tokens the mean of its weights over heads and queries."""
         layers = {name: self.record.layers[name] for name in self.record.input_layers}
-        return {name: layer.propagate(layer.uniform)[:, 0] for name, layer in layers.items()}
+        return {
+            name: self.record.on_tokens(layer, layer.propagate(layer.uniform)[:, 0]) for name, layer in layers.items()
+        }
 
     @property
     def dense_outputs(self) -> list[str]:
@@ -123,6 +125,9 @@ class Explanation:
         """
         record = self.record
         layers = {name: record.layers[name] for name in record.input_layers}
+        if record.output_lengths:
+            reads = {name: shares.mean(dim=1) for name, shares in self.rollout.latents.items()}
+            return {name: shares.argsort(dim=1, descending=True, stable=True) for name, shares in reads.items()}
         if not all(layer.role.queries == LATENTS for layer in layers.values()):
             return {name: _by_entropy(layer) for name, layer in layers.items()}
         if not layers:
@@ -311,8 +316,8 @@ def _query_weights(part: Record, answers: Answers, num_classes: int) -> Float[Te
 
 
 def _has_own_queries(answer: Answer, part: Record, num_classes: int) -> bool:
-    if not part.decode_layers:  # the decoder reads all of the memory for every answer
-        return False
+    if not part.decode_layers:  # otherwise, the decoder reads all of the memory for every answer
+        return bool(part.output_lengths)
     return answer.is_word or part.outputs[answer.output].ndim > 2 or part.num_outputs == num_classes
 
 

@@ -209,7 +209,11 @@ def _layer_sheets(
         layer, means = record.layers[name], explanation.mean_maps[name]
         one, several = ("latent", "latents") if layer.role.queries == LATENTS else ("query", "queries")
         for row, chosen in enumerate(ranking[:, :num_latents].tolist()):
-            latents = {f"{one} {number}": layer.sample(row).weights([number]).mean(dim=1)[0, 0] for number in chosen}
+            sample = layer.sample(row)
+            latents = {
+                f"{one} {number}": record.on_tokens(sample, sample.weights([number]).mean(dim=1)[0, 0])
+                for number in chosen
+            }
             for modality, frame in frames.items():
                 span, boxes = record.spans[modality], _boxes_in(explanation.boxes[row], modality)
                 mean = _tokens_of(span, means[row])

@@ -5,8 +5,8 @@ Weights are recomputed in float32, only those requested and in bounded chunks: a
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 import torch
 from jaxtyping import Float
@@ -33,6 +33,7 @@ class Layer:
             1 without a residual.
         has_residual: whether attention is added to the queries.
         start: position of the first query, see `Mechanism.forward`.
+        key_lengths: the sequences that the keys consist of and their lengths, in order; empty: the one of the role.
         v: values by head, only where gradients are recorded.
         outs: the weights times them, of each call of the mechanism; only where gradients are recorded.
     """
@@ -46,6 +47,7 @@ class Layer:
     attention_share: Float[Tensor, "batch queries"]
     has_residual: bool
     start: int = 0
+    key_lengths: Mapping[str, int] = field(default_factory=dict)
     v: Float[Tensor, "batch heads keys v_dim"] | None = None
     outs: tuple[Float[Tensor, "batch heads queries v_dim"], ...] = ()
 
@@ -118,22 +120,27 @@ class Record:
         tokens: the tokens of all modalities.
         queries: the token ids given to the decoder, by name of the output.
         outputs: the model's outputs by name.
+        token_lengths: the sequences that the tokens consist of and their lengths, in order; empty: `TOKENS` alone.
+        output_lengths: the sequences whose elements are outputs themselves, without attention of a decoder, and their
+            lengths; empty: without such attention, an output is the mean of the memory.
     """
 
     def __init__(self) -> None:
         self.layers: dict[str, Layer] = {}
         self.tokens: JoinedTokens | None = None
+        self.token_lengths: dict[str, int] = {}
+        self.output_lengths: dict[str, int] = {}
         self.queries: Mapping[str, Tensor] = {}
         self.outputs: dict[str, Tensor] = {}
 
-    def for_output(self, output: str, *, all_queries: bool = False) -> Self:
+    def for_output(self, output: str, *, all_queries: bool = False) -> "Record":
         """Return the part of the forward pass on which one output depends: without the layers of other decoders.
 
         Of a decoder with several outputs, the layers that read the memory have the queries of this output alone, and no
         gradients, unless `all_queries`.
         """
         decoder, _, _ = output.rpartition("/")
-        part = type(self)()
+        part = Record()
         part.layers = {
             name: layer for name, layer in self.layers.items() if layer.role.decoder in (None, decoder or None)
         }
@@ -148,10 +155,11 @@ class Record:
                 if part.layers[name].num_queries == sum(counts)
             }
         part.tokens, part.queries, part.outputs = self.tokens, self.queries, self.outputs
+        part.token_lengths, part.output_lengths = self.token_lengths, self.output_lengths
         return part
 
     @property
-    def parts(self) -> list[Self]:
+    def parts(self) -> list["Record"]:
         """The part of the forward pass on which each output depends; see `for_output`."""
         return [self.for_output(output) for output in self.outputs] or [self]
 
@@ -172,9 +180,9 @@ class Record:
 
     @property
     def num_outputs(self) -> int:
-        """Number of queries of the decoder; 1 for a decoder that pools."""
+        """Number of queries of the decoder, or elements that are outputs; 1 for a decoder that pools."""
         decoders = self.decode_layers
-        return self.layers[decoders[-1]].num_queries if decoders else 1
+        return self.layers[decoders[-1]].num_queries if decoders else sum(self.output_lengths.values()) or 1
 
     @property
     def memory(self) -> str:
@@ -182,9 +190,52 @@ class Record:
         before = [layer.role.queries for layer in self.layers.values() if layer.role.queries != OUTPUTS]
         return before[-1] if before else TOKENS
 
-    def keys_of(self, layer: Layer) -> str:
-        """Return the sequence that a layer reads."""
-        return self.memory if layer.role.keys == MEMORY else layer.role.keys
+    def key_parts(self, layer: Layer) -> dict[str, slice]:
+        """Return the sequences that a layer reads, and the place of each among its keys."""
+        lengths = layer.key_lengths or {self.memory if layer.role.keys == MEMORY else layer.role.keys: layer.num_keys}
+        return _places(lengths)
+
+    @property
+    def token_places(self) -> dict[str, slice]:
+        """The sequences that the tokens consist of, and the place of each."""
+        assert self.tokens is not None
+        return _places(self.token_lengths or {TOKENS: self.tokens.values.shape[1]})
+
+    def on_tokens(self, layer: Layer, read: Float[Tensor, "*rest keys"]) -> Float[Tensor, "*rest tokens"]:
+        """Return the part of values at the keys of a layer that lies on the tokens; zeros on others."""
+        parts, places = self.key_parts(layer), self.token_places
+        if list(parts) == list(places):
+            return read
+        found = [
+            read[..., parts[name]] if name in parts else read.new_zeros(*read.shape[:-1], place.stop - place.start)
+            for name, place in places.items()
+        ]
+        return torch.cat(found, dim=-1)
+
+    def add_read(
+        self, shares: dict[str, Float[Tensor, "*rest _"]], layer: Layer, read: Float[Tensor, "*rest keys"]
+    ) -> None:
+        """Add values at the keys of a layer to those of the sequences that it reads."""
+        for name, place in self.key_parts(layer).items():
+            part = read[..., place]
+            shares[name] = shares[name] + part if name in shares else part
+
+    def take_tokens(self, shares: dict[str, Float[Tensor, "*rest _"]]) -> Float[Tensor, "*rest tokens"]:
+        """Remove the values at the tokens from those of all sequences, and return them; zeros where there are none."""
+        found = next(iter(shares.values()))
+        return torch.cat(
+            [
+                shares.pop(name) if name in shares else found.new_zeros(*found.shape[:-1], place.stop - place.start)
+                for name, place in self.token_places.items()
+            ],
+            dim=-1,
+        )
+
+    def split_memory(self, memory: Float[Tensor, "*rest memory"]) -> dict[str, Float[Tensor, "*rest _"]]:
+        """Return values at the memory by sequence."""
+        if not self.output_lengths:
+            return {self.memory: memory}
+        return {name: memory[..., place] for name, place in _places(self.output_lengths).items()}
 
     @property
     def decode_layers(self) -> list[str]:
@@ -198,8 +249,16 @@ class Record:
 
     @property
     def input_layers(self) -> list[str]:
-        """Names of the layers in which another sequence reads the tokens: latents, or the outputs themselves."""
-        return [name for name, layer in self.layers.items() if self.keys_of(layer) == TOKENS != layer.role.queries]
+        """Names of the layers in which another sequence reads the tokens: latents, or the outputs themselves.
+
+        Where tokens are outputs, those in which they read each other, if there is no other one.
+        """
+        if self.tokens is None:
+            return []
+        places = self.token_places
+        readers = [name for name, layer in self.layers.items() if not places.keys().isdisjoint(self.key_parts(layer))]
+        others = [name for name in readers if self.layers[name].role.queries not in places]
+        return others or (readers if self.output_lengths else [])
 
     def map(
         self, layer: str, head: int | None = None, queries: Sequence[int] | None = None
@@ -224,3 +283,9 @@ class Record:
             raise IndexError(f"{layer} has queries 0 to {found.num_queries - 1}, not {wrong[0]}")
         heads = ALL if head is None else [head]
         return torch.cat([found.weights(chunk, heads).mean(dim=1) for chunk in found.chunks(queries)], dim=1)
+
+
+def _places(lengths: Mapping[str, int]) -> dict[str, slice]:
+    """Return the place of each sequence in their concatenation."""
+    stops = accumulate(lengths.values())
+    return {name: slice(stop - length, stop) for (name, length), stop in zip(lengths.items(), stops, strict=True)}

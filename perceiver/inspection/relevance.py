@@ -23,11 +23,14 @@ from torch import Tensor
 
 from perceiver.inspection.record import Layer, Record
 from perceiver.inspection.rollout import uniform_memory
-from perceiver.mechanisms.base import OUTPUTS, TOKENS
+from perceiver.mechanisms.base import OUTPUTS
 
 Gradients = dict[str, Float[Tensor, "batch heads queries v_dim"] | None]
 
-NO_GRADIENTS = "relevance needs capture(model, gradients=True), and scores of the forward pass inside of it"
+NO_GRADIENTS = (
+    "relevance needs scores of the recorded forward pass, with gradients: inside of capture(model, gradients=True), or "
+    "watch(model) without torch.no_grad()"
+)
 
 
 def no_relevance(record: Record) -> str:
@@ -85,19 +88,30 @@ def _concatenated(
 
 def _propagate(record: Record, gradients: Gradients) -> Float[Tensor, "batch tokens"]:
     """Propagate the relevance of one score of each sample from the queries that it depends on to the tokens."""
-    shares: dict[str, Tensor] = {}
     of_decoders = [gradient for name in record.decode_layers if (gradient := gradients[name]) is not None]
+    shares: dict[str, Tensor] = {}
     if of_decoders:  # the queries of the last layer that change the score
-        shares[OUTPUTS] = (of_decoders[-1] != 0).any(dim=-1).any(dim=1).float()
+        shares[OUTPUTS] = _changing(of_decoders[-1])
+    elif record.output_lengths:
+        for sequence in record.output_lengths:
+            own = [gradients[name] for name, layer in record.layers.items() if layer.role.queries == sequence]
+            if found := [gradient for gradient in own if gradient is not None]:
+                shares[sequence] = _changing(found[-1])
+        if not shares:
+            raise ValueError(NO_GRADIENTS)
     else:
         shares[record.memory] = uniform_memory(record)[:, 0]
     for name, layer in reversed(record.layers.items()):
-        gradient, queries, keys = gradients[name], layer.role.queries, record.keys_of(layer)
+        gradient, queries = gradients[name], layer.role.queries
         if gradient is None or queries not in shares:  # the score does not depend on it
             continue
-        read = _weighted(layer, gradient, shares[queries])
-        shares[keys] = shares[keys] + read if keys in shares else read
-    return shares[TOKENS]
+        record.add_read(shares, layer, _weighted(layer, gradient, shares[queries]))
+    return record.take_tokens(shares)
+
+
+def _changing(gradient: Float[Tensor, "batch heads queries v_dim"]) -> Float[Tensor, "batch queries"]:
+    """Return 1 for the queries of a layer that change the score."""
+    return (gradient != 0).any(dim=-1).any(dim=1).float()
 
 
 def _weighted(

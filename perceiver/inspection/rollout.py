@@ -65,24 +65,24 @@ def rollout(
     """
     check_alpha(alpha)
     memory, latents = decoder_attention(record, query_weights)
-    shares = {record.memory: memory}
+    shares = record.split_memory(memory)
+    input_layers = record.input_layers
     for name, layer in reversed(record.layers.items()):
-        queries, keys = layer.role.queries, record.keys_of(layer)
+        queries = layer.role.queries
         if queries == OUTPUTS or queries not in shares:
             continue
         attention_share = _attention_share(layer, alpha)
         by_attention = attention_share * shares[queries]
         shares[queries] = (1 - attention_share) * shares[queries]
-        read = layer.propagate(by_attention)
-        shares[keys] = shares[keys] + read if keys in shares else read
-        if name in record.input_layers:
+        record.add_read(shares, layer, layer.propagate(by_attention))
+        if name in input_layers:
             latents[name] = by_attention
-    inputs = shares.pop(TOKENS)
+    inputs = record.take_tokens(shares)
     residual = torch.stack([share.sum(dim=-1) for share in shares.values()]).sum(dim=0) if shares else None
     return Rollout(
         inputs=inputs,
         residual=inputs.new_zeros(inputs.shape[:2]) if residual is None else residual,
-        latents={name: latents[name] for name in record.input_layers},
+        latents={name: latents[name] for name in input_layers},
     )
 
 
@@ -126,15 +126,23 @@ def decoder_attention(
         The attention, and for each layer the share of each query in it.
     """
     decoders = {name: record.layers[name] for name in record.decode_layers}
+    if not decoders and record.output_lengths:
+        assert record.tokens is not None
+        return _mixtures(query_weights, record.num_rows, record.num_outputs).to(record.tokens.values.device), {}
     if not decoders:
         num_answers = 1 if query_weights is None else query_weights.shape[1]
         return uniform_memory(record).expand(-1, num_answers, -1), {}
     last = next(reversed(decoders.values()))
-    if query_weights is None:
-        query_weights = torch.eye(last.num_queries).expand(last.num_rows, -1, -1)
-    weights = query_weights.to(last.q.device)
+    weights = _mixtures(query_weights, last.num_rows, last.num_queries).to(last.q.device)
     read = torch.stack([layer.propagate(weights) for layer in decoders.values()]).mean(dim=0)
     return read, {name: weights / len(decoders) for name in decoders}
+
+
+def _mixtures(
+    query_weights: Float[Tensor, "batch answers queries"] | None, num_rows: int, num_queries: int
+) -> Float[Tensor, "batch answers queries"]:
+    """Return the given mixtures of queries; None: each query alone."""
+    return torch.eye(num_queries).expand(num_rows, -1, -1) if query_weights is None else query_weights
 
 
 def uniform_memory(record: Record) -> Float[Tensor, "batch 1 memory"]:

@@ -61,7 +61,8 @@ def statistics(record: Record, *, alpha: Alpha = 0.5) -> dict[str, float]:
             values["coverage"] = torch.special.entr(rows.mean).sum(dim=1).exp() / num_keys
             spans = record.spans if len(record.spans) > 1 else {}
             for modality, span in spans.items():
-                values[f"share_{modality}"] = rows.mean[:, span.start : span.stop].sum(dim=1)
+                on_tokens = record.on_tokens(layer, rows.mean)
+                values[f"share_{modality}"] = on_tokens[:, span.start : span.stop].sum(dim=1)
             if layer.role.queries == LATENTS:
                 shares = latents[name][real, 0]
                 mean = shares.sum(dim=1).mean() / layer.num_queries

@@ -1,9 +1,8 @@
 """The path from an explanation to its scores, event file, contact sheets and samples on the explorer's page."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,16 @@ from torch import Tensor
 
 from perceiver.inspection.alignment import alignment_counts, alignment_error_rates
 from perceiver.inspection.capture import Explainable, input_pictures, input_sounds, undisturbed
-from perceiver.inspection.events import event_arrays, with_scores, write_arrays
+from perceiver.inspection.events import event_arrays, event_path, event_paths, with_scores, write_arrays
 from perceiver.inspection.explanation import Explainer, Explanation, in_parts
 from perceiver.inspection.explorer.media import Media, page_samples, texts_of
+from perceiver.inspection.explorer.page import PAGE, events_in, explorer_page, write_page
 from perceiver.inspection.faithfulness import DeletionCurves, faithfulness
 from perceiver.inspection.figures import contact_sheets, reconstruction_sheets
 from perceiver.inspection.localization import localization, mean_scores
 from perceiver.inspection.matrix import AlignmentMatrix, alignment_matrices, matrix_csv, matrix_image
 from perceiver.inspection.statistics import drift
-from perceiver.types import Batch, Picture
+from perceiver.types import Batch
 
 
 @dataclass(frozen=True)
@@ -65,22 +65,39 @@ def explain_in_parts(
 
 @dataclass(frozen=True)
 class ExplanationWriter:
-    """Writes an explanation for training, `inspect` and `predict`.
+    """Writes an explanation, of models of this package in training, `inspect` and `predict`, and of others.
 
     Attributes:
-        explainer: its model draws and plays the inputs.
         explanation: of a batch.
-        pieces: splits the ids of a text of a modality into pieces (`Dataset.pieces`).
+        media: its inputs in visible and audible form.
+        class_names: of the labels; may be empty.
     """
 
-    explainer: Explainer
     explanation: Explanation
-    pieces: Callable[[str, Tensor], list[str] | None]
+    media: Media
+    class_names: Sequence[str] = ()
 
-    @cached_property
-    def pictures(self) -> dict[str, Picture]:
-        """The inputs by modality, of those that can be drawn."""
-        return input_pictures(self.explainer.model, self.explanation.batch.inputs)
+    @classmethod
+    def of_model(
+        cls, explainer: Explainer, explanation: Explanation, pieces: Callable[[str, Tensor], list[str] | None]
+    ) -> "ExplanationWriter":
+        """Return a writer with the inputs as the model's encoders draw and play them.
+
+        Args:
+            explainer: of the model.
+            explanation: of a batch.
+            pieces: splits the ids of a text of a modality into pieces (`Dataset.pieces`).
+        """
+        batch, model = explanation.batch, explainer.model
+        with undisturbed(explainer.module), explainer.forward_context():
+            reconstructions = explainer.task.reconstructions(model, _converted(explainer, batch))
+        media = Media(
+            input_pictures(model, batch.inputs),
+            input_sounds(model, batch.inputs),
+            texts_of(batch, pieces),
+            media_versions(model, reconstructions),
+        )
+        return cls(explanation, media, explainer.class_names)
 
     def write_event(
         self,
@@ -111,9 +128,24 @@ class ExplanationWriter:
         write_arrays(path, arrays)
         return arrays
 
+    def write_page(self, folder: Path, *, step: int, epoch: int, evaluation: Evaluation, max_megabytes: float) -> Path:
+        """Write the event of a step into a folder, and the page of all events in it; return its path."""
+        folder.mkdir(parents=True, exist_ok=True)
+        earlier = [path for one, path in event_paths(folder).items() if one < step]
+        self.write_event(
+            event_path(folder, step),
+            step=step,
+            epoch=epoch,
+            evaluation=evaluation,
+            max_megabytes=max_megabytes,
+            previous=earlier[-1] if earlier else None,
+        )
+        name = folder.absolute().name
+        return write_page(folder / PAGE, explorer_page(name, self.page_samples(), {name: events_in(folder)}))
+
     def contact_sheets(self, num_latents: int) -> dict[str, list[Image.Image]]:
         """Draw the contact sheets of all samples, see `figures.contact_sheets`, and `alignment/<modality>`."""
-        sheets = contact_sheets(self.explanation, self.pictures, num_latents=num_latents)
+        sheets = contact_sheets(self.explanation, self.media.pictures, num_latents=num_latents)
         by_sample = [matrices for _, matrices in self.matrices()]
         names = dict.fromkeys(name for matrices in by_sample for name in matrices)
         return sheets | {
@@ -126,7 +158,7 @@ class ExplanationWriter:
     def matrices(self) -> Iterator[tuple[str, dict[str, list[AlignmentMatrix]]]]:
         """Yield id and alignment matrices of each sample; see `alignment_matrices`."""
         for row, id in enumerate(self.explanation.batch.ids):
-            yield id, alignment_matrices(self.explanation, row, self.texts)
+            yield id, alignment_matrices(self.explanation, row, self.media.texts)
 
     def write_matrices(self, folder: Path) -> list[Path]:
         """Write the alignment matrices of each sample as `<number>_<modality>.png` and `.csv`, and return the files."""
@@ -140,38 +172,19 @@ class ExplanationWriter:
                 written += files
         return written
 
-    def predictions(self) -> dict[str, list[Image.Image]]:
-        """Draw the predictions for all samples, of a task that can (`Task.pictures`, `Task.reconstructions`)."""
-        explainer = self.explainer
-        with undisturbed(explainer.module), explainer.forward_context():
-            rows = explainer.task.pictures(explainer.model, self._converted, self.pictures)
-        versions = {name: media.pictures for name, media in self.versions.items()}
-        sheets = reconstruction_sheets(self.explanation.record.spans, self.pictures, versions)
-        return {name: [row[name] for row in rows] for name in next(iter(rows), {})} | sheets
-
-    @cached_property
-    def versions(self) -> dict[str, Media]:
-        """What the model sees and predicts of the inputs by name, of a task that reconstructs them."""
-        explainer = self.explainer
-        with undisturbed(explainer.module), explainer.forward_context():
-            return media_versions(explainer.model, explainer.task.reconstructions(explainer.model, self._converted))
-
-    @property
-    def _converted(self) -> Batch:
-        batch = self.explanation.batch
-        return replace(batch, inputs=self.explainer.converted(batch.inputs))
-
-    @cached_property
-    def texts(self) -> dict[str, list[list[str]]]:
-        """The pieces of input texts by modality; see `texts_of`."""
-        return texts_of(self.explanation.batch, self.pieces)
-
     def page_samples(self) -> list[dict[str, Any]]:
         """Return the inputs of the samples for the explorer's page."""
-        batch = self.explanation.batch
-        sounds = input_sounds(self.explainer.model, batch.inputs)
-        media = Media(self.pictures, sounds, self.texts, self.versions)
-        return page_samples(batch, self.explanation.record.spans, media, self.explainer.class_names)
+        explanation = self.explanation
+        return page_samples(explanation.batch, explanation.record.spans, self.media, self.class_names)
+
+    def predictions(self, explainer: Explainer) -> dict[str, list[Image.Image]]:
+        """Draw the predictions for all samples, of a task that can (`Task.pictures`, `Task.reconstructions`)."""
+        batch, pictures = _converted(explainer, self.explanation.batch), self.media.pictures
+        with undisturbed(explainer.module), explainer.forward_context():
+            rows = explainer.task.pictures(explainer.model, batch, pictures)
+        versions = {name: media.pictures for name, media in self.media.versions.items()}
+        sheets = reconstruction_sheets(self.explanation.record.spans, pictures, versions)
+        return {name: [row[name] for row in rows] for name in next(iter(rows), {})} | sheets
 
 
 def media_versions(model: Explainable, reconstructions: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Media]:
@@ -182,6 +195,10 @@ def media_versions(model: Explainable, reconstructions: Mapping[str, Mapping[str
         inputs = {modality: versions[name] for modality, versions in reconstructions.items() if name in versions}
         found[name] = Media(input_pictures(model, inputs), input_sounds(model, inputs))
     return found
+
+
+def _converted(explainer: Explainer, batch: Batch) -> Batch:
+    return replace(batch, inputs=explainer.converted(batch.inputs))
 
 
 def add_evaluation(path: Path, evaluation: Evaluation) -> None:

@@ -132,7 +132,7 @@ class AttentionCallback(Callback):
         if not trainer.is_global_zero:
             return
         pieces = trainer.datamodule.dataset.pieces  # type: ignore[attr-defined]
-        writer = ExplanationWriter(explainer, explanation, pieces)
+        writer = ExplanationWriter.of_model(explainer, explanation, pieces)
         arrays = writer.write_event(
             event_path(folder, step),
             step=step,
@@ -142,14 +142,14 @@ class AttentionCallback(Callback):
             previous=next((path for one, path in reversed(event_paths(folder).items()) if one < step), None),
         )
         self._events.pop(step, None)  # of an earlier run in the same directory
-        if writer.versions or not self._samples:  # the page has the reconstructions of the last event
+        if writer.media.versions or not self._samples:  # the page has the reconstructions of the last event
             self._samples = writer.page_samples()
         self._write_page(trainer)
         sheets: dict[str, list[Image.Image]] = {}
         predictions: dict[str, list[Image.Image]] = {}
         is_slow = time.monotonic() - started >= self.max_seconds
         if draw and not is_slow:
-            sheets, predictions = writer.contact_sheets(self.num_latents), writer.predictions()
+            sheets, predictions = writer.contact_sheets(self.num_latents), writer.predictions(explainer)
             writer.write_matrices(folder / "alignment")
         elif is_slow and not self._is_slow:
             self._is_slow = True

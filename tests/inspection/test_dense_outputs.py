@@ -64,7 +64,7 @@ def test_of_many_places_an_event_has_as_many_as_fit():
 
 def test_pictures_of_predictions_are_drawn_for_all_samples():
     explainer, explanation = explainer_of_places(), explained_places()
-    pictures = ExplanationWriter(explainer, explanation, lambda modality, raw: None).predictions()
+    pictures = ExplanationWriter.of_model(explainer, explanation, lambda modality, raw: None).predictions(explainer)
     assert {name: len(of_samples) for name, of_samples in pictures.items()} == {"mask": 2, "overlay": 2}
     labels = explanation.record.outputs["logits"].argmax(dim=-1).reshape(-1, *SIZE)
     for mask, expected in zip(pictures["mask"], labels, strict=True):

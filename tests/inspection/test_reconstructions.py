@@ -70,8 +70,8 @@ def test_frames_of_a_video_and_a_sound_are_files_of_their_own(tmp_path):
 
 def test_they_are_on_contact_sheets_and_on_the_page(digits, tmp_path):
     explainer, batch = digits.explainer(0.5), batch_of(digits)
-    writer = ExplanationWriter(explainer, explainer.explain(batch), digits.data.dataset.pieces)
-    (sheets,) = [sheets for name, sheets in writer.predictions().items() if name == "image_reconstruction"]
+    writer = ExplanationWriter.of_model(explainer, explainer.explain(batch), digits.data.dataset.pieces)
+    (sheets,) = [sheets for name, sheets in writer.predictions(explainer).items() if name == "image_reconstruction"]
     assert len(sheets) == len(batch)
     samples = writer.page_samples()
     for row, sample in enumerate(samples):

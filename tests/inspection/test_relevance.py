@@ -86,7 +86,7 @@ def naive_relevance(monkeypatch, model: Perceiver, inputs, masks) -> torch.Tenso
             through = torch.eye(size, dtype=torch.float64)
             for layer, weights, gradient in zip(layers, kept, gradients, strict=True):
                 mean = torch.zeros(size, size, dtype=torch.float64)
-                rows, columns = places[layer.role.queries], places[captured.keys_of(layer)]
+                rows, columns = places[layer.role.queries], places[next(iter(captured.key_parts(layer)))]
                 mean[rows, columns] = (gradient[sample] * weights[sample]).clamp(min=0).mean(dim=0).double()
                 through = through + mean @ through
             if num_queries:
@@ -148,7 +148,7 @@ def test_scores_that_do_not_depend_on_the_forward_pass_raise(gradients, scores):
     model = perceiver()
     with capture(model, gradients=gradients) as captured:
         earlier, outputs = logits(model, small_inputs()), logits(model, small_inputs())
-        with pytest.raises(ValueError, match=r"capture\(model, gradients=True\), and scores of the forward pass"):
+        with pytest.raises(ValueError, match=r"capture\(model, gradients=True\)"):
             captured.relevance(scores(model, earlier, outputs))
 
 

@@ -49,7 +49,7 @@ def naive_rollout(captured: Capture, shares: float | dict[str, torch.Tensor]) ->
     for name, part in layers.items():
         if part.role.queries == OUTPUTS:
             continue
-        rows, columns = places[part.role.queries], places[captured.keys_of(part)]
+        rows, columns = places[part.role.queries], places[next(iter(captured.key_parts(part)))]
         share = shares[name][:, :, None].double() if isinstance(shares, dict) else shares
         attention = torch.eye(size, dtype=torch.float64).repeat(batch, 1, 1)
         attention[:, rows] *= 1 - share

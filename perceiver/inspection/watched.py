@@ -1,0 +1,628 @@
+"""Attention of any PyTorch model: found while it runs, without a change of the model or of its outputs.
+
+    with watch(model, inputs={"image": images}) as attention:
+        model(images)
+    explanation = attention.explain(class_names=names)
+
+A record is made as for the models of this package, of which everything else follows. Tokens are the sequences that read
+no other one; a sequence that starts as parameters and reads others are latents; one that starts as token ids are
+outputs. Where no outputs read a memory, the elements of the sequences that no other one reads are outputs themselves,
+and an answer has those as queries whose last attention changes its logit, such as the class token.
+
+Deviation from `capture`: the model runs in its own mode. A compiled model runs uncompiled within the context, so that
+its outputs are those of the uncompiled model to the bit.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from perceiver.inspection.capture import Capture, undisturbed
+from perceiver.inspection.explanation import Explanation, answer_relevance, answer_rollout, answer_scores
+from perceiver.inspection.explorer.media import Media
+from perceiver.inspection.faithfulness import DeletionCurves, deletion_curves
+from perceiver.inspection.grids import GivenInput, Input, placed
+from perceiver.inspection.intercept import AttentionCall, Effect, Interceptor, Lineage, attention_weights
+from perceiver.inspection.record import Layer, Record
+from perceiver.inspection.relevance import NO_GRADIENTS
+from perceiver.inspection.rollout import Alpha, Rollout
+from perceiver.inspection.writer import Evaluation, ExplanationWriter
+from perceiver.mechanisms.base import ALL, LATENTS, OUTPUTS, TOKENS, Indices, Role
+from perceiver.mechanisms.scaled_dot_product import ScaledDotProduct
+from perceiver.types import Answer, Batch, JoinedTokens
+
+LOGITS = "logits"
+SOFTMAX = ScaledDotProduct()
+"""The mechanism of all watched layers."""
+MOST_WORDS = 32
+"""Positions of a text that are explained, unless others are chosen."""
+ROW = "row"
+Read: TypeAlias = Callable[[Any], Tensor]
+"""Takes logits, [batch, classes] or [batch, length, vocab], from the output of a model."""
+
+
+@dataclass(frozen=True)
+class WatchedLayer(Layer):
+    """An attention whose weights are known, or follow from a bias and a scale.
+
+    Attributes:
+        bias, scale, known: see `AttentionCall`; `known` are its weights.
+    """
+
+    bias: Tensor | None = None
+    scale: float = 1.0
+    known: Float[Tensor, "batch heads queries keys"] | None = None
+
+    @torch.no_grad()
+    def weights(self, queries: Indices = ALL, heads: Indices = ALL) -> Float[Tensor, "batch _ chosen keys"]:
+        if self.known is not None:
+            return self.known[:, heads][:, :, queries].float()
+        bias = self.bias
+        if bias is not None:
+            bias = bias[:, heads] if bias.shape[1] > 1 else bias
+            bias = bias[:, :, queries] if bias.shape[2] > 1 else bias
+        return attention_weights(self.q[:, heads][:, :, queries], self.k[:, heads], bias, self.scale)
+
+    def sample(self, index: int) -> "WatchedLayer":
+        one = slice(index, index + 1)
+        bias = self.bias if self.bias is None or len(self.bias) == 1 else self.bias[one]
+        layer = super().sample(index)
+        assert isinstance(layer, WatchedLayer)
+        return replace(layer, bias=bias, known=None if self.known is None else self.known[one])
+
+
+@dataclass
+class _Sequence:
+    """A sequence of a model.
+
+    Attributes:
+        length: its number of elements.
+        origins: what it started as, see `Lineage`.
+        module: that first updated it; empty for an input that is only read.
+        reads: the numbers of the other sequences that it reads.
+    """
+
+    length: int
+    origins: set[int]
+    module: str = ""
+    reads: set[int] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class _Connection:
+    """A call with the number of the sequence that it updates, and the numbers and lengths of those that it reads."""
+
+    call: AttentionCall
+    queries: int
+    keys: dict[int, int]
+
+
+class WatchedAttention(Capture):
+    """The attention of the last call of a watched model.
+
+    Attributes:
+        modules: name of a layer -> path of the module that computed it.
+        left_out: why calls of attention are not among the layers, a sentence each.
+        output: what the model returned.
+        texts: name of an input, and of its special tokens -> the text of each token, of each sample.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Mapping[str, GivenInput], roles: Mapping[str, str]) -> None:
+        super().__init__()
+        self.model = model
+        self.inputs = {name: Input.of(given) for name, given in inputs.items()}
+        self.roles = roles
+        self.modules: dict[str, str] = {}
+        self.left_out: list[str] = []
+        self.output: Any = None
+        self.texts: dict[str, list[list[str]]] = {}
+        self.method: Callable[..., Any] = model.forward
+        self._arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+        self._order: list[str | None] = []
+        self._read: Read = usual_logits
+        self._lineage = Lineage()
+        self._sequences: dict[int, _Sequence] = {}
+        self._calls: list[_Connection | None] = []
+        self._rows = 0
+
+    # Recording.
+
+    def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._arguments = (args, kwargs)
+        self._lineage, self._sequences, self._calls = Lineage(), {}, []
+        self.left_out, self._rows, self.output = [], 0, None
+
+    def _add(self, call: AttentionCall) -> int | None:
+        """Record a call, and return the number of the sequence that it updates."""
+        rows, _, num_queries, num_keys = call.shape
+        sizes = {size for x in _leaves(self._arguments) for size in x.shape[:2]}
+        self._rows = self._rows or (rows if rows in sizes or not sizes else 0)
+        if rows != self._rows:
+            self.left_out.append(
+                f"{call.module or type(self.model).__name__}: {rows} rows of attention are not the samples of the batch"
+            )
+            self._calls.append(None)
+            return None
+        queries = self._owner(call.query_origins, num_queries) or self._new(call.query_origins, num_queries)
+        self._sequences[queries].module = self._sequences[queries].module or call.module
+        keys = self._keys(call, queries, num_keys)
+        self._sequences[queries].reads |= keys.keys() - {queries}
+        self._calls.append(_Connection(call, queries, keys))
+        return queries
+
+    def _owners(self, origins: Sequence[int]) -> list[int]:
+        """Return the sequences that origins belong to, in order."""
+        found = []
+        for origin in origins:
+            own = [number for number, one in self._sequences.items() if origin == number or origin in one.origins]
+            found += [number for number in own if origin == number or self._sequences[number].origins <= set(origins)]
+        return list(dict.fromkeys(found))
+
+    def _owner(self, origins: Sequence[int], length: int) -> int | None:
+        fitting = [number for number in self._owners(origins) if self._sequences[number].length == length]
+        return fitting[-1] if fitting else None
+
+    def _new(self, origins: Sequence[int], length: int) -> int:
+        number = self._lineage.new()
+        self._sequences[number] = _Sequence(length, set(origins))
+        self._lineage.within[number] = set(origins)
+        return number
+
+    def _keys(self, call: AttentionCall, queries: int, num_keys: int) -> dict[int, int]:
+        """Return the numbers and lengths of the sequences that a call reads, in the order of its keys."""
+        of_queries, of_keys = set(call.query_origins), set(call.key_origins)
+        own = self._sequences[queries]
+        if own.length == num_keys and (of_queries <= of_keys or of_keys <= of_queries):
+            return {queries: num_keys}
+        if (whole := self._owner(call.key_origins, num_keys)) is not None:
+            return {whole: num_keys}
+        owners = self._owners(call.key_origins)
+        known = {number: self._sequences[number].length for number in owners}
+        covered = {one for number in owners for one in (number, *self._sequences[number].origins)}
+        rest = [origin for origin in call.key_origins if origin not in covered]
+        missing = num_keys - sum(known.values())
+        if missing == 0 and not rest:
+            return known
+        if missing > 0 and rest:  # a concatenation with something that is seen for the first time
+            new = self._new(rest, missing)
+            is_first = call.key_origins[0] in rest
+            return {new: missing} | known if is_first else known | {new: missing}
+        return {self._new(call.key_origins, num_keys): num_keys}
+
+    def _end(self, output: Any) -> None:
+        """Make the record of the calls."""
+        self.output, self.outputs, self.queries = output, {}, {}
+        connections = [one for one in self._calls if one is not None]
+        names = self._names(connections)
+        self.layers, self.modules, self._order = {}, {}, []
+        for one in self._calls:
+            if one is None:
+                self._order.append(None)
+                continue
+            is_input = not self._sequences[one.queries].reads
+            role = _role(names[one.queries], [names[number] for number in one.keys], is_input=is_input)
+            name = f"{role.name}{sum(known.rstrip('0123456789') == role.name for known in self.layers)}"
+            lengths = {names[number]: length for number, length in one.keys.items()}
+            self.layers[name] = _layer(one.call, role, lengths)
+            self.modules[name] = one.call.module
+            self._order.append(name)
+        inputs = {names[number]: one.length for number, one in self._sequences.items() if not one.reads}
+        self.token_lengths = inputs
+        read_by_others = {number for one in self._sequences.values() for number in one.reads}
+        final = [number for number in self._sequences if number not in read_by_others]
+        is_decoded = bool(self.decode_layers)
+        self.output_lengths = {} if is_decoded else {names[one]: self._sequences[one].length for one in final}
+        if not self.layers:
+            self.tokens = None
+            return
+        device = next(iter(self.layers.values())).q.device
+        total = sum(inputs.values())
+        spans, self.texts = placed(inputs, self.inputs, self._rows)
+        self.tokens = JoinedTokens(torch.zeros(self._rows, total, 1, device=device), self._token_mask(), spans)
+
+    def _names(self, connections: Sequence[_Connection]) -> dict[int, str]:
+        """Name the sequences: by the roles that are given, or by what they started as."""
+        names: dict[int, str] = {}
+        for connection in connections:
+            given = (name for pattern, name in self.roles.items() if fnmatchcase(connection.call.module, pattern))
+            if (name := next(given, None)) is not None:
+                names[connection.queries] = name
+        inputs = [number for number, one in self._sequences.items() if not one.reads]
+        for number, one in self._sequences.items():
+            if number in names:
+                continue
+            if number in inputs:
+                name = one.module.split(".")[0] or "inputs" if len(inputs) > 1 else TOKENS
+            elif one.origins & self._lineage.indices:
+                name = OUTPUTS
+            else:
+                name = OUTPUTS if LATENTS in names.values() else LATENTS
+            taken = sum(other.rstrip("0123456789") == name for other in names.values())
+            names[number] = f"{name}{taken}" if taken else name
+        return names
+
+    def _token_mask(self) -> Bool[Tensor, "batch tokens"] | None:
+        """Return which tokens any layer can read; None for all."""
+        parts = []
+        for sequence, length in self.token_lengths.items():
+            masks = [
+                torch.ones(self._rows, layer.num_keys, dtype=torch.bool, device=layer.q.device)[:, place]
+                if layer.mask is None
+                else layer.mask[:, place]
+                for layer in self.layers.values()
+                for name, place in self.key_parts(layer).items()
+                if name == sequence
+            ]
+            device = next(iter(self.layers.values())).q.device
+            full = torch.ones(self._rows, length, dtype=torch.bool, device=device)
+            parts.append(torch.stack(masks).any(dim=0) if masks else full)
+        mask = torch.cat(parts, dim=1)
+        return None if mask.all() else mask
+
+    # What is computed of the record.
+
+    def __str__(self) -> str:
+        """Describe what was found: each layer with its module, and the sequences that it connects."""
+        lines = [
+            f"{name}: {self.modules[name]}, {layer.num_heads} heads, {layer.num_queries} {layer.role.queries} read "
+            + " and ".join(
+                f"{place.stop - place.start} {sequence}" for sequence, place in self.key_parts(layer).items()
+            )
+            for name, layer in self.layers.items()
+        ]
+        lines += [f"{name}: {' × '.join(map(str, span.grid.shape))} tokens" for name, span in self.spans.items()]
+        return "\n".join([*lines, *(f"left out: {reason}" for reason in dict.fromkeys(self.left_out))])
+
+    def rollout(
+        self, queries: Sequence[int] | None = None, *, output: str | None = None, alpha: Alpha = 0.5
+    ) -> Rollout:
+        self._check(alpha)
+        return super().rollout(queries, output=output, alpha=alpha)
+
+    def _check(self, alpha: Alpha) -> None:
+        if not self.layers:
+            reasons = "; ".join(dict.fromkeys(self.left_out)) or "it calls neither a fused kernel nor softmax @ values"
+            raise ValueError(f"no attention was found in the last call of {type(self.model).__name__}: {reasons}")
+        if alpha == "norm":
+            raise ValueError("rollout_alpha=norm needs the residuals of a model of this package; give a number")
+
+    def explain(
+        self,
+        logits: Read | None = None,
+        *,
+        class_names: Sequence[str] | Callable[[int], str] = str,
+        top: int = 3,
+        positions: Sequence[int] | None = None,
+        labels: Sequence[int] | None = None,
+        ids: Sequence[str] | None = None,
+        alpha: Alpha = 0.5,
+    ) -> Explanation:
+        """Explain the answers of the last call, which must have been made with gradients.
+
+        Args:
+            logits: takes the logits from what the model returned; None: `usual_logits`. Of [batch, classes] the `top`
+                classes of each sample are explained; of [batch, length, vocab] the likeliest token at some positions.
+            class_names: of classes or tokens; a function of their number, or a sequence.
+            top: classes of each sample.
+            positions: of a text; None: the first `MOST_WORDS`.
+            labels: true classes of the samples, where they are known.
+            ids: names of the samples.
+            alpha: of the rollout, see there; a number.
+
+        Raises:
+            ValueError: no attention was found, the logits have another shape or no gradient, or alpha is not a number.
+        """
+        self._check(alpha)
+        self._read = logits or usual_logits
+        values = self._read(self.output)
+        if values.ndim not in (2, 3) or len(values) != self.num_rows:
+            raise ValueError(f"logits have the shape {list(values.shape)}, not [{self.num_rows}, (length,) classes]")
+        if not values.requires_grad:
+            raise ValueError(NO_GRADIENTS)
+        name = class_names if callable(class_names) else lambda number: class_names[number]
+        self.outputs = {LOGITS: values.detach().float()}
+        if values.ndim == 2:
+            answers = [
+                [
+                    Answer(name(label), (), LOGITS, label=label)
+                    for label in row.topk(min(top, len(row))).indices.tolist()
+                ]
+                for row in self.outputs[LOGITS]
+            ]
+            answers = self._with_queries(values, answers)
+        else:
+            chosen = list(range(values.shape[1]))[:MOST_WORDS] if positions is None else list(positions)
+            best = self.outputs[LOGITS].argmax(dim=-1)[:, chosen].tolist()
+            answers = [
+                [Answer(name(one), (place,), LOGITS, ids=(one,)) for place, one in zip(chosen, row, strict=True)]
+                for row in best
+            ]
+        num_classes = values.shape[-1] if values.ndim == 2 else 0
+        targets = {} if labels is None else {"label": torch.as_tensor(labels)}
+        batch = Batch(
+            {name: given.values for name, given in self.inputs.items() if isinstance(given.values, Tensor)},
+            targets,
+            [str(row) for row in range(self.num_rows)] if ids is None else list(ids),
+        )
+        return Explanation(
+            batch=batch,
+            record=self,
+            answers=answers,
+            num_classes=num_classes,
+            probability=answer_scores({LOGITS: self.outputs[LOGITS].log_softmax(dim=-1)}, answers).exp(),
+            alpha=alpha,
+            rollout=answer_rollout(self, answers, num_classes=num_classes, alpha=alpha),
+            relevance=answer_relevance(self, {LOGITS: values.float()}, answers),
+        )
+
+    def _with_queries(self, logits: Tensor, answers: list[list[Answer]]) -> list[list[Answer]]:
+        """Give each answer the queries whose last attention changes its logit."""
+        if self.decode_layers:
+            every = tuple(range(self.num_outputs))
+            return [[replace(one, queries=every) for one in row] for row in answers]
+        found = []
+        for slot in range(len(answers[0])):
+            score = answer_scores({LOGITS: logits}, [row[slot : slot + 1] for row in answers]).sum()
+            found.append(self._elements_read(score))
+        return [
+            [replace(one, queries=tuple(found[slot][row].nonzero()[:, 0].tolist())) for slot, one in enumerate(of_row)]
+            for row, of_row in enumerate(answers)
+        ]
+
+    def _elements_read(self, score: Tensor) -> Bool[Tensor, "batch outputs"]:
+        """Return the elements of the final sequences whose last attention changes a score."""
+        parts = []
+        for sequence, length in self.output_lengths.items():
+            layers = [layer for layer in self.layers.values() if layer.role.queries == sequence and layer.outs]
+            outs = [layer.outs[0] for layer in layers]
+            found = torch.autograd.grad(score, outs, retain_graph=True, allow_unused=True) if outs else ()
+            own = [gradient for gradient in found if gradient is not None]
+            changes = (own[-1] != 0).any(dim=-1).any(dim=1) if own else score.new_zeros(self.num_rows, length).bool()
+            parts.append(changes)
+        return torch.cat(parts, dim=1)
+
+    def run(
+        self,
+        rows: Int[Tensor, " cases"],
+        visible: Mapping[str, Bool[Tensor, "cases _"]],
+        heads: Mapping[str, Bool[Tensor, "cases heads"]] | None = None,
+    ) -> Tensor:
+        """Run the model again for some rows with less attention, and return its logits.
+
+        Args:
+            rows: numbers of rows of the last call, each any number of times.
+            visible: sequence -> False where no query reads an element.
+            heads: layer -> False where a head is silent.
+        """
+        effects = iter([self._effect(name, visible, heads or {}) for name in self._order])
+        arguments = _select(self._arguments, rows, self._rows)
+        args, kwargs = arguments
+        interceptor = Interceptor(self.model, lambda call: None, lineage=Lineage(), effects=effects)
+        with undisturbed(self.model), interceptor.running():
+            output = self.method(*args, **kwargs)
+        return self._read(output)
+
+    def _effect(
+        self, name: str | None, visible: Mapping[str, Tensor], heads: Mapping[str, Bool[Tensor, "cases heads"]]
+    ) -> Effect:
+        if name is None:
+            return Effect()
+        layer = self.layers[name]
+        parts = self.key_parts(layer)
+        mask = None
+        if not parts.keys().isdisjoint(visible):
+            some = next(iter(visible.values()))
+            full = [
+                visible[sequence] if sequence in visible else some.new_ones(len(some), place.stop - place.start)
+                for sequence, place in parts.items()
+            ]
+            mask = torch.cat(full, dim=1)
+        return Effect(mask, heads.get(name))
+
+    def deletion(self, explanation: Explanation, *, seed: int = 0) -> DeletionCurves:
+        """Compute the deletion curves of the maps of an explanation (`faithfulness`): a deleted token is read by none.
+
+        What the outputs contain of a token without attention remains, such as of each token in a mean over all.
+        Special tokens are not deleted.
+        """
+        assert self.tokens is not None
+        record = Record()
+        mask = torch.zeros(self.tokens.values.shape[:2], dtype=torch.bool, device=self.tokens.values.device)
+        for name, span in self.spans.items():
+            mask[:, span.start : span.stop] = not name.endswith(Input.SPECIAL)
+        mask = mask if self.tokens.mask is None else mask & self.tokens.mask
+        record.tokens = replace(self.tokens, mask=mask)
+        record.queries = {ROW: torch.arange(self.num_rows, device=mask.device)[:, None]}
+
+        def probabilities(outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {LOGITS: outputs[LOGITS].float().softmax(dim=-1)}
+
+        model: Any = _Rerun(self, mask)
+        with torch.no_grad():
+            return deletion_curves(model, record, explanation.maps, explanation.answers, probabilities, seed=seed)
+
+    def write_page(
+        self,
+        folder: str | Path,
+        explanation: Explanation,
+        *,
+        step: int = 0,
+        epoch: int = 0,
+        with_deletion: bool = True,
+        max_megabytes: float = 32.0,
+    ) -> Path:
+        """Write the exact maps of an explanation into a folder, and the explorer's page; return the page's path.
+
+        Args:
+            folder: is created; a page has all steps in it, which must be of the same samples.
+            explanation: of the last call.
+            step, epoch: of a training.
+            with_deletion: whether maps are tested (`deletion`).
+            max_megabytes: limit of the exact weights.
+        """
+        curves = self.deletion(explanation) if with_deletion else None
+        evaluation = Evaluation({}) if curves is None else Evaluation(curves.scores, curves.summary)
+        return self.writer(explanation).write_page(
+            Path(folder), step=step, epoch=epoch, evaluation=evaluation, max_megabytes=max_megabytes
+        )
+
+    def writer(self, explanation: Explanation) -> ExplanationWriter:
+        """Return the writer of an explanation of the last call."""
+        pictures = {name: picture for name, given in self.inputs.items() if (picture := given.drawn) is not None}
+        return ExplanationWriter(explanation, Media(pictures, texts=self.texts))
+
+
+class _Rerun:
+    """The part of an `Explainable` model that deletion needs."""
+
+    def __init__(self, attention: WatchedAttention, deletable: Bool[Tensor, "batch tokens"]) -> None:
+        self.attention = attention
+        self.deletable = deletable
+
+    def forward_tokens(self, tokens: JoinedTokens, queries: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the outputs of the rows that the queries name, without the tokens that the mask excludes."""
+        rows = queries[ROW][:, 0]
+        assert tokens.mask is not None
+        visible = tokens.mask | ~self.deletable[rows]
+        places = self.attention.token_places
+        return {LOGITS: self.attention.run(rows, {name: visible[:, place] for name, place in places.items()})}
+
+
+@contextmanager
+def watch(
+    model: nn.Module,
+    *,
+    inputs: Mapping[str, GivenInput] | None = None,
+    roles: Mapping[str, str] | None = None,
+    method: str = "forward",
+    gradients: bool = False,
+) -> Iterator[WatchedAttention]:
+    """Record the attention of each call of a model inside the context, whoever wrote it; see `WatchedAttention`.
+
+    Outputs, gradients, random numbers and the mode of the model are as without it. A compiled model runs uncompiled.
+    Attention in kernels that are no torch functions, such as those of `flash_attn`, is not seen. `print(attention)`
+    says what was found.
+
+    Args:
+        model: any module.
+        inputs: name -> the input that tokens belong to: images [batch, channels, height, width], the text of each
+            token for each sample, or an `Input`; in the order of the sequences. What is missing has an axis of tokens.
+        roles: pattern of module paths -> the sequence that their attention updates, where it is not guessed rightly:
+            `tokens`, `latents` or `outputs`.
+        method: the method of the model that is called.
+        gradients: give the outputs of attention a gradient also where all parameters before are frozen, for
+            `explain`; the outputs of the model then have one, too.
+    """
+    attention = WatchedAttention(model, inputs or {}, roles or {})
+    attention.method = getattr(model, method)
+    is_own = method in vars(model)
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        if torch._C._current_graph_task_id() != -1:
+            return attention.method(*args, **kwargs)
+        attention._begin(args, kwargs)
+        interceptor = Interceptor(model, attention._add, lineage=attention._lineage, gradients=gradients)
+        with interceptor.running():
+            output = attention.method(*args, **kwargs)
+        attention._end(output)
+        return output
+
+    setattr(model, method, watched)  # a hook would switch off fast paths
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield attention
+    finally:
+        if is_own:
+            setattr(model, method, attention.method)
+        else:
+            delattr(model, method)
+
+
+def usual_logits(output: Any) -> Tensor:
+    """Return the logits among what a model returned: a tensor, or the attribute or key `logits`.
+
+    Raises:
+        ValueError: there are none.
+    """
+    found = output if isinstance(output, Tensor) else getattr(output, LOGITS, None)
+    if found is None and isinstance(output, Mapping):
+        found = output.get(LOGITS)
+    if not isinstance(found, Tensor):
+        raise ValueError(f"no logits in a {type(output).__name__}: give explain(logits=lambda output: …)")
+    return found
+
+
+def _role(queries: str, keys: Sequence[str], *, is_input: bool) -> Role:
+    """Return the role of a layer that reads some sequences; of an input, where it updates one that reads no other."""
+    first = next((name for name in keys if name != queries), queries)
+    if queries == OUTPUTS != first:
+        return Role("decode", queries, first)
+    kind = "encode" if is_input else "cross" if queries != first else "decode_self" if queries == OUTPUTS else "self"
+    is_usual = {queries, first} <= {TOKENS, LATENTS, OUTPUTS}
+    return Role(kind if is_usual else f"{queries}/{kind}", queries, first)
+
+
+def _layer(call: AttentionCall, role: Role, key_lengths: Mapping[str, int]) -> WatchedLayer:
+    rows, heads, num_queries, num_keys = call.shape
+    q = call.v.new_empty(rows, heads, num_queries, 0) if call.q is None else call.q
+    k = call.v.new_empty(rows, heads, num_keys, 0) if call.k is None else call.k
+    return WatchedLayer(
+        role,
+        SOFTMAX,
+        q,
+        k,
+        _key_mask(call),
+        False,
+        torch.full((rows, num_queries), 0.5, device=q.device),
+        has_residual=True,
+        key_lengths=key_lengths,
+        v=call.v,
+        outs=() if call.out is None or not call.out.requires_grad else (call.out,),
+        bias=call.bias,
+        scale=call.scale,
+        known=call.weights,
+    )
+
+
+def _key_mask(call: AttentionCall) -> Bool[Tensor, "batch keys"] | None:
+    """Return True for the keys that a query may attend to; None for all."""
+    if call.weights is not None:
+        real = (call.weights > 0).any(dim=1).any(dim=1)
+    elif call.bias is None:
+        return None
+    else:
+        is_bool = call.bias.dtype == torch.bool
+        allowed = call.bias if is_bool else call.bias > torch.finfo(call.bias.dtype).min / 2
+        real = allowed.any(dim=1).any(dim=1).expand(call.shape[0], call.shape[3])
+    return None if real.all() else real
+
+
+def _leaves(arguments: Any) -> Iterator[Tensor]:
+    """Yield the tensors in nested arguments."""
+    if isinstance(arguments, Tensor):
+        yield arguments
+    elif isinstance(arguments, Mapping):
+        for value in arguments.values():
+            yield from _leaves(value)
+    elif isinstance(arguments, tuple | list):
+        for value in arguments:
+            yield from _leaves(value)
+
+
+def _select(arguments: Any, rows: Int[Tensor, " cases"], batch: int) -> Any:
+    """Select rows of the tensors in nested arguments, along the first or second axis of the size of the batch."""
+    if isinstance(arguments, Tensor):
+        axis = next((axis for axis, size in enumerate(arguments.shape[:2]) if size == batch), None)
+        return arguments if axis is None else arguments.index_select(axis, rows.to(arguments.device))
+    if isinstance(arguments, Mapping):
+        return {name: _select(value, rows, batch) for name, value in arguments.items()}
+    if isinstance(arguments, tuple | list):
+        return type(arguments)(_select(value, rows, batch) for value in arguments)
+    return arguments
