@@ -46,7 +46,8 @@ def test_a_package_of_ones_own_is_trained_evaluated_used_inspected_and_resumed(t
     assert len(norms) == 6
 
 
-def test_the_blocks_of_python_run(tmp_path):
+def test_the_blocks_of_python_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
     run = trained(
         tmp_path / "run",
         "attention.every_n_epochs=2",
@@ -56,13 +57,15 @@ def test_the_blocks_of_python_run(tmp_path):
     (event,) = run.glob("attention/*.npz")
     Image.new("RGB", (8, 8)).save(tmp_path / "cat.png")
     small(CONV).save_pretrained(tmp_path / "published")
-    assert len(PYTHON) == 5
+    assert len(PYTHON) == 7
     names: dict[str, object] = {"np": np}
     for block in PYTHON:
         for shown, real in {
             "outputs/image_classification/…": run,
             "outputs/…/attention/step_00002399.npz": event,
             "cat.jpg": tmp_path / "cat.png",
+            "attention": tmp_path / "attention",
+            "vit_tiny_patch16_224": "test_vit",
             "cat_attention.png": tmp_path / "cat_attention.png",
             "deepmind/vision-perceiver-conv": tmp_path / "published",
         }.items():
@@ -70,6 +73,7 @@ def test_the_blocks_of_python_run(tmp_path):
         exec(block, names)
     assert names["logits"].shape == (1, SMALL["num_labels"])
     assert (tmp_path / "cat_attention.png").exists()
+    assert (tmp_path / "attention" / "index.html").exists()
     loaded = perceiver.load(run)
     (answers,) = loaded.predict(tmp_path / "cat.png")
     assert {one["class"] for one in answers} <= set(loaded.class_names)

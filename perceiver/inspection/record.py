@@ -253,11 +253,9 @@ class Record:
 
         Where tokens are outputs, those in which they read each other, if there is no other one.
         """
-        if self.tokens is None:
-            return []
-        places = self.token_places
-        readers = [name for name, layer in self.layers.items() if not places.keys().isdisjoint(self.key_parts(layer))]
-        others = [name for name in readers if self.layers[name].role.queries not in places]
+        inputs = self.token_lengths.keys() or {TOKENS}
+        readers = [name for name, layer in self.layers.items() if not inputs.isdisjoint(self.key_parts(layer))]
+        others = [name for name in readers if self.layers[name].role.queries not in inputs]
         return others or (readers if self.output_lengths else [])
 
     def map(

@@ -448,6 +448,11 @@ class WatchedAttention(Capture):
         with torch.no_grad():
             return deletion_curves(model, record, explanation.maps, explanation.answers, probabilities, seed=seed)
 
+    def evaluate(self, explanation: Explanation) -> Evaluation:
+        """Return the result of the deletion test of an explanation."""
+        curves = self.deletion(explanation)
+        return Evaluation(curves.scores, curves.summary)
+
     def write_page(
         self,
         folder: str | Path,
@@ -455,7 +460,7 @@ class WatchedAttention(Capture):
         *,
         step: int = 0,
         epoch: int = 0,
-        with_deletion: bool = True,
+        evaluation: Evaluation | None = None,
         max_megabytes: float = 32.0,
     ) -> Path:
         """Write the exact maps of an explanation into a folder, and the explorer's page; return the page's path.
@@ -464,11 +469,10 @@ class WatchedAttention(Capture):
             folder: is created; a page has all steps in it, which must be of the same samples.
             explanation: of the last call.
             step, epoch: of a training.
-            with_deletion: whether maps are tested (`deletion`).
+            evaluation: of its maps; None: `evaluate`.
             max_megabytes: limit of the exact weights.
         """
-        curves = self.deletion(explanation) if with_deletion else None
-        evaluation = Evaluation({}) if curves is None else Evaluation(curves.scores, curves.summary)
+        evaluation = self.evaluate(explanation) if evaluation is None else evaluation
         return self.writer(explanation).write_page(
             Path(folder), step=step, epoch=epoch, evaluation=evaluation, max_megabytes=max_megabytes
         )

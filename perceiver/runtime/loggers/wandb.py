@@ -13,6 +13,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from wandb.sdk.lib.runid import generate_id
 
+from perceiver.inspection.explanation import Explanation
+from perceiver.inspection.watched import WatchedAttention
 from perceiver.runtime.loggers.base import RunInfo, RunLogger
 from perceiver.tasks.base import monitor_mode
 
@@ -24,6 +26,8 @@ FINISH_TIMEOUT_SECONDS = 600
 """Time that the end of a run waits for uploads; `wandb sync` uploads the rest."""
 MAX_PAGE_BYTES = 20 * 2**20
 """W&B recommends at most 25 MB in a call."""
+NUM_LATENTS = 6
+"""Latents, or queries, in a contact sheet of a watched model."""
 MIN_IMAGE_SIDE = 64
 """Pixels of the longer side of an image in a table; smaller ones, such as digits of 8 pixels, are enlarged."""
 
@@ -201,6 +205,35 @@ class WandB(RunLogger):
         artifact = wandb.Artifact(f"model-{self.experiment.id}", type="model", metadata=dict(metadata))
         artifact.add_file(str(path), name=path.name)
         self.experiment.log_artifact(artifact, aliases=[alias])
+
+
+def log_attention(
+    run: Any, attention: WatchedAttention, explanation: Explanation, *, step: int, folder: str | Path, epoch: int = 0
+) -> Path:
+    """Log the attention of a watched model in a W&B run of any training loop, and write it into a folder.
+
+    Logged as one row, without W&B's own `step`: `trainer/global_step`, `attention/stat/<layer>/<name>`,
+    `attention/deletion/<map>`, the contact sheets `attention/<input>/<layer>`, and the page `attention/explorer`.
+
+    Args:
+        run: the W&B run.
+        attention: of the last call of the model.
+        explanation: of it.
+        step, epoch: of the training.
+        folder: for the page, which is returned, and the exact maps.
+    """
+    evaluation = attention.evaluate(explanation)
+    page = attention.write_page(folder, explanation, step=step, epoch=epoch, evaluation=evaluation)
+    row: dict[str, Any] = {**explanation.statistics, **evaluation.scores}
+    captions = [f"{id} · step {step}" for id in explanation.batch.ids]
+    for name, sheets in attention.writer(explanation).contact_sheets(NUM_LATENTS).items():
+        row[name] = [
+            wandb.Image(sheet, caption=caption)
+            for sheet, caption in zip(pad_to_same_size(sheets), captions, strict=True)
+        ]
+    row["explorer"] = wandb.Html(page.read_text(encoding="utf-8"), inject=False)
+    run.log({f"attention/{name}": value for name, value in row.items()} | {STEP: step})
+    return page
 
 
 def pad_to_same_size(pictures: Sequence[Image.Image]) -> list[Image.Image]:
