@@ -13,9 +13,15 @@ from perceiver.data.synthetic.shape_masks import CLASSES
 from tests.runs import metrics, script
 
 SMALL = [
-    *("experiment=segmentation", "data.image_size=24", "data.num_samples={train: 13, val: 3, test: 5}", "trainer=cpu"),
+    *("experiment=segmentation", "data.image_size=24", "data.num_samples={train: 67, val: 3, test: 5}", "trainer=cpu"),
     *("model.memory.num_latents=7", "model.memory.dim=40", "model.encoders.image.stem.dims=[3,5]"),
-    *("loader.batch_size=5", "loader.num_workers=0", "trainer.max_epochs=1", "attention.every_n_epochs=1"),
+    *(
+        "loader.batch_size=5",
+        "loader.num_workers=0",
+        "trainer.max_epochs=4",
+        "attention.every_n_epochs=4",
+        "optimizer.lr=0.01",
+    ),
     *("attention.num_samples=2", "attention.num_scored_samples=3", "model.decoder.chunk_size=101", "logger=none"),
 ]
 
@@ -34,6 +40,7 @@ def test_every_class_has_its_overlap_in_the_metrics(run):
     known = [value for name in CLASSES if (value := found[f"test/IoU/{name}"]) is not None]
     assert found["test/mIoU"] == pytest.approx(np.mean(known), abs=1e-6)
     assert 0.0 < found["test/pixel_accuracy"] <= 1.0
+    assert "attention/deletion/relevance" in found
 
 
 def test_it_is_evaluated_at_another_resolution(run, tmp_path):
