@@ -19,9 +19,8 @@ from torchaudio.functional import forced_align
 
 from perceiver.tasks.ctc_decoding import best_path, prefix_beam_search
 from perceiver.tasks.generation import NEVER_GENERATED, Texts
-from perceiver.tasks.text_metrics import ScoredText, TextMetrics
 from perceiver.tasks.texts import TextTask
-from perceiver.tasks.transcription import TranscriptMetrics, refuse_windows
+from perceiver.tasks.transcription import TranscriptMetrics
 from perceiver.tokenizer import BOS, EOS, PAD, Tokenizer
 from perceiver.types import Answer, Batch, Model, QueryKind, Stage, cell_centers
 
@@ -34,8 +33,7 @@ class CTC(TextTask):
     Metrics: those of `measure`, and `loss`, in nats for each token of the target.
 
     Args:
-        tokenizer, monitor, output: see `TextTask`.
-        measure: of transcripts.
+        tokenizer, measure, monitor, output: see `TextTask`.
         num_outputs: places in time that are queried; a text needs as many as it has tokens, and one more for each token
             that is repeated.
         num_beams: prefixes that are kept in decoding; with 1, the text of the likeliest alignment is taken.
@@ -45,6 +43,7 @@ class CTC(TextTask):
     """
 
     answer_key = "transcript"
+    averages_windows = False
 
     def __init__(
         self,
@@ -59,24 +58,13 @@ class CTC(TextTask):
         for name, value in (("num_outputs", num_outputs), ("num_beams", num_beams)):
             if value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
-        self.measure = measure
-        super().__init__(tokenizer=tokenizer, monitor=monitor, output=output)
+        super().__init__(tokenizer=tokenizer, measure=measure, monitor=monitor, output=output)
         self.num_outputs = num_outputs
         self.num_beams = num_beams
 
     @property
     def given_queries(self) -> dict[str, QueryKind]:
         return {self.output: "places"}
-
-    def text_metrics(self) -> TextMetrics:
-        return TextMetrics(self.measure)
-
-    def text_scores(self, text: ScoredText) -> dict[str, float]:
-        return self.measure.of_text(text)
-
-    def prepare(self, batch: Batch, *, train: bool) -> Batch:
-        refuse_windows(batch)
-        return super().prepare(batch, train=train)
 
     def queries(self, batch: Batch) -> dict[str, Tensor]:
         raw = next(iter(batch.inputs.values()))
@@ -119,9 +107,8 @@ class CTC(TextTask):
     def update(self, stage: Stage, outputs: Mapping[str, Tensor], loss: Float[Tensor, ""], batch: Batch) -> None:
         self.metrics(stage)["loss"].update(loss.detach(), weight=self.num_terms(batch))
 
-    def generate(self, model: Model, batch: Batch, num_texts: int) -> Texts:
+    def _generate(self, model: Model, batch: Batch, num_texts: int) -> Texts:
         """Decode texts from the outputs, with the log-probability of each over all its alignments."""
-        refuse_windows(batch)
         return self._decode(self.get_output(self.outputs(model, batch)), num_texts)
 
     @torch.no_grad()

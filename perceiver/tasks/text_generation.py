@@ -16,6 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.text import Perplexity
 
 from perceiver.tasks.generation import Generation, Texts
+from perceiver.tasks.text_metrics import Measure
 from perceiver.tasks.texts import TextTask
 from perceiver.tokenizer import PAD, Tokenizer
 from perceiver.types import Answer, Batch, GenerativeModel, Memory, Model, QueryKind, Stage
@@ -27,7 +28,7 @@ class TextGeneration(TextTask):
     Metrics: those of `TextTask`; `perplexity` and `token_accuracy` of the targets by teacher forcing.
 
     Args:
-        tokenizer, monitor, output: see `TextTask`.
+        tokenizer, measure, monitor, output: see `TextTask`.
         label_smoothing: share of the target that is spread over all tokens.
         texts_per_sample: texts of each training sample in one step: 1 for its `caption`; for more, its `references` in
             turn, repeated where there are fewer. The sample is encoded once for all of them.
@@ -38,6 +39,7 @@ class TextGeneration(TextTask):
         self,
         *,
         tokenizer: Tokenizer,
+        measure: Measure,
         label_smoothing: float,
         texts_per_sample: int,
         monitor: str,
@@ -46,7 +48,7 @@ class TextGeneration(TextTask):
     ) -> None:
         if not 0.0 <= label_smoothing < 1.0:
             raise ValueError(f"label_smoothing={label_smoothing} must be in [0, 1)")
-        super().__init__(tokenizer=tokenizer, monitor=monitor, output=output)
+        super().__init__(tokenizer=tokenizer, measure=measure, monitor=monitor, output=output)
         self.label_smoothing = label_smoothing
         self.texts_per_sample = texts_per_sample
         self.generation = generation
@@ -108,12 +110,8 @@ class TextGeneration(TextTask):
             elif name == "token_accuracy":
                 metric.update(logits.argmax(dim=-1), ids)
 
-    def generate(self, model: Model, batch: Batch, num_texts: int) -> Texts:
-        """Generate texts about each sample from the mean probabilities over its windows.
-
-        Raises:
-            TypeError: the model cannot generate.
-        """
+    def _generate(self, model: Model, batch: Batch, num_texts: int) -> Texts:
+        """Generate texts from the mean probabilities over the windows of each sample."""
         if not isinstance(model, GenerativeModel):
             raise TypeError(f"{type(model).__name__} generates no texts; it needs encode() and incremental_decoder()")
         memory = model.encode(batch.inputs, batch.masks)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, hypot, log, prod
 from statistics import fmean
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -168,6 +168,18 @@ class ScoredText:
     def __post_init__(self) -> None:
         if not self.references:
             raise ValueError(f"{self.text!r} has no references to be compared with")
+
+
+class Measure(Protocol):
+    """What texts are scored by."""
+
+    def __call__(self, texts: "Sequence[ScoredText]") -> dict[str, float]:
+        """Return the metrics of a corpus by name."""
+        ...
+
+    def of_text(self, text: "ScoredText") -> dict[str, float]:
+        """Return the scores of one text in a table."""
+        ...
 
 
 class TextMetrics(RowMetric):

@@ -13,7 +13,7 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 
 from perceiver.tasks.base import TableRow, Task, monitor_mode
 from perceiver.tasks.generation import Texts
-from perceiver.tasks.text_metrics import ScoredText, TextMetrics
+from perceiver.tasks.text_metrics import Measure, ScoredText, TextMetrics
 from perceiver.tokenizer import Tokenizer
 from perceiver.types import Answer, Batch, Box, Facts, Model, Stage
 
@@ -21,24 +21,28 @@ from perceiver.types import Answer, Batch, Box, Facts, Model, Stage
 class TextTask(Task):
     """Base of tasks that predict a text, the target `caption`.
 
-    Metrics: `loss`, `target_metrics`, and in evaluation those of `text_metrics` for generated texts, compared with
+    Metrics: `loss`, `target_metrics`, and in evaluation those of `measure` for generated texts, compared with
     `references` and, where a sample has them, its `facts`.
 
     Args:
         tokenizer: text <-> token ids.
+        measure: of generated texts.
         monitor: the metric of validation that determines the best checkpoint.
         output: the model's output that holds the logits.
 
     Attributes:
         answer_key: what a text is called, in the singular.
+        averages_windows: whether a text may be about a sample of several windows; not where each has its own part.
     """
 
     num_answers: int = 1
     answer_key: str
+    averages_windows: bool = True
 
-    def __init__(self, *, tokenizer: Tokenizer, monitor: str, output: str) -> None:
+    def __init__(self, *, tokenizer: Tokenizer, measure: Measure, monitor: str, output: str) -> None:
         super().__init__()
         self.tokenizer = tokenizer
+        self.measure = measure
         self.output = output
         self.monitor = monitor
         self.monitor_mode = monitor_mode(monitor)
@@ -48,26 +52,38 @@ class TextTask(Task):
         metrics: dict[str, Metric | MetricCollection] = {"loss": MeanMetric(nan_strategy=math.nan)}
         metrics |= self.target_metrics()
         if stage != "train":
-            metrics["texts"] = self.text_metrics()
+            metrics["texts"] = TextMetrics(self.measure)
         return MetricCollection(metrics, compute_groups=False)
 
     def target_metrics(self) -> dict[str, Metric]:
         """Return metrics of the target's own ids, for which no text is generated."""
         return {}
 
-    @abstractmethod
-    def text_metrics(self) -> TextMetrics:
-        """Return the metrics of generated texts."""
-
-    @abstractmethod
-    def text_scores(self, text: ScoredText) -> dict[str, float]:
-        """Return the scores of one text in a table."""
-
-    @abstractmethod
     def generate(self, model: Model, batch: Batch, num_texts: int) -> Texts:
-        """Generate texts about each sample."""
+        """Generate texts about each sample.
+
+        Raises:
+            TypeError: the model cannot.
+            ValueError: a sample has several windows, see `averages_windows`.
+        """
+        self._check_windows(batch)
+        return self._generate(model, batch, num_texts)
+
+    @abstractmethod
+    def _generate(self, model: Model, batch: Batch, num_texts: int) -> Texts: ...
+
+    def _check_windows(self, batch: Batch) -> None:
+        if self.averages_windows:
+            return
+        for id, names in zip(batch.ids, batch.windows, strict=False):
+            if len(names) > 1:
+                raise ValueError(
+                    f"{id}: is read in {len(names)} windows, but a {self.answer_key} is of the whole recording; "
+                    "set `seconds` of its reader to at least its length"
+                )
 
     def prepare(self, batch: Batch, *, train: bool) -> Batch:
+        self._check_windows(batch)
         if len(batch) == 0 or "caption" not in batch.targets:  # `token_ids` raises for samples without captions
             return batch
         return replace(batch, targets={**batch.targets, "token_ids": self.token_ids(batch)})
@@ -104,7 +120,7 @@ class TextTask(Task):
         for id, one in zip(batch.ids, texts[self.output], strict=True):
             group = {"group": one.group} if "group" in batch.targets else {}
             values = {"id": id, self.answer_key: one.text, "references": " | ".join(one.references)}
-            rows.append(TableRow(values | group | self.text_scores(one) | dict(one.scores)))
+            rows.append(TableRow(values | group | self.measure.of_text(one) | dict(one.scores)))
         return {f"{self.answer_key}s": rows}
 
     def predictions(

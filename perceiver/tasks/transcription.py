@@ -12,11 +12,10 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 
 from perceiver.tasks.edit_distance import Edits, edits
-from perceiver.tasks.generation import Generation, Texts
+from perceiver.tasks.generation import Generation
 from perceiver.tasks.text_generation import TextGeneration
-from perceiver.tasks.text_metrics import ScoredText, TextMetrics
+from perceiver.tasks.text_metrics import ScoredText
 from perceiver.tokenizer import Tokenizer
-from perceiver.types import Batch, Model
 
 PUNCTUATION = re.compile(r"[^\w\s'-]|_|(?<!\w)['-]|['-](?!\w)")
 """All but letters, digits, spaces, and apostrophes and hyphens within a word."""
@@ -75,20 +74,6 @@ def _rate(count: int, length: int) -> float:
     return count / length if length else math.inf if count else 0.0
 
 
-def refuse_windows(batch: Batch) -> None:
-    """Raise if a sample has several windows, whose probabilities cannot be averaged: each is another part of the text.
-
-    Raises:
-        ValueError: one has.
-    """
-    for id, names in zip(batch.ids, batch.windows, strict=False):
-        if len(names) > 1:
-            raise ValueError(
-                f"{id}: is read in {len(names)} windows, but a transcript is of the whole recording; "
-                "set `seconds` of its reader to at least its length"
-            )
-
-
 class Transcription(TextGeneration):
     """Transcripts that are written token by token (Chan et al. 2016). Metrics: those of `measure` and `TextGeneration`.
 
@@ -98,6 +83,7 @@ class Transcription(TextGeneration):
     """
 
     answer_key = "transcript"
+    averages_windows = False
 
     def __init__(
         self,
@@ -109,26 +95,12 @@ class Transcription(TextGeneration):
         generation: Generation,
         output: str = "logits",
     ) -> None:
-        self.measure = measure
         super().__init__(
             tokenizer=tokenizer,
+            measure=measure,
             label_smoothing=label_smoothing,
             texts_per_sample=1,
             monitor=monitor,
             generation=generation,
             output=output,
         )
-
-    def text_metrics(self) -> TextMetrics:
-        return TextMetrics(self.measure)
-
-    def text_scores(self, text: ScoredText) -> dict[str, float]:
-        return self.measure.of_text(text)
-
-    def prepare(self, batch: Batch, *, train: bool) -> Batch:
-        refuse_windows(batch)
-        return super().prepare(batch, train=train)
-
-    def generate(self, model: Model, batch: Batch, num_texts: int) -> Texts:
-        refuse_windows(batch)
-        return super().generate(model, batch, num_texts)

@@ -15,7 +15,7 @@ from sacrebleu import BLEU, CHRF
 
 from perceiver.tasks.generation import Generation
 from perceiver.tasks.text_generation import TextGeneration
-from perceiver.tasks.text_metrics import ScoredText, TextMetrics
+from perceiver.tasks.text_metrics import ScoredText
 from perceiver.tokenizer import Tokenizer
 from perceiver.types import Batch, Box
 
@@ -52,9 +52,9 @@ class Translation(TextGeneration):
         generation: Generation,
         output: str = "logits",
     ) -> None:
-        self.measure = TranslationMetrics(lowercase=lowercase)
         super().__init__(
             tokenizer=tokenizer,
+            measure=TranslationMetrics(lowercase=lowercase),
             label_smoothing=label_smoothing,
             texts_per_sample=1,
             monitor=monitor,
@@ -63,12 +63,6 @@ class Translation(TextGeneration):
         )
         self.input_tokenizer = input_tokenizer
         self.modality = modality
-
-    def text_metrics(self) -> TextMetrics:
-        return TextMetrics(self.measure)
-
-    def text_scores(self, text: ScoredText) -> dict[str, float]:
-        return self.measure.of_sentence(text)
 
     def located(self, boxes: tuple[Box, ...], batch: Batch, row: int) -> tuple[Box, ...]:
         """Return boxes along the tokens of the input text, given those along its words."""
@@ -107,7 +101,7 @@ class TranslationMetrics:
             log.info("translations are scored by %s", signatures)
         return {**found, "exact_match": fmean(map(self._is_exact, texts))}
 
-    def of_sentence(self, text: ScoredText) -> dict[str, float]:
+    def of_text(self, text: ScoredText) -> dict[str, float]:
         """Return scores of one translation."""
         score = CHRF(lowercase=self.lowercase).sentence_score(text.text, list(text.references)).score
         return {"chrF": score, "exact_match": self._is_exact(text)}
