@@ -8,11 +8,12 @@ token, attention of h to the memory gives the context c, and an attentional vect
 With input feeding (section 3.3), a is also an input of the next step. Without it, no step depends on the attention of
 another, so that a whole text takes one call of the layers and one of the attention. Bahdanau et al. (2015) attend
 before the recurrent layer instead. Deviations: c is the output of the project's `Attention`, with its projections; a is
-as wide as the embeddings, so that V can be the embeddings.
+as wide as the embeddings, so that V can be the embeddings; the memory is normalized (Ba et al. 2016), without which the
+first state and the scores start too small to depend on it.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 import torch
@@ -83,6 +84,7 @@ class RecurrentTextDecoder(Decoder):
         if initial not in ("zeros", "mean", "ends"):
             raise ValueError(f"initial={initial!r} must be zeros, mean or ends")
         hidden_dim = recurrent.hidden_dim
+        self.norm = nn.LayerNorm(dim)
         self.recurrent = recurrent
         self.input_feeding = input_feeding
         self.teacher_forcing = teacher_forcing
@@ -108,7 +110,7 @@ class RecurrentTextDecoder(Decoder):
 
     def forward(self, memory: Memory, queries: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         ids = given_token_ids(queries)
-        memory = memory.repeat(ids.shape[0] // memory.values.shape[0])
+        memory = self.normalized(memory).repeat(ids.shape[0] // memory.values.shape[0])
         state = self.start(memory)
         if not self.input_feeding and not (self.training and self.teacher_forcing < 1.0):
             return {LOGITS: self.step(memory, ids, state)}
@@ -124,8 +126,12 @@ class RecurrentTextDecoder(Decoder):
     def incremental_decoder(self, memory: Memory, output: str) -> IncrementalDecoder:
         return RecurrentText(self, memory) if output == LOGITS else super().incremental_decoder(memory, output)
 
+    def normalized(self, memory: Memory) -> Memory:
+        """Return the memory as the decoder reads it."""
+        return replace(memory, values=self.norm(memory.values))
+
     def start(self, memory: Memory) -> DecoderState:
-        """Return the state before the first token."""
+        """Return the state before the first token, from a normalized memory."""
         layers, width = self.recurrent.num_layers, self.recurrent.hidden_dim
         if self.initial == "zeros":
             shape = (self.recurrent.num_states, layers, len(memory), width)
@@ -147,7 +153,7 @@ class RecurrentTextDecoder(Decoder):
         """Return logits of the next token after each of `ids`, and update the state.
 
         Args:
-            memory: one row for each text.
+            memory: normalized, one row for each text.
             ids: token ids; one for each text with input feeding.
             state: before them.
             start: position of the first.
@@ -190,9 +196,9 @@ class RecurrentText:
 
     def __init__(self, decoder: RecurrentTextDecoder, memory: Memory) -> None:
         self.decoder = decoder
-        self.memory = memory
+        self.memory = decoder.normalized(memory)
         self.length = 0
-        self.state = decoder.start(memory)
+        self.state = decoder.start(self.memory)
 
     def next(self, ids: Int[Tensor, " rows"]) -> Float[Tensor, "rows vocab"]:
         """Append a token to each text, and return logits of the next one."""
