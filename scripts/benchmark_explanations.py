@@ -23,9 +23,9 @@ from rich.table import Table
 from perceiver.commands.predict import to_accelerator
 from perceiver.commands.train import discard_if_unused, prepare_torch, train
 from perceiver.inspection.capture import capture
+from perceiver.inspection.evaluation import Evaluation
 from perceiver.inspection.explorer.page import page_event
-from perceiver.inspection.faithfulness import faithfulness
-from perceiver.inspection.writer import Evaluation, ExplanationWriter
+from perceiver.inspection.writer import ExplanationWriter
 from perceiver.runtime.command_line import command_line
 from perceiver.runtime.config import resolved
 from perceiver.runtime.errors import report_user_errors
@@ -55,7 +55,7 @@ def main(cfg: DictConfig) -> None:
 def event_table(config: dict[str, Any]) -> Table:
     """Return time and memory of the parts of an event."""
     prepare_torch(config)
-    construct(config, "attention")  # checks the settings
+    evaluator = construct(config, "attention").evaluator
     parts = build(config)
     to_accelerator(parts)
     settings = config["attention"]
@@ -78,11 +78,12 @@ def event_table(config: dict[str, Any]) -> Table:
     )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "event.npz"
-        write = partial(writer.write_event, path, step=0, epoch=0, evaluation=Evaluation({}), **options)
+        write = partial(writer.write_event, path, step=0, epoch=0, evaluation=Evaluation(), **options)
         arrays = clock.measure("event file", write)
     clock.measure("maps for the explorer", lambda: page_event(arrays))
     clock.measure("contact sheets", lambda: writer.contact_sheets(settings["num_latents"]))
-    clock.measure("deletion test", lambda: faithfulness(explainer, explanation, seed=0))
+    test = partial(evaluator.evaluate, with_localization=False, with_faithfulness=True)
+    clock.measure("faithfulness test", lambda: test(explainer, [explanation]))
     reader = explanation.record.layers[explanation.record.input_layers[0]]
     clock.table.title = f"{len(batch)} samples, {reader.num_keys:,} tokens × {reader.num_queries} queries"
     return clock.table

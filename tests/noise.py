@@ -12,6 +12,7 @@ from perceiver.data.dataset import Dataset
 from perceiver.data.readers.array import ArrayReader
 from perceiver.data.sources.base import Item, Source
 from perceiver.decoders.queries import QueryDecoder
+from perceiver.inspection.evaluation import Evaluator
 from perceiver.queries.learned import Learned
 from perceiver.tasks.classification import Classification
 from perceiver.tasks.losses import LossSpec
@@ -77,8 +78,12 @@ def noise(stages: str, **options) -> Dataset:
     return Dataset(source=Noise(stages, **options), readers=readers, on_error="raise")
 
 
+def evaluator(num_samples: int) -> Evaluator:
+    return Evaluator(num_samples=num_samples, num_orders=2, rivals=False, randomize=False)
+
+
 def attention(every_n_epochs: int = 1, **options) -> AttentionCallback:
-    defaults = {"num_samples": 3, "num_scored_samples": 7, "num_latents": 2, "rollout_alpha": 0.5}
+    defaults = {"num_samples": 3, "evaluator": evaluator(7), "num_latents": 2, "rollout_alpha": 0.5}
     defaults |= {"max_megabytes": 1.0, "max_seconds": 3600.0, "sheets_every_n_epochs": 1}
     return AttentionCallback(every_n_epochs=every_n_epochs, **(defaults | options))
 

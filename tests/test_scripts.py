@@ -87,9 +87,9 @@ def test_the_verdict_on_a_loader(ratio, num_workers, expected):
 
 PARTS_OF_AN_EVENT = [
     *("forward pass", "forward pass, captured", "explanation: capture, rollout, relevance", "statistics"),
-    *("event file", "maps for the explorer", "contact sheets", "deletion test"),
+    *("event file", "maps for the explorer", "contact sheets", "faithfulness test"),
 ]
-EVENTS = ["attention.every_n_epochs=1", "attention.num_samples=3", "attention.num_scored_samples=2"]
+EVENTS = ["attention.every_n_epochs=1", "attention.num_samples=3", "attention.evaluator.num_samples=2"]
 
 
 def benchmark_explanations(folder, *overrides: str) -> tuple[str, list[list[str]]]:

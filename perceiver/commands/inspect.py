@@ -13,6 +13,7 @@ from perceiver.commands.train import prepare_torch
 from perceiver.data.collate import collate
 from perceiver.data.files import UnreadableError
 from perceiver.inspection.capture import input_sounds
+from perceiver.inspection.evaluation import Evaluator
 from perceiver.inspection.explanation import Explainer
 from perceiver.inspection.explorer.media import texts_of
 from perceiver.inspection.explorer.page import (
@@ -27,7 +28,7 @@ from perceiver.inspection.explorer.page import (
     write_page,
 )
 from perceiver.inspection.report import report
-from perceiver.inspection.writer import ExplanationWriter, evaluate, explain_in_parts
+from perceiver.inspection.writer import ExplanationWriter, explain_in_parts
 from perceiver.runtime.errors import ConfigError, one_line
 from perceiver.runtime.summary import console
 from perceiver.training.build import config_errors
@@ -73,6 +74,7 @@ def inspect_attention(cfg: DictConfig) -> Path:
     batch, unreadable = read_files(first, paths) if paths else (probe(first, cfg.samples, "samples"), [])
     # A user's own files are tested themselves: they may be unlike the training data.
     tested = batch if paths else probe(first, cfg.scored_samples or 0, "scored_samples")
+    evaluator = map_evaluator(cfg, len(tested))
     output = page_path(cfg, first.finished.output_dir)
     is_single = not paths and len(runs) == 1
     samples: list[dict[str, Any]] = []
@@ -88,7 +90,7 @@ def inspect_attention(cfg: DictConfig) -> Path:
             explanation = explainer.explain(without_foreign_boxes(run, first, batch))
             size, foreign = finished.parts.data.batch_size, without_foreign_boxes(run, first, tested)
             parts = explain_in_parts(explainer, foreign, size, known=explanation)
-            evaluation = evaluate(explainer, parts, with_localization=True, with_deletion=True)
+            evaluation = evaluator.evaluate(explainer, parts, with_localization=True, with_faithfulness=True)
         except (ValueError, RuntimeError) as error:
             if is_first:
                 raise
@@ -122,6 +124,20 @@ def inspect_attention(cfg: DictConfig) -> Path:
     if unreadable:
         raise UnreadableError("; ".join(unreadable))
     return output
+
+
+def map_evaluator(cfg: DictConfig, num_samples: int) -> Evaluator:
+    """Return the evaluator of maps.
+
+    Raises:
+        ConfigError: a setting of it is not valid.
+    """
+    if type(cfg.random_orders) is not int or cfg.random_orders < 1:
+        raise ConfigError(f"random_orders={cfg.random_orders}: must be a number of random orders, at least 1")
+    for key in ("rivals", "randomize"):
+        if type(cfg[key]) is not bool:
+            raise ConfigError(f"{key}={cfg[key]}: must be true or false")
+    return Evaluator(num_samples=num_samples, num_orders=cfg.random_orders, rivals=cfg.rivals, randomize=cfg.randomize)
 
 
 def load_run(cfg: DictConfig, key: str, checkpoint_key: str, overrides: Sequence[str]) -> Run:

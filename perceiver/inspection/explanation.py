@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -176,6 +176,18 @@ class Explainer:
             queries = self.task.answer_queries(self.model, converted, predicted)
             outputs = self.model(converted.inputs, converted.masks, queries, self.task.hidden(converted))
             answers = self._with_boxes(self.task.answers(outputs, queries, converted, self.class_names), batch, outputs)
+        return self._explanation(batch, record, answers)
+
+    def explain_again(self, explanation: Explanation) -> Explanation:
+        """Explain the same answers to the same queries by the model as it is now."""
+        batch = explanation.batch
+        converted = replace(batch, inputs=self.converted(batch.inputs))
+        with capture(self.module) as record, self.forward_context():
+            self.model(converted.inputs, converted.masks, explanation.record.queries, self.task.hidden(converted))
+        return self._explanation(batch, record, explanation.answers)
+
+    def _explanation(self, batch: Batch, record: Capture, answers: list[list[Answer]]) -> Explanation:
+        """Return the explanation of answers of a forward pass."""
         num_classes = len(self.class_names)
         logs = {name: values.log() for name, values in self.task.probabilities(record.outputs).items()}
         return Explanation(
@@ -239,6 +251,13 @@ def in_parts(batch: Batch, size: int) -> Iterator[tuple[slice, Batch]]:
         yield rows, batch.part(rows)
 
 
+def real_tokens(record: Record) -> Bool[Tensor, "batch tokens"]:
+    """Return True where a token is real."""
+    assert record.tokens is not None
+    shape, device = record.tokens.values.shape[:2], record.tokens.values.device
+    return torch.ones(shape, dtype=torch.bool, device=device) if record.token_mask is None else record.token_mask
+
+
 def normalized(values: Float[Tensor, "*rest tokens"]) -> Float[Tensor, "*rest tokens"]:
     """Divide by the sum over tokens; zeros stay zeros."""
     total = values.sum(dim=-1, keepdim=True)
@@ -255,7 +274,9 @@ def answer_scores(
     """
     empty = next(iter(values.values()))
     rows = [
-        torch.stack([_value(values[answer.output][row], answer) for answer in of_row]) if of_row else empty.new_zeros(0)
+        torch.stack([answer_value(values[answer.output][row], answer) for answer in of_row])
+        if of_row
+        else empty.new_zeros(0)
         for row, of_row in enumerate(answers)
     ]
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
@@ -321,10 +342,15 @@ def _has_own_queries(answer: Answer, part: Record, num_classes: int) -> bool:
     return answer.is_word or part.outputs[answer.output].ndim > 2 or part.num_outputs == num_classes
 
 
-def _value(values: Float[Tensor, "*places answers"], answer: Answer) -> Float[Tensor, ""]:
-    if answer.label is not None:
-        return values[answer.label] if values.ndim == 1 else values[list(answer.queries), answer.label].mean()
-    return values[list(answer.queries), list(answer.ids)].sum()
+def answer_value(
+    values: Float[Tensor, "*steps_and_places answers"], answer: Answer, *, num_steps: int = 0
+) -> Float[Tensor, "*steps"]:
+    """Select the value of an answer from those of one sample, see `answer_scores`; keep `num_steps` axes."""
+    if answer.label is None:
+        return values[..., list(answer.queries), list(answer.ids)].sum(dim=-1)
+    if values.ndim == num_steps + 1:
+        return values[..., answer.label]
+    return values[..., list(answer.queries), answer.label].mean(dim=-1)
 
 
 def _by_entropy(layer: Layer) -> Int[Tensor, "batch queries"]:

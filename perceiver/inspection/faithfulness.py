@@ -1,151 +1,168 @@
-"""Faithfulness of maps by deletion of the tokens with the highest values (Petsiuk et al. 2018).
+"""Deletion and insertion curves of maps (Petsiuk et al. 2018), and those of uninformative maps, the nulls.
 
-Increasing shares of the tokens are masked, those with the highest values first. The deletion curve is the remaining
-probability of the answer; it is compared with the curve for tokens masked in random order. The score is the area
-between the two curves: positive where the marked tokens matter more than random ones, 0 for an uninformative map.
+Deletion masks increasing shares of the tokens, those with the highest values of a map first; insertion starts without
+any token, and shows those with the highest values first. A curve is the probability of the answer. A map that marks the
+tokens that matter lowers it early by deletion, and raises it early by insertion.
 
-Deviations from the paper: tokens are masked instead of pixels blackened, so that the input stays one that the model
-knows; curves are relative to the probability of the complete input; and the random curve is measured, not assumed.
+The nulls are tokens in random order; the same map of another sample, at the same number of the answer, stretched over
+the real tokens of this one; and a Gaussian at the center of each input. The first has no structure, the others that of
+maps and of photographs: a map that is no better than another sample's says nothing about its own.
+
+Deviations from the paper: tokens are masked instead of pixels blackened or blurred, so that the input stays one that
+the model knows, and the curves of the nulls are measured.
 
 Tokens of stems with overlapping receptive fields still contain part of their masked neighbors.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import isfinite
-from typing import Any, Self
+from typing import Self
+from zlib import crc32
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from perceiver.inspection.capture import Explainable, undisturbed
-from perceiver.inspection.explanation import Answers, Explainer, Explanation, answer_scores
+from perceiver.inspection.explanation import Answers, Explainer, Explanation, answer_value, real_tokens
 from perceiver.inspection.record import Record
+from perceiver.types import Answer, JoinedTokens, Span, cell_centers
 
-FRACTIONS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
-"""Shares of the real tokens that are masked: close together where maps differ from chance."""
-NUM_RANDOM = 2
-"""Random orders that are averaged."""
+FRACTIONS = (0.0, 0.05, 0.15, 0.35, 0.65, 0.85, 0.95, 1.0)
+"""Shares of the real tokens that are masked, or shown; symmetric, so that the insertion curve of a random order is the
+deletion curve of the reverse order."""
 MOST_ANSWERS, LEAST_LOSS = 2, 0.1
 """Tested answers of a sample: at most so many, whose probability falls by at least so much without any input. Answers
 that do not need the input, such as some words, cannot test a map."""
-LEAST_SAMPLES = 8
-"""Samples needed for a standard error: of fewer, it is too uncertain itself."""
-RANDOM = "random"
-ERRORS = 2
-"""Standard errors between 0 and a mean that differs from it."""
-TITLES = {"mean_map": "mean attention of all layers"}
-"""Kind of map -> its name in sentences, where they differ."""
+TOKENS_AT_ONCE = 2**14
+"""Tokens of one forward pass, unless a single one of the batch has more."""
+RANDOM, OTHER, CENTER = "random", "other", "center"
+"""The nulls: `random` and `center` are curves of their own, `other/<kind of map>` is one for each kind."""
+CENTER_WIDTH = 0.25
+"""Standard deviation of the Gaussian at the center, relative to each axis of the input."""
+Curve = Float[Tensor, "samples fractions"]
 
 
 @dataclass(frozen=True)
-class DeletionCurves:
-    """The remaining probability of each sample's tested answers (their mean), by share of the tokens masked.
+class FaithfulnessCurves:
+    """The probability of each sample's tested answers (their mean), by share of the tokens masked or shown.
+
+    Samples without a tested answer are excluded. For a sample without another one, `other/<kind of map>` is NaN.
 
     Attributes:
-        curves: kind of map, and `random` -> probability relative to that of the complete input. Samples without a
-            tested answer are excluded.
+        deletion: kind of map, and null -> probability after masking the tokens with the highest values.
+        insertion: the same for showing those tokens alone.
     """
 
-    curves: dict[str, Float[Tensor, "samples fractions"]]
+    deletion: dict[str, Curve]
+    insertion: dict[str, Curve]
 
     @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:
         """Return the curves of several batches as one."""
-        return cls({name: torch.cat([part.curves[name] for part in parts]) for name in parts[0].curves})
+        deletion, insertion = (
+            {name: torch.cat([part[name] for part in of_parts]) for name in of_parts[0]}
+            for of_parts in ([part.deletion for part in parts], [part.insertion for part in parts])
+        )
+        return cls(deletion, insertion)
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds of maps, without the nulls."""
+        return [name for name in self.deletion if name not in (RANDOM, CENTER) and not name.startswith(f"{OTHER}/")]
 
     @property
     def num_samples(self) -> int:
-        return len(self.curves[RANDOM])
+        return len(self.deletion[RANDOM])
 
-    @property
-    def areas(self) -> dict[str, Float[Tensor, " samples"]]:
-        """Kind of map -> area between the random curve and its own."""
-        by_chance, shares = self.curves[RANDOM], torch.tensor(FRACTIONS)
-        kinds = {name: curve for name, curve in self.curves.items() if name != RANDOM}
-        return {name: torch.trapezoid(by_chance - curve, shares, dim=1) for name, curve in kinds.items()}
+    def gains(self, kind: str, null: str) -> dict[str, Float[Tensor, " samples"]]:
+        """Return by how much a kind of map is better than a null: the area between their curves.
 
-    @property
-    def scores(self) -> dict[str, float]:
-        """`deletion/<kind of map>` -> mean area; empty without samples."""
-        return {f"deletion/{name}": float(area.mean()) for name, area in self.areas.items() if len(area)}
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """Means over samples, and standard errors of the areas, as plain values; without samples, without curves."""
+        Returns:
+            `deletion`, the area by which its curve lies below, and `insertion`, that by which it lies above; both are
+            differences of probabilities, at most 1.
+        """
+        null, shares = f"{OTHER}/{kind}" if null == OTHER else null, torch.tensor(FRACTIONS)
         return {
-            "num_samples": self.num_samples,
-            "fractions": list(FRACTIONS),
-            "curves": {name: values.mean(dim=0).tolist() for name, values in self.curves.items() if len(values)},
-            "areas": {
-                name: area_summary(name, float(values.mean()), _standard_error(values), len(values))
-                for name, values in self.areas.items()
-                if len(values)
-            },
+            "deletion": torch.trapezoid(self.deletion[null] - self.deletion[kind], shares, dim=1),
+            "insertion": torch.trapezoid(self.insertion[kind] - self.insertion[null], shares, dim=1),
         }
 
 
-def area_summary(name: str, mean: float, error: float | None, num_samples: int) -> dict[str, Any]:
-    """Compare the mean area of a kind of map with its standard error.
+@dataclass(frozen=True)
+class SampleMaps:
+    """The maps of one sample, with which those of another one are compared.
 
-    Args:
-        name: of the kind of map.
-        mean: of the area between the random curve and that of the map.
-        error: standard error of the mean; None with too few samples.
-        num_samples: that were tested.
-
-    Returns:
-        `title` of the map, `mean`, `error`, and the conclusion as a sign (`mark`), in a few words (`brief`), and in a
-        `sentence`.
+    Attributes:
+        maps: kind of map -> its value at each token, for each answer.
+        real: True where a token is real.
+        spans: modality -> its place among the tokens.
     """
-    title = TITLES.get(name, name)
-    masking = f"Masking the tokens with the largest {title} lowers the probability of the answer"
-    if error is None or not isfinite(mean) or not isfinite(error):
-        mark, brief = "?", "too few samples"
-        sentence = f"Too few samples were tested for a conclusion: do not read {title} as an explanation."
-    else:
-        size = f"area {mean:.2f} ± {error:.2f}, {num_samples} samples"
-        if mean > ERRORS * error:
-            mark, brief = "✓", "better than random"
-            sentence = f"{masking} more than masking random tokens ({size}): the map is faithful."
-        elif mean < -ERRORS * error:
-            mark, brief = "✗", "worse than random"
-            sentence = f"{masking} less than masking random tokens ({size}): the map is misleading."
-        else:
-            mark, brief = "≈", "no better than random"
-            sentence = f"{masking} as much as masking random tokens ({size}): do not read the map as an explanation."
-    return {"title": title, "mean": mean, "error": error, "mark": mark, "brief": brief, "sentence": sentence}
+
+    maps: Mapping[str, Float[Tensor, "answers tokens"]]
+    real: Bool[Tensor, " tokens"]
+    spans: Mapping[str, Span]
+
+    def stretched(self, slot: int, real: Bool[Tensor, " tokens"]) -> Float[Tensor, "kinds tokens"]:
+        """Return the maps of an answer (of fewer, their numbers start again) over the real tokens of another sample.
+
+        The cells between the first and the last real token of each axis are stretched over those of the other sample.
+        """
+        maps = torch.stack([values[slot % len(values)] for values in self.maps.values()])
+        found = torch.zeros_like(maps)
+        for span in self.spans.values():
+            keys, shape = slice(span.start, span.stop), torch.tensor(span.grid.shape)
+            within = _places_within(real[keys], span)
+            extent = _extent(self.real[keys], span)
+            cells = (within * extent).long().clamp(min=torch.zeros_like(shape), max=(extent - 1).clamp_min(0))
+            strides = torch.cat([shape[1:].flip(0).cumprod(0).flip(0), shape.new_ones(1)])
+            found[:, keys] = maps[:, keys][:, (cells * strides).sum(dim=1).to(maps.device)]
+        return found
 
 
-def _standard_error(values: Float[Tensor, " samples"]) -> float | None:
-    """Return the standard error of the mean; None with too few samples."""
-    return float(values.std()) / len(values) ** 0.5 if len(values) >= LEAST_SAMPLES else None
+def last_sample(
+    record: Record, maps: Mapping[str, Float[Tensor, "batch answers tokens"]], answers: Answers
+) -> SampleMaps | None:
+    """Return the maps of the last sample of a batch that has answers; None if there is none."""
+    return next((one for row in reversed(range(len(answers))) if (one := _sample(record, maps, answers, row))), None)
 
 
-def faithfulness(explainer: Explainer, explanation: Explanation, *, seed: int) -> DeletionCurves:
-    """Compute the deletion curves of all maps of an explanation; see `deletion_curves`."""
+def faithfulness(
+    explainer: Explainer,
+    explanation: Explanation,
+    *,
+    maps: Mapping[str, Float[Tensor, "batch answers tokens"]] | None = None,
+    num_orders: int,
+    before: SampleMaps | None = None,
+) -> FaithfulnessCurves:
+    """Compute the curves of maps of an explanation (None: all of its own); see `faithfulness_curves`."""
     with undisturbed(explainer.module), explainer.forward_context():
-        return deletion_curves(
+        return faithfulness_curves(
             explainer.model,
             explanation.record,
-            explanation.maps,
+            explanation.maps if maps is None else maps,
             explanation.answers,
             explainer.task.probabilities,
-            seed=seed,
+            ids=explanation.batch.ids,
+            num_orders=num_orders,
+            before=before,
         )
 
 
-def deletion_curves(
+def faithfulness_curves(
     model: Explainable,
     record: Record,
     maps: Mapping[str, Float[Tensor, "batch answers tokens"]],
     answers: Answers,
     probabilities: Callable[[dict[str, Tensor]], dict[str, Tensor]],
     *,
-    seed: int = 0,
-) -> DeletionCurves:
-    """Compute the deletion curves of maps.
+    ids: Sequence[str],
+    num_orders: int,
+    before: SampleMaps | None = None,
+) -> FaithfulnessCurves:
+    """Compute the deletion and insertion curves of maps and of the nulls.
+
+    The other sample is the one before; of the first one of all, the last one of its batch.
 
     Args:
         model: in eval mode and without gradients, as inside `capture`.
@@ -153,55 +170,197 @@ def deletion_curves(
         maps: kind of map -> its value at each token, for each answer.
         answers: of each row.
         probabilities: of the model's outputs.
-        seed: of the random orders.
+        ids: of the samples, which determine the random orders.
+        num_orders: random orders whose curves are averaged.
+        before: the last sample of the batch before.
     """
     assert record.tokens is not None
-    tokens, mask = record.tokens, record.tokens.mask
-    real = torch.ones(tokens.values.shape[:2], dtype=torch.bool, device=tokens.values.device) if mask is None else mask
+    real = real_tokens(record)
+    masked = _MaskedModel(model, record.tokens, record.queries, probabilities)
+    cases = [(row, slot, answer) for row, of_row in enumerate(answers) for slot, answer in enumerate(of_row)]
+    every = list(range(len(real)))
+    whole, none = masked.probability(
+        every, torch.stack([real, torch.zeros_like(real)]), [(row, answer) for row, _, answer in cases]
+    )
+    numbers = []
+    for row in every:
+        own = [
+            number for number, case in enumerate(cases) if case[0] == row and whole[number] - none[number] >= LEAST_LOSS
+        ]
+        numbers += sorted(own, key=lambda number: float(none[number] - whole[number]))[:MOST_ANSWERS]
+    kinds, others = list(maps), [f"{OTHER}/{kind}" for kind in maps]
+    if not numbers:
+        empty = {name: torch.zeros(0, len(FRACTIONS)) for name in (RANDOM, CENTER, *kinds, *others)}
+        return FaithfulnessCurves(empty, empty)
+    cases, ends = [cases[number] for number in numbers], torch.stack([whole[numbers], none[numbers]])
+    rows = sorted({row for row, _, _ in cases})
+    place = {row: number for number, row in enumerate(rows)}
+    of_rows = [(place[row], answer) for row, _, answer in cases]
+    of_cases = [(number, answer) for number, (_, _, answer) in enumerate(cases)]
+    case_rows = [row for row, _, _ in cases]
 
-    def probability(
-        rows: Int[Tensor, " cases"], answers: Answers, visible: Bool[Tensor, "cases tokens"]
-    ) -> Float[Tensor, "cases answers"]:
-        """Return the probability of answers of some rows from the visible tokens alone."""
-        values = tokens.values[rows].masked_fill(~visible[..., None], 0.0)
-        queries = {name: ids[rows] for name, ids in record.queries.items()}
-        outputs = probabilities(model.forward_tokens(replace(tokens, values=values, mask=visible), queries))
-        return answer_scores({name: output.log() for name, output in outputs.items()}, answers).exp()
-
-    every = torch.arange(len(real))
-    complete, empty = (probability(every, answers, visible) for visible in (real, torch.zeros_like(real)))
-    loss = (complete - empty).cpu()
-    tested = [
-        (row, slot)
-        for row, of_row in enumerate(answers)
-        for slot in loss[row, : len(of_row)].argsort(descending=True)[:MOST_ANSWERS].tolist()
-        if loss[row, slot] >= LEAST_LOSS
-    ]
-    if not tested:
-        return DeletionCurves({name: torch.zeros(0, len(FRACTIONS)) for name in (RANDOM, *maps)})
-    rows, slots = torch.tensor(tested).unbind(dim=1)
-    cases, num_real = [[answers[row][slot]] for row, slot in tested], real[rows].sum(dim=1, keepdim=True)
-    generator = torch.Generator().manual_seed(seed)
-
-    def curves(values: Float[Tensor, "cases tokens"]) -> Float[Tensor, "samples fractions"]:
-        ranks = deletion_ranks(values, real[rows], generator)
-        masked = [real[rows] & (ranks >= (share * num_real).round()) for share in FRACTIONS[1:-1]]
-        left = [probability(rows, cases, visible)[:, 0] for visible in masked]
-        left = [complete[rows, slots], *left, empty[rows, slots]]
-        of_answers = (torch.stack(left, dim=1) / complete[rows, slots, None]).cpu()
+    def curves(
+        where: Sequence[int],
+        wanted: Sequence[tuple[int, Answer]],
+        ranks: Int[Tensor, "orders rows tokens"],
+        *,
+        insert: bool,
+    ) -> Float[Tensor, "orders samples fractions"]:
+        visible = _visible(ranks, real[where], insert=insert)
+        found = masked.probability(where, visible.flatten(0, 1), wanted).reshape(*visible.shape[:2], -1)
+        first, last = ends.flip(0) if insert else ends
+        shape = (len(ranks), 1, len(cases))
+        points = torch.cat([first.expand(shape), found, last.expand(shape)], dim=1)
         # The answers of one sample are not independent.
-        return torch.stack([of_answers[rows == row].mean(dim=0) for row in sorted(set(rows.tolist()))])
+        means = [
+            points[:, :, [number for number, one in enumerate(case_rows) if one == row]].mean(dim=2) for row in rows
+        ]
+        return torch.stack(means, dim=1)
 
-    equal = torch.zeros(real[rows].shape, device=real.device)
-    by_chance = torch.stack([curves(equal) for _ in range(NUM_RANDOM)]).mean(dim=0)
-    return DeletionCurves({RANDOM: by_chance} | {name: curves(values[rows, slots]) for name, values in maps.items()})
+    orders = torch.stack([random_order(real[row], ids[row], num_orders + 1) for row in rows], dim=1)
+    ties, of_random = orders[0], orders[1:]
+    by_chance = curves(rows, of_rows, of_random, insert=False).mean(dim=0)
+    middle = deletion_ranks(_center(record.tokens.spans, real[rows]), real[rows], ties)
+    values = torch.stack([values[case_rows, [slot for _, slot, _ in cases]] for values in maps.values()])
+    foreign = torch.full_like(values, torch.nan)
+    for number, (row, slot, _) in enumerate(cases):
+        if other := _other_sample(record, maps, answers, row, before):
+            foreign[:, number] = other.stretched(slot, real[row])
+    is_alone = foreign.isnan().all(dim=2)
+    case_ties = ties[[place[row] for row in case_rows]]
+    ranks = torch.stack(
+        [deletion_ranks(one.nan_to_num(), real[case_rows], case_ties) for one in (*values.float(), *foreign.float())]
+    )
+    found = []
+    for insert in (False, True):
+        center = curves(rows, of_rows, middle[None], insert=insert)[0]
+        of_maps, stretched = curves(case_rows, of_cases, ranks, insert=insert).chunk(2)
+        alone = torch.stack([is_alone[:, case_rows.index(row)] for row in rows], dim=1).cpu()
+        stretched = stretched.masked_fill(alone[..., None], torch.nan)
+        chance = by_chance.flip(1) if insert else by_chance
+        found.append(
+            {RANDOM: chance, CENTER: center}
+            | dict(zip(kinds, of_maps, strict=True))
+            | dict(zip(others, stretched, strict=True))
+        )
+    return FaithfulnessCurves(*found)
+
+
+def random_order(real: Bool[Tensor, " tokens"], id: str, count: int) -> Int[Tensor, "count tokens"]:
+    """Return ranks of the real tokens in random orders that depend on the sample's id alone; other tokens are last."""
+    generator = torch.Generator().manual_seed(crc32(id.encode()))
+    ranks = torch.full((count, len(real)), len(real), device=real.device)
+    ranks[:, real] = torch.rand(count, int(real.sum()), generator=generator).argsort(dim=1).to(real.device)
+    return ranks
 
 
 def deletion_ranks(
-    values: Float[Tensor, "cases tokens"], real: Bool[Tensor, "cases tokens"], generator: torch.Generator
+    values: Float[Tensor, "cases tokens"], real: Bool[Tensor, "cases tokens"], ties: Int[Tensor, "cases tokens"]
 ) -> Int[Tensor, "cases tokens"]:
-    """Return the rank of each token: the highest value first, ties in random order, tokens that are not real last."""
-    shuffled = torch.rand(values.shape, generator=generator).argsort(dim=1).to(values.device)
+    """Return the rank of each token: the highest value first, equal ones by `ties`, tokens that are not real last."""
+    shuffled = ties.argsort(dim=1, stable=True)
     values = values.masked_fill(~real, -torch.inf)
     order = values.gather(1, shuffled).argsort(dim=1, descending=True, stable=True)
     return shuffled.gather(1, order).argsort(dim=1)
+
+
+@dataclass(frozen=True)
+class _MaskedModel:
+    """A model for some of the tokens of a batch.
+
+    Attributes:
+        model: see `faithfulness_curves`.
+        tokens: of the batch.
+        queries: of the batch, by output.
+        probabilities: of the model's outputs.
+    """
+
+    model: Explainable
+    tokens: JoinedTokens
+    queries: Mapping[str, Tensor]
+    probabilities: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+
+    def probability(
+        self, rows: Sequence[int], visible: Bool[Tensor, "steps rows tokens"], wanted: Sequence[tuple[int, Answer]]
+    ) -> Float[Tensor, "steps wanted"]:
+        """Return the probability of answers from the visible tokens alone.
+
+        Args:
+            rows: of the batch.
+            visible: the tokens of each row, in several steps.
+            wanted: answers, and for each the number of its row in `rows`.
+        """
+        size = max(TOKENS_AT_ONCE // visible[0].numel(), 1)
+        found = []
+        for start in range(0, len(visible), size):
+            part = visible[start : start + size]
+            every, shown = torch.tensor(rows).repeat(len(part)), part.flatten(0, 1)
+            values = self.tokens.values[every].masked_fill(~shown[..., None], 0.0)
+            queries = {name: given[every] for name, given in self.queries.items()}
+            outputs = self.model.forward_tokens(replace(self.tokens, values=values, mask=shown), queries)
+            logs = {name: output.float().log() for name, output in self.probabilities(outputs).items()}
+            logs = {name: values.reshape(*part.shape[:2], *values.shape[1:]) for name, values in logs.items()}
+            of_part = [answer_value(logs[answer.output][:, row], answer, num_steps=1) for row, answer in wanted]
+            found.append(torch.stack(of_part, dim=1).exp().cpu() if of_part else torch.zeros(len(part), 0))
+        return torch.cat(found)
+
+
+def _visible(
+    ranks: Int[Tensor, "orders rows tokens"], real: Bool[Tensor, "rows tokens"], *, insert: bool
+) -> Bool[Tensor, "orders steps rows tokens"]:
+    """Return the tokens that are left by deletion, or shown by insertion, at the fractions between 0 and 1."""
+    total = real.sum(dim=1)
+    masked = (torch.tensor(FRACTIONS, dtype=torch.float64)[1:-1, None] * total.cpu()).round().long().to(real.device)
+    if insert:
+        return real & (ranks[:, None] < (total - masked.flip(0))[:, :, None])
+    return real & (ranks[:, None] >= masked[:, :, None])
+
+
+def _sample(
+    record: Record, maps: Mapping[str, Float[Tensor, "batch answers tokens"]], answers: Answers, row: int
+) -> SampleMaps | None:
+    """Return the maps of one sample; None without answers."""
+    if not answers[row]:
+        return None
+    of_row = {kind: values[row, : len(answers[row])] for kind, values in maps.items()}
+    return SampleMaps(of_row, real_tokens(record)[row], record.spans)
+
+
+def _other_sample(
+    record: Record,
+    maps: Mapping[str, Float[Tensor, "batch answers tokens"]],
+    answers: Answers,
+    row: int,
+    before: SampleMaps | None,
+) -> SampleMaps | None:
+    """Return the maps of the sample before the one of a row; None if there is no other one on the same grids."""
+    earlier = next((one for one in reversed(range(row)) if answers[one]), None)
+    if earlier is not None:
+        return _sample(record, maps, answers, earlier)
+    if before is not None and before.spans == record.spans:
+        return before
+    last = next((one for one in reversed(range(row + 1, len(answers))) if answers[one]), None)
+    return None if last is None else _sample(record, maps, answers, last)
+
+
+def _extent(real: Bool[Tensor, " cells"], span: Span) -> Int[Tensor, " axes"]:
+    """Return the number of cells along each axis up to the last real one."""
+    indices = torch.stack(torch.meshgrid(*map(torch.arange, span.grid.shape), indexing="ij"), dim=-1).flatten(0, -2)
+    return ((indices + 1) * real.cpu()[:, None]).amax(dim=0)
+
+
+def _places_within(real: Bool[Tensor, " cells"], span: Span) -> Float[Tensor, "cells axes"]:
+    """Return the place of each cell relative to the real ones: 0 at the start, 1 behind the last one of each axis."""
+    extent = _extent(real, span).clamp_min(1)
+    return cell_centers(span.grid.shape) * torch.tensor(span.grid.shape) / extent
+
+
+def _center(spans: Mapping[str, Span], real: Bool[Tensor, "rows tokens"]) -> Float[Tensor, "rows tokens"]:
+    """Return a Gaussian at the center of the real cells of each modality."""
+    found = torch.zeros(real.shape)
+    for row, of_row in enumerate(real):
+        for span in spans.values():
+            keys = slice(span.start, span.stop)
+            distance = ((_places_within(of_row[keys], span) - 0.5) / CENTER_WIDTH).square().sum(dim=1)
+            found[row, keys] = (-distance / 2).exp()
+    return found.to(real.device)

@@ -46,12 +46,10 @@ def localization(explanation: Explanation) -> Scores:
         `_<kind>` appended; of several modalities, also each with `_<modality>`; for relevance the same as
         `relevance/…`, if it has a meaning; and `word_overlap`, see `word_overlap`.
     """
-    located, shared = [], []
+    located, shared = _located(explanation), []
     for sample, (row, boxes) in enumerate(zip(explanation.answers, explanation.boxes, strict=True)):
         outputs = set()
         for slot, answer in enumerate(row):
-            if answer.boxes:
-                located.append(Case(sample, slot, answer.boxes, answer.kind))
             if boxes and answer.output not in outputs and not explanation.has_own_queries(answer):
                 outputs.add(answer.output)
                 shared.append(Case(sample, slot, boxes))
@@ -60,6 +58,42 @@ def localization(explanation: Explanation) -> Scores:
     located = [] if explanation.no_relevance else located
     of_relevance = localization_scores(explanation.record, explanation.relevance, located)
     return of_rollout | word_overlap(explanation) | {f"relevance/{name}": cases for name, cases in of_relevance.items()}
+
+
+def pointing_games(
+    explanation: Explanation, maps: Mapping[str, Float[Tensor, "batch answers tokens"]]
+) -> dict[str, Float[Tensor, " samples"]]:
+    """Return how often the maximum of maps lies in the boxes of an answer, as the mean of the answers of each sample.
+
+    Every map is compared with the same boxes, also one that is the same for several answers. Negative values count as
+    zero.
+
+    Returns:
+        Kind of map -> the share of each sample that has such answers, and `chance`; empty without boxes.
+    """
+    by_sample: dict[int, list[Case]] = {}
+    for case in _located(explanation):
+        by_sample.setdefault(case.sample, []).append(case)
+    found: dict[str, list[Tensor]] = {}
+    for cases in by_sample.values():
+        for kind, values in maps.items():
+            scores = localization_scores(
+                explanation.record, values.clamp_min(0.0), [replace(case, kind="") for case in cases]
+            )
+            if len(scores.get("pointing_game", ())):
+                found.setdefault(kind, []).append(scores["pointing_game"].mean())
+                found.setdefault("chance", []).append(scores["pointing_game_chance"].mean())
+    return {kind: torch.stack(values) for kind, values in found.items()}
+
+
+def _located(explanation: Explanation) -> list[Case]:
+    """Return the answers with boxes."""
+    return [
+        Case(sample, slot, answer.boxes, answer.kind)
+        for sample, row in enumerate(explanation.answers)
+        for slot, answer in enumerate(row)
+        if answer.boxes
+    ]
 
 
 def localization_scores(record: Record, maps: Float[Tensor, "batch answers tokens"], cases: Sequence[Case]) -> Scores:

@@ -17,6 +17,7 @@ from perceiver.inspection.events import scores_in
 from perceiver.inspection.explanation import Explanation
 from perceiver.inspection.explorer.packing import pooling, sum_pooled
 from perceiver.inspection.matrix import SHADES, alignment_matrices, matrix_lines
+from perceiver.inspection.verdicts import SCORES
 from perceiver.types import Axis, Span
 
 MOST_CELLS, MOST_COLUMNS = 16 * 64, 64
@@ -61,8 +62,8 @@ def report(
             yield Text("\n".join(matrix_lines(of_modality[0])), no_wrap=True, overflow="crop")
         yield from answer_heat_maps(explanation, row, without=[name for name in matrices if name in texts])
     yield ""
-    yield from evaluation_lines(
-        scores, json.loads(str(arrays["deletion"])) if "deletion" in arrays else None, num_tested
+    yield from evaluation_parts(
+        scores, json.loads(str(arrays["faithfulness"])) if "faithfulness" in arrays else None, num_tested
     )
 
 
@@ -179,12 +180,14 @@ def heat_map(tokens: Float[np.ndarray, " tokens"], span: Span) -> str:
     return "\n".join("".join(width * SHADES[level] for level in line) for line in levels.round().astype(int))
 
 
-def evaluation_lines(scores: Mapping[str, float], deletion: Mapping[str, Any] | None, num_tested: int) -> Iterator[str]:
-    """Yield the results of localization and deletion tests, a sentence each.
+def evaluation_parts(
+    scores: Mapping[str, float], faithfulness: Mapping[str, Any] | None, num_tested: int
+) -> Iterator[RenderableType]:
+    """Yield the results of localization, a sentence each, and of faithfulness, a table and a sentence for each map.
 
     Args:
         scores: all scores.
-        deletion: see `DeletionCurves.summary`; None if there was no test.
+        faithfulness: see `summarize`; None if there was no test.
         num_tested: number of samples that were tested.
     """
     for name, value in scores.items():
@@ -201,10 +204,30 @@ def evaluation_lines(scores: Mapping[str, float], deletion: Mapping[str, Any] | 
     if not num_tested:
         yield "faithfulness was not tested (scored_samples=0)"
         return
-    if deletion is None or not deletion["num_samples"]:
+    if faithfulness is None or not faithfulness["num_samples"]:
         yield "faithfulness: no answer lost much without its input, so maps could not be tested"
         return
-    yield f"faithfulness: area between random and deletion curve ({deletion['num_samples']} samples):"
-    for name, area in deletion["areas"].items():
-        error = "" if area["error"] is None else f" ± {area['error']:.2f}"
-        yield f"  {name.replace('_', ' ')} {area['mean']:+.2f}{error}: {area['brief']}"
+    yield faithfulness_table(faithfulness)
+    for one in faithfulness["maps"].values():
+        yield f"{one['mark']} {one['sentence']}"
+
+
+def faithfulness_table(summary: Mapping[str, Any]) -> Table:
+    """Return a table with a row for each kind of map and a column for each score, with its interval."""
+    title = f"faithfulness ({summary['num_samples']} samples): area between the curves of random tokens and the map"
+    table = _table("map", title=title)
+    scores = [score for score in SCORES if any(score in one["scores"] for one in summary["maps"].values())]
+    for score in scores:
+        chance = summary["chance"].get(score)
+        table.add_column(SCORES[score] + ("" if chance is None else f"\n(chance {chance:.2f})"), justify="right")
+    table.add_column("verdict")
+    for one in summary["maps"].values():
+        cells = [_with_interval(**one["scores"][score]) if score in one["scores"] else "" for score in scores]
+        table.add_row(one["title"], *cells, f"{one['mark']} {one['brief']}")
+    return table
+
+
+def _with_interval(mean: float | None, low: float | None, high: float | None) -> str:
+    if mean is None:
+        return ""
+    return f"{mean:.2f}" if low is None or high is None else f"{mean:.2f}\n[{low:.2f}, {high:.2f}]"

@@ -25,15 +25,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from perceiver.inspection.capture import Capture, undisturbed
+from perceiver.inspection.evaluation import Evaluation
 from perceiver.inspection.explanation import Explanation, answer_relevance, answer_rollout, answer_scores
 from perceiver.inspection.explorer.media import Media
-from perceiver.inspection.faithfulness import DeletionCurves, deletion_curves
+from perceiver.inspection.faithfulness import FaithfulnessCurves, faithfulness_curves
 from perceiver.inspection.grids import GivenInput, Input, placed
 from perceiver.inspection.intercept import AttentionCall, Effect, Interceptor, Lineage, attention_weights
 from perceiver.inspection.record import Layer, Record
 from perceiver.inspection.relevance import NO_GRADIENTS
 from perceiver.inspection.rollout import Alpha, Rollout
-from perceiver.inspection.writer import Evaluation, ExplanationWriter
+from perceiver.inspection.writer import ExplanationWriter
 from perceiver.mechanisms.base import ALL, LATENTS, OUTPUTS, TOKENS, Indices, Role
 from perceiver.mechanisms.scaled_dot_product import ScaledDotProduct
 from perceiver.types import Answer, Batch, JoinedTokens
@@ -426,11 +427,15 @@ class WatchedAttention(Capture):
             mask = torch.cat(full, dim=1)
         return Effect(mask, heads.get(name))
 
-    def deletion(self, explanation: Explanation, *, seed: int = 0) -> DeletionCurves:
-        """Compute the deletion curves of the maps of an explanation (`faithfulness`): a deleted token is read by none.
+    def faithfulness(self, explanation: Explanation, *, num_orders: int = 20) -> FaithfulnessCurves:
+        """Compute the curves of the maps of an explanation, see `faithfulness_curves`: a masked token is read by none.
 
         What the outputs contain of a token without attention remains, such as of each token in a mean over all.
-        Special tokens are not deleted.
+        Special tokens are not masked.
+
+        Args:
+            explanation: of the last call.
+            num_orders: random orders of tokens, whose curves are averaged.
         """
         assert self.tokens is not None
         record = Record()
@@ -446,12 +451,19 @@ class WatchedAttention(Capture):
 
         model: Any = _Rerun(self, mask)
         with torch.no_grad():
-            return deletion_curves(model, record, explanation.maps, explanation.answers, probabilities, seed=seed)
+            return faithfulness_curves(
+                model,
+                record,
+                explanation.maps,
+                explanation.answers,
+                probabilities,
+                ids=explanation.batch.ids,
+                num_orders=num_orders,
+            )
 
     def evaluate(self, explanation: Explanation) -> Evaluation:
-        """Return the result of the deletion test of an explanation."""
-        curves = self.deletion(explanation)
-        return Evaluation(curves.scores, curves.summary)
+        """Return what the curves of the maps of an explanation show."""
+        return Evaluation().with_faithfulness([self.faithfulness(explanation)])
 
     def write_page(
         self,
@@ -484,7 +496,7 @@ class WatchedAttention(Capture):
 
 
 class _Rerun:
-    """The part of an `Explainable` model that deletion needs."""
+    """The part of an `Explainable` model that `faithfulness_curves` needs."""
 
     def __init__(self, attention: WatchedAttention, deletable: Bool[Tensor, "batch tokens"]) -> None:
         self.attention = attention

@@ -1,7 +1,7 @@
 """The path from an explanation to its scores, event file, contact sheets and samples on the explorer's page."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,49 +10,16 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from perceiver.inspection.alignment import alignment_counts, alignment_error_rates
 from perceiver.inspection.capture import Explainable, input_pictures, input_sounds, undisturbed
+from perceiver.inspection.evaluation import Evaluation
 from perceiver.inspection.events import event_arrays, event_path, event_paths, with_scores, write_arrays
 from perceiver.inspection.explanation import Explainer, Explanation, in_parts
 from perceiver.inspection.explorer.media import Media, page_samples, texts_of
 from perceiver.inspection.explorer.page import PAGE, events_in, explorer_page, write_page
-from perceiver.inspection.faithfulness import DeletionCurves, faithfulness
 from perceiver.inspection.figures import contact_sheets, reconstruction_sheets
-from perceiver.inspection.localization import localization, mean_scores
 from perceiver.inspection.matrix import AlignmentMatrix, alignment_matrices, matrix_csv, matrix_image
 from perceiver.inspection.statistics import drift
 from perceiver.types import Batch
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Localization and faithfulness of the maps of some samples.
-
-    Attributes:
-        scores: name -> mean over samples or cases.
-        deletion: see `DeletionCurves.summary`; None if it was not computed.
-    """
-
-    scores: Mapping[str, float]
-    deletion: Mapping[str, Any] | None = None
-
-
-def evaluate(
-    explainer: Explainer, explanations: Iterable[Explanation], *, with_localization: bool, with_deletion: bool
-) -> Evaluation:
-    """Compute scores of the maps of several batches, one batch at a time; without batches there are none."""
-    cases, counts, curves = [], [], []
-    for explanation in explanations:
-        if with_localization:
-            cases.append(localization(explanation))
-            counts.append(alignment_counts(explanation))
-        if with_deletion:
-            curves.append(faithfulness(explainer, explanation, seed=0))
-    scores = mean_scores(cases) | alignment_error_rates(counts)
-    if not curves:
-        return Evaluation(scores)
-    deletion = DeletionCurves.concatenate(curves)
-    return Evaluation(scores | deletion.scores, deletion.summary)
 
 
 def explain_in_parts(
@@ -123,7 +90,7 @@ class ExplanationWriter:
         if previous is not None:
             with np.load(previous) as before:
                 scores |= {f"stat/{name}": value for name, value in drift(before, arrays).items()}
-        arrays |= {"step": np.array(step), "epoch": np.array(epoch)} | _deletion_array(evaluation)
+        arrays |= {"step": np.array(step), "epoch": np.array(epoch)} | _faithfulness_array(evaluation)
         arrays = with_scores(arrays, scores)
         write_arrays(path, arrays)
         return arrays
@@ -202,11 +169,11 @@ def _converted(explainer: Explainer, batch: Batch) -> Batch:
 
 
 def add_evaluation(path: Path, evaluation: Evaluation) -> None:
-    """Add scores and the deletion test to an event file."""
+    """Add scores and the results of faithfulness to an event file."""
     with np.load(path) as event:
-        arrays = dict(event) | _deletion_array(evaluation)
+        arrays = dict(event) | _faithfulness_array(evaluation)
     write_arrays(path, with_scores(arrays, evaluation.scores))
 
 
-def _deletion_array(evaluation: Evaluation) -> dict[str, np.ndarray]:
-    return {} if evaluation.deletion is None else {"deletion": np.array(json.dumps(evaluation.deletion))}
+def _faithfulness_array(evaluation: Evaluation) -> dict[str, np.ndarray]:
+    return {} if evaluation.faithfulness is None else {"faithfulness": np.array(json.dumps(evaluation.faithfulness))}

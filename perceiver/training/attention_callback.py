@@ -12,12 +12,14 @@ from lightning.pytorch.callbacks import WeightAveraging
 from PIL import Image
 
 from perceiver.inspection.capture import Explainable
+from perceiver.inspection.evaluation import Evaluation, Evaluator
 from perceiver.inspection.events import event_path, event_paths, scores_in
 from perceiver.inspection.explanation import Explainer, Explanation
 from perceiver.inspection.explorer.page import PAGE, Event, events_in, explorer_page, write_page
 from perceiver.inspection.rollout import Alpha, check_alpha
-from perceiver.inspection.writer import Evaluation, ExplanationWriter, add_evaluation, evaluate, explain_in_parts
-from perceiver.runtime.loggers.base import log_explanation
+from perceiver.inspection.verdicts import method_table
+from perceiver.inspection.writer import ExplanationWriter, add_evaluation, explain_in_parts
+from perceiver.runtime.loggers.base import RunLogger, log_explanation
 from perceiver.tasks.base import Task
 from perceiver.types import Batch
 
@@ -33,7 +35,7 @@ class AttentionCallback(Callback):
 
     Each event has statistics of the attention (`statistics`) and, for data with boxes or texts, the localization of
     maps on a second set of samples (`localization`). At the end of training the faithfulness of maps is tested on it
-    (`faithfulness`). Three errors switch the callback off with a warning; training continues.
+    (`verdicts`). Three errors switch the callback off with a warning; training continues.
 
     Attributes:
         scores: localization and faithfulness of the last event, by the names under which they are logged.
@@ -42,7 +44,7 @@ class AttentionCallback(Callback):
         every_n_epochs: epochs between two events; there is always one at the end of training. 0 for never.
         sheets_every_n_epochs: contact sheets, which take the most time, are drawn at multiples of it and at the end.
         num_samples: number of samples, evenly spread over the validation samples.
-        num_scored_samples: size of the second set, spread likewise; 0 for no localization and faithfulness.
+        evaluator: of localization and faithfulness on the second set, spread likewise.
         num_latents: latents in a contact sheet.
         rollout_alpha: share of attention as opposed to the residual in the rollout, or `norm`.
         max_megabytes: limit of the exact weights stored per event.
@@ -55,7 +57,7 @@ class AttentionCallback(Callback):
         every_n_epochs: int,
         sheets_every_n_epochs: int,
         num_samples: int,
-        num_scored_samples: int,
+        evaluator: Evaluator,
         num_latents: int,
         rollout_alpha: Alpha,
         max_megabytes: float,
@@ -65,7 +67,6 @@ class AttentionCallback(Callback):
             ("every_n_epochs", every_n_epochs, 0),
             ("sheets_every_n_epochs", sheets_every_n_epochs, 0 if every_n_epochs == 0 else 1),
             ("num_samples", num_samples, 1),
-            ("num_scored_samples", num_scored_samples, 0),
         ):
             if value < least:
                 raise ValueError(f"{name}={value} must be at least {least}")
@@ -73,7 +74,7 @@ class AttentionCallback(Callback):
         self.every_n_epochs = every_n_epochs
         self.sheets_every_n_epochs = sheets_every_n_epochs
         self.num_samples = num_samples
-        self.num_scored_samples = num_scored_samples
+        self.evaluator = evaluator
         self.num_latents = num_latents
         self.rollout_alpha = rollout_alpha
         self.max_megabytes = max_megabytes
@@ -97,7 +98,7 @@ class AttentionCallback(Callback):
             return
         if self._last_step != _last_step(trainer):  # training may end at any step
             self._try_event(trainer, pl_module, trainer.current_epoch - 1, draw=True)
-        self._try(trainer, pl_module, "deletion test", lambda: self._test_faithfulness(trainer, pl_module))
+        self._try(trainer, pl_module, "faithfulness test", lambda: self._test_faithfulness(trainer, pl_module))
         overlap = self.scores.get("attention/word_overlap", 0.0)
         if overlap > HIGH_OVERLAP:  # not earlier, since it is high at the start of every training
             log.warning("attention maps of different words are nearly the same: word_overlap %.3f", overlap)
@@ -125,10 +126,10 @@ class AttentionCallback(Callback):
         explainer, step, folder = self._explainer(trainer, module), _last_step(trainer), _folder(trainer)
         batch = self._probe(trainer, self.num_samples).to(module.device)
         explanation = explainer.explain(batch)
-        evaluation = Evaluation({})
+        evaluation = Evaluation()
         if "boxes" in batch.targets or any(answer.is_word for row in explanation.answers for answer in row):
             scored = self._scored(trainer, module, explainer)
-            evaluation = evaluate(explainer, scored, with_localization=True, with_deletion=False)
+            evaluation = self.evaluator.evaluate(explainer, scored, with_localization=True, with_faithfulness=False)
         if not trainer.is_global_zero:
             return
         pieces = trainer.datamodule.dataset.pieces  # type: ignore[attr-defined]
@@ -155,7 +156,7 @@ class AttentionCallback(Callback):
             self._is_slow = True
             log.warning(
                 "attention: an event takes more than max_seconds=%g; contact sheets are not drawn. "
-                "A smaller attention.num_samples or num_scored_samples makes it faster",
+                "A smaller attention.num_samples or evaluator.num_samples makes it faster",
                 self.max_seconds,
             )
         scores = {f"attention/{name}": value for name, value in scores_in(arrays).items()}
@@ -167,20 +168,26 @@ class AttentionCallback(Callback):
         self.scores = {name: value for name, value in scores.items() if not name.startswith("attention/stat/")}
 
     def _test_faithfulness(self, trainer: Trainer, module: LightningModule) -> None:
-        """Add the deletion test to the last event and to the page."""
+        """Add the faithfulness of maps to the last event and to the page."""
         explainer, step = self._explainer(trainer, module), _last_step(trainer)
         scored = self._scored(trainer, module, explainer)
-        evaluation = evaluate(explainer, scored, with_localization=False, with_deletion=True)
+        evaluation = self.evaluator.evaluate(explainer, scored, with_localization=False, with_faithfulness=True)
         if not trainer.is_global_zero or not self._samples:  # without any event there is no page
             return
         path = event_path(_folder(trainer), step)
-        if evaluation.deletion is not None and path.exists():  # the last event may have failed
+        if evaluation.faithfulness is not None and path.exists():  # the last event may have failed
             add_evaluation(path, evaluation)
             self._events.pop(step, None)
         scores = {f"attention/{name}": value for name, value in evaluation.scores.items()}
         self.scores |= scores
         page = self._write_page(trainer)
-        log_explanation(trainer.loggers, scores, step, lambda logger: logger.html("attention/explorer", page, step))
+
+        def show(logger: RunLogger) -> None:
+            logger.html("attention/explorer", page, step)
+            if evaluation.faithfulness is not None and evaluation.faithfulness["maps"]:
+                logger.table("attention/faithfulness", *method_table(evaluation.faithfulness), step)
+
+        log_explanation(trainer.loggers, scores, step, show)
 
     def _explainer(self, trainer: Trainer, module: LightningModule) -> Explainer:
         """Return an explainer of the model in the precision of the training."""
@@ -205,8 +212,8 @@ class AttentionCallback(Callback):
 
     def _scored(self, trainer: Trainer, module: LightningModule, explainer: Explainer) -> Iterator[Explanation]:
         """Explain the second set in parts that need no more memory than training, which stores all activations."""
-        if self.num_scored_samples:
-            probe = self._probe(trainer, self.num_scored_samples).to(module.device)
+        if self.evaluator.num_samples:
+            probe = self._probe(trainer, self.evaluator.num_samples).to(module.device)
             yield from explain_in_parts(explainer, probe, 2 * trainer.datamodule.batch_size)  # type: ignore[attr-defined]
 
     def _write_page(self, trainer: Trainer) -> Path:

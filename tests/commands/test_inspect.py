@@ -17,7 +17,6 @@ from perceiver.commands.finished_run import load
 from perceiver.data.synthetic.shape_captions import WORDS
 from perceiver.inspection.events import event_arrays
 from perceiver.inspection.explanation import Explainer, Explanation
-from perceiver.inspection.faithfulness import area_summary
 from perceiver.runtime.errors import ConfigError
 from perceiver.tokenizer import split_words
 from tests.commands.test_sound_run import SMALL_SOUND
@@ -27,7 +26,7 @@ from tests.runs import CAPTIONING, CONF, Ended, assert_refused, checkpoint, imag
 WITH_EVENTS = [
     "attention.every_n_epochs=1",
     "attention.num_samples=3",
-    "attention.num_scored_samples=0",
+    "attention.evaluator.num_samples=0",
     "attention.max_seconds=0",
 ]
 WITH_EVENTS += ["trainer.limit_test_batches=1"]
@@ -103,7 +102,7 @@ def explained(run: Path, name: str, chosen: int | list[int]) -> tuple[Explanatio
 def check_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
     """To the last bit."""
     more = found.keys() - expected.keys()
-    assert {name for name in more if "score/" not in name} <= {"step", "epoch", "deletion"}
+    assert {name for name in more if "score/" not in name} <= {"step", "epoch", "faithfulness"}
     for name, values in expected.items():
         assert found[name].dtype == values.dtype, name
         assert np.array_equal(found[name], values), name
@@ -220,17 +219,17 @@ class TestOneRun:
 
     def test_without_scored_samples_nothing_is_tested(self, digits, tmp_path, monkeypatch):
         for name in ("faithfulness", "localization"):
-            monkeypatch.setattr(f"perceiver.inspection.writer.{name}", mock.Mock(side_effect=AssertionError))
+            monkeypatch.setattr(f"perceiver.inspection.evaluation.{name}", mock.Mock(side_effect=AssertionError))
         ended, page, _ = explored(digits, tmp_path / "page.html", "scored_samples=0")
-        assert page["runs"][0]["events"][2]["deletion"] is None
-        assert "deletion" not in arrays_in(tmp_path / "page.npz")
+        assert page["runs"][0]["events"][2]["faithfulness"] is None
+        assert "faithfulness" not in arrays_in(tmp_path / "page.npz")
         assert "scored_samples=0" in ended.out
 
     @pytest.mark.parametrize(
         ("least_loss", "count", "tested", "expected"),
         [
             (-1.0, 61, 61, "61 samples"),  # a batch of 53 and one of 8
-            (-1.0, 1, 1, area_summary("relevance", 0.5, None, 1)["brief"]),
+            (-1.0, 1, 1, "too few samples"),
             (2.0, 5, 0, "could not be tested"),
         ],
     )
@@ -239,12 +238,13 @@ class TestOneRun:
     ):
         monkeypatch.setattr("perceiver.inspection.faithfulness.LEAST_LOSS", least_loss)
         ended, page, _ = explored(digits, tmp_path / "page.html", f"scored_samples={count}", "samples=1")
-        deletion = page["runs"][0]["events"][2]["deletion"]
-        assert deletion["num_samples"] == tested
-        assert deletion == json.loads(str(arrays_in(tmp_path / "page.npz")["deletion"]))
-        assert expected in ended.out
-        for name, area in deletion["areas"].items():
-            assert f"{name.replace('_', ' ')} {area['mean']:+.2f}" in ended.out
+        found = page["runs"][0]["events"][2]["faithfulness"]
+        assert found["num_samples"] == tested
+        assert found == json.loads(str(arrays_in(tmp_path / "page.npz")["faithfulness"]))
+        assert expected in " ".join(ended.out.split())
+        for one in found["maps"].values():
+            assert one["scores"].keys() == {"deletion", "insertion", "randomization"}
+            assert all(f"{score['mean']:.2f}" in ended.out for score in one["scores"].values())
 
     def test_samples_that_are_shown_and_tested_are_explained_once(self, digits, tmp_path, monkeypatch):
         sizes, original = [], Explainer.explain
@@ -365,7 +365,7 @@ class TestInputs:
     def test_they_are_tested_themselves(self, folders, pictures, tmp_path, monkeypatch):
         monkeypatch.setattr("perceiver.inspection.faithfulness.LEAST_LOSS", -1.0)
         _, page, _ = explored(folders, tmp_path / "page.html", files_of(*pictures))
-        assert page["runs"][0]["events"][-1]["deletion"]["num_samples"] == 2
+        assert page["runs"][0]["events"][-1]["faithfulness"]["num_samples"] == 2
 
     def test_those_that_cannot_be_read_are_named_after_all_others_are_done(self, folders, pictures, tmp_path):
         broken = tmp_path / "broken.png"
@@ -448,6 +448,8 @@ class TestMistakes:
             ({"samples": 0}, "samples=0: must be a number of samples, at least 1"),
             ({"samples": True}, "samples=True: must be a number of samples, at least 1"),
             ({"samples": [1, "x"]}, "samples=[1, 'x']: must be a number of samples, at least 1"),
+            ({"random_orders": 0}, "random_orders=0: must be a number of random orders, at least 1"),
+            ({"rivals": 1}, "rivals=1: must be true or false"),
             ({"scored_samples": -1}, "scored_samples=-1: must be a number of samples, at least 0"),
             ({"samples": [3, 999]}, "samples=[3, 999]: there is no sample 999; the split has 0 to 176"),
             ({"scored_samples": [-1]}, "scored_samples=[-1]: there is no sample -1; the split has 0 to 176"),

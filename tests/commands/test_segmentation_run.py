@@ -22,7 +22,7 @@ SMALL = [
         "attention.every_n_epochs=4",
         "optimizer.lr=0.01",
     ),
-    *("attention.num_samples=2", "attention.num_scored_samples=3", "model.decoder.chunk_size=101", "logger=none"),
+    *("attention.num_samples=2", "attention.evaluator.num_samples=3", "model.decoder.chunk_size=101", "logger=none"),
 ]
 
 

@@ -35,7 +35,7 @@ SMALL_SOUND = [
         "data.clips.hop_seconds=0.3",
     ),
     *("loader.batch_size=11", "loader.num_workers=0", "trainer.max_epochs=1", "trainer.limit_train_batches=2"),
-    *("attention.num_samples=3", "attention.num_scored_samples=7", "logger.mode=offline"),
+    *("attention.num_samples=3", "attention.evaluator.num_samples=7", "logger.mode=offline"),
 ]
 
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -13,7 +14,8 @@ from perceiver.inspection.events import SCORE
 from perceiver.inspection.explorer import page as page_module
 from perceiver.inspection.explorer.media import Media, page_samples
 from perceiver.inspection.explorer.page import Event, explorer_page, page_event
-from perceiver.inspection.faithfulness import FRACTIONS, DeletionCurves
+from perceiver.inspection.faithfulness import FRACTIONS, FaithfulnessCurves
+from perceiver.inspection.verdicts import summarize
 from perceiver.types import Answer, Axis, Batch, Box, Grid, Picture, Sound, Span
 
 HEADS, LATENTS, RATE, SECONDS = 3, 13, 8000, 2.3
@@ -119,13 +121,17 @@ def values_at(step: int, run: int) -> dict[str, float]:
     }
 
 
-def deletion() -> DeletionCurves:
-    """A test of which rollout is above, relevance at, and the mean attention below chance."""
+def faithfulness() -> dict[str, Any]:
+    """A test in which rollout is better than the nulls, relevance as good, and the mean attention worse."""
     fractions, noise = torch.tensor(FRACTIONS), torch.linspace(-0.1, 0.1, 61)[:, None]
-    slopes = {"random": 0.5, "rollout": 0.9, "relevance": 0.5, "mean_map": 0.2}
-    return DeletionCurves(
-        {name: 1 - (slope + (name != "random") * noise) * fractions for name, slope in slopes.items()}
-    )
+    slopes = {"rollout": 0.9, "relevance": 0.5, "mean_map": 0.2}
+    slopes |= dict.fromkeys(("random", "center", *(f"other/{name}" for name in slopes)), 0.5)
+    deletion = {name: 1 - (slope + (slope != 0.5) * noise) * fractions for name, slope in slopes.items()}
+    for name in ("relevance", "other/relevance"):
+        deletion[name] = deletion[name] - (name == "relevance") * noise * fractions
+    insertion = {name: 1.0 - curve.flip(1) / 2 for name, curve in deletion.items()}
+    scores = {"randomization": {"rollout": noise[:, 0], "relevance": noise[:, 0] + 0.7}}
+    return summarize(FaithfulnessCurves(deletion, insertion), scores)
 
 
 def event(step: int, run: int, explanation: int | None = None, **options) -> Event:
@@ -134,7 +140,7 @@ def event(step: int, run: int, explanation: int | None = None, **options) -> Eve
     if explanation == 2:
         arrays["ids"] = np.array(IDS[:1])
     if explanation == 1:
-        arrays["deletion"] = np.array(json.dumps(deletion().summary))
+        arrays["faithfulness"] = np.array(json.dumps(faithfulness()))
     arrays |= {"step": np.array(step), "epoch": np.array(step // 10)}
     arrays |= {f"{SCORE}{name}": np.array(value) for name, value in values_at(step, run).items()}
     with mock.patch.object(page_module, "CELLS", (100,)):

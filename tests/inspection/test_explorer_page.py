@@ -8,7 +8,6 @@ import pytest
 
 from perceiver.inspection.events import event_path, with_scores, write_arrays
 from perceiver.inspection.explorer.page import Event, evenly_spread, events_in, explorer_page, page_event, write_page
-from perceiver.inspection.faithfulness import area_summary
 from tests.inspection.explanations import arrays_of, contents_of, example_explanation
 
 
@@ -26,12 +25,12 @@ def test_numbers_are_evenly_spread_and_include_the_last(count, num_chosen):
 
 def test_an_event_has_the_scores_under_their_logged_names():
     arrays = arrays_of(example_explanation(), 11, 3, **{"stat/cross0/entropy": 1.5, "energy_in_box": 0.25})
-    summary = {"num_samples": 61, "areas": {"rollout": area_summary("rollout", 0.5, 0.1, 61)}}
-    arrays["deletion"] = np.array(json.dumps(summary))
+    summary = {"num_samples": 61, "maps": {"rollout": {"mark": "✓"}}}
+    arrays["faithfulness"] = np.array(json.dumps(summary))
     event = page_event(arrays)
     assert (event.name, event.step, event.epoch) == ("step 11 · epoch 3", 11, 3)
     assert event.values == {"attention/stat/cross0/entropy": 1.5, "attention/energy_in_box": 0.25}
-    assert event.deletion == summary
+    assert event.faithfulness == summary
     assert list(event.maps) == ["s/0", "s/1", "s/2"]
     numbers = page_event(arrays, with_maps=False, name="mine")
     assert (numbers.name, numbers.maps, numbers.values) == ("mine", {}, event.values)
@@ -39,12 +38,12 @@ def test_an_event_has_the_scores_under_their_logged_names():
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Eleven events, the latest written first, the seventh with a deletion test."""
+    """Eleven events, the latest written first, the seventh with a test of faithfulness."""
     arrays = arrays_of(example_explanation())
     for number in reversed(range(11)):
         more = {"step": np.array(13 * number + 5), "epoch": np.array(number)}
         if number == 6:
-            more["deletion"] = np.array(json.dumps({"num_samples": 5}))
+            more["faithfulness"] = np.array(json.dumps({"num_samples": 5}))
         write_arrays(event_path(tmp_path, 13 * number + 5), with_scores(arrays | more, {"energy_in_box": number / 100}))
     return tmp_path
 
@@ -54,7 +53,7 @@ def test_a_page_has_the_values_of_all_events_in_order_and_the_maps_of_some(folde
     assert [(event.step, event.epoch) for event in events] == [(13 * number + 5, number) for number in range(11)]
     assert [event.values["attention/energy_in_box"] for event in events] == [number / 100 for number in range(11)]
     assert [number for number, event in enumerate(events) if event.maps] == [0, 5, 10], "the last is one of them"
-    assert [number for number, event in enumerate(events) if event.deletion] == [6]
+    assert [number for number, event in enumerate(events) if event.faithfulness] == [6]
     assert [event.step for event in events_in(folder, num_with_maps=0) if event.maps] == []
     assert events_in(tmp_path_factory.mktemp("empty")) == []
 
@@ -85,10 +84,10 @@ def event(step: int, maps: dict[str, str], **options) -> Event:
 
 def test_explanations_are_numbered_over_all_runs_and_maps_belong_to_samples_by_id():
     samples = [{"id": name, "ground_truth": [], "modalities": {}} for name in ("a", "b", "c")]
-    test = {"num_samples": 5, "areas": {"rollout": {"mean": 0.1, "error": None}}}
+    test = {"num_samples": 5, "maps": {"rollout": {"mark": "?"}}}
     runs = {
         "first": [event(3, {"c": "0c", "a": "0a"}), event(5, {}), event(7, {"x": "of another data set"})],
-        "second": [event(2, {"b": "1b", "x": "of another"}), event(4, {"a": "2a", "c": "2c"}, deletion=test)],
+        "second": [event(2, {"b": "1b", "x": "of another"}), event(4, {"a": "2a", "c": "2c"}, faithfulness=test)],
     }
     page, maps = contents_of(explorer_page("the <title>", samples, runs))
     assert (page["title"], page["samples"]) == ("the <title>", samples)
@@ -97,7 +96,7 @@ def test_explanations_are_numbered_over_all_runs_and_maps_belong_to_samples_by_i
     assert [one["explanation"] for one in found] == [0, None, None, 1, 2]
     assert [one["step"] for one in found] == [3, 5, 7, 2, 4]
     assert [one["values"] for one in found] == [{"attention/x": step / 10} for step in (3, 5, 7, 2, 4)]
-    assert [one["deletion"] for one in found] == [None] * 4 + [test]
+    assert [one["faithfulness"] for one in found] == [None] * 4 + [test]
     expected = {"0a": (0, 0), "0c": (0, 2), "1b": (1, 1), "2a": (2, 0), "2c": (2, 2)}
     assert {one["name"]: (one["explanation"], one["sample"]) for one in maps} == expected
 

@@ -1,117 +1,112 @@
-import json
-
 import pytest
 import torch
+from torch.testing import assert_close
 
 from perceiver.decoders.base import LOGITS
-from perceiver.inspection.capture import Capture
 from perceiver.inspection.faithfulness import (
-    ERRORS,
+    CENTER,
     FRACTIONS,
     RANDOM,
-    DeletionCurves,
-    area_summary,
-    deletion_curves,
+    FaithfulnessCurves,
+    SampleMaps,
     deletion_ranks,
+    faithfulness_curves,
+    last_sample,
+    random_order,
 )
-from perceiver.types import Answer, JoinedTokens
-from tests.inspection.models import (
-    MODELS_AND_MASKS,
-    forward_record,
-    of_class,
-)
+from perceiver.types import Answer
+from tests.inspection.models import MODELS_AND_MASKS, forward_record, of_class
+from tests.inspection.sums import measured, record_of, some_tokens
 from tests.models import small_inputs
 
 NUM_TOKENS, BATCH, NUM_CLASSES = 23, 5, 3
 
 
-class SumOfTokens:
-    """A model whose token `t` adds `tokens[t, k]` to the probability of class k, and which stores what is visible."""
-
-    def __init__(self) -> None:
-        self.shown: list[torch.Tensor] = []
-
-    def forward_tokens(self, tokens, queries):
-        assert (tokens.values[~tokens.mask] == 0).all(), "masked tokens are zero"
-        self.shown.append(tokens.mask)
-        return {LOGITS: tokens.values.sum(dim=1)}
+def tokens_of_sums() -> torch.Tensor:
+    return some_tokens(BATCH, NUM_TOKENS, NUM_CLASSES)
 
 
-def some_tokens() -> torch.Tensor:
-    """Parts of the probabilities of all classes, few tokens having most of them."""
-    tokens = torch.rand(BATCH, NUM_TOKENS, NUM_CLASSES) ** 5
-    return tokens / tokens.sum(dim=(1, 2), keepdim=True)
+def expected_curves(values: torch.Tensor, order: torch.Tensor) -> tuple[list[float], list[float]]:
+    """The deletion and the insertion curve of one sample, whose tokens are masked or shown in an order."""
+    counts = [round(share * len(order)) for share in FRACTIONS]
+    deleted = [float(values[order[count:]].sum()) for count in counts]
+    return deleted, [float(values[order[: len(order) - count]].sum()) for count in reversed(counts)]
 
 
-def measured(tokens, maps, answers=None, mask=None, seed: int = 0) -> tuple[DeletionCurves, SumOfTokens]:
-    """The deletion curves of maps [batch, answers, tokens] for a `SumOfTokens`."""
-    model, record = SumOfTokens(), Capture()
-    record.tokens = JoinedTokens(tokens, mask, {})
-    answers = [[of_class(0)]] * len(tokens) if answers is None else answers
-    return deletion_curves(model, record, maps, answers, lambda outputs: outputs, seed=seed), model
-
-
-def test_what_is_left_is_what_was_not_hidden_the_most_marked_first():
-    tokens, marked = some_tokens(), torch.rand(BATCH, 1, NUM_TOKENS)
-    found, _ = measured(tokens, {"some": marked})
-    order = marked[:, 0].argsort(dim=1, descending=True)
-    for number, share in enumerate(FRACTIONS):
-        hidden = round(share * NUM_TOKENS)
-        left = torch.stack([row[chosen[hidden:]].sum() for row, chosen in zip(tokens[..., 0], order, strict=True)])
-        torch.testing.assert_close(found.curves["some"][:, number], left / tokens[..., 0].sum(dim=1))
-    assert found.num_samples == BATCH
-    assert (FRACTIONS[0], FRACTIONS[-1]) == (0.0, 1.0)
-    random, some = found.curves[RANDOM], found.curves["some"]
-    assert random[:, 0].tolist() == pytest.approx([1.0] * BATCH)
-    assert random[:, -1].tolist() == pytest.approx([0.0] * BATCH)
-    widths = torch.tensor(FRACTIONS).diff()
-    area = ((random - some)[:, 1:] + (random - some)[:, :-1]) @ widths / 2
-    torch.testing.assert_close(found.areas, {"some": area})
-
-
-def test_an_oracle_does_better_than_chance_its_opposite_worse_and_random_marks_as_well():
-    tokens = some_tokens().repeat(13, 1, 1)
-    oracle = tokens[:, None, :, 0]
-    maps = {"oracle": oracle, "anti-oracle": -oracle, "blind": torch.rand_like(oracle), "even": torch.ones_like(oracle)}
-    areas = measured(tokens, maps)[0].summary["areas"]
-    assert areas["oracle"]["mean"] > 3 * areas["oracle"]["error"] > 0
-    assert areas["anti-oracle"]["mean"] < -3 * areas["anti-oracle"]["error"] < 0
-    for name in ("blind", "even"):
-        assert abs(areas[name]["mean"]) < 3 * areas[name]["error"]
+def test_curves_are_those_of_masking_or_showing_the_tokens_with_the_highest_values_first():
+    tokens, marks = tokens_of_sums(), torch.rand(BATCH, 1, NUM_TOKENS)
+    found, _ = measured(tokens, {"some": marks})
+    middle = (torch.arange(NUM_TOKENS) - NUM_TOKENS // 2).abs()
+    symmetric = tokens + tokens.flip(1)
+    centered, _ = measured(symmetric, {"some": marks})
+    for row in range(BATCH):
+        of_orders = [
+            expected_curves(tokens[row, :, 0], ranks.argsort())[0]
+            for ranks in random_order(torch.ones(NUM_TOKENS).bool(), str(row), 4)[1:]
+        ]
+        random = torch.tensor(of_orders).mean(dim=0)
+        for name, curves, expected in (
+            ("some", found, expected_curves(tokens[row, :, 0], marks[row, 0].argsort(descending=True))),
+            # The first sample is compared with the last one.
+            ("other/some", found, expected_curves(tokens[row, :, 0], marks[row - 1, 0].argsort(descending=True))),
+            (CENTER, centered, expected_curves(symmetric[row, :, 0], middle.argsort())),
+            (RANDOM, found, (random, random.flip(0))),
+        ):
+            assert_close(curves.deletion[name][row], torch.as_tensor(expected[0]), rtol=0, atol=1e-6)
+            assert_close(curves.insertion[name][row], torch.as_tensor(expected[1]), rtol=0, atol=1e-6)
+    assert found.kinds == ["some"]
+    widths, gains = torch.tensor(FRACTIONS).diff(), found.gains("some", "other")
+    for name, sign in (("deletion", -1), ("insertion", 1)):
+        of_score = getattr(found, name)
+        difference = sign * (of_score["some"] - of_score["other/some"])
+        assert_close(gains[name], (difference[:, 1:] + difference[:, :-1]) @ widths / 2)
 
 
 def test_masked_tokens_are_never_counted():
-    tokens, mask = some_tokens(), torch.rand(BATCH, NUM_TOKENS) < 0.6
+    tokens, mask = tokens_of_sums(), torch.rand(BATCH, NUM_TOKENS) < 0.6
     maps = tokens[:, None, :, 0]
     found, model = measured(tokens.masked_fill(~mask[..., None], 0.0), {"oracle": maps}, mask=mask)
-    assert all(not (shown & ~mask).any() for shown in model.shown)
+    assert all(not (shown.reshape(-1, *mask.shape) & ~mask).any() for shown in model.shown)
     spoiled = maps.masked_fill(~mask[:, None], 99.0)
     again, _ = measured(tokens.masked_fill(~mask[..., None], 7.0), {"oracle": spoiled}, mask=mask)
-    assert all(torch.equal(again.curves[name], curve) for name, curve in found.curves.items())
-    hidden = {tuple((mask & ~shown).sum(dim=1).tolist()) for shown in model.shown}
-    assert hidden == {tuple((share * mask.sum(dim=1)).round().long().tolist()) for share in FRACTIONS}
+    for name in (RANDOM, CENTER, "oracle"):
+        assert torch.equal(again.deletion[name], found.deletion[name])
+        assert torch.equal(again.insertion[name], found.insertion[name])
 
 
-def test_it_is_a_function_of_the_seed():
-    tokens, even = some_tokens(), torch.zeros(BATCH, 1, NUM_TOKENS)
+def test_another_sample_s_map_is_stretched_over_the_real_cells():
+    real = torch.zeros(5, 7, dtype=torch.bool)
+    real[:2, :3] = True
+    maps = torch.arange(35.0).reshape(1, 35)
+    other = SampleMaps({"map": maps}, real.flatten(), record_of(torch.zeros(1, 35, 1), None, 5, 7).spans)
+    target = torch.zeros(5, 7, dtype=torch.bool)
+    target[:4, :6] = True
+    found = other.stretched(3, target.flatten()).reshape(5, 7)
+    expected = maps.reshape(5, 7)[:2, :3].repeat_interleave(2, dim=0).repeat_interleave(2, dim=1)
+    assert torch.equal(found[:4, :6], expected)
+
+
+def test_random_orders_depend_on_the_sample_alone_and_ties_are_random():
+    tokens, even = tokens_of_sums(), torch.zeros(BATCH, 1, NUM_TOKENS)
     state = torch.get_rng_state()
-    once, twice, other = (measured(tokens, {"even": even}, seed=seed)[0].curves for seed in (3, 3, 4))
+    whole, other = (
+        measured(tokens, {"even": even})[0],
+        measured(tokens, {"even": even}, ids=["a", "b", "c", "d", "e"])[0],
+    )
     assert torch.equal(torch.get_rng_state(), state)
+    part, _ = measured(tokens[2:], {"even": even[2:]}, ids=["2", "3", "4"])
     for name in (RANDOM, "even"):
-        assert torch.equal(once[name], twice[name])
-        assert not torch.equal(once[name], other[name])
-
-
-def test_ties_are_ranked_at_random():
-    real, generator = torch.rand(997, 7) < 0.7, torch.Generator().manual_seed(0)
-    places = deletion_ranks(torch.full((997, 7), 0.3), real, generator)
-    assert torch.equal(places.sort(dim=1).values, torch.arange(7).expand(997, 7))
-    assert ((places < real.sum(dim=1, keepdim=True)) == real).all(), "what is not real comes last"
-    marks = torch.tensor([0.1, 0.5, 0.5, 0.9, 0.5]).expand(997, 5)
-    places = deletion_ranks(marks, torch.ones(997, 5).bool(), generator)
-    assert (places[:, 3] == 0).all()
-    assert (places[:, 0] == 4).all()
-    assert (places[:, [1, 2, 4]].float().mean(dim=0) - 2).abs().max() < 0.15
+        assert_close(part.deletion[name], whole.deletion[name][2:])
+        assert not torch.equal(other.deletion[name], whole.deletion[name])
+    real = torch.rand(997, 7) < 0.7
+    ties = torch.stack([random_order(row, str(number), 1)[0] for number, row in enumerate(real)])
+    assert torch.equal(deletion_ranks(torch.full((997, 7), 0.3), real, ties).masked_fill(~real, 7), ties)
+    every = torch.ones(997, 5).bool()
+    ties = torch.stack([random_order(row, str(number), 1)[0] for number, row in enumerate(every)])
+    ranks = deletion_ranks(torch.tensor([0.1, 0.5, 0.5, 0.9, 0.5]).expand(997, 5), every, ties)
+    assert (ranks[:, 3] == 0).all()
+    assert (ranks[:, 0] == 4).all()
+    assert (ranks[:, [1, 2, 4]].float().mean(dim=0) - 2).abs().max() < 0.15
 
 
 def test_only_the_answers_that_depend_most_on_the_input_are_tested():
@@ -121,94 +116,38 @@ def test_only_the_answers_that_depend_most_on_the_input_are_tested():
     answers = [[of_class(0), of_class(1), of_class(2)], [of_class(0), of_class(2)]]
     marks = torch.rand(2, 3, NUM_TOKENS)
     marks[0, 1, :2], marks[0, 2, :2], marks[1, 1, :2] = 2.0, -2.0, torch.tensor([2.0, -2.0])
-    found, model = measured(tokens, {"map": marks}, answers)
+    found, _ = measured(tokens, {"map": marks}, answers)
     assert found.num_samples == 2
-    # With three quarters of 23 tokens hidden, of the first sample first class 1 and then class 2 is asked about.
-    # The two count as one, since they are of one sample.
-    assert found.curves["map"][:, 3].tolist() == pytest.approx([(0.0 + 1.0) / 2, 0.5])
-    assert {len(shown) for shown in model.shown} == {2, 3}
+    # Of the first sample classes 1 (both tokens first) and 2 (both last), which count as one case.
+    assert found.deletion["map"][:, 3].tolist() == pytest.approx([(0.0 + 0.4) / 2, 0.3])
 
 
-@pytest.mark.parametrize("answers", [[[], [], [], [], []], [[of_class(0)]] * BATCH], ids=["nothing said", "no loss"])
+@pytest.mark.parametrize("answers", [[[], [], [], [], []], [[of_class(0)]] * BATCH], ids=["no answers", "no loss"])
 def test_without_testable_answers_there_are_no_samples(answers):
-    found, _ = measured(torch.zeros(BATCH, NUM_TOKENS, NUM_CLASSES), {"map": torch.rand(BATCH, 1, NUM_TOKENS)}, answers)
+    maps = {"map": torch.rand(BATCH, 1, NUM_TOKENS)}
+    found, _ = measured(torch.zeros(BATCH, NUM_TOKENS, NUM_CLASSES), maps, answers)
     assert found.num_samples == 0
-    assert list(found.curves) == [RANDOM, "map"]
-    assert found.areas["map"].shape == (0,)
-    assert found.scores == {}
-    assert found.summary == {"num_samples": 0, "fractions": list(FRACTIONS), "curves": {}, "areas": {}}
-    other, _ = measured(some_tokens(), {"map": torch.rand(BATCH, 1, NUM_TOKENS)})
-    both = DeletionCurves.concatenate([found, other, found])
+    assert found.kinds == ["map"]
+    assert found.gains("map", RANDOM)["insertion"].shape == (0,)
+    other, _ = measured(tokens_of_sums(), maps)
+    both = FaithfulnessCurves.concatenate([found, other, found])
     assert both.num_samples == BATCH
-    assert all(torch.equal(both.curves[name], curve) for name, curve in other.curves.items())
+    assert all(torch.equal(both.insertion[name], curve) for name, curve in other.insertion.items())
 
 
-def test_several_batches_are_all_their_samples():
-    tokens, marks = some_tokens(), torch.rand(BATCH, 1, NUM_TOKENS)
-    parts = [measured(tokens[rows], {"map": marks[rows]})[0] for rows in (slice(0, 2), slice(2, 5))]
-    whole = DeletionCurves.concatenate(parts)
-    torch.testing.assert_close(whole.curves["map"], measured(tokens, {"map": marks})[0].curves["map"])
-    means = [float(part.areas["map"].mean()) for part in parts]
-    assert whole.scores == {"deletion/map": pytest.approx((2 * means[0] + 3 * means[1]) / 5)}
-
-
-@pytest.mark.filterwarnings("error")
-def test_the_summary_is_plain_and_has_means_with_their_errors_if_there_are_enough_samples(monkeypatch):
-    monkeypatch.setattr("perceiver.inspection.faithfulness.LEAST_SAMPLES", BATCH)
-    found, _ = measured(
-        some_tokens(), {"one": torch.rand(BATCH, 1, NUM_TOKENS), "two": torch.rand(BATCH, 1, NUM_TOKENS)}
-    )
-    summary = json.loads(json.dumps(found.summary, allow_nan=False))
-    assert summary["num_samples"] == BATCH
-    assert summary["fractions"] == list(FRACTIONS)
-    assert set(summary["curves"]) == {RANDOM, "one", "two"}
-    assert summary["curves"]["two"] == pytest.approx(found.curves["two"].mean(dim=0).tolist())
-    assert set(summary["areas"]) == {"one", "two"}
-    values = found.areas["one"].tolist()
-    mean = sum(values) / BATCH
-    deviation = (sum((value - mean) ** 2 for value in values) / (BATCH - 1)) ** 0.5
-    area = summary["areas"]["one"]
-    assert {name: area[name] for name in ("mean", "error")} == pytest.approx(
-        {"mean": mean, "error": deviation / BATCH**0.5}
-    )
-    assert area == area_summary("one", area["mean"], area["error"], BATCH)
-    few, _ = measured(some_tokens()[:1], {"map": torch.rand(1, 1, NUM_TOKENS)})
-    assert json.loads(json.dumps(few.summary, allow_nan=False))["areas"]["map"]["error"] is None
-    assert found.scores == pytest.approx({f"deletion/{name}": area["mean"] for name, area in summary["areas"].items()})
-
-
-BEYOND = 1 + 1e-9
-
-
-@pytest.mark.parametrize(
-    ("mean", "error", "mark"),
-    [
-        (ERRORS * 0.07 * BEYOND, 0.07, "✓"),
-        (ERRORS * 0.07, 0.07, "≈"),
-        (0.0, 0.0, "≈"),
-        (-ERRORS * 0.07, 0.07, "≈"),
-        (-ERRORS * 0.07 * BEYOND, 0.07, "✗"),
-        (1e-9, 0.0, "✓"),
-        (0.7, None, "?"),
-        (0.7, float("nan"), "?"),
-        (float("nan"), 0.07, "?"),
-        (float("inf"), 0.07, "?"),
-    ],
-)
-def test_a_map_must_be_further_from_chance_than_its_error_explains(mean, error, mark):
-    found = area_summary("mean_map", mean, error, 61)
-    assert found["mark"] == mark
-    assert "mean attention" in found["sentence"]
-    assert ("do not read" in found["sentence"]) == (mark in "?≈")
-    others = {
-        area_summary("rollout", *other, 61)["brief"] for other in ((1.0, 0.1), (0.0, 0.1), (-1.0, 0.1), (1.0, None))
-    }
-    assert found["brief"] in others
-    assert len(others) == 4
+def test_the_other_sample_is_the_one_before_also_over_batches():
+    tokens, maps = tokens_of_sums(), {"map": torch.rand(BATCH, 1, NUM_TOKENS)}
+    whole, _ = measured(tokens, maps)
+    first = {"map": maps["map"][:2]}
+    before = last_sample(record_of(tokens[:2]), first, [[of_class(0)], [of_class(0)]])
+    part, _ = measured(tokens[2:], {"map": maps["map"][2:]}, ids=["2", "3", "4"], before=before)
+    assert_close(part.deletion["other/map"], whole.deletion["other/map"][2:])
+    alone, _ = measured(tokens[:1], {"map": maps["map"][:1]})
+    assert alone.insertion["other/map"].isnan().all()
 
 
 @MODELS_AND_MASKS
-def test_of_a_perceiver_hiding_all_is_masking_all(monkeypatch, make, masks):
+def test_of_a_perceiver_masking_all_is_having_no_input(monkeypatch, make, masks):
     monkeypatch.setattr("perceiver.inspection.faithfulness.LEAST_LOSS", -1.0)
     model, inputs = make(), small_inputs()
     model.decoder.head.weight.data *= 30
@@ -218,16 +157,21 @@ def test_of_a_perceiver_hiding_all_is_masking_all(monkeypatch, make, masks):
         answers = [[Answer("word", (2, 5), LOGITS, ids=(ids[2], ids[5]))] for ids in best]
     else:
         answers = [[of_class(label)] for label in best]
-    maps = {"map": torch.rand(3, 1, 55)}
     with torch.no_grad():
-        found = deletion_curves(
-            model, record, maps, answers, lambda outputs: {LOGITS: outputs[LOGITS].softmax(dim=-1)}, seed=0
+        found = faithfulness_curves(
+            model,
+            record,
+            {"map": torch.rand(3, 1, 55)},
+            answers,
+            lambda outputs: {LOGITS: outputs[LOGITS].softmax(dim=-1)},
+            ids=["a", "b", "c"],
+            num_orders=2,
         )
         nothing = {name: torch.zeros(3, dtype=torch.bool) for name in inputs}
         shown, hidden = (model(inputs, real, record.queries)[LOGITS].softmax(dim=-1) for real in (masks, nothing))
     for row, (answer,) in enumerate(answers):
         at = (row, list(answer.queries), list(answer.ids)) if answer.is_word else (row, answer.label)
-        expected = hidden[at].prod() / shown[at].prod()
-        torch.testing.assert_close(found.curves["map"][row, -1], expected, rtol=1e-3, atol=1e-5)
-    torch.testing.assert_close(found.curves["map"][:, 0], torch.ones(3))
-    assert (found.curves["map"][:, -1] - 1).abs().max() > 1e-3
+        for curve, ends in ((found.deletion, (shown, hidden)), (found.insertion, (hidden, shown))):
+            expected = torch.stack([values[at].prod() for values in ends])
+            assert_close(curve["map"][row, [0, -1]], expected, rtol=1e-3, atol=1e-5)
+    assert (found.deletion["map"][:, 0] - found.deletion["map"][:, -1]).abs().max() > 1e-3

@@ -1,4 +1,4 @@
-"""Models with every mechanism are captured, explained, tested by deletion, and shown."""
+"""Models with every mechanism are captured, explained, tested by deletion and insertion, and shown."""
 
 import io
 from dataclasses import replace
@@ -8,10 +8,10 @@ from rich.console import Console
 from torch.testing import assert_close
 
 from perceiver import Perceiver
+from perceiver.inspection.evaluation import Evaluator
 from perceiver.inspection.explorer.page import page_event
 from perceiver.inspection.figures import contact_sheets
 from perceiver.inspection.report import report
-from perceiver.inspection.writer import evaluate
 from tests.inspection.explanations import arrays_of, explain, explainer
 from tests.inspection.models import (
     CROSS_HEADS,
@@ -71,9 +71,10 @@ def test_it_is_explained_tested_and_shown_or_it_is_said_why_not(name):
     explanation = explain(model, small_inputs(), some_masks())
     has_relevance = name not in HARD
     assert ("relevance" in explanation.maps) == has_relevance
-    evaluation = evaluate(explainer(model), [explanation], with_localization=True, with_deletion=True)
-    if evaluation.deletion["num_samples"]:
-        assert ("deletion/relevance" in evaluation.scores) == has_relevance
+    evaluator = Evaluator(num_samples=3, num_orders=1, rivals=False, randomize=False)
+    evaluation = evaluator.evaluate(explainer(model), [explanation], with_localization=True, with_faithfulness=True)
+    if evaluation.faithfulness["num_samples"]:
+        assert ("insertion/relevance" in evaluation.scores) == has_relevance
     arrays = arrays_of(explanation)
     assert ("relevance/inputs" in arrays) == has_relevance
     (maps, *_) = page_event(arrays).maps.values()

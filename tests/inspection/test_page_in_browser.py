@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from perceiver.inspection.colormap import colorize
 from perceiver.inspection.explorer import page as page_module
 from perceiver.inspection.explorer.page import explorer_page
-from perceiver.inspection.faithfulness import FRACTIONS, RANDOM, DeletionCurves
+from perceiver.inspection.faithfulness import CENTER, FRACTIONS, RANDOM, FaithfulnessCurves
+from perceiver.inspection.verdicts import summarize
 from tests.inspection import pages
 from tests.inspection.dense import SIZE, dense_page, explained_places
 from tests.inspection.drawn import bright_place
@@ -471,14 +473,26 @@ def test_points_of_the_curve_select_their_event(explorer):
     assert "+0.1" in explorer.text("#values tr.selected")
 
 
-def test_verdicts_are_those_of_the_deletion_test(explorer):
-    areas = pages.deletion().summary["areas"]
-    sentences = [f"{area['mark']} {area['sentence']}" for area in areas.values()]
-    assert {area["mark"] for area in areas.values()} == {"✓", "≈", "✗"}
+def test_verdicts_and_intervals_are_those_of_the_test_of_faithfulness(explorer):
+    maps = pages.faithfulness()["maps"]
+    sentences = [f"{one['mark']} {one['sentence']}" for one in maps.values()]
+    assert {one["mark"] for one in maps.values()} == {"✓", "≈", "✗"}
     assert explorer.page.locator("#verdicts li").all_inner_texts() == sentences
-    briefs = [f"{area['mark']} {area['brief']}" for area in areas.values()]
-    assert explorer.page.locator("#areas td:last-child").all_inner_texts() == briefs
-    for method, sentence in zip(areas, sentences, strict=True):
+    briefs = [f"{one['mark']} {one['brief']}" for one in maps.values()]
+    assert explorer.page.locator("#methods td:last-child").all_inner_texts() == briefs
+    assert explorer.page.locator("#deletion .curve").count() == explorer.page.locator("#insertion .curve").count() == 5
+
+    def interval(mean: float, low: float, high: float) -> str:
+        return f"{mean:.2f} [{low:.2f}, {high:.2f}]".replace("-0.00", "0.00").replace("-", "−")
+
+    for row, one in enumerate(maps.values()):
+        cells = explorer.page.locator("#methods tbody tr").nth(row).locator("td").all_inner_texts()
+        expected = [interval(**one["scores"][score]) for score in ("deletion", "insertion")]
+        assert [cell.replace("−0.00", "0.00") for cell in cells[:2]] == expected
+        assert (cells[2] == "–") == ("randomization" not in one["scores"])
+    differences = explorer.page.locator("#differences tbody tr").first.locator("td").all_inner_texts()
+    assert len(differences) == 7
+    for method, sentence in zip(maps, sentences, strict=True):
         explorer.view(method="attention" if method == "mean_map" else method)
         assert sentence in explorer.text("#verdict")
     cells = explorer.page.locator("#scores tbody td").all_inner_texts()
@@ -527,8 +541,9 @@ def test_an_initial_comparison_stays_off_when_it_was_switched_off(open_page):
 
 
 def test_queries_of_the_outputs_are_named_so_and_untestable_answers_differ_from_a_missing_test(open_page):
-    empty = DeletionCurves({RANDOM: np.zeros((0, len(FRACTIONS)))}).summary
-    events = [replace(event, deletion=empty) for event in pages.runs(kind="query")["outputs/audio_tagging/first"]]
+    none = dict.fromkeys((RANDOM, CENTER), torch.zeros(0, len(FRACTIONS)))
+    empty = summarize(FaithfulnessCurves(none, none))
+    events = [replace(event, faithfulness=empty) for event in pages.runs(kind="query")["outputs/audio_tagging/first"]]
     with open_page(explorer_page(pages.TITLE, pages.samples(), {"run": events})) as explorer:
         assert "No answer could be tested" in explorer.text("#not-testable")
         assert explorer.page.locator("#not-measured").count() == 0
@@ -540,7 +555,7 @@ def test_queries_of_the_outputs_are_named_so_and_untestable_answers_differ_from_
 
 
 def test_a_page_without_maps_has_the_statistics(open_page):
-    runs = {name: [replace(one, maps={}, deletion=None) for one in events] for name, events in pages.runs().items()}
+    runs = {name: [replace(one, maps={}, faithfulness=None) for one in events] for name, events in pages.runs().items()}
     with open_page(explorer_page(pages.TITLE, [], runs)) as explorer:
         assert len(explorer.text("#runs").splitlines()) == 2
         assert "no maps" in explorer.text("#panels")

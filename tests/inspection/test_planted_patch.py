@@ -4,12 +4,14 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.testing import assert_close
 
 from perceiver import Perceiver
 from perceiver.attention import BlockSpec
 from perceiver.decoders.pooled import PooledDecoder
+from perceiver.inspection.evaluation import Evaluator
 from perceiver.inspection.explanation import Explainer, Explanation
-from perceiver.inspection.faithfulness import faithfulness
+from perceiver.inspection.randomization import NUM_STAGES, randomization, rank_correlation
 from perceiver.latents import Schedule
 from perceiver.types import Batch
 from tests.inspection.explanations import explainer
@@ -78,9 +80,38 @@ def test_the_patch_is_most_relevant_for_its_own_class(explained):
     assert (torch.tensor(most) == explanation.batch.targets["label"]).float().mean() > 0.8
 
 
-def test_masking_what_maps_mark_lowers_the_answer_more_than_chance(explained):
-    explainer, explanation, _ = explained
-    found = faithfulness(explainer, explanation, seed=0).summary
-    for method in ("rollout", "relevance"):
-        assert found["areas"][method]["mean"] > 3 * found["areas"][method]["error"] > 0
-    assert found["num_samples"] >= len(explanation.batch) / 2
+def test_maps_are_better_than_the_nulls(explained):
+    made, explanation, _ = explained
+    part = made.explain(explanation.batch.part(slice(0, 31)))
+    evaluator = Evaluator(num_samples=31, num_orders=1, rivals=True, randomize=False)
+    found = evaluator.evaluate(made, [part], with_localization=False, with_faithfulness=True).faithfulness
+    assert found["num_samples"] > 15
+    assert {kind: one["mark"] for kind, one in found["maps"].items()} == dict.fromkeys(
+        ("relevance", "rollout", "mean_map", "gradient_input", "integrated_gradients", "occlusion"), "✓"
+    )
+
+
+def test_maps_fall_apart_with_random_weights_unless_they_ignore_them(explained):
+    made, explanation, _ = explained
+    weights = {name: value.clone() for name, value in made.model.state_dict().items()}
+    part = made.explain(explanation.batch.part(slice(0, 5)))
+
+    def compute(explainer: Explainer, explanation: Explanation) -> dict[str, Tensor]:
+        brightness = explanation.batch.inputs["image"].amax(dim=1)[:, 1::CELL, 1::CELL].flatten(1)
+        return {"relevance": explanation.relevance, "brightness": brightness[:, None].expand(-1, len(COLORS), -1)}
+
+    evaluator = Evaluator(num_samples=5, num_orders=1, rivals=False, randomize=True)
+    scores = evaluator.evaluate(made, [part], with_localization=False, with_faithfulness=True).scores
+    assert all(abs(scores[f"randomization/{kind}"]) < 0.4 for kind in ("relevance", "rollout", "mean_map"))
+    found = randomization(made, part, compute(made, part), compute)
+    assert_close(found["brightness"], torch.ones(NUM_STAGES, 5))
+    assert found["relevance"][-1].mean() < 0.4
+    assert all(torch.equal(value, weights[name]) for name, value in made.model.state_dict().items())
+
+
+def test_rank_correlation_is_that_of_ranks():
+    """Ranks 1, 2.5, 2.5, 4 and 4, 3, 2, 1: covariance -4.5 / 4, variances 4.5 / 4 and 5 / 4."""
+    first, second = torch.tensor([[[0.1, 0.5, 0.5, 0.7, 9.0]]]), torch.tensor([[[8.0, 6.0, 4.0, 2.0, 9.0]]])
+    real = torch.tensor([[True, True, True, True, False]])
+    assert float(rank_correlation(first, second, real)) == pytest.approx(-4.5 / (4.5 * 5) ** 0.5)
+    assert float(rank_correlation(first, torch.ones_like(first), real)) == 0.0

@@ -11,14 +11,13 @@ import torch
 from rich.console import Console
 
 from perceiver.inspection.explanation import Explanation
-from perceiver.inspection.faithfulness import area_summary
 from perceiver.inspection.report import (
     MOST_ANSWERS,
     MOST_CELLS,
     MOST_COLUMNS,
     SHADES,
     answer_heat_maps,
-    evaluation_lines,
+    evaluation_parts,
     heat_map,
     maximum,
     report,
@@ -39,6 +38,7 @@ from tests.inspection.models import (
     perceiver_text,
     word,
 )
+from tests.inspection.pages import faithfulness
 
 GRIDS = {
     "audio": Grid((3, 7), (Axis("frequency", "Hz", 100.0, 4000.0, "mel"), Axis("time", "s", 0.0, 1.4))),
@@ -238,18 +238,16 @@ class TestHeatMaps:
         assert sum(letter != SHADES[0] for line in lines for letter in line) == 2
 
 
-def summary(**areas: tuple[float, float | None]) -> dict[str, Any]:
-    return {"num_samples": 61, "areas": {name: area_summary(name, *area, 61) for name, area in areas.items()}}
-
-
-def test_areas_of_the_deletion_test_have_their_error_and_conclusion():
-    areas = {"mean_map": (0.29, 0.04), "rollout": (-0.3, 0.1), "relevance": (0.7, None)}
-    head, *lines = evaluation_lines({}, summary(**areas), 64)
-    assert "61 samples" in head
-    numbers = ["mean map +0.29 ± 0.04", "rollout -0.30 ± 0.10", "relevance +0.70"]
-    briefs = [area_summary(name, *area, 61)["brief"] for name, area in areas.items()]
-    assert lines == [f"  {number}: {brief}" for number, brief in zip(numbers, briefs, strict=True)]
-    (untested,), (without_cases,) = evaluation_lines({}, None, 0), evaluation_lines({}, None, 64)
+def test_faithfulness_has_its_intervals_and_verdicts():
+    summary = faithfulness()
+    text = " ".join(printed(*evaluation_parts({}, summary, 64)).split())
+    assert "61 samples" in text
+    for one in summary["maps"].values():
+        assert f"{one['mark']} {one['sentence']}" in text
+        for score in one["scores"].values():
+            assert f"{score['mean']:.2f}" in text
+            assert f"[{score['low']:.2f}, {score['high']:.2f}]" in text
+    (untested,), (without_cases,) = evaluation_parts({}, None, 0), evaluation_parts({}, None, 64)
     assert "scored_samples=0" in untested != without_cases
 
 
@@ -266,7 +264,7 @@ def test_scores_have_their_chance_level():
         "stat/cross0/entropy_chance": 2.0,
         "word_overlap": 0.85,
     }
-    *lines, overlap, _ = evaluation_lines(scores, None, 64)
+    *lines, overlap, _ = evaluation_parts(scores, None, 64)
     assert lines == [
         "rollout, energy in box: 0.25, by chance 0.07",
         "relevance, pointing game of shape words: 0.90, by chance 0.15",
@@ -278,8 +276,9 @@ def test_scores_have_their_chance_level():
 @pytest.mark.parametrize("make", [perceiver, perceiver_text, perceiver_joint])
 def test_a_report_has_every_sample_and_nothing_is_cut(make):
     explanation = example_explanation(make)
-    deletion = np.array(json.dumps(summary(mean_map=(0.5, 0.1))))
-    arrays = arrays_of(explanation, step=1234, **explanation.statistics) | {"deletion": deletion}
+    tested = faithfulness()
+    arrays = arrays_of(explanation, step=1234, **explanation.statistics)
+    arrays["faithfulness"] = np.array(json.dumps(tested))
     text = printed(*report("family/run (best)", explanation, arrays, num_tested=64, texts={}))
     assert "family/run (best), step 1234" in text
     for row, id in enumerate(explanation.batch.ids):
@@ -292,7 +291,7 @@ def test_a_report_has_every_sample_and_nothing_is_cut(make):
         assert "decode_self" in name or all(f"\n{line} " in text for line in name.replace("/", "/ ").split())
     for value in explanation.statistics.values():
         assert f"{value:.3f}" in text
-    assert area_summary("mean_map", 0.5, 0.1, 61)["brief"] in text
+    assert all(one["sentence"] in " ".join(text.split()) for one in tested["maps"].values())
     assert text.count("relevance of '") == 2 * len(explanation.batch), "one answer per sample, over image and sound"
     nan = torch.full_like(explanation.relevance, torch.nan)
     diverged = replace(explanation, probability=explanation.probability * torch.nan, relevance=nan)

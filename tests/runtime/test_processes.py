@@ -70,7 +70,7 @@ def test_experiments_learn_the_same_on_one_two_and_three_processes(tmp_path, mon
 def test_accumulated_gradients_looks_and_unequal_numbers_of_batches_are_those_of_one_process(tmp_path, strategy):
     # Of 11 samples for validation one process has 6 and the other 5.
     options = [*CAPTIONING, "data.num_samples={train: 104, val: 11, test: 12}", "trainer.accumulate_grad_batches=2"]
-    options += ["attention.every_n_epochs=1", "attention.num_samples=3", "attention.num_scored_samples=7"]
+    options += ["attention.every_n_epochs=1", "attention.num_samples=3", "attention.evaluator.num_samples=7"]
     options += ["trainer.limit_train_batches=null", "optimizer.lr=0.001"]
     one = trained(tmp_path / "one", *options, "loader.batch_size=10")
     two = trained_on(2, tmp_path / "two", *options, "loader.batch_size=5", *strategy)

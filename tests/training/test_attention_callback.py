@@ -19,6 +19,7 @@ from PIL import Image
 
 from perceiver.commands.results import final_metrics
 from perceiver.data.collate import collate
+from perceiver.inspection import evaluation as evaluation_module
 from perceiver.inspection import faithfulness as faithfulness_module
 from perceiver.inspection import localization as localization_module
 from perceiver.inspection import writer as writer_module
@@ -34,14 +35,16 @@ from perceiver.training.data_module import DataModule
 from perceiver.training.module import TrainingModule
 from tests.inspection.explanations import contents_of
 from tests.inspection.models import forward_record
-from tests.noise import NoiseItems, attention, events, fit, noise
+from tests.noise import NoiseItems, attention, evaluator, events, fit, noise
 from tests.runs import ROOT, SMALL, assert_refused, metrics, train, trained
 from tests.wandb_file import offline_mirror, rows, run_folders
 
-DELETION = [f"attention/deletion/{name}" for name in ("mean_map", "relevance", "rollout")]
+FAITHFULNESS = [
+    f"attention/{score}/{name}" for score in ("deletion", "insertion") for name in ("mean_map", "relevance", "rollout")
+]
 SCORES = ["energy_in_box", "energy_in_box_chance", "pointing_game", "pointing_game_chance"]
 WORD_SCORES = [f"{name}_{kind}" for name in SCORES for kind in ("colour", "shape")]
-SMALL_EVENTS = ["attention.every_n_epochs=1", "attention.num_samples=3", "attention.num_scored_samples=7"]
+SMALL_EVENTS = ["attention.every_n_epochs=1", "attention.num_samples=3", "attention.evaluator.num_samples=7"]
 
 
 @dataclass
@@ -151,7 +154,7 @@ class TestSchedule:
         assert all((second[name] == first[name]).all() for name in ("ids", "input/image", "target/label"))
         assert (second["cross0/weights"] != first["cross0/weights"]).any()
 
-    @pytest.mark.parametrize(("options", "sizes"), [({}, [3, 7]), ({"num_scored_samples": 0}, [3])], ids=str)
+    @pytest.mark.parametrize(("options", "sizes"), [({}, [3, 7]), ({"evaluator": evaluator(0)}, [3])], ids=str)
     def test_each_set_of_samples_is_read_once(self, tmp_path, options, sizes, monkeypatch):
         found, original = [], DataModule.probe
         monkeypatch.setattr(DataModule, "probe", lambda data, count: found.append(count) or original(data, count))
@@ -168,7 +171,7 @@ class TestSchedule:
 
     @pytest.mark.parametrize(
         "options",
-        [{"every_n_epochs": -1}, {"num_samples": 0}, {"num_scored_samples": -1}, {"rollout_alpha": 1.1}],
+        [{"every_n_epochs": -1}, {"num_samples": 0}, {"rollout_alpha": 1.1}],
         ids=str,
     )
     def test_invalid_settings_are_refused(self, options):
@@ -219,7 +222,7 @@ def test_localization_works_in_any_precision(tmp_path, precision, texts):
     callback = attention()
     fit(tmp_path, callback, boxes=True, texts=texts, max_epochs=1, precision=precision, limit_val_batches=0)
     assert {f"attention/relevance/{name}" for name in (WORD_SCORES if texts else SCORES)} < callback.scores.keys()
-    assert all(0.0 <= value <= 1.0 for name, value in callback.scores.items() if "deletion" not in name)
+    assert all(0.0 <= value <= 1.0 for name, value in callback.scores.items() if name not in FAITHFULNESS)
 
 
 class TestErrors:
@@ -246,18 +249,18 @@ class TestErrors:
         assert all("no maps today" in message for message in messages)
         assert all(part.training for part in module.model.modules())
 
-    def test_one_of_the_deletion_test_leaves_the_last_event(self, tmp_path, monkeypatch, caplog):
-        breaks(monkeypatch, writer_module, "faithfulness")
+    def test_one_of_the_faithfulness_test_leaves_the_last_event(self, tmp_path, monkeypatch, caplog):
+        breaks(monkeypatch, evaluation_module, "faithfulness")
         caplog.set_level(logging.WARNING)
         callback = attention(2)
         fit(tmp_path, callback, boxes=True, max_epochs=3)
         (message,) = warnings_in(caplog)
-        assert "deletion test" in message
+        assert "faithfulness test" in message
         assert "off" not in message
         assert "attention/energy_in_box" in callback.scores
         assert [int(event["step"]) for event in events(tmp_path)] == [5, 8]
 
-    def test_one_of_the_last_event_leaves_the_deletion_test_and_no_older_scores(
+    def test_one_of_the_last_event_leaves_the_faithfulness_test_and_no_older_scores(
         self, tmp_path, monkeypatch, caplog, lenient
     ):
         breaks(monkeypatch, writer_module, "event_arrays", after=2)
@@ -266,7 +269,7 @@ class TestErrors:
         fit(tmp_path, callback, boxes=True, max_epochs=3)
         assert len(warnings_in(caplog)) == 1
         assert len(events(tmp_path)) == 2
-        assert sorted(callback.scores) == DELETION
+        assert sorted(callback.scores) == FAITHFULNESS
 
     def test_without_any_event_there_is_no_page(self, tmp_path, monkeypatch):
         breaks(monkeypatch, writer_module, "event_arrays")
@@ -310,9 +313,9 @@ class TestScores:
         texts = run.folder.name == "texts"
         names = {f"attention/{of}{name}" for of in ("", "relevance/") for name in (WORD_SCORES if texts else SCORES)}
         names |= {"attention/word_overlap"} if texts else set()
-        assert set(run.callback.scores) == names | set(DELETION)
+        assert set(run.callback.scores) == names | set(FAITHFULNESS)
         assert {name: run.metrics[name] for name in run.callback.scores} == run.callback.scores
-        for key, steps in ((sorted(names)[0], [5, 11, 14]), (DELETION[0], [14])):
+        for key, steps in ((sorted(names)[0], [5, 11, 14]), (FAITHFULNESS[0], [14])):
             for logged in run.logged(key):
                 assert list(logged) == steps, "faithfulness is tested at the end"
                 of_key = [name for name in run.callback.scores if (name in names) == (key in names)]
@@ -320,7 +323,7 @@ class TestScores:
                 assert {name: logged[14][name] for name in of_key} == pytest.approx(expected)
         last = {name: float(run.events[-1][name.replace("attention/", "score/")]) for name in run.callback.scores}
         assert last == pytest.approx(run.callback.scores)
-        assert ["deletion" in event for event in run.events] == [False, False, True]
+        assert ["faithfulness" in event for event in run.events] == [False, False, True]
 
     def test_localization_is_that_of_the_second_set_of_samples(self, run):
         texts = run.folder.name == "texts"
@@ -328,7 +331,7 @@ class TestScores:
         explainer = Explainer(run.module.model, run.module.task, [] if texts else ["a", "b", "c"], 0.5)
         samples = [collate([split[index * len(split) // 7]]) for index in range(7)]  # alone, without padding
         expected = mean_scores(localization(explainer.explain(sample)) for sample in samples)
-        found = {name: value for name, value in run.callback.scores.items() if "deletion" not in name}
+        found = {name: value for name, value in run.callback.scores.items() if name not in FAITHFULNESS}
         assert found == pytest.approx({f"attention/{name}": value for name, value in expected.items()}, abs=1e-4)
 
     def test_statistics_are_those_of_the_model_on_the_first_set(self, tmp_path):
@@ -346,18 +349,18 @@ class TestScores:
         [
             ({"boxes": False, "texts": False}, set()),
             ({"boxes": False, "texts": True}, {"attention/word_overlap"}),
-            ({"boxes": True, "texts": False, "num_scored_samples": 0}, set()),
+            ({"boxes": True, "texts": False, "evaluator": evaluator(0)}, set()),
         ],
         ids=str,
     )
     def test_there_are_none_without_boxes_or_samples(self, tmp_path, options, scores):
-        of_callback = {name: options.pop(name) for name in list(options) if name == "num_scored_samples"}
+        of_callback = {name: options.pop(name) for name in list(options) if name == "evaluator"}
         callback = attention(**of_callback)
         fit(tmp_path, callback, max_epochs=1, **options)
-        assert {name for name in callback.scores if name not in DELETION} == scores
+        assert {name for name in callback.scores if name not in FAITHFULNESS} == scores
         if of_callback:
             assert callback.scores == {}
-            assert page_in(tmp_path)[0]["runs"][0]["events"][0]["deletion"] is None
+            assert page_in(tmp_path)[0]["runs"][0]["events"][0]["faithfulness"] is None
 
     @pytest.mark.parametrize(("overlap", "warns"), [(0.97, True), (0.93, False)])
     def test_maps_that_are_nearly_the_same_for_all_words_cause_one_warning(
@@ -417,7 +420,8 @@ class TestPage:
             expected = {name.replace("score/", "attention/"): float(event[name]) for name in event if "score/" in name}
             expected = {name: None if math.isnan(value) else value for name, value in expected.items()}
             assert of_page["values"] == pytest.approx(expected)
-            assert of_page["deletion"] == (json.loads(str(event["deletion"])) if "deletion" in event else None)
+            tested = json.loads(str(event["faithfulness"])) if "faithfulness" in event else None
+            assert of_page["faithfulness"] == tested
             answers = json.loads(str(event["answers"]))
             for content in (one for one in maps if one["explanation"] == of_page["explanation"]):
                 names = [(one["name"], one["is_word"]) for one in content["answers"]]
@@ -447,7 +451,7 @@ class TestPage:
 
         monkeypatch.setattr(callback_module, "log_explanation", log_explanation)
         fit(tmp_path, attention(2), max_epochs=3)
-        assert found == [[5], [5, 8], [5, 8]]  # the last with the deletion test
+        assert found == [[5], [5, 8], [5, 8]]  # the last with the faithfulness test
 
     def test_of_a_long_training_it_has_some_maps_and_all_scores(self, tmp_path):
         fit(tmp_path, attention(), max_epochs=8)
@@ -465,7 +469,7 @@ class TestPage:
         mirror.end(0)
         (folder,) = run_folders(tmp_path)
         assert not [row for row in rows(folder) if "attention/explorer" in row]
-        assert [row["trainer/global_step"] for row in rows(folder) if DELETION[0] in row] == [5]
+        assert [row["trainer/global_step"] for row in rows(folder) if FAITHFULNESS[0] in row] == [5]
         assert (tmp_path / "attention" / "index.html").stat().st_size > 1000
 
     def test_a_resumed_run_continues_it(self, tmp_path):
@@ -500,7 +504,7 @@ def test_settings_of_the_command_line_reach_the_callback(tmp_path, lenient):
     assert [str(event["rollout/alpha"]) for event in events(run)] == ["norm", "norm"]
     assert {content["methods"][1]["label"] for content in page_in(run)[1]} == {"rollout, norm-weighted"}
     measured = metrics(run)
-    assert set(DELETION) < set(measured)
+    assert set(FAITHFULNESS) < set(measured)
     assert not [name for name in measured if "/stat/" in name]
 
 

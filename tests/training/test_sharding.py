@@ -9,7 +9,7 @@ from tests.runs import CAPTIONING, checkpoint, metrics, script, trained, weights
 
 slow = pytest.mark.slow
 CAPTIONS = [*CAPTIONING, "data.num_samples={train: 104, val: 11, test: 12}", "trainer.log_every_n_steps=1"]
-INSPECTED = ["attention.every_n_epochs=2", "attention.num_samples=3", "attention.num_scored_samples=7"]
+INSPECTED = ["attention.every_n_epochs=2", "attention.num_samples=3", "attention.evaluator.num_samples=7"]
 BATCH_NORM = "encoder@model.encoders.image=image_conv_stack"
 RANDOM = [BATCH_NORM, "model.memory.cross_attention.residual_dropout=0.3", "model.decoder.dropout=0.3"]
 

@@ -5,9 +5,10 @@
 //   initial_events  [[run, event]]: the event shown first, and the one it is compared with; both optional
 //   runs      [{name, events}], events in the order of their steps: name, step, epoch;
 //             explanation: index of its maps, or null; values: {name: number};
-//             deletion: null, or the deletion test: num_samples (if 0, nothing else), fractions (of tokens removed),
-//             curves {map: relative probability of the answers at each fraction}, areas {map: {mean, error}} between
-//             the curve of "random" and that of the map, each with its title and verdict: mark, brief, sentence
+//             faithfulness: null, or: num_samples (if 0, no curves and maps), fractions (of tokens masked or shown),
+//             curves {deletion, insertion: {map or null: probability of the answers at each fraction}},
+//             chance {score: value of an uninformative map}, maps {map: title, scores {score: {mean, low, high}},
+//             differences {null: {deletion, insertion: {mean, low, high}}}, p, and the verdict: mark, brief, sentence}
 //   colormaps, difference, outline: see `perceiver/inspection/colormap.py`
 //   samples   [{id, ground_truth: [line], modalities: {name: as below}}]
 //     axes    of rows and columns: name, unit, start (top, left), stop, scale: "linear" or "mel"; no name: no such axis
@@ -46,7 +47,7 @@ const chanceNames = new Map(valueNames.filter(isChance).map((name) => [name.repl
 const statistics = valueNames.filter((name) => !isChance(name)).sort();
 
 function eventAt({ run, event }) {
-  return page.runs[run].events[event] ?? { name: "", explanation: null, values: {}, deletion: null };
+  return page.runs[run].events[event] ?? { name: "", explanation: null, values: {}, faithfulness: null };
 }
 
 function eventName({ run, event }) {

@@ -1,11 +1,28 @@
-// Faithfulness by the deletion test, and localization scores compared with chance.
+// Faithfulness by deletion and insertion of tokens beside other scores of maps, and localization compared with chance.
 
-const CURVE_NAMES = { random: "random tokens", mean_map: "mean attention" };
-const CURVE_STYLES = { rollout: "run0", relevance: "run1", mean_map: "run2", random: "random" };
+const CURVE_NAMES = {
+  random: "random tokens",
+  center: "center",
+  mean_map: "mean attention",
+  gradient_input: "gradient × input",
+  integrated_gradients: "integrated grad.",
+};
+const CURVE_STYLES = { rollout: "run0", relevance: "run1", mean_map: "run2", random: "random", center: "center" };
+const CURVES = {
+  deletion: { title: "Deletion", xLabel: "tokens masked, those with the largest values first" },
+  insertion: { title: "Insertion", xLabel: "tokens shown, those with the largest values first" },
+};
+const SCORES = {
+  deletion: "deletion",
+  insertion: "insertion",
+  pointing_game: "pointing game",
+  randomization: "randomization",
+};
+const NULLS = { random: "random tokens", other: "another sample’s map", center: "center" };
 const LOCALIZATION_SCORES = { pointing_game: "pointing game", energy_in_box: "energy in boxes" };
 const LOCALIZED_MAPS = { relevance: "relevance/", rollout: "" };
 
-// The result of the deletion test for the map in the figure, as its contents.
+// The verdict on the map in the figure, as its contents.
 function verdictOf({ explanation, selected: { method, layer, query, head } }) {
   const link = element("a", { href: "#faithfulness" }, "Details");
   link.addEventListener("click", (click) => {
@@ -14,10 +31,10 @@ function verdictOf({ explanation, selected: { method, layer, query, head } }) {
   });
   if (method === "attention" && (query !== "mean" || head !== "mean")) {
     const kind = explanation.layers[layer].query_kind;
-    return [`The deletion test does not apply to the weights of a single ${kind} or head. `, link];
+    return [`The test of faithfulness does not apply to the weights of a single ${kind} or head. `, link];
   }
-  const area = eventAt(state).deletion?.areas[method === "attention" ? "mean_map" : method];
-  return area ? [...verdictNodes(area), " ", link] : ["The faithfulness of this map was not measured. ", link];
+  const map = eventAt(state).faithfulness?.maps[method === "attention" ? "mean_map" : method];
+  return map ? [...verdictNodes(map), " ", link] : ["The faithfulness of this map was not measured. ", link];
 }
 
 function verdictNodes({ mark, sentence }) {
@@ -26,43 +43,80 @@ function verdictNodes({ mark, sentence }) {
 
 function renderFaithfulness() {
   renderOnChange("faithfulness", [state.run, state.event], () => {
-    const { deletion, values } = eventAt(state);
-    const result = deletion?.num_samples ? deletionResult(deletion) : [deletion ? noTestableAnswer() : notMeasured()];
+    const { faithfulness, values } = eventAt(state);
+    const untested = () => [faithfulness ? noTestableAnswer() : notMeasured()];
+    const result = faithfulness?.num_samples ? faithfulnessResult(faithfulness) : untested();
     const scores = [localizationTable(values), wordOverlap(values)].filter(Boolean);
     const parts = scores.length ? [...result, element("div", { id: "scores" }, ...scores)] : result;
     byId("faithfulness-body").replaceChildren(...parts);
   });
 }
 
-function deletionResult({ fractions, curves, areas }) {
-  const series = Object.entries(curves).map(([name, curve]) => ({
-    name: CURVE_NAMES[name] ?? name,
-    points: fractions.map((fraction, i) => [fraction, curve[i]]).filter(([, value]) => value !== null),
-    style: CURVE_STYLES[name] ?? "run3",
-  }));
-  const chart = lineChart({
-    series,
-    xLabel: "tokens removed, those with the largest values first",
-    yLabel: "probability, relative",
-    description: "Probability of the answers, relative to that of the full input, as tokens are removed",
-    isPercentX: true,
+function faithfulnessResult({ fractions, curves, maps, chance }) {
+  const charts = Object.entries(CURVES).map(([score, { title, xLabel }]) => {
+    const shown = Object.entries(curves[score]).filter(([name]) => !name.startsWith("other/"));
+    const series = shown.map(([name, curve]) => ({
+      name: CURVE_NAMES[name] ?? name,
+      points: fractions.map((fraction, i) => [fraction, curve[i]]).filter(([, value]) => value !== null),
+      style: CURVE_STYLES[name] ?? "run3",
+    }));
+    const description = `${title}: probability of the answers by share of the ${xLabel}`;
+    const chart = lineChart({ series, xLabel, yLabel: "probability", description, isPercentX: true });
+    return element("div", { id: score }, element("h4", {}, title), chart);
   });
-  const rows = Object.values(areas).map(({ title, mean, error, mark, brief }) => {
-    const area = Number.isFinite(error) ? `${signed(mean)} ± ${short(error, 2)}` : signed(mean);
-    return tableRow(title, [area, `${mark} ${brief}`]);
-  });
-  const table = element(
-    "table",
-    { id: "areas" },
-    element("caption", {}, "Area between the random curve and that of the map; positive if the map is better than random"),
-    tableHead(["map", "area ± standard error", "verdict"]),
-    element("tbody", {}, ...rows),
-  );
-  const verdicts = Object.values(areas).map((area) => element("li", {}, ...verdictNodes(area)));
+  const verdicts = Object.values(maps).map((map) => element("li", {}, ...verdictNodes(map)));
   return [
     element("ul", { id: "verdicts", class: "sentences" }, ...verdicts),
-    element("div", { class: "beside" }, element("div", { id: "deletion" }, chart), table),
+    element("div", { class: "charts" }, ...charts),
+    element("div", { class: "scroll" }, methodTable(maps, chance)),
+    element("div", { class: "scroll" }, differenceTable(maps)),
   ];
+}
+
+// A mean with its interval.
+function withInterval(found) {
+  if (!found) return "–";
+  const { mean, low, high } = found;
+  const digits = (value) => value.toFixed(2).replace("-", "−");
+  if (!Number.isFinite(mean)) return "–";
+  return Number.isFinite(low) ? `${digits(mean)} [${digits(low)}, ${digits(high)}]` : digits(mean);
+}
+
+function methodTable(maps, chance) {
+  const found = Object.entries(SCORES).filter(([score]) => Object.values(maps).some(({ scores }) => score in scores));
+  const rows = Object.values(maps).map(({ title, scores, mark, brief }) =>
+    tableRow(title, [...found.map(([score]) => withInterval(scores[score])), `${mark} ${brief}`]),
+  );
+  const titles = found.map(([score, title]) => (score in chance ? `${title} (chance ${short(chance[score], 2)})` : title));
+  const text =
+    "Area between the curve of the map and that of random tokens (positive: better), with 95 % intervals; " +
+    "the share of maxima in boxes; and the rank correlation with the map of a model with random weights (near 0: good)";
+  return element(
+    "table",
+    { id: "methods" },
+    element("caption", {}, text),
+    tableHead(["map", ...titles, "verdict"]),
+    element("tbody", {}, ...rows),
+  );
+}
+
+function differenceTable(maps) {
+  const pairs = Object.keys(NULLS).flatMap((null_) => Object.keys(CURVES).map((score) => [null_, score]));
+  const rows = Object.values(maps).map(({ title, differences, p }) =>
+    tableRow(title, [...pairs.map(([null_, score]) => withInterval(differences[null_][score])), short(p, 2)]),
+  );
+  const heads = pairs.map(([null_, score]) => `${score}: ${NULLS[null_]}`);
+  return element(
+    "table",
+    { id: "differences" },
+    element(
+      "caption",
+      {},
+      "Differences from each null, with 95 % intervals; p of the largest one, corrected for the number of maps (Holm)",
+    ),
+    tableHead(["map", ...heads, "p"]),
+    element("tbody", {}, ...rows),
+  );
 }
 
 function noTestableAnswer() {
@@ -71,7 +125,7 @@ function noTestableAnswer() {
 }
 
 function notMeasured() {
-  const names = page.runs[state.run].events.filter(({ deletion }) => deletion).map(({ name }) => name);
+  const names = page.runs[state.run].events.filter(({ faithfulness }) => faithfulness).map(({ name }) => name);
   const others = names.length ? ` (it was at ${names.join(", ")})` : "";
   return element(
     "p",

@@ -52,7 +52,7 @@ class Event:
         step, epoch: of the training.
         values: all scores, by the names under which they are logged.
         maps: id of a sample -> its maps (`sample_maps`); empty if the page has only the scores of the event.
-        deletion: result of the deletion test (`DeletionCurves.summary`), if there was one.
+        faithfulness: of the maps (`verdicts.summarize`), if it was measured.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Event:
     epoch: int
     values: Mapping[str, float]
     maps: Mapping[str, Mapping[str, Any]]
-    deletion: Mapping[str, Any] | None = None
+    faithfulness: Mapping[str, Any] | None = None
 
 
 def page_event(
@@ -82,7 +82,7 @@ def page_event(
         epoch=epoch,
         values={f"attention/{key}": value for key, value in scores_in(arrays).items()},
         maps={id: sample_maps(arrays, row, most_values=most_values) for row, id in enumerate(ids)},
-        deletion=json.loads(str(arrays["deletion"])) if "deletion" in arrays else None,
+        faithfulness=json.loads(str(arrays["faithfulness"])) if "faithfulness" in arrays else None,
     )
 
 
@@ -267,7 +267,7 @@ def explorer_page(
                     "epoch": event.epoch,
                     "explanation": num_looks if found else None,
                     "values": dict(event.values),
-                    "deletion": event.deletion,
+                    "faithfulness": event.faithfulness,
                 }
             )
             num_looks += bool(found)

@@ -213,7 +213,8 @@ def log_attention(
     """Log the attention of a watched model in a W&B run of any training loop, and write it into a folder.
 
     Logged as one row, without W&B's own `step`: `trainer/global_step`, `attention/stat/<layer>/<name>`,
-    `attention/deletion/<map>`, the contact sheets `attention/<input>/<layer>`, and the page `attention/explorer`.
+    `attention/{deletion,insertion}/<map>`, the contact sheets `attention/<input>/<layer>`, and the page
+    `attention/explorer`.
 
     Args:
         run: the W&B run.
