@@ -224,14 +224,18 @@ def draw_predictions(parts: Parts, sample: Sample, stem: Path) -> dict[str, str]
     """Write the predictions for a sample as far as they can be seen or heard, and return the files by name.
 
     A reconstruction is written as PNG, each frame of a video as a PNG of its own, and a sound as WAV. Of a long sample
-    that is its first window.
+    that is its first window. A task may write files of its own (`Task.files`).
     """
     batch = collate([sample]).to(parts.module.device)
-    (pictures,) = parts.task.pictures(parts.model, batch, input_pictures(parts.model, batch.inputs))
+    model = InParts(parts.model, parts.data.batch_size)
+    (pictures,) = parts.task.pictures(model, batch, input_pictures(parts.model, batch.inputs))
     files = {name: f"{stem}_{name}.png" for name in pictures}
     for name, picture in pictures.items():
         picture.save(files[name])
-    for version, media in media_versions(parts.model, parts.task.reconstructions(parts.model, batch)).items():
+    for name, content in parts.task.files(model, batch)[0].items():
+        files[name] = f"{stem}_{name}"
+        Path(files[name]).write_bytes(content)
+    for version, media in media_versions(parts.model, parts.task.reconstructions(model, batch)).items():
         for modality, shown in media.pictures.items():
             frames = images_of(shown)
             for number, image in enumerate(frames):

@@ -57,6 +57,7 @@ SOUNDS = FileKind(
 TEXTS = FileKind("text", frozenset({".txt"}))
 ARRAYS = FileKind("array", frozenset({".npy"}))
 LABELS = FileKind("label", frozenset())
+FLOWS = FileKind("flow", frozenset({".flo", ".png"}))
 
 
 def warn_once(kind: str, message: str) -> None:
@@ -112,6 +113,35 @@ class Segmented:
 
     image: File | Tensor
     mask: File | Tensor
+
+
+@dataclass(frozen=True)
+class FramePair:
+    """Two consecutive frames, and the flow from the first to the second, if it is known.
+
+    Frames are image files or tensors [channels, height, width] of bytes; flow is a file or a tensor [2, height, width].
+    """
+
+    first: File | Tensor
+    second: File | Tensor
+    flow: File | Tensor | None = None
+
+
+def following(path: Path) -> Path:
+    """Return the file of the frame after another one, whose last number is one more, whether or not it exists.
+
+    So are named those of FlyingChairs (`00001_img1.ppm`), Sintel (`frame_0001.png`), KITTI (`000000_10.png`) and
+    AutoFlow (`im0.png`).
+
+    Raises:
+        UnreadableError: the name has no number.
+    """
+    numbers = list(re.finditer(r"[0-9]+", path.stem))
+    if not numbers:
+        raise UnreadableError(f"{path}: has no number in its name, by which the frame after it is found")
+    start, end = numbers[-1].span()
+    number = str(int(path.stem[start:end]) + 1).zfill(end - start)
+    return path.with_name(path.stem[:start] + number + path.stem[end:] + path.suffix)
 
 
 def refuse_special(file: File) -> None:

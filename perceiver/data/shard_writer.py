@@ -23,7 +23,17 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from perceiver.data.dataset import Split
-from perceiver.data.files import IMAGES, SOUNDS, File, FileKind, Joined, Segmented, UnreadableError, first_few
+from perceiver.data.files import (
+    IMAGES,
+    SOUNDS,
+    File,
+    FileKind,
+    FramePair,
+    Joined,
+    Segmented,
+    UnreadableError,
+    first_few,
+)
 from perceiver.data.sampler import fold_in
 from perceiver.data.sources.base import Part
 from perceiver.types import Stage
@@ -111,6 +121,8 @@ class ShardRecords(Dataset[ShardRecord | UnreadableError]):
             raise ValueError(f"{part[:40]!r}: shards contain images and sounds, not texts")
         if isinstance(part, Segmented):
             raise ValueError(f"{part.image}: shards contain images and sounds, not masks")
+        if isinstance(part, FramePair):
+            raise ValueError(f"{part.first}: shards contain images and sounds, not frame pairs")
         if isinstance(part, Joined):
             raise ValueError(f"{part.files[0]}: shards contain sounds in one file, not in {len(part.files)}")
         ending = os.path.splitext(str(part))[1].lower()

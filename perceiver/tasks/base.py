@@ -15,7 +15,10 @@ from torchmetrics import Metric, MetricCollection
 from perceiver.tasks.text_metrics import ScoredText
 from perceiver.types import Answer, Batch, Model, Picture, QueryKind, Stage
 
-LOWER_IS_BETTER = ("loss", "perplexity", "error", "WER", "CER", "substitutions", "insertions", "deletions")
+LOWER_IS_BETTER = (
+    *("loss", "perplexity", "error", "WER", "CER", "substitutions", "insertions", "deletions"),
+    *("EPE", "Fl"),
+)
 """Endings of the names of metrics."""
 EXPLAINED_PLACES = 256
 """Most places of a dense output that are explained: those of a coarser grid."""
@@ -230,6 +233,14 @@ class Task(nn.Module, ABC):
         Args:
             model, batch: as in `predictions`.
             inputs: modality -> the raw inputs in visible form.
+        """
+        return [{} for _ in batch.ids]
+
+    def files(self, model: Model, batch: Batch) -> list[dict[str, bytes]]:
+        """Return predictions for each sample as files of a format of the field: name -> content; by default none.
+
+        Args:
+            model, batch: as in `predictions`.
         """
         return [{} for _ in batch.ids]
 

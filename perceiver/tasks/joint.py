@@ -184,6 +184,14 @@ class JointTask(Task):
                 row |= {f"{name}_{picture}": image for picture, image in found.items()}
         return rows
 
+    def files(self, model: Model, batch: Batch) -> list[dict[str, bytes]]:
+        rows: list[dict[str, bytes]] = [{} for _ in batch.ids]
+        model = self._hiding(model, batch)
+        for name, task in self.by_name.items():
+            for row, found in zip(rows, task.files(model, batch), strict=True):
+                row |= {f"{name}_{file}": content for file, content in found.items()}
+        return rows
+
     def reconstructions(self, model: Model, batch: Batch) -> dict[str, dict[str, Tensor]]:
         rows: dict[str, dict[str, Tensor]] = {}
         model = self._hiding(model, batch)

@@ -1,32 +1,40 @@
 """The motion of each pixel from one frame to the next (Perceiver IO, section 4.2)."""
 
-import colorsys
 import math
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from einops import rearrange
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
+from torchvision.utils import flow_to_image
 
-from perceiver.tasks.base import Task, explained_grid
+from perceiver.tasks.base import TableRow, Task, explained_grid
+from perceiver.tasks.text_metrics import ScoredText
 from perceiver.types import Batch, Model, Picture, QueryKind, Stage, cell_centers
 
 SHOWN_WINDOWS = 16
 """Most windows of a sample of which pictures are drawn."""
-HUES = np.array([colorsys.hsv_to_rgb(hue / 360, 1.0, 1.0) for hue in range(360)])
+OUTLIER = 3.0, 0.05
+"""An endpoint error of more than so many pixels, and more than this share of the length, counts in `Fl` (KITTI)."""
+UNKNOWN = (0, 0, 0)
+"""Color of a pixel whose flow is not known."""
+FLO_HEADER = struct.Struct("<4sii")
+"""Of a `.flo` file: `PIEH`, width, height."""
 
 
 class OpticalFlow(Task):
     """The mean endpoint error of the flow, in pixels, from the target `flow` [2, height, width] of each sample.
 
     Its components are those along the width and the height; NaN where they are not known. The error is the length of
-    the difference of two vectors. Metrics: `loss` and, equal to it, `endpoint_error`; in training of the drawn places.
+    the difference of two vectors. Metrics: `loss` and, equal to it, `EPE`, in training of the drawn places; `zero_EPE`
+    and `mean_EPE`, that of no motion and of the true mean flow of each sample, which a model that finds nothing cannot
+    reach; `Fl`, the share of outliers (`OUTLIER`).
 
     Args:
         modality: the input, [channels, frames, height, width].
@@ -47,7 +55,7 @@ class OpticalFlow(Task):
         modality: str,
         scale: float,
         num_places: int,
-        monitor: str = "endpoint_error",
+        monitor: str = "EPE",
         output: str = "logits",
     ) -> None:
         super().__init__()
@@ -59,7 +67,7 @@ class OpticalFlow(Task):
         self.scale = scale
         self.num_places = num_places
         self.output = output
-        names = ("loss", "endpoint_error")
+        names = ("loss", "EPE", "zero_EPE", "mean_EPE", "Fl")
         self.build_metrics(lambda stage: MetricCollection({name: MeanMetric() for name in names}, compute_groups=False))
         self.set_monitor(monitor)
 
@@ -88,8 +96,8 @@ class OpticalFlow(Task):
         chosen = batch.targets.get("places")
         return {self.output: centers.expand(len(raw), -1, -1) if chosen is None else centers[chosen]}
 
-    def _errors(self, outputs: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, " known"]:
-        """Return the endpoint errors of all places where the flow is known.
+    def _true_flow(self, batch: Batch) -> tuple[Float[Tensor, "batch places 2"], Bool[Tensor, "batch places"]]:
+        """Return the true flow of the places, zero where it is not known, and where it is.
 
         Raises:
             ValueError: the samples have no flow of the size of the input.
@@ -101,21 +109,57 @@ class OpticalFlow(Task):
         true = flow.flatten(2).mT
         if "places" in batch.targets:
             true = true.gather(1, batch.targets["places"][..., None].expand(-1, -1, 2))
-        errors = (self.get_output(outputs).float() * self.scale - true).norm(dim=-1)
-        return errors[~true.isnan().any(dim=-1)]
+        return true.nan_to_num(), ~true.isnan().any(dim=-1)
+
+    def _predicted(self, outputs: Mapping[str, Tensor]) -> Float[Tensor, "batch places 2"]:
+        return self.get_output(outputs).float() * self.scale
 
     def loss(self, outputs: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, ""]:
-        errors = self._errors(outputs, batch)
-        return errors.sum() / max(errors.numel(), 1)
+        true, known = self._true_flow(batch)
+        errors = (self._predicted(outputs) - true).norm(dim=-1)
+        return errors[known].sum() / known.sum().clamp_min(1)
 
-    def num_terms(self, batch: Batch) -> float:
-        flow = batch.targets["flow"]
-        known = ~flow.isnan().any(dim=1).flatten(1)
-        return float((known.gather(1, batch.targets["places"]) if "places" in batch.targets else known).sum())
+    def num_terms(self, batch: Batch) -> Tensor:
+        return self._true_flow(batch)[1].sum()
+
+    def _scores(
+        self, outputs: Mapping[str, Tensor], batch: Batch
+    ) -> tuple[dict[str, Float[Tensor, "batch places"]], Bool[Tensor, "batch places"]]:
+        """Return what the metrics other than the loss are means of, and where the flow is known."""
+        true, known = self._true_flow(batch)
+        counts = known.sum(dim=1).clamp_min(1)[:, None, None]
+        mean = true.sum(dim=1, keepdim=True) / counts  # it is zero where it is not known
+        errors, lengths = (self._predicted(outputs).detach() - true).norm(dim=-1), true.norm(dim=-1)
+        pixels, share = OUTLIER
+        scores = {
+            "EPE": errors,
+            "zero_EPE": lengths,
+            "mean_EPE": (mean - true).norm(dim=-1),
+            "Fl": ((errors > pixels) & (errors > share * lengths)).float(),
+        }
+        return scores, known
 
     def update(self, stage: Stage, outputs: Mapping[str, Tensor], loss: Float[Tensor, ""], batch: Batch) -> None:
-        for metric in self.metrics(stage).values():
-            metric.update(loss.detach(), weight=self.num_terms(batch))
+        metrics = self.metrics(stage)
+        scores, known = self._scores(outputs, batch)
+        metrics["loss"].update(loss.detach(), weight=known.sum())
+        for name, values in scores.items():
+            metrics[name].update(values, weight=known.float())
+
+    def table_rows(
+        self,
+        outputs: Mapping[str, Tensor],
+        batch: Batch,
+        texts: Mapping[str, Sequence[ScoredText]],
+        class_names: Sequence[str],
+    ) -> dict[str, list[TableRow]]:
+        """Return the metrics of each sample, the largest endpoint error first; NaN where no flow is known."""
+        scores, known = self._scores(outputs, batch)
+        means = {name: (values * known).sum(dim=1) / known.sum(dim=1) for name, values in scores.items()}
+        columns = {name: values.tolist() for name, values in means.items()}
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        found = zip(batch.ids, rows, strict=True)
+        return {"predictions": [TableRow({"id": id, **row}, -row["EPE"]) for id, row in found]}
 
     def _flow(self, model: Model, batch: Batch) -> Float[Tensor, "rows 2 height width"]:
         """Return the predicted flow of each window, in pixels."""
@@ -138,15 +182,27 @@ class OpticalFlow(Task):
 
     def pictures(self, model: Model, batch: Batch, inputs: Mapping[str, Picture]) -> list[dict[str, Image.Image]]:
         """Return for each sample the flow of each window in colors, see `flow_colors`."""
-        colors = [Image.fromarray(flow_colors(flow)) for flow in self._flow(model, batch).cpu().numpy()]
-        if not batch.windows:
-            return [{"flow": image} for image in colors]
-        rows, start = [], 0
-        for names in batch.windows:
-            shown = zip(names[:SHOWN_WINDOWS], colors[start:], strict=False)
-            rows.append({f"flow_{name.replace(' ', '_')}": image for name, image in shown})
-            start += len(names)
-        return rows
+        colors = [flow_colors(flow)[0].permute(1, 2, 0).cpu() for flow in self._flow(model, batch)[:, None]]
+        images = [Image.fromarray(one.numpy()) for one in colors]
+        return [dict([*found.items()][:SHOWN_WINDOWS]) for found in _by_window(batch, images, "flow")]
+
+    def files(self, model: Model, batch: Batch) -> list[dict[str, bytes]]:
+        """Return for each sample the flow of each window as a `.flo` file."""
+        contents = [flo_content(flow) for flow in self._flow(model, batch)]
+        return [{f"{name}.flo": one for name, one in found.items()} for found in _by_window(batch, contents, "flow")]
+
+    def reconstructions(self, model: Model, batch: Batch) -> dict[str, dict[str, Tensor]]:
+        """Return the predicted flow and, where there is one, the true one in the colors of an input of RGB."""
+        raw = batch.inputs[self.modality]
+        if raw.shape[1] != 3:
+            return {}
+        fields = {"flow": self._flow(model, batch)}
+        if isinstance(true := batch.targets.get("flow"), Tensor) and len(true) == len(raw):
+            fields["true flow"] = true
+        pairs = zip(*fields.values(), strict=True)
+        colors = torch.stack([flow_colors(torch.stack(pair)) for pair in pairs], dim=1).to(raw.dtype) / 255.0
+        shown = (one[:, :, None].expand_as(raw) for one in colors)
+        return {self.modality: dict(zip(fields, shown, strict=True))}
 
     def answer_queries(
         self, model: Model, batch: Batch, predicted: Sequence[Sequence[dict[str, Any]]] | None = None
@@ -156,17 +212,33 @@ class OpticalFlow(Task):
         return {self.output: cell_centers(coarse, raw.device).expand(len(raw), -1, -1)}
 
 
-def flow_colors(
-    flow: Float[np.ndarray, "2 height width"], largest: float | None = None
-) -> UInt8[np.ndarray, "height width 3"]:
-    """Return a field of vectors in colors: the hue is the direction, right is red; the saturation the length.
+Value = TypeVar("Value")
 
-    Args:
-        flow: components along the width and the height, downwards.
-        largest: length that is fully saturated; None for the largest in the field.
+
+def _by_window(batch: Batch, values: Sequence[Value], name: str) -> list[dict[str, Value]]:
+    """Return the values of each sample by name: of one window `name`, of several `name` and that of the window."""
+    if not batch.windows:
+        return [{name: value} for value in values]
+    rows, start = [], 0
+    for windows in batch.windows:
+        shown = zip(windows, values[start : start + len(windows)], strict=True)
+        rows.append({f"{name}_{window.replace(' ', '_')}": value for window, value in shown})
+        start += len(windows)
+    return rows
+
+
+def flow_colors(flow: Float[Tensor, "fields 2 height width"]) -> UInt8[Tensor, "fields 3 height width"]:
+    """Return fields of vectors in the colors of Baker et al. (2007), on one scale: the longest one is saturated.
+
+    The hue is the direction, the saturation the length. Vectors that are not known, NaN, are black.
     """
-    length = np.hypot(*flow)
-    largest = max(float(length.max()), 1e-6) if largest is None else largest
-    hues = HUES[np.round(np.degrees(np.arctan2(flow[1], flow[0]))).astype(int) % 360]
-    saturation = np.clip(length / largest, 0.0, 1.0)[..., None]
-    return np.round(255.0 * (1.0 - saturation * (1.0 - hues))).astype(np.uint8)
+    unknown = flow.isnan().any(dim=1, keepdim=True)
+    colors = flow_to_image(flow.float().masked_fill(unknown, 0.0))
+    return colors.where(~unknown, torch.tensor(UNKNOWN, dtype=torch.uint8, device=flow.device)[:, None, None])
+
+
+def flo_content(flow: Float[Tensor, "2 height width"]) -> bytes:
+    """Return the content of a `.flo` file (Baker et al. 2007): a header, and both components of each pixel by row."""
+    height, width = flow.shape[1:]
+    values = rearrange(flow.float().cpu(), "axes y x -> y x axes").contiguous().numpy().astype("<f4")
+    return FLO_HEADER.pack(b"PIEH", width, height) + values.tobytes()

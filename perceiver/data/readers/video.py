@@ -122,15 +122,21 @@ class VideoReader(Reader[Video]):
 
     def _cropped(self, video: Video, top: float, left: float) -> Video:
         """Resize and crop; `top` and `left` are the fractions of what is cut off there."""
-        sides = video.shape[-2:]
+        sides = self._scaled_sides(video.shape[-2:])
+        if list(video.shape[-2:]) != sides:
+            video = F.resize(video.transpose(0, 1), sides, antialias=True).transpose(0, 1)
+        return self._crop(video, top, left)
+
+    def _scaled_sides(self, sides: Sequence[int]) -> list[int]:
+        """Return the sides of a frame that is resized to cover `size`."""
         scale = max(target / side for target, side in zip(self.size, sides, strict=True))
-        if scale != 1.0:
-            # The side that is cropped is rounded down, as by torchvision for the shorter side.
-            scaled = [max(int(side * scale + 1e-6), target) for side, target in zip(sides, self.size, strict=True)]
-            video = F.resize(video.transpose(0, 1), scaled, antialias=True).transpose(0, 1)
-        (height, width), (rows, columns) = video.shape[-2:], self.size
+        # The side that is cropped is rounded down, as by torchvision for the shorter side.
+        return [max(int(side * scale + 1e-6), target) for side, target in zip(sides, self.size, strict=True)]
+
+    def _crop(self, values: Tensor, top: float, left: float) -> Tensor:
+        (height, width), (rows, columns) = values.shape[-2:], self.size
         y, x = round(top * (height - rows)), round(left * (width - columns))
-        return video[..., y : y + rows, x : x + columns]
+        return values[..., y : y + rows, x : x + columns]
 
 
 class VideoFile:

@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from perceiver.data.files import File, FileKind, Joined, Segmented
+from perceiver.data.files import File, FileKind, FramePair, Joined, Segmented
 from perceiver.types import Stage
 
 OnError: TypeAlias = Literal["raise", "skip"]
-Part: TypeAlias = File | Joined | Segmented | Tensor | str
+Part: TypeAlias = File | FramePair | Joined | Segmented | Tensor | str
 """What a reader turns into one modality: a file, a part of one, or a value in memory."""
 Roles: TypeAlias = Mapping[str, FileKind]
 """The roles that have a reader, named like its modality, and the kind of file that is read for each."""

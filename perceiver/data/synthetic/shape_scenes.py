@@ -5,19 +5,16 @@ pairs of color and shape are held out: they occur in test scenes only, whose met
 their own (`unseen`), as in ShapeWorld (Kuhnle & Copestake 2017).
 """
 
-from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import product
 from typing import Any, ClassVar
 
-import numpy as np
-import torch
-
-from perceiver.data.sources.base import Item, OnError, Roles, Source
+from perceiver.data.sources.base import Item, OnError
+from perceiver.data.synthetic.generated import GeneratedSource
 from perceiver.data.synthetic.shape_captions import COUNTS, PLURALS, WORDS, CaptionSampler, ShapeFacts, constant_caption
 from perceiver.data.synthetic.shapes import COLORS, SHAPES, ObjectSampler, Random, SceneObject, render
-from perceiver.types import STAGES, Stage
+from perceiver.types import Stage
 
 MIN_PIXELS = 3
 """Least diameter of a recognizable object."""
@@ -64,22 +61,16 @@ def _choice(random: Random, pairs: Sequence[tuple[str, str]]) -> tuple[str, str]
     return pairs[int(random.integers(len(pairs)))]
 
 
-class RenderedScenes(Source):
+class RenderedScenes(GeneratedSource):
     """Base of sources whose samples are rendered scenes of shapes.
 
     Args:
         image_size: side of the images, in pixels.
-        num_samples: scenes of each stage; 0 for none.
         objects: draws sizes and positions.
-        seed: of the scenes.
-        num_classes: see `Source`.
-        redrawn: whether training scenes are drawn anew in each epoch.
+        num_samples, seed, num_classes, redrawn: see `GeneratedSource`.
     """
 
-    name: ClassVar[str]
-    """First part of the ids of samples."""
     roles: ClassVar[Sequence[str]] = ("image",)
-    """Parts of every sample."""
 
     def __init__(
         self,
@@ -91,59 +82,12 @@ class RenderedScenes(Source):
         num_classes: int = 0,
         redrawn: bool = True,
     ) -> None:
-        super().__init__(num_classes=num_classes)
-        if min(num_samples.values()) < 0:
-            raise ValueError(f"num_samples={dict(num_samples)} must be at least 0")
+        super().__init__(num_samples=num_samples, seed=seed, num_classes=num_classes, redrawn=redrawn)
         small = objects.diameters["small"]
         if small[0] * image_size < MIN_PIXELS:
             raise ValueError(f"image_size={image_size}: small={list(small)} would be less than {MIN_PIXELS} pixels")
-        if seed < 0:
-            raise ValueError(f"seed={seed} must be at least 0")
         self.image_size = image_size
-        self.num_samples = num_samples
         self.objects = objects
-        self.seed = seed
-        self.redrawn = redrawn
-
-    def items(self, stage: Stage, roles: Roles) -> "SceneItems | None":
-        return SceneItems(self, stage) if self.num_samples[stage] else None
-
-    def random(self, stage: Stage, index: int, *more: int) -> Random:
-        return np.random.default_rng([self.seed, STAGES.index(stage), index, *more])
-
-    @abstractmethod
-    def item(self, stage: Stage, index: int, random: Random) -> Item:
-        """Draw a sample."""
-
-    def sample_classes(self, index: int) -> Sequence[int]:
-        """Return the classes of a sample without drawing it."""
-        return ()
-
-    def sample_name(self, stage: Stage, index: int) -> str:
-        return f"{self.name}/{stage}/{index}"
-
-
-class SceneItems:
-    """The scenes of one stage."""
-
-    def __init__(self, scenes: RenderedScenes, stage: Stage) -> None:
-        self.scenes = scenes
-        self.stage = stage
-        self.roles = scenes.roles
-
-    def __len__(self) -> int:
-        return self.scenes.num_samples[self.stage]
-
-    def sample_classes(self, index: int) -> Sequence[int]:
-        return self.scenes.sample_classes(index)
-
-    def sample_name(self, index: int) -> str:
-        return self.scenes.sample_name(self.stage, index)
-
-    def __getitem__(self, index: int) -> Item:
-        # torch's generator is seeded by (seed, epoch, index).
-        anew = [int(torch.randint(2**62, ()))] if self.stage == "train" and self.scenes.redrawn else []
-        return self.scenes.item(self.stage, index, self.scenes.random(self.stage, index, *anew))
 
 
 class ShapeScenes(RenderedScenes):

@@ -1,0 +1,81 @@
+"""Sources whose samples are generated: each is a function of (seed, stage, index), in training drawn anew each time."""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, TypeAlias
+
+import numpy as np
+import torch
+
+from perceiver.data.sources.base import Item, Roles, Source
+from perceiver.types import STAGES, Stage
+
+Random: TypeAlias = np.random.Generator
+
+
+class GeneratedSource(Source):
+    """Base of sources that generate their samples.
+
+    Args:
+        num_samples: samples of each stage; 0 for none.
+        seed: of the samples.
+        num_classes: see `Source`.
+        redrawn: whether training samples are drawn anew in each epoch.
+    """
+
+    name: ClassVar[str]
+    """First part of the ids of samples."""
+    roles: ClassVar[Sequence[str]]
+    """Parts of every sample."""
+
+    def __init__(
+        self, *, num_samples: Mapping[Stage, int], seed: int, num_classes: int = 0, redrawn: bool = True
+    ) -> None:
+        super().__init__(num_classes=num_classes)
+        if min(num_samples.values()) < 0:
+            raise ValueError(f"num_samples={dict(num_samples)} must be at least 0")
+        if seed < 0:
+            raise ValueError(f"seed={seed} must be at least 0")
+        self.num_samples = num_samples
+        self.seed = seed
+        self.redrawn = redrawn
+
+    def items(self, stage: Stage, roles: Roles) -> "GeneratedItems | None":
+        return GeneratedItems(self, stage) if self.num_samples[stage] else None
+
+    def random(self, stage: Stage, index: int, *more: int) -> Random:
+        return np.random.default_rng([self.seed, STAGES.index(stage), index, *more])
+
+    @abstractmethod
+    def item(self, stage: Stage, index: int, random: Random) -> Item:
+        """Draw a sample."""
+
+    def sample_classes(self, index: int) -> Sequence[int]:
+        """Return the classes of a sample without drawing it."""
+        return ()
+
+    def sample_name(self, stage: Stage, index: int) -> str:
+        return f"{self.name}/{stage}/{index}"
+
+
+class GeneratedItems:
+    """The samples of one stage."""
+
+    def __init__(self, source: GeneratedSource, stage: Stage) -> None:
+        self.source = source
+        self.stage = stage
+        self.roles = source.roles
+
+    def __len__(self) -> int:
+        return self.source.num_samples[self.stage]
+
+    def sample_classes(self, index: int) -> Sequence[int]:
+        return self.source.sample_classes(index)
+
+    def sample_name(self, index: int) -> str:
+        return self.source.sample_name(self.stage, index)
+
+    def __getitem__(self, index: int) -> Item:
+        # torch's generator is seeded by (seed, epoch, index).
+        anew = [int(torch.randint(2**62, ()))] if self.stage == "train" and self.source.redrawn else []
+        return self.source.item(self.stage, index, self.source.random(self.stage, index, *anew))
