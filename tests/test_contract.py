@@ -142,6 +142,8 @@ def candidates(group: str, choice: str) -> Iterator[list[str]]:
         yield MASKED_TEXT
     if choice.startswith("text"):
         yield [*TRANSLATION, alone]
+    if "flow" in choice:
+        yield ["experiment=optical_flow", alone]
     if choice.startswith("dense") or "segment" in choice or "mask" in choice:
         yield [*SEGMENTATION, alone]
     yield [alone]
@@ -202,8 +204,9 @@ def batch_of(dataset: Dataset, model: Perceiver) -> Batch:
         with torch.device("cpu"):
             inputs = {name: encoder.example_input()[0] for name, encoder in model.encoders.items()}
         tags = torch.zeros(dataset.num_classes)
-        mask = torch.zeros(next(iter(inputs.values())).shape[1:], dtype=torch.long)
-        targets = {"label": 0, "tags": tags, "caption": TEXTS[0], "references": TEXTS, "mask": mask}
+        shape = next(iter(inputs.values())).shape
+        fields = {"mask": torch.zeros(shape[1:], dtype=torch.long), "flow": torch.zeros(2, *shape[-2:])}
+        targets = {"label": 0, "tags": tags, "caption": TEXTS[0], "references": TEXTS, **fields}
         sample = Sample(inputs, targets if sample is None else sample.targets, "x")
     batch = collate([sample, sample]).to("meta")
     batch.targets = AnyTargets(batch.targets)

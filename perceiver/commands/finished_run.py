@@ -84,6 +84,7 @@ def load(
     overrides: Sequence[str] = (),
     trusted: str | Iterable[str] = (),
     *,
+    source: Any = None,
     augment: bool = True,
     keys: tuple[str, str] = ("run", "checkpoint"),
 ) -> FinishedRun:
@@ -94,6 +95,7 @@ def load(
         checkpoint: of the run directory, `best` (also if None) or `last`.
         overrides: changes to the run's config, as `key=value`.
         trusted: the user's own packages, of which the run may build any class; one or several.
+        source: node of a source of samples in place of the run's; None for the run's.
         augment: whether training samples are augmented as in the run.
         keys: the settings that name run and checkpoint, for errors.
 
@@ -103,7 +105,7 @@ def load(
     path, output_dir = locate_checkpoint(run, checkpoint, *keys)
     content = read_checkpoint(path)
     check_trust(content.config, packages(trusted), path)
-    return rebuild(content, path, output_dir, overrides, augment=augment)
+    return rebuild(content, path, output_dir, overrides, source=source, augment=augment)
 
 
 def load_named(
@@ -111,11 +113,13 @@ def load_named(
     overrides: Sequence[str] = (),
     *,
     augment: bool = True,
+    replaces_data: bool = False,
     keys: tuple[str, str] = ("run", "checkpoint"),
 ) -> FinishedRun:
     """Load the run or the published model that the settings of a command name; other arguments are those of `load`.
 
     A published model has no samples of its own; the setting `data` gives it those of a source, which its readers read.
+    With `replaces_data`, it may also replace the source of a run.
 
     Raises:
         ConfigError: neither or both are given, or see `load` and `read_published`.
@@ -123,15 +127,15 @@ def load_named(
     run, pretrained = cfg[keys[0]], cfg.pretrained if keys[0] == "run" else None
     if run is None and pretrained is None:
         raise ConfigError(f"{keys[0]} must be given: {keys[0]}=…, or pretrained=… for a published model")
+    has_data = cfg.get("data") is not None
+    source = OmegaConf.to_container(cfg.data.source, resolve=True, throw_on_missing=True) if has_data else None
     if run is not None:
-        if pretrained is not None or cfg.get("data") is not None:
+        if pretrained is not None or (has_data and not replaces_data):
             other = "pretrained" if pretrained is not None else "data"
             raise ConfigError(f"{other}=… and run={run}: give one of them; overrides='[…]' changes the data of a run")
-        return load(str(run), cfg[keys[1]], overrides, cfg.trusted, augment=augment, keys=keys)
-    source = None if cfg.get("data") is None else cfg.data.source
-    given = None if source is None else OmegaConf.to_container(source, resolve=True, throw_on_missing=True)
+        return load(str(run), cfg[keys[1]], overrides, cfg.trusted, source=source, augment=augment, keys=keys)
     return load_published(
-        str(pretrained), str(cfg.variant), overrides, source=given, augment=augment, trusted=cfg.trusted
+        str(pretrained), str(cfg.variant), overrides, source=source, augment=augment, trusted=cfg.trusted
     )
 
 
@@ -163,10 +167,12 @@ def load_published(
 
 
 def rebuild(
-    content: Checkpoint, path: Path, output_dir: Path, overrides: Sequence[str], *, augment: bool
+    content: Checkpoint, path: Path, output_dir: Path, overrides: Sequence[str], *, source: Any = None, augment: bool
 ) -> FinishedRun:
     """Rebuild a run from the content of a checkpoint; arguments and errors are those of `load` and `FinishedRun`."""
     config = apply_overrides(content.config, overrides, content.interpolations)
+    if source is not None:
+        config["data"]["source"] = source
     if not augment:
         config["data"] = without_augmentation(config["data"])
     check_parts(config)

@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from jaxtyping import Float
 from PIL import Image
+from torch import Tensor
 
+from perceiver.commands.embed import Pool, embeddings
 from perceiver.commands.finished_run import FinishedRun, is_published, load_published
 from perceiver.commands.finished_run import load as load_run
 from perceiver.commands.predict import predict_samples, to_accelerator
@@ -53,6 +56,16 @@ class Loaded:
             UnreadableError: a file is missing or not of a kind that the model reads.
         """
         return predict_samples(self.run.parts, self._samples(files), top or self.run.parts.task.num_answers)
+
+    def embed(self, files: Files, pool: Pool = "mean") -> Float[Tensor, "files *latents dim"]:
+        """Return the mean of the latents of each file, or with `pool="none"` all of them.
+
+        Raises:
+            UnreadableError: a file is missing or not of a kind that the model reads.
+        """
+        samples, size = self._samples(files), self.run.parts.data.batch_size
+        batches = (collate(samples[start : start + size]) for start in range(0, len(samples), size))
+        return torch.cat([embeddings(self.run.parts, batch, pool) for batch in batches])
 
     def explain(self, files: Files) -> Explanation:
         """Return attention, rollout and relevance for the answers about files; of long recordings for each window.

@@ -117,7 +117,7 @@ class OpticalFlow(Task):
     def loss(self, outputs: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, ""]:
         true, known = self._true_flow(batch)
         errors = (self._predicted(outputs) - true).norm(dim=-1)
-        return errors[known].sum() / known.sum().clamp_min(1)
+        return errors.masked_fill(~known, 0.0).sum() / known.sum().clamp_min(1)
 
     def num_terms(self, batch: Batch) -> Tensor:
         return self._true_flow(batch)[1].sum()
