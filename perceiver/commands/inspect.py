@@ -13,6 +13,7 @@ from perceiver.commands.train import prepare_torch
 from perceiver.data.collate import collate
 from perceiver.data.files import UnreadableError
 from perceiver.inspection.capture import input_sounds
+from perceiver.inspection.contrast import foil_numbers
 from perceiver.inspection.evaluation import Evaluator
 from perceiver.inspection.explanation import Explainer
 from perceiver.inspection.explorer.media import texts_of
@@ -75,6 +76,7 @@ def inspect_attention(cfg: DictConfig) -> Path:
     # A user's own files are tested themselves: they may be unlike the training data.
     tested = batch if paths else probe(first, cfg.scored_samples or 0, "scored_samples")
     evaluator = map_evaluator(cfg, len(tested))
+    foil = chosen_foil(cfg, runs)
     output = page_path(cfg, first.finished.output_dir)
     is_single = not paths and len(runs) == 1
     samples: list[dict[str, Any]] = []
@@ -87,7 +89,7 @@ def inspect_attention(cfg: DictConfig) -> Path:
         try:
             if not is_first:
                 check_reads_alike(first, run, batch)
-            explanation = explainer.explain(without_foreign_boxes(run, first, batch))
+            explanation = explainer.explain(without_foreign_boxes(run, first, batch), foil=foil)
             size, foreign = finished.parts.data.batch_size, without_foreign_boxes(run, first, tested)
             parts = explain_in_parts(explainer, foreign, size, known=explanation)
             evaluation = evaluator.evaluate(explainer, parts, with_localization=True, with_faithfulness=True)
@@ -138,6 +140,22 @@ def map_evaluator(cfg: DictConfig, num_samples: int) -> Evaluator:
         if type(cfg[key]) is not bool:
             raise ConfigError(f"{key}={cfg[key]}: must be true or false")
     return Evaluator(num_samples=num_samples, num_orders=cfg.random_orders, rivals=cfg.rivals, randomize=cfg.randomize)
+
+
+def chosen_foil(cfg: DictConfig, runs: Sequence[Run]) -> str | None:
+    """Return the foil of the answers of all runs.
+
+    Raises:
+        ConfigError: it is not an answer of a run's model.
+    """
+    if cfg.foil is None:
+        return None
+    for run in runs:
+        try:
+            foil_numbers(run.explainer.task.alternatives(run.explainer.class_names), str(cfg.foil))
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+    return str(cfg.foil)
 
 
 def load_run(cfg: DictConfig, key: str, checkpoint_key: str, overrides: Sequence[str]) -> Run:

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from perceiver.attention import Residual
 from perceiver.encoders.base import Encoder
 from perceiver.inspection.record import Layer, Record
-from perceiver.inspection.relevance import relevance
+from perceiver.inspection.relevance import evidence, relevance
 from perceiver.inspection.rollout import Alpha, Rollout, mean_of_queries, rollout
 from perceiver.inspection.statistics import statistics
 from perceiver.mechanisms.base import DECODE, KeyMask, Mechanism
@@ -69,6 +69,10 @@ class Capture(Record):
     def relevance(self, scores: Float[Tensor, "batch readers"]) -> Float[Tensor, "batch readers tokens"]:
         """Return how much each score depends on each token, in `capture(model, gradients=True)`; see `relevance`."""
         return relevance(self, scores)
+
+    def evidence(self, scores: Float[Tensor, "batch readers"]) -> Float[Tensor, "batch readers 2 tokens"]:
+        """Return the relevance for each score and against it, as `relevance`; see `evidence`."""
+        return evidence(self, scores)
 
     def statistics(self, *, alpha: Alpha = 0.5) -> dict[str, float]:
         """Return `<layer>/<name>` -> number; see `statistics`."""

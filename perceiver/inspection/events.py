@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from perceiver.inspection.explanation import Explanation
+from perceiver.inspection.explanation import Explanation, normalized
 from perceiver.inspection.record import Layer, Record
 from perceiver.inspection.rollout import mean_of_queries
 from perceiver.mechanisms.base import LATENTS, OUTPUTS
@@ -40,8 +40,12 @@ def event_arrays(explanation: Explanation, *, max_megabytes: float) -> dict[str,
     `answers` (JSON: for each sample the fields of each `Answer`, whose `queries` are indices of `queries`) with
     `answers/probability` [batch, answers]; `rollout/inputs` [batch, answers, keys], `rollout/residual` [batch,
     answers], `rollout/alpha`; `relevance/inputs` [batch, answers, keys], whose rows sum to 1, since relevance has no
-    unit, or to 0, or `relevance/none`, a sentence why there is none; and where the decoder attends to the tokens,
-    `attention/inputs` [batch, answers, keys], its weights.
+    unit, or to 0, or `relevance/none`, a sentence why there is none; `relevance/against` likewise for the evidence
+    against each answer, and `relevance/balance` [batch, answers], the share of the evidence for it in that of both;
+    with contrasts `contrast/inputs` [batch, answers, foils, keys], `contrast/against` and `contrast/balance` for each
+    answer rather than each of its foils, and `contrast/foils` (JSON: for each sample and answer the name and the
+    probability of each foil); and where the decoder attends to the tokens, `attention/inputs` [batch, answers, keys],
+    its weights.
     """
     record, batch, found = explanation.record, explanation.batch, explanation.rollout
     arrays: dict[str, np.ndarray] = {"ids": np.array(batch.ids)}
@@ -66,9 +70,40 @@ def event_arrays(explanation: Explanation, *, max_megabytes: float) -> dict[str,
         arrays["relevance/none"] = np.array(explanation.no_relevance)
     else:
         arrays["relevance/inputs"] = _half(explanation.relevance_shares)
+        if explanation.against is not None:
+            arrays |= _against("relevance", explanation.relevance, explanation.against)
+        arrays |= _contrasts(explanation)
     if explanation.decoder_attention is not None:
         arrays["attention/inputs"] = _half(explanation.decoder_attention)
     return arrays
+
+
+def _contrasts(explanation: Explanation) -> dict[str, np.ndarray]:
+    """Return the contrasts of all answers, if they were computed and there are any."""
+    found = explanation.contrasts
+    if found is None or not found.probability.numel():
+        return {}
+    names = [
+        [
+            [
+                {"name": foil.name, "probability": float(found.probability[row, slot, number])}
+                for number, foil in enumerate(own)
+            ]
+            for slot, own in enumerate(of_row)
+        ]
+        for row, of_row in enumerate(found.foils)
+    ]
+    arrays = {"contrast/foils": np.array(json.dumps(names)), "contrast/inputs": _half(normalized(found.relevance))}
+    return arrays | _against("contrast", found.relevance, found.against)
+
+
+def _against(
+    kind: str, supporting: Float[Tensor, "*rest keys"], opposing: Float[Tensor, "*rest keys"]
+) -> dict[str, np.ndarray]:
+    """Return the evidence against answers, and the share of the evidence for them in both."""
+    total = supporting.sum(dim=-1) + opposing.sum(dim=-1)
+    balance = supporting.sum(dim=-1) / total.where(total > 0, 1.0)
+    return {f"{kind}/against": _half(normalized(opposing)), f"{kind}/balance": _half(balance)}
 
 
 def with_scores(arrays: Mapping[str, np.ndarray], scores: Mapping[str, float]) -> dict[str, np.ndarray]:

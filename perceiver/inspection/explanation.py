@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perceiver.inspection.capture import Capture, Explainable, capture
+from perceiver.inspection.contrast import Contrasts, choose_foils, padded
 from perceiver.inspection.record import Layer, Record
-from perceiver.inspection.relevance import no_relevance, relevance
+from perceiver.inspection.relevance import evidence, no_relevance
 from perceiver.inspection.rollout import Alpha, Rollout, decoder_attention, mean_of_queries, rollout
 from perceiver.mechanisms.base import LATENTS, TOKENS
 from perceiver.tasks.base import Task
@@ -37,6 +38,8 @@ class Explanation:
         probability: of each answer.
         alpha, rollout: see `rollout`.
         relevance: see `relevance`; zeros where it has no meaning.
+        against: the relevance against each answer, see `evidence`; None if it is not known.
+        contrasts: of each answer with other ones, if they were computed.
     """
 
     batch: Batch
@@ -47,6 +50,8 @@ class Explanation:
     alpha: Alpha
     rollout: Rollout
     relevance: Float[Tensor, "batch answers tokens"]
+    against: Float[Tensor, "batch answers tokens"] | None = None
+    contrasts: Contrasts | None = None
 
     def has_own_queries(self, answer: Answer) -> bool:
         """Return whether the decoder has queries for this answer alone, and so a rollout of its own."""
@@ -164,19 +169,30 @@ class Explainer:
         assert isinstance(self.model, nn.Module)
         return self.model
 
-    def explain(self, batch: Batch, predicted: Sequence[Sequence[dict[str, Any]]] | None = None) -> Explanation:
+    def explain(
+        self,
+        batch: Batch,
+        predicted: Sequence[Sequence[dict[str, Any]]] | None = None,
+        *,
+        foil: str | None = None,
+    ) -> Explanation:
         """Explain the model's answers for a batch.
 
         Args:
             batch: the samples.
             predicted: the predictions for each row where they are known, see `Task.answer_queries`.
+            foil: name of the class or token with which each answer is contrasted first, or `contrast.SECOND`; None for
+                no contrasts. Each takes as long as the relevance of an answer.
+
+        Raises:
+            ValueError: the model has no answer called `foil`.
         """
         converted = replace(batch, inputs=self.converted(batch.inputs))
         with capture(self.module) as record, self.forward_context():
             queries = self.task.answer_queries(self.model, converted, predicted)
             outputs = self.model(converted.inputs, converted.masks, queries, self.task.hidden(converted))
             answers = self._with_boxes(self.task.answers(outputs, queries, converted, self.class_names), batch, outputs)
-        return self._explanation(batch, record, answers)
+        return self._explanation(batch, record, answers, foil)
 
     def explain_again(self, explanation: Explanation) -> Explanation:
         """Explain the same answers to the same queries by the model as it is now."""
@@ -186,10 +202,17 @@ class Explainer:
             self.model(converted.inputs, converted.masks, explanation.record.queries, self.task.hidden(converted))
         return self._explanation(batch, record, explanation.answers)
 
-    def _explanation(self, batch: Batch, record: Capture, answers: list[list[Answer]]) -> Explanation:
+    def _explanation(
+        self, batch: Batch, record: Capture, answers: list[list[Answer]], foil: str | None = None
+    ) -> Explanation:
         """Return the explanation of answers of a forward pass."""
         num_classes = len(self.class_names)
-        logs = {name: values.log() for name, values in self.task.probabilities(record.outputs).items()}
+        probabilities = self.task.probabilities(record.outputs)
+        logs = {name: values.log() for name, values in probabilities.items()}
+        foils = None
+        if foil is not None and not record.without_relevance:
+            foils = choose_foils(answers, probabilities, self.task.alternatives(self.class_names), first=foil)
+        both, contrasted = self._evidence(batch, record, answers, foils)
         return Explanation(
             batch=batch,
             record=record,
@@ -198,7 +221,9 @@ class Explainer:
             probability=answer_scores(logs, answers).exp(),
             alpha=self.alpha,
             rollout=answer_rollout(record, answers, num_classes=num_classes, alpha=self.alpha),
-            relevance=self._relevance(batch, record, answers),
+            relevance=both[:, :, 0],
+            against=both[:, :, 1],
+            contrasts=None if foils is None else answer_contrasts(foils, logs, contrasted),
         )
 
     def _with_boxes(self, answers: Answers, batch: Batch, outputs: Mapping[str, Tensor]) -> list[list[Answer]]:
@@ -226,22 +251,31 @@ class Explainer:
             found.append(located)
         return found
 
-    def _relevance(self, batch: Batch, record: Capture, answers: Answers) -> Float[Tensor, "batch answers tokens"]:
-        """Compute the relevance of each token for the logits of each answer, a few rows at a time."""
+    def _evidence(
+        self, batch: Batch, record: Capture, answers: Answers, foils: Sequence[Answers] | None
+    ) -> tuple[Float[Tensor, "batch answers 2 tokens"], Float[Tensor, "batch pairs 2 tokens"]]:
+        """Compute the evidence for and against each answer, and each answer and foil, a few rows at a time."""
         assert record.tokens is not None
+        shape = (2, record.tokens.values.shape[1])
+        zeros = record.tokens.values.new_zeros(len(batch), max(map(len, answers), default=0), *shape, dtype=torch.float)
         if record.without_relevance:
-            return record.tokens.values.new_zeros(
-                len(batch), max(map(len, answers), default=0), record.tokens.values.shape[1], dtype=torch.float32
-            )
-        found = []
+            return zeros, zeros[:, :0]
+        found, contrasted = [], []
         for rows, part in in_parts(batch, max(TOKENS_AT_ONCE // record.tokens.values.shape[1], 1)):
             with capture(self.module, gradients=True) as again, self.forward_context():
                 queries = {name: ids[rows] for name, ids in record.queries.items()}
                 outputs = self.model(self.converted(part.inputs), part.masks, queries, self.task.hidden(part))
                 logits = {name: values.float() for name, values in outputs.items()}
-                found.append(answer_relevance(again, logits, answers[rows]))
-        most = max(part.shape[1] for part in found)
-        return torch.cat([F.pad(part, (0, 0, 0, most - part.shape[1])) for part in found])
+                found.append(answer_evidence(again, logits, answers[rows]))
+                if foils is not None:
+                    contrasted.append(pair_evidence(again, logits, answers[rows], foils[rows]))
+        return _stacked(found), _stacked(contrasted) if contrasted else zeros[:, :0]
+
+
+def _stacked(parts: Sequence[Float[Tensor, "_ _ *rest"]]) -> Float[Tensor, "batch _ *rest"]:
+    """Concatenate parts of a batch whose second axes are padded with zeros."""
+    most = max(part.shape[1] for part in parts)
+    return torch.cat([F.pad(part, (0, 0) * (part.ndim - 2) + (0, most - part.shape[1])) for part in parts])
 
 
 def in_parts(batch: Batch, size: int) -> Iterator[tuple[slice, Batch]]:
@@ -296,15 +330,55 @@ def answer_rollout(record: Record, answers: Answers, *, num_classes: int, alpha:
     return Rollout(inputs, residual, {name.removeprefix("latents/"): shares for name, shares in merged.items()})
 
 
-def answer_relevance(
-    record: Record, logits: Mapping[str, Float[Tensor, "batch *places answers"]], answers: Answers
-) -> Float[Tensor, "batch answers tokens"]:
-    """Return the relevance of each token for the logits of each answer; see `relevance`."""
+def answer_evidence(
+    record: Record,
+    logits: Mapping[str, Float[Tensor, "batch *places answers"]],
+    answers: Answers,
+    foils: Answers | None = None,
+) -> Float[Tensor, "batch answers 2 tokens"]:
+    """Return the relevance of each token for and against the logits of each answer, see `evidence`.
+
+    Args:
+        record: the forward pass.
+        logits: its outputs.
+        answers: of each row.
+        foils: for each answer another one of the same output, whose logit is subtracted; None for no difference.
+    """
 
     def of_output(output: str, own: Answers) -> dict[str, Tensor]:
-        return {"tokens": relevance(record.for_output(output, all_queries=True), answer_scores(logits, own))}
+        scores = answer_scores(logits, own)
+        if foils is not None:
+            scores = scores - answer_scores(logits, [[foil for foil in row if foil.output == output] for row in foils])
+        return {"tokens": evidence(record.for_output(output, all_queries=True), scores)}
 
     return _by_output(record, answers, of_output)["tokens"]
+
+
+def pair_evidence(
+    record: Record,
+    logits: Mapping[str, Float[Tensor, "batch *places answers"]],
+    answers: Answers,
+    foils: Sequence[Answers],
+) -> Float[Tensor, "batch pairs 2 tokens"]:
+    """Return the relevance for and against each answer rather than each of its foils, in order."""
+    pairs = [
+        [(answer, foil) for answer, own in zip(*of_row, strict=True) for foil in own]
+        for of_row in zip(answers, foils, strict=True)
+    ]
+    own, others = ([[pair[side] for pair in row] for row in pairs] for side in (0, 1))
+    return answer_evidence(record, logits, own, others)
+
+
+def answer_contrasts(
+    foils: list[list[list[Answer]]],
+    logs: Mapping[str, Float[Tensor, "batch *places answers"]],
+    pairs: Float[Tensor, "batch pairs 2 tokens"],
+) -> Contrasts:
+    """Return contrasts from the log probabilities of all outputs and the evidence of all pairs (`pair_evidence`)."""
+    counts = [[len(own) for own in row] for row in foils]
+    probability = answer_scores(logs, [[foil for own in row for foil in own] for row in foils]).exp()
+    both = padded(counts, pairs)
+    return Contrasts(foils, padded(counts, probability), both[..., 0, :], both[..., 1, :])
 
 
 def _by_output(

@@ -10,6 +10,12 @@ Deviation: tokens, latents and outputs are treated as one sequence, in which all
 paper has separate rules for attention between two modalities (eq. 8 to 11), which first normalize the self-attention of
 each modality; the tokens of a Perceiver do not attend to each other.
 
+Evidence against an answer follows the same rule with the negative parts, Ā⁻ = mean over heads of (∂score/∂A ⊙ A)⁻: it
+is the relevance of minus the score. The paper discards it. The relevance of one answer rather than another is that of
+the difference of their scores. Its gradient is the difference of two gradients, of which the positive part is then
+taken, so that it is not the difference of two relevances; evidence for A rather than B is evidence against B rather
+than A.
+
 The fused kernel returns neither A nor its gradient. With out = A v, ∂score/∂A = ∂score/∂out vᵀ, which is exact and is
 computed in bounded chunks like A itself.
 """
@@ -41,8 +47,8 @@ def no_relevance(record: Record) -> str:
     return f"Relevance has no meaning here: {reason}."
 
 
-def relevance(record: Record, scores: Float[Tensor, "batch answers"]) -> Float[Tensor, "batch answers tokens"]:
-    """Return how much each score depends on each token through attention; at least 0, without a unit.
+def evidence(record: Record, scores: Float[Tensor, "batch answers"]) -> Float[Tensor, "batch answers 2 tokens"]:
+    """Return the relevance of each token for each score, and against it; at least 0, without a unit.
 
     Args:
         record: the forward pass, captured with gradients.
@@ -57,7 +63,7 @@ def relevance(record: Record, scores: Float[Tensor, "batch answers"]) -> Float[T
     outs = {name: layer.outs for name, layer in record.layers.items() if layer.outs}
     assert record.tokens is not None
     if scores.shape[1] == 0:
-        return record.tokens.values.new_zeros(record.num_rows, 0, record.tokens.values.shape[1], dtype=torch.float32)
+        return record.tokens.values.new_zeros(record.num_rows, 0, 2, record.tokens.values.shape[1], dtype=torch.float32)
     if len(outs) < len(record.layers) or not scores.requires_grad:
         raise ValueError(NO_GRADIENTS)
     found = []
@@ -75,6 +81,11 @@ def relevance(record: Record, scores: Float[Tensor, "batch answers"]) -> Float[T
     return torch.stack(found, dim=1)
 
 
+def relevance(record: Record, scores: Float[Tensor, "batch answers"]) -> Float[Tensor, "batch answers tokens"]:
+    """Return how much each score depends on each token through attention, see `evidence`: the part for it alone."""
+    return evidence(record, scores)[:, :, 0]
+
+
 def _concatenated(
     outs: Sequence[Float[Tensor, "batch heads _ v_dim"]],
     gradients: Sequence[Float[Tensor, "batch heads _ v_dim"] | None],
@@ -86,8 +97,8 @@ def _concatenated(
     return torch.cat([torch.zeros_like(out) if gradient is None else gradient for out, gradient in parts], dim=2)
 
 
-def _propagate(record: Record, gradients: Gradients) -> Float[Tensor, "batch tokens"]:
-    """Propagate the relevance of one score of each sample from the queries that it depends on to the tokens."""
+def _propagate(record: Record, gradients: Gradients) -> Float[Tensor, "batch 2 tokens"]:
+    """Propagate the relevance for and against one score of each sample from the queries it depends on to the tokens."""
     of_decoders = [gradient for name in record.decode_layers if (gradient := gradients[name]) is not None]
     shares: dict[str, Tensor] = {}
     if of_decoders:  # the queries of the last layer that change the score
@@ -100,7 +111,7 @@ def _propagate(record: Record, gradients: Gradients) -> Float[Tensor, "batch tok
         if not shares:
             raise ValueError(NO_GRADIENTS)
     else:
-        shares[record.memory] = uniform_memory(record)[:, 0]
+        shares[record.memory] = uniform_memory(record).expand(-1, 2, -1)
     for name, layer in reversed(record.layers.items()):
         gradient, queries = gradients[name], layer.role.queries
         if gradient is None or queries not in shares:  # the score does not depend on it
@@ -109,19 +120,20 @@ def _propagate(record: Record, gradients: Gradients) -> Float[Tensor, "batch tok
     return record.take_tokens(shares)
 
 
-def _changing(gradient: Float[Tensor, "batch heads queries v_dim"]) -> Float[Tensor, "batch queries"]:
-    """Return 1 for the queries of a layer that change the score."""
-    return (gradient != 0).any(dim=-1).any(dim=1).float()
+def _changing(gradient: Float[Tensor, "batch heads queries v_dim"]) -> Float[Tensor, "batch 2 queries"]:
+    """Return 1 for the queries of a layer that change the score, for relevance for it and against it."""
+    return (gradient != 0).any(dim=-1).any(dim=1).float()[:, None].expand(-1, 2, -1)
 
 
 def _weighted(
-    layer: Layer, gradient: Float[Tensor, "batch heads queries v_dim"], share: Float[Tensor, "batch queries"]
-) -> Float[Tensor, "batch keys"]:
-    """Return `share` times Ā, computed in chunks."""
+    layer: Layer, gradient: Float[Tensor, "batch heads queries v_dim"], share: Float[Tensor, "batch 2 queries"]
+) -> Float[Tensor, "batch 2 keys"]:
+    """Return the first row of `share` times Ā and the second times Ā⁻, computed in chunks."""
     assert layer.v is not None
-    read = share.new_zeros(layer.num_rows, layer.num_keys)
+    read = share.new_zeros(layer.num_rows, 2, layer.num_keys)
     for chunk in layer.chunks():
-        slopes = gradient[:, :, chunk].float() @ layer.v.float().mT
-        positive = (layer.weights(chunk) * slopes).clamp_min(0.0).mean(dim=1)
-        read += (share[:, None, chunk] @ positive)[:, 0]
+        changes = layer.weights(chunk) * (gradient[:, :, chunk].float() @ layer.v.float().mT)
+        for side, signed in enumerate((changes, -changes)):
+            positive = signed.clamp_min(0.0).mean(dim=1)
+            read[:, side] += (share[:, side, None, chunk] @ positive)[:, 0]
     return read

@@ -11,8 +11,10 @@ from rich import box
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
+from torch import Tensor
 
 from perceiver.inspection.axes import Plane
+from perceiver.inspection.contrast import Contrasts
 from perceiver.inspection.events import scores_in
 from perceiver.inspection.explanation import Explanation
 from perceiver.inspection.explorer.packing import pooling, sum_pooled
@@ -56,6 +58,8 @@ def report(
     for row in range(len(explanation.batch)):
         yield ""
         yield sample_table(explanation, row)
+        if explanation.contrasts is not None and any(explanation.contrasts.foils[row]):
+            yield contrast_table(explanation, row)
         matrices = alignment_matrices(explanation, row, texts)
         for modality, of_modality in matrices.items():
             yield Text(f"{of_modality[0].kind} of the words over {modality}; true links in brackets")
@@ -103,6 +107,32 @@ def sample_table(explanation: Explanation, row: int) -> Table:
     return table
 
 
+def contrast_table(explanation: Explanation, row: int) -> Table:
+    """Return a table of the answers for a sample rather than their first foils, and the maxima of the evidence."""
+    contrasts = explanation.contrasts
+    assert contrasts is not None
+    table = _table("answer", title="relevance of one answer rather than another")
+    table.add_column("rather than", overflow="fold")
+    table.add_column("proba-\nbility", justify="right", no_wrap=True)
+    table.add_column("evidence for\nmaximum at", overflow="fold")
+    table.add_column("share", justify="right", no_wrap=True)
+    table.add_column("evidence against\nmaximum at", overflow="fold")
+    for slot, (answer, foils) in enumerate(zip(explanation.answers[row], contrasts.foils[row], strict=True)):
+        if foils and slot < MOST_ANSWERS:
+            both = [side[row, slot, 0].float().nan_to_num().cpu().numpy() for side in _sides(contrasts)]
+            places = [maximum(tokens, explanation.record.spans)[0] for tokens in both]
+            total = float(both[0].sum() + both[1].sum())
+            share = f"{float(both[0].sum()) / total:.0%}" if total > 0 else ""
+            probability = f"{float(contrasts.probability[row, slot, 0]):.3f}"
+            table.add_row(answer.name, foils[0].name, probability, places[0], share, places[1])
+    return table
+
+
+def _sides(contrasts: Contrasts) -> tuple[Float[Tensor, "batch answers foils tokens"], ...]:
+    """Return the evidence for answers rather than foils, and against them."""
+    return contrasts.relevance, contrasts.against
+
+
 def answer_heat_maps(explanation: Explanation, row: int, *, without: Sequence[str] = ()) -> Iterator[RenderableType]:
     """Yield the maps of one answer of a sample: the most probable class, or the word with the sharpest map.
 
@@ -117,13 +147,18 @@ def answer_heat_maps(explanation: Explanation, row: int, *, without: Sequence[st
         slot = max(range(len(answers)), key=lambda slot: _concentration(next(iter(maps.values()))[slot]))
     if explanation.no_relevance:
         yield Text(explanation.no_relevance)
-    for kind, tokens in maps.items():
+    shown = {f"{kind} of {answers[slot].name!r}": of_kind[slot] for kind, of_kind in maps.items()}
+    if explanation.contrasts is not None and (foils := explanation.contrasts.foils[row][slot]):
+        for kind, side in zip(("relevance", "evidence against"), _sides(explanation.contrasts), strict=True):
+            title = f"{kind} of {answers[slot].name!r} rather than {foils[0].name!r}"
+            shown[title] = side[row, slot, 0].float().nan_to_num().cpu().numpy()
+    for title, tokens in shown.items():
         for name, span in explanation.record.spans.items():
             if name in without:
                 continue
             extent = ", ".join(_ranges(span.grid.axes, [(0, 1)] * len(span.grid.axes)))
-            yield Text(f"{kind} of {answers[slot].name!r} over {name}: {extent}")
-            yield Text(heat_map(tokens[slot], span), no_wrap=True, overflow="crop")
+            yield Text(f"{title} over {name}: {extent}")
+            yield Text(heat_map(tokens, span), no_wrap=True, overflow="crop")
 
 
 def _table(first: str, *, title: str, gap: int = 1) -> Table:

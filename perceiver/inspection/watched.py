@@ -25,8 +25,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from perceiver.inspection.capture import Capture, undisturbed
+from perceiver.inspection.contrast import choose_foils
 from perceiver.inspection.evaluation import Evaluation
-from perceiver.inspection.explanation import Explanation, answer_relevance, answer_rollout, answer_scores
+from perceiver.inspection.explanation import (
+    Explanation,
+    answer_contrasts,
+    answer_evidence,
+    answer_rollout,
+    answer_scores,
+    pair_evidence,
+)
 from perceiver.inspection.explorer.media import Media
 from perceiver.inspection.faithfulness import FaithfulnessCurves, faithfulness_curves
 from perceiver.inspection.grids import GivenInput, Input, placed
@@ -304,6 +312,7 @@ class WatchedAttention(Capture):
         labels: Sequence[int] | None = None,
         ids: Sequence[str] | None = None,
         alpha: Alpha = 0.5,
+        foil: str | None = None,
     ) -> Explanation:
         """Explain the answers of the last call, which must have been made with gradients.
 
@@ -316,9 +325,12 @@ class WatchedAttention(Capture):
             labels: true classes of the samples, where they are known.
             ids: names of the samples.
             alpha: of the rollout, see there; a number.
+            foil: name of the class or token with which each answer is contrasted first, or `contrast.SECOND`; None for
+                no contrasts.
 
         Raises:
-            ValueError: no attention was found, the logits have another shape or no gradient, or alpha is not a number.
+            ValueError: no attention was found, the logits have another shape or no gradient, alpha is not a number, or
+                no answer is called `foil`.
         """
         self._check(alpha)
         self._read = logits or usual_logits
@@ -352,15 +364,23 @@ class WatchedAttention(Capture):
             targets,
             [str(row) for row in range(self.num_rows)] if ids is None else list(ids),
         )
+        logs, given = {LOGITS: self.outputs[LOGITS].log_softmax(dim=-1)}, {LOGITS: values.float()}
+        both, contrasts = answer_evidence(self, given, answers), None
+        if foil is not None:
+            probabilities = {LOGITS: logs[LOGITS].exp()}
+            foils = choose_foils(answers, probabilities, {LOGITS: _Names(name, values.shape[-1])}, first=foil)
+            contrasts = answer_contrasts(foils, logs, pair_evidence(self, given, answers, foils))
         return Explanation(
             batch=batch,
             record=self,
             answers=answers,
             num_classes=num_classes,
-            probability=answer_scores({LOGITS: self.outputs[LOGITS].log_softmax(dim=-1)}, answers).exp(),
+            probability=answer_scores(logs, answers).exp(),
             alpha=alpha,
             rollout=answer_rollout(self, answers, num_classes=num_classes, alpha=alpha),
-            relevance=answer_relevance(self, {LOGITS: values.float()}, answers),
+            relevance=both[:, :, 0],
+            against=both[:, :, 1],
+            contrasts=contrasts,
         )
 
     def _with_queries(self, logits: Tensor, answers: list[list[Answer]]) -> list[list[Answer]]:
@@ -493,6 +513,21 @@ class WatchedAttention(Capture):
         """Return the writer of an explanation of the last call."""
         pictures = {name: picture for name, given in self.inputs.items() if (picture := given.drawn) is not None}
         return ExplanationWriter(explanation, Media(pictures, texts=self.texts))
+
+
+class _Names(Sequence[str]):
+    """The names of classes or tokens, computed when they are needed."""
+
+    def __init__(self, name: Callable[[int], str], count: int) -> None:
+        self.name = name
+        self.numbers = [*range(count)]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, place: Any) -> Any:
+        chosen = self.numbers[place]
+        return self.name(chosen) if isinstance(chosen, int) else [self.name(number) for number in chosen]
 
 
 class _Rerun:

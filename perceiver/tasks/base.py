@@ -139,6 +139,16 @@ class Task(nn.Module, ABC):
         """
         return {self.output: torch.full_like(self.get_output(outputs), torch.nan)}
 
+    def alternatives(self, class_names: Sequence[str]) -> dict[str, Sequence[str]]:
+        """Return the names of the classes or tokens that an output chooses from, by its name: by default none.
+
+        They are in the order of the last axis of `probabilities`.
+
+        Args:
+            class_names: by label.
+        """
+        return {}
+
     @abstractmethod
     def loss(self, outputs: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, ""]:
         """Return the mean loss over the terms of a batch."""

@@ -95,6 +95,9 @@ class ClassTask(Task):
     def probabilities(self, outputs: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "*rest classes"]]:
         return {self.output: self.class_probabilities(self.get_output(outputs).float())}
 
+    def alternatives(self, class_names: Sequence[str]) -> dict[str, Sequence[str]]:
+        return {self.output: class_names}
+
     def class_probabilities(self, logits: Float[Tensor, "*rest classes"]) -> Float[Tensor, "*rest classes"]:
         return logits.sigmoid() if self.multi_label else logits.softmax(dim=-1)
 

@@ -46,6 +46,9 @@ class FillMask(Task):
     def probabilities(self, outputs: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "batch places vocab"]]:
         return {self.output: self.get_output(outputs).float().softmax(dim=-1)}
 
+    def alternatives(self, class_names: Sequence[str]) -> dict[str, Sequence[str]]:
+        return {self.output: self.tokenizer.pieces(range(self.tokenizer.num_ids))}
+
     def predictions(
         self, model: Model, batch: Batch, class_names: Sequence[str], top: int
     ) -> list[list[dict[str, Any]]]:

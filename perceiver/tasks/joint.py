@@ -102,6 +102,9 @@ class JointTask(Task):
     def probabilities(self, outputs: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "*rest answers"]]:
         return {name: found for task in self.by_name.values() for name, found in task.probabilities(outputs).items()}
 
+    def alternatives(self, class_names: Sequence[str]) -> dict[str, Sequence[str]]:
+        return {name: found for task in self.by_name.values() for name, found in task.alternatives(class_names).items()}
+
     def loss(self, outputs: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, ""]:
         terms = [
             self.weights[name] * task.loss(outputs, batch) * task.num_terms(batch)

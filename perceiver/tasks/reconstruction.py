@@ -187,6 +187,9 @@ class Reconstruction(Task):
     def probabilities(self, outputs: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "*rest channels"]]:
         return {self.output: self.target.probabilities(self.get_output(outputs))}
 
+    def alternatives(self, class_names: Sequence[str]) -> dict[str, Sequence[str]]:
+        return {self.output: self.target.names(class_names)}
+
     def loss(self, outputs: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, ""]:
         asked = self._asked(batch)
         losses = self.target.losses(self.get_output(outputs), asked.values).masked_fill(~asked.scored, 0.0)

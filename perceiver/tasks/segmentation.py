@@ -120,6 +120,9 @@ class Segmentation(Task):
     def probabilities(self, outputs: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "*rest classes"]]:
         return {self.output: self.get_output(outputs).float().softmax(dim=-1)}
 
+    def alternatives(self, class_names: Sequence[str]) -> dict[str, Sequence[str]]:
+        return {self.output: class_names}
+
     def update(self, stage: Stage, outputs: Mapping[str, Tensor], loss: Float[Tensor, ""], batch: Batch) -> None:
         metrics = self.metrics(stage)
         metrics["loss"].update(loss.detach(), weight=self.num_terms(batch))

@@ -92,6 +92,9 @@ class TextTask(Task):
         # A learned vocabulary may be smaller than the model allows for.
         return super().get_output(outputs)[..., : self.tokenizer.num_ids]
 
+    def alternatives(self, class_names: Sequence[str]) -> dict[str, Sequence[str]]:
+        return {self.output: self.tokenizer.pieces(range(self.tokenizer.num_ids))}
+
     def token_ids(self, batch: Batch) -> Int[Tensor, "batch captions length"]:
         """Return the ids of all captions, which a prepared batch contains."""
         if "token_ids" in batch.targets:

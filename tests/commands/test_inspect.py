@@ -95,7 +95,7 @@ def explained(run: Path, name: str, chosen: int | list[int]) -> tuple[Explanatio
     """The explanation of samples of a run's validation set, and its arrays."""
     finished = load(str(run), name, [])
     explainer = finished.parts.explainer(finished.config["attention"]["rollout_alpha"])
-    explanation = explainer.explain(finished.parts.data.probe(chosen))
+    explanation = explainer.explain(finished.parts.data.probe(chosen), foil="second")
     return explanation, event_arrays(explanation, max_megabytes=finished.config["attention"]["max_megabytes"])
 
 
@@ -449,6 +449,7 @@ class TestMistakes:
             ({"samples": True}, "samples=True: must be a number of samples, at least 1"),
             ({"samples": [1, "x"]}, "samples=[1, 'x']: must be a number of samples, at least 1"),
             ({"random_orders": 0}, "random_orders=0: must be a number of random orders, at least 1"),
+            ({"foil": "ten"}, "foil=ten: is not an answer of the model"),
             ({"rivals": 1}, "rivals=1: must be true or false"),
             ({"scored_samples": -1}, "scored_samples=-1: must be a number of samples, at least 0"),
             ({"samples": [3, 999]}, "samples=[3, 999]: there is no sample 999; the split has 0 to 176"),

@@ -33,6 +33,8 @@ TITLE = "audio_tagging/2026-11-22 </title>"
 IDS = (EVIL, "texts/3")
 CLASSES = ("dog bark", "siren")
 CAPTION = ("a", "small", "dog", "barks")
+BALANCE = 0.7
+"""Share of the evidence for each answer in that of both."""
 SENTENCE = ["the", "red", "square", "is", "left", "of", "it"]
 
 
@@ -91,6 +93,19 @@ def arrays_at(explanation: int, kind: str = "latent") -> dict[str, np.ndarray]:
         "rollout/residual": np.full((2, len(CAPTION)), 0.13),
         "rollout/alpha": np.array(0.5),
         "relevance/inputs": planted_maps(2, len(CAPTION), shift=explanation + 2, seed=6),
+        "relevance/against": planted_maps(2, len(CAPTION), shift=explanation + 4, seed=7),
+        "relevance/balance": np.full((2, len(CAPTION)), BALANCE),
+    }
+    foils = [
+        [[{"name": foil, "probability": 0.1} for foil in names if foil != name] for name in names]
+        for names in (CLASSES, CAPTION)
+    ]
+    shape = (2, len(CAPTION), len(CAPTION) - 1)
+    arrays |= {
+        "contrast/foils": np.array(json.dumps(foils)),
+        "contrast/inputs": planted_maps(*shape, shift=explanation + 3, seed=8),
+        "contrast/against": planted_maps(*shape, shift=explanation + 5, seed=9),
+        "contrast/balance": np.full(shape, BALANCE),
     }
     for name, span in spans().items():
         arrays[f"grid/{name}"] = np.array(span.grid.shape)

@@ -216,6 +216,8 @@ def test_colors_are_those_of_python(explorer, layer):
         ("compare", "0.1", {}, "panels bars"),
         ("method", "relevance", {"method": "rollout"}, "panels bars"),
         ("method", "attention", {}, "panels bars"),
+        ("foil", "siren", {"method": "relevance"}, "panels bars"),
+        ("evidence", "both", {"method": "relevance"}, "panels bars tokens"),
         ("layer", "1", {}, "panels queries"),
         ("head", "2", {}, "panels queries"),
         ("head", "0", {"sort": "entropy"}, "order"),
@@ -344,6 +346,9 @@ def test_shortcuts_do_what_the_help_states(explorer):
         explorer.press(key)
         assert explorer.value(presses[key]) == value, key
         assert explorer.content() != before, key
+    explorer.view(method="relevance")
+    explorer.press("r", "v")
+    assert (explorer.value("foil"), explorer.value("evidence")) == ("siren", "both")
     explorer.view()
     buttons = {"n": "#samples [data-sample='1']", "p": "#samples [data-sample='0']", "a": "#answers [data-answer='1']"}
     for key, selector in buttons.items():
@@ -380,14 +385,25 @@ def test_tab_reaches_all_controls_with_a_visible_focus(explorer):
         reached.add(identity)
         kinds.add(kind)
         assert ring >= 3 or kind in {"undefined:BODY", "panels:AUDIO"}
-    controls = "theme help-button event compare method layer head query scale range colormap opacity boxes peak sort"
-    assert {*controls.split(), "statistic"} - reached == set()
+    controls = (
+        "theme help-button event compare method foil evidence layer head query scale range colormap opacity boxes"
+    )
+    assert {*controls.split(), "boxes", "peak", "sort", "statistic"} - reached == set()
     parts = "samples:BUTTON answers:BUTTON queries:option curve:button panels:group panels:AUDIO"
     assert set(parts.split()) <= kinds
 
 
 def test_the_url_stores_the_whole_view(explorer):
-    state = {"event": "0.1", "compare": "1.1", "method": "attention", "layer": "1", "head": "2", "query": "7"}
+    state = {
+        "event": "0.1",
+        "compare": "1.1",
+        "foil": "siren",
+        "evidence": "both",
+        "method": "attention",
+        "layer": "1",
+        "head": "2",
+        "query": "7",
+    }
     state |= {"scale": "sqrt", "range": "shared", "colormap": "magma", "opacity": "0.3", "sort": "share:image"}
     state |= {"statistic": "attention/energy_in_box", "theme": "dark"}
     for control, value in state.items():
@@ -443,6 +459,14 @@ def test_the_time_cursor_follows_the_sound_and_seeks(explorer):
 
 
 def test_a_difference_is_neutral_orange_where_positive_and_blue_where_negative(explorer):
+    explorer.view(method="relevance", foil="siren", evidence="both", boxes="false")
+    sides = [explorer.cell_colors("map")[planted("image", 1 + shift)] for shift in (3, 5)]
+    assert sides[0][0] > sides[0][2]
+    assert sides[1][0] < sides[1][2]
+    assert "“dog bark” rather than “siren”" in explorer.text("#map-title")
+    assert f"{pages.BALANCE:.0%}".replace("%", " %") in explorer.text("#notes")
+    explorer.click("#answers [data-answer='1']")
+    assert explorer.value("foil") == "", "an answer is not contrasted with itself"
     explorer.view(method="rollout", compare="0.3", boxes="false")
     assert (explorer.cell_colors("difference") == 247).all()
     explorer.view(method="rollout", compare="0.1", boxes="false")

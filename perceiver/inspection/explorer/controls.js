@@ -1,13 +1,15 @@
 // The form controls: their options, their values, and the change of state by each of them.
 
-const SELECTS = "event compare method layer head query scale range colormap sort statistic theme".split(" ");
+const SELECTS = "event compare method foil evidence layer head query scale range colormap sort statistic theme".split(" ");
 const CHECKBOXES = ["boxes", "peak"];
 
 // Layer, head and query select the attention map of that layer, since no other map depends on them.
 function controlChange(id, text) {
   if (id === "event") return eventFrom(text);
   const isAttention = ["layer", "head", "query"].includes(id);
-  return { [id]: PARSERS[id](text), ...(isAttention ? { method: "attention" } : {}) };
+  const isAttribution = ["foil", "evidence"].includes(id) && state.attribution;
+  const method = isAttention ? "attention" : isAttribution ? state.attribution : state.method;
+  return { method, [id]: PARSERS[id](text) };
 }
 
 function listenToControls() {
@@ -63,6 +65,14 @@ function setMapOptions({ layers, methods: all, answers, note }) {
   const attention = layers.length ? [["attention", "attention weights of a layer"]] : [];
   setOptions("method", [...methods.map(({ name, label }) => [name, label]), ...attention]);
   byId("method-note").textContent = note;
+  const attribution = methods.find(({ name }) => name === state.attribution);
+  const foils = foilsOf(attribution, state.answer).map(({ name }) => [name, name]);
+  setOptions("foil", [[NO_FOIL, "no other"], ...foils]);
+  setOptions("evidence", Object.entries(EVIDENCE));
+  byId("foil").parentNode.hidden = !methods.some(({ contrast }) => contrast);
+  byId("evidence").parentNode.hidden = !methods.some(({ against }) => against);
+  byId("foil").disabled = !foils.length;
+  byId("evidence").disabled = !attribution?.against;
   setOptions("layer", layers.map(({ name }, index) => [index, name]));
   const heads = Array.from({ length: numHeads }, (_, head) => [head, `head ${head}`]);
   setOptions("head", [["mean", `mean of ${numHeads}`], ...heads]);

@@ -28,7 +28,9 @@
 //             entropy: [heads, then their mean][queries], maps: of [heads, queries],
 //             rollout: [answers][queries], the share of an answer's rollout through each query}]
 //   methods   [{name, label, unit, shared: the same for all answers, residual: null or [answers], maps: of [answers]}],
-//             of which the first that is not shared is the default
+//             of which the first that is not shared is the default; where evidence against answers is known, also
+//             against: maps of [answers], balance: [answers], the share of the evidence for an answer in that of both,
+//             and contrast: {foils: [answers][foils] of {name, probability}, maps: of [answers, foils], against, balance}
 //   note      why a method is missing, or empty
 // `perceiver/inspection/explorer/packing.py` describes the format of maps.
 
@@ -77,7 +79,7 @@ class MapStack {
     return this.cachedMean;
   }
 
-  // The maximum of each modality over all maps.
+  // The maximum of the absolute values of each modality over all maps.
   get maxima() {
     const maps = Array.from({ length: this.count }, (_, index) => this.map(index));
     this.cachedMaxima ??= this.layout.map((part) => Math.max(0, ...maps.map((map) => maximum(map, part))));
@@ -92,15 +94,17 @@ function averaged(values, count) {
   return mean;
 }
 
+// Of the absolute values.
 function maximum(map, { start, stop }) {
   let top = 0;
-  for (let cell = start; cell < stop; cell++) if (map[cell] > top) top = map[cell];
+  for (let cell = start; cell < stop; cell++) top = Math.max(top, Math.abs(map[cell]));
   return top;
 }
 
+// Of the absolute values.
 function massOf(map, { start, stop } = { start: 0, stop: map.length }) {
   let mass = 0;
-  for (let cell = start; cell < stop; cell++) mass += map[cell];
+  for (let cell = start; cell < stop; cell++) mass += Math.abs(map[cell]);
   return mass;
 }
 
@@ -135,11 +139,13 @@ async function unpack({ cells, scales, data }) {
 // The explanation of one sample: `answers`, `layers`, `methods`, `note`, and the maps once they are prepared.
 class Explanation {
   constructor({ answers, layers, methods, note }) {
-    Object.assign(this, { answers, layers, methods, note, unpacked: new Map(), heads: new Map() });
+    Object.assign(this, { answers, layers, methods, note });
+    Object.assign(this, { unpacked: new Map(), heads: new Map(), signed: new Map() });
   }
 
   packedMaps(layer) {
-    return [...this.methods, this.layers[layer]].flatMap((part) => part?.maps ?? []);
+    const parts = [...this.methods, ...this.methods.map(({ contrast }) => contrast), this.layers[layer]];
+    return parts.flatMap((part) => [part?.maps ?? [], part?.against ?? []].flat());
   }
 
   async prepare(layer) {
@@ -154,6 +160,21 @@ class Explanation {
 
   methodMaps(method) {
     return this.unpacked.get(method.maps);
+  }
+
+  // Signed maps: the evidence for each answer of a method, or for each answer and foil of its contrasts, minus that
+  // against it; the absolute values of a map sum to at most 1.
+  evidenceMaps(part) {
+    if (!this.signed.has(part)) {
+      const [supporting, opposing] = [part.maps, part.against].map((maps) => this.unpacked.get(maps));
+      const balance = part.balance.flat();
+      const net = supporting.values.map((value, i) => {
+        const share = balance[Math.floor(i / supporting.numCells)];
+        return share * value - (1 - share) * opposing.values[i];
+      });
+      this.signed.set(part, new MapStack(supporting.layout, net));
+    }
+    return this.signed.get(part);
   }
 
   // The maps of all queries, of one head or of the mean over heads.

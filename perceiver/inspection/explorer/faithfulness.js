@@ -23,7 +23,7 @@ const LOCALIZATION_SCORES = { pointing_game: "pointing game", energy_in_box: "en
 const LOCALIZED_MAPS = { relevance: "relevance/", rollout: "" };
 
 // The verdict on the map in the figure, as its contents.
-function verdictOf({ explanation, selected: { method, layer, query, head } }) {
+function verdictOf({ explanation, left, selected: { method, layer, query, head } }) {
   const link = element("a", { href: "#faithfulness" }, "Details");
   link.addEventListener("click", (click) => {
     click.preventDefault(); // the fragment of the URL stores the state
@@ -32,6 +32,9 @@ function verdictOf({ explanation, selected: { method, layer, query, head } }) {
   if (method === "attention" && (query !== "mean" || head !== "mean")) {
     const kind = explanation.layers[layer].query_kind;
     return [`The test of faithfulness does not apply to the weights of a single ${kind} or head. `, link];
+  }
+  if (left.isContrast || left.isSigned) {
+    return ["The test of faithfulness is of the evidence for an answer alone, without a contrast. ", link];
   }
   const map = eventAt(state).faithfulness?.maps[method === "attention" ? "mean_map" : method];
   return map ? [...verdictNodes(map), " ", link] : ["The faithfulness of this map was not measured. ", link];

@@ -142,7 +142,7 @@ function paintPanels({ left, right, change, selected, explanation }) {
   const { scale, colormap, range, opacity, peak } = selected;
   for (const { name, index, part, description, panels, mapBar, changeBar } of figure.modalities) {
     const top = Math.max(rangeMaximum(left, index, range), right ? rangeMaximum(right, index, range) : 0);
-    const colors = colorScale({ colormap, scale, top });
+    const colors = colorScale({ colormap, scale, top, isSigned: left.isSigned });
     const changeTop = change && maximum(change.map(Math.abs), part);
     const changeColors = change && colorScale({ scale, top: changeTop, isSigned: true });
     const boxes = selected.boxes ? boxesOf(explanation.answers[selected.answer], name) : [];
@@ -162,7 +162,8 @@ function paintPanels({ left, right, change, selected, explanation }) {
       panel.paint(options, `${name}, ${caption}. ${left.title}`);
     }
     const limits = [rangeText(selected, Boolean(right))];
-    const clipped = left.map.subarray(part.start, part.stop).filter((value) => value > top * 1.0001).length;
+    const isClipped = (value) => Math.abs(value) > top * 1.0001;
+    const clipped = left.map.subarray(part.start, part.stop).filter(isClipped).length;
     if (clipped) limits.push(`${counted(clipped, "cell")} above it`);
     if (scale === "log" && top > 0) limits.push(`values below ${short(top / 10 ** NUM_DECADES)} clipped`);
     renderColorBar(mapBar, colors, `${left.unit}, ${scale} scale; ${limits.join("; ")}`);

@@ -46,8 +46,8 @@ function render(explanation) {
   renderStatistics();
   renderFaithfulness();
   writeHash();
-  const { sample, run, event, method, layer, head, query, answer } = state;
-  renderOnChange("announcement", [sample, run, event, method, layer, head, query, answer], () => {
+  const { sample, run, event, method, layer, head, query, answer, foil, evidence } = state;
+  renderOnChange("announcement", [sample, run, event, method, layer, head, query, answer, foil, evidence], () => {
     const content = byId("map-title").textContent || byId("panels").textContent;
     announce(`${page.samples[sample]?.id ?? "no sample"}, ${eventName(state)}: ${content}`);
   });

@@ -32,7 +32,9 @@ MOST_VALUES = 1_000_000
 MOST_EVENTS = 6
 """Events of a run whose maps are in a page, including the last; of the others it has the scores."""
 ANSWER_SHARE = 0.25
-"""Share of the bytes for the maps of answers; the rest is for those of latents."""
+"""Share of the bytes for the maps of answers; the rest is for contrasts and for the maps of latents."""
+CONTRAST_SHARE = 0.15
+"""Share of the bytes for contrasts of answers, where there are any."""
 CELLS = (224 * 224, 112 * 112, 56 * 56, 28 * 28, 14 * 14, 7 * 7)
 """Numbers of cells to which maps are pooled: the largest that leaves room for all answers or `ENOUGH_LATENTS`."""
 ENOUGH_LATENTS = 32
@@ -92,7 +94,8 @@ def sample_maps(arrays: Arrays, row: int, *, most_values: int) -> dict[str, Any]
     probabilities = arrays["answers/probability"][row].tolist()
     alpha = str(arrays["rollout/alpha"])
     rollouts = _planes(arrays, arrays["rollout/inputs"][row, : len(answers)])
-    num_methods = 1 + sum(f"{kind}/inputs" in arrays for kind in METHODS)
+    num_methods = 1 + sum(f"{kind}/{part}" in arrays for kind in METHODS for part in ("inputs", "against"))
+    contrast_share = CONTRAST_SHARE if "contrast/foils" in arrays else 0.0
     cells = _cells(rollouts, ANSWER_SHARE * most_values / (num_methods * max(len(answers), 1)))
     return {
         "answers": [
@@ -105,10 +108,10 @@ def sample_maps(arrays: Arrays, row: int, *, most_values: int) -> dict[str, Any]
             }
             for answer, probability in zip(answers, probabilities, strict=False)
         ],
-        "layers": _layers(arrays, row, len(answers), (1 - ANSWER_SHARE) * most_values),
+        "layers": _layers(arrays, row, len(answers), (1 - ANSWER_SHARE - contrast_share) * most_values),
         "note": str(arrays["relevance/none"]) if "relevance/none" in arrays else "",
         "methods": [
-            *_methods(arrays, row, len(answers), cells),
+            *_methods(arrays, row, len(answers), cells, contrast_share * most_values),
             {
                 "name": "rollout",
                 "label": "rollout, norm-weighted" if alpha == "norm" else f"rollout, α = {alpha}",
@@ -121,14 +124,33 @@ def sample_maps(arrays: Arrays, row: int, *, most_values: int) -> dict[str, Any]
     }
 
 
-def _methods(arrays: Arrays, row: int, num_answers: int, most_cells: int) -> list[dict[str, Any]]:
+def _methods(
+    arrays: Arrays, row: int, num_answers: int, most_cells: int, contrast_values: float
+) -> list[dict[str, Any]]:
     """Return the methods whose maps are of each answer alone, as far as the event has them."""
     found = []
     for kind, method in METHODS.items():
         if f"{kind}/inputs" in arrays:
             maps = packed(_planes(arrays, arrays[f"{kind}/inputs"][row, :num_answers]), most_cells=most_cells)
-            found.append(method | {"shared": False, "residual": None, "maps": maps})
+            against = _against(arrays, kind, row, num_answers, most_cells)
+            found.append(method | {"shared": False, "residual": None, "maps": maps} | against)
+    if found and "contrast/foils" in arrays:  # of the last of the methods, relevance
+        planes = _planes(arrays, arrays["contrast/inputs"][row, :num_answers])
+        foils = json.loads(str(arrays["contrast/foils"]))[row]
+        num_maps = 2 * num_answers * max(max(map(len, foils), default=0), 1)
+        cells = _cells(planes, contrast_values / max(num_maps, 1))
+        maps = packed(planes, most_cells=cells)
+        found[-1]["contrast"] = {"foils": foils, "maps": maps} | _against(arrays, "contrast", row, num_answers, cells)
     return found
+
+
+def _against(arrays: Arrays, kind: str, row: int, num_answers: int, most_cells: int) -> dict[str, Any]:
+    """Return the evidence against the answers of a sample, if the event has it."""
+    if f"{kind}/against" not in arrays:
+        return {}
+    planes = _planes(arrays, arrays[f"{kind}/against"][row, :num_answers])
+    balance = _rounded(arrays[f"{kind}/balance"][row, :num_answers])
+    return {"against": packed(planes, most_cells=most_cells), "balance": balance}
 
 
 def _boxes(arrays: Arrays, answer: Mapping[str, Any]) -> dict[str, list[dict[str, float]]]:

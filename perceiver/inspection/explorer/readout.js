@@ -10,7 +10,7 @@ function renderNotes(scene) {
 // Position and value of the peak, and whether it lies in a box of the answer.
 function peakText({ left, explanation, selected }, { name, part, description }) {
   const cell = peakCell(left.map, part);
-  if (!cell) return `All values over ${name} are zero.`;
+  if (!cell) return left.isSigned ? `No evidence for it over ${name}.` : `All values over ${name} are zero.`;
   const text = `Peak in ${name}: ${cellText(description, part, cell)} · ${valueText(left, part, cell)}`;
   const answer = explanation.answers[selected.answer];
   const boxes = answer?.boxes[name] ?? [];
@@ -29,7 +29,7 @@ const cellIndex = (part, [row, column]) => part.start + row * part.columns + col
 
 function valueText({ map, unit }, part, cell) {
   const value = map[cellIndex(part, cell)];
-  return `${unit} ${short(value)} (${percent(value / massOf(map))} of the map)`;
+  return `${unit} ${short(value)} (${percent(Math.abs(value) / massOf(map))} of the map)`;
 }
 
 function setCursor(cursor) {

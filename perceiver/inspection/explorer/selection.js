@@ -3,10 +3,10 @@
 const CLIP_QUANTILE = 0.99;
 
 // {map, stack, unit, title, notes}; null if there is none.
-function selectMap(explanation, { method, layer, head, query, answer }) {
+function selectMap(explanation, { method, layer, head, query, answer, foil, evidence }) {
   return method === "attention"
     ? attentionMap(explanation, layer, head, query)
-    : attributionMap(explanation, method, answer);
+    : attributionMap(explanation, method, answer, foil, evidence);
 }
 
 function attentionMap(explanation, index, head, query) {
@@ -29,9 +29,17 @@ function attentionMap(explanation, index, head, query) {
   };
 }
 
-function attributionMap(explanation, name, answer) {
+// The foils of an answer for which a method has maps: [{name, probability}].
+const foilsOf = (method, answer) => method?.contrast?.foils[answer] ?? [];
+
+// foil: name of the answer that the selected one is contrasted with, or empty; evidence: see EVIDENCE.
+function attributionMap(explanation, name, answer, foil, evidence) {
   const method = explanation.methods.find((other) => other.name === name);
   if (!method || !explanation.answers[answer]) return null;
+  const number = foilsOf(method, answer).findIndex((other) => other.name === foil);
+  if (number >= 0 || (method.against && evidence === "both")) {
+    return evidenceMap(explanation, method, answer, number, evidence);
+  }
   const { label, unit, shared, residual } = method;
   const stack = explanation.methodMaps(method);
   const notes = [];
@@ -43,13 +51,36 @@ function attributionMap(explanation, name, answer) {
   return { stack, map: stack.map(answer), unit, title: `${capitalized(label)}: ${target}`, notes };
 }
 
+// number: of the foil, or -1 for none.
+function evidenceMap(explanation, method, answer, number, evidence) {
+  const part = number < 0 ? method : method.contrast;
+  const [own, foil] = [explanation.answers[answer], foilsOf(method, answer)[number]];
+  const isSigned = evidence === "both";
+  const stack = isSigned ? explanation.evidenceMaps(part) : explanation.methodMaps(part);
+  const numFoils = number < 0 ? 1 : stack.count / explanation.answers.length;
+  const balance = number < 0 ? part.balance[answer] : part.balance[answer][number];
+  const target = foil ? `${quoted(own.name)} rather than ${quoted(foil.name)}` : quoted(own.name);
+  const sides = isSigned ? `Orange: evidence for ${target}; blue: against it. ` : "";
+  const notes = [`${sides}${percent(balance)} of the evidence is for it.`];
+  if (foil) notes.push(`The probability of ${quoted(foil.name)} is ${short(foil.probability)}.`);
+  return {
+    stack,
+    map: stack.map(numFoils * answer + Math.max(number, 0)),
+    unit: isSigned ? "share of evidence" : method.unit,
+    title: `${capitalized(method.label)}${isSigned ? ", for and against" : ""}: ${target}`,
+    notes,
+    isSigned,
+    isContrast: Boolean(foil),
+  };
+}
+
 // The value of the brightest color, for one modality of a map.
 function rangeMaximum({ map, stack }, index, range) {
   const part = stack.layout[index];
   if (range === "shared") return stack.maxima[index];
   if (range === "map") return Math.max(...stack.layout.map((other) => maximum(map, other)));
   if (range === "clipped") {
-    const sorted = map.slice(part.start, part.stop).sort();
+    const sorted = map.slice(part.start, part.stop).map(Math.abs).sort();
     return sorted[Math.floor(CLIP_QUANTILE * (sorted.length - 1))] || sorted.at(-1);
   }
   return maximum(map, part);
@@ -86,7 +117,13 @@ function correspondingAnswer(answer, other, selected, name) {
   const index = answers.findIndex(
     (candidate, position) => candidate.name === answer.name && (!answer.is_word || position === selected.answer),
   );
-  if (index >= 0) return { state: { ...selected, answer: index }, notes: [] };
+  if (index >= 0) {
+    const own = methods.find(({ name: method }) => method === selected.method);
+    const has = { foil: foilsOf(own, index).some((foil) => foil.name === selected.foil), evidence: Boolean(own.against) };
+    if (selected.foil && !has.foil) return { reason: `${name} has no contrast with ${quoted(selected.foil)}.` };
+    if (selected.evidence === "both" && !has.evidence) return { reason: `${name} has no evidence against answers.` };
+    return { state: { ...selected, answer: index }, notes: [] };
+  }
   const names = answers.slice(0, 12).map((candidate) => candidate.name);
   const position = answer.is_word ? ` at position ${selected.answer + 1}` : "";
   const predicted = names.join(answer.is_word ? " " : ", ");

@@ -9,14 +9,16 @@ const SHORTCUTS = {
   p: () => stepSample(-1),
   m: () => stepSelect("method", 1),
   a: stepAnswer,
+  r: () => stepSelect("foil", 1),
+  v: () => stepSelect("evidence", 1),
   e: () => stepSelect("event", 1),
   "?": () => byId("help").showModal(),
 };
 
 // Selects the next or previous option, cyclically.
 function stepSelect(id, step) {
-  const { options, selectedIndex } = byId(id);
-  if (!options.length) return;
+  const { options, selectedIndex, disabled } = byId(id);
+  if (!options.length || disabled) return;
   setState(controlChange(id, options[(selectedIndex + step + options.length) % options.length].value));
 }
 

@@ -7,7 +7,9 @@ const RANGES = {
   shared: "all maps of this kind",
 };
 const SORTS = { rollout: "rollout share", entropy: "entropy, lowest first", index: "index" };
+const EVIDENCE = { for: "for it", both: "for and against it" };
 const THEMES = ["auto", "light", "dark"];
+const NO_FOIL = "";
 const NO_COMPARISON = "none";
 const ALL_FRAMES = "all";
 const HASH_DELAY = 200; // milliseconds
@@ -28,6 +30,8 @@ const PARSERS = {
   head: integerOrMean,
   query: integerOrMean,
   answer: integer,
+  foil: string,
+  evidence: string,
   scale: string,
   range: string,
   colormap: string,
@@ -58,6 +62,8 @@ function defaults() {
     head: "mean",
     query: "mean",
     answer: 0,
+    foil: NO_FOIL, // name of the answer that the selected one is contrasted with
+    evidence: "for",
     scale: "linear",
     range: "own",
     colormap: "viridis",
@@ -82,6 +88,7 @@ function validateState(explanation) {
   allow("colormap", COLORMAPS);
   allow("theme", THEMES);
   allow("statistic", statistics);
+  allow("evidence", Object.keys(EVIDENCE));
   if (!explanation) return;
   const { layers, answers } = explanation;
   const methods = answers.length ? explanation.methods : [];
@@ -92,6 +99,9 @@ function validateState(explanation) {
   if (names.includes(state.method)) state.attribution = state.method;
   else if (state.method !== "attention" || !layers.length) state.method = state.attribution || "attention";
   if (!(state.answer < answers.length)) state.answer = 0;
+  const method = methods.find(({ name }) => name === state.attribution);
+  if (!foilsOf(method, state.answer).some(({ name }) => name === state.foil)) state.foil = NO_FOIL;
+  if (!method?.against) state.evidence = "for";
   if (!(state.layer < layers.length)) state.layer = 0;
   if (!layers.length) return;
   const { num_heads: numHeads, queries, maps } = layers[state.layer];
