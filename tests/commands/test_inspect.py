@@ -248,7 +248,11 @@ class TestOneRun:
 
     def test_samples_that_are_shown_and_tested_are_explained_once(self, digits, tmp_path, monkeypatch):
         sizes, original = [], Explainer.explain
-        monkeypatch.setattr(Explainer, "explain", lambda one, batch: sizes.append(len(batch)) or original(one, batch))
+        monkeypatch.setattr(
+            Explainer,
+            "explain",
+            lambda one, batch, **options: sizes.append(len(batch)) or original(one, batch, **options),
+        )
         for count in (5, 7):
             explored(digits, tmp_path / "page.html", "samples=5", f"scored_samples={count}")
         assert sizes == [5, 5, 7]
