@@ -330,7 +330,8 @@ class Sample:
             1 length, in [-1, 1]; a text: 1 length, ids of a tokenizer).
         targets: name -> ground truth: `label`, an int; `tags`, one float per class, 1 where it applies; `caption`, a
             text; `references`, all correct texts, the caption first; `boxes`, a list of `Box`; `facts`, see `Facts`;
-            `mask`, the class of each cell of an input or `UNLABELED`;
+            `mask`, the class of each cell of an input or `UNLABELED`; `flow`, [2, height, width], the motion of each
+            pixel to the right and downwards, or NaN;
             `group`, the name of a subset of the samples that is measured separately, or empty; and any numbers.
         id: the origin of the sample (a path, or `digits/17`), named in every error, caption and table.
         windows: names of the windows of a long sample (a sound), or empty. Inputs then have a first dimension of

@@ -57,13 +57,18 @@ def test_the_blocks_of_python_run(tmp_path, monkeypatch):
     (event,) = run.glob("attention/*.npz")
     Image.new("RGB", (8, 8)).save(tmp_path / "cat.png")
     small(CONV).save_pretrained(tmp_path / "published")
-    assert len(PYTHON) == 7
+    assert len(PYTHON) == 8
+    for split in ("train", "test"):
+        ended = script("experiments/embed.py", f"run={run}", f"split={split}", f"out={tmp_path / split}.npz")
+        assert ended.ok, ended.err
     names: dict[str, object] = {"np": np}
     for block in PYTHON:
         for shown, real in {
             "outputs/image_classification/…": run,
             "outputs/…/attention/step_00002399.npz": event,
             "cat.jpg": tmp_path / "cat.png",
+            "train.npz": tmp_path / "train.npz",
+            "test.npz": tmp_path / "test.npz",
             "attention": tmp_path / "attention",
             "vit_tiny_patch16_224": "test_vit",
             "cat_attention.png": tmp_path / "cat_attention.png",

@@ -116,10 +116,10 @@ def multimodal_autoencoder(published: Published, model: Node, variant: Variant) 
 
 
 def optical_flow(published: Published, model: Node, variant: Variant) -> Node:
-    """Return the nodes of the model of optical flow, for videos: the flow from each frame to the next."""
+    """Return the nodes of the model of optical flow, for pairs of frames, and videos: from each frame to the next."""
     encoder = model["encoders"]["video"]
     reader = part(
-        "data.readers.video.VideoReader",
+        "data.readers.frame_pair.FramePairReader",
         image_size=encoder["positions"]["max_resolution"],
         channels=encoder["channels"],
         frames_per_second=FLOW_FPS,

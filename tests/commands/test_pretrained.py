@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 import perceiver
+from perceiver.data.readers.flow_file import read_flow
 from perceiver.decoders.text import TextDecoder
 from perceiver.pretrained import from_transformers
 from perceiver.runtime.config import check_parts, resolved
@@ -146,6 +147,12 @@ class TestPredict:
         assert found["right"] == pytest.approx(float(flow[..., 0].mean()), abs=1e-5)
         assert found["down"] == pytest.approx(float(flow[..., 1].mean()), abs=1e-5)
         assert Image.open(tmp_path / "out" / "000_clip_flow.png").size == (10, 6)
+        written = read_flow(tmp_path / "out" / "000_clip_flow.flo")
+        torch.testing.assert_close(written, flow.permute(2, 0, 1), rtol=0, atol=1e-5)
+        for number, frame in enumerate(frames[0].unbind(dim=1), start=1):
+            pixels = (frame * 255).round().byte().permute(1, 2, 0).numpy()
+            Image.fromarray(pixels).save(tmp_path / f"img{number}.png")
+        assert predicted(tmp_path / "model", tmp_path / "img1.png", tmp_path / "pair") == answers
 
     def test_files_are_found_where_the_command_is_run(self, tmp_path, picture, monkeypatch):
         saved(LEARNED, tmp_path / "model")
