@@ -53,7 +53,7 @@ def embed(cfg: DictConfig) -> Path:
     out = finished.output_dir / "features.npz" if cfg.out is None else Path(str(cfg.out))
     if out.is_dir():
         raise ConfigError(f"out={out}: is a folder; name a file in it")
-    check_writable(out.parent)
+    check_writable(out.parent, "out")
     problems: list[str] = []
     data = finished.parts.data
     if cfg.inputs is None:

@@ -115,7 +115,7 @@ def export(cfg: DictConfig) -> float:
     finished = load_named(cfg, cfg.overrides)
     prepare_torch(finished.config)
     out = finished.output_dir / f"export_{cfg.format}" if cfg.out is None else Path(str(cfg.out))
-    check_writable(out)
+    check_writable(out, "out")
     call = Call.of_batch(finished, example(finished, cfg))
     exported = FORMATS[cfg.format](finished, call, out)
     return compare(finished, call, exported, out, float(cfg.tolerance))

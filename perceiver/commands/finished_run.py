@@ -233,12 +233,12 @@ def without_augmentation(node: Any) -> Any:
     return {key: None if key == "augment" else without_augmentation(value) for key, value in node.items()}
 
 
-def check_writable(folder: Path) -> None:
-    """Check that files can be written to a folder, which may not exist yet.
+def check_writable(folder: Path, key: str = "output") -> None:
+    """Check that files can be written to a folder, which may not exist yet; `key` is the setting that names it.
 
     Raises:
         ConfigError: it, or its nearest existing parent, is not a writable folder.
     """
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not (existing.is_dir() and os.access(existing, os.W_OK)):
-        raise ConfigError(f"output={folder}: is not writable; choose another place with output=…")
+        raise ConfigError(f"{key}={folder}: is not writable; choose another place with {key}=…")

@@ -62,8 +62,11 @@ class Loaded:
 
         Raises:
             UnreadableError: a file is missing or not of a kind that the model reads.
+            ValueError: there are no files.
         """
         samples, size = self._samples(files), self.run.parts.data.batch_size
+        if not samples:
+            raise ValueError("files=[]: name at least one")
         batches = (collate(samples[start : start + size]) for start in range(0, len(samples), size))
         return torch.cat([embeddings(self.run.parts, batch, pool) for batch in batches])
 
