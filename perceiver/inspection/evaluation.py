@@ -32,13 +32,15 @@ class Evaluation:
     def with_faithfulness(
         self,
         curves: Sequence[FaithfulnessCurves],
-        more: Mapping[str, Mapping[str, Float[Tensor, " samples"]]] | None = None,
+        more: Sequence[Mapping[str, Mapping[str, Float[Tensor, " samples"]]]] = (),
+        stages: Sequence[Mapping[str, Float[Tensor, "stages samples"]]] = (),
     ) -> Self:
-        """Add what the curves of some batches show, and further scores, see `summarize`.
+        """Add what the curves of some batches show, and further scores of each, see `summarize`.
 
         The pointing game is not among the `scores`, where localization has it.
         """
-        summary = summarize(FaithfulnessCurves.concatenate(curves), more)
+        whole = {kind: torch.cat([part[kind] for part in stages], dim=1) for kind in (stages[0] if stages else ())}
+        summary = summarize(FaithfulnessCurves.concatenate(curves), _concatenated(more), whole)
         new = {
             f"{score}/{kind}": found["mean"]
             for kind, one in summary["maps"].items()
@@ -76,7 +78,7 @@ class Evaluator:
         with_faithfulness: bool,
     ) -> Evaluation:
         """Compute scores of the maps of several batches, one batch at a time; without batches there are none."""
-        cases, counts, curves = [], [], []
+        cases, counts, curves, stages = [], [], [], []
         more: list[Mapping[str, Mapping[str, Tensor]]] = []
         before: SampleMaps | None = None
         for explanation in explanations:
@@ -91,10 +93,9 @@ class Evaluator:
                 before = last_sample(explanation.record, maps, explanation.answers) or before
                 more.append({"pointing_game": pointing_games(explanation, maps)})
                 if self.randomize:
-                    stages = randomization(explainer, explanation, maps, self._maps)
-                    more.append({"randomization": {name: of_map[-1] for name, of_map in stages.items()}})
+                    stages.append(randomization(explainer, explanation, maps, self._maps))
         evaluation = Evaluation(mean_scores(cases) | alignment_error_rates(counts))
-        return evaluation.with_faithfulness(curves, _concatenated(more)) if curves else evaluation
+        return evaluation.with_faithfulness(curves, more, stages) if curves else evaluation
 
     def _maps(self, explainer: Explainer, explanation: Explanation) -> dict[str, Float[Tensor, "batch answers tokens"]]:
         return explanation.maps | (rival_maps(explainer, explanation) if self.rivals else {})

@@ -108,7 +108,9 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def summarize(
-    curves: FaithfulnessCurves, more: Mapping[str, Mapping[str, Float[Tensor, " samples"]]] | None = None
+    curves: FaithfulnessCurves,
+    more: Mapping[str, Mapping[str, Float[Tensor, " samples"]]] | None = None,
+    stages: Mapping[str, Float[Tensor, "stages samples"]] | None = None,
 ) -> dict[str, Any]:
     """Return what the curves show as plain values.
 
@@ -116,15 +118,20 @@ def summarize(
         curves: of all samples.
         more: further scores of `SCORES` -> kind of map -> value of each sample, between -1 and 1; with `chance` among
             the kinds the value of an uninformative map.
+        stages: kind of map -> `randomization`, whose last stage is a score.
 
     Returns:
         `num_samples`, `fractions`, `curves` (`deletion` and `insertion`: name -> mean curve, without samples empty),
+        `stages` (kind -> mean of the original model, 1, and after each stage of randomization; empty if not measured),
         `chance` (score -> value of an uninformative map) and `maps`: kind -> `title`, `scores` (see `SCORES`; deletion
         and insertion are relative to random tokens), `differences` (null -> `deletion` and `insertion`), each with
         `mean`, `low` and `high`; `p`, corrected; and the conclusion as a sign (`mark`), in a few words (`brief`), and
         in a `sentence`.
     """
-    more = more or {}
+    stages = {kind: values for kind, values in (stages or {}).items() if values.shape[1]}
+    more = dict(more or {}) | (
+        {"randomization": {kind: values[-1] for kind, values in stages.items()}} if stages else {}
+    )
     compared = {
         kind: {
             null: {name: bootstrap_mean(values) for name, values in curves.gains(kind, null).items()} for null in NULLS
@@ -157,6 +164,7 @@ def summarize(
             score: {name: _mean_curve(values) for name, values in of_score.items()} if curves.num_samples else {}
             for score, of_score in by_name.items()
         },
+        "stages": {kind: [1.0, *values.mean(dim=1).tolist()] for kind, values in stages.items()},
         "chance": {
             score: float(values["chance"].mean()) for score, values in more.items() if len(values.get("chance", ()))
         },

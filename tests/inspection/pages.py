@@ -145,8 +145,8 @@ def faithfulness() -> dict[str, Any]:
     for name in ("relevance", "other/relevance"):
         deletion[name] = deletion[name] - (name == "relevance") * noise * fractions
     insertion = {name: 1.0 - curve.flip(1) / 2 for name, curve in deletion.items()}
-    scores = {"randomization": {"rollout": noise[:, 0], "relevance": noise[:, 0] + 0.7}}
-    return summarize(FaithfulnessCurves(deletion, insertion), scores)
+    stages = {"rollout": torch.stack([noise[:, 0] + 0.5, noise[:, 0]]), "relevance": (noise + 0.7).T.expand(2, -1)}
+    return summarize(FaithfulnessCurves(deletion, insertion), stages=stages)
 
 
 def event(step: int, run: int, explanation: int | None = None, **options) -> Event:

@@ -514,6 +514,7 @@ def test_verdicts_and_intervals_are_those_of_the_test_of_faithfulness(explorer):
         expected = [interval(**one["scores"][score]) for score in ("deletion", "insertion")]
         assert [cell.replace("−0.00", "0.00") for cell in cells[:2]] == expected
         assert (cells[2] == "–") == ("randomization" not in one["scores"])
+    assert explorer.page.locator("#randomization .curve").count() == 2
     differences = explorer.page.locator("#differences tbody tr").first.locator("td").all_inner_texts()
     assert len(differences) == 7
     for method, sentence in zip(maps, sentences, strict=True):

@@ -90,7 +90,10 @@ def test_each_verdict_has_its_sign_and_its_reasons():
 
 def test_further_scores_have_intervals_and_their_chance():
     scores = {"pointing_game": {"good": torch.linspace(0.2, 0.8, 13), "chance": torch.full((13,), 0.1)}}
-    found = summarize(curves(good=0.3), scores)
+    stages = {"good": torch.stack([torch.full((13,), 0.6), torch.linspace(-0.1, 0.3, 13)])}
+    found = summarize(curves(good=0.3), scores, stages)
+    assert found["stages"]["good"] == pytest.approx([1.0, 0.6, 0.1])
+    assert found["maps"]["good"]["scores"]["randomization"]["mean"] == pytest.approx(0.1)
     assert found["chance"] == pytest.approx({"pointing_game": 0.1})
     interval = found["maps"]["good"]["scores"]["pointing_game"]
     assert interval["mean"] == pytest.approx(0.5)

@@ -7,6 +7,7 @@
 //             explanation: index of its maps, or null; values: {name: number};
 //             faithfulness: null, or: num_samples (if 0, no curves and maps), fractions (of tokens masked or shown),
 //             curves {deletion, insertion: {map or null: probability of the answers at each fraction}},
+//             stages {map: rank correlation with the original map after each stage of randomization},
 //             chance {score: value of an uninformative map}, maps {map: title, scores {score: {mean, low, high}},
 //             differences {null: {deletion, insertion: {mean, low, high}}}, p, and the verdict: mark, brief, sentence}
 //   colormaps, difference, outline: see `perceiver/inspection/colormap.py`

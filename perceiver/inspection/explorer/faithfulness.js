@@ -55,7 +55,7 @@ function renderFaithfulness() {
   });
 }
 
-function faithfulnessResult({ fractions, curves, maps, chance }) {
+function faithfulnessResult({ fractions, curves, stages, maps, chance }) {
   const charts = Object.entries(CURVES).map(([score, { title, xLabel }]) => {
     const shown = Object.entries(curves[score]).filter(([name]) => !name.startsWith("other/"));
     const series = shown.map(([name, curve]) => ({
@@ -67,6 +67,7 @@ function faithfulnessResult({ fractions, curves, maps, chance }) {
     const chart = lineChart({ series, xLabel, yLabel: "probability", description, isPercentX: true });
     return element("div", { id: score }, element("h4", {}, title), chart);
   });
+  if (Object.keys(stages).length) charts.push(randomizationChart(stages));
   const verdicts = Object.values(maps).map((map) => element("li", {}, ...verdictNodes(map)));
   return [
     element("ul", { id: "verdicts", class: "sentences" }, ...verdicts),
@@ -74,6 +75,19 @@ function faithfulnessResult({ fractions, curves, maps, chance }) {
     element("div", { class: "scroll" }, methodTable(maps, chance)),
     element("div", { class: "scroll" }, differenceTable(maps)),
   ];
+}
+
+// How similar maps stay as the weights are randomized, from the outputs to the inputs.
+function randomizationChart(stages) {
+  const series = Object.entries(stages).map(([name, values]) => ({
+    name: CURVE_NAMES[name] ?? name,
+    points: values.map((value, i) => [i / (values.length - 1), value]),
+    style: CURVE_STYLES[name] ?? "run3",
+  }));
+  const xLabel = "tensors of weights that are random, the last ones first";
+  const description = "Randomization: rank correlation with the original map by share of the random weights";
+  const chart = lineChart({ series, xLabel, yLabel: "rank correlation", description, isPercentX: true });
+  return element("div", { id: "randomization" }, element("h4", {}, "Randomization"), chart);
 }
 
 // A mean with its interval.
