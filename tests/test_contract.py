@@ -374,21 +374,43 @@ class TestPapers:
     )
     def test_a_model_of_the_papers_has_their_parameters_and_flops(self, monkeypatch, overrides, parameters, giga_flops):
         monkeypatch.setattr(Attention, "_is_cheaper_unprojected", lambda *_: False)
-        model = paper_model(*overrides)
+        model = paper_model(*IMAGENET, *overrides)
         assert count_parameters(model) == parameters
         image = torch.empty(1, 3, 224, 224, device="meta")
         flops = flops_per_sample(model, CLASSIFICATION, Batch(inputs={"image": image}, targets={}, ids=["x"]))
         assert flops / 1e9 == pytest.approx(giga_flops, rel=2.5e-3)
 
+    @pytest.mark.parametrize(
+        ("experiment", "num_classes", "parameters"),
+        [
+            ("perceiver_io_language", 2, 201_108_230),
+            ("perceiver_io_flow", None, 41_057_134),
+            # The published one has a vector in place of hidden tokens of each of three modalities.
+            ("perceiver_io_kinetics", 700, 19_858_855 - 3 * 704),
+        ],
+    )
+    def test_a_recipe_has_the_parameters_of_the_published_weights(self, experiment, num_classes, parameters):
+        given = ["data.root=."] if num_classes is None else ["data.root=.", f"data.num_classes={num_classes}"]
+        assert count_parameters(paper_model(f"experiment={experiment}", *given)) == parameters
+
+    def test_the_recipe_of_audioset_has_the_size_and_cost_of_the_paper(self, monkeypatch):
+        """Jaegle et al. 2022: 25.0 M parameters and 52.9 GFLOPs, for raw sound and video."""
+        monkeypatch.setattr(Attention, "_is_cheaper_unprojected", lambda *_: False)
+        model = paper_model("experiment=perceiver_io_audioset", "data.root=.")
+        assert count_parameters(model) / 1e6 == pytest.approx(25.0, rel=5e-3)
+        video, audio = torch.empty(1, 3, 32, 224, 224, device="meta"), torch.empty(1, 1, 61_440, device="meta")
+        batch = Batch(inputs={"video": video, "audio": audio}, targets={}, ids=["x"])
+        assert flops_per_sample(model, CLASSIFICATION, batch) / 1e9 == pytest.approx(52.9, rel=5e-3)
+
     def test_without_sharing_it_has_seven_times_the_parameters(self):
         """Jaegle et al. 2021, appendix: 326.2 M where nothing is shared, against 44.9 M."""
         unshared = ["model.memory.schedule.cross_sharing=none", "model.memory.schedule.block_sharing=none"]
-        assert round(count_parameters(paper_model(*PERCEIVER, *unshared)) / 1e6, 1) == 326.2
+        assert round(count_parameters(paper_model(*IMAGENET, *PERCEIVER, *unshared)) / 1e6, 1) == 326.2
 
 
 def paper_model(*overrides: str) -> nn.Module:
     register_resolvers()
-    with composed(*IMAGENET, *overrides) as cfg, torch.device("meta"):
+    with composed(*overrides) as cfg, torch.device("meta"):
         return instantiate(OmegaConf.to_container(cfg, resolve=True)["model"], _convert_="all")
 
 
