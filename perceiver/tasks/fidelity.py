@@ -12,7 +12,22 @@ from torchmetrics import Metric
 Measure: TypeAlias = Literal["PSNR", "SNR"]
 
 
-class SignalFidelity(Metric):
+class Fidelity(Metric):
+    """How well values are predicted.
+
+    Attributes:
+        names: keys of `compute`.
+        sample_names: those that say something about a single sample.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    names: tuple[str, ...]
+    sample_names: tuple[str, ...]
+
+
+class SignalFidelity(Fidelity):
     """Peak signal-to-noise ratio or signal-to-noise ratio, in dB, of all values that were added.
 
         PSNR = 10 log10(peak² · values / Σ error²)        SNR = 10 log10(Σ value² / Σ error²)
@@ -30,10 +45,6 @@ class SignalFidelity(Metric):
         ValueError: the measure is unknown, or the range not positive.
     """
 
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-
     squared_error: Tensor
     squared_signal: Tensor
     squared_deviation: Tensor
@@ -48,7 +59,7 @@ class SignalFidelity(Metric):
         self.measure = measure
         self.channels = channels
         self.peak = peak
-        self.names = (measure, f"{measure}_of_mean")
+        self.names = self.sample_names = (measure, f"{measure}_of_mean")
         for name in ("squared_error", "squared_signal", "squared_deviation", "count"):
             self.add_state(name, default=torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
 
@@ -76,22 +87,28 @@ class SignalFidelity(Metric):
         return dict(zip(self.names, ratios, strict=True))
 
 
-class IdFidelity(Metric):
-    """`accuracy` of ids, and `perplexity`, the exponential of their mean cross-entropy."""
+class IdFidelity(Fidelity):
+    """`accuracy` of ids, and `perplexity`, the exponential of their mean cross-entropy.
 
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-    names = ("accuracy", "perplexity")
+    Beside them, `accuracy_of_constant` and `perplexity_of_constant` are those of the best prediction that is the same
+    everywhere: the frequencies of the scored ids (a unigram model), the most frequent of which is its answer. What is
+    not clearly better has not been predicted from the input.
+
+    Args:
+        num_ids: number of different ids.
+    """
+
+    sample_names = ("accuracy", "perplexity")
+    names = (*sample_names, "accuracy_of_constant", "perplexity_of_constant")
 
     correct: Tensor
     cross_entropy: Tensor
-    count: Tensor
+    counts: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, num_ids: int) -> None:
         super().__init__()
-        for name in ("correct", "cross_entropy", "count"):
-            self.add_state(name, default=torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        for name, size in (("correct", ()), ("cross_entropy", ()), ("counts", (num_ids,))):
+            self.add_state(name, default=torch.zeros(size, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(
         self,
@@ -103,10 +120,12 @@ class IdFidelity(Metric):
         logits, true = logits[scored[..., 0]], true[scored]
         self.correct += (logits.argmax(dim=-1) == true).sum()
         self.cross_entropy += F.cross_entropy(logits, true, reduction="none").double().sum()
-        self.count += len(true)
+        self.counts += true.bincount(minlength=len(self.counts))
 
     def compute(self) -> dict[str, Float[Tensor, ""]]:
-        return {
-            "accuracy": (self.correct / self.count).float(),
-            "perplexity": (self.cross_entropy / self.count).exp().float(),
-        }
+        count = self.counts.sum()
+        frequencies = self.counts / count
+        accuracies = (self.correct / count, frequencies.max())
+        perplexities = ((self.cross_entropy / count).exp(), torch.special.entr(frequencies).sum().exp())
+        values = (accuracies[0], perplexities[0], accuracies[1], perplexities[1])
+        return {name: value.float() for name, value in zip(self.names, values, strict=True)}

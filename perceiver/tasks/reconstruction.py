@@ -51,7 +51,7 @@ class Reconstruction(Task):
     function of the id of a sample in evaluation. Each window of a long sample is a sample of its own.
 
     Metrics: `loss`, and those of the target: `PSNR` or `SNR` in dB, each also of the mean, or `accuracy` and
-    `perplexity`.
+    `perplexity`, each also of the best constant prediction.
 
     Args:
         modality: what is reconstructed.
@@ -212,9 +212,11 @@ class Reconstruction(Task):
         asked, output = self._asked(batch), self.get_output(outputs).detach()
         rows = []
         for row in range(len(output)):
-            metric, one = self.target.metric().to(output.device), slice(row, row + 1)
+            metric, one = self.target.metric(), slice(row, row + 1)
+            metric.to(output.device)
             self.target.update(metric, output[one], asked.values[one], asked.scored[one])
-            rows.append({name: float(value) for name, value in metric.compute().items()})
+            values = metric.compute()
+            rows.append({name: float(values[name]) for name in metric.sample_names})
         return rows
 
     def table_rows(

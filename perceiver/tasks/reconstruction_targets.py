@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
 
-from perceiver.tasks.fidelity import IdFidelity, Measure, SignalFidelity
+from perceiver.tasks.fidelity import Fidelity, IdFidelity, Measure, SignalFidelity
 from perceiver.tokenizer import PAD, Tokenizer
 
 SignalLoss: TypeAlias = Literal["l1", "l2"]
@@ -72,8 +72,8 @@ class ReconstructionTarget(ABC):
         """Return the loss of each value."""
 
     @abstractmethod
-    def metric(self) -> Metric:
-        """Return a metric with `names`."""
+    def metric(self) -> Fidelity:
+        """Return a metric of predicted values."""
 
     @abstractmethod
     def update(
@@ -270,7 +270,7 @@ class TokenIds(ReconstructionTarget):
         return F.cross_entropy(output.float().transpose(1, 2), ids, reduction="none")[..., None]
 
     def metric(self) -> IdFidelity:
-        return IdFidelity()
+        return IdFidelity(self.num_channels)
 
     def update(self, metric: Metric, output: Tensor, values: Tensor, scored: Bool[Tensor, "rows places 1"]) -> None:
         metric.update(output.float(), values.long(), scored)

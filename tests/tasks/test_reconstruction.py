@@ -12,7 +12,7 @@ from perceiver.decoders.dense import DenseDecoder
 from perceiver.encoders.text import TextEncoder
 from perceiver.positions import FourierPositions, LearnedPositions
 from perceiver.queries.positions import Positions
-from perceiver.tasks.fidelity import SignalFidelity
+from perceiver.tasks.fidelity import IdFidelity, SignalFidelity
 from perceiver.tasks.joint import JointTask
 from perceiver.tasks.masking import Replacement
 from perceiver.tasks.reconstruction import SHOWN_PLACES, Reconstruction
@@ -138,6 +138,21 @@ class TestMetrics:
         metric.update(torch.zeros_like(sound), sound, torch.ones_like(sound, dtype=torch.bool))
         assert_close(metric.compute(), {"SNR": torch.tensor(0.0), "SNR_of_mean": torch.tensor(0.0)})
 
+    def test_those_of_the_best_constant_are_what_the_frequencies_of_the_ids_predict(self):
+        ids, scored = torch.randint(3, 11, (5, 7, 1)) // 2, torch.rand(5, 7, 1) < 0.8
+        counts = ids[scored].bincount(minlength=11).double()
+        logits = (counts / counts.sum()).log().expand(5, 7, 11)
+        metric, parts = IdFidelity(11), [IdFidelity(11), IdFidelity(11)]
+        metric.update(logits, ids, scored)
+        for part, rows in zip(parts, (slice(2), slice(2, 5)), strict=True):
+            part.update(logits[rows], ids[rows], scored[rows])
+        parts[0].merge_state(parts[1])  # as of two processes
+        found = metric.compute()
+        assert_close(parts[0].compute(), found)
+        for name in metric.sample_names:
+            assert_close(found[f"{name}_of_constant"], found[name])
+        assert IdFidelity(11).compute()["perplexity_of_constant"].isnan()
+
     @pytest.mark.parametrize("kind", KINDS)
     def test_they_are_those_of_all_samples_alone_and_in_a_joint_task(self, kind):
         task, model = task_of(kind, masked=0.6), model_of(kind)
@@ -154,7 +169,7 @@ class TestMetrics:
         expected = task_of(kind, masked=0.6)
         expected.update("val", outputs, expected.loss(outputs, together), together)
         found = task.compute("val")
-        assert set(found) == {"loss", *(["accuracy", "perplexity"] if kind == "text" else ["PSNR", "PSNR_of_mean"])}
+        assert set(found) == {"loss", *task.target.metric().names}
         assert_close(found, expected.compute("val"))
         assert_close(
             {f"again/{name}": value for name, value in found.items()}.items() <= joint.compute("val").items(), True
