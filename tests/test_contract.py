@@ -10,6 +10,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -98,37 +99,69 @@ MASKED_TEXT = [
 ]
 
 
+@dataclass(frozen=True)
+class Composition:
+    """Group and choice of everything that a config is made of, and the checked config or why it is refused."""
+
+    choices: frozenset[tuple[str, str]]
+    config: dict[str, Any] | ConfigError
+
+
 @pytest.fixture(scope="session")
-def config_of(tmp_path_factory) -> Callable[..., dict[str, Any]]:
-    """Overrides -> their checked config, with an empty data set of two class folders as `root`."""
+def composition_of(tmp_path_factory) -> Callable[..., Composition]:
+    """Overrides -> what they compose, with an empty data set of two class folders as `root`."""
     root = tmp_path_factory.mktemp("root")
     for name in ("one", "two"):
         (root / name).mkdir()
 
     @cache
-    def make(*overrides: str) -> dict[str, Any]:
+    def make(*overrides: str) -> Composition:
         with composed(*overrides, "trainer.accelerator=cpu") as cfg:
+            chosen = HydraConfig.get().runtime.choices
+            choices = frozenset(
+                (str(key).partition("@")[0], str(choice))
+                for key, choices in chosen.items()
+                for choice in (choices if OmegaConf.is_list(choices) else [choices])
+                if choice is not None
+            )
             if "root" in set(cfg.data.source):  # also where it is ???
                 cfg.data.source.root = str(root)
-            return resolved(cfg)
+            try:
+                return Composition(choices, resolved(cfg))
+            except ConfigError as error:
+                return Composition(choices, error)
 
     return make
 
 
-@cache
-def choices_of(experiment: str) -> set[tuple[str, str]]:
-    """Group and choice of everything that an experiment is made of."""
-    with composed(f"experiment={experiment}"):
-        chosen = HydraConfig.get().runtime.choices
-        return {
-            (str(key).partition("@")[0], str(choice))
-            for key, choices in chosen.items()
-            for choice in (choices if OmegaConf.is_list(choices) else [choices])
-        }
+@pytest.fixture(scope="session")
+def config_of(composition_of) -> Callable[..., dict[str, Any]]:
+    """Overrides -> their checked config."""
+
+    def make(*overrides: str) -> dict[str, Any]:
+        config = composition_of(*overrides).config
+        if isinstance(config, ConfigError):
+            raise config
+        return config
+
+    return make
 
 
-def candidates(group: str, choice: str) -> Iterator[list[str]]:
-    """Overrides that a choice may fit: an experiment that has it, else the simplest."""
+def defaults_of(group: str, choice: str) -> set[tuple[str, str]]:
+    """Group and choice of everything that the file of a choice names in its defaults."""
+    return {
+        (str(entry).removeprefix("override ").partition("@")[0].lstrip("/"), str(name))
+        for item in yaml.safe_load((CONF / group / f"{choice}.yaml").read_text()).get("defaults", [])
+        for entry, name in (item.items() if isinstance(item, dict) else ())
+    }
+
+
+def candidates(group: str, choice: str, choices_of: Callable[[str], frozenset[tuple[str, str]]]) -> Iterator[list[str]]:
+    """Overrides that a choice may fit: an experiment that has it, else the simplest.
+
+    Args:
+        choices_of: experiment -> group and choice of everything that it is made of.
+    """
     yield from ([f"experiment={name}"] for name in EXPERIMENTS if (group, choice) in choices_of(name))
     modality = choice.partition("_")[0]
     by_modality = {"encoder": f"encoder@model.encoders.{modality}", "reader": f"reader@data.readers.{modality}"}
@@ -147,31 +180,34 @@ def candidates(group: str, choice: str) -> Iterator[list[str]]:
     if choice.startswith("dense") or "segment" in choice or "mask" in choice:
         yield [*SEGMENTATION, alone]
     yield [alone]
-    yield ["mechanism@model.memory.cross_attention.mechanism=explicit", alone]
+    if ".mechanism." in key:
+        yield ["mechanism@model.memory.cross_attention.mechanism=explicit", alone]
     if group in by_modality:  # one that no experiment has
         yield [f"+{alone}"]
         yield [f"+{alone}", f"+reader@data.readers.{modality}=array"]
-    words = set(re.split("[_s]+", choice))
+    words, needs = set(re.split("[_s]+", choice)), defaults_of(group, choice)
 
     def likeness(name: str) -> int:
-        return max(
-            (1 + len(words & set(re.split("[_s]+", one))) for key, one in choices_of(name) if key == group), default=0
-        )
+        shared = (1 + len(words & set(re.split("[_s]+", one))) for key, one in choices_of(name) if key == group)
+        return 2 * len(needs & choices_of(name)) + max(shared, default=0) + len(words & set(name.split("_")))
 
     likely = sorted(EXPERIMENTS, key=likeness, reverse=True)
     yield from ([f"experiment={name}", *more, alone] for name in likely for more in ([], CAPTIONS))
 
 
 @pytest.fixture(scope="session")
-def config_with(config_of) -> Callable[[str, str], dict[str, Any]]:
+def config_with(composition_of, config_of) -> Callable[[str, str], dict[str, Any]]:
     """Group and choice -> a config with it."""
+
+    def choices_of(experiment: str) -> frozenset[tuple[str, str]]:
+        return composition_of(f"experiment={experiment}").choices
 
     @cache
     def make(group: str, choice: str) -> dict[str, Any]:
-        for overrides in candidates(group, choice):
+        for overrides in candidates(group, choice, choices_of):
             with suppress(ConfigError, HydraException):
                 return config_of(*overrides)
-        return config_of(*next(candidates(group, choice)))  # for its error
+        return config_of(*next(candidates(group, choice, choices_of)))  # for its error
 
     return make
 

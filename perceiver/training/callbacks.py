@@ -38,7 +38,9 @@ class StepSeeds(Callback):
 
     def _seed(self, *numbers: int) -> None:
         mixed = fold_in(self.seed, *numbers)
-        torch.manual_seed(mixed)
+        torch.default_generator.manual_seed(mixed)
+        if (accelerator := torch.accelerator.current_accelerator(check_available=True)) is not None:
+            torch.get_device_module(accelerator).manual_seed_all(mixed)
         random.seed(mixed)
         np.random.seed(mixed % 2**32)
 
