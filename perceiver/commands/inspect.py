@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from perceiver.commands.atlas import make_atlas
 from perceiver.commands.finished_run import FinishedRun, check_writable, load_named
 from perceiver.commands.predict import input_files, named, to_accelerator
 from perceiver.commands.train import prepare_torch
@@ -16,6 +17,7 @@ from perceiver.inspection.capture import input_sounds
 from perceiver.inspection.contrast import foil_numbers
 from perceiver.inspection.evaluation import Evaluator
 from perceiver.inspection.explanation import Explainer
+from perceiver.inspection.explorer.atlas_page import ATLAS
 from perceiver.inspection.explorer.media import texts_of
 from perceiver.inspection.explorer.page import (
     MOST_EVENTS,
@@ -70,6 +72,11 @@ def inspect_attention(cfg: DictConfig) -> Path:
     if cfg.compare is not None:
         runs.append(load_compared(cfg, runs[0]))
     first = runs[0]
+    if cfg.atlas:
+        check_alone(cfg)
+        prepare_torch(first.finished.config)
+        page = page_path(cfg, first.finished.output_dir)
+        return make_atlas(cfg, first.name, first.finished, first.explainer, page)
     paths = list(dict.fromkeys(input_files(named(cfg.inputs or []), first.finished.parts.data.dataset.file_endings)))
     prepare_torch(first.finished.config)
     batch, unreadable = read_files(first, paths) if paths else (probe(first, cfg.samples, "samples"), [])
@@ -126,6 +133,16 @@ def inspect_attention(cfg: DictConfig) -> Path:
     if unreadable:
         raise UnreadableError("; ".join(unreadable))
     return output
+
+
+def check_alone(cfg: DictConfig) -> None:
+    """Check that nothing is set that has no meaning for an atlas.
+
+    Raises:
+        ConfigError: a second run or files are given.
+    """
+    if cfg.compare is not None or cfg.inputs:
+        raise ConfigError("atlas=true: shows samples of one run; leave compare and inputs out")
 
 
 def map_evaluator(cfg: DictConfig, num_samples: int) -> Evaluator:
@@ -221,7 +238,7 @@ def page_path(cfg: DictConfig, run: Path) -> Path:
     Raises:
         ConfigError: it is not a writable path of an HTML file.
     """
-    name = "inputs.html" if cfg.inputs else PAGE if cfg.compare is None else "comparison.html"
+    name = ATLAS if cfg.atlas else "inputs.html" if cfg.inputs else PAGE if cfg.compare is None else "comparison.html"
     output = run / "attention" / name if cfg.output is None else Path(str(cfg.output))
     if output.suffix not in (".html", ".htm") or output.is_dir():
         raise ConfigError(f"output={output}: must be a file whose name ends in .html")

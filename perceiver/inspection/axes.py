@@ -191,6 +191,11 @@ def ticks(axis: Axis, *, apart: float) -> list[Tick]:
     return chosen
 
 
+def axis_label(axis: Axis, fraction: float) -> str:
+    """Return the name of an axis with the value at a position along it, of three figures, and its unit."""
+    return f"{axis.name} {_label(float(f'{axis.value(fraction):.3g}'), axis.unit)} {axis.unit}".strip()
+
+
 def _round_values(start: float, stop: float, *, most: int) -> list[float]:
     """Return multiples of 1, 2 or 5 times a power of ten, in about `most` steps from start to stop."""
     power = 10.0 ** math.floor(math.log10((stop - start) / most))

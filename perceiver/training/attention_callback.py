@@ -96,7 +96,7 @@ class AttentionCallback(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.every_n_epochs:
             return
-        if self._last_step != _last_step(trainer):  # training may end at any step
+        if self._last_step != last_step(trainer):  # training may end at any step
             self._try_event(trainer, pl_module, trainer.current_epoch - 1, draw=True)
         self._try(trainer, pl_module, "faithfulness test", lambda: self._test_faithfulness(trainer, pl_module))
         overlap = self.scores.get("attention/word_overlap", 0.0)
@@ -104,7 +104,7 @@ class AttentionCallback(Callback):
             log.warning("attention maps of different words are nearly the same: word_overlap %.3f", overlap)
 
     def _try_event(self, trainer: Trainer, module: LightningModule, epoch: int, *, draw: bool) -> None:
-        self._last_step = _last_step(trainer)
+        self._last_step = last_step(trainer)
         name = f"attention maps of epoch {epoch}"
         self._try(trainer, module, name, lambda: self._explain(trainer, module, epoch, draw=draw))
 
@@ -112,7 +112,7 @@ class AttentionCallback(Callback):
         if self.failures >= MAX_FAILURES:
             return
         try:
-            with _validated_weights(trainer, module):
+            with validated_weights(trainer, module):
                 function()
         except Exception as error:  # no error of inspection may end a training
             self.failures += 1
@@ -123,7 +123,11 @@ class AttentionCallback(Callback):
         """Write and log one event."""
         started = time.monotonic()
         self.scores = {}
-        explainer, step, folder = self._explainer(trainer, module), _last_step(trainer), _folder(trainer)
+        explainer, step, folder = (
+            training_explainer(trainer, module, self.rollout_alpha),
+            last_step(trainer),
+            events_folder(trainer),
+        )
         batch = self._probe(trainer, self.num_samples).to(module.device)
         explanation = explainer.explain(batch)
         evaluation = Evaluation()
@@ -169,12 +173,12 @@ class AttentionCallback(Callback):
 
     def _test_faithfulness(self, trainer: Trainer, module: LightningModule) -> None:
         """Add the faithfulness of maps to the last event and to the page."""
-        explainer, step = self._explainer(trainer, module), _last_step(trainer)
+        explainer, step = training_explainer(trainer, module, self.rollout_alpha), last_step(trainer)
         scored = self._scored(trainer, module, explainer)
         evaluation = self.evaluator.evaluate(explainer, scored, with_localization=False, with_faithfulness=True)
         if not trainer.is_global_zero or not self._samples:  # without any event there is no page
             return
-        path = event_path(_folder(trainer), step)
+        path = event_path(events_folder(trainer), step)
         if evaluation.faithfulness is not None and path.exists():  # the last event may have failed
             add_evaluation(path, evaluation)
             self._events.pop(step, None)
@@ -188,21 +192,6 @@ class AttentionCallback(Callback):
                 logger.table("attention/faithfulness", *method_table(evaluation.faithfulness), step)
 
         log_explanation(trainer.loggers, scores, step, show)
-
-    def _explainer(self, trainer: Trainer, module: LightningModule) -> Explainer:
-        """Return an explainer of the model in the precision of the training."""
-        assert isinstance(module.model, Explainable)
-        assert isinstance(module.task, Task)
-        description: Mapping[str, Any] = module.description  # type: ignore[assignment]
-        precision = trainer.precision_plugin
-        return Explainer(
-            model=module.model,
-            task=module.task,
-            class_names=description["class_names"],
-            alpha=self.rollout_alpha,
-            converted=precision.convert_input,
-            forward_context=precision.forward_context,
-        )
 
     def _probe(self, trainer: Trainer, num_samples: int) -> Batch:
         """Return the fixed samples of a set of this size, which are read once."""
@@ -218,27 +207,43 @@ class AttentionCallback(Callback):
 
     def _write_page(self, trainer: Trainer) -> Path:
         """Write the explorer of all events so far."""
-        folder = _folder(trainer)
+        folder = events_folder(trainer)
         events = events_in(folder, known=self._events)
         self._events = {event.step: event for event in events}
         name = "/".join(Path(trainer.default_root_dir).absolute().parts[-2:])
         return write_page(folder / PAGE, explorer_page(name, self._samples, {name: events}))
 
 
-def _folder(trainer: Trainer) -> Path:
+def training_explainer(trainer: Trainer, module: LightningModule, alpha: Alpha = 0.5) -> Explainer:
+    """Return an explainer of the model in the precision of the training."""
+    assert isinstance(module.model, Explainable)
+    assert isinstance(module.task, Task)
+    description: Mapping[str, Any] = module.description  # type: ignore[assignment]
+    precision = trainer.precision_plugin
+    return Explainer(
+        model=module.model,
+        task=module.task,
+        class_names=description["class_names"],
+        alpha=alpha,
+        converted=precision.convert_input,
+        forward_context=precision.forward_context,
+    )
+
+
+def events_folder(trainer: Trainer) -> Path:
     """Return the folder of events in the run directory."""
     folder = Path(trainer.default_root_dir) / "attention"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def _last_step(trainer: Trainer) -> int:
+def last_step(trainer: Trainer) -> int:
     """Return the step under which Lightning logs the metrics at the end of an epoch, such as `val/loss`."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped - 1
 
 
 @contextmanager
-def _validated_weights(trainer: Trainer, module: LightningModule) -> Iterator[None]:
+def validated_weights(trainer: Trainer, module: LightningModule) -> Iterator[None]:
     """Give `module` the weights that are validated, saved and tested: averaged and gathered, where they are."""
     averaging = [callback for callback in trainer.callbacks if isinstance(callback, WeightAveraging)]  # type: ignore[attr-defined]
     for callback in averaging:

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -290,6 +290,34 @@ class DataModule(LightningDataModule):
         items = [samples[0, index] for index in chosen]
         batch = _collate_readable([item.split()[0] if isinstance(item, Sample) else item for item in items])
         return self.on_before_batch_transfer(batch, 0)
+
+    def in_order(self, stage: Stage, num_samples: int | None = None) -> Iterator[Batch]:
+        """Yield the samples of a stage in their order, in batches, in this process alone.
+
+        Args:
+            stage: the split.
+            num_samples: number of samples, evenly spread over the split; None for all.
+
+        Raises:
+            ValueError: there is no such split.
+            UnreadableError: see `on_before_batch_transfer`.
+        """
+        split = self.splits[stage]
+        if split is None:
+            raise ValueError(f"the data set has no {stage} samples")
+        count = len(split) if num_samples is None else min(num_samples, len(split))
+        keys = [(0, index * len(split) // count) for index in range(count)]
+        loader: DataLoader[Any] = DataLoader(
+            _KeyedSplit(split, self.seed, self._labels),
+            batch_size=self.batch_size,
+            sampler=keys,
+            num_workers=self.num_workers,
+            collate_fn=_collate_readable,
+            worker_init_fn=_init_worker,
+            timeout=self.timeout_seconds if self.num_workers else 0,
+            generator=torch.Generator(),
+        )
+        return (self.on_before_batch_transfer(batch, 0) for batch in loader)
 
     def _loader(self, stage: Stage, *, trains: bool | None = None) -> DataLoader[Any]:
         split = self.splits[stage]

@@ -26,12 +26,14 @@ def page_html(page: Mapping[str, Any], maps: Sequence[Mapping[str, Any]]) -> str
         f'data-sample="{content["sample"]:d}">{embed(content)}</script>'
         for content in maps
     ]
-    parts = {
-        "/*STYLE*/": read_part("page.css"),
-        "/*SCRIPT*/": "\n".join(read_part(f"{name}.js") for name in SCRIPTS.split()),
-        "<!--DATA-->": "\n".join(blocks),  # last, since it may contain the other placeholders
-    }
-    html = read_part("page.html")
+    scripts = "\n".join(read_part(f"{name}.js") for name in SCRIPTS.split())
+    return filled("page.html", style=read_part("page.css"), script=scripts, data="\n".join(blocks))
+
+
+def filled(template: str, *, style: str, script: str, data: str) -> str:
+    """Return a template with its style sheet, script and data."""
+    parts = {"/*STYLE*/": style, "/*SCRIPT*/": script, "<!--DATA-->": data}  # data last: it may contain the others
+    html = read_part(template)
     for place, content in parts.items():
         before, after = html.split(place)
         html = before + content + after

@@ -101,8 +101,8 @@ def _modality(name: str, frame: Frame, row: int, media: Media) -> dict[str, Any]
     versions = [
         {
             "name": version,
-            "picture": None if drawn is None else _png(drawn.pixels),
-            "sound": None if sound is None else _flac(of.sounds[name].values[row], sound.sample_rate),
+            "picture": None if drawn is None else png_url(drawn.pixels),
+            "sound": None if sound is None else flac_url(of.sounds[name].values[row], sound.sample_rate),
         }
         for version, of in media.versions.items()
         if name in of.pictures or name in of.sounds
@@ -116,24 +116,26 @@ def _modality(name: str, frame: Frame, row: int, media: Media) -> dict[str, Any]
         if plane.num_frames > 1
         else None,
         "size": list(frame.size),
-        "picture": None if image is None else _png(image.pixels),
+        "picture": None if image is None else png_url(image.pixels),
         "levels": None
         if image is None or not image.unit
         else {"unit": image.unit, "low": image.low, "high": image.high},
-        "sound": None if sound is None else _flac(sound.values[row], sound.sample_rate),
+        "sound": None if sound is None else flac_url(sound.values[row], sound.sample_rate),
         "seconds": None if sound is None else sound.seconds,
         "versions": versions,
         "tokens": list(media.texts[name][row]) if name in media.texts else None,
     }
 
 
-def _png(pixels: np.ndarray) -> str:
+def png_url(pixels: np.ndarray) -> str:
+    """Return a picture as the data URL of a PNG."""
     content = io.BytesIO()
     Image.fromarray(pixels).save(content, "PNG", optimize=True)
     return _data_url("image/png", content)
 
 
-def _flac(wave: Float[Tensor, " length"], sample_rate: int) -> str:
+def flac_url(wave: Float[Tensor, " length"], sample_rate: int) -> str:
+    """Return a sound as the data URL of a FLAC of 16 bits."""
     content = io.BytesIO()
     soundfile.write(content, wave.float().cpu().numpy(), sample_rate, format="FLAC", subtype="PCM_16")
     return _data_url("audio/flac", content)
