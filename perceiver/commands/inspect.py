@@ -30,6 +30,7 @@ from perceiver.inspection.explorer.page import (
     page_event,
     write_page,
 )
+from perceiver.inspection.knockout import KINDS, knock_out
 from perceiver.inspection.report import report
 from perceiver.inspection.writer import ExplanationWriter, explain_in_parts
 from perceiver.runtime.errors import ConfigError, one_line
@@ -84,6 +85,7 @@ def inspect_attention(cfg: DictConfig) -> Path:
     tested = batch if paths else probe(first, cfg.scored_samples or 0, "scored_samples")
     evaluator = map_evaluator(cfg, len(tested))
     foil = chosen_foil(cfg, runs)
+    kinds = knocked_out_kinds(cfg)
     output = page_path(cfg, first.finished.output_dir)
     is_single = not paths and len(runs) == 1
     samples: list[dict[str, Any]] = []
@@ -105,7 +107,9 @@ def inspect_attention(cfg: DictConfig) -> Path:
                 raise
             problem = f"it cannot read the samples of run={cfg.run} ({one_line(error)})"
             raise ConfigError(f"compare={cfg.compare}: {problem}") from error
+        knock_outs = knock_out(explainer, explanation, kinds)
         writer = ExplanationWriter.of_model(explainer, explanation, finished.parts.data.dataset.pieces)
+        writer = replace(writer, knock_outs=knock_outs)
         if writer.media.versions or not samples:  # the page has the reconstructions of the last run
             samples = writer.page_samples()
         written.append(output.with_name(f"{output.stem}{'' if is_first else '_compared'}.npz"))
@@ -122,9 +126,11 @@ def inspect_attention(cfg: DictConfig) -> Path:
         others = [event for event in earlier if event.step != finished.step]
         events[run.name] = sorted([*others, opened[-1]], key=lambda event: event.step)
         matrices += writer.write_matrices(output.with_name(f"{written[-1].stem}_alignment"))
-        console.print(
-            *report(run.name, explanation, arrays, num_tested=len(tested), texts=writer.media.texts), sep="\n"
+        texts = writer.media.texts
+        parts_of_report = report(
+            run.name, explanation, arrays, num_tested=len(tested), texts=texts, knock_outs=knock_outs
         )
+        console.print(*parts_of_report, sep="\n")
     write_page(output, explorer_page(" against ".join(events), samples, events, opened=opened))
     console.print(f"exact maps: {' and '.join(map(str, written))}", soft_wrap=True)
     if matrices:
@@ -157,6 +163,18 @@ def map_evaluator(cfg: DictConfig, num_samples: int) -> Evaluator:
         if type(cfg[key]) is not bool:
             raise ConfigError(f"{key}={cfg[key]}: must be true or false")
     return Evaluator(num_samples=num_samples, num_orders=cfg.random_orders, rivals=cfg.rivals, randomize=cfg.randomize)
+
+
+def knocked_out_kinds(cfg: DictConfig) -> list[str]:
+    """Return the kinds of parts that are silenced.
+
+    Raises:
+        ConfigError: it is not a list of such kinds.
+    """
+    chosen = [] if cfg.knockout is None else cfg.knockout
+    if not isinstance(chosen, Sequence) or isinstance(chosen, str) or any(kind not in KINDS for kind in chosen):
+        raise ConfigError(f"knockout={chosen}: must be a list of some of {', '.join(KINDS)}")
+    return list(chosen)
 
 
 def chosen_foil(cfg: DictConfig, runs: Sequence[Run]) -> str | None:

@@ -123,6 +123,29 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def is_residual(module: nn.Module) -> bool:
+    """Return whether a module adds attention to its queries, its two arguments in reverse order."""
+    return isinstance(module, Residual)
+
+
+def layer_name(mechanism: Mechanism, known: Mapping[str, Mechanism]) -> str:
+    """Return the name of the layer that a mechanism with a role computes next.
+
+    Args:
+        mechanism: that is called.
+        known: name -> mechanism of the layers before, in the order of execution. That of a decoder which is called
+            again, in chunks or token by token, computes further queries of the same layer.
+    """
+    role = mechanism.role
+    assert role is not None
+    if role == replace(DECODE, decoder=role.decoder):
+        for name, before in known.items():
+            if before is mechanism:
+                return name
+    kind = f"{role.decoder}/{role.name}" if role.decoder else role.name
+    return f"{kind}{sum(name.rstrip('0123456789') == kind for name in known)}"
+
+
 def input_pictures(model: Explainable, inputs: Mapping[str, Tensor]) -> dict[str, Picture]:
     """Return the pictures of raw inputs by modality, of those that can be drawn."""
     with torch.no_grad():
@@ -167,7 +190,7 @@ class _Recorder:
             ]
         if isinstance(module, Mechanism):
             hooks.append(module.register_forward_hook(self._after_attention, with_kwargs=True))
-        if isinstance(module, Residual):
+        if is_residual(module):
             hooks.append(module.register_forward_hook(self._after_residual))
         return hooks
 
@@ -219,15 +242,9 @@ class _Recorder:
         layer = Layer(role, module, q.detach(), k.detach(), mask, causal, share, has_residual=False, start=start)
         if self.gradients:
             layer = replace(layer, v=v.detach(), outs=(out,))
-        if role == replace(DECODE, decoder=role.decoder):  # in chunks, or token by token
-            for name, before in self.captured.layers.items():
-                if before.mechanism is module:
-                    self.captured.layers[name] = before.with_more_queries(layer)
-                    self.last = name
-                    return
-        kind = f"{role.decoder}/{role.name}" if role.decoder else role.name
-        self.last = f"{kind}{sum(name.rstrip('0123456789') == kind for name in self.captured.layers)}"
-        self.captured.layers[self.last] = layer
+        layers = self.captured.layers
+        self.last = layer_name(module, {name: known.mechanism for name, known in layers.items()})
+        layers[self.last] = layers[self.last].with_more_queries(layer) if self.last in layers else layer
 
     def _after_residual(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         if not self.recording or self.last is None:

@@ -18,6 +18,7 @@ from perceiver.inspection.contrast import Contrasts
 from perceiver.inspection.events import scores_in
 from perceiver.inspection.explanation import Explanation
 from perceiver.inspection.explorer.packing import pooling, sum_pooled
+from perceiver.inspection.knockout import KnockOut
 from perceiver.inspection.matrix import SHADES, alignment_matrices, matrix_lines
 from perceiver.inspection.verdicts import SCORES
 from perceiver.types import Axis, Span
@@ -28,6 +29,8 @@ FEW_COLUMNS = 7
 """Number of statistics for a single modality; more columns have no gap between them."""
 MOST_ANSWERS = 12
 """Answers of a sample in its table."""
+MOST_PARTS = 5
+"""Parts of each kind of knock-out in its table."""
 TOP_SHARE = 0.1
 """Share of the cells with the highest values, whose mass is reported."""
 SCORED = re.compile(r"(?P<of>|relevance/)(?P<score>energy_in_box|pointing_game)(?P<kind>|_(?!chance).+)")
@@ -41,6 +44,7 @@ def report(
     *,
     num_tested: int,
     texts: Mapping[str, Sequence[Sequence[str]]],
+    knock_outs: Sequence[KnockOut] = (),
 ) -> Iterator[RenderableType]:
     """Yield the parts of a report.
 
@@ -50,6 +54,7 @@ def report(
         arrays: of the event, with its scores.
         num_tested: number of samples on which localization and faithfulness were tested.
         texts: the pieces of input texts by modality (`media.texts_of`).
+        knock_outs: of the answers.
     """
     scores = scores_in(arrays)
     yield statistics_table(f"attention of {name}, step {int(arrays['step'])}", scores)
@@ -66,6 +71,9 @@ def report(
             yield Text("\n".join(matrix_lines(of_modality[0])), no_wrap=True, overflow="crop")
         yield from answer_heat_maps(explanation, row, without=[name for name in matrices if name in texts])
     yield ""
+    if knock_outs:
+        yield knock_out_table(knock_outs, len(explanation.batch))
+        yield ""
     yield from evaluation_parts(
         scores, json.loads(str(arrays["faithfulness"])) if "faithfulness" in arrays else None, num_tested
     )
@@ -213,6 +221,22 @@ def heat_map(tokens: Float[np.ndarray, " tokens"], span: Span) -> str:
     levels = np.sqrt(values / max(values.max(), np.finfo(np.float32).tiny)) * (len(SHADES) - 1)
     width = 2 if 2 * values.shape[1] <= MOST_COLUMNS else 1
     return "\n".join("".join(width * SHADES[level] for level in line) for line in levels.round().astype(int))
+
+
+def knock_out_table(knock_outs: Sequence[KnockOut], num_samples: int) -> Table:
+    """Return a table of the parts with the largest effects of each kind of knock-out."""
+    table = _table(
+        "silent", title=f"knock-out: change of the probability of the answers, mean over {num_samples} samples"
+    )
+    table.add_column("part", overflow="fold")
+    table.add_column("size", justify="right", no_wrap=True)
+    table.add_column("signed", justify="right", no_wrap=True)
+    for one in knock_outs:
+        signed = one.change.nanmean(dim=(0, 1)).tolist()
+        for place, part in enumerate(one.ranking[:MOST_PARTS]):
+            kind = f"{one.kind} ({len(one.names)})" if place == 0 else ""
+            table.add_row(kind, one.names[part], f"{float(one.effect[part]):.3f}", f"{signed[part]:+.3f}")
+    return table
 
 
 def evaluation_parts(

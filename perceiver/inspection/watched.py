@@ -39,6 +39,7 @@ from perceiver.inspection.explorer.media import Media
 from perceiver.inspection.faithfulness import FaithfulnessCurves, faithfulness_curves
 from perceiver.inspection.grids import GivenInput, Input, placed
 from perceiver.inspection.intercept import AttentionCall, Effect, Interceptor, Lineage, attention_weights
+from perceiver.inspection.knockout import KINDS, KnockOut, Silence, knock_out_parts
 from perceiver.inspection.record import Layer, Record
 from perceiver.inspection.relevance import NO_GRADIENTS
 from perceiver.inspection.rollout import Alpha, Rollout
@@ -481,6 +482,23 @@ class WatchedAttention(Capture):
                 num_orders=num_orders,
             )
 
+    def knock_out(self, explanation: Explanation, kinds: Sequence[str] = KINDS) -> list[KnockOut]:
+        """Silence parts of the model one at a time, and return the changes of the answers; see `knock_out_parts`.
+
+        What is silent is attention: the bias of a projection after it remains, and what outputs contain of an element
+        without attention, such as of each in a mean over all.
+        """
+
+        def run(rows: Int[Tensor, " cases"], silence: Silence) -> dict[str, Tensor]:
+            heads = dict(silence.heads)
+            for name, alive in silence.layers.items():
+                whole = alive[:, None].expand(-1, self.layers[name].num_heads)
+                heads[name] = heads[name] & whole if name in heads else whole
+            return {LOGITS: self.run(rows, silence.visible, heads).float().softmax(dim=-1)}
+
+        with torch.no_grad():
+            return knock_out_parts(explanation, run, kinds)
+
     def evaluate(self, explanation: Explanation) -> Evaluation:
         """Return what the curves of the maps of an explanation show."""
         return Evaluation().with_faithfulness([self.faithfulness(explanation)])
@@ -493,6 +511,7 @@ class WatchedAttention(Capture):
         step: int = 0,
         epoch: int = 0,
         evaluation: Evaluation | None = None,
+        knock_outs: Sequence[KnockOut] = (),
         max_megabytes: float = 32.0,
     ) -> Path:
         """Write the exact maps of an explanation into a folder, and the explorer's page; return the page's path.
@@ -502,10 +521,11 @@ class WatchedAttention(Capture):
             explanation: of the last call.
             step, epoch: of a training.
             evaluation: of its maps; None: `evaluate`.
+            knock_outs: of its answers, see `knock_out`.
             max_megabytes: limit of the exact weights.
         """
         evaluation = self.evaluate(explanation) if evaluation is None else evaluation
-        return self.writer(explanation).write_page(
+        return replace(self.writer(explanation), knock_outs=knock_outs).write_page(
             Path(folder), step=step, epoch=epoch, evaluation=evaluation, max_megabytes=max_megabytes
         )
 

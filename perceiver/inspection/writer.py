@@ -17,6 +17,7 @@ from perceiver.inspection.explanation import Explainer, Explanation, in_parts
 from perceiver.inspection.explorer.media import Media, page_samples, texts_of
 from perceiver.inspection.explorer.page import PAGE, events_in, explorer_page, write_page
 from perceiver.inspection.figures import contact_sheets, reconstruction_sheets
+from perceiver.inspection.knockout import KnockOut, knock_out_arrays
 from perceiver.inspection.matrix import AlignmentMatrix, alignment_matrices, matrix_csv, matrix_image
 from perceiver.inspection.statistics import drift
 from perceiver.types import Batch
@@ -38,11 +39,13 @@ class ExplanationWriter:
         explanation: of a batch.
         media: its inputs in visible and audible form.
         class_names: of the labels; may be empty.
+        knock_outs: of the answers, if any were made.
     """
 
     explanation: Explanation
     media: Media
     class_names: Sequence[str] = ()
+    knock_outs: Sequence[KnockOut] = ()
 
     @classmethod
     def of_model(
@@ -85,7 +88,7 @@ class ExplanationWriter:
             max_megabytes: limit of the exact weights, see `event_arrays`.
             previous: the event that the drift is computed from, if there is one.
         """
-        arrays = event_arrays(self.explanation, max_megabytes=max_megabytes)
+        arrays = event_arrays(self.explanation, max_megabytes=max_megabytes) | knock_out_arrays(self.knock_outs)
         scores = {**self.explanation.statistics, **evaluation.scores}
         if previous is not None:
             with np.load(previous) as before:

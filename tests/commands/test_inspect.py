@@ -102,7 +102,8 @@ def explained(run: Path, name: str, chosen: int | list[int]) -> tuple[Explanatio
 def check_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
     """To the last bit."""
     more = found.keys() - expected.keys()
-    assert {name for name in more if "score/" not in name} <= {"step", "epoch", "faithfulness"}
+    rest = {name for name in more if not name.startswith(("score/", "knockout/"))}
+    assert rest <= {"step", "epoch", "faithfulness"}
     for name, values in expected.items():
         assert found[name].dtype == values.dtype, name
         assert np.array_equal(found[name], values), name
@@ -453,6 +454,7 @@ class TestMistakes:
             ({"samples": True}, "samples=True: must be a number of samples, at least 1"),
             ({"samples": [1, "x"]}, "samples=[1, 'x']: must be a number of samples, at least 1"),
             ({"random_orders": 0}, "random_orders=0: must be a number of random orders, at least 1"),
+            ({"knockout": ["neurons"]}, "knockout=['neurons']: must be a list of some of modalities, latents"),
             ({"foil": "ten"}, "foil=ten: is not an answer of the model"),
             ({"rivals": 1}, "rivals=1: must be true or false"),
             ({"scored_samples": -1}, "scored_samples=-1: must be a number of samples, at least 0"),

@@ -107,6 +107,13 @@ def arrays_at(explanation: int, kind: str = "latent") -> dict[str, np.ndarray]:
         "contrast/against": planted_maps(*shape, shift=explanation + 5, seed=9),
         "contrast/balance": np.full(shape, BALANCE),
     }
+    changes = np.zeros((2, len(CAPTION), LATENTS), dtype=np.float32)
+    changes[0, :, 7], changes[0, 1, 2], changes[1, :, 2] = -0.6, 0.25, -0.9
+    arrays |= {"knockout/latents/parts": np.array([*map(str, range(LATENTS))]), "knockout/latents/change": changes}
+    heads = [f"cross{layer}/{head}" for layer in range(2) for head in range(HEADS)]
+    by_head = np.linspace(-0.5, 0, len(heads), dtype=np.float32)
+    arrays |= {"knockout/heads/parts": np.array(heads)}
+    arrays |= {"knockout/heads/change": np.broadcast_to(by_head, (2, len(CAPTION), len(heads)))}
     for name, span in spans().items():
         arrays[f"grid/{name}"] = np.array(span.grid.shape)
         arrays[f"span/{name}"] = np.array([span.start, span.stop])

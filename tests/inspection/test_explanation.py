@@ -179,7 +179,7 @@ def test_without_answers_there_are_no_maps(monkeypatch, make):
     assert found.relevance.shape == found.rollout.inputs.shape == (3, 0, 55)
     assert found.probability.shape == (3, 0)
     assert contact_sheets(found, {}, num_latents=1)
-    assert faithfulness(explainer, found, seed=0).num_samples == 0
+    assert faithfulness(explainer, found, num_orders=1).num_samples == 0
 
 
 def test_inputs_are_converted_and_the_precision_is_that_of_the_context():

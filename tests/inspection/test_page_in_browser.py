@@ -46,6 +46,7 @@ CONTENT = """() => {
     values: document.getElementById("values").innerText,
     faithfulness: document.getElementById("faithfulness-body").innerText,
     answers: document.getElementById("answers").innerText,
+    knockouts: document.getElementById("knockouts").innerText,
   };
 }"""
 
@@ -232,6 +233,8 @@ def test_colors_are_those_of_python(explorer, layer):
         ("opacity", "0.2", {}, "panels tokens"),
         ("boxes", False, {}, "panels"),
         ("peak", False, {}, "panels"),
+        ("knockout", "heads", {}, "knockouts"),
+        ("ranking", "samples", {}, "knockouts"),
         ("sort", "index", {}, "order"),
         ("sort", "share:sound", {}, "order"),
         ("statistic", "attention/stat/cross0/entropy", {}, "curve"),
@@ -349,6 +352,8 @@ def test_shortcuts_do_what_the_help_states(explorer):
     explorer.view(method="relevance")
     explorer.press("r", "v")
     assert (explorer.value("foil"), explorer.value("evidence")) == ("siren", "both")
+    explorer.press("k")
+    assert explorer.value("knockout") == "heads"
     explorer.view()
     buttons = {"n": "#samples [data-sample='1']", "p": "#samples [data-sample='0']", "a": "#answers [data-answer='1']"}
     for key, selector in buttons.items():
@@ -374,7 +379,7 @@ def test_the_grid_of_queries_is_one_tab_stop_with_arrow_keys(explorer):
 
 def test_tab_reaches_all_controls_with_a_visible_focus(explorer):
     reached, kinds = set(), set()
-    for _ in range(60):
+    for _ in range(80):
         explorer.page.keyboard.press("Tab")
         identity, kind, ring = explorer.page.evaluate(
             """() => { const node = document.activeElement, style = getComputedStyle(node);
@@ -389,7 +394,7 @@ def test_tab_reaches_all_controls_with_a_visible_focus(explorer):
         "theme help-button event compare method foil evidence layer head query scale range colormap opacity boxes"
     )
     assert {*controls.split(), "boxes", "peak", "sort", "statistic"} - reached == set()
-    parts = "samples:BUTTON answers:BUTTON queries:option curve:button panels:group panels:AUDIO"
+    parts = "knockouts:BUTTON samples:BUTTON answers:BUTTON queries:option curve:button panels:group panels:AUDIO"
     assert set(parts.split()) <= kinds
 
 
@@ -474,6 +479,23 @@ def test_a_difference_is_neutral_orange_where_positive_and_blue_where_negative(e
     more, less = (colors[planted("image", index)] for index in (1, 0))
     assert more[0] > more[2]
     assert less[0] < less[2]
+
+
+def test_knock_outs_are_ranked_and_lead_to_their_maps(explorer):
+    first = "#knockouts li:nth-child(1) button"
+    assert explorer.attribute(first, "data-part") == "7"
+    assert "0.9 → 0.3" in explorer.text(first)
+    explorer.page.focus(first)
+    explorer.press("Enter")
+    assert (explorer.value("method"), explorer.value("query")) == ("attention", "7")
+    explorer.view(answer=1, knockout="heads", head=1)
+    explorer.click(first)
+    assert (explorer.value("layer"), explorer.value("head"), explorer.value("query")) == ("0", "0", "mean")
+    explorer.view(answer=1)
+    signs = [
+        explorer.page.locator(f"#knockouts li:nth-child({n}) .balance span").get_attribute("class") for n in (1, 2)
+    ]
+    assert signs == ["less", "more"]
 
 
 def test_what_does_not_correspond_is_explained(explorer):

@@ -1,6 +1,7 @@
 // The form controls: their options, their values, and the change of state by each of them.
 
-const SELECTS = "event compare method foil evidence layer head query scale range colormap sort statistic theme".split(" ");
+const SELECTS =
+  "event compare method foil evidence layer head query scale range colormap sort knockout ranking statistic theme".split(" ");
 const CHECKBOXES = ["boxes", "peak"];
 
 // Layer, head and query select the attention map of that layer, since no other map depends on them.
@@ -57,7 +58,7 @@ function renderControls(explanation) {
 }
 
 // The options that depend on the explanation: its methods, layers, heads, queries and modalities.
-function setMapOptions({ layers, methods: all, answers, note }) {
+function setMapOptions({ layers, methods: all, answers, knockouts, note }) {
   const methods = answers.length ? all : [];
   const modalities = Object.keys(page.samples[state.sample].modalities);
   const layer = layers[state.layer] ?? { query_kind: "query", num_heads: 0, queries: [], num_queries: 0 };
@@ -69,6 +70,8 @@ function setMapOptions({ layers, methods: all, answers, note }) {
   const foils = foilsOf(attribution, state.answer).map(({ name }) => [name, name]);
   setOptions("foil", [[NO_FOIL, "no other"], ...foils]);
   setOptions("evidence", Object.entries(EVIDENCE));
+  setOptions("knockout", knockouts.map(({ kind }) => [kind, kind]));
+  setOptions("ranking", Object.entries(RANKINGS));
   byId("foil").parentNode.hidden = !methods.some(({ contrast }) => contrast);
   byId("evidence").parentNode.hidden = !methods.some(({ against }) => against);
   byId("foil").disabled = !foils.length;

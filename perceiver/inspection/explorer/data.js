@@ -32,6 +32,8 @@
 //             of which the first that is not shared is the default; where evidence against answers is known, also
 //             against: maps of [answers], balance: [answers], the share of the evidence for an answer in that of both,
 //             and contrast: {foils: [answers][foils] of {name, probability}, maps: of [answers, foils], against, balance}
+//   knockouts [{kind: "modalities", "latents", "heads" or "layers", parts: [name], change: [answers][parts], the
+//             probability of an answer without a part minus the usual one, effect: [parts], the mean of its size}]
 //   note      why a method is missing, or empty
 // `perceiver/inspection/explorer/packing.py` describes the format of maps.
 
@@ -137,10 +139,10 @@ async function unpack({ cells, scales, data }) {
   return stack;
 }
 
-// The explanation of one sample: `answers`, `layers`, `methods`, `note`, and the maps once they are prepared.
+// The explanation of one sample: `answers`, `layers`, `methods`, `knockouts`, `note`, and the maps once they are prepared.
 class Explanation {
-  constructor({ answers, layers, methods, note }) {
-    Object.assign(this, { answers, layers, methods, note });
+  constructor({ answers, layers, methods, knockouts, note }) {
+    Object.assign(this, { answers, layers, methods, knockouts, note });
     Object.assign(this, { unpacked: new Map(), heads: new Map(), signed: new Map() });
   }
 

@@ -43,6 +43,7 @@ function render(explanation) {
   renderFigure();
   renderMatrices(explanation);
   renderQueries(explanation);
+  renderKnockouts(explanation);
   renderStatistics();
   renderFaithfulness();
   writeHash();

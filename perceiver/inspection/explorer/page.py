@@ -20,6 +20,7 @@ from perceiver.inspection.colormap import COLORMAPS, DIFFERENCE, OUTLINE
 from perceiver.inspection.events import event_paths, replace_file, scores_in
 from perceiver.inspection.explorer.html import page_html
 from perceiver.inspection.explorer.packing import packed, pooling
+from perceiver.inspection.knockout import mean_effect
 from perceiver.types import Axis, Box, Grid
 
 Arrays = Mapping[str, np.ndarray]
@@ -109,6 +110,7 @@ def sample_maps(arrays: Arrays, row: int, *, most_values: int) -> dict[str, Any]
             for answer, probability in zip(answers, probabilities, strict=False)
         ],
         "layers": _layers(arrays, row, len(answers), (1 - ANSWER_SHARE - contrast_share) * most_values),
+        "knockouts": _knockouts(arrays, row, len(answers)),
         "note": str(arrays["relevance/none"]) if "relevance/none" in arrays else "",
         "methods": [
             *_methods(arrays, row, len(answers), cells, contrast_share * most_values),
@@ -151,6 +153,19 @@ def _against(arrays: Arrays, kind: str, row: int, num_answers: int, most_cells: 
     planes = _planes(arrays, arrays[f"{kind}/against"][row, :num_answers])
     balance = _rounded(arrays[f"{kind}/balance"][row, :num_answers])
     return {"against": packed(planes, most_cells=most_cells), "balance": balance}
+
+
+def _knockouts(arrays: Arrays, row: int, num_answers: int) -> list[dict[str, Any]]:
+    """Return for each kind of knock-out the changes of the answers of a sample, and the mean effects over all."""
+    found = []
+    for kind in (key.split("/")[1] for key in arrays if key.startswith("knockout/") and key.endswith("/parts")):
+        change = arrays[f"knockout/{kind}/change"]
+        effect = mean_effect(change)
+        parts = arrays[f"knockout/{kind}/parts"].tolist()
+        found.append(
+            {"kind": kind, "parts": parts, "change": _rounded(change[row, :num_answers]), "effect": _rounded(effect)}
+        )
+    return found
 
 
 def _boxes(arrays: Arrays, answer: Mapping[str, Any]) -> dict[str, list[dict[str, float]]]:

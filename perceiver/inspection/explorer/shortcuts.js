@@ -12,6 +12,7 @@ const SHORTCUTS = {
   r: () => stepSelect("foil", 1),
   v: () => stepSelect("evidence", 1),
   e: () => stepSelect("event", 1),
+  k: () => stepSelect("knockout", 1),
   "?": () => byId("help").showModal(),
 };
 

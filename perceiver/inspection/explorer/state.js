@@ -8,6 +8,7 @@ const RANGES = {
 };
 const SORTS = { rollout: "rollout share", entropy: "entropy, lowest first", index: "index" };
 const EVIDENCE = { for: "for it", both: "for and against it" };
+const RANKINGS = { answer: "this answer", samples: "all samples" };
 const THEMES = ["auto", "light", "dark"];
 const NO_FOIL = "";
 const NO_COMPARISON = "none";
@@ -40,6 +41,8 @@ const PARSERS = {
   peak: flag,
   frame: (text) => (text === ALL_FRAMES ? text : integer(text)),
   sort: string,
+  knockout: string,
+  ranking: string,
   statistic: string,
   theme: string,
 };
@@ -69,6 +72,8 @@ function defaults() {
     colormap: "viridis",
     opacity: 0.6,
     sort: "rollout",
+    knockout: "latents",
+    ranking: "answer",
     boxes: true,
     peak: true,
     frame: ALL_FRAMES,
@@ -89,8 +94,11 @@ function validateState(explanation) {
   allow("theme", THEMES);
   allow("statistic", statistics);
   allow("evidence", Object.keys(EVIDENCE));
+  allow("ranking", Object.keys(RANKINGS));
   if (!explanation) return;
-  const { layers, answers } = explanation;
+  const { layers, answers, knockouts } = explanation;
+  const kinds = knockouts.map(({ kind }) => kind);
+  if (kinds.length && !kinds.includes(state.knockout)) state.knockout = kinds[0];
   const methods = answers.length ? explanation.methods : [];
   const names = methods.map(({ name }) => name);
   if (!names.includes(state.attribution)) {
