@@ -15,8 +15,7 @@ its outputs are those of the uncompiled model to the bit.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -43,8 +42,9 @@ from perceiver.inspection.knockout import KINDS, KnockOut, Silence, knock_out_pa
 from perceiver.inspection.record import Layer, Record
 from perceiver.inspection.relevance import NO_GRADIENTS
 from perceiver.inspection.rollout import Alpha, Rollout
+from perceiver.inspection.sequences import Connection, Sequences, role_between
 from perceiver.inspection.writer import ExplanationWriter
-from perceiver.mechanisms.base import ALL, LATENTS, OUTPUTS, TOKENS, Indices, Role
+from perceiver.mechanisms.base import ALL, Indices, Role
 from perceiver.mechanisms.scaled_dot_product import ScaledDotProduct
 from perceiver.types import Answer, Batch, JoinedTokens
 
@@ -88,32 +88,6 @@ class WatchedLayer(Layer):
         return replace(layer, bias=bias, known=None if self.known is None else self.known[one])
 
 
-@dataclass
-class _Sequence:
-    """A sequence of a model.
-
-    Attributes:
-        length: its number of elements.
-        origins: what it started as, see `Lineage`.
-        module: that first updated it; empty for an input that is only read.
-        reads: the numbers of the other sequences that it reads.
-    """
-
-    length: int
-    origins: set[int]
-    module: str = ""
-    reads: set[int] = field(default_factory=set)
-
-
-@dataclass(frozen=True)
-class _Connection:
-    """A call with the number of the sequence that it updates, and the numbers and lengths of those that it reads."""
-
-    call: AttentionCall
-    queries: int
-    keys: dict[int, int]
-
-
 class WatchedAttention(Capture):
     """The attention of the last call of a watched model.
 
@@ -137,21 +111,20 @@ class WatchedAttention(Capture):
         self._arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
         self._order: list[str | None] = []
         self._read: Read = usual_logits
-        self._lineage = Lineage()
-        self._sequences: dict[int, _Sequence] = {}
-        self._calls: list[_Connection | None] = []
+        self._sequences = Sequences()
+        self._calls: list[Connection | None] = []
         self._rows = 0
 
     # Recording.
 
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._arguments = (args, kwargs)
-        self._lineage, self._sequences, self._calls = Lineage(), {}, []
+        self._sequences, self._calls = Sequences(), []
         self.left_out, self._rows, self.output = [], 0, None
 
     def _add(self, call: AttentionCall) -> int | None:
         """Record a call, and return the number of the sequence that it updates."""
-        rows, _, num_queries, num_keys = call.shape
+        rows = call.shape[0]
         sizes = {size for x in _leaves(self._arguments) for size in x.shape[:2]}
         self._rows = self._rows or (rows if rows in sizes or not sizes else 0)
         if rows != self._rows:
@@ -160,75 +133,32 @@ class WatchedAttention(Capture):
             )
             self._calls.append(None)
             return None
-        queries = self._owner(call.query_origins, num_queries) or self._new(call.query_origins, num_queries)
-        self._sequences[queries].module = self._sequences[queries].module or call.module
-        keys = self._keys(call, queries, num_keys)
-        self._sequences[queries].reads |= keys.keys() - {queries}
-        self._calls.append(_Connection(call, queries, keys))
-        return queries
-
-    def _owners(self, origins: Sequence[int]) -> list[int]:
-        """Return the sequences that origins belong to, in order."""
-        found = []
-        for origin in origins:
-            own = [number for number, one in self._sequences.items() if origin == number or origin in one.origins]
-            found += [number for number in own if origin == number or self._sequences[number].origins <= set(origins)]
-        return list(dict.fromkeys(found))
-
-    def _owner(self, origins: Sequence[int], length: int) -> int | None:
-        fitting = [number for number in self._owners(origins) if self._sequences[number].length == length]
-        return fitting[-1] if fitting else None
-
-    def _new(self, origins: Sequence[int], length: int) -> int:
-        number = self._lineage.new()
-        self._sequences[number] = _Sequence(length, set(origins))
-        self._lineage.within[number] = set(origins)
-        return number
-
-    def _keys(self, call: AttentionCall, queries: int, num_keys: int) -> dict[int, int]:
-        """Return the numbers and lengths of the sequences that a call reads, in the order of its keys."""
-        of_queries, of_keys = set(call.query_origins), set(call.key_origins)
-        own = self._sequences[queries]
-        if own.length == num_keys and (of_queries <= of_keys or of_keys <= of_queries):
-            return {queries: num_keys}
-        if (whole := self._owner(call.key_origins, num_keys)) is not None:
-            return {whole: num_keys}
-        owners = self._owners(call.key_origins)
-        known = {number: self._sequences[number].length for number in owners}
-        covered = {one for number in owners for one in (number, *self._sequences[number].origins)}
-        rest = [origin for origin in call.key_origins if origin not in covered]
-        missing = num_keys - sum(known.values())
-        if missing == 0 and not rest:
-            return known
-        if missing > 0 and rest:  # a concatenation with something that is seen for the first time
-            new = self._new(rest, missing)
-            is_first = call.key_origins[0] in rest
-            return {new: missing} | known if is_first else known | {new: missing}
-        return {self._new(call.key_origins, num_keys): num_keys}
+        connection = self._sequences.connect(call)
+        self._calls.append(connection)
+        return connection.queries
 
     def _end(self, output: Any) -> None:
         """Make the record of the calls."""
         self.output, self.outputs, self.queries = output, {}, {}
         connections = [one for one in self._calls if one is not None]
-        names = self._names(connections)
+        found = self._sequences.found
+        names = self._sequences.names(connections, self.roles)
         self.layers, self.modules, self._order = {}, {}, []
         for one in self._calls:
             if one is None:
                 self._order.append(None)
                 continue
-            is_input = not self._sequences[one.queries].reads
-            role = _role(names[one.queries], [names[number] for number in one.keys], is_input=is_input)
+            is_input = not found[one.queries].reads
+            role = role_between(names[one.queries], [names[number] for number in one.keys], is_input=is_input)
             name = f"{role.name}{sum(known.rstrip('0123456789') == role.name for known in self.layers)}"
             lengths = {names[number]: length for number, length in one.keys.items()}
             self.layers[name] = _layer(one.call, role, lengths)
             self.modules[name] = one.call.module
             self._order.append(name)
-        inputs = {names[number]: one.length for number, one in self._sequences.items() if not one.reads}
+        inputs = {names[number]: found[number].length for number in self._sequences.inputs}
         self.token_lengths = inputs
-        read_by_others = {number for one in self._sequences.values() for number in one.reads}
-        final = [number for number in self._sequences if number not in read_by_others]
-        is_decoded = bool(self.decode_layers)
-        self.output_lengths = {} if is_decoded else {names[one]: self._sequences[one].length for one in final}
+        final = [] if self.decode_layers else self._sequences.final
+        self.output_lengths = {names[number]: found[number].length for number in final}
         if not self.layers:
             self.tokens = None
             return
@@ -236,27 +166,6 @@ class WatchedAttention(Capture):
         total = sum(inputs.values())
         spans, self.texts = placed(inputs, self.inputs, self._rows)
         self.tokens = JoinedTokens(torch.zeros(self._rows, total, 1, device=device), self._token_mask(), spans)
-
-    def _names(self, connections: Sequence[_Connection]) -> dict[int, str]:
-        """Name the sequences: by the roles that are given, or by what they started as."""
-        names: dict[int, str] = {}
-        for connection in connections:
-            given = (name for pattern, name in self.roles.items() if fnmatchcase(connection.call.module, pattern))
-            if (name := next(given, None)) is not None:
-                names[connection.queries] = name
-        inputs = [number for number, one in self._sequences.items() if not one.reads]
-        for number, one in self._sequences.items():
-            if number in names:
-                continue
-            if number in inputs:
-                name = one.module.split(".")[0] or "inputs" if len(inputs) > 1 else TOKENS
-            elif one.origins & self._lineage.indices:
-                name = OUTPUTS
-            else:
-                name = OUTPUTS if LATENTS in names.values() else LATENTS
-            taken = sum(other.rstrip("0123456789") == name for other in names.values())
-            names[number] = f"{name}{taken}" if taken else name
-        return names
 
     def _token_mask(self) -> Bool[Tensor, "batch tokens"] | None:
         """Return which tokens any layer can read; None for all."""
@@ -599,7 +508,7 @@ def watch(
         if torch._C._current_graph_task_id() != -1:
             return attention.method(*args, **kwargs)
         attention._begin(args, kwargs)
-        interceptor = Interceptor(model, attention._add, lineage=attention._lineage, gradients=gradients)
+        interceptor = Interceptor(model, attention._add, lineage=attention._sequences.lineage, gradients=gradients)
         with interceptor.running():
             output = attention.method(*args, **kwargs)
         attention._end(output)
@@ -628,16 +537,6 @@ def usual_logits(output: Any) -> Tensor:
     if not isinstance(found, Tensor):
         raise ValueError(f"no logits in a {type(output).__name__}: give explain(logits=lambda output: …)")
     return found
-
-
-def _role(queries: str, keys: Sequence[str], *, is_input: bool) -> Role:
-    """Return the role of a layer that reads some sequences; of an input, where it updates one that reads no other."""
-    first = next((name for name in keys if name != queries), queries)
-    if queries == OUTPUTS != first:
-        return Role("decode", queries, first)
-    kind = "encode" if is_input else "cross" if queries != first else "decode_self" if queries == OUTPUTS else "self"
-    is_usual = {queries, first} <= {TOKENS, LATENTS, OUTPUTS}
-    return Role(kind if is_usual else f"{queries}/{kind}", queries, first)
 
 
 def _layer(call: AttentionCall, role: Role, key_lengths: Mapping[str, int]) -> WatchedLayer:
