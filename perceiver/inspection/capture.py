@@ -124,7 +124,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 def is_residual(module: nn.Module) -> bool:
-    """Return whether a module adds attention to its queries, its two arguments in reverse order."""
+    """Return whether a module returns the sum of its two arguments: queries, and what they read by attention."""
     return isinstance(module, Residual)
 
 

@@ -225,9 +225,7 @@ def heat_map(tokens: Float[np.ndarray, " tokens"], span: Span) -> str:
 
 def knock_out_table(knock_outs: Sequence[KnockOut], num_samples: int) -> Table:
     """Return a table of the parts with the largest effects of each kind of knock-out."""
-    table = _table(
-        "silent", title=f"knock-out: change of the probability of the answers, mean over {num_samples} samples"
-    )
+    table = _table("silent", title=f"knock-out: change of probability ({num_samples} samples)")
     table.add_column("part", overflow="fold")
     table.add_column("size", justify="right", no_wrap=True)
     table.add_column("signed", justify="right", no_wrap=True)

@@ -10,15 +10,19 @@ import pytest
 import torch
 from rich.console import Console
 
+from perceiver.inspection.contrast import Contrasts
 from perceiver.inspection.explanation import Explanation
+from perceiver.inspection.knockout import KnockOut
 from perceiver.inspection.report import (
     MOST_ANSWERS,
     MOST_CELLS,
     MOST_COLUMNS,
     SHADES,
     answer_heat_maps,
+    contrast_table,
     evaluation_parts,
     heat_map,
+    knock_out_table,
     maximum,
     report,
     sample_table,
@@ -107,6 +111,23 @@ def cells(table) -> list[list[str]]:
 
 def headers(table) -> list[str]:
     return [str(column.header).replace("\n", " ") for column in table.columns]
+
+
+def test_contrasts_and_knock_outs_have_a_table_each():
+    explanation = on_image(classes("cat", "dog"), 0.7, 0.2)
+    foils = [[[of_class(1, name="dog")], [of_class(0, name="cat")]]]
+    maps = [explanation.rollout.inputs[:, :, None], explanation.relevance[:, :, None]]
+    contrasts = Contrasts(foils, torch.tensor([[[0.2], [0.7]]]), *maps)
+    found = cells(contrast_table(replace(explanation, contrasts=contrasts), 0))
+    assert [row[:3] for row in found] == [["cat", "dog", "0.200"], ["dog", "cat", "0.700"]]
+    assert found[1][3] == maximum(maps[0][0, 1, 0].numpy(), explanation.record.spans)[0]
+    assert found[1][5] == maximum(maps[1][0, 1, 0].numpy(), explanation.record.spans)[0]
+    text = printed(*answer_heat_maps(replace(explanation, contrasts=contrasts), 0))
+    assert "relevance of 'cat' rather than 'dog'" in text
+    heads = KnockOut("heads", ["cross0/0", "cross0/1"], torch.tensor([[[-0.1, -0.5], [0.2, 0.3]]]))
+    table = knock_out_table([heads], 1)
+    assert cells(table) == [["heads (2)", "cross0/1", "0.400", "-0.100"], ["", "cross0/0", "0.150", "+0.050"]]
+    assert "knock-out" in printed(table)
 
 
 def test_statistics_have_a_row_per_layer_and_a_column_per_statistic():
