@@ -82,20 +82,23 @@ class MovingAverage(WeightAveraging):
             raise ValueError(f"decay={decay} must be in [0, 1]")
         if update_every_n_steps < 1:
             raise ValueError(f"update_every_n_steps={update_every_n_steps} must be at least 1")
-        super().__init__(avg_fn=partial(_update_average, decay, warmup))
+        super().__init__(multi_avg_fn=partial(_update_averages, decay, warmup))
         self.update_every_n_steps = update_every_n_steps
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         return step_idx is not None and step_idx % self.update_every_n_steps == 0
 
 
-def _update_average(decay: float, warmup: bool, average: Tensor, current: Tensor, num_averaged: Tensor | int) -> Tensor:
-    """The average after one more update; integers are replaced by the current ones."""
-    if not average.is_floating_point():
-        return current
-    num = torch.as_tensor(num_averaged, dtype=average.dtype, device=average.device)
+def _update_averages(
+    decay: float, warmup: bool, averages: list[Tensor], current: list[Tensor], num_averaged: Tensor
+) -> None:
+    """Update the averages of tensors of one type; integers are replaced by the current ones."""
+    if not averages[0].is_floating_point():
+        torch._foreach_copy_(averages, current)
+        return
+    num = num_averaged.to(averages[0].dtype)
     rate = (9.0 / (10.0 + num) if warmup else torch.zeros_like(num)).clamp_min(1.0 - decay)
-    return average.lerp(current.to(average.dtype), rate)
+    torch._foreach_lerp_(averages, current, [rate] * len(averages))
 
 
 class TrainingClock(Callback):

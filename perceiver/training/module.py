@@ -28,6 +28,7 @@ from perceiver.training.optimization import (
     Schedule,
     build_scheduler,
     full_tensor,
+    fuse_on_cpu,
     gradient_norm,
     remove_gradients,
     scale_gradients,
@@ -265,6 +266,7 @@ class TrainingModule(LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
         optimizer, mode = self.make_optimizer(self.model), self.task.monitor_mode
+        fuse_on_cpu(optimizer)
         self._settings = [{name: group[name] for name in group if name != "params"} for group in optimizer.param_groups]
         total_steps = self.trainer.datamodule.total_steps()  # type: ignore[attr-defined]
         try:

@@ -180,6 +180,22 @@ def full_tensor(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
+def fuse_on_cpu(optimizer: Optimizer) -> None:
+    """Let torch's Adam and AdamW update all parameters on a CPU in one kernel instead of tensor by tensor.
+
+    This takes a third of the time; results differ in the last bits. On GPUs torch chooses a fast implementation itself.
+    A group that sets `fused` or `foreach` is left as it is.
+    """
+    if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
+        return
+    for group in optimizer.param_groups:
+        is_free = group["fused"] is None and not (group["foreach"] or group["differentiable"] or group["capturable"])
+        if is_free and all(
+            p.device.type == "cpu" and p.is_floating_point() and not isinstance(p, DTensor) for p in group["params"]
+        ):
+            group["fused"] = True
+
+
 class Schedule(Protocol):
     """The learning rate at a step, as a factor of the optimizer's `lr`; configs fill in keyword arguments."""
 

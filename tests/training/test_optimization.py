@@ -2,12 +2,14 @@
 
 import math
 import signal
+from copy import deepcopy
 from functools import partial
 from itertools import pairwise
 
 import pytest
 import torch
 from torch import nn
+from torch.testing import assert_close
 
 from perceiver.attention import BlockSpec, CrossBlock, SelfBlock
 from perceiver.decoders.queries import QueryDecoder
@@ -21,6 +23,7 @@ from perceiver.training.optimization import (
     build_optimizer,
     constant,
     flat_cosine,
+    fuse_on_cpu,
     parameter_groups,
     steps,
     warmup_cosine,
@@ -312,3 +315,31 @@ def test_optimizers_and_schedules_are_resumed_exactly_after_a_kill(tmp_path, opt
 def test_an_impossible_schedule_is_refused_before_training(tmp_path, choice, reason):
     assert_refused(train(tmp_path / "run", *choice), "error: schedule", reason)
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
+def test_adam_in_one_kernel_gives_the_same_weights(kind):
+    model = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3))
+    other = deepcopy(model)
+    plain, fused = (kind(one.parameters(), lr=0.1, weight_decay=0.3) for one in (model, other))
+    fuse_on_cpu(fused)
+    assert [group["fused"] for optimizer in (plain, fused) for group in optimizer.param_groups] == [None, True]
+    for _ in range(5):
+        gradients = [torch.randn_like(one) for one in model.parameters()]
+        for weights, optimizer in ((model, plain), (other, fused)):
+            for weight, gradient in zip(weights.parameters(), gradients, strict=True):
+                weight.grad = gradient.clone()
+            optimizer.step()
+    assert_close([*other.parameters()], [*model.parameters()])
+
+
+def test_an_optimizer_that_has_a_choice_or_is_elsewhere_is_left_as_it_is():
+    weight, on_meta = (nn.Parameter(torch.zeros(3, device=device)) for device in ("cpu", "meta"))
+    for optimizer in (
+        torch.optim.AdamW([weight], fused=False),
+        torch.optim.AdamW([on_meta]),
+        torch.optim.SGD([weight]),
+    ):
+        before = dict(optimizer.param_groups[0])
+        fuse_on_cpu(optimizer)
+        assert optimizer.param_groups[0] == before
