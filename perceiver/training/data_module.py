@@ -422,7 +422,7 @@ def reduce_for_pipe(tensor: Tensor) -> tuple[Any, ...]:
     """
     in_numpy = type(tensor) is Tensor and tensor.device.type == "cpu" and tensor.dtype != torch.bfloat16
     if not in_numpy or tensor.requires_grad or tensor.layout != torch.strided or tensor.nbytes > MAX_PIPED:
-        return reduce_tensor(tensor)
+        return reduce_tensor(tensor)  # type: ignore[no-untyped-call]
     return torch.from_numpy, (tensor.resolve_conj().resolve_neg().numpy(),)
 
 
