@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from perceiver.decoders.base import LOGITS
+from perceiver.inspection.attribution import rival_maps
 from perceiver.inspection.capture import capture
+from perceiver.inspection.evaluation import Evaluator
 from perceiver.inspection.explanation import (
     Explainer,
     Explanation,
@@ -180,6 +182,7 @@ def test_without_answers_there_are_no_maps(monkeypatch, make):
     assert found.probability.shape == (3, 0)
     assert contact_sheets(found, {}, num_latents=1)
     assert faithfulness(explainer, found, num_orders=1).num_samples == 0
+    assert all(not maps.any() for maps in rival_maps(explainer, found).values())
 
 
 def test_inputs_are_converted_and_the_precision_is_that_of_the_context():
@@ -230,7 +233,8 @@ def test_an_explanation_leaves_the_model_unchanged():
     explainer, batch = captioned()
     explainer.model.train()
     state, modes = torch.get_rng_state(), [module.training for module in explainer.model.modules()]
-    faithfulness(explainer, explainer.explain(batch), seed=3)
+    evaluator = Evaluator(num_samples=3, num_orders=1, rivals=False, randomize=True)
+    evaluator.evaluate(explainer, [explainer.explain(batch)], with_localization=True, with_faithfulness=True)
     assert torch.equal(torch.get_rng_state(), state)
     assert [module.training for module in explainer.model.modules()] == modes
     assert all(parameter.grad is None for parameter in explainer.model.parameters())
