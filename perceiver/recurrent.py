@@ -2,7 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float
@@ -76,6 +76,8 @@ def run_layers(
     Returns:
         The outputs, zeros where the mask is False; and the state after the last element.
     """
+    if torch.compiler.is_exporting():
+        return _run_steps(layers, x, state, mask)
     before = state if state is None or isinstance(layers, nn.LSTM) else state[0]
     # cuDNN has no backward pass in evaluation, which relevance needs.
     explained = x.is_cuda and not layers.training and torch.is_grad_enabled()
@@ -91,3 +93,34 @@ def run_layers(
             padded, _ = pad_packed_sequence(packed_out, batch_first=True, total_length=x.shape[1])
             out = padded.take_along_dim(first.argsort(dim=1), dim=1).masked_fill(~mask[..., None], 0.0)
     return out, after if isinstance(after, tuple) else (after,)
+
+
+def _run_steps(
+    layers: nn.GRU | nn.LSTM, x: Tensor, state: RecurrentState | None, mask: Tensor | None
+) -> tuple[Tensor, RecurrentState]:
+    """Do the same as `run_layers` in evaluation, step by step: a graph of fixed length cannot hold packed sequences."""
+    num_states, directions = 2 if isinstance(layers, nn.LSTM) else 1, ["", "_reverse"][: 1 + layers.bidirectional]
+    if state is None:
+        zeros = x.new_zeros(layers.num_layers * len(directions), x.shape[0], layers.hidden_size)
+        state = (zeros,) * num_states
+    cell = torch.lstm_cell if isinstance(layers, nn.LSTM) else torch.gru_cell
+    after: list[list[Tensor]] = []
+    for layer in range(layers.num_layers):
+        outputs = []
+        for direction in directions:
+            names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            weights = [getattr(layers, f"{name}_l{layer}{direction}") for name in names]
+            now = [part[len(after)] for part in state]
+            steps, hidden = list(enumerate(x.unbind(1))), {}
+            for step, inputs in reversed(steps) if direction else steps:
+                before: Any = tuple(now) if num_states == 2 else now[0]
+                new = cell(inputs, before, *weights)
+                is_real = None if mask is None else mask[:, step, None]
+                pairs = zip(new if isinstance(new, tuple) else (new,), now, strict=True)
+                now = [one if is_real is None else torch.where(is_real, one, other) for one, other in pairs]
+                hidden[step] = now[0]
+            outputs.append(torch.stack([hidden[step] for step in range(len(steps))], dim=1))
+            after.append(now)
+        x = torch.cat(outputs, dim=2)
+    out = x if mask is None else x.masked_fill(~mask[..., None], 0.0)
+    return out, tuple(torch.stack(parts) for parts in zip(*after, strict=True))

@@ -60,6 +60,10 @@ class Call:
         suffix = {"inputs": "", "masks": "_mask", "queries": "_queries", "hidden": "_hidden"}
         return [f"{name}{suffix[group]}".replace("/", "_") for group, name in self.tensors]
 
+    def output_names(self, model: nn.Module) -> dict[str, str]:
+        """Return the names that outputs have in a graph, by their own: those that arguments have, too, get a suffix."""
+        return {name: f"{name}_output" if name in self.names else name for name in self.rows(1).outputs(model)}
+
     def rows(self, size: int) -> "Call":
         """Return a batch of `size` rows, in which rows may repeat."""
         return Call(
@@ -233,11 +237,11 @@ def write_signature(finished: FinishedRun, call: Call, out: Path) -> None:
     def described(value: Tensor) -> dict[str, Any]:
         return {"type": str(value.dtype).removeprefix("torch."), "shape": ["batch", *value.shape[1:]]}
 
-    outputs = call.outputs(finished.parts.model)
+    outputs, graph_names = call.outputs(finished.parts.model), call.output_names(finished.parts.model)
     arguments = zip(call.names, call.tensors.values(), strict=True)
     content = {
         "inputs": {name: described(value) for name, value in arguments},
-        "outputs": {name: described(value) for name, value in outputs.items()},
+        "outputs": {graph_names[name]: described(value) for name, value in outputs.items()},
         "class_names": finished.parts.module.description["class_names"],
         "readers": finished.config["data"]["readers"],
     }
@@ -261,9 +265,10 @@ def export_onnx(finished: FinishedRun, call: Call, out: Path) -> Exported:
         import onnxscript  # noqa: F401  (torch's exporter needs it)
     except ModuleNotFoundError as error:
         raise ConfigError(f"format=onnx needs {error.name} (pip install 'perceiver[onnx]')") from error
-    program, names = traced(finished, call, out), [*call.rows(1).outputs(finished.parts.model)]
+    program, names = traced(finished, call, out), call.output_names(finished.parts.model)
+    graph_names = [*names.values()]
     try:
-        onnx = torch.onnx.export(program, dynamo=True, verbose=False, input_names=call.names, output_names=names)
+        onnx = torch.onnx.export(program, dynamo=True, verbose=False, input_names=call.names, output_names=graph_names)
         assert onnx is not None
         onnx.save(out / "model.onnx")
         session = onnxruntime.InferenceSession(out / "model.onnx", providers=["CPUExecutionProvider"])
@@ -274,7 +279,7 @@ def export_onnx(finished: FinishedRun, call: Call, out: Path) -> Exported:
         # An input of which nothing is used is none of the graph's.
         used = {one.name for one in session.get_inputs()}
         given = {name: value.numpy() for name, value in zip(rows.names, rows.tensors.values(), strict=True)}
-        found = session.run(names, {name: value for name, value in given.items() if name in used})
+        found = session.run(graph_names, {name: value for name, value in given.items() if name in used})
         return dict(zip(names, map(torch.from_numpy, found), strict=True))
 
     return outputs

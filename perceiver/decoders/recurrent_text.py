@@ -134,7 +134,7 @@ class RecurrentTextDecoder(Decoder):
         """Return the state before the first token, from a normalized memory."""
         layers, width = self.recurrent.num_layers, self.recurrent.hidden_dim
         if self.initial == "zeros":
-            shape = (self.recurrent.num_states, layers, len(memory), width)
+            shape = (self.recurrent.num_states, layers, memory.values.shape[0], width)
             states = memory.values.new_zeros(shape)
         else:
             read = mean_of(memory) if self.initial == "mean" else ends_of(memory)
@@ -144,7 +144,7 @@ class RecurrentTextDecoder(Decoder):
                 layers=layers,
                 width=width,
             ).contiguous()
-        fed = memory.values.new_zeros(len(memory), 1, self.queries.dim) if self.input_feeding else None
+        fed = memory.values.new_zeros(memory.values.shape[0], 1, self.queries.dim) if self.input_feeding else None
         return DecoderState(states.unbind(), fed)
 
     def step(
@@ -187,7 +187,7 @@ def ends_of(memory: Memory) -> Float[Tensor, "batch ends"]:
     first = mask.int().argmax(dim=1)
     last = mask.shape[1] - 1 - mask.flip(1).int().argmax(dim=1)
     ends = torch.stack([first, last], dim=1)[..., None]
-    found = values.take_along_dim(ends, dim=1).where(mask.any(dim=1)[:, None, None], 0.0)
+    found = values.gather(1, ends.expand(-1, -1, values.shape[2])).where(mask.any(dim=1)[:, None, None], 0.0)
     return found.flatten(1)
 
 

@@ -130,7 +130,9 @@ class Explicit(Mechanism):
         return logits + added, added.isfinite() if allowed is None else added.isfinite() & allowed
 
     def _chunks(self, q: Queries, k: Keys, queries: Indices) -> list[Indices]:
-        """Divide queries into parts whose logits fit into memory; at least one."""
+        """Divide queries into parts whose logits fit into memory; at least one, and only one in an exported graph."""
+        if torch.compiler.is_exporting():
+            return [queries]
         batch, heads, num_queries, _ = q.shape
         numbers = list(range(num_queries))[queries] if isinstance(queries, slice) else queries
         row = max(batch * heads * k.shape[2] * self.score.width, 1)

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 import perceiver
 from perceiver.commands import export
@@ -70,6 +71,14 @@ def test_what_cannot_be_exported_is_one_sentence(run, tmp_path):
     assert_refused(script(SCRIPT, *given, "format=pickle"), "format=pickle", "safetensors")
     assert_refused(script(SCRIPT, *given, "format=onnx", "tolerance=-1"), "tolerance=-1")
     assert_refused(script(SCRIPT, *given, "format=transformers"), "format=transformers", "other parts")
+
+
+def test_an_output_with_the_name_of_an_input_has_another_one_in_a_graph():
+    call = export.Call({("inputs", "video"): torch.zeros(2, 3)}, frozenset())
+    assert call.output_names(lambda *_: {"video": torch.zeros(1), "label": torch.zeros(1)}) == {
+        "video": "video_output",
+        "label": "label",
+    }
 
 
 def test_outputs_that_differ_are_refused(run, tmp_path, monkeypatch):

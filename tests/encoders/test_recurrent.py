@@ -54,6 +54,20 @@ def test_real_elements_anywhere_are_read_in_order_and_the_state_is_the_last_one(
     assert_close(state, expected_state)
 
 
+@pytest.mark.parametrize(("cell", "bidirectional"), [*product(["gru", "lstm"], [False, True])])
+def test_the_steps_of_an_exported_graph_compute_the_same(monkeypatch, cell, bidirectional):
+    layers = RecurrentSpec(cell=cell, hidden_dim=7, num_layers=2, dropout=0.0).layers(
+        DIM, 2, bidirectional=bidirectional
+    )
+    x, mask = torch.randn(3, 11, DIM), torch.rand(3, 11) < 0.5
+    mask[:, 4] = True
+    state = run_layers(layers, x)[1]
+    cases = [(None, None), (state, None), (None, mask), (state, mask)]
+    expected = [run_layers(layers, x, before, real) for before, real in cases]
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    assert_close([run_layers(layers, x, before, real) for before, real in cases], expected, atol=1e-6, rtol=0)
+
+
 def test_a_pyramid_concatenates_pairs_which_cover_the_places_of_both():
     axis = Axis("time", "s", 0.5, 3.0)
     values = torch.arange(10.0).reshape(1, 5, 2)
