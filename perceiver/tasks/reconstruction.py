@@ -226,11 +226,11 @@ class Reconstruction(Task):
         texts: Mapping[str, Sequence[ScoredText]],
         class_names: Sequence[str],
     ) -> dict[str, list[TableRow]]:
-        """Return the metrics of each sample, the worst first."""
+        """Return the metrics of each sample, the worst first, and those without scored values last."""
         rows = []
         for (id, window), scores in zip(_rows(batch), self._scores(outputs, batch), strict=True):
             name, value = next(iter(scores.items()))
-            rank = -value if name.endswith(LOWER_IS_BETTER) else value
+            rank = math.inf if math.isnan(value) else -value if name.endswith(LOWER_IS_BETTER) else value
             rows.append(TableRow({"id": f"{id} {window}".strip(), **scores}, rank))
         return {"reconstructions": rows}
 

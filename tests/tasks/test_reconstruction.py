@@ -216,6 +216,8 @@ class TestPlaces:
         batch.masks["text"] = torch.tensor([True, False, True])
         alone = Batch({"text": batch.inputs["text"][::2]}, {}, batch.ids[::2])
         assert task.num_terms(batch) == 2
+        ranks = [row.rank for row in task.table_rows(task.outputs(model, batch), batch, {}, [])["reconstructions"]]
+        assert max(ranks[0], ranks[2]) < ranks[1]
         assert_close(task.loss(task.outputs(model, batch), batch), task.loss(task.outputs(model, alone), alone))
         batch.masks["text"][:] = False
         assert task.num_terms(batch) == task.loss(task.outputs(model, batch), batch) == 0
