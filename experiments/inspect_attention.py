@@ -13,7 +13,11 @@ from perceiver.runtime.errors import report_user_errors
 @command_line
 @hydra.main(version_base="1.3", config_path="../conf", config_name="inspect_attention")
 @report_user_errors
-def main(cfg: DictConfig) -> Path:
+def main(cfg: DictConfig) -> Path | None:
+    if cfg.serve:
+        from perceiver.commands.serve import serve
+
+        return serve(cfg)
     from perceiver.commands.inspect import inspect_attention
 
     return inspect_attention(cfg)

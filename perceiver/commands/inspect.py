@@ -36,7 +36,7 @@ from perceiver.inspection.writer import ExplanationWriter, explain_in_parts
 from perceiver.runtime.errors import ConfigError, one_line
 from perceiver.runtime.summary import console
 from perceiver.training.build import config_errors
-from perceiver.types import Batch
+from perceiver.types import Batch, Sample
 
 MOST_WINDOWS = 32
 """Windows of a user's sound that are explained: each is a sample of the page."""
@@ -321,14 +321,20 @@ def read_files(run: Run, paths: Sequence[Path]) -> tuple[Batch, list[str]]:
     samples, unreadable = [], []
     for path in paths:
         try:
-            windows = run.finished.parts.data.dataset.read(path).split()
+            windows = window_samples(run.finished.parts.data.dataset.read(path))
         except UnreadableError as error:
             unreadable.append(str(error))
             continue
-        chosen = evenly_spread(len(windows), MOST_WINDOWS)
-        if len(chosen) < len(windows):
-            console.print(f"{path}: {len(chosen)} of {len(windows)} windows are explained", soft_wrap=True)
-        samples += [windows[place] for place in chosen]
+        samples += windows
     if not samples:
         raise UnreadableError("; ".join(unreadable))
     return collate(samples).to(run.finished.parts.module.device), unreadable
+
+
+def window_samples(sample: Sample) -> list[Sample]:
+    """Return the windows of a long sample as samples, at most `MOST_WINDOWS`."""
+    windows = sample.split()
+    chosen = evenly_spread(len(windows), MOST_WINDOWS)
+    if len(chosen) < len(windows):
+        console.print(f"{sample.id}: {len(chosen)} of {len(windows)} windows are explained", soft_wrap=True)
+    return [windows[place] for place in chosen]

@@ -79,8 +79,8 @@ class Dataset:
         """Return the text that each position of an input represents, or None if it is not text."""
         return self.readers[modality].pieces(raw)
 
-    def read(self, path: Path) -> Sample:
-        """Read a user's file as a sample without targets, prepared as for evaluation.
+    def read(self, path: Path, *more: Path) -> Sample:
+        """Read a user's file as a sample without targets, prepared as for evaluation; with more files, as one sample.
 
         A single reader reads it whatever its name; with several, its ending selects the readers, one of each kind: from
         a video may be read its frames and its sound.
@@ -88,13 +88,16 @@ class Dataset:
         Raises:
             UnreadableError: the file is missing or not of the kind that the reader reads.
         """
-        matching = {
-            reader.kind: name for name, reader in reversed([*self.readers.items()]) if reader.kind.has(path.name)
-        }
-        if len(self.readers) > 1 and not matching:
-            kinds = " nor ".join(reader.kind.name for reader in self.readers.values())
-            raise UnreadableError(f"{path}: its ending is that of neither {kinds}")
-        return self.sample(Item(dict.fromkeys(matching.values() or self.readers, path), {}, str(path)), train=False)
+        parts: dict[str, Path] = {}
+        for file in (path, *more):
+            matching = {
+                reader.kind: name for name, reader in reversed([*self.readers.items()]) if reader.kind.has(file.name)
+            }
+            if len(self.readers) > 1 and not matching:
+                kinds = " nor ".join(reader.kind.name for reader in self.readers.values())
+                raise UnreadableError(f"{file}: its ending is that of neither {kinds}")
+            parts |= dict.fromkeys(matching.values() or self.readers, file)
+        return self.sample(Item(parts, {}, str(path)), train=False)
 
     def sample(self, item: Item, *, train: bool) -> Sample:
         """Read an item, with augmentation if `train`.

@@ -10,6 +10,7 @@
 //             stages {map: rank correlation with the original map after each stage of randomization},
 //             chance {score: value of an uninformative map}, maps {map: title, scores {score: {mean, low, high}},
 //             differences {null: {deletion, insertion: {mean, low, high}}}, p, and the verdict: mark, brief, sentence}
+//   live      null, or what a page that is served needs, see `live.js`
 //   colormaps, difference, outline: see `perceiver/inspection/colormap.py`
 //   samples   [{id, ground_truth: [line], modalities: {name: as below}}]
 //     axes    of rows and columns: name, unit, start (top, left), stop, scale: "linear" or "mel"; no name: no such axis

@@ -11,13 +11,18 @@ SCRIPTS = (
     "readout matrix samples queries knockout chart statistics faithfulness controls shortcuts main"
 )
 """Concatenated in this order into one module, whose scope they share."""
+LIVE = "live"
+"""The script of the panel of a page that is served."""
+OFFLINE = "default-src 'none';"
+"""The rule of the page's content security policy that forbids requests; a served page may ask its server."""
 
 
 def page_html(page: Mapping[str, Any], maps: Sequence[Mapping[str, Any]]) -> str:
     """Return the page of some events for the same samples.
 
     Args:
-        page: everything but the maps: `title`, `runs` with their events and values, `samples` and their drawings.
+        page: everything but the maps: `title`, `runs` with their events and values, `samples` and their drawings, and
+            `live`, if the page is served (`live.js`).
         maps: of each event and sample. Each is a block of its own, so that a browser parses only what is selected.
     """
     blocks = [f'<script type="application/json" id="page">{embed(page)}</script>']
@@ -26,8 +31,11 @@ def page_html(page: Mapping[str, Any], maps: Sequence[Mapping[str, Any]]) -> str
         f'data-sample="{content["sample"]:d}">{embed(content)}</script>'
         for content in maps
     ]
-    scripts = "\n".join(read_part(f"{name}.js") for name in SCRIPTS.split())
-    return filled("page.html", style=read_part("page.css"), script=scripts, data="\n".join(blocks))
+    names = SCRIPTS.split()
+    is_live = page.get("live") is not None
+    scripts = "\n".join(read_part(f"{name}.js") for name in ([LIVE, *names] if is_live else names))
+    html = filled("page.html", style=read_part("page.css"), script=scripts, data="\n".join(blocks))
+    return html.replace(OFFLINE, f"{OFFLINE} connect-src 'self';", 1) if is_live else html
 
 
 def filled(template: str, *, style: str, script: str, data: str) -> str:

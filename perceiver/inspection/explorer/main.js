@@ -46,6 +46,7 @@ function render(explanation) {
   renderKnockouts(explanation);
   renderStatistics();
   renderFaithfulness();
+  if (page.live) renderLive();
   writeHash();
   const { sample, run, event, method, layer, head, query, answer, foil, evidence } = state;
   renderOnChange("announcement", [sample, run, event, method, layer, head, query, answer, foil, evidence], () => {
@@ -81,6 +82,7 @@ function start() {
   listenToControls();
   listenToQueries();
   listenToShortcuts();
+  if (page.live) listenToLive();
   const load = () => {
     readHash();
     update();

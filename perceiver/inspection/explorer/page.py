@@ -276,6 +276,7 @@ def explorer_page(
     runs: Mapping[str, Sequence[Event]],
     *,
     opened: Sequence[Event] = (),
+    live: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the page as one HTML text.
 
@@ -285,6 +286,7 @@ def explorer_page(
         runs: name of a run -> its events in order.
         opened: the event that is shown first, and the one that it is compared with; by default the last one with maps
             of the first run, alone.
+        live: what the panel of a page that is served needs, see `live.js`; None for a page that is a file.
     """
     places = {str(sample["id"]): place for place, sample in enumerate(samples)}
     described: list[dict[str, Any]] = []
@@ -311,7 +313,8 @@ def explorer_page(
         described.append({"name": name, "events": of_run})
     colors = {"colormaps": COLORMAPS, "difference": DIFFERENCE, "outline": OUTLINE}
     return page_html(
-        {"title": title, "initial_events": opens, "runs": described, "samples": list(samples), **colors}, maps
+        {"title": title, "initial_events": opens, "runs": described, "samples": list(samples), "live": live, **colors},
+        maps,
     )
 
 
