@@ -153,13 +153,17 @@ class OpticalFlow(Task):
         texts: Mapping[str, Sequence[ScoredText]],
         class_names: Sequence[str],
     ) -> dict[str, list[TableRow]]:
-        """Return the metrics of each sample, the largest endpoint error first; NaN where no flow is known."""
+        """Return the metrics of each sample, the largest endpoint error first; last those without any known flow."""
         scores, known = self._scores(outputs, batch)
         means = {name: (values * known).sum(dim=1) / known.sum(dim=1) for name, values in scores.items()}
         columns = {name: values.tolist() for name, values in means.items()}
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         found = zip(batch.ids, rows, strict=True)
-        return {"predictions": [TableRow({"id": id, **row}, -row["EPE"]) for id, row in found]}
+        return {
+            "predictions": [
+                TableRow({"id": id, **row}, math.inf if math.isnan(row["EPE"]) else -row["EPE"]) for id, row in found
+            ]
+        }
 
     def _flow(self, model: Model, batch: Batch) -> Float[Tensor, "rows 2 height width"]:
         """Return the predicted flow of each window, in pixels."""

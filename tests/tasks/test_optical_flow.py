@@ -80,6 +80,10 @@ def test_each_test_sample_has_its_metrics_the_worst_first():
     table = task().table_rows(task().outputs(model, given), given, {}, [])["predictions"]
     assert [row.values["id"] for row in sorted(table, key=lambda row: row.rank)] == ["b", "a"]
     assert table[1].values["EPE"] == pytest.approx(math.hypot(3.0, 3.0), rel=1e-5)
+    flow[0] = math.nan
+    given = batch(flow=flow)
+    table = task().table_rows(task().outputs(model, given), given, {}, [])["predictions"]
+    assert [row.values["id"] for row in sorted(table, key=lambda row: row.rank)] == ["b", "a"]
 
 
 def test_predictions_are_the_mean_flow_in_pixels():
