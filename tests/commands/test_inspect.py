@@ -432,7 +432,9 @@ class TestTasks:
         assert all(
             sample["ground_truth"] and len(split_words(sample["ground_truth"][0])) > 2 for sample in page["samples"]
         )
-        assert ended.out.count("over image") == 2 * 2
+        assert ended.out.count("over image") == 2 * (2 + 2), (
+            "two maps, and the evidence for and against rather than a foil"
+        )
 
 
 class TestMistakes:
