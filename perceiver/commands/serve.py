@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from perceiver.commands.inspect import Run, chosen_foil, load_run, probe, read_files, window_samples
+from perceiver.commands.inspect import Run, chosen_foil, knocked_out_kinds, load_run, probe, read_files, window_samples
 from perceiver.commands.predict import input_files, named
 from perceiver.commands.train import prepare_torch
 from perceiver.data.collate import collate
 from perceiver.data.files import TEXTS, UnreadableError
 from perceiver.inspection.events import event_arrays, with_scores
 from perceiver.inspection.explorer.page import MOST_VALUES, explorer_page, page_event
+from perceiver.inspection.knockout import knock_out, knock_out_arrays
 from perceiver.inspection.writer import ExplanationWriter
 from perceiver.runtime.errors import ConfigError, explain, is_user_error, one_line
 from perceiver.runtime.summary import console
@@ -185,6 +186,7 @@ class LiveExplorer:
         writer = ExplanationWriter.of_model(explainer, explanation, finished.parts.data.dataset.pieces)
         arrays = event_arrays(explanation, max_megabytes=finished.config["attention"]["max_megabytes"])
         arrays |= {"step": np.array(finished.step), "epoch": np.array(finished.epoch)}
+        arrays |= knock_out_arrays(knock_out(explainer, explanation, knocked_out_kinds(self.cfg)))
         arrays = with_scores(arrays, explanation.statistics)
         event = page_event(arrays, most_values=MOST_VALUES, name=f"{run.name} · step {finished.step}")
         readers = finished.parts.data.dataset.readers.values()
@@ -354,6 +356,7 @@ def live_server(cfg: DictConfig) -> LiveServer:
         raise ConfigError(f"serve_megabytes={cfg.serve_megabytes}: must be a number above 0")
     if cfg.compare is not None or cfg.atlas:
         raise ConfigError("serve=true: shows one run; leave compare and atlas out")
+    knocked_out_kinds(cfg)
     run = load_run(cfg, "run", "checkpoint", cfg.overrides)
     if cfg.run is None and cfg.data is None and not cfg.inputs:
         raise ConfigError("a published model has no samples of its own; give inputs=[…], or data=… data.root=…")

@@ -177,6 +177,14 @@ def test_computations_do_not_overlap(server, monkeypatch):
     assert most == [1, 1, 1]
 
 
+def test_latents_are_knocked_out(run):
+    asked = Question(name="a.png", content=picture(run).read_bytes())
+    explorers = [live_server(settings(run=str(run), knockout=kinds)).explorer for kinds in ([], ["latents"])]
+    (without,), (maps,) = (contents_of(explorer.answer(asked))[1] for explorer in explorers)
+    assert (without["knockouts"], len(maps["knockouts"])) == ([], 1)
+    assert maps["methods"] == without["methods"]
+
+
 def test_names_of_files():
     for name, expected in (("../../etc/passwd", "passwd"), ("a\\b.png", "b.png"), ("..", "file"), ("", "file")):
         assert safe_name(name) == expected
