@@ -154,7 +154,7 @@ class TestSchedule:
         assert all((second[name] == first[name]).all() for name in ("ids", "input/image", "target/label"))
         assert (second["cross0/weights"] != first["cross0/weights"]).any()
 
-    @pytest.mark.parametrize(("options", "sizes"), [({}, [3, 7]), ({"evaluator": evaluator(0)}, [3])], ids=str)
+    @pytest.mark.parametrize(("options", "sizes"), [({}, [3, 7]), ({"evaluator": evaluator(0)}, [3])], ids=["scored", "unscored"])
     def test_each_set_of_samples_is_read_once(self, tmp_path, options, sizes, monkeypatch):
         found, original = [], DataModule.probe
         monkeypatch.setattr(DataModule, "probe", lambda data, count: found.append(count) or original(data, count))
@@ -351,7 +351,7 @@ class TestScores:
             ({"boxes": False, "texts": True}, {"attention/word_overlap"}),
             ({"boxes": True, "texts": False, "evaluator": evaluator(0)}, set()),
         ],
-        ids=str,
+        ids=["without boxes", "words", "without samples"],
     )
     def test_there_are_none_without_boxes_or_samples(self, tmp_path, options, scores):
         of_callback = {name: options.pop(name) for name in list(options) if name == "evaluator"}
