@@ -154,7 +154,9 @@ class TestSchedule:
         assert all((second[name] == first[name]).all() for name in ("ids", "input/image", "target/label"))
         assert (second["cross0/weights"] != first["cross0/weights"]).any()
 
-    @pytest.mark.parametrize(("options", "sizes"), [({}, [3, 7]), ({"evaluator": evaluator(0)}, [3])], ids=["scored", "unscored"])
+    @pytest.mark.parametrize(
+        ("options", "sizes"), [({}, [3, 7]), ({"evaluator": evaluator(0)}, [3])], ids=["scored", "unscored"]
+    )
     def test_each_set_of_samples_is_read_once(self, tmp_path, options, sizes, monkeypatch):
         found, original = [], DataModule.probe
         monkeypatch.setattr(DataModule, "probe", lambda data, count: found.append(count) or original(data, count))
