@@ -9,7 +9,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import torch
@@ -17,7 +16,6 @@ from jaxtyping import Float64, Int64
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.multiprocessing.reductions import reduce_tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
@@ -41,8 +39,6 @@ log = logging.getLogger(__name__)
 
 MAX_CLASS_NAMES = 20
 """Class names listed in an error."""
-MAX_PIPED = 2**18
-"""Bytes of a tensor that a worker sends by value."""
 
 
 class DataModule(LightningDataModule):
@@ -412,18 +408,6 @@ def _init_worker(number: int) -> None:
         threading.Thread(target=_exit_on_sigterm_of, args=(os.getppid(),), daemon=True).start()
     for name in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(name, signal.SIG_IGN)
-    ForkingPickler.register(Tensor, reduce_for_pipe)
-
-
-def reduce_for_pipe(tensor: Tensor) -> tuple[Any, ...]:
-    """Reduce a tensor for its way to the training process: a small one as its values, others as shared memory.
-
-    Shared memory needs an authenticated connection for each tensor, which costs more than `MAX_PIPED` bytes in a pipe.
-    """
-    in_numpy = type(tensor) is Tensor and tensor.device.type == "cpu" and tensor.dtype != torch.bfloat16
-    if not in_numpy or tensor.requires_grad or tensor.layout != torch.strided or tensor.nbytes > MAX_PIPED:
-        return reduce_tensor(tensor)  # type: ignore[no-untyped-call]
-    return torch.from_numpy, (tensor.resolve_conj().resolve_neg().numpy(),)
 
 
 def _exit_on_sigterm_of(process: int) -> None:

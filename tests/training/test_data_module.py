@@ -15,7 +15,7 @@ from perceiver.data.dataset import Dataset
 from perceiver.data.files import UnreadableError
 from perceiver.data.readers.array import ArrayReader
 from perceiver.data.sources.base import Item, Source
-from perceiver.training.data_module import DataModule, reduce_for_pipe
+from perceiver.training.data_module import DataModule
 from perceiver.types import Batch
 
 SIZES = {"train": 23, "val": 13, "test": 11}
@@ -348,21 +348,3 @@ class TestUnderLightning:
         seen = fit(module(), max_epochs=2, overfit_batches=2, enable_checkpointing=False)
         assert len(seen) == 4
         assert seen[:2] == seen[2:]
-
-
-@pytest.mark.parametrize("size", [3, 2**18], ids=["by value", "shared"])
-@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32, torch.bfloat16], ids=str)
-def test_what_a_worker_sends_arrives_unchanged_and_may_be_written(size, dtype):
-    for tensor in (torch.randn(2, size).to(dtype), torch.randn(size, 2).to(dtype).mT[:, 1:]):
-        rebuild, arguments = reduce_for_pipe(tensor)
-        assert (rebuild is torch.from_numpy) == (size == 3 and dtype != torch.bfloat16)
-        found = rebuild(*arguments)
-        assert found.dtype == dtype
-        assert torch.equal(found, tensor)
-    found.fill_(1)
-
-
-def test_an_empty_tensor_and_a_single_number_keep_their_shapes():
-    for tensor in (torch.zeros(0, 3), torch.tensor(7.0)):
-        rebuild, arguments = reduce_for_pipe(tensor)
-        assert rebuild(*arguments).shape == tensor.shape
