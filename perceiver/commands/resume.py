@@ -26,6 +26,8 @@ from perceiver.training.trust import untrusted_targets
 
 GROUP_KEYS = ("decay_embeddings", "freeze", "unfreeze_at_epoch", "optimizer.layer_decay", "optimizer.lr_scale")
 """Keys on which the parameter groups of an optimizer depend."""
+STATE_KEYS = ("optimizer.amsgrad", "optimizer.centered")
+"""Settings of torch's optimizers with which they keep another average of each parameter."""
 MAX_CHANGES = 5
 """Changed values in an error."""
 WEIGHTS_ALONE = "a new run that starts with its weights alone has init.from={} in place of ckpt_path or run"
@@ -144,7 +146,7 @@ def check_optimizer_state(before: dict[str, Any], now: dict[str, Any], path: Pat
         ConfigError: they cannot.
     """
     parts = [part for part in ("optimizer", "schedule") if _state_type(before, part) != _state_type(now, part)]
-    keys = [*GROUP_KEYS, *(f"{part}._target_" for part in parts)]
+    keys = [*GROUP_KEYS, *STATE_KEYS, *(f"{part}._target_" for part in parts)]
     old, new = ({key: select(config, key) or None for key in keys} for config in (before, now))
     if _state_type(now, "schedule"):  # torch's schedulers restore their settings, and those of the optimizer
         for settings, config in ((old, before), (new, now)):

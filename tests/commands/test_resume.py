@@ -78,6 +78,7 @@ def test_new_settings_of_optimizer_and_schedule_take_effect(run):
         pytest.param("loader.batch_size=59", "samples in a batch of all processes 53, now 59", marks=slow),
         pytest.param("trainer.limit_train_batches=4", "batches in an epoch 3, now 4", marks=slow),
         ("optimizer=lamb", "optimizer._target_=timm.optim.Lamb, not torch.optim.AdamW"),
+        ("+optimizer.amsgrad=true", "optimizer.amsgrad=true, not null"),
         pytest.param("freeze=[encoders]", "freeze=[encoders], not null", marks=slow),
         pytest.param("decay_embeddings=true", "decay_embeddings", marks=slow),
         (
