@@ -92,13 +92,14 @@ class MovingAverage(WeightAveraging):
 def _update_averages(
     decay: float, warmup: bool, averages: list[Tensor], current: list[Tensor], num_averaged: Tensor
 ) -> None:
-    """Update the averages of tensors of one type; integers are replaced by the current ones."""
+    """Update the averages of tensors of one type, maybe not that of the averages; integers are replaced."""
     if not averages[0].is_floating_point():
         torch._foreach_copy_(averages, current)
         return
     num = num_averaged.to(averages[0].dtype)
     rate = (9.0 / (10.0 + num) if warmup else torch.zeros_like(num)).clamp_min(1.0 - decay)
-    torch._foreach_lerp_(averages, current, [rate] * len(averages))
+    same_type = [value.to(average.dtype) for value, average in zip(current, averages, strict=True)]
+    torch._foreach_lerp_(averages, same_type, [rate] * len(averages))
 
 
 class TrainingClock(Callback):
