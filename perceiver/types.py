@@ -135,6 +135,13 @@ class Memory:
     def __len__(self) -> int:
         return len(self.values)
 
+    def mean(self) -> Float[Tensor, "batch dim"]:
+        """Return the mean over the real elements of each row; zeros where there are none."""
+        if self.mask is None:
+            return self.values.mean(dim=1)
+        total = self.values.masked_fill(~self.mask[..., None], 0.0).sum(dim=1)
+        return total / self.mask.sum(dim=1, keepdim=True).clamp_min(1)
+
     def select(self, rows: Int[Tensor, " chosen"]) -> "Memory":
         """Return some rows of the batch, in any order, each any number of times."""
         mask = None if self.mask is None else self.mask[rows]

@@ -3,6 +3,7 @@
 import os
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, Literal, TypeAlias
@@ -122,16 +123,12 @@ def embeddings(parts: Parts, batch: Batch, pool: Pool) -> Float[Tensor, "samples
     """
     batch = batch.to(parts.module.device)
     memory = InParts(parts.model, parts.data.batch_size).encode(batch.inputs, batch.masks)
-    values = memory.values.float()
     if pool == "none" and memory.mask is not None:
         raise ConfigError(
             "pool=none: the memory has the tokens of each sample, which are not equally many; choose mean"
         )
-    if pool == "mean" and memory.mask is None:
-        values = values.mean(dim=1)
-    elif memory.mask is not None:
-        counts = memory.mask.sum(dim=1, keepdim=True).clamp_min(1)
-        values = values.masked_fill(~memory.mask[..., None], 0.0).sum(dim=1) / counts
+    memory = replace(memory, values=memory.values.float())
+    values = memory.values if pool == "none" else memory.mean()
     if batch.windows:
         rows = torch.split(values, [len(names) for names in batch.windows])
         values = torch.stack([of_sample.mean(dim=0) for of_sample in rows])

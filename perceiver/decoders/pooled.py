@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from perceiver.decoders.base import LOGITS, Decoder
@@ -22,12 +21,4 @@ class PooledDecoder(Decoder):
         self.head = nn.Linear(dim, num_classes)
 
     def forward(self, memory: Memory, queries: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        return {LOGITS: self.head(masked_mean(memory))}
-
-
-def masked_mean(memory: Memory) -> Float[Tensor, "batch dim"]:
-    """Return the mean over the real elements of each row, or zero."""
-    if memory.mask is None:
-        return memory.values.mean(dim=1)
-    total = memory.values.masked_fill(~memory.mask[..., None], 0.0).sum(dim=1)
-    return total / memory.mask.sum(dim=1, keepdim=True).clamp_min(1)
+        return {LOGITS: self.head(memory.mean())}

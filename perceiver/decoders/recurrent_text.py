@@ -137,7 +137,7 @@ class RecurrentTextDecoder(Decoder):
             shape = (self.recurrent.num_states, layers, memory.values.shape[0], width)
             states = memory.values.new_zeros(shape)
         else:
-            read = mean_of(memory) if self.initial == "mean" else ends_of(memory)
+            read = memory.mean() if self.initial == "mean" else ends_of(memory)
             states = rearrange(
                 self.first(read).tanh(),
                 "batch (states layers width) -> states layers batch width",
@@ -169,14 +169,6 @@ class RecurrentTextDecoder(Decoder):
         if self.input_feeding:
             state.attentional = attentional
         return self.head(self.dropout(attentional))
-
-
-def mean_of(memory: Memory) -> Float[Tensor, "batch dim"]:
-    """Return the mean of the real elements of a memory; zeros where there is none."""
-    if memory.mask is None:
-        return memory.values.mean(dim=1)
-    real = memory.mask[..., None]
-    return memory.values.where(real, 0.0).sum(dim=1) / real.sum(dim=1).clamp_min(1)
 
 
 def ends_of(memory: Memory) -> Float[Tensor, "batch ends"]:

@@ -30,7 +30,7 @@ class Excerpt:
         picture: data URL; None where the input cannot be drawn.
         outline: of the token in the picture.
         words: of a text, the pieces before the token, its own, and those after it.
-        sound: data URL of the time around it; None where there is none.
+        sound: data URL of the time around it; None of an input without sound.
     """
 
     place: str
@@ -120,7 +120,7 @@ def _words(pieces: Sequence[str], token: int, window: tuple[int, int]) -> tuple[
 def _sound(
     sound: Sound, row: int, axes: Sequence[Axis], shape: Sequence[int], windows: Sequence[tuple[int, int]]
 ) -> str | None:
-    """Return the time around a token; of a grid without an axis in seconds there is none."""
+    """Return the time around a token; None if no axis of its grid is in seconds."""
     for axis, count, (start, stop) in zip(axes, shape, windows, strict=True):
         if axis.unit == "s":
             begin, end = axis.value(start / count), axis.value(stop / count)

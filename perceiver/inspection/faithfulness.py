@@ -123,7 +123,7 @@ class SampleMaps:
 def last_sample(
     record: Record, maps: Mapping[str, Float[Tensor, "batch answers tokens"]], answers: Answers
 ) -> SampleMaps | None:
-    """Return the maps of the last sample of a batch that has answers; None if there is none."""
+    """Return the maps of the last sample of a batch that has answers; None if no sample has."""
     return next((one for row in reversed(range(len(answers))) if (one := _sample(record, maps, answers, row))), None)
 
 
