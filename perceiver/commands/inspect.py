@@ -68,8 +68,7 @@ def inspect_attention(cfg: DictConfig) -> Path:
         UnreadableError: some files could not be read; raised after all others have been explained.
     """
     runs = [load_run(cfg, "run", "checkpoint", cfg.overrides)]
-    if cfg.run is None and cfg.data is None and not cfg.inputs:
-        raise ConfigError("a published model has no samples of its own; give inputs=[…], or data=… data.root=…")
+    check_has_samples(cfg)
     if cfg.compare is not None:
         runs.append(load_compared(cfg, runs[0]))
     first = runs[0]
@@ -78,9 +77,8 @@ def inspect_attention(cfg: DictConfig) -> Path:
         prepare_torch(first.finished.config)
         page = page_path(cfg, first.finished.output_dir)
         return make_atlas(cfg, first.name, first.finished, first.explainer, page)
-    paths = list(dict.fromkeys(input_files(named(cfg.inputs or []), first.finished.parts.data.dataset.file_endings)))
     prepare_torch(first.finished.config)
-    batch, unreadable = read_files(first, paths) if paths else (probe(first, cfg.samples, "samples"), [])
+    paths, batch, unreadable = chosen_samples(cfg, first)
     # A user's own files are tested themselves: they may be unlike the training data.
     tested = batch if paths else probe(first, cfg.scored_samples or 0, "scored_samples")
     evaluator = map_evaluator(cfg, len(tested))
@@ -139,6 +137,32 @@ def inspect_attention(cfg: DictConfig) -> Path:
     if unreadable:
         raise UnreadableError("; ".join(unreadable))
     return output
+
+
+def check_has_samples(cfg: DictConfig) -> None:
+    """Check that there is anything to explain.
+
+    Raises:
+        ConfigError: neither files nor a data set are given for a published model.
+    """
+    if cfg.run is None and cfg.data is None and not cfg.inputs:
+        raise ConfigError("a published model has no samples of its own; give inputs=[…], or data=… data.root=…")
+
+
+def chosen_samples(cfg: DictConfig, run: Run) -> tuple[list[Path], Batch, list[str]]:
+    """Return the user's files, the samples to explain, and the errors of files that cannot be read.
+
+    The samples are the files, or without any those of the run.
+
+    Raises:
+        ConfigError: there is no such file or sample.
+        UnreadableError: none of them can be read.
+    """
+    endings = run.finished.parts.data.dataset.file_endings
+    paths = list(dict.fromkeys(input_files(named(cfg.inputs or []), endings)))
+    if paths:
+        return paths, *read_files(run, paths)
+    return [], probe(run, cfg.samples, "samples"), []
 
 
 def check_alone(cfg: DictConfig) -> None:

@@ -16,8 +16,15 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from perceiver.commands.inspect import Run, chosen_foil, knocked_out_kinds, load_run, probe, read_files, window_samples
-from perceiver.commands.predict import input_files, named
+from perceiver.commands.inspect import (
+    Run,
+    check_has_samples,
+    chosen_foil,
+    chosen_samples,
+    knocked_out_kinds,
+    load_run,
+    window_samples,
+)
 from perceiver.commands.train import prepare_torch
 from perceiver.data.collate import collate
 from perceiver.data.files import TEXTS, UnreadableError
@@ -358,11 +365,9 @@ def live_server(cfg: DictConfig) -> LiveServer:
         raise ConfigError("serve=true: shows one run; leave compare and atlas out")
     knocked_out_kinds(cfg)
     run = load_run(cfg, "run", "checkpoint", cfg.overrides)
-    if cfg.run is None and cfg.data is None and not cfg.inputs:
-        raise ConfigError("a published model has no samples of its own; give inputs=[…], or data=… data.root=…")
+    check_has_samples(cfg)
     prepare_torch(run.finished.config)
-    paths = list(dict.fromkeys(input_files(named(cfg.inputs or []), run.finished.parts.data.dataset.file_endings)))
-    batch = read_files(run, paths)[0] if paths else probe(run, cfg.samples, "samples")
+    _, batch, _ = chosen_samples(cfg, run)
     explorer = LiveExplorer(cfg, run, batch, int(cfg.serve_megabytes * 2**20))
     try:
         return LiveServer(explorer, cfg.serve_port)
