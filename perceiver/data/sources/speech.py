@@ -8,13 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from perceiver.data.files import Joined, first_few
-from perceiver.data.sources.base import Item, OnError, Roles, Source
+from perceiver.data.sources.base import Item, OnError, Roles
 from perceiver.data.sources.captions import CaptionedFiles, Captions, clean_captions
 from perceiver.data.splits import HeldOut
+from perceiver.data.synthetic.generated import GeneratedSequences, Random, SequenceItems
 from perceiver.data.text_files import Row, read_text
 from perceiver.types import STAGES, Stage
 
@@ -100,7 +98,7 @@ def _lines(table: Path, separator: str, num_cells: int) -> Iterator[Row]:
             yield row
 
 
-class DigitStrings(Source):
+class DigitStrings(GeneratedSequences):
     """Strings of spoken digits, joined from the recordings of the Free Spoken Digit Dataset (Jackson et al. 2018).
 
         root/<digit>_<speaker>_<index>.wav     or in root/recordings
@@ -121,6 +119,10 @@ class DigitStrings(Source):
         ValueError: a value is out of range, or an index is used for both validation and testing.
     """
 
+    name = "digit_strings"
+    roles = ("audio",)
+    stream = (1,)
+
     def __init__(
         self,
         *,
@@ -133,33 +135,30 @@ class DigitStrings(Source):
         test_speakers: Sequence[str] | None,
         seed: int,
     ) -> None:
-        super().__init__()
-        if min(num_samples.values()) < 0:
-            raise ValueError(f"num_samples={dict(num_samples)} must be at least 0")
+        super().__init__(num_samples=num_samples, seed=seed)
         if not 1 <= lengths[0] <= lengths[1]:
             raise ValueError(f"lengths={list(lengths)} must be the least and the greatest, at least 1")
         if not 0.0 <= pause_seconds[0] <= pause_seconds[1]:
             raise ValueError(f"pause_seconds={list(pause_seconds)} must ascend from at least 0")
         if both := sorted({*val_indices} & {*test_indices}):
             raise ValueError(f"val_indices={list(val_indices)}: {both[0]} is also one of test_indices")
-        if seed < 0:
-            raise ValueError(f"seed={seed} must be at least 0")
         self.root = Path(root).expanduser()
-        self.num_samples = num_samples
         self.lengths = lengths
         self.pause_seconds = pause_seconds
         self.indices: dict[Stage, frozenset[int]] = {"val": frozenset(val_indices), "test": frozenset(test_indices)}
         self.test_speakers = test_speakers
-        self.seed = seed
+        self.speakers: dict[Stage, dict[str, list[list[Path]]]] = {}
 
-    def items(self, stage: Stage, roles: Roles) -> "DigitStringItems | None":
+    def items(self, stage: Stage, roles: Roles) -> "SequenceItems | None":
         """Return the strings of a stage.
 
         Raises:
             FileNotFoundError: there are no recordings.
             ValueError: a speaker lacks a digit among the recordings of the stage, or there is no speaker.
         """
-        return DigitStringItems(self, stage) if self.num_samples[stage] else None
+        if self.num_samples[stage]:
+            self.speakers[stage] = self._find_speakers(stage)
+        return super().items(stage, roles)
 
     def texts(self, *, on_error: OnError) -> Iterator[str]:
         """Return the longest string of each digit alone."""
@@ -174,7 +173,7 @@ class DigitStrings(Source):
             raise FileNotFoundError(f"root={self.root}: no recordings named <digit>_<speaker>_<index>.wav")
         return matched
 
-    def speakers(self, stage: Stage) -> dict[str, list[list[Path]]]:
+    def _find_speakers(self, stage: Stage) -> dict[str, list[list[Path]]]:
         """Return speaker -> recordings of each digit in a stage; raises as `items`."""
         speakers = sorted({match["speaker"] for _, match in self._recordings})
         tested = speakers if self.test_speakers is None else list(self.test_speakers)
@@ -201,40 +200,15 @@ class DigitStrings(Source):
                 raise ValueError(f"root={self.root}: no recordings by {speaker} for {stage} of {first_few(lacking)}")
         return found
 
+    def sample_length(self, stage: Stage, index: int) -> int:
+        return int(self.random(stage, index, 0).integers(self.lengths[0], self.lengths[1] + 1))
 
-class DigitStringItems:
-    """The strings of one stage."""
-
-    roles = ("audio",)
-
-    def __init__(self, source: DigitStrings, stage: Stage) -> None:
-        self.source = source
-        self.stage: Stage = stage
-        self.speakers = source.speakers(stage)
-
-    def __len__(self) -> int:
-        return self.source.num_samples[self.stage]
-
-    def sample_classes(self, index: int) -> Sequence[int]:
-        return ()
-
-    def sample_length(self, index: int) -> int:
-        return int(self._random(index, 0).integers(self.source.lengths[0], self.source.lengths[1] + 1))
-
-    def sample_name(self, index: int) -> str:
-        return f"digit_strings/{self.stage}/{index}"
-
-    def __getitem__(self, index: int) -> Item:
-        length = self.sample_length(index)
-        # torch's generator is seeded by (seed, epoch, index).
-        random = self._random(index, 1, *([int(torch.randint(2**62, ()))] if self.stage == "train" else []))
-        by_digit = list(self.speakers.values())[random.integers(len(self.speakers))]
+    def item(self, stage: Stage, index: int, random: Random) -> Item:
+        length = self.sample_length(stage, index)
+        by_digit = list(self.speakers[stage].values())[random.integers(len(self.speakers[stage]))]
         digits = random.integers(len(DIGITS), size=length).tolist()
         files = [by_digit[digit][random.integers(len(by_digit[digit]))] for digit in digits]
-        pauses = random.uniform(*self.source.pause_seconds, size=length + 1).tolist()
+        pauses = random.uniform(*self.pause_seconds, size=length + 1).tolist()
         text = " ".join(DIGITS[digit] for digit in digits)
         parts = {"audio": Joined(tuple(files), tuple(pauses))}
-        return Item(parts, {"caption": text, "references": [text]}, self.sample_name(index))
-
-    def _random(self, index: int, *more: int) -> np.random.Generator:
-        return np.random.default_rng([self.source.seed, STAGES.index(self.stage), index, *more])
+        return Item(parts, {"caption": text, "references": [text]}, self.sample_name(stage, index))

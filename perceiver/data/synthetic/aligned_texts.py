@@ -7,15 +7,13 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import count
-from typing import Any, ClassVar, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from perceiver.data.sources.base import Item, OnError, Roles, Source
+from perceiver.data.sources.base import Item, OnError
+from perceiver.data.synthetic.generated import GeneratedSequences, Random
 from perceiver.tokenizer import split_words
-from perceiver.types import STAGES, Box, Mention, Stage
+from perceiver.types import Box, Mention, Stage
 
-Random: TypeAlias = np.random.Generator
 MODALITY = "text"
 
 
@@ -70,7 +68,7 @@ class AlignmentFacts:
         return found
 
 
-class AlignedTexts(Source):
+class AlignedTexts(GeneratedSequences):
     """Pairs with the targets `caption`, `references`, `group`, and, except in training, `facts`.
 
     Args:
@@ -81,24 +79,14 @@ class AlignedTexts(Source):
         ValueError: a number is negative.
     """
 
-    name: ClassVar[str]
-    """First part of the ids of samples."""
+    roles = (MODALITY,)
 
     def __init__(self, *, num_samples: Mapping[Stage, int], seed: int) -> None:
-        super().__init__()
-        if min(num_samples.values()) < 0:
-            raise ValueError(f"num_samples={dict(num_samples)} must be at least 0")
-        if seed < 0:
-            raise ValueError(f"seed={seed} must be at least 0")
-        self.num_samples = num_samples
-        self.seed = seed
+        super().__init__(num_samples=num_samples, seed=seed, redrawn=False)
 
     @abstractmethod
     def draw(self, random: Random, stage: Stage) -> AlignedPair:
         """Draw a pair."""
-
-    def items(self, stage: Stage, roles: Roles) -> "AlignedItems | None":
-        return AlignedItems(self, stage) if self.num_samples[stage] else None
 
     def texts(self, *, on_error: OnError) -> Iterator[str]:
         return (text for pair in self.text_pairs() for text in pair)
@@ -108,48 +96,26 @@ class AlignedTexts(Source):
 
     @cached_property
     def training_pairs(self) -> list[AlignedPair]:
-        return [self.draw(self._random("train", index), "train") for index in range(self.num_samples["train"])]
+        return [self.draw(self.random("train", index, 0), "train") for index in range(self.num_samples["train"])]
 
     @cached_property
     def _trained(self) -> set[str]:
         return {pair.source for pair in self.training_pairs}
 
-    def _random(self, stage: Stage, index: int, attempt: int = 0) -> Random:
-        return np.random.default_rng([self.seed, STAGES.index(stage), index, attempt])
-
     def pair(self, stage: Stage, index: int) -> AlignedPair:
         """Return a pair."""
         if stage == "train":
             return self.training_pairs[index]
-        pairs = (self.draw(self._random(stage, index, attempt), stage) for attempt in count())
+        pairs = (self.draw(self.random(stage, index, attempt), stage) for attempt in count())
         return next(pair for pair in pairs if pair.source not in self._trained)
 
-
-class AlignedItems:
-    """The pairs of one stage."""
-
-    roles = (MODALITY,)
-
-    def __init__(self, pairs: AlignedTexts, stage: Stage) -> None:
-        self.pairs = pairs
-        self.stage: Stage = stage
-
-    def __len__(self) -> int:
-        return self.pairs.num_samples[self.stage]
-
-    def sample_classes(self, index: int) -> Sequence[int]:
-        return ()
-
-    def sample_length(self, index: int) -> int:
-        pair = self.pairs.pair(self.stage, index)
+    def sample_length(self, stage: Stage, index: int) -> int:
+        pair = self.pair(stage, index)
         return len(pair.source) + len(pair.target)
 
-    def sample_name(self, index: int) -> str:
-        return f"{self.pairs.name}/{self.stage}/{index}"
-
-    def __getitem__(self, index: int) -> Item:
-        pair = self.pairs.pair(self.stage, index)
+    def item(self, stage: Stage, index: int, random: Random) -> Item:
+        pair = self.pair(stage, index)
         targets: dict[str, Any] = {"caption": pair.target, "references": [pair.target], "group": pair.group}
-        if self.stage != "train":
+        if stage != "train":
             targets["facts"] = pair.facts
-        return Item({MODALITY: pair.source}, targets, self.sample_name(index))
+        return Item({MODALITY: pair.source}, targets, self.sample_name(stage, index))

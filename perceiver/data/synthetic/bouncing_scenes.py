@@ -20,10 +20,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from perceiver.data.sources.base import Item, Roles, Source
-from perceiver.types import STAGES, Box, Stage
+from perceiver.data.sources.base import Item
+from perceiver.data.synthetic.generated import GeneratedSource, Random
+from perceiver.types import Box, Stage
 
-Random: TypeAlias = np.random.Generator
 COLORS = {
     "red": (0.90, 0.20, 0.20),
     "green": (0.20, 0.80, 0.25),
@@ -123,7 +123,7 @@ class Scene:
     strokes: Sequence[Stroke]
 
 
-class BouncingScenes(Source):
+class BouncingScenes(GeneratedSource):
     """Videos with sound, with the target `label`, the color that is heard, and, except in training, `boxes`.
 
     Boxes are those of the heard shape in each frame of the `video`, and the times of its sounds in `audio`.
@@ -138,6 +138,10 @@ class BouncingScenes(Source):
         cue: from what the answer follows: `timing`, which needs both modalities, or `either` of them.
         seed: of the scenes.
     """
+
+    name = "bouncing_scenes"
+    roles = ("video", "audio")
+    stream = (1,)
 
     def __init__(
         self,
@@ -169,23 +173,16 @@ class BouncingScenes(Source):
                 raise ValueError(f"{name}={value} must be 0 to {clip.num_frames} frames")
         if cue not in ("timing", "either"):
             raise ValueError(f"cue={cue!r} must be timing or either")
-        if min(num_samples.values()) < 0 or seed < 0:
-            raise ValueError(f"num_samples={dict(num_samples)} and seed={seed} must be at least 0")
-        super().__init__(num_classes=num_classes)
+        super().__init__(num_samples=num_samples, seed=seed, num_classes=num_classes)
         self.clip = clip
-        self.num_samples = num_samples
         self.num_shapes = num_shapes
         self.num_bounces = (fewest, most)
         self.sound_track = sound_track
         self.cue = cue
-        self.seed = seed
 
     @property
     def class_names(self) -> list[str]:
         return list(COLORS)[: self.num_classes]
-
-    def items(self, stage: Stage, roles: Roles) -> "BouncingItems | None":
-        return BouncingItems(self, stage) if self.num_samples[stage] else None
 
     def scene(self, random: Random, label: int) -> Scene:
         """Return a scene in which the color of a label is heard."""
@@ -304,33 +301,12 @@ class BouncingScenes(Source):
         times = [(frame / rate, (frame + 1) / rate) for frame in heard.tolist() if frame < self.clip.num_frames]
         return boxes + [Box(label, "audio", {"time": time}) for time in times]
 
+    def sample_classes(self, stage: Stage, index: int) -> Sequence[int]:
+        return [int(self.random(stage, index, 0).integers(self.num_classes))]
 
-class BouncingItems:
-    """The scenes of one stage."""
-
-    roles = ("video", "audio")
-
-    def __init__(self, scenes: BouncingScenes, stage: Stage) -> None:
-        self.scenes = scenes
-        self.stage = stage
-
-    def __len__(self) -> int:
-        return self.scenes.num_samples[self.stage]
-
-    def sample_classes(self, index: int) -> Sequence[int]:
-        return [int(self._random(index, 0).integers(self.scenes.num_classes))]
-
-    def sample_name(self, index: int) -> str:
-        return f"bouncing_scenes/{self.stage}/{index}"
-
-    def __getitem__(self, index: int) -> Item:
-        (label,) = self.sample_classes(index)
-        train = self.stage == "train"  # torch's generator is seeded by (seed, epoch, index)
-        random = self._random(index, 1, int(torch.randint(2**62, ()))) if train else self._random(index, 1)
-        scene = self.scenes.scene(random, label)
-        parts = {"video": self.scenes.video(random, scene), "audio": self.scenes.sound(random, scene)}
-        targets = {"label": label} if train else {"label": label, "boxes": self.scenes.boxes(scene)}
-        return Item(parts, targets, self.sample_name(index))
-
-    def _random(self, index: int, *more: int) -> Random:
-        return np.random.default_rng([self.scenes.seed, STAGES.index(self.stage), index, *more])
+    def item(self, stage: Stage, index: int, random: Random) -> Item:
+        (label,) = self.sample_classes(stage, index)
+        scene = self.scene(random, label)
+        parts = {"video": self.video(random, scene), "audio": self.sound(random, scene)}
+        targets = {"label": label} if stage == "train" else {"label": label, "boxes": self.boxes(scene)}
+        return Item(parts, targets, self.sample_name(stage, index))

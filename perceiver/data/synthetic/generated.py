@@ -27,6 +27,8 @@ class GeneratedSource(Source):
     """First part of the ids of samples."""
     roles: ClassVar[Sequence[str]]
     """Parts of every sample."""
+    stream: ClassVar[Sequence[int]] = ()
+    """Distinguishes the random numbers of `item` from others that the source draws for the same sample."""
 
     def __init__(
         self, *, num_samples: Mapping[Stage, int], seed: int, num_classes: int = 0, redrawn: bool = True
@@ -50,12 +52,23 @@ class GeneratedSource(Source):
     def item(self, stage: Stage, index: int, random: Random) -> Item:
         """Draw a sample."""
 
-    def sample_classes(self, index: int) -> Sequence[int]:
+    def sample_classes(self, stage: Stage, index: int) -> Sequence[int]:
         """Return the classes of a sample without drawing it."""
         return ()
 
     def sample_name(self, stage: Stage, index: int) -> str:
         return f"{self.name}/{stage}/{index}"
+
+
+class GeneratedSequences(GeneratedSource):
+    """Base of sources whose samples differ in length, which is known without drawing them."""
+
+    def items(self, stage: Stage, roles: Roles) -> "SequenceItems | None":
+        return SequenceItems(self, stage) if self.num_samples[stage] else None
+
+    @abstractmethod
+    def sample_length(self, stage: Stage, index: int) -> int:
+        """Return the length of a sample, in any unit."""
 
 
 class GeneratedItems:
@@ -70,7 +83,7 @@ class GeneratedItems:
         return self.source.num_samples[self.stage]
 
     def sample_classes(self, index: int) -> Sequence[int]:
-        return self.source.sample_classes(index)
+        return self.source.sample_classes(self.stage, index)
 
     def sample_name(self, index: int) -> str:
         return self.source.sample_name(self.stage, index)
@@ -78,4 +91,15 @@ class GeneratedItems:
     def __getitem__(self, index: int) -> Item:
         # torch's generator is seeded by (seed, epoch, index).
         anew = [int(torch.randint(2**62, ()))] if self.stage == "train" and self.source.redrawn else []
-        return self.source.item(self.stage, index, self.source.random(self.stage, index, *anew))
+        return self.source.item(self.stage, index, self.source.random(self.stage, index, *self.source.stream, *anew))
+
+
+class SequenceItems(GeneratedItems):
+    """The samples of one stage, with their lengths."""
+
+    def __init__(self, source: GeneratedSequences, stage: Stage) -> None:
+        super().__init__(source, stage)
+        self.sequences = source
+
+    def sample_length(self, index: int) -> int:
+        return self.sequences.sample_length(self.stage, index)

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from perceiver.data.synthetic.aligned_texts import AlignedPair, AlignedTexts, Random
+from perceiver.data.synthetic.aligned_texts import AlignedPair, AlignedTexts
+from perceiver.data.synthetic.generated import Random
 from perceiver.types import Stage
 
 

@@ -15,11 +15,11 @@ from scipy.fft import irfft, rfft, rfftfreq
 from scipy.signal import butter, lfilter, oaconvolve, sosfilt
 from torch import Tensor
 
-from perceiver.data.sources.base import Item, Roles, Source, multi_hot
-from perceiver.types import STAGES, Box, Stage
+from perceiver.data.sources.base import Item, multi_hot
+from perceiver.data.synthetic.generated import GeneratedSource, Random
+from perceiver.types import Box, Stage
 
 Wave: TypeAlias = Float[np.ndarray, " length"]
-Random: TypeAlias = np.random.Generator
 
 PEAK_LEVEL = (-30.0, -3.0)
 """Range of the peaks of scenes, in dB of full scale."""
@@ -190,7 +190,16 @@ def with_peak(random: Random, scene: Wave) -> Float[Tensor, "1 length"]:
     return torch.from_numpy((scene * (peak / np.abs(scene).max())).astype(np.float32))[None]
 
 
-class SoundScenes(Source):
+@dataclass(frozen=True)
+class _Event:
+    """An event of a class, and its first sample in the scene."""
+
+    label: int
+    onset: int
+    wave: Wave
+
+
+class SoundScenes(GeneratedSource):
     """Synthetic scenes with the target `tags` and, except in training, `boxes`.
 
     Args:
@@ -203,6 +212,10 @@ class SoundScenes(Source):
         snr: least and greatest level of an event relative to the background, in dB.
         seed: of the scenes.
     """
+
+    name = "sound_scenes"
+    roles = ("audio",)
+    stream = (1,)
 
     def __init__(
         self,
@@ -227,83 +240,43 @@ class SoundScenes(Source):
             )
         if snr[0] > snr[1]:
             raise ValueError(f"snr={list(snr)} must ascend")
-        if min(num_samples.values()) < 0:
-            raise ValueError(f"num_samples={dict(num_samples)} must be at least 0")
-        if seed < 0:
-            raise ValueError(f"seed={seed} must be at least 0")
         if sample_rate < MIN_SAMPLE_RATE:
             raise ValueError(f"sample_rate={sample_rate} must be at least {MIN_SAMPLE_RATE} Hz for all events")
-        super().__init__(num_classes=num_classes)
+        super().__init__(num_samples=num_samples, seed=seed, num_classes=num_classes)
         self.sample_rate = sample_rate
-        self.num_samples = num_samples
         self.scene_seconds = scene_seconds
         self.max_events = max_events
         self.event_seconds = event_seconds
         self.snr = snr
-        self.seed = seed
 
     @property
     def class_names(self) -> list[str]:
         return list(EVENTS)[: self.num_classes]
 
-    def items(self, stage: Stage, roles: Roles) -> "SceneItems | None":
-        return SceneItems(self, stage) if self.num_samples[stage] else None
+    def sample_classes(self, stage: Stage, index: int) -> Sequence[int]:
+        random = self.random(stage, index, 0)
+        count = int(random.integers(1, self.max_events + 1))
+        return sorted(random.choice(self.num_classes, count, replace=False).tolist())
 
-
-@dataclass(frozen=True)
-class _Event:
-    """An event of a class, and its first sample in the scene."""
-
-    label: int
-    onset: int
-    wave: Wave
-
-
-class SceneItems:
-    """The scenes of one stage."""
-
-    roles = ("audio",)
-
-    def __init__(self, scenes: SoundScenes, stage: Stage) -> None:
-        self.scenes = scenes
-        self.stage = stage
-
-    def __len__(self) -> int:
-        return self.scenes.num_samples[self.stage]
-
-    def sample_classes(self, index: int) -> Sequence[int]:
-        random = self._random(index, 0)
-        count = int(random.integers(1, self.scenes.max_events + 1))
-        return sorted(random.choice(self.scenes.num_classes, count, replace=False).tolist())
-
-    def sample_name(self, index: int) -> str:
-        return f"sound_scenes/{self.stage}/{index}"
-
-    def __getitem__(self, index: int) -> Item:
-        labels, train = self.sample_classes(index), self.stage == "train"
-        # torch's generator is seeded by (seed, epoch, index).
-        wave, events = self._scene(self._random(index, 1, *([int(torch.randint(2**62, ()))] if train else [])), labels)
-        boxes = {} if train else {"boxes": [self._box(event) for event in events]}
-        return Item(
-            {"audio": wave}, {"tags": multi_hot(labels, self.scenes.num_classes)} | boxes, self.sample_name(index)
-        )
-
-    def _random(self, index: int, *more: int) -> Random:
-        return np.random.default_rng([self.scenes.seed, STAGES.index(self.stage), index, *more])
+    def item(self, stage: Stage, index: int, random: Random) -> Item:
+        labels = self.sample_classes(stage, index)
+        wave, events = self._scene(random, labels)
+        boxes = {} if stage == "train" else {"boxes": [self._box(event) for event in events]}
+        targets = {"tags": multi_hot(labels, self.num_classes)} | boxes
+        return Item({"audio": wave}, targets, self.sample_name(stage, index))
 
     def _scene(self, random: Random, labels: Sequence[int]) -> tuple[Float[Tensor, "1 length"], list[_Event]]:
-        rate = self.scenes.sample_rate
-        length = round(self.scenes.scene_seconds * rate)
+        rate = self.sample_rate
+        length = round(self.scene_seconds * rate)
         scene, events = background(random, length, rate), []
         for label in labels:
-            size = min(round(random.uniform(*self.scenes.event_seconds) * rate), length)
-            wave = synthesize(random, label, size, rate, self.scenes.snr)
+            size = min(round(random.uniform(*self.event_seconds) * rate), length)
+            wave = synthesize(random, label, size, rate, self.snr)
             onset = int(random.integers(length - size + 1))
             scene[onset : onset + size] += wave
             events.append(_Event(label, onset, wave))
         return with_peak(random, scene), events
 
     def _box(self, event: _Event) -> Box:
-        rate = self.scenes.sample_rate
-        times = (event.onset / rate, (event.onset + len(event.wave)) / rate)
-        return Box(event.label, "audio", {"time": times, "frequency": band(event.wave, rate)})
+        times = (event.onset / self.sample_rate, (event.onset + len(event.wave)) / self.sample_rate)
+        return Box(event.label, "audio", {"time": times, "frequency": band(event.wave, self.sample_rate)})

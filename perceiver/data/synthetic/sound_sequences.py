@@ -5,27 +5,24 @@ is a function of (seed, stage, index), and so is all else in validation and test
 time. Recordings are of different lengths.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
-import torch
-
-from perceiver.data.sources.base import Item, OnError, Roles, Source
+from perceiver.data.sources.base import Item, OnError
 from perceiver.data.synthetic.aligned_texts import AlignmentFacts
+from perceiver.data.synthetic.generated import GeneratedSequences, Random
 from perceiver.data.synthetic.sound_scenes import (
     EVENTS,
     MAX_PAUSE,
     MIN_SAMPLE_RATE,
-    Random,
     background,
     synthesize,
     with_peak,
 )
-from perceiver.types import STAGES, Box, Stage
+from perceiver.types import Box, Stage
 
 
-class SoundSequences(Source):
+class SoundSequences(GeneratedSequences):
     """Recordings with the targets `caption`, `references` and, except in training, `facts`: the names of the events.
 
     Args:
@@ -41,6 +38,10 @@ class SoundSequences(Source):
         ValueError: a value is out of range.
     """
 
+    name = "sound_sequences"
+    roles = ("audio",)
+    stream = (1,)
+
     def __init__(
         self,
         *,
@@ -52,11 +53,9 @@ class SoundSequences(Source):
         snr: tuple[float, float],
         seed: int,
     ) -> None:
-        super().__init__()
+        super().__init__(num_samples=num_samples, seed=seed)
         if sample_rate < MIN_SAMPLE_RATE:
             raise ValueError(f"sample_rate={sample_rate} must be at least {MIN_SAMPLE_RATE} Hz for all events")
-        if min(num_samples.values()) < 0:
-            raise ValueError(f"num_samples={dict(num_samples)} must be at least 0")
         if not 1 <= lengths[0] <= lengths[1]:
             raise ValueError(f"lengths={list(lengths)} must be the least and the greatest, at least 1")
         if not MAX_PAUSE < event_seconds[0] <= event_seconds[1]:
@@ -65,77 +64,44 @@ class SoundSequences(Source):
             raise ValueError(f"pause_seconds={list(pause_seconds)} must ascend from at least 0")
         if snr[0] > snr[1]:
             raise ValueError(f"snr={list(snr)} must ascend")
-        if seed < 0:
-            raise ValueError(f"seed={seed} must be at least 0")
         self.sample_rate = sample_rate
-        self.num_samples = num_samples
         self.lengths = lengths
         self.event_seconds = event_seconds
         self.pause_seconds = pause_seconds
         self.snr = snr
-        self.seed = seed
-
-    def items(self, stage: Stage, roles: Roles) -> "SequenceItems | None":
-        return SequenceItems(self, stage) if self.num_samples[stage] else None
 
     def texts(self, *, on_error: OnError) -> Iterator[str]:
-        train = SequenceItems(self, "train")
-        return (train.text(index) for index in range(len(train)))
+        return (self.text("train", index) for index in range(self.num_samples["train"]))
 
+    def sample_length(self, stage: Stage, index: int) -> int:
+        return len(self.labels(stage, index))
 
-class SequenceItems:
-    """The recordings of one stage."""
-
-    roles = ("audio",)
-
-    def __init__(self, source: SoundSequences, stage: Stage) -> None:
-        self.source = source
-        self.stage: Stage = stage
-
-    def __len__(self) -> int:
-        return self.source.num_samples[self.stage]
-
-    def sample_classes(self, index: int) -> Sequence[int]:
-        return ()
-
-    def sample_length(self, index: int) -> int:
-        return len(self.labels(index))
-
-    def sample_name(self, index: int) -> str:
-        return f"sound_sequences/{self.stage}/{index}"
-
-    def labels(self, index: int) -> list[int]:
+    def labels(self, stage: Stage, index: int) -> list[int]:
         """Return the events of a recording in order, as numbers of `EVENTS`; one may occur several times."""
-        random = self._random(index, 0)
-        low, high = self.source.lengths
+        random = self.random(stage, index, 0)
+        low, high = self.lengths
         return random.integers(len(EVENTS), size=int(random.integers(low, high + 1))).tolist()
 
-    def text(self, index: int) -> str:
+    def text(self, stage: Stage, index: int) -> str:
         """Return the names of the events of a recording."""
-        return " ".join(_name(label) for label in self.labels(index))
+        return " ".join(_name(label) for label in self.labels(stage, index))
 
-    def __getitem__(self, index: int) -> Item:
-        labels, text = self.labels(index), self.text(index)
+    def item(self, stage: Stage, index: int, random: Random) -> Item:
+        labels, text, rate = self.labels(stage, index), self.text(stage, index), self.sample_rate
         targets: dict[str, Any] = {"caption": text, "references": [text]}
-        # torch's generator is seeded by (seed, epoch, index).
-        drawn = [int(torch.randint(2**62, ()))] if self.stage == "train" else []
-        random, rate = self._random(index, 1, *drawn), self.source.sample_rate
-        sizes = [round(random.uniform(*self.source.event_seconds) * rate) for _ in labels]
-        pauses = [round(random.uniform(*self.source.pause_seconds) * rate) for _ in range(len(labels) + 1)]
+        sizes = [round(random.uniform(*self.event_seconds) * rate) for _ in labels]
+        pauses = [round(random.uniform(*self.pause_seconds) * rate) for _ in range(len(labels) + 1)]
         scene = background(random, sum(sizes) + sum(pauses), rate)
         onset, boxes = 0, []
         for label, size, pause in zip(labels, sizes, pauses, strict=False):
             onset += pause
-            scene[onset : onset + size] += synthesize(random, label, size, rate, self.source.snr)
+            scene[onset : onset + size] += synthesize(random, label, size, rate, self.snr)
             box = Box(label, "audio", {"time": (onset / rate, (onset + size) / rate)})
             boxes += [[box]] * len(_name(label).split())
             onset += size
-        if self.stage != "train":
+        if stage != "train":
             targets["facts"] = AlignmentFacts(text, boxes)
-        return Item({"audio": with_peak(random, scene)}, targets, self.sample_name(index))
-
-    def _random(self, index: int, *more: int) -> Random:
-        return np.random.default_rng([self.source.seed, STAGES.index(self.stage), index, *more])
+        return Item({"audio": with_peak(random, scene)}, targets, self.sample_name(stage, index))
 
 
 def _name(label: int) -> str:

@@ -114,13 +114,13 @@ class VisualQuestions(RenderedScenes):
         kind, answer = self.kind_and_answer(index)
         return _QUESTIONS[kind](random, self.objects, answer)
 
-    def sample_classes(self, index: int) -> Sequence[int]:
+    def sample_classes(self, stage: Stage, index: int) -> Sequence[int]:
         return [CLASS_NAMES.index(self.kind_and_answer(index)[1])]
 
     def item(self, stage: Stage, index: int, random: Random) -> Item:
         text, objects, referents = self.question(random, index)
         image = render(random, objects, self.image_size)
-        [label] = self.sample_classes(index)
+        [label] = self.sample_classes(stage, index)
         targets: dict[str, Any] = {"label": label, "group": self.kind_and_answer(index)[0]}
         if stage != "train":
             targets["boxes"] = [objects[i].box(self.image_size, label) for i in referents]
