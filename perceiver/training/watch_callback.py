@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from perceiver.inspection import watch
 from perceiver.inspection.capture import undisturbed
 from perceiver.inspection.grids import GivenInput, Input
-from perceiver.inspection.watched import Read
+from perceiver.inspection.watched_answers import Read
 from perceiver.runtime.loggers.wandb import log_attention
 
 log = logging.getLogger(__name__)
