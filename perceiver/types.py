@@ -5,7 +5,7 @@ Shape vocabulary of the code base: batch, tokens, latents, queries, keys, heads,
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import log, log10, prod
+from math import log, log10, nan, prod
 from typing import Any, Literal, Protocol, Self, TypeAlias, runtime_checkable
 
 import torch
@@ -321,6 +321,36 @@ class Answer:
     @property
     def is_word(self) -> bool:
         return self.label is None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The answer of a model about one sample, compared with the truth.
+
+    Probabilities are geometric means over the decisions of an answer: a class, each of several independent classes, or
+    each token of a text.
+
+    Attributes:
+        loss: of the sample.
+        answer, truth: as displayed; empty where there is none.
+        confidence: probability of the answer; NaN where it is not known.
+        truth_probability: likewise of the truth.
+        predicted: labels of the answer; none where answers are not classes.
+        true: labels that apply.
+    """
+
+    loss: float
+    answer: str = ""
+    truth: str = ""
+    confidence: float = nan
+    truth_probability: float = nan
+    predicted: tuple[int, ...] = ()
+    true: tuple[int, ...] = ()
+
+    @property
+    def wrongness(self) -> float:
+        """Confidence less the probability of the truth: 0 where the answer is the truth, near 1 for a sure error."""
+        return self.confidence - self.truth_probability
 
 
 def utf8_safe(text: str) -> str:

@@ -63,7 +63,7 @@ def validation_metrics(parts: Parts, example: Batch) -> set[str]:
         warnings.simplefilter("ignore")
         outputs = task.average_windows(task.outputs(model, example), example)
         task.update("val", outputs, task.loss(outputs, example), example)
-        task.update_generated("val", model, example)
+        task.update_generated("val", task.generated(model, example))
         return {f"val/{name}" for name in task.compute("val")}
 
 

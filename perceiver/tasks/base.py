@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 from perceiver.tasks.text_metrics import ScoredText
-from perceiver.types import Answer, Batch, Model, Picture, QueryKind, Stage
+from perceiver.types import Answer, Batch, Model, Outcome, Picture, QueryKind, Stage
 
 LOWER_IS_BETTER = (
     *("loss", "perplexity", "error", "WER", "CER", "substitutions", "insertions", "deletions"),
@@ -199,13 +199,31 @@ class Task(nn.Module, ABC):
     def update(self, stage: Stage, outputs: Mapping[str, Tensor], loss: Float[Tensor, ""], batch: Batch) -> None:
         """Update the metrics of a stage with a batch."""
 
-    def update_generated(self, stage: Stage, model: Model, batch: Batch) -> dict[str, list[ScoredText]]:
-        """Update the metrics of an evaluation with what takes further calls of the model, such as generation.
-
-        Returns:
-            Output -> the text generated for each sample, for outputs that are texts.
-        """
+    def generated(self, model: Model, batch: Batch) -> dict[str, list[ScoredText]]:
+        """Return the text generated for each sample, by name of the output, for outputs that are texts."""
         return {}
+
+    def update_generated(self, stage: Stage, texts: Mapping[str, Sequence[ScoredText]]) -> None:
+        """Update the metrics of an evaluation with texts that were `generated`."""
+
+    def as_predictions(self, texts: Mapping[str, Sequence[ScoredText]]) -> list[list[dict[str, Any]]] | None:
+        """Return the texts that were `generated` as the first of `predictions`; None if there are none."""
+        return None
+
+    def outcomes(
+        self,
+        outputs: Mapping[str, Tensor],
+        batch: Batch,
+        texts: Mapping[str, Sequence[ScoredText]],
+        class_names: Sequence[str],
+    ) -> dict[str, list[Outcome]]:
+        """Return the outcome of each sample, by name of the output: by default its loss alone.
+
+        Args:
+            outputs, batch, texts, class_names: as in `table_rows`.
+        """
+        losses, _ = self.sample_losses(outputs, batch)
+        return {self.output: [Outcome(loss) for loss in losses.tolist()]}
 
     def table_rows(
         self,
@@ -219,7 +237,7 @@ class Task(nn.Module, ABC):
         Args:
             outputs: of samples (`average_windows`).
             batch: the samples.
-            texts: what `update_generated` returned for them.
+            texts: what `generated` returned for them.
             class_names: by label.
         """
         return {}

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,7 +20,7 @@ from perceiver.tasks.losses import (
 )
 from perceiver.tasks.mixing import Mixing
 from perceiver.tasks.text_metrics import ScoredText
-from perceiver.types import Answer, Batch, Model
+from perceiver.types import Answer, Batch, Model, Outcome
 
 SHOWN_CLASSES = 3
 """The number of classes of a sample that are explained."""
@@ -137,12 +138,49 @@ class ClassTask(Task):
         logits = self.get_output(outputs).float()
         probabilities = self.class_probabilities(logits)
         rows = prediction_rows(batch.ids, true, probabilities, logits.argmax(dim=1), class_names)
+        losses, _ = self.sample_losses(outputs, batch)
+        rows = [
+            replace(row, values=row.values | {"loss": loss}) for row, loss in zip(rows, losses.tolist(), strict=True)
+        ]
         if "group" in batch.targets:
             rows = [
                 replace(row, values=row.values | {"group": group})
                 for row, group in zip(rows, batch.groups, strict=True)
             ]
         return {"predictions": rows}
+
+    def outcomes(
+        self,
+        outputs: Mapping[str, Tensor],
+        batch: Batch,
+        texts: Mapping[str, Sequence[ScoredText]],
+        class_names: Sequence[str],
+    ) -> dict[str, list[Outcome]]:
+        logits, true = self.get_output(outputs).float(), self.true_classes(batch)
+        applies = torch.zeros_like(logits, dtype=torch.bool)
+        for row, labels in enumerate(true):
+            applies[row, labels] = True
+        if self.multi_label:
+            logs = F.logsigmoid(torch.stack([logits, -logits]))
+            confidence = logs.amax(dim=0).mean(dim=1).exp()
+            of_truth = logs[0].where(applies, logs[1]).mean(dim=1).exp()
+            predicted = [row.nonzero()[:, 0].tolist() for row in (logits > 0.0).cpu()]
+        else:
+            probabilities = self.class_probabilities(logits)
+            confidence = probabilities.amax(dim=1)
+            of_truth = probabilities.where(applies, 0.0).amax(dim=1)
+            predicted = logits.argmax(dim=1, keepdim=True).tolist()
+        columns = (self.sample_losses(outputs, batch)[0].tolist(), confidence.tolist(), of_truth.tolist())
+
+        def named(labels: Sequence[int]) -> str:
+            return "; ".join(class_names[label] for label in labels)
+
+        return {
+            self.output: [
+                Outcome(loss, named(own), named(labels), sure, of_labels, tuple(own), tuple(labels))
+                for loss, sure, of_labels, own, labels in zip(*columns, predicted, true, strict=True)
+            ]
+        }
 
     def predictions(
         self, model: Model, batch: Batch, class_names: Sequence[str], top: int

@@ -111,6 +111,9 @@ class CTC(TextTask):
         """Decode texts from the outputs, with the log-probability of each over all its alignments."""
         return self._decode(self.get_output(self.outputs(model, batch)), num_texts)
 
+    def num_predicted(self, ids: Int[Tensor, "batch length"]) -> Int[Tensor, " batch"]:
+        return ((ids != PAD) & (ids != BOS) & (ids != EOS)).sum(dim=1)
+
     @torch.no_grad()
     def _decode(self, logits: Float[Tensor, "batch outputs ids"], num_texts: int) -> Texts:
         logs = logits.detach().float().log_softmax(dim=-1).cpu()

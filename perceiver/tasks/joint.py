@@ -19,6 +19,7 @@ from perceiver.types import (
     IncrementalDecoder,
     Memory,
     Model,
+    Outcome,
     Picture,
     QueryKind,
     Stage,
@@ -139,12 +140,38 @@ class JointTask(Task):
             for task in self.by_name.values():
                 task.update(stage, outputs, task.loss(outputs, batch), batch)
 
-    def update_generated(self, stage: Stage, model: Model, batch: Batch) -> dict[str, list[ScoredText]]:
+    def generated(self, model: Model, batch: Batch) -> dict[str, list[ScoredText]]:
         texts: dict[str, list[ScoredText]] = {}
         model = self._hiding(model, batch)
         for task in self.by_name.values():
-            texts |= task.update_generated(stage, model, batch)
+            texts |= task.generated(model, batch)
         return texts
+
+    def update_generated(self, stage: Stage, texts: Mapping[str, Sequence[ScoredText]]) -> None:
+        for task in self.by_name.values():
+            task.update_generated(stage, texts)
+
+    def as_predictions(self, texts: Mapping[str, Sequence[ScoredText]]) -> list[list[dict[str, Any]]] | None:
+        if not texts:
+            return None
+        rows: list[list[dict[str, Any]]] = [[] for _ in next(iter(texts.values()))]
+        for name, task in self.by_name.items():
+            for row, found in zip(rows, task.as_predictions(texts) or [], strict=False):
+                row += [{"task": name, "answer": one[task.answer_key], "score": None} for one in found]
+        return rows
+
+    def outcomes(
+        self,
+        outputs: Mapping[str, Tensor],
+        batch: Batch,
+        texts: Mapping[str, Sequence[ScoredText]],
+        class_names: Sequence[str],
+    ) -> dict[str, list[Outcome]]:
+        return {
+            output: found
+            for task in self.by_name.values()
+            for output, found in task.outcomes(outputs, batch, texts, class_names).items()
+        }
 
     def table_rows(
         self,

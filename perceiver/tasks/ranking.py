@@ -41,8 +41,9 @@ class Ranking(Metric):
         self.add_state("scores", default=[], dist_reduce_fx="cat")
         self.add_state("tags", default=[], dist_reduce_fx="cat")
         self.by_class: dict[str, Float[Tensor, " classes"] | Int[Tensor, " classes"]] = {}
-        """As of the last `compute`: `AP` of classes with positives, `AUC` of those that also have negatives (NaN for
-        others), and the number of `positives`."""
+        """As of the last `compute`: `AP` of classes with positives, `AUC` of those that also have negatives;
+        `precision` and `recall` of what has a score above 0; NaN where they are not defined; and the number of
+        `positives`."""
 
     def update(self, scores: Float[Tensor, "batch classes"], tags: Bool[Tensor, "batch classes"]) -> None:
         self.scores.append(scores)
@@ -68,16 +69,20 @@ class Ranking(Metric):
         else:
             scores, tags = dim_zero_cat(self.scores), dim_zero_cat(self.tags)
         positives = tags.sum(dim=0)
-        precision, auc = torch.full((2, self.num_classes), torch.nan, device=self.device)
+        average_precision, auc = torch.full((2, self.num_classes), torch.nan, device=self.device)
         for label, count in enumerate(positives.tolist()):
             if scores[:, label].isnan().any():
                 continue
             ranked = _ranks(scores[:, label]), tags[:, label].int()
             if count > 0:
-                precision[label] = binary_average_precision(*ranked, validate_args=False)
+                average_precision[label] = binary_average_precision(*ranked, validate_args=False)
             if 0 < count < len(tags):
                 auc[label] = binary_auroc(*ranked, validate_args=False)
-        return {"AP": precision, "AUC": auc, "positives": positives}
+        chosen = scores > 0.0
+        hits = (chosen & tags).sum(dim=0)
+        by_class = {"AP": average_precision, "AUC": auc}
+        by_class |= {"precision": hits / chosen.sum(dim=0), "recall": hits / positives}  # 0 / 0 is NaN
+        return by_class | {"positives": positives}
 
 
 def _ranks(scores: Float[Tensor, " samples"]) -> Float64[Tensor, " samples"]:

@@ -99,6 +99,13 @@ class TextGeneration(TextTask):
     def num_terms(self, batch: Batch) -> Tensor:
         return (self.token_ids(batch)[..., 1:] != PAD).sum()
 
+    def target_log_probabilities(self, outputs: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, " batch"]:
+        """Return them without the label smoothing of the loss; of several captions the first."""
+        ids = self.token_ids(batch)[:, 0, 1:]
+        logits = rearrange(self.get_output(outputs).float(), "(batch texts) ... -> batch texts ...", batch=len(batch))
+        losses = F.cross_entropy(logits[:, 0].mT, ids.to(logits.device), ignore_index=PAD, reduction="none")
+        return -losses.sum(dim=1) / (ids != PAD).sum(dim=1).clamp_min(1).to(logits.device)
+
     def update(self, stage: Stage, outputs: Mapping[str, Tensor], loss: Float[Tensor, ""], batch: Batch) -> None:
         logits = self.get_output(outputs).detach().float()
         ids = self.token_ids(batch)[..., 1:].flatten(0, 1).to(logits.device)

@@ -14,7 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import exp, hypot, log, prod
+from math import exp, hypot, log, nan, prod
 from statistics import fmean
 from typing import Protocol, TypeAlias
 
@@ -158,12 +158,14 @@ class ScoredText:
         references: correct texts.
         scores: name of a metric -> the score by the sample's `perceiver.types.Facts`.
         group: the name of a subset of the samples that is measured separately, or empty.
+        confidence: geometric mean of the probabilities of its tokens.
     """
 
     text: str
     references: Sequence[str]
     scores: Mapping[str, float]
     group: str
+    confidence: float = nan
 
     def __post_init__(self) -> None:
         if not self.references:

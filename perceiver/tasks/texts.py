@@ -14,8 +14,8 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 from perceiver.tasks.base import TableRow, Task, monitor_mode
 from perceiver.tasks.generation import Texts
 from perceiver.tasks.text_metrics import Measure, ScoredText, TextMetrics
-from perceiver.tokenizer import Tokenizer
-from perceiver.types import Answer, Batch, Box, Facts, Model, Stage
+from perceiver.tokenizer import PAD, Tokenizer
+from perceiver.types import Answer, Batch, Box, Facts, Model, Outcome, Stage
 
 
 class TextTask(Task):
@@ -105,12 +105,45 @@ class TextTask(Task):
         ids = self.tokenizer.encode_batch([text for texts in captions for text in texts])
         return rearrange(ids, "(batch captions) length -> batch captions length", batch=len(batch))
 
-    def update_generated(self, stage: Stage, model: Model, batch: Batch) -> dict[str, list[ScoredText]]:
-        texts = [self.tokenizer.decode(ids) for ids in self.generate(model, batch, 1).ids[:, 0].tolist()]
+    def generated(self, model: Model, batch: Batch) -> dict[str, list[ScoredText]]:
+        found = self.generate(model, batch, 1)
+        ids = found.ids[:, 0]
+        texts = [self.tokenizer.decode(of_text) for of_text in ids.tolist()]
         scores = [{} if one is None else one.scores(text) for text, one in zip(texts, _facts(batch), strict=True)]
-        scored = [*map(ScoredText, texts, batch.targets["references"], scores, batch.groups)]
-        self.metrics(stage)["texts"].update(scored)
-        return {self.output: scored}
+        confidence = (found.log_probabilities[:, 0] / self.num_predicted(ids).clamp_min(1)).exp().tolist()
+        return {self.output: [*map(ScoredText, texts, batch.targets["references"], scores, batch.groups, confidence)]}
+
+    def num_predicted(self, ids: Int[Tensor, "batch length"]) -> Int[Tensor, " batch"]:
+        """Return the number of tokens of each generated text whose probabilities are in that of the text."""
+        return (ids != PAD).sum(dim=1) - 1  # not BOS
+
+    def update_generated(self, stage: Stage, texts: Mapping[str, Sequence[ScoredText]]) -> None:
+        self.metrics(stage)["texts"].update(texts[self.output])
+
+    def as_predictions(self, texts: Mapping[str, Sequence[ScoredText]]) -> list[list[dict[str, Any]]]:
+        return [[{self.answer_key: one.text}] for one in texts[self.output]]
+
+    def target_log_probabilities(self, outputs: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, " batch"]:
+        """Return the log-probability of the target of each sample: the mean over its tokens."""
+        return -self.sample_losses(outputs, batch)[0]
+
+    def outcomes(
+        self,
+        outputs: Mapping[str, Tensor],
+        batch: Batch,
+        texts: Mapping[str, Sequence[ScoredText]],
+        class_names: Sequence[str],
+    ) -> dict[str, list[Outcome]]:
+        losses, _ = self.sample_losses(outputs, batch)
+        targets = self.target_log_probabilities(outputs, batch).exp().tolist()
+        return {
+            self.output: [
+                Outcome(loss, one.text, truth, one.confidence, target)
+                for loss, one, truth, target in zip(
+                    losses.tolist(), texts[self.output], batch.targets["caption"], targets, strict=True
+                )
+            ]
+        }
 
     def table_rows(
         self,
@@ -120,9 +153,11 @@ class TextTask(Task):
         class_names: Sequence[str],
     ) -> dict[str, list[TableRow]]:
         rows = []
-        for id, one in zip(batch.ids, texts[self.output], strict=True):
+        losses, _ = self.sample_losses(outputs, batch)
+        for id, one, loss in zip(batch.ids, texts[self.output], losses.tolist(), strict=True):
             group = {"group": one.group} if "group" in batch.targets else {}
-            values = {"id": id, self.answer_key: one.text, "references": " | ".join(one.references)}
+            values: dict[str, Any] = {"id": id, self.answer_key: one.text, "references": " | ".join(one.references)}
+            values |= {"confidence": one.confidence, "loss": loss}
             rows.append(TableRow(values | group | self.measure.of_text(one) | dict(one.scores)))
         return {f"{self.answer_key}s": rows}
 

@@ -234,7 +234,9 @@ class TrainingModule(LightningModule):
         batch = self.task.prepare(batch, train=False)
         outputs = self.task.average_windows(self.task.outputs(self.model, batch), batch)
         self.task.update(stage, outputs, self.task.loss(outputs, batch), batch)
-        return outputs, batch, self.task.update_generated(stage, self.model, batch)
+        texts = self.task.generated(self.model, batch)
+        self.task.update_generated(stage, texts)
+        return outputs, batch, texts
 
     def on_train_epoch_start(self) -> None:
         self.freezing.start_epoch(self.model, self.current_epoch)

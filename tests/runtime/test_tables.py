@@ -31,9 +31,10 @@ def logged(run_dir, name):
 
 def test_predictions_and_confusion_matrix_are_those_of_the_metrics(run):
     header, *lines = table(run / "predictions.csv")
-    assert header == ["id", "true", "predicted", "probability"]
+    assert header == ["id", "true", "predicted", "probability", "loss"]
     assert len({line[0] for line in lines}) == len(lines) > MAX_ROWS_SHOWN
-    right = [true == predicted for _, true, predicted, _ in lines]
+    right = [true == predicted for _, true, predicted, *_ in lines]
+    assert fmean(float(line[4]) for line in lines) == pytest.approx(metrics(run)["test/loss"], abs=1e-5)
     assert right == sorted(right)  # wrong ones first
     assert sum(right) / len(lines) == pytest.approx(metrics(run)["test/accuracy"], abs=1e-6)
     (corner, *names), *matrix = table(run / "confusion_matrix.csv")
@@ -44,14 +45,14 @@ def test_predictions_and_confusion_matrix_are_those_of_the_metrics(run):
         for name, count in zip(names, line[1:], strict=True)
         if count != "0"
     }
-    assert counts == Counter((true, predicted) for _, true, predicted, _ in lines)
+    assert counts == Counter((true, predicted) for _, true, predicted, *_ in lines)
 
 
 def test_wandb_has_the_first_predictions_with_their_pictures_and_the_chart_of_the_matrix(run):
     _, *lines = table(run / "predictions.csv")
     shown, pictures = logged(run, "predictions")
-    assert shown["columns"] == ["image", "id", "true", "predicted", "probability"]
-    assert [[*row[1:4], str(row[4])] for row in shown["data"]] == lines[:MAX_ROWS_SHOWN]
+    assert shown["columns"] == ["image", "id", "true", "predicted", "probability", "loss"]
+    assert [[*row[1:4], *map(str, row[4:])] for row in shown["data"]] == lines[:MAX_ROWS_SHOWN]
     images = load_digits().images / 16
     for row in (shown["data"][0], shown["data"][-1]):
         drawn = np.asarray(Image.open(pictures[row[0]["path"]]))[..., 0] / 255
@@ -72,6 +73,7 @@ def test_captions_with_their_scores_are_those_of_the_metrics(tmp_path):
     assert [row["id"] for row in found] == [f"shape_scenes/test/{number}" for number in range(17)]
     assert all(row["references"] for row in found)
     measured = metrics(run)
+    assert all(0 < float(row["confidence"]) <= 1 for row in found)
     for name in ("ROUGE-L", "spice_constant", "spice"):
         for group in ("", "unseen"):
             mean = fmean(float(row[name]) for row in found if row["group"] == group)

@@ -153,7 +153,7 @@ class TestSeveralCaptions:
         with torch.no_grad():
             outputs = task.outputs(model, batch)
             task.update("val", outputs, task.loss(outputs, batch), batch)
-            (rows,) = task.table_rows(outputs, batch, task.update_generated("val", model, batch), []).values()
+            (rows,) = task.table_rows(outputs, batch, task.generated(model, batch), []).values()
         assert calls == [row.values["caption"] for row in rows]
         assert [row.values["length"] for row in rows] == [0.5] * 4
 
@@ -289,16 +289,18 @@ class TestMetrics:
         task, model, batch = captioning(), captioner(), images(5)
         facts = [KnownFacts([]), None, KnownFacts([]), KnownFacts([]), None]
         batch.targets |= {"facts": facts, "group": ["", "unseen", "", "unseen", ""]}
-        found = task.update_generated("val", model, batch)["logits"]
+        found = task.generated(model, batch)["logits"]
+        task.update_generated("val", {"logits": found})
         texts = [task.tokenizer.decode(row) for row in task.generate(model, batch, 1).ids[:, 0].tolist()]
         assert len(set(texts)) > 1
-        assert found == [
-            ScoredText(text, [SENTENCES[row]], {} if one is None else one.scores(text), group)
+        assert [replace(one, confidence=0.0) for one in found] == [
+            ScoredText(text, [SENTENCES[row]], {} if one is None else one.scores(text), group, confidence=0.0)
             for row, (text, one, group) in enumerate(zip(texts, facts, batch.targets["group"], strict=True))
         ]
-        (rows,) = task.table_rows({}, batch, {"logits": found}, []).values()
+        prepared = task.prepare(batch, train=False)
+        (rows,) = task.table_rows(task.outputs(model, prepared), prepared, {"logits": found}, []).values()
         assert [row.values["group"] for row in rows] == batch.targets["group"]
-        task.update_generated("test", model, images(3))  # without facts and groups
+        task.update_generated("test", task.generated(model, images(3)))  # without facts and groups
         keys = {stage: task.metrics(stage).compute().keys() for stage in ("train", "val", "test")}
         assert {"CIDEr-D", "unseen_BLEU-4", "lengths", "ROUGE-L", "exact_match"} <= keys["val"]
         assert "distinct_captions" in keys["test"]

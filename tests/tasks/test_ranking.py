@@ -6,7 +6,7 @@ from statistics import NormalDist
 
 import pytest
 import torch
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, precision_score, recall_score, roc_auc_score
 from torchmetrics import MetricCollection
 
 from perceiver.tasks.ranking import Ranking
@@ -51,6 +51,10 @@ def test_it_is_that_of_sklearn_for_each_class_and_on_average(num_samples, num_cl
     assert metric.by_class["AP"].tolist() == [same(value) for value in precision]
     assert metric.by_class["AUC"].tolist() == [same(value) for value in auc]
     assert metric.by_class["positives"].tolist() == tags.sum(dim=0).tolist()
+    of_centered = measured(scores - 0.5, tags)[1].by_class  # what has a score above 0 is predicted
+    for name, of_sklearn in (("precision", precision_score), ("recall", recall_score)):
+        expected = [of_sklearn(t, s > 0.5, zero_division=math.nan) for s, t in zip(scores.T, tags.T, strict=True)]
+        assert of_centered[name].tolist() == [same(value) for value in expected]
     for name, of_classes in (("mAP", precision), ("AUC", auc)):
         assert metrics[name] == same(float(torch.tensor(of_classes).nanmean()))
 
