@@ -137,7 +137,7 @@ class Dataset:
                 except AbsentError as error:
                     absent[name] = error
         for name, problem in absent.items():
-            if str(item.parts[name]) not in [str(item.parts[other]) for other in readings]:
+            if str(item.parts[name]) not in [str(item.parts[other]) for other in readings if other in item.parts]:
                 raise problem
         return readings
 

@@ -11,6 +11,7 @@ import torch
 from perceiver.data.dataset import Dataset
 from perceiver.data.files import SOUNDS, VIDEOS, AbsentError, Segment, UnreadableError
 from perceiver.data.readers.audio import AudioReader
+from perceiver.data.readers.label import LabelReader
 from perceiver.data.readers.sound_file import SoundFile
 from perceiver.data.readers.video import VideoReader, opened
 from perceiver.data.sources.base import Item
@@ -187,6 +188,10 @@ class TestSound:
             assert both(path, train=train).inputs.keys() == {"video"}
         with pytest.raises(AbsentError, match=r"a\.mkv: .*audio"):
             audio_reader().read(path, train=False)
+        readers = {"label": LabelReader(), "video": video_reader(), "audio": audio_reader()}
+        labeled = Dataset(source=None, readers=readers, on_error="raise")
+        sample = labeled.sample(Item({"video": path, "audio": path}, {"label": 3}, "a"), train=False)
+        assert sample.inputs.keys() == {"label", "video"}
         other = write_video(tmp_path / "b.mkv", [0, 100])
         with pytest.raises(AbsentError, match=r"b\.mkv"):  # a file of its own must have sound
             dataset().sample(Item({"video": path, "audio": other}, {}, "a"), train=False)
