@@ -38,6 +38,7 @@ from perceiver.runtime.errors import ConfigError
 from perceiver.runtime.loggers.base import RunLogger
 from perceiver.tasks.classification import Classification
 from perceiver.tasks.losses import LossSpec
+from perceiver.tasks.optical_flow import OpticalFlow
 from perceiver.training.build import build, check_tokenizer_size, construct, insert_tokenizers
 from perceiver.training.optimization import parameter_groups
 from perceiver.types import Batch, Sample
@@ -437,6 +438,18 @@ class TestPapers:
         video, audio = torch.empty(1, 3, 32, 224, 224, device="meta"), torch.empty(1, 1, 61_440, device="meta")
         batch = Batch(inputs={"video": video, "audio": audio}, targets={}, ids=["x"])
         assert flops_per_sample(model, CLASSIFICATION, batch) / 1e9 == pytest.approx(52.9, rel=5e-3)
+
+    def test_the_paper_counts_optical_flow_with_half_the_latents_and_two_thirds_of_the_layers(self, monkeypatch):
+        """Jaegle et al. 2022: 27.9 M parameters and 987 GFLOPs; the published weights have 41.1 M."""
+        monkeypatch.setattr(Attention, "_is_cheaper_unprojected", lambda *_: False)
+        smaller = ["model.memory.num_latents=1024", "model.memory.schedule.num_self_attends=16"]
+        once = f"model.decoder.chunk_size={368 * 496}"  # the latents are projected once
+        model = paper_model("experiment=perceiver_io_flow", "data.root=.", *smaller, once)
+        assert round(count_parameters(model) / 1e6, 1) == 27.9
+        video = torch.empty(1, 3, 2, 368, 496, device="meta")
+        task = OpticalFlow(modality="video", scale=20.0, num_places=1, monitor="EPE", output="logits")
+        flops = flops_per_sample(model, task, Batch(inputs={"video": video}, targets={}, ids=["x"]))
+        assert flops / 1e9 == pytest.approx(987, rel=2.5e-3)
 
     def test_without_sharing_it_has_seven_times_the_parameters(self):
         """Jaegle et al. 2021, appendix: 326.2 M where nothing is shared, against 44.9 M."""
