@@ -1,16 +1,22 @@
 """A multimodal Perceiver for research: `Perceiver` is built from parts, `load` reads a trained or published one."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from perceiver.model import Perceiver
+if TYPE_CHECKING:
+    from perceiver.commands.loaded import load
+    from perceiver.model import Perceiver
 
 __all__ = ["Perceiver", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `load` on first use, as it needs Lightning and Hydra, which the library does not."""
-    if name != "load":
-        raise AttributeError(f"module 'perceiver' has no attribute {name!r}")
-    from perceiver.commands.loaded import load
+    """Import each on first use: `load` needs Lightning and Hydra, and the command line not even torch."""
+    if name == "Perceiver":
+        from perceiver.model import Perceiver
 
-    return load
+        return Perceiver
+    if name == "load":
+        from perceiver.commands.loaded import load
+
+        return load
+    raise AttributeError(f"module 'perceiver' has no attribute {name!r}")

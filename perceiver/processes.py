@@ -1,11 +1,9 @@
 """Communication between the processes of a run, of which there may be only one."""
 
-import ctypes
 import fcntl
 import hashlib
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,12 +32,6 @@ def all_reduce_max(*numbers: int) -> list[int]:
     maximum = torch.tensor(numbers)
     distributed.all_reduce(maximum, distributed.ReduceOp.MAX, group=_cpu_group())
     return maximum.tolist()
-
-
-def end_with_parent(number: int) -> None:
-    """Send a signal to this process when its parent ends; on Linux only."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
 
 
 def is_distributed() -> bool:

@@ -8,7 +8,6 @@ than `tolerance`.
 import hydra
 from omegaconf import DictConfig
 
-from perceiver.commands.export import export
 from perceiver.runtime.command_line import command_line
 from perceiver.runtime.errors import report_user_errors
 
@@ -18,6 +17,8 @@ from perceiver.runtime.errors import report_user_errors
 @hydra.main(version_base="1.3", config_path="../conf", config_name="export")
 @report_user_errors
 def main(cfg: DictConfig) -> float:
+    from perceiver.commands.export import export
+
     return export(cfg)
 
 

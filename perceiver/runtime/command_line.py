@@ -14,11 +14,11 @@ from typing import Any, ParamSpec, TypeVar
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from perceiver.processes import end_with_parent
 from perceiver.runtime.config import is_optional, type_of
 from perceiver.runtime.errors import ConfigError
 from perceiver.runtime.launch import config_sources, is_started_by_first, renew_rendezvous
 from perceiver.runtime.overrides import expand_short_key, first_of_sweep, quote_texts, quoted, text_value
+from perceiver.runtime.signals import end_with_parent
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -12,7 +12,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, ValidationError
 
-from perceiver.data.sources.folders import find_classes
 from perceiver.runtime.errors import NODE_HINT, ConfigError, explain, one_line
 from perceiver.runtime.nodes import import_target, is_valid, keyword_type, select, targets, type_adapter
 from perceiver.runtime.suggestions import must_be_chosen, nearest, unknown_key
@@ -49,7 +48,14 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("mel_grid", mel_grid, replace=True)
     OmegaConf.register_new_resolver("frames", frames, replace=True)
     OmegaConf.register_new_resolver("product", product, replace=True)
-    OmegaConf.register_new_resolver("count_classes", lambda root: len(find_classes(Path(str(root)))), replace=True)
+    OmegaConf.register_new_resolver("count_classes", count_classes, replace=True)
+
+
+def count_classes(root: Any) -> int:
+    """Number of class folders on disk."""
+    from perceiver.data.sources.folders import find_classes
+
+    return len(find_classes(Path(str(root))))
 
 
 def grid(image_size: int | Sequence[int], stride: int | Sequence[int]) -> list[int]:

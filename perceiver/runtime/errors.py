@@ -23,7 +23,6 @@ from omegaconf.errors import (
     UnsupportedValueType,
 )
 
-from perceiver.data.files import UnreadableError
 from perceiver.runtime.nodes import leaves, select
 from perceiver.runtime.signals import INTERRUPTED
 from perceiver.runtime.suggestions import ALTERNATIVES, must_be_chosen, nearest, unknown_key
@@ -48,19 +47,20 @@ USER_ERRORS: tuple[type[Exception], ...] = (
     ConfigError,
     HydraException,
     OmegaConfBaseException,
-    UnreadableError,
     PositionError,
     OSError,
 )
 
 
 def is_user_error(error: BaseException) -> bool:
-    """Whether a user can correct an error; Lightning, which has one of these, is imported for other errors only."""
+    """Whether a user can correct an error; those of data and of Lightning are imported for others only."""
     if isinstance(error, USER_ERRORS):
         return True
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-    return isinstance(error, MisconfigurationException)
+    from perceiver.data.files import UnreadableError
+
+    return isinstance(error, UnreadableError | MisconfigurationException)
 
 
 def explain(error: BaseException) -> str:

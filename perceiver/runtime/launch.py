@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from perceiver.processes import end_with_parent
 from perceiver.runtime.errors import ConfigError
 from perceiver.runtime.overrides import quoted
-from perceiver.runtime.signals import INTERRUPTED, TERMINATED
+from perceiver.runtime.signals import INTERRUPTED, TERMINATED, end_with_parent
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer

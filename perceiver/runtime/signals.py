@@ -5,11 +5,13 @@ status is 143 (130 after Ctrl-C), so that schedulers do not consider the run fin
 job.
 """
 
+import ctypes
 import logging
 import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
@@ -143,3 +145,9 @@ def requeue() -> None:
         log.warning("job %s is requeued", job)
     else:
         log.warning("job %s could not be requeued (%s); submit it again by hand", job, problem)
+
+
+def end_with_parent(number: int) -> None:
+    """Send a signal to this process when its parent ends; on Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG

@@ -31,8 +31,9 @@ from perceiver.data.sampler import (
     fold_in,
 )
 from perceiver.data.splits import fingerprint
-from perceiver.processes import all_gather, end_with_parent
+from perceiver.processes import all_gather
 from perceiver.runtime.errors import PositionError
+from perceiver.runtime.signals import end_with_parent
 from perceiver.types import Batch, Sample, Stage
 
 log = logging.getLogger(__name__)

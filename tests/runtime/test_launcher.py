@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from perceiver.processes import end_with_parent
+from perceiver.runtime.signals import end_with_parent
 from tests.processes import TWO, until
 from tests.runs import ROOT, SMALL, checkpoint
 
