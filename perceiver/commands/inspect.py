@@ -32,6 +32,7 @@ from perceiver.inspection.explorer.page import (
 )
 from perceiver.inspection.knockout import KINDS, knock_out
 from perceiver.inspection.report import report
+from perceiver.inspection.sinks import SinkCriterion
 from perceiver.inspection.writer import ExplanationWriter, explain_in_parts
 from perceiver.runtime.errors import ConfigError, one_line
 from perceiver.runtime.summary import console
@@ -107,7 +108,7 @@ def inspect_attention(cfg: DictConfig) -> Path:
             raise ConfigError(f"compare={cfg.compare}: {problem}") from error
         knock_outs = knock_out(explainer, explanation, kinds)
         writer = ExplanationWriter.of_model(explainer, explanation, finished.parts.data.dataset.pieces)
-        writer = replace(writer, knock_outs=knock_outs)
+        writer = replace(writer, knock_outs=knock_outs, sink_criterion=sink_criterion(cfg, run))
         if writer.media.versions or not samples:  # the page has the reconstructions of the last run
             samples = writer.page_samples()
         written.append(output.with_name(f"{output.stem}{'' if is_first else '_compared'}.npz"))
@@ -199,6 +200,19 @@ def knocked_out_kinds(cfg: DictConfig) -> list[str]:
     if not isinstance(chosen, Sequence) or isinstance(chosen, str) or any(kind not in KINDS for kind in chosen):
         raise ConfigError(f"knockout={chosen}: must be a list of some of {', '.join(KINDS)}")
     return list(chosen)
+
+
+def sink_criterion(cfg: DictConfig, run: Run) -> SinkCriterion:
+    """Return the criterion of attention sinks, what is not set as in the training of a run.
+
+    Raises:
+        ConfigError: it is not valid.
+    """
+    trained = {key: value for key, value in run.finished.config["attention"].get("sinks", {}).items() if key[0] != "_"}
+    try:
+        return SinkCriterion(**trained | {key: value for key, value in cfg.sinks.items() if value is not None})
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"sinks={cfg.sinks}: {error}") from error
 
 
 def chosen_foil(cfg: DictConfig, runs: Sequence[Run]) -> str | None:

@@ -23,6 +23,7 @@ from perceiver.commands.inspect import (
     chosen_samples,
     knocked_out_kinds,
     load_run,
+    sink_criterion,
     window_samples,
 )
 from perceiver.commands.train import prepare_torch
@@ -31,6 +32,7 @@ from perceiver.data.files import TEXTS, UnreadableError
 from perceiver.inspection.events import event_arrays, with_scores
 from perceiver.inspection.explorer.page import MOST_VALUES, explorer_page, page_event
 from perceiver.inspection.knockout import knock_out, knock_out_arrays
+from perceiver.inspection.sinks import find_sinks, sink_arrays
 from perceiver.inspection.writer import ExplanationWriter
 from perceiver.runtime.errors import ConfigError, explain, is_user_error, one_line
 from perceiver.runtime.summary import console
@@ -194,7 +196,9 @@ class LiveExplorer:
         arrays = event_arrays(explanation, max_megabytes=finished.config["attention"]["max_megabytes"])
         arrays |= {"step": np.array(finished.step), "epoch": np.array(finished.epoch)}
         arrays |= knock_out_arrays(knock_out(explainer, explanation, knocked_out_kinds(self.cfg)))
-        arrays = with_scores(arrays, explanation.statistics)
+        sinks = find_sinks(explanation, sink_criterion(self.cfg, run))
+        arrays |= sink_arrays(sinks)
+        arrays = with_scores(arrays, explanation.statistics | sinks.statistics)
         event = page_event(arrays, most_values=MOST_VALUES, name=f"{run.name} · step {finished.step}")
         readers = finished.parts.data.dataset.readers.values()
         live = {

@@ -20,6 +20,7 @@ from perceiver.inspection.explanation import Explanation
 from perceiver.inspection.explorer.packing import pooling, sum_pooled
 from perceiver.inspection.knockout import KnockOut
 from perceiver.inspection.matrix import SHADES, alignment_matrices, matrix_lines
+from perceiver.inspection.sinks import FEWEST_SAMPLES, sinks_in
 from perceiver.inspection.verdicts import SCORES
 from perceiver.types import Axis, Span
 
@@ -29,6 +30,8 @@ FEW_COLUMNS = 7
 """Number of statistics for a single modality; more columns have no gap between them."""
 MOST_ANSWERS = 12
 """Answers of a sample in its table."""
+MOST_SINKS = 5
+"""Sinks of a layer in the table of them."""
 MOST_PARTS = 5
 """Parts of each kind of knock-out in its table."""
 TOP_SHARE = 0.1
@@ -58,6 +61,8 @@ def report(
     """
     scores = scores_in(arrays)
     yield statistics_table(f"attention of {name}, step {int(arrays['step'])}", scores)
+    if (sinks := sinks_in(arrays)) is not None:
+        yield from sink_parts(sinks, explanation.record.spans)
     if not explanation.probability.isfinite().all():
         yield "\nthe model's answers are not finite: its training has diverged, and its maps are meaningless"
     for row in range(len(explanation.batch)):
@@ -96,6 +101,45 @@ def statistics_table(title: str, scores: Mapping[str, float]) -> Table:
             layer.replace("/", "/\n"), *(f"{values[column]:.3f}" if column in values else "" for column in columns)
         )
     return table
+
+
+def sink_parts(sinks: Mapping[str, Any], spans: Mapping[str, Span]) -> Iterator[RenderableType]:
+    """Yield the attention sinks as a table, or a sentence if there are none.
+
+    Args:
+        sinks: of an event (`sinks_in`).
+        spans: of the modalities.
+    """
+    if sinks["num_samples"] < FEWEST_SAMPLES:
+        yield f"attention sinks: not looked for in fewer than {FEWEST_SAMPLES} samples"
+        return
+    rule = (
+        f"more than {sinks['criterion']['times_uniform']:g} times the uniform share "
+        f"in more than {sinks['criterion']['sample_share']:.0%} of {sinks['num_samples']} samples"
+    )
+    if not sinks["found"]:
+        yield f"attention sinks: no token gets {rule}"
+        return
+    table = _table("layer", title=f"attention sinks: tokens that get {rule}")
+    table.add_column("token", overflow="fold")
+    for column in ("samples", "mean\nweight"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for layer, number in sinks["numbers"].items():
+        of_layer = [sink for sink in sinks["found"] if sink["layer"] == layer][:MOST_SINKS]
+        for place, sink in enumerate(of_layer):
+            name = f"{layer} ({number})" if place == 0 else ""
+            where = token_place(sink["token"], sink["modality"], spans)
+            table.add_row(name, where, f"{sink['sample_share']:.0%}", f"{sink['weight']:.1%}")
+    yield table
+
+
+def token_place(token: int, modality: str, spans: Mapping[str, Span]) -> str:
+    """Return the place of a token, by its number in its modality, in the units of its input."""
+    grid = spans[modality].grid
+    cell = zip(np.unravel_index(token, grid.shape), grid.shape, strict=True)
+    ranges = [(int(index) / count, (int(index) + 1) / count) for index, count in cell]
+    where = ",\n".join(_ranges(grid.axes, ranges))
+    return f"{f'{modality}: ' if len(spans) > 1 else ''}{where}"
 
 
 def sample_table(explanation: Explanation, row: int) -> Table:
@@ -190,10 +234,7 @@ def maximum(tokens: Float[np.ndarray, " tokens"], spans: Mapping[str, Span]) -> 
         return "", ""
     best = int(values.argmax())
     name, span = next((name, span) for name, span in spans.items() if span.start <= best < span.stop)
-    cell = zip(np.unravel_index(best - span.start, span.grid.shape), span.grid.shape, strict=True)
-    ranges = [(int(index) / count, (int(index) + 1) / count) for index, count in cell]
-    where = ",\n".join(_ranges(span.grid.axes, ranges))
-    return f"{f'{name}: ' if len(spans) > 1 else ''}{where}", f"{_concentration(tokens):.0%}"
+    return token_place(best - span.start, name, spans), f"{_concentration(tokens):.0%}"
 
 
 def _concentration(tokens: Float[np.ndarray, " tokens"]) -> float:

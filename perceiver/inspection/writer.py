@@ -19,6 +19,7 @@ from perceiver.inspection.explorer.page import PAGE, events_in, explorer_page, w
 from perceiver.inspection.figures import contact_sheets, reconstruction_sheets
 from perceiver.inspection.knockout import KnockOut, knock_out_arrays
 from perceiver.inspection.matrix import AlignmentMatrix, alignment_matrices, matrix_csv, matrix_image
+from perceiver.inspection.sinks import DEFAULT_CRITERION, SinkCriterion, find_sinks, sink_arrays
 from perceiver.inspection.statistics import drift
 from perceiver.types import Batch
 
@@ -40,12 +41,14 @@ class ExplanationWriter:
         media: its inputs in visible and audible form.
         class_names: of the labels; may be empty.
         knock_outs: of the answers, if any were made.
+        sink_criterion: when a token is an attention sink.
     """
 
     explanation: Explanation
     media: Media
     class_names: Sequence[str] = ()
     knock_outs: Sequence[KnockOut] = ()
+    sink_criterion: SinkCriterion = DEFAULT_CRITERION
 
     @classmethod
     def of_model(
@@ -88,8 +91,10 @@ class ExplanationWriter:
             max_megabytes: limit of the exact weights, see `event_arrays`.
             previous: the event that the drift is computed from, if there is one.
         """
+        sinks = find_sinks(self.explanation, self.sink_criterion)
         arrays = event_arrays(self.explanation, max_megabytes=max_megabytes) | knock_out_arrays(self.knock_outs)
-        scores = {**self.explanation.statistics, **evaluation.scores}
+        arrays |= sink_arrays(sinks)
+        scores = {**self.explanation.statistics, **sinks.statistics, **evaluation.scores}
         if previous is not None:
             with np.load(previous) as before:
                 scores |= {f"stat/{name}": value for name, value in drift(before, arrays).items()}

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from perceiver.inspection.events import event_path, event_paths, scores_in
 from perceiver.inspection.explanation import Explainer, Explanation
 from perceiver.inspection.explorer.page import PAGE, Event, events_in, explorer_page, write_page
 from perceiver.inspection.rollout import Alpha, check_alpha
+from perceiver.inspection.sinks import DEFAULT_CRITERION, SinkCriterion
 from perceiver.inspection.verdicts import method_table
 from perceiver.inspection.writer import ExplanationWriter, add_evaluation, explain_in_parts
 from perceiver.runtime.loggers.base import RunLogger, log_explanation
@@ -49,6 +51,7 @@ class AttentionCallback(Callback):
         rollout_alpha: share of attention as opposed to the residual in the rollout, or `norm`.
         max_megabytes: limit of the exact weights stored per event.
         max_seconds: an event that takes longer draws no contact sheets.
+        sinks: when a token is an attention sink.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class AttentionCallback(Callback):
         rollout_alpha: Alpha,
         max_megabytes: float,
         max_seconds: float,
+        sinks: SinkCriterion = DEFAULT_CRITERION,
     ) -> None:
         for name, value, least in (
             ("every_n_epochs", every_n_epochs, 0),
@@ -79,6 +83,7 @@ class AttentionCallback(Callback):
         self.rollout_alpha = rollout_alpha
         self.max_megabytes = max_megabytes
         self.max_seconds = max_seconds
+        self.sinks = sinks
         self.failures = 0
         self.scores: dict[str, float] = {}
         self._is_slow = False
@@ -137,7 +142,7 @@ class AttentionCallback(Callback):
         if not trainer.is_global_zero:
             return
         pieces = trainer.datamodule.dataset.pieces  # type: ignore[attr-defined]
-        writer = ExplanationWriter.of_model(explainer, explanation, pieces)
+        writer = replace(ExplanationWriter.of_model(explainer, explanation, pieces), sink_criterion=self.sinks)
         arrays = writer.write_event(
             event_path(folder, step),
             step=step,

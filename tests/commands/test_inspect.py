@@ -103,7 +103,7 @@ def check_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) ->
     """To the last bit."""
     more = found.keys() - expected.keys()
     rest = {name for name in more if not name.startswith(("score/", "knockout/"))}
-    assert rest <= {"step", "epoch", "faithfulness"}
+    assert rest <= {"step", "epoch", "faithfulness", "sinks"}
     for name, values in expected.items():
         assert found[name].dtype == values.dtype, name
         assert np.array_equal(found[name], values), name

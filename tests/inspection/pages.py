@@ -15,6 +15,7 @@ from perceiver.inspection.explorer import page as page_module
 from perceiver.inspection.explorer.media import Media, page_samples
 from perceiver.inspection.explorer.page import Event, explorer_page, page_event
 from perceiver.inspection.faithfulness import FRACTIONS, FaithfulnessCurves
+from perceiver.inspection.sinks import Sink, SinkCriterion, Sinks, sink_arrays
 from perceiver.inspection.verdicts import summarize
 from perceiver.types import Answer, Axis, Batch, Box, Grid, Picture, Sound, Span
 
@@ -28,6 +29,8 @@ GRIDS = {
 }
 POOLED = {"image": 1, "sound": 2, "text": 1}
 """Tokens per cell of the page, along each axis."""
+SINKS = {"image": (2, 5), "text": (0, 5)}
+"""Places of the tokens that are attention sinks at the second explanation."""
 EVIL = 'clips/17 "quoted" </script><script>alert(1)</script> – Ünï'
 TITLE = "audio_tagging/2026-11-22 </title>"
 IDS = (EVIL, "texts/3")
@@ -114,6 +117,10 @@ def arrays_at(explanation: int, kind: str = "latent") -> dict[str, np.ndarray]:
     by_head = np.linspace(-0.5, 0, len(heads), dtype=np.float32)
     arrays |= {"knockout/heads/parts": np.array(heads)}
     arrays |= {"knockout/heads/change": np.broadcast_to(by_head, (2, len(CAPTION), len(heads)))}
+    if explanation == 1:
+        numbers = {modality: places[0] * plane_shape(modality)[1] + places[1] for modality, places in SINKS.items()}
+        found = [Sink("cross0", modality, number, 0.75, 0.2) for modality, number in numbers.items()]
+        arrays |= sink_arrays(Sinks(SinkCriterion(), 8, found, {"cross0": len(found)}, {"cross0": 0.4}))
     for name, span in spans().items():
         arrays[f"grid/{name}"] = np.array(span.grid.shape)
         arrays[f"span/{name}"] = np.array([span.start, span.stop])

@@ -233,6 +233,7 @@ def test_colors_are_those_of_python(explorer, layer):
         ("opacity", "0.2", {}, "panels tokens"),
         ("boxes", False, {}, "panels"),
         ("peak", False, {}, "panels"),
+        ("sinks", True, {}, "panels queries tokens"),
         ("knockout", "heads", {}, "knockouts"),
         ("ranking", "samples", {}, "knockouts"),
         ("sort", "index", {}, "order"),
@@ -393,9 +394,9 @@ def test_tab_reaches_all_controls_with_a_visible_focus(explorer):
     controls = (
         "theme help-button event compare method foil evidence layer head query scale range colormap opacity boxes"
     )
-    assert {*controls.split(), "boxes", "peak", "sort", "statistic"} - reached == set()
+    assert {*controls.split(), "boxes", "peak", "sinks", "sort", "statistic"} - reached == set()
     parts = "knockouts:BUTTON samples:BUTTON answers:BUTTON queries:option curve:button panels:group panels:AUDIO"
-    assert set(parts.split()) <= kinds
+    assert {*parts.split(), "sinks-list:BUTTON"} <= kinds
 
 
 def test_the_url_stores_the_whole_view(explorer):
@@ -496,6 +497,35 @@ def test_knock_outs_are_ranked_and_lead_to_their_maps(explorer):
         explorer.page.locator(f"#knockouts li:nth-child({n}) .balance span").get_attribute("class") for n in (1, 2)
     ]
     assert signs == ["less", "more"]
+
+
+def test_sinks_are_listed_and_hidden_tokens_are_blank_while_the_mass_of_the_map_stays(explorer, layer):
+    explorer.view(method="attention", query=KEPT[0], peak="false", boxes="false")
+    mark = "#sinks-list tbody tr:nth-child({}) button"
+    assert "image: y 16–24 px, x 40–48 px" in explorer.text(mark.format(2))
+    explorer.page.click(mark.format(2))
+    row, column = pages.SINKS["image"]
+    values = {name: maps[:, 0].mean(axis=0) for name, maps in unpacked(layer["maps"]).items()}
+    mass = sum(of_modality.sum() for of_modality in values.values())
+    hidden = sum(values[name][place] for name, place in pages.SINKS.items())
+    explorer.press("h")
+    assert "hidden: an attention sink" in explorer.text("#readout")
+    assert f"{100 * hidden / mass:.0f} % of this map" in explorer.text("#notes")
+    alpha = explorer.page.evaluate(
+        """([row, column, selector]) => { const canvas = document.querySelector(selector);
+          const [x, y] = [(column + 0.5) / 7 * canvas.width, (row + 0.5) / 5 * canvas.height];
+          return canvas.getContext("2d").getImageData(x, y, 1, 1).data[3]; }""",
+        [row, column, PANEL.format("image", "map") + "canvas"],
+    )
+    assert alpha == 0
+    assert explorer.page.locator(".token.blank").all_inner_texts() == [pages.SENTENCE[pages.SINKS["text"][1]]]
+    explorer.hover("image", 0.5 / 5, 0.5 / 7)
+    shown = float(re.search(r"weight ([\d.]+)", explorer.text("#readout"))[1])
+    assert shown == pytest.approx(values["image"][0, 0] * mass / (mass - hidden), rel=0.01)
+    explorer.page.wait_for_url(re.compile("sinks=true"))
+    explorer.view(event="0.1")
+    assert not explorer.page.locator("#sinks-section").is_visible()
+    assert explorer.page.is_disabled("#sinks")
 
 
 def test_what_does_not_correspond_is_explained(explorer):

@@ -3,26 +3,28 @@
 const LABEL_WIDTH = 0.18; // of a color bar, as a fraction of the bar
 const scratch = document.createElement("canvas");
 
-// One modality of a map with one pixel per cell, on a canvas that is reused.
-function cellCanvas(map, { rows, columns, start }, colors) {
+// One modality of a map with one pixel per cell, transparent where it is marked, on a canvas that is reused.
+function cellCanvas(map, { rows, columns, start }, colors, marks) {
   if (scratch.width !== columns) scratch.width = columns;
   if (scratch.height !== rows) scratch.height = rows;
   const image = new ImageData(columns, rows);
   const pixels = new Uint32Array(image.data.buffer);
-  for (let cell = 0; cell < pixels.length; cell++) pixels[cell] = colors.pixel(map[start + cell]);
+  for (let cell = 0; cell < pixels.length; cell++) {
+    pixels[cell] = marks?.[start + cell] ? 0 : colors.pixel(map[start + cell]);
+  }
   scratch.getContext("2d").putImageData(image, 0, 0);
   return scratch;
 }
 
 // A map without surroundings, one pixel per cell; the style sheet scales it.
-function paintThumbnail(canvas, map, part, colors) {
+function paintThumbnail(canvas, map, part, colors, marks) {
   canvas.width = part.columns;
   canvas.height = part.rows;
-  canvas.getContext("2d").drawImage(cellCanvas(map, part, colors), 0, 0);
+  canvas.getContext("2d").drawImage(cellCanvas(map, part, colors, marks), 0, 0);
 }
 
 // image: an Image or null; opacity: of the map over it; ratio: device pixels per CSS pixel.
-function paintMap(canvas, { map, part, shape, colors, image, opacity, boxes, showPeak, ratio }) {
+function paintMap(canvas, { map, marks, part, shape, colors, image, opacity, boxes, showPeak, ratio }) {
   const context = canvas.getContext("2d");
   const { width, height } = canvas;
   context.clearRect(0, 0, width, height);
@@ -34,7 +36,7 @@ function paintMap(canvas, { map, part, shape, colors, image, opacity, boxes, sho
   context.imageSmoothingEnabled = false;
   // The last cells may extend beyond the plane.
   const [rows, columns] = [shape[0] / part.pooled[0], shape[1] / part.pooled[1]];
-  context.drawImage(cellCanvas(map, part, colors), 0, 0, columns, rows, 0, 0, width, height);
+  context.drawImage(cellCanvas(map, part, colors, marks), 0, 0, columns, rows, 0, 0, width, height);
   context.globalAlpha = 1;
   const labels = [];
   for (const box of boxes) paintBox(context, box, ratio, labels);

@@ -2,7 +2,7 @@
 
 const SELECTS =
   "event compare method foil evidence layer head query scale range colormap sort knockout ranking statistic theme".split(" ");
-const CHECKBOXES = ["boxes", "peak"];
+const CHECKBOXES = ["boxes", "peak", "sinks"];
 
 // Layer, head and query select the attention map of that layer, since no other map depends on them.
 function controlChange(id, text) {
@@ -53,6 +53,7 @@ function renderControls(explanation) {
   const texts = stateTexts(state);
   for (const id of [...SELECTS, "opacity"]) byId(id).value = texts[id];
   for (const id of CHECKBOXES) byId(id).checked = state[id];
+  byId("sinks").disabled = !sinksShown().length;
   byId("opacity-value").textContent = percent(state.opacity);
   document.documentElement.dataset.theme = state.theme;
 }

@@ -9,7 +9,9 @@
 //             curves {deletion, insertion: {map or null: probability of the answers at each fraction}},
 //             stages {map: rank correlation with the original map after each stage of randomization},
 //             chance {score: value of an uninformative map}, maps {map: title, scores {score: {mean, low, high}},
-//             differences {null: {deletion, insertion: {mean, low, high}}}, p, and the verdict: mark, brief, sentence}
+//             differences {null: {deletion, insertion: {mean, low, high}}}, p, and the verdict: mark, brief, sentence};
+//             sinks: null, or: criterion {times_uniform, sample_share}, num_samples, fewest_samples, mass, numbers {layer:
+//             number of sinks}, found [{layer, modality, row, column, sample_share, weight}]
 //   live      null, or what a page that is served needs, see `live.js`
 //   colormaps, difference, outline: see `perceiver/inspection/colormap.py`
 //   samples   [{id, ground_truth: [line], modalities: {name: as below}}]
@@ -39,6 +41,7 @@
 // `perceiver/inspection/explorer/packing.py` describes the format of maps.
 
 const MAX_CACHED_EXPLANATIONS = 6;
+const HIDDEN = 1; // mark of a cell that is hidden as an attention sink
 const page = JSON.parse(document.getElementById("page").textContent);
 const explanations = new Map();
 
@@ -67,11 +70,28 @@ function bytesOf(base64) {
   return Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
 }
 
-// Maps over the same cells. layout: [{modality, rows, columns, pooled, start, stop}], the cells of each modality.
+// Maps over the same cells. layout: [{modality, rows, columns, pooled, start, stop}], the cells of each modality;
+// marks: of the cells that have no value, where there are any; hiddenShares: of each map's mass, that of hidden cells.
 class MapStack {
   constructor(layout, values) {
-    Object.assign(this, { layout, values, numCells: layout.at(-1).stop });
+    Object.assign(this, { layout, values, numCells: layout.at(-1).stop, marks: null, hiddenShares: null });
     this.count = values.length / this.numCells;
+  }
+
+  // Blanks the marked cells; the others of each map, and of the mean, are scaled to its previous mass.
+  without(marks) {
+    const shown = new MapStack(this.layout, this.values.slice());
+    const hide = (map) => {
+      const mass = massOf(map);
+      marks.forEach((mark, cell) => mark && (map[cell] = 0));
+      const kept = massOf(map);
+      for (let cell = 0; cell < map.length; cell++) map[cell] *= kept > 0 ? mass / kept : 0;
+      return mass > 0 ? 1 - kept / mass : 0;
+    };
+    shown.cachedMean = this.mean.slice();
+    shown.hiddenShares = Array.from({ length: this.count }, (_, index) => hide(shown.map(index)));
+    shown.hiddenShareOfMean = hide(shown.cachedMean);
+    return Object.assign(shown, { marks });
   }
 
   map(index) {
@@ -145,6 +165,27 @@ class Explanation {
   constructor({ answers, layers, methods, knockouts, note }) {
     Object.assign(this, { answers, layers, methods, knockouts, note });
     Object.assign(this, { unpacked: new Map(), heads: new Map(), signed: new Map() });
+    this.show([]);
+  }
+
+  // From now on, the given cells [{modality, row, column}] of the tokens are hidden in all maps.
+  show(hidden) {
+    if (JSON.stringify(hidden) === JSON.stringify(this.hidden)) return;
+    Object.assign(this, { hidden, shown: new Map() });
+  }
+
+  // A cell of several tokens is hidden if one of them is.
+  shownMaps(stack) {
+    if (!this.hidden.length) return stack;
+    if (!this.shown.has(stack)) {
+      const marks = new Uint8Array(stack.numCells);
+      for (const { modality, row, column } of this.hidden) {
+        const part = stack.layout.find((other) => other.modality === modality);
+        if (part) marks[cellIndex(part, [row, column].map((index, axis) => Math.floor(index / part.pooled[axis])))] = HIDDEN;
+      }
+      this.shown.set(stack, stack.without(marks));
+    }
+    return this.shown.get(stack);
   }
 
   packedMaps(layer) {
@@ -163,7 +204,7 @@ class Explanation {
   }
 
   methodMaps(method) {
-    return this.unpacked.get(method.maps);
+    return this.shownMaps(this.unpacked.get(method.maps));
   }
 
   // Signed maps: the evidence for each answer of a method, or for each answer and foil of its contrasts, minus that
@@ -178,7 +219,7 @@ class Explanation {
       });
       this.signed.set(part, new MapStack(supporting.layout, net));
     }
-    return this.signed.get(part);
+    return this.shownMaps(this.signed.get(part));
   }
 
   // The maps of all queries, of one head or of the mean over heads.
@@ -191,7 +232,7 @@ class Explanation {
       const chosen = head === "mean" ? averaged(values, numHeads) : values.subarray(head * size, (head + 1) * size);
       this.heads.set(key, new MapStack(layout, chosen));
     }
-    return this.heads.get(key);
+    return this.shownMaps(this.heads.get(key));
   }
 }
 

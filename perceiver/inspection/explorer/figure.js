@@ -153,6 +153,7 @@ function paintPanels({ left, right, change, selected, explanation }) {
       panel.caption.textContent = caption;
       const options = {
         map: isChange ? change : panel.kind.startsWith("other") ? right.map : left.map,
+        marks: left.stack.marks,
         colors: isChange ? changeColors : colors,
         image,
         boxes,

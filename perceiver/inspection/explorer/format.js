@@ -49,6 +49,8 @@ function cellBounds(cell, { pooled }, shape) {
   });
 }
 
+const cellIndex = (part, [row, column]) => part.start + row * part.columns + column;
+
 function cellText({ axes, shape, tokens, strip }, part, cell) {
   const [first, last] = [cell[1] * part.pooled[1], Math.min((cell[1] + 1) * part.pooled[1], shape[1]) - 1];
   if (tokens) return `${quoted(tokens.slice(first, last + 1).join(" "))} (token ${first + 1})`;

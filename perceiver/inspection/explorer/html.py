@@ -8,7 +8,7 @@ from typing import Any
 
 SCRIPTS = (
     "dom format data colors state selection canvas panels audio frames versions figure "
-    "readout matrix samples queries knockout chart statistics faithfulness controls shortcuts main"
+    "readout matrix samples queries knockout sinks chart statistics faithfulness controls shortcuts main"
 )
 """Concatenated in this order into one module, whose scope they share."""
 LIVE = "live"

@@ -14,6 +14,7 @@ function update() {
   const { sample, layer, compare } = state;
   const other = compare && explanationAt(compare, sample);
   const name = explanation?.layers[layer]?.name;
+  for (const one of [explanation, other]) one?.show(state.sinks ? sinksShown() : []);
   const otherLayer = other?.layers.findIndex((candidate) => candidate.name === name);
   renderControls(explanation);
   renderSamples();
@@ -44,6 +45,7 @@ function render(explanation) {
   renderMatrices(explanation);
   renderQueries(explanation);
   renderKnockouts(explanation);
+  renderSinks();
   renderStatistics();
   renderFaithfulness();
   if (page.live) renderLive();

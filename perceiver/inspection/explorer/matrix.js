@@ -7,7 +7,7 @@ const MATRIX_FONT = "13px system-ui, sans-serif";
 const MATRIX_MARGIN = 8;
 
 // For each output and modality whose columns are the order of a text or time: {output, modality, words, columns, values,
-// links}, words as indices of the answers; links: [word][column].
+// blanks, links}, words as indices of the answers; blanks: columns that are hidden; links: [word][column].
 function matricesOf(explanation) {
   const method = explanation?.methods.find(({ name }) => name === state.attribution);
   if (!method || method.shared) return [];
@@ -29,6 +29,7 @@ function matricesOf(explanation) {
         names: words.map((answer) => answers[answer].name),
         columns,
         values: words.map((answer) => columnSums(stack.map(answer), part, columns.length)),
+        blanks: columns.map((_, column) => isBlankColumn(stack.marks, part, column)),
         links: words.map((answer) =>
           linkedColumns(answers[answer].boxes[part.modality] ?? [], part, description, columns.length),
         ),
@@ -43,6 +44,10 @@ function columnSums(map, { start, rows, columns }, count) {
   const sums = new Float32Array(columns);
   for (let cell = 0; cell < rows * columns; cell++) sums[cell % columns] += map[start + cell];
   return sums.subarray(0, count);
+}
+
+function isBlankColumn(marks, part, column) {
+  return Boolean(marks) && Array.from({ length: part.rows }, (_, row) => marks[cellIndex(part, [row, column])]).every(Boolean);
 }
 
 function columnLabels({ tokens, axes, shape }, { columns, pooled }) {
@@ -64,8 +69,9 @@ function linkedColumns(boxes, part, { shape }, count) {
 function renderMatrices(explanation) {
   const matrices = matricesOf(explanation);
   byId("matrix-section").hidden = !matrices.length;
-  const { sample, run, event, attribution, scale, colormap, boxes, answer, theme } = state;
-  renderOnChange("matrices", [sample, run, event, attribution, scale, colormap, boxes, answer, theme, isDark()], () =>
+  const { sample, run, event, compare, attribution, scale, colormap, boxes, answer, theme, sinks } = state;
+  const display = [scale, colormap, boxes, answer, theme, isDark(), sinks];
+  renderOnChange("matrices", [sample, run, event, compare, attribution, ...display], () =>
     byId("matrices").replaceChildren(...matrices.map(matrixNode)),
   );
 }
@@ -123,7 +129,7 @@ function strongest({ names, columns, values }) {
 }
 
 // paper: [background, ink]; by default those of the page. Returns the place of the cells in CSS pixels.
-function paintMatrix(canvas, { words, names, columns, values, links }, colors, ratio, paper = null) {
+function paintMatrix(canvas, { words, names, columns, values, blanks, links }, colors, ratio, paper = null) {
   const style = getComputedStyle(document.body);
   const [background, ink] = paper ?? [style.backgroundColor, style.color];
   const context = canvas.getContext("2d");
@@ -147,6 +153,7 @@ function paintMatrix(canvas, { words, names, columns, values, links }, colors, r
     context.textAlign = "right";
     context.fillText(name, left - MATRIX_MARGIN, y + MATRIX_CELL / 2);
     values[row].forEach((value, column) => {
+      if (blanks[column]) return;
       context.fillStyle = `rgb(${colors.color(value).join(" ")})`;
       context.fillRect(left + cell * column, y, Math.ceil(cell), MATRIX_CELL);
     });
@@ -176,8 +183,9 @@ function paintMatrix(canvas, { words, names, columns, values, links }, colors, r
   return { left, top, cell };
 }
 
-function matrixCSV({ names, columns, values }) {
+function matrixCSV({ names, columns, values, blanks }) {
   const quote = (text) => `"${String(text).replaceAll('"', '""')}"`;
-  const rows = values.map((row, word) => [quote(names[word]), ...[...row].map((value) => value.toPrecision(6))]);
+  const cell = (value, column) => (blanks[column] ? "" : value.toPrecision(6));
+  const rows = values.map((row, word) => [quote(names[word]), ...[...row].map(cell)]);
   return [["", ...columns.map(quote)], ...rows].map((row) => row.join(",")).join("\n");
 }

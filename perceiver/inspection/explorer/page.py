@@ -21,6 +21,7 @@ from perceiver.inspection.events import event_paths, replace_file, scores_in
 from perceiver.inspection.explorer.html import page_html
 from perceiver.inspection.explorer.packing import packed, pooling
 from perceiver.inspection.knockout import mean_effect
+from perceiver.inspection.sinks import FEWEST_SAMPLES, sinks_in
 from perceiver.types import Axis, Box, Grid
 
 Arrays = Mapping[str, np.ndarray]
@@ -56,6 +57,7 @@ class Event:
         values: all scores, by the names under which they are logged.
         maps: id of a sample -> its maps (`sample_maps`); empty if the page has only the scores of the event.
         faithfulness: of the maps (`verdicts.summarize`), if it was measured.
+        sinks: attention sinks with their cells (`page_sinks`), if they were looked for.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Event:
     values: Mapping[str, float]
     maps: Mapping[str, Mapping[str, Any]]
     faithfulness: Mapping[str, Any] | None = None
+    sinks: Mapping[str, Any] | None = None
 
 
 def page_event(
@@ -86,7 +89,21 @@ def page_event(
         values={f"attention/{key}": value for key, value in scores_in(arrays).items()},
         maps={id: sample_maps(arrays, row, most_values=most_values) for row, id in enumerate(ids)},
         faithfulness=json.loads(str(arrays["faithfulness"])) if "faithfulness" in arrays else None,
+        sinks=page_sinks(arrays),
     )
+
+
+def page_sinks(arrays: Arrays) -> dict[str, Any] | None:
+    """Return the sinks of an event, see `Sinks`, each with the `row` and `column` of its token on the plane."""
+    sinks = sinks_in(arrays)
+    if sinks is None:
+        return None
+    planes = {
+        name: Plane(grid).arrange(np.arange(grid.num_tokens, dtype=np.float64)) for name, grid in _grids(arrays).items()
+    }
+    cells = [np.argwhere(planes[sink["modality"]] == sink["token"])[0].tolist() for sink in sinks["found"]]
+    found = [sink | {"row": row, "column": column} for sink, (row, column) in zip(sinks["found"], cells, strict=True)]
+    return sinks | {"found": found, "fewest_samples": FEWEST_SAMPLES}
 
 
 def sample_maps(arrays: Arrays, row: int, *, most_values: int) -> dict[str, Any]:
@@ -307,6 +324,7 @@ def explorer_page(
                     "explanation": num_looks if found else None,
                     "values": dict(event.values),
                     "faithfulness": event.faithfulness,
+                    "sinks": event.sinks,
                 }
             )
             num_looks += bool(found)

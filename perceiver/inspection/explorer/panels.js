@@ -123,15 +123,21 @@ class TextPanel extends Panel {
 
   fit() {}
 
-  paint({ map, colors, opacity, showPeak }, label) {
+  paint({ map, marks, colors, opacity, showPeak }, label) {
     const peak = showPeak ? peakCell(map, this.part)?.[1] : null;
     const background = isDark() ? 24 : 255;
     this.forEachToken((node, cell) => {
+      const isBlank = Boolean(marks?.[this.part.start + cell]);
+      node.classList.toggle("blank", isBlank);
+      node.classList.toggle("peak", cell === peak);
+      if (isBlank) {
+        node.style.backgroundColor = node.style.color = "";
+        return;
+      }
       const color = colors.color(map[this.part.start + cell]);
       const mixed = color.map((channel) => Math.round(opacity * channel + (1 - opacity) * background));
       node.style.backgroundColor = `rgb(${mixed.join(" ")})`;
       node.style.color = textColorOn(mixed);
-      node.classList.toggle("peak", cell === peak);
     });
     this.stage.setAttribute("aria-label", label);
   }

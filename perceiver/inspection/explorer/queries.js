@@ -7,9 +7,9 @@ function renderQueries(explanation) {
   const layer = explanation?.layers[state.layer];
   byId("queries-section").hidden = !layer;
   if (!layer) return;
-  const { run, event, sample, layer: index, head, sort, answer, scale, range, colormap } = state;
+  const { run, event, sample, layer: index, head, sort, answer, scale, range, colormap, sinks } = state;
   const location = [run, event, sample, index];
-  const order = [...location, head, sort, answer];
+  const order = [...location, head, sort, answer, sinks];
   renderOnChange("queries", location, () => createQueries(layer));
   renderOnChange("order", order, () => sortQueries(explanation, layer));
   renderOnChange("thumbnails", [...order, scale, range, colormap], () => paintThumbnails(explanation, layer));
@@ -96,7 +96,7 @@ function paintThumbnails(explanation, { queries }) {
       const map = query === "mean" ? stack.mean : stack.map(queries.indexOf(Number(query)));
       stack.layout.forEach((part, index) => {
         const colors = colorScale({ colormap, scale, top: rangeMaximum({ map, stack }, index, range) });
-        paintThumbnail(option.children[index], map, part, colors);
+        paintThumbnail(option.children[index], map, part, colors, stack.marks);
       });
     }
     byId("queries").setAttribute("aria-busy", waiting.length > 0);

@@ -4,7 +4,8 @@ const ROUNDING = 1e-6;
 
 function renderNotes(scene) {
   const peaks = scene.selected.peak ? figure.modalities.map((modality) => peakText(scene, modality)) : [];
-  byId("notes").replaceChildren(...[...scene.notes, ...peaks].map((note) => element("li", {}, note)));
+  const hidden = hiddenText(scene.left);
+  byId("notes").replaceChildren(...[...scene.notes, ...hidden, ...peaks].map((note) => element("li", {}, note)));
 }
 
 // Position and value of the peak, and whether it lies in a box of the answer.
@@ -25,10 +26,10 @@ function peakText({ left, explanation, selected }, { name, part, description }) 
   return `${text}; ${isHit ? "inside" : "outside"} the box of ${quoted(answer.name)}.`;
 }
 
-const cellIndex = (part, [row, column]) => part.start + row * part.columns + column;
-
-function valueText({ map, unit }, part, cell) {
-  const value = map[cellIndex(part, cell)];
+function valueText({ map, unit, stack: { marks } }, part, cell) {
+  const index = cellIndex(part, cell);
+  if (marks?.[index]) return "hidden: an attention sink";
+  const value = map[index];
   return `${unit} ${short(value)} (${percent(Math.abs(value) / massOf(map))} of the map)`;
 }
 

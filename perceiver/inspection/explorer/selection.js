@@ -23,6 +23,7 @@ function attentionMap(explanation, index, head, query) {
   return {
     stack,
     map: query === "mean" ? stack.mean : stack.map(queries.indexOf(query)),
+    hiddenShare: query === "mean" ? stack.hiddenShareOfMean : stack.hiddenShares?.[queries.indexOf(query)],
     unit: places ? "share" : "weight",
     title: places ? `Rollout of ${name}: ${rows}` : `Attention weights of ${name}: ${rows}, ${heads}`,
     notes,
@@ -48,7 +49,8 @@ function attributionMap(explanation, name, answer, foil, evidence) {
     notes.push(`${percent(residual[answer])} of it ends at the initial latents, which do not depend on the input.`);
   }
   const target = shared ? "all answers" : quoted(explanation.answers[answer].name);
-  return { stack, map: stack.map(answer), unit, title: `${capitalized(label)}: ${target}`, notes };
+  const hiddenShare = stack.hiddenShares?.[answer];
+  return { stack, map: stack.map(answer), hiddenShare, unit, title: `${capitalized(label)}: ${target}`, notes };
 }
 
 // number: of the foil, or -1 for none.
@@ -63,9 +65,11 @@ function evidenceMap(explanation, method, answer, number, evidence) {
   const sides = isSigned ? `Orange: evidence for ${target}; blue: against it. ` : "";
   const notes = [`${sides}${percent(balance)} of the evidence is for it.`];
   if (foil) notes.push(`The probability of ${quoted(foil.name)} is ${short(foil.probability)}.`);
+  const index = numFoils * answer + Math.max(number, 0);
   return {
     stack,
-    map: stack.map(numFoils * answer + Math.max(number, 0)),
+    map: stack.map(index),
+    hiddenShare: stack.hiddenShares?.[index],
     unit: isSigned ? "share of evidence" : method.unit,
     title: `${capitalized(method.label)}${isSigned ? ", for and against" : ""}: ${target}`,
     notes,

@@ -13,6 +13,7 @@ const SHORTCUTS = {
   v: () => stepSelect("evidence", 1),
   e: () => stepSelect("event", 1),
   k: () => stepSelect("knockout", 1),
+  h: () => byId("sinks").disabled || setState({ sinks: !state.sinks }),
   "?": () => byId("help").showModal(),
 };
 

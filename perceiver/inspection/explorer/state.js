@@ -39,6 +39,7 @@ const PARSERS = {
   opacity: (text) => (text !== "" && text >= 0 && text <= 1 ? Number(text) : undefined),
   boxes: flag,
   peak: flag,
+  sinks: flag,
   frame: (text) => (text === ALL_FRAMES ? text : integer(text)),
   sort: string,
   knockout: string,
@@ -76,6 +77,7 @@ function defaults() {
     ranking: "answer",
     boxes: true,
     peak: true,
+    sinks: false, // whether they are hidden
     frame: ALL_FRAMES,
     statistic: preferred.find(Boolean) ?? statistics[0] ?? "",
     theme: "auto",
