@@ -453,6 +453,18 @@ class Batch:
         parts = torch.split(logs, [len(names) for names in self.windows])
         return torch.stack([part.logsumexp(dim=0) - log(len(part)) for part in parts])
 
+    def first_windows(self) -> Self:
+        """Return the samples without windows: of several windows the first alone."""
+        if not self.windows:
+            return self
+        rows = torch.tensor([sum(map(len, self.windows[:sample])) for sample in range(len(self))])
+        return replace(
+            self,
+            inputs={name: values[rows.to(values.device)] for name, values in self.inputs.items()},
+            masks={name: values[rows.to(values.device)] for name, values in self.masks.items()},
+            windows=[],
+        )
+
     def part(self, samples: slice) -> Self:
         """Return some of the samples, none of which has several windows."""
         return replace(

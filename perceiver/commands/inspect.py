@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from perceiver.commands.atlas import make_atlas
 from perceiver.commands.finished_run import FinishedRun, check_writable, load_named
+from perceiver.commands.gallery import make_gallery
 from perceiver.commands.predict import input_files, named, to_accelerator
 from perceiver.commands.train import prepare_torch
 from perceiver.data.collate import collate
@@ -18,6 +19,7 @@ from perceiver.inspection.contrast import foil_numbers
 from perceiver.inspection.evaluation import Evaluator
 from perceiver.inspection.explanation import Explainer
 from perceiver.inspection.explorer.atlas_page import ATLAS
+from perceiver.inspection.explorer.gallery_page import GALLERY
 from perceiver.inspection.explorer.media import texts_of
 from perceiver.inspection.explorer.page import (
     MOST_EVENTS,
@@ -73,11 +75,11 @@ def inspect_attention(cfg: DictConfig) -> Path:
     if cfg.compare is not None:
         runs.append(load_compared(cfg, runs[0]))
     first = runs[0]
-    if cfg.atlas:
+    if cfg.atlas or cfg.gallery:
         check_alone(cfg)
         prepare_torch(first.finished.config)
-        page = page_path(cfg, first.finished.output_dir)
-        return make_atlas(cfg, first.name, first.finished, first.explainer, page)
+        make = make_atlas if cfg.atlas else make_gallery
+        return make(cfg, first.name, first.finished, first.explainer, page_path(cfg, first.finished.output_dir))
     prepare_torch(first.finished.config)
     paths, batch, unreadable = chosen_samples(cfg, first)
     # A user's own files are tested themselves: they may be unlike the training data.
@@ -167,13 +169,16 @@ def chosen_samples(cfg: DictConfig, run: Run) -> tuple[list[Path], Batch, list[s
 
 
 def check_alone(cfg: DictConfig) -> None:
-    """Check that nothing is set that has no meaning for an atlas.
+    """Check that nothing is set that has no meaning for an atlas or a gallery.
 
     Raises:
-        ConfigError: a second run or files are given.
+        ConfigError: a second run, files or both pages are given.
     """
+    if cfg.atlas and cfg.gallery:
+        raise ConfigError("atlas=true, gallery=true: are pages of their own; make one after the other")
     if cfg.compare is not None or cfg.inputs:
-        raise ConfigError("atlas=true: shows samples of one run; leave compare and inputs out")
+        key = "atlas" if cfg.atlas else "gallery"
+        raise ConfigError(f"{key}=true: shows samples of one run; leave compare and inputs out")
 
 
 def map_evaluator(cfg: DictConfig, num_samples: int) -> Evaluator:
@@ -294,7 +299,8 @@ def page_path(cfg: DictConfig, run: Path) -> Path:
     Raises:
         ConfigError: it is not a writable path of an HTML file.
     """
-    name = ATLAS if cfg.atlas else "inputs.html" if cfg.inputs else PAGE if cfg.compare is None else "comparison.html"
+    name = "inputs.html" if cfg.inputs else PAGE if cfg.compare is None else "comparison.html"
+    name = ATLAS if cfg.atlas else GALLERY if cfg.gallery else name
     output = run / "attention" / name if cfg.output is None else Path(str(cfg.output))
     if output.suffix not in (".html", ".htm") or output.is_dir():
         raise ConfigError(f"output={output}: must be a file whose name ends in .html")

@@ -365,8 +365,8 @@ def live_server(cfg: DictConfig) -> LiveServer:
         raise ConfigError(f"serve_port={cfg.serve_port}: must be a port, 0 to 65535")
     if type(cfg.serve_megabytes) not in (int, float) or not cfg.serve_megabytes > 0:
         raise ConfigError(f"serve_megabytes={cfg.serve_megabytes}: must be a number above 0")
-    if cfg.compare is not None or cfg.atlas:
-        raise ConfigError("serve=true: shows one run; leave compare and atlas out")
+    if cfg.compare is not None or cfg.atlas or cfg.gallery:
+        raise ConfigError("serve=true: shows one run; leave compare, atlas and gallery out")
     knocked_out_kinds(cfg)
     run = load_run(cfg, "run", "checkpoint", cfg.overrides)
     check_has_samples(cfg)

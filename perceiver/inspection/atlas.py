@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from perceiver.inspection.capture import capture, input_pictures, input_sounds, undisturbed
+from perceiver.inspection.capture import capture
 from perceiver.inspection.excerpts import Excerpt, excerpts
 from perceiver.inspection.explanation import Explainer
-from perceiver.inspection.explorer.media import Media, texts_of
+from perceiver.inspection.explorer.media import Media, media_of
 from perceiver.inspection.figures import Frame
 from perceiver.inspection.record import Layer, Record
 from perceiver.mechanisms.base import LATENTS
@@ -233,10 +233,7 @@ def collect(explainer: Explainer, batches: Iterable[Batch], pieces: Pieces, atla
             explainer.task.outputs(explainer.model, explainer.task.prepare(converted, train=False))
 
         def media(rows: Sequence[int], batch: Batch = batch) -> Media:
-            inputs = {name: raw[list(rows)] for name, raw in batch.inputs.items()}
-            with undisturbed(explainer.module):
-                pictures, sounds = input_pictures(explainer.model, inputs), input_sounds(explainer.model, inputs)
-            return Media(pictures, sounds, texts_of(replace(batch, inputs=inputs), pieces))
+            return media_of(explainer, batch, rows, pieces)
 
         names = [f"{id} {window}" for id, of in zip(batch.ids, batch.windows, strict=False) for window in of]
         atlas.add(record, names or batch.ids, media)

@@ -292,12 +292,15 @@ class DataModule(LightningDataModule):
         batch = _collate_readable([item.split()[0] if isinstance(item, Sample) else item for item in items])
         return self.on_before_batch_transfer(batch, 0)
 
-    def in_order(self, stage: Stage, num_samples: int | None = None) -> Iterator[Batch]:
+    def in_order(
+        self, stage: Stage, num_samples: int | None = None, *, start: int = 0, step: int = 1
+    ) -> Iterator[Batch]:
         """Yield the samples of a stage in their order, in batches, in this process alone.
 
         Args:
             stage: the split.
             num_samples: number of samples, evenly spread over the split; None for all.
+            start, step: of these, only the numbers start, start + step, …
 
         Raises:
             ValueError: there is no such split.
@@ -307,7 +310,7 @@ class DataModule(LightningDataModule):
         if split is None:
             raise ValueError(f"the data set has no {stage} samples")
         count = len(split) if num_samples is None else min(num_samples, len(split))
-        keys = [(0, index * len(split) // count) for index in range(count)]
+        keys = [(0, index * len(split) // count) for index in range(start, count, step)]
         loader: DataLoader[Any] = DataLoader(
             _KeyedSplit(split, self.seed, self._labels),
             batch_size=self.batch_size,

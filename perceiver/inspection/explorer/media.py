@@ -12,6 +12,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from perceiver.inspection.capture import input_pictures, input_sounds, undisturbed
+from perceiver.inspection.explanation import Explainer
 from perceiver.inspection.figures import Frame
 from perceiver.types import Batch, Box, Picture, Sound, Span
 
@@ -60,6 +62,16 @@ def page_samples(
         }
         for row, id in enumerate(batch.ids)
     ]
+
+
+def media_of(
+    explainer: Explainer, batch: Batch, rows: Sequence[int], pieces: Callable[[str, Tensor], list[str] | None]
+) -> Media:
+    """Return the inputs of some rows of a batch as the model's encoders draw and play them; see `texts_of`."""
+    inputs = {name: raw[list(rows)] for name, raw in batch.inputs.items()}
+    with undisturbed(explainer.module):
+        pictures, sounds = input_pictures(explainer.model, inputs), input_sounds(explainer.model, inputs)
+    return Media(pictures, sounds, texts_of(replace(batch, inputs=inputs), pieces))
 
 
 def texts_of(batch: Batch, pieces: Callable[[str, Tensor], list[str] | None]) -> dict[str, list[list[str]]]:

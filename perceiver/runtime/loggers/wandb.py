@@ -150,7 +150,7 @@ class WandB(RunLogger):
             "wandb/confusion_matrix/v1",  # as by `wandb.plot.confusion_matrix`, which takes labels
             wandb.Table(columns=columns, data=cells),
             {str(column): column for column in columns},
-            {"title": "test samples"},
+            {"title": f"{key.partition('/')[0]} samples"},
         )
         self._add(step, key, chart)
 
