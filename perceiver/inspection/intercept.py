@@ -3,7 +3,8 @@
 `Interceptor` sees every torch function that is called inside the watched method of a model. Attention is
 
     F.scaled_dot_product_attention(q, k, v, …)
-    softmax(logits) @ v, with anything between that keeps the shape, such as dropout (`matmul`, `bmm`, `einsum`)
+    softmax(logits) @ v, with anything between that keeps the shape, such as dropout (`matmul`, `bmm`, `einsum` with any
+        order of axes)
     the fused kernels of `nn.MultiheadAttention` and `nn.TransformerEncoderLayer` without gradients
 
 Each is run as it is, so that outputs, gradients and random numbers are those of the model, to the bit. Which sequences
@@ -28,10 +29,15 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 PRODUCTS = ("matmul", "__matmul__", "bmm", "baddbmm", "einsum")
+JOINS = ("cat", "concat", "concatenate", "stack", "hstack", "vstack")
+"""Functions after which elements still are of one argument each."""
+MIXTURES = ("linear", "conv", "permute", "transpose", "swap", "move", "flip", "roll", "__get__")
+"""Starts of the names of functions whose results are no attention weights, whatever their shape; `x.mT` is a get."""
 HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
 """Names under which modules keep their number of heads."""
 FUSED = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
 """The arguments of `F.scaled_dot_product_attention`."""
+OTHER_CALLS = "the model calls attention more or less often when it is called again; watch it in eval mode"
 PADDING = 1
 """`mask_type` of a mask over keys in torch's fast paths; others have an entry for each pair."""
 
@@ -91,12 +97,14 @@ class Trace:
         origins: of all its elements, in the order of their concatenation.
         factors: for logits, the traces of queries and keys.
         weights: for attention weights, those before dropout.
+        axis: of the weights that sums to one.
         is_dropped: whether dropout may have changed the weights.
     """
 
     origins: tuple[int, ...] = ()
     factors: "tuple[Trace, Trace] | None" = None
     weights: Tensor | None = None
+    axis: int = -1
     is_dropped: bool = False
 
 
@@ -104,17 +112,19 @@ class Lineage:
     """The origins of the tensors of a forward pass.
 
     An origin is a number: of an input or parameter that tensors were computed from, or of a sequence, for the outputs
-    of attention, which replaces the origins of the sequence. Weights of layers are not origins; parameters that stand
-    alone, such as latents, are.
+    of attention, which replaces the origins of the sequence. Parameters are origins where they stand alone or are
+    elements of a sequence, such as latents and class tokens; weights of layers and positions are not.
 
     Attributes:
         indices: origins that are integers, such as token ids.
+        parameters: origins that are parameters.
         within: sequence -> its own origins.
     """
 
     def __init__(self) -> None:
         self.traces: MutableMapping[Tensor, Trace] = WeakTensorKeyDictionary()
         self.indices: set[int] = set()
+        self.parameters: set[int] = set()
         self.within: dict[int, set[int]] = {}
         self._numbers = count()
 
@@ -129,6 +139,8 @@ class Lineage:
             found = self.traces[tensor] = Trace((self.new(),))
             if not tensor.is_floating_point():
                 self.indices.update(found.origins)
+            if isinstance(tensor, nn.Parameter):
+                self.parameters.update(found.origins)
         return found
 
     def union(self, tensors: Iterable[Tensor]) -> tuple[int, ...]:
@@ -139,17 +151,28 @@ class Lineage:
 
     def follow(self, name: str, sources: list[Tensor], result: Tensor) -> None:
         """Note the result of a function."""
-        tensors = [source for source in sources if not isinstance(source, nn.Parameter)] or sources[:1]
+        if name in JOINS:
+            tensors = sources
+        else:
+            tensors = [source for source in sources if not self._is_parameter(source)] or sources[:1]
         if not tensors:
             return
         first = self.trace(tensors[0])
         trace = Trace(self.union(tensors))
-        if name in PRODUCTS and len(tensors) > 1:
-            trace = replace(trace, factors=(self.trace(tensors[-2]), self.trace(tensors[-1])))
-        elif result.numel() == tensors[0].numel() and result.shape[-1:] == tensors[0].shape[-1:]:
+        if name in PRODUCTS and len(sources) > 1:
+            trace = replace(trace, factors=(self.trace(sources[-2]), self.trace(sources[-1])))
+        elif (
+            result.numel() == tensors[0].numel()
+            and result.shape[-1:] == tensors[0].shape[-1:]
+            and not (name.startswith(MIXTURES) and first.weights is not None)
+        ):
             is_dropped = first.is_dropped or "dropout" in name
-            trace = replace(trace, factors=first.factors, weights=first.weights, is_dropped=is_dropped)
+            trace = replace(trace, factors=first.factors, weights=first.weights, axis=first.axis, is_dropped=is_dropped)
         self.traces[result] = trace
+
+    def _is_parameter(self, tensor: Tensor) -> bool:
+        """Return whether a tensor is a parameter, or computed from parameters alone."""
+        return isinstance(tensor, nn.Parameter) or self.parameters.issuperset(self.trace(tensor).origins)
 
 
 class Interceptor(TorchFunctionMode):
@@ -160,6 +183,9 @@ class Interceptor(TorchFunctionMode):
         on_call: is given each call, and returns the number of the sequence that it updates.
         gradients: whether the outputs of attention get a gradient even if all parameters before are frozen.
         effects: what to change in each call, in their order; None: nothing.
+
+    Attributes:
+        unread: paths of the modules with a softmax that was not multiplied by values, by the identity of its result.
     """
 
     def __init__(
@@ -177,6 +203,7 @@ class Interceptor(TorchFunctionMode):
         self.effects = effects
         self.lineage = lineage
         self.modules = {id(module): (name, module) for name, module in model.named_modules()}
+        self.unread: dict[int, str] = {}
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -204,14 +231,21 @@ class Interceptor(TorchFunctionMode):
             return self._fast_layer(func, args, kwargs)
         sources = list(_tensors([*args, *kwargs.values()]))
         if name in PRODUCTS and len(sources) > 1:
-            trace = self.lineage.traces.get(sources[-2])
-            if trace is not None and trace.weights is not None and _is_weighted_sum(name, args, sources):
-                return self._explicit(func, args, kwargs, sources[-2], sources[-1], trace)
+            for used, v in (sources[-2:], sources[:-3:-1]):
+                trace = self.lineage.traces.get(used)
+                if trace is not None and trace.weights is not None:
+                    product = WeightedSum.of(name, args, trace.axis, used, v)
+                    if product is not None:
+                        return self._explicit(func, args, kwargs, product, trace)
         out = func(*args, **kwargs)
         if isinstance(out, Tensor):
             self.lineage.follow(name, sources, out)
-            if name == "softmax" and out.ndim >= 3 and _is_last(out, args, kwargs):
-                self.lineage.traces[out] = replace(self.lineage.trace(out), weights=out, is_dropped=False)
+            if name == "softmax" and out.ndim >= 3:
+                axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
+                self.lineage.traces[out] = replace(
+                    self.lineage.trace(out), weights=out, axis=-1 if axis is None else axis % out.ndim - out.ndim
+                )
+                self.unread[id(out)] = self._module()
         elif isinstance(out, tuple | list):
             for one in _tensors(out):
                 self.lineage.follow(name, sources, one)
@@ -231,34 +265,42 @@ class Interceptor(TorchFunctionMode):
             k4, v4 = (x.repeat_interleave(q4.shape[1] // x.shape[1], dim=1) for x in (k4, v4))
         scale = q.shape[-1] ** -0.5 if scale is None else scale
         call = AttentionCall(self._module(), q4.detach(), k4.detach(), v4.detach(), bias, scale, None, None, *origins)
-        return self._report(func(**given), call, q4, k4, v4)
+        return self._report(func(**given), call)
 
     def _explicit(
         self,
         func: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
-        used: Tensor,
-        v: Tensor,
+        product: "WeightedSum",
         trace: Trace,
     ) -> Tensor:
-        """Report weights that the model computes itself; `used` are these after dropout."""
-        weights = trace.weights if trace.is_dropped else used
-        assert weights is not None
+        """Report weights that the model computes itself."""
+        softmax = trace.weights
+        assert softmax is not None
         module = self._module()
-        heads = 1 if weights.ndim > 3 or used.ndim > 3 else self._num_heads(module, len(used))
-        weights4, v4 = (_by_head(x, heads) for x in (weights, v))
-        queries, keys = trace.factors or (trace, trace)
+        self.unread.pop(id(softmax), None)
+        weights = product.by_query(softmax.reshape(product.used.shape) if trace.is_dropped else product.used)
+        heads = 1
+        if weights.ndim == 3:  # rows for each sample and head
+            heads = softmax.shape[1] if softmax.ndim == 4 else self._num_heads(module, len(weights))
+        weights4, v4 = (_by_head(x, heads) for x in (weights, product.values))
         v4 = v4.expand(*weights4.shape[:2], *v4.shape[2:])
+        queries, keys = trace.factors or (trace, trace)
         call = AttentionCall(
             module, None, None, v4.detach(), None, 1.0, weights4.detach(), None, queries.origins, keys.origins
         )
-        return self._report(func(*args, **kwargs), call, weights4, None, v4)
+        by_query = self._report(product.by_query_of_out(func(*args, **kwargs)), call)
+        out = product.as_out(by_query)
+        self.lineage.traces[out] = self.lineage.trace(by_query)
+        return out
 
-    def _report(self, out: Tensor, call: AttentionCall, q: Tensor, k: Tensor | None, v: Tensor) -> Tensor:
+    def _report(self, out: Tensor, call: AttentionCall) -> Tensor:
         """Report a call with its output, apply its effect, and return what the model goes on with."""
         if self.effects is not None:
-            effect = next(self.effects)
+            effect = next(self.effects, None)
+            if effect is None:
+                raise ValueError(OTHER_CALLS)
             if effect.visible is not None or effect.heads is not None:
                 out = affected(call, effect).to(out.dtype).reshape(out.shape)
         if self.gradients and torch.is_grad_enabled() and not out.requires_grad:
@@ -377,17 +419,97 @@ def _by_head(x: Tensor, heads: int = 1) -> Float[Tensor, "batch heads length dim
     return x if x.ndim == 4 else x.reshape(-1, heads, *x.shape[-2:])
 
 
-def _is_last(out: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
-    return dim in (-1, out.ndim - 1)
+@dataclass(frozen=True)
+class WeightedSum:
+    """A product of attention weights and values, `out = used @ v` up to the order of axes.
+
+    Attributes:
+        used: the weights, after dropout.
+        v: the values.
+        axes: names of the axes of weights, values and result.
+        batch: of the axes that weights and result share besides that of the queries: rows, or rows and heads.
+        query, key, dim: of the axes of queries, keys, and of the width of values.
+    """
+
+    used: Tensor
+    v: Tensor
+    axes: tuple[str, str, str]
+    batch: str
+    query: str
+    key: str
+    dim: str
+
+    @classmethod
+    def of(cls, name: str, args: tuple[Any, ...], axis: int, used: Tensor, v: Tensor) -> "WeightedSum | None":
+        """Return the sum that a product computes; None if it is another one.
+
+        Args:
+            name, args: of the function, one of `PRODUCTS`.
+            axis: of the weights, that sums to one.
+            used, v: factors of the product.
+        """
+        if name == "einsum":
+            axes = _einsum_axes(args, used, v)
+        elif name == "baddbmm" or args[0] is not used or min(used.ndim, v.ndim) < 3:
+            return None
+        else:
+            letters = "abcdefg"[: max(used.ndim, v.ndim) - 2]
+            first, second = (letters[len(letters) + 2 - x.ndim :] for x in (used, v))
+            axes = (f"{first}qk", f"{second}kv", f"{letters}qv")
+        if axes is None:
+            return None
+        weights, values, out = axes
+        key = weights[axis]
+        dims = set(values) - set(weights)
+        free = [one for one in weights if one in out and one not in values]
+        if key in out or key not in values or len(dims) != 1 or not free:
+            return None
+        query, (dim,) = free[-1], dims
+        batch = weights.replace(query, "").replace(key, "")
+        is_sum = sorted(out) == sorted(f"{batch}{query}{dim}") and len(set(out)) == len(out)
+        return cls(used, v, axes, batch, query, key, dim) if is_sum and len(batch) in (1, 2) else None
+
+    @property
+    def values(self) -> Tensor:
+        """The values, [rows, (heads,) keys, dim]; 1 where they are the same for all heads or rows."""
+        own = "".join(one for one in self.batch if one in self.axes[1])
+        v = _permuted(self.v, self.axes[1], f"{own}{self.key}{self.dim}")
+        for place, one in enumerate(self.batch):
+            v = v if one in own else v.unsqueeze(place)
+        return v
+
+    def by_query(self, weights: Tensor) -> Tensor:
+        """Return weights, [rows, (heads,) queries, keys]."""
+        return _permuted(weights, self.axes[0], f"{self.batch}{self.query}{self.key}")
+
+    def by_query_of_out(self, out: Tensor) -> Tensor:
+        """Return the result, [rows, (heads,) queries, dim]."""
+        return _permuted(out, self.axes[2], f"{self.batch}{self.query}{self.dim}")
+
+    def as_out(self, by_query: Tensor) -> Tensor:
+        """Return the result in the order of its axes."""
+        return _permuted(by_query, f"{self.batch}{self.query}{self.dim}", self.axes[2])
 
 
-def _is_weighted_sum(name: str, args: tuple[Any, ...], sources: list[Tensor]) -> bool:
-    """Return whether the first factor of a product is multiplied by values along its last axis."""
-    if sources[-1].ndim < 3 or sources[-2].shape[-1] != sources[-1].shape[-2]:
-        return False
-    if name != "einsum":
-        return name != "baddbmm"
+def _permuted(x: Tensor, axes: str, wanted: str) -> Tensor:
+    return x if axes == wanted else x.permute([axes.index(one) for one in wanted])
+
+
+def _einsum_axes(args: tuple[Any, ...], used: Tensor, v: Tensor) -> tuple[str, str, str] | None:
+    """Return the axes of weights, values and result in `einsum`; None where they are not told or there is a third."""
+    if not isinstance(args[0], str) or "->" not in args[0]:
+        return None
     terms, _, out = "".join(args[0].split()).partition("->")
-    left, _, right = terms.partition(",")
-    return left[-1] == right[-2] and out[-2:] == left[-2] + right[-1] and out[:-2] == left[:-2]
+    factors, given = terms.split(","), list(_tensors(args[1:]))
+    if len(factors) != 2 or len(given) != 2:
+        return None
+    free = [letter for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" if letter not in args[0]]
+    ellipsis = 0
+    for place, one in enumerate(factors):
+        if "..." in one:
+            ellipsis = max(ellipsis, given[place].ndim - len(one) + 3)
+            count = given[place].ndim - len(one) + 3
+            factors[place] = one.replace("...", "".join(free[:count][::-1]))
+    out = out.replace("...", "".join(free[:ellipsis][::-1]))
+    first, second = factors if given[0] is used else factors[::-1]
+    return first, second, out

@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from perceiver.inspection.capture import undisturbed
-from perceiver.inspection.intercept import Effect, Interceptor, Lineage
+from perceiver.inspection.intercept import OTHER_CALLS, Effect, Interceptor, Lineage
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,18 @@ class ModelCall:
         return replace(self, args=args, kwargs=kwargs)
 
     def repeated(self, effects: Sequence[Effect]) -> Any:
-        """Return what the method returns in eval mode, with an effect on each of its attention calls."""
-        interceptor = Interceptor(self.model, lambda call: None, lineage=Lineage(), effects=iter(effects))
+        """Return what the method returns in eval mode, with an effect on each of its attention calls.
+
+        Raises:
+            ValueError: it makes more or fewer calls.
+        """
+        left = iter(effects)
+        interceptor = Interceptor(self.model, lambda call: None, lineage=Lineage(), effects=left)
         with undisturbed(self.model), interceptor.running():
-            return self.method(*self.args, **self.kwargs)
+            output = self.method(*self.args, **self.kwargs)
+        if next(left, None) is not None:
+            raise ValueError(OTHER_CALLS)
+        return output
 
 
 def _leaves(arguments: Any) -> Iterator[Tensor]:

@@ -120,7 +120,10 @@ class Sequences:
         own = self.found[queries]
         if own.length == num_keys and (of_queries <= of_keys or of_keys <= of_queries):
             return {queries: num_keys}
-        if (whole := self._owner(call.key_origins, num_keys)) is not None:
+        whole = self._owner(call.key_origins, num_keys)
+        if whole is None and queries in call.key_origins:  # an updated element instead of one that it started as
+            whole = self._owner((*call.key_origins, *own.origins), num_keys)
+        if whole is not None:
             return {whole: num_keys}
         owners = self._owners(call.key_origins)
         known = {number: self.found[number].length for number in owners}

@@ -25,6 +25,7 @@ class WatchedRecord(Capture):
         call: of the model; without arguments before the first one.
         modules: name of a layer -> path of the module that computed it.
         left_out: why calls of attention are not among the layers, a sentence each.
+        starts: name of a sequence of tokens -> the sequences that it is computed from without attention, if there are.
         output: what the model returned.
         texts: name of an input, and of its special tokens -> the text of each token, of each sample.
     """
@@ -36,6 +37,7 @@ class WatchedRecord(Capture):
         self.roles = roles
         self.modules: dict[str, str] = {}
         self.left_out: list[str] = []
+        self.starts: dict[str, list[str]] = {}
         self.output: Any = None
         self.texts: dict[str, list[list[str]]] = {}
         self._order: list[str | None] = []
@@ -51,6 +53,10 @@ class WatchedRecord(Capture):
         interceptor = Interceptor(self.call.model, self._add, lineage=self._sequences.lineage, gradients=gradients)
         with interceptor.running():
             output = self.call.method(*args, **kwargs)
+        self.left_out += [
+            f"{path or type(self.call.model).__name__}: the result of a softmax is not multiplied by values"
+            for path in interceptor.unread.values()
+        ]
         self._end(output)
         return output
 
@@ -88,6 +94,8 @@ class WatchedRecord(Capture):
             self._order.append(name)
         inputs = {names[number]: found[number].length for number in self._sequences.inputs}
         self.token_lengths = inputs
+        starts = {number: found.keys() & found[number].origins for number in self._sequences.inputs}
+        self.starts = {names[number]: [names[one] for one in sorted(of)] for number, of in starts.items() if of}
         final = [] if self.decode_layers else self._sequences.final
         self.output_lengths = {names[number]: found[number].length for number in final}
         if not self.layers:
@@ -118,14 +126,14 @@ class WatchedRecord(Capture):
 
     def __str__(self) -> str:
         """Describe what was found: each layer with its module, and the sequences that it connects."""
-        lines = [
-            f"{name}: {self.modules[name]}, {layer.num_heads} heads, {layer.num_queries} {layer.role.queries} read "
-            + " and ".join(
-                f"{place.stop - place.start} {sequence}" for sequence, place in self.key_parts(layer).items()
-            )
-            for name, layer in self.layers.items()
-        ]
+        lines = []
+        for name, layer in self.layers.items():
+            path = self.modules[name] or type(self.call.model).__name__
+            read = [f"{place.stop - place.start} {sequence}" for sequence, place in self.key_parts(layer).items()]
+            queries = f"{layer.num_queries} {layer.role.queries}"
+            lines.append(f"{name}: {path}, {layer.num_heads} heads, {queries} read {' and '.join(read)}")
         lines += [f"{name}: {' × '.join(map(str, span.grid.shape))} tokens" for name, span in self.spans.items()]
+        lines += [f"{name}: starts as {' and '.join(of)}, where its maps end" for name, of in self.starts.items()]
         return "\n".join([*lines, *(f"left out: {reason}" for reason in dict.fromkeys(self.left_out))])
 
     def rollout(
@@ -153,9 +161,17 @@ class WatchedRecord(Capture):
             rows: numbers of rows of the last call, each any number of times.
             visible: sequence -> False where no query reads an element.
             heads: layer -> False where a head is silent.
+
+        Raises:
+            ValueError: the model cannot be called with as many rows.
         """
         effects = [Effect() if name is None else self._effect(name, visible, heads or {}) for name in self._order]
-        return self.call.of_rows(rows, self._rows).repeated(effects)
+        try:
+            return self.call.of_rows(rows, self._rows).repeated(effects)
+        except RuntimeError as error:
+            name, reason = type(self.call.model).__name__, str(error).splitlines()[0]
+            problem = f"{name} cannot be called with {len(rows)} samples instead of {self._rows}: {reason}"
+            raise ValueError(problem) from error
 
     def _effect(
         self, name: str, visible: Mapping[str, Tensor], heads: Mapping[str, Bool[Tensor, "cases heads"]]

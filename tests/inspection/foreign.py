@@ -90,6 +90,47 @@ class Grouped(nn.Module):
         return (x + out.transpose(1, 2).flatten(2))[:, -1]
 
 
+class Einsum(nn.Module):
+    """Attention of two heads by `einsum`, with axes in any order.
+
+    Args:
+        scores: equation for queries and keys [b, i or j, h, d].
+        product: equation for weights, w, and values, v, in the order of its factors.
+        axis: of the scores, that of the keys.
+    """
+
+    def __init__(self, scores: str, product: str, axis: int) -> None:
+        super().__init__()
+        self.scores, self.product, self.axis = scores, product, axis
+        self.is_shared = "h" not in product.replace(scores[-4:], "").partition("->")[0]
+        self.qk, self.v = nn.Linear(8, 16), nn.Linear(8, 4 if self.is_shared else 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k = self.qk(x).unflatten(-1, (2, 2, 4)).unbind(2)
+        v = self.v(x) if self.is_shared else self.v(x).unflatten(-1, (2, 4))
+        weights = nn.functional.dropout(torch.einsum(self.scores, q, k).softmax(self.axis), 0.2, self.training)
+        is_first = self.product.startswith(self.scores[-4:])
+        out = torch.einsum(self.product, *((weights, v) if is_first else (v, weights)))
+        return (x + out.flatten(2))[:, -1]
+
+
+class RepeatedReader(nn.TransformerDecoder):
+    """Latents that read the same input in two layers, which is no output of attention itself."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.TransformerDecoderLayer(8, 2, 16, dropout=0.2, batch_first=True), 2)
+        self.latents = nn.Parameter(torch.randn(3, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.latents.expand(len(x), -1, -1), x)[:, 0]
+
+
+def deberta() -> nn.Module:
+    options = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "attention_probs_dropout_prob": 0.2}
+    config = transformers.DebertaV2Config(vocab_size=13, **TINY, num_labels=5, **options)
+    return transformers.DebertaV2ForSequenceClassification(config)
+
+
 def bert(attention: str) -> nn.Module:
     config = transformers.BertConfig(vocab_size=13, **TINY, max_position_embeddings=16, num_labels=5)
     config._attn_implementation = attention
@@ -164,6 +205,16 @@ FOREIGN = {
     "torch": Foreign(Classifier, lambda model: model(IDS), ["encode0", "encode1"]),
     "weights": Foreign(Reader, lambda model: model(features(7, 8)), ["cross0"]),
     "grouped": Foreign(Grouped, lambda model: model(features(7, 8)), ["encode0"]),
+    "einsum": Foreign(
+        lambda: Einsum("bihd,bjhd->bhij", "bhij,bjd->bihd", -1), lambda model: model(features(7, 8)), ["encode0"]
+    ),
+    "einsum_axis": Foreign(
+        lambda: Einsum("bihd,bjhd->bijh", "bjhd,bijh->bihd", 2), lambda model: model(features(7, 8)), ["encode0"]
+    ),
+    "torch_decoder": Foreign(
+        RepeatedReader, lambda model: model(features(7, 8)), ["self0", "cross0", "self1", "cross1"]
+    ),
+    "deberta": Foreign(deberta, by_ids, ["encode0", "encode1"], lambda output: output.logits),
     "bert": Foreign(lambda: bert("sdpa"), by_ids, ["encode0", "encode1"], lambda output: output.logits),
     "bert_explicit": Foreign(lambda: bert("eager"), by_ids, ["encode0", "encode1"], lambda output: output.logits),
     "t5": Foreign(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from timm.models.cait import Cait
 from timm.models.swin_transformer import SwinTransformer
 from torch import nn
 
@@ -127,6 +128,38 @@ def test_a_deleted_token_is_read_by_none(fused: bool) -> None:
     assert (after[2] - before[0]).abs().max() > 1e-4
 
 
+def test_a_model_that_drops_layers_in_training_is_told_to_be_in_eval_mode() -> None:
+    class Dropping(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for _ in range(1 if self.training else 2):
+                x = x + torch.softmax(x @ x.mT, -1) @ x
+            return x[:, 0]
+
+    for in_training in (True, False):
+        model = Dropping().train(in_training)
+        with watch(model) as attention:
+            model(features(5, 4).requires_grad_())
+        assert len(attention.layers) == (1 if in_training else 2)
+        if in_training:
+            with pytest.raises(ValueError, match="eval mode"):
+                attention.knock_out(attention.explain())
+        else:
+            assert attention.knock_out(attention.explain())
+
+
+def test_a_model_of_a_fixed_number_of_samples_is_named() -> None:
+    class Fixed(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = x.reshape(2, 5, 4)
+            return (torch.softmax(x @ x.mT, -1) @ x)[:, 0]
+
+    model = Fixed()
+    with watch(model) as attention:
+        model(features(5, 4).requires_grad_())
+    with pytest.raises(ValueError, match="Fixed cannot be called with 4 samples instead of 2"):
+        attention.evaluate(attention.explain())
+
+
 @pytest.mark.slow  # dynamo takes seconds to import
 def test_a_compiled_model_runs_uncompiled() -> None:
     model = timm_vit().eval()
@@ -174,6 +207,13 @@ def test_what_cannot_be_explained_is_said() -> None:
         windows(images(16))
     with pytest.raises(ValueError, match="8 rows of attention are not the samples"):
         attention.explain()
+    model = Cait(img_size=24, patch_size=8, embed_dim=8, depth=1, depth_token_only=2, num_heads=2)  # talking heads
+    with watch(model, inputs={"image": images(24)}) as attention:
+        model(images(24))
+    assert [(name, attention.key_parts(layer)) for name, layer in attention.layers.items()] == [
+        (name, {"tokens": slice(0, 10)}) for name in ("cross0", "cross1")
+    ]
+    assert [reason.split(":")[0] for reason in attention.left_out] == ["blocks.0.attn"]
     model = timm_vit()
     with (
         pytest.raises(ValueError, match=r"inputs=\['image'\].*tokens of 10"),
