@@ -31,7 +31,10 @@ def event_arrays(explanation: Explanation, *, max_megabytes: float) -> dict[str,
     `cross<k>/latents` [batch, latents], the latents' numbers: all of them, or as many as fit into `max_megabytes`,
     which these layers share, those that the outputs read most; `cross<k>/reads` [batch, answers, all latents], the
     share of an answer that enters there through each latent; `cross<k>/query_kind`, "latent", or "query" where the
-    outputs read the tokens themselves;
+    outputs read the tokens themselves; where the mechanism has scores (`Mechanism.has_scores`), also
+    `cross<k>/log_weight` [batch, heads, latents], the mean logarithm of the weights on the tokens that are not masked,
+    and, if any is masked, `cross<k>/visible`, bits of [batch, heads, latents, keys] that say which are not
+    (`np.packbits`); a weight that is zero in float32 counts as masked;
     per dense output the same keys with `<output>/places` in place of `cross<k>`, for the rollout from each of its
     places, as many as fit into `max_megabytes`, of kind "place", and `<output>/places/centers` [batch, all places,
     axes], see `cell_centers`;
@@ -149,7 +152,7 @@ def _weights(explanation: Explanation, budget: float) -> dict[str, np.ndarray]:
         latents = ranking[:, :num_kept].sort(dim=1).values
         arrays[f"{name}/query_kind"] = np.array("latent" if layer.role.queries == LATENTS else "query")
         arrays[f"{name}/latents"] = latents.cpu().numpy()
-        arrays[f"{name}/weights"] = _exact_weights(record, layer, latents.tolist())
+        arrays |= {f"{name}/{key}": values for key, values in _exact_weights(record, layer, latents.tolist()).items()}
         arrays[f"{name}/reads"] = _half(explanation.rollout.latents[name])
     for name, layer in record.layers.items():
         if layer.role.queries == OUTPUTS and name not in record.input_layers:
@@ -174,15 +177,32 @@ def _places(explanation: Explanation, budget: float) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _exact_weights(
-    record: Record, layer: Layer, latents: Sequence[Sequence[int]]
-) -> Float[np.ndarray, "batch heads latents tokens"]:
-    """Compute the weights of each sample's latents on the tokens in chunks that are moved to the CPU."""
+def _exact_weights(record: Record, layer: Layer, latents: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
+    """Compute the weights of each sample's latents on the tokens, and what their scores need, in chunks for the CPU."""
     samples = [(layer.sample(row), chosen) for row, chosen in enumerate(latents)]
     parts = [
-        [_half(record.on_tokens(one, one.weights(chunk))) for chunk in one.chunks(chosen)] for one, chosen in samples
+        [_described(layer, record.on_tokens(one, one.weights(chunk))) for chunk in one.chunks(chosen)]
+        for one, chosen in samples
     ]
-    return np.concatenate([np.concatenate(part, axis=2) for part in parts])
+    found = {
+        key: np.concatenate([np.concatenate([one[key] for one in part], axis=2) for part in parts])
+        for key in parts[0][0]
+    }
+    if "visible" in found and found["visible"].all():
+        del found["visible"]
+    elif "visible" in found:
+        found["visible"] = np.packbits(found["visible"], axis=-1)
+    return found
+
+
+def _described(layer: Layer, weights: Float[Tensor, "1 heads latents tokens"]) -> dict[str, np.ndarray]:
+    """Return weights, and of a mechanism with scores their mean logarithm and where they are not masked."""
+    arrays = {"weights": _half(weights)}
+    if layer.mechanism.has_scores:
+        visible = weights > 0
+        logs = weights.where(visible, 1.0).log().sum(dim=-1) / visible.sum(dim=-1).clamp_min(1)
+        arrays |= {"log_weight": logs.cpu().numpy(), "visible": visible.cpu().numpy()}
+    return arrays
 
 
 def _half(values: Tensor) -> np.ndarray:

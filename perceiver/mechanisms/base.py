@@ -60,12 +60,15 @@ class Mechanism(nn.Module, ABC):
         role: its place in the model; None: it takes no part in explanations.
         reads_keys: whether weights depend on keys, and not only on their number.
         has_relevance: whether outputs change smoothly with weights, so that gradients of weights have a meaning.
+        has_scores: whether weights are a softmax over keys, so that their logarithms are the scores before it, up to a
+            number of each query.
         is_linear: whether weights are the softmax of the scaled dot products of queries and keys, and nothing else, so
             that the projections of keys and values can be applied to queries and outputs instead.
     """
 
     reads_keys: bool = True
     has_relevance: bool = True
+    has_scores: bool = False
     is_linear: bool = False
 
     def __init__(self, *, role: Role | None = None) -> None:

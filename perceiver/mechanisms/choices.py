@@ -23,11 +23,12 @@ class Soft(nn.Module):
     """Softmax over keys; and the base of all choices: logits, and which keys are allowed -> weights.
 
     Attributes:
-        has_relevance: see `Mechanism`.
+        has_relevance, has_scores: see `Mechanism`.
         over_queries: whether the weights of a query depend on the other queries.
     """
 
     has_relevance: bool = True
+    has_scores: bool = True
     over_queries: bool = False
 
     def weights(self, logits: Pairwise, allowed: Pairs | None) -> Pairwise:
@@ -44,6 +45,7 @@ class Soft(nn.Module):
 class OverQueries(Soft):
     """Softmax over queries, which compete for keys, then the weighted mean: a softmax of logits less those of a key."""
 
+    has_scores = False
     over_queries = True
 
     def weights(self, logits: Pairwise, allowed: Pairs | None) -> Pairwise:
@@ -52,6 +54,8 @@ class OverQueries(Soft):
 
 class Sparse(Soft):
     """Entmax with the parameter `alpha`: the larger, the fewer keys have a weight."""
+
+    has_scores = False
 
     def __init__(self, *, alpha: float) -> None:
         super().__init__()
@@ -64,7 +68,7 @@ class Sparse(Soft):
 class StraightThrough(Soft):
     """The likeliest key, with the gradients of softmax."""
 
-    has_relevance = False
+    has_relevance = has_scores = False
 
     def weights(self, logits: Pairwise, allowed: Pairs | None) -> Pairwise:
         soft = super().weights(logits, allowed)
@@ -81,7 +85,7 @@ class Sampled(Soft):
         estimator: builds the estimator of the gradient.
     """
 
-    has_relevance = False
+    has_relevance = has_scores = False
 
     def __init__(self, *, soft_share: float, estimator: Callable[[], Reinforce]) -> None:
         super().__init__()

@@ -66,6 +66,7 @@ class Explicit(Mechanism):
         self.reach = reach(num_heads=num_heads, dim=dim)
         self.dropout = dropout
         self.reads_keys, self.has_relevance = self.score.reads_keys, self.choice.has_relevance
+        self.has_scores = self.choice.has_scores
         if self.choice.over_queries and role is not None and role.queries == OUTPUTS:
             raise ValueError(f"{type(self.choice).__name__}: the queries of a decoder must not depend on each other")
 

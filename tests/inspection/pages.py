@@ -132,6 +132,7 @@ def arrays_at(explanation: int, kind: str = "latent") -> dict[str, np.ndarray]:
             f"cross{layer}/weights": maps,
             f"cross{layer}/latents": np.tile(KEPT, (2, 1)),
             f"cross{layer}/reads": reads,
+            f"cross{layer}/log_weight": np.log(maps.astype(np.float32)).mean(axis=-1),
         }
     return arrays
 

@@ -80,6 +80,19 @@ def test_arrays_are_those_of_the_explanation_and_load_without_pickle(make, alpha
     assert [boxes_in(row) for row in json.loads(str(arrays["boxes"]))] == [tuple(row or ()) for row in BOXES]
 
 
+def test_log_weights_are_scores_up_to_a_constant_and_masked_tokens_have_none():
+    explanation = explain(perceiver(), small_inputs(), some_masks())
+    arrays = event_arrays(explanation, max_megabytes=1)
+    layer = explanation.record.layers["cross0"]
+    scores = (layer.q @ layer.k.mT / layer.q.shape[-1] ** 0.5).numpy()
+    visible = np.unpackbits(arrays["cross0/visible"], axis=-1, count=layer.num_keys).astype(bool)
+    assert (visible == layer.mask[:, None, None].numpy()).all()
+    mean = np.where(visible, scores, 0).sum(axis=-1, keepdims=True) / visible.sum(axis=-1, keepdims=True)
+    weights = np.where(visible, np.exp(scores - mean + arrays["cross0/log_weight"][..., None]), 0)
+    np.testing.assert_allclose(arrays["cross0/weights"], weights, rtol=2e-3, atol=1e-7)
+    assert "cross0/visible" not in event_arrays(explain(perceiver(), small_inputs()), max_megabytes=1)
+
+
 def test_ids_of_a_text_are_stored_exactly():
     """Float16 has not all numbers from 2049 on."""
     explanation = explain(perceiver(), small_inputs())

@@ -79,6 +79,8 @@ def test_it_is_explained_tested_and_shown_or_it_is_said_why_not(name):
     assert ("relevance/inputs" in arrays) == has_relevance
     (maps, *_) = page_event(arrays).maps.values()
     assert [method["name"] for method in maps["methods"]] == [*(["relevance"] if has_relevance else []), "rollout"]
+    cross = next(layer for layer in maps["layers"] if layer["name"] == "cross0")
+    assert (cross["scores"] is not None) == (name not in {*HARD, "sparse", OVER_QUERIES})
     assert contact_sheets(explanation, {}, num_latents=2).keys() >= {"caption/words", "image/cross0"}
     console = Console(file=io.StringIO(), width=200)
     for part in report("run", explanation, arrays, texts={}, num_tested=0):

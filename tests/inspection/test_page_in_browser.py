@@ -233,6 +233,7 @@ def test_colors_are_those_of_python(explorer, layer):
         ("opacity", "0.2", {}, "panels tokens"),
         ("boxes", False, {}, "panels"),
         ("peak", False, {}, "panels"),
+        ("quantity", "scores", {"method": "attention", "event": "0.3"}, "panels tokens bars"),
         ("sinks", True, {}, "panels queries tokens"),
         ("knockout", "heads", {}, "knockouts"),
         ("ranking", "samples", {}, "knockouts"),
@@ -391,9 +392,7 @@ def test_tab_reaches_all_controls_with_a_visible_focus(explorer):
         reached.add(identity)
         kinds.add(kind)
         assert ring >= 3 or kind in {"undefined:BODY", "panels:AUDIO"}
-    controls = (
-        "theme help-button event compare method foil evidence layer head query scale range colormap opacity boxes"
-    )
+    controls = "theme help-button event compare method foil evidence layer head query quantity scale range colormap opacity"
     assert {*controls.split(), "boxes", "peak", "sinks", "sort", "statistic"} - reached == set()
     parts = "knockouts:BUTTON samples:BUTTON answers:BUTTON queries:option curve:button panels:group panels:AUDIO"
     assert {*parts.split(), "sinks-list:BUTTON"} <= kinds

@@ -1,16 +1,27 @@
 // The form controls: their options, their values, and the change of state by each of them.
 
 const SELECTS =
-  "event compare method foil evidence layer head query scale range colormap sort knockout ranking statistic theme".split(" ");
+  "event compare method foil evidence layer head query quantity scale range colormap sort knockout ranking statistic theme".split(" ");
 const CHECKBOXES = ["boxes", "peak", "sinks"];
 
 // Layer, head and query select the attention map of that layer, since no other map depends on them.
 function controlChange(id, text) {
   if (id === "event") return eventFrom(text);
-  const isAttention = ["layer", "head", "query"].includes(id);
+  const isAttention = ["layer", "head", "query", "quantity"].includes(id);
   const isAttribution = ["foil", "evidence"].includes(id) && state.attribution;
   const method = isAttention ? "attention" : isAttribution ? state.attribution : state.method;
-  return { method, [id]: PARSERS[id](text) };
+  const changes = { method, [id]: PARSERS[id](text) };
+  return text === "scores" && id === "quantity" ? { ...changes, ...oneQuery() } : changes;
+}
+
+// A head and a query in place of means, which have no scores: the first head, and the first query of the grid.
+function oneQuery() {
+  const { num_heads: numHeads, queries } = explanationAt(state, state.sample).layers[state.layer];
+  const [, first] = [...byId("queries").children].map(({ dataset }) => integer(dataset.query));
+  return {
+    head: state.head === "mean" && numHeads > 1 ? 0 : state.head,
+    query: state.query === "mean" ? (first ?? queries[0]) : state.query,
+  };
 }
 
 function listenToControls() {
@@ -48,8 +59,9 @@ function renderControls(explanation) {
   const named = ([group, names]) => [group, names.map((name) => [name, shortName(name)])];
   setOptions("statistic", groupedNames(statistics).map(named));
   if (explanation) setMapOptions(explanation);
-  for (const id of ["method", "layer", "head", "query", "range"]) byId(id).disabled = !explanation;
-  for (const id of ["layer", "head", "query"]) byId(id).parentNode.hidden = explanation?.layers.length === 0;
+  setOptions("quantity", Object.entries(QUANTITIES));
+  for (const id of ["method", "layer", "head", "query", "quantity", "range"]) byId(id).disabled = !explanation;
+  for (const id of ["layer", "head", "query", "quantity"]) byId(id).parentNode.hidden = explanation?.layers.length === 0;
   const texts = stateTexts(state);
   for (const id of [...SELECTS, "opacity"]) byId(id).value = texts[id];
   for (const id of CHECKBOXES) byId(id).checked = state[id];

@@ -29,6 +29,8 @@
 //             or both; then the annotated classes that are not among them
 //   layers    [{name, query_kind: "latent", "query" or "place", num_queries, queries: indices of those with maps,
 //             places: null, or of queries that are places of an output: [fraction along each axis], num_heads,
+//             scores: null if weights are not a softmax of scores, or log_weight [heads][queries]: mean over the tokens that
+//             are not masked, and visible: null, or bits of [heads, queries] × the tokens of all planes, compressed,
 //             entropy: [heads, then their mean][queries], maps: of [heads, queries],
 //             rollout: [answers][queries], the share of an answer's rollout through each query}]
 //   methods   [{name, label, unit, shared: the same for all answers, residual: null or [answers], maps: of [answers]}],
@@ -41,7 +43,7 @@
 // `perceiver/inspection/explorer/packing.py` describes the format of maps.
 
 const MAX_CACHED_EXPLANATIONS = 6;
-const HIDDEN = 1; // mark of a cell that is hidden as an attention sink
+const [HIDDEN, MASKED] = [1, 2]; // marks of a cell that is hidden as an attention sink, or whose tokens are masked
 const page = JSON.parse(document.getElementById("page").textContent);
 const explanations = new Map();
 
@@ -139,17 +141,22 @@ function peakCell(map, { start, stop, columns }) {
   return map[best] > 0 ? [Math.floor((best - start) / columns), (best - start) % columns] : null;
 }
 
+async function inflated(base64) {
+  const stream = new Blob([bytesOf(base64)]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return new Uint8Array(await new Response(stream).arrayBuffer());
+}
+
 async function unpack({ cells, scales, data }) {
   const layout = [];
   for (const { modality, shape: [rows, columns], pooled } of cells) {
     const start = layout.at(-1)?.stop ?? 0;
     layout.push({ modality, rows, columns, pooled, start, stop: start + rows * columns });
   }
-  const stream = new Blob([bytesOf(data)]).stream().pipeThrough(new DecompressionStream("deflate"));
-  const levels = new Uint8Array(await new Response(stream).arrayBuffer());
+  const levels = await inflated(data);
   const factors = new Float32Array(bytesOf(scales).buffer);
   const squares = Float32Array.from({ length: 256 }, (_, level) => (level / 255) ** 2);
   const stack = new MapStack(layout, new Float32Array(levels.length));
+  stack.factors = factors;
   for (let index = 0; index < stack.count; index++) {
     layout.forEach(({ start, stop }, part) => {
       const factor = factors[index * layout.length + part];
@@ -164,7 +171,7 @@ async function unpack({ cells, scales, data }) {
 class Explanation {
   constructor({ answers, layers, methods, knockouts, note }) {
     Object.assign(this, { answers, layers, methods, knockouts, note });
-    Object.assign(this, { unpacked: new Map(), heads: new Map(), signed: new Map() });
+    Object.assign(this, { unpacked: new Map(), heads: new Map(), signed: new Map(), visible: new Map(), scores: new Map() });
     this.show([]);
   }
 
@@ -197,10 +204,13 @@ class Explanation {
     for (const maps of this.packedMaps(layer)) {
       if (!this.unpacked.has(maps)) this.unpacked.set(maps, await unpack(maps));
     }
+    const visible = this.layers[layer]?.scores?.visible;
+    if (visible && !this.visible.has(layer)) this.visible.set(layer, await inflated(visible));
   }
 
   isReady(layer) {
-    return this.packedMaps(layer).every((maps) => this.unpacked.has(maps));
+    const isVisible = !this.layers[layer]?.scores?.visible || this.visible.has(layer);
+    return isVisible && this.packedMaps(layer).every((maps) => this.unpacked.has(maps));
   }
 
   methodMaps(method) {

@@ -29,9 +29,11 @@ function createScene(selected) {
   const other = explanationAt(selected.compare, selected.sample);
   const { state: matching, notes = [], reason } = correspondingState(explanation, other, selected);
   const right = matching && selectMap(other, matching);
-  const change = right && differenceOf(left, right);
+  const isSameQuantity = Boolean(left.errors) === Boolean(right?.errors);
+  const change = right && isSameQuantity ? differenceOf(left, right) : null;
   if (change) return { ...scene, right, change, notes: [...left.notes, ...notes] };
-  const why = reason ?? `the maps of ${eventName(selected.compare)} have other cells.`;
+  const has = isSameQuantity ? "the maps of" : "no scores are known of";
+  const why = reason ?? `${has} ${eventName(selected.compare)}${isSameQuantity ? " have other cells" : ""}.`;
   return { ...scene, notes: [...left.notes, `No comparison: ${why}`] };
 }
 
@@ -153,7 +155,7 @@ function paintPanels({ left, right, change, selected, explanation }) {
       panel.caption.textContent = caption;
       const options = {
         map: isChange ? change : panel.kind.startsWith("other") ? right.map : left.map,
-        marks: left.stack.marks,
+        marks: isChange ? marksOfBoth(left, right) : panel.kind.startsWith("other") ? right.marks : left.marks,
         colors: isChange ? changeColors : colors,
         image,
         boxes,
@@ -171,6 +173,8 @@ function paintPanels({ left, right, change, selected, explanation }) {
     if (change) renderColorBar(changeBar, changeColors, `difference in ${left.unit}, ${scale} scale`);
   }
 }
+
+const marksOfBoth = ({ marks }, other) => marks?.map((mark, cell) => mark || other.marks?.[cell]) ?? other.marks;
 
 function rangeText({ range, method }, isComparison) {
   const texts = {

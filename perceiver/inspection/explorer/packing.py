@@ -37,9 +37,14 @@ def packed(maps: Mapping[str, Float[np.ndarray, "*count rows columns"]], *, most
     return {
         "count": list(count),
         "cells": cells,
-        "data": base64.b64encode(zlib.compress(np.concatenate(levels, axis=1).tobytes(), 9)).decode(),
+        "data": compressed(np.concatenate(levels, axis=1)),
         "scales": base64.b64encode(np.stack(scales, axis=1).astype("<f4").tobytes()).decode(),
     }
+
+
+def compressed(values: np.ndarray) -> str:
+    """Return base64 of the zlib-compressed bytes of an array."""
+    return base64.b64encode(zlib.compress(values.tobytes(), 9)).decode()
 
 
 def quantize(

@@ -19,7 +19,7 @@ from perceiver.inspection.axes import Plane
 from perceiver.inspection.colormap import COLORMAPS, DIFFERENCE, OUTLINE
 from perceiver.inspection.events import event_paths, replace_file, scores_in
 from perceiver.inspection.explorer.html import page_html
-from perceiver.inspection.explorer.packing import packed, pooling
+from perceiver.inspection.explorer.packing import compressed, packed, pooling
 from perceiver.inspection.knockout import mean_effect
 from perceiver.inspection.sinks import FEWEST_SAMPLES, sinks_in
 from perceiver.types import Axis, Box, Grid
@@ -235,10 +235,24 @@ def _group(
             "num_heads": len(weights[name]),
             "rollout": _rounded(reads[name][:, kept[chosen]]),
             "entropy": _rounded(_entropies(weights[name][:, chosen])),
+            "scores": _scores(arrays, name, row, chosen),
             "maps": packed({modality: maps[:, chosen] for modality, maps in planes[name].items()}, most_cells=cells),
         }
         for name in names
     ]
+
+
+def _scores(arrays: Arrays, name: str, row: int, chosen: np.ndarray) -> dict[str, Any] | None:
+    """Return what the scores of a layer need besides its maps: mean log weights, and the bits of visible tokens."""
+    if f"{name}/log_weight" not in arrays:
+        return None
+    visible = None
+    if f"{name}/visible" in arrays:
+        num_tokens = arrays[f"{name}/weights"].shape[-1]
+        bits = np.unpackbits(arrays[f"{name}/visible"][row][:, chosen], axis=-1, count=num_tokens)
+        planes = [maps.reshape(*maps.shape[:2], -1) for maps in _planes(arrays, bits).values()]
+        visible = compressed(np.packbits(np.concatenate(planes, axis=-1), axis=-1))
+    return {"log_weight": _rounded(arrays[f"{name}/log_weight"][row][:, chosen]), "visible": visible}
 
 
 def _entropies(weights: Float[np.ndarray, "heads latents keys"]) -> Float[np.ndarray, "maps latents"]:

@@ -11,6 +11,10 @@ function renderNotes(scene) {
 // Position and value of the peak, and whether it lies in a box of the answer.
 function peakText({ left, explanation, selected }, { name, part, description }) {
   const cell = peakCell(left.map, part);
+  if (!cell && left.errors) {
+    const isMasked = left.marks?.subarray(part.start, part.stop).every((mark) => mark === MASKED);
+    return isMasked ? `All of ${name} is masked.` : `No score over ${name} is above the mean.`;
+  }
   if (!cell) return left.isSigned ? `No evidence for it over ${name}.` : `All values over ${name} are zero.`;
   const text = `Peak in ${name}: ${cellText(description, part, cell)} · ${valueText(left, part, cell)}`;
   const answer = explanation.answers[selected.answer];
@@ -26,9 +30,10 @@ function peakText({ left, explanation, selected }, { name, part, description }) 
   return `${text}; ${isHit ? "inside" : "outside"} the box of ${quoted(answer.name)}.`;
 }
 
-function valueText({ map, unit, stack: { marks } }, part, cell) {
+function valueText({ map, unit, marks, errors }, part, cell) {
   const index = cellIndex(part, cell);
-  if (marks?.[index]) return "hidden: an attention sink";
+  if (marks?.[index]) return marks[index] === MASKED ? "masked" : "hidden: an attention sink";
+  if (errors) return scoreText({ map, errors }, index);
   const value = map[index];
   return `${unit} ${short(value)} (${percent(Math.abs(value) / massOf(map))} of the map)`;
 }
@@ -62,7 +67,7 @@ function renderReadout() {
 // Bars with the share of each modality, where there are several.
 function renderShares({ left, explanation, selected }) {
   const { layout } = left.stack;
-  const rows = [["this map", left.map]];
+  const rows = [["this map", left.weights ?? left.map]];
   const layer = explanation.layers[selected.layer];
   if (layer) {
     const name = `${layer.name}, all ${plural(layer.query_kind)}`;

@@ -3,13 +3,13 @@
 const CLIP_QUANTILE = 0.99;
 
 // {map, stack, unit, title, notes}; null if there is none.
-function selectMap(explanation, { method, layer, head, query, answer, foil, evidence }) {
+function selectMap(explanation, { method, layer, head, query, answer, foil, evidence, quantity }) {
   return method === "attention"
-    ? attentionMap(explanation, layer, head, query)
+    ? attentionMap(explanation, layer, head, query, quantity)
     : attributionMap(explanation, method, answer, foil, evidence);
 }
 
-function attentionMap(explanation, index, head, query) {
+function attentionMap(explanation, index, head, query, quantity) {
   const layer = explanation.layers[index];
   if (!layer) return null;
   const { name, query_kind: kind, num_heads: numHeads, num_queries: numQueries, queries, places } = layer;
@@ -20,9 +20,23 @@ function attentionMap(explanation, index, head, query) {
   const part = `Mean over the ${queries.length} of ${counted(numQueries, kind)} with maps in this page.`;
   const notes = isPartial ? [part] : [];
   if (places) notes.push("Click a place of the input to see where the output there was read from.");
+  const weights = query === "mean" ? stack.mean : stack.map(queries.indexOf(query));
+  if (quantity === "scores") {
+    const reason = noScores(layer, head, query);
+    if (!reason) {
+      const scores = scoreMap(explanation, index, head, query);
+      notes.push("Orange: scores above the mean over the tokens that it sees; blue: below it. Masked tokens have none.");
+      const numBounds = scores.errors.filter((error, cell) => error === Infinity && !scores.marks?.[cell]).length;
+      if (numBounds) notes.push(`${counted(numBounds, "cell")} too faint for this page: their scores are at most those shown.`);
+      const unit = "score less the mean (nats)";
+      return { ...scores, unit, title: `Scores before the softmax of ${name}: ${rows}, ${heads}`, notes, isSigned: true, weights };
+    }
+    notes.push(reason);
+  }
   return {
     stack,
-    map: query === "mean" ? stack.mean : stack.map(queries.indexOf(query)),
+    map: weights,
+    marks: stack.marks,
     hiddenShare: query === "mean" ? stack.hiddenShareOfMean : stack.hiddenShares?.[queries.indexOf(query)],
     unit: places ? "share" : "weight",
     title: places ? `Rollout of ${name}: ${rows}` : `Attention weights of ${name}: ${rows}, ${heads}`,
@@ -50,7 +64,7 @@ function attributionMap(explanation, name, answer, foil, evidence) {
   }
   const target = shared ? "all answers" : quoted(explanation.answers[answer].name);
   const hiddenShare = stack.hiddenShares?.[answer];
-  return { stack, map: stack.map(answer), hiddenShare, unit, title: `${capitalized(label)}: ${target}`, notes };
+  return { stack, map: stack.map(answer), marks: stack.marks, hiddenShare, unit, title: `${capitalized(label)}: ${target}`, notes };
 }
 
 // number: of the foil, or -1 for none.
@@ -69,6 +83,7 @@ function evidenceMap(explanation, method, answer, number, evidence) {
   return {
     stack,
     map: stack.map(index),
+    marks: stack.marks,
     hiddenShare: stack.hiddenShares?.[index],
     unit: isSigned ? "share of evidence" : method.unit,
     title: `${capitalized(method.label)}${isSigned ? ", for and against" : ""}: ${target}`,

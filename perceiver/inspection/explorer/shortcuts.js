@@ -8,6 +8,7 @@ const SHORTCUTS = {
   n: () => stepSample(1),
   p: () => stepSample(-1),
   m: () => stepSelect("method", 1),
+  w: () => stepSelect("quantity", 1),
   a: stepAnswer,
   r: () => stepSelect("foil", 1),
   v: () => stepSelect("evidence", 1),

@@ -8,7 +8,7 @@ function sinksShown() {
 }
 
 // What the figure states about hidden cells, if there are any.
-function hiddenText({ stack: { marks, layout }, hiddenShare }) {
+function hiddenText({ stack: { layout }, marks, hiddenShare }) {
   if (!marks || hiddenShare === undefined) return [];
   const isPooled = layout.some(({ pooled }) => Math.max(...pooled) > 1);
   const cells = counted(marks.filter((mark) => mark === HIDDEN).length, "cell");

@@ -8,6 +8,7 @@ const RANGES = {
 };
 const SORTS = { rollout: "rollout share", entropy: "entropy, lowest first", index: "index" };
 const EVIDENCE = { for: "for it", both: "for and against it" };
+const QUANTITIES = { weights: "weights", scores: "scores before the softmax" };
 const RANKINGS = { answer: "this answer", samples: "all samples" };
 const THEMES = ["auto", "light", "dark"];
 const NO_FOIL = "";
@@ -30,6 +31,7 @@ const PARSERS = {
   layer: integer,
   head: integerOrMean,
   query: integerOrMean,
+  quantity: string,
   answer: integer,
   foil: string,
   evidence: string,
@@ -65,6 +67,7 @@ function defaults() {
     layer: 0,
     head: "mean",
     query: "mean",
+    quantity: "weights", // of the attention of a layer
     answer: 0,
     foil: NO_FOIL, // name of the answer that the selected one is contrasted with
     evidence: "for",
@@ -97,6 +100,7 @@ function validateState(explanation) {
   allow("statistic", statistics);
   allow("evidence", Object.keys(EVIDENCE));
   allow("ranking", Object.keys(RANKINGS));
+  allow("quantity", Object.keys(QUANTITIES));
   if (!explanation) return;
   const { layers, answers, knockouts } = explanation;
   const kinds = knockouts.map(({ kind }) => kind);
