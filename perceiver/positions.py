@@ -273,7 +273,7 @@ class SharedAxis:
         if self.start is None or self.stop is None:
             return centers / sizes[:, None].clamp_min(1)
         values = axis.start + centers * (axis.stop - axis.start) / num_cells
-        return ((values - self.start) / (self.stop - self.start)).expand(len(sizes), -1)
+        return ((values - self.start) / (self.stop - self.start)).expand(sizes.shape[0], -1)
 
 
 @dataclass(frozen=True)

@@ -183,6 +183,18 @@ class TestSharedPositions:
         assert_close(sound[..., width:] @ video[..., width:].mT, torch.zeros(2, 6, 70))
         assert_close(sound[..., width:].square().sum(dim=-1), torch.full((2, 6), 2.0 + 3.0))
 
+    def test_a_graph_takes_batches_of_any_size(self):
+        class Features(torch.nn.Module):
+            def forward(self, values):
+                grid = Grid((7,), (Axis("time", "s", 0.0, 3.0),))
+                mask = torch.ones_like(values[..., 0], dtype=torch.bool)
+                return shared.of_tokens(Tokens(values, mask, grid))
+
+        shared = SharedPositions(axes={"time": SharedAxis(num_bands=2, resolution=5, start=0.0, stop=3.0)})
+        axes = ({0: torch.export.Dim("batch")},)
+        graph = torch.export.export(Features(), (torch.zeros(2, 7, 3),), dynamic_shapes=axes).module()
+        assert_close(graph(torch.zeros(5, 7, 3)), Features()(torch.zeros(5, 7, 3)))
+
     def test_latents_start_at_the_cells_of_grids_and_then_cover_the_axes(self):
         grids = [{"y": 2, "x": 3}, {"time": 5}, {}]
         positions = SharedPositions(TIME | IN_IMAGE, grids)
