@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from perceiver.attention import CrossBlock, SelfBlock
 from perceiver.decoders.dense import DenseDecoder
+from perceiver.decoders.queries import QueryDecoder
 from perceiver.encoders.stems import ConvStem
+from perceiver.encoders.text import TextEncoder
 from perceiver.latents import LatentArray
 from perceiver.model import Perceiver
 from perceiver.positions import LearnedPositions
@@ -75,14 +77,15 @@ def architecture_of(model: Perceiver) -> str:
             return "PerceiverForImageClassificationLearned"
         is_conv = isinstance(getattr(encoder, "stem", None), ConvStem)
         return f"PerceiverForImageClassification{'ConvProcessing' if is_conv else 'Fourier'}"
-    if modalities == ["text"]:
+    reads_ids = isinstance(model.encoders[modalities[0]], TextEncoder)
+    if modalities == ["text"] and reads_ids and isinstance(model.decoder, DenseDecoder | QueryDecoder):
         return "PerceiverForMaskedLM" if is_dense else "PerceiverForSequenceClassification"
     if modalities == ["video"] and is_dense:
         return "PerceiverForOpticalFlow"
     if modalities == ["audio", "image", "label"] and is_dense:
         return "PerceiverForMultimodalAutoencoding"
-    kind = type(model.decoder).__name__
-    raise ValueError(f"no class of transformers has encoders of {', '.join(modalities)} and a {kind}")
+    kinds = ", ".join(f"{name} ({type(model.encoders[name]).__name__})" for name in modalities)
+    raise ValueError(f"no class of transformers has encoders of {kinds} and a {type(model.decoder).__name__}")
 
 
 def sizes(model: Perceiver) -> dict[str, Any]:

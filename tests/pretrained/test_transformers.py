@@ -237,7 +237,6 @@ class TestVariants:
         assert_same_outputs(approximate, from_transformers(exact, variant="deepmind"), case(MASKED_LM), 1e-11)
 
     @torch.no_grad()
-    @torch.no_grad()
     def test_the_tanh_approximation_is_known_to_transformers(self):
         model = from_transformers(small(SEQUENCE).double(), variant="deepmind")
         assert_same_outputs(to_transformers(model), model, case(SEQUENCE), 1e-11)
@@ -279,7 +278,7 @@ class TestRefusedByTransformers:
                 lambda model: setattr(model, "memory", nn.Identity()),
                 "no class of transformers has a Identity as memory",
             ),
-            (lambda model: model.encoders.update({"depth": model.encoders["image"]}), "encoders of depth, image"),
+            (lambda model: model.encoders.update({"depth": model.encoders["image"]}), r"encoders of depth .*, image"),
             (lambda model: setattr(model.memory.cross_blocks[0].mlp, "1", nn.Hardtanh()), "no name for .* Hardtanh"),
         ],
     )
@@ -287,6 +286,13 @@ class TestRefusedByTransformers:
         model = from_transformers(small(FOURIER))
         change(model)
         with pytest.raises(ValueError, match=problem):
+            to_transformers(model)
+
+    @pytest.mark.parametrize("part", ["encoders.text", "decoder"])
+    def test_a_part_of_a_text_model(self, part):
+        model = from_transformers(small(SEQUENCE))
+        model.set_submodule(part, nn.Softplus())
+        with pytest.raises(ValueError, match=r"no class of transformers .*Softplus"):
             to_transformers(model)
 
     def test_class_names_are_kept(self):
