@@ -185,7 +185,9 @@ class OpticalFlow(Task):
         ]
 
     def pictures(self, model: Model, batch: Batch, inputs: Mapping[str, Picture]) -> list[dict[str, Image.Image]]:
-        """Return for each sample the flow of each window in colors, see `flow_colors`."""
+        """Return for each sample the flow of each window in colors, unless `reconstructions` do."""
+        if self._is_drawn_as_input(batch):
+            return [{} for _ in batch.ids]
         colors = [flow_colors(flow)[0].permute(1, 2, 0).cpu() for flow in self._flow(model, batch)[:, None]]
         images = [Image.fromarray(one.numpy()) for one in colors]
         return [dict([*found.items()][:SHOWN_WINDOWS]) for found in _by_window(batch, images, "flow")]
@@ -195,10 +197,14 @@ class OpticalFlow(Task):
         contents = [flo_content(flow) for flow in self._flow(model, batch)]
         return [{f"{name}.flo": one for name, one in found.items()} for found in _by_window(batch, contents, "flow")]
 
+    def _is_drawn_as_input(self, batch: Batch) -> bool:
+        """Whether the flow is one picture for each sample, whose input is RGB."""
+        return batch.inputs[self.modality].shape[1] == 3 and not batch.windows
+
     def reconstructions(self, model: Model, batch: Batch) -> dict[str, dict[str, Tensor]]:
         """Return the predicted flow and, where there is one, the true one in the colors of an input of RGB."""
         raw = batch.inputs[self.modality]
-        if raw.shape[1] != 3:
+        if not self._is_drawn_as_input(batch):
             return {}
         fields = {"flow": self._flow(model, batch)}
         if isinstance(true := batch.targets.get("flow"), Tensor) and len(true) == len(raw):

@@ -101,8 +101,15 @@ def test_each_window_has_a_picture_and_a_file():
     assert list(pictures) == ["flow_0-1_s", "flow_1-2_s"]
     assert list(files) == ["flow_0-1_s.flo", "flow_1-2_s.flo"]
     assert all(image.size == (WIDTH, HEIGHT) for image in pictures.values())
-    assert [list(one) for one in task().pictures(model, batch(), {})] == [["flow"], ["flow"]]
+    assert task().reconstructions(model, given) == {}
     assert [list(one) for one in task().files(model, batch())] == [["flow.flo"], ["flow.flo"]]
+
+
+def test_a_field_without_windows_is_drawn_once():
+    gray = Batch({"video": torch.rand(BATCH, 1, 2, HEIGHT, WIDTH)}, {}, ["a", "b"])
+    assert [list(one) for one in task().pictures(model, gray, {})] == [["flow"], ["flow"]]
+    assert task().reconstructions(model, gray) == {}
+    assert task().pictures(model, batch(), {}) == [{}, {}]  # it is drawn as an input of RGB
 
 
 def test_a_file_has_a_header_and_both_components_of_each_pixel():
