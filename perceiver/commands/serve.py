@@ -175,6 +175,7 @@ class LiveExplorer:
                 text = str(error)
                 for path in paths:
                     text = text.replace(str(path), path.name)
+                console.print(text, soft_wrap=True, markup=False)
                 raise UnreadableError(text) from error
         base = question.sample
         if question.content is None and base is not None and not self.batch.inputs.keys() <= sample.inputs.keys():
@@ -371,7 +372,9 @@ def live_server(cfg: DictConfig) -> LiveServer:
     run = load_run(cfg, "run", "checkpoint", cfg.overrides)
     check_has_samples(cfg)
     prepare_torch(run.finished.config)
-    _, batch, _ = chosen_samples(cfg, run)
+    _, batch, unreadable = chosen_samples(cfg, run)
+    for problem in unreadable:
+        console.print(problem, soft_wrap=True, markup=False)
     explorer = LiveExplorer(cfg, run, batch, int(cfg.serve_megabytes * 2**20))
     try:
         return LiveServer(explorer, cfg.serve_port)

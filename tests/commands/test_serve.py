@@ -158,6 +158,17 @@ def test_what_cannot_be_answered_is_one_sentence(server):
     assert request(server, "GET", "/../etc/passwd")[0] == 404
 
 
+def test_files_that_cannot_be_read_are_named_in_the_terminal(run, tmp_path, capsys):
+    bad = tmp_path / "bad [1].png"
+    bad.write_bytes(b"no image")
+    explorer = live_server(settings(run=str(run), inputs=[str(bad), str(picture(run))])).explorer
+    assert len(explorer.batch) == 1
+    assert bad.name in capsys.readouterr().out
+    with pytest.raises(UnreadableError):
+        explorer.answer(Question(name="worse.png", content=b"no image"))
+    assert "worse.png" in capsys.readouterr().out
+
+
 def test_computations_do_not_overlap(server, monkeypatch):
     running, most = [], []
     page = module.LiveExplorer._page

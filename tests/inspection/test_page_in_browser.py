@@ -237,6 +237,7 @@ def test_colors_are_those_of_python(explorer, layer):
         ("sinks", True, {}, "panels queries tokens"),
         ("knockout", "heads", {}, "knockouts"),
         ("ranking", "samples", {}, "knockouts"),
+        ("silent", "2", {}, "knockouts"),
         ("sort", "index", {}, "order"),
         ("sort", "share:sound", {}, "order"),
         ("statistic", "attention/stat/cross0/entropy", {}, "curve"),
@@ -496,6 +497,21 @@ def test_knock_outs_are_ranked_and_lead_to_their_maps(explorer):
         explorer.page.locator(f"#knockouts li:nth-child({n}) .balance span").get_attribute("class") for n in (1, 2)
     ]
     assert signs == ["less", "more"]
+
+
+def test_without_a_chosen_part_each_answer_changes(explorer):
+    explorer.view(silent="7", ranking="samples")
+    first = "#knockouts li:nth-child(1) button"
+    answers = explorer.page.locator("#answers [data-answer]").count()
+    assert explorer.page.locator("#knockouts li").count() == answers > 1
+    assert not explorer.page.is_visible("#ranking")
+    assert "0.9 → 0.3" in explorer.text("#knockouts [data-answer='0']")
+    last = explorer.attribute(f"#knockouts li:nth-child({answers}) button", "data-answer")
+    explorer.page.click(f"#knockouts li:nth-child({answers}) button")
+    assert explorer.attribute(f"#answers [data-answer='{last}']", "aria-pressed") == "true"
+    explorer.set("knockout", "heads")
+    assert explorer.value("silent") == ""
+    assert explorer.attribute(first, "data-part") is not None
 
 
 def test_sinks_are_listed_and_hidden_tokens_are_blank_while_the_mass_of_the_map_stays(explorer, layer):

@@ -1,7 +1,8 @@
 // The form controls: their options, their values, and the change of state by each of them.
 
 const SELECTS =
-  "event compare method foil evidence layer head query quantity scale range colormap sort knockout ranking statistic theme".split(" ");
+  ("event compare method foil evidence layer head query quantity scale range colormap sort knockout silent ranking " +
+    "statistic theme").split(" ");
 const CHECKBOXES = ["boxes", "peak", "sinks"];
 
 // Layer, head and query select the attention map of that layer, since no other map depends on them.
@@ -84,7 +85,10 @@ function setMapOptions({ layers, methods: all, answers, knockouts, note }) {
   setOptions("foil", [[NO_FOIL, "no other"], ...foils]);
   setOptions("evidence", Object.entries(EVIDENCE));
   setOptions("knockout", knockouts.map(({ kind }) => [kind, kind]));
+  const { kind: silenced, parts = [] } = knockouts.find((one) => one.kind === state.knockout) ?? {};
+  setOptions("silent", [["", "each, in order of its change"], ...parts.map((part) => [part, partName(silenced, part)])]);
   setOptions("ranking", Object.entries(RANKINGS));
+  byId("ranking").parentNode.hidden = state.silent !== "";
   byId("foil").parentNode.hidden = !methods.some(({ contrast }) => contrast);
   byId("evidence").parentNode.hidden = !methods.some(({ against }) => against);
   byId("foil").disabled = !foils.length;

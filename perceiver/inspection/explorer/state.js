@@ -45,6 +45,7 @@ const PARSERS = {
   frame: (text) => (text === ALL_FRAMES ? text : integer(text)),
   sort: string,
   knockout: string,
+  silent: string,
   ranking: string,
   statistic: string,
   theme: string,
@@ -77,6 +78,7 @@ function defaults() {
     opacity: 0.6,
     sort: "rollout",
     knockout: "latents",
+    silent: "", // name of the part whose change of each answer is shown; empty: parts by their change of one answer
     ranking: "answer",
     boxes: true,
     peak: true,
@@ -105,6 +107,7 @@ function validateState(explanation) {
   const { layers, answers, knockouts } = explanation;
   const kinds = knockouts.map(({ kind }) => kind);
   if (kinds.length && !kinds.includes(state.knockout)) state.knockout = kinds[0];
+  if (!knockouts.find(({ kind }) => kind === state.knockout)?.parts.includes(state.silent)) state.silent = "";
   const methods = answers.length ? explanation.methods : [];
   const names = methods.map(({ name }) => name);
   if (!names.includes(state.attribution)) {
