@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from perceiver.inspection.capture import undisturbed
-from perceiver.inspection.explanation import Explainer, Explanation, normalized
+from perceiver.inspection.explanation import Explainer, Explanation, normalized, real_tokens
 from perceiver.inspection.explorer.media import Media, media_of
 from perceiver.inspection.extremes import Extremes
 from perceiver.inspection.figures import Frame
@@ -102,7 +102,8 @@ class Gallery:
             media: returns the inputs of some of its rows.
         """
         ids, spans = explanation.batch.ids, explanation.record.spans
-        present = _present(explanation)
+        real = _real(explanation)
+        present = {name: of_rows.mean(axis=1) for name, of_rows in real.items()}
         numbers = [self.start + self.step * (self.num_samples + row) for row in range(len(ids))]
         self.num_samples += len(ids)
         new: dict[str, list[int]] = {}
@@ -132,7 +133,9 @@ class Gallery:
         for output, of_output in new.items():
             for row in of_output:
                 thumbnails = {
-                    name: thumbnail(frame, name, rows.index(row), drawn, _on(spans[name], maps[output][row]))
+                    name: thumbnail(
+                        frame, name, rows.index(row), drawn, _on(spans[name], maps[output][row]), real[name][row]
+                    )
                     for name, frame in frames.items()
                     if present[name][row] > 0
                 }
@@ -281,12 +284,10 @@ def _add_means(
                 of_modality.add(span.grid, [(role, label)], _on(span, of_classes[label]))
 
 
-def _present(explanation: Explanation) -> dict[str, Float[np.ndarray, " batch"]]:
-    """Return the share of each modality's tokens that are real in each row."""
-    spans, mask = explanation.record.spans, explanation.record.token_mask
-    if mask is None:
-        return {name: np.ones(len(explanation.batch)) for name in spans}
-    return {name: mask[:, span.start : span.stop].double().mean(dim=1).cpu().numpy() for name, span in spans.items()}
+def _real(explanation: Explanation) -> dict[str, Bool[np.ndarray, "batch tokens"]]:
+    """Return which tokens of each modality are real."""
+    real = real_tokens(explanation.record).cpu().numpy()
+    return {name: real[:, span.start : span.stop] for name, span in explanation.record.spans.items()}
 
 
 def _kinds(explanation: Explanation) -> Kinds:

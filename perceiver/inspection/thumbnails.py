@@ -6,7 +6,7 @@ from math import ceil
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from PIL import Image
 
 from perceiver.inspection.axes import axis_label
@@ -52,7 +52,9 @@ class Thumbnail:
         return asdict(self)
 
 
-def thumbnail(frame: Frame, modality: str, row: int, media: Media, maps: Maps) -> Thumbnail:
+def thumbnail(
+    frame: Frame, modality: str, row: int, media: Media, maps: Maps, real: Bool[np.ndarray, " tokens"]
+) -> Thumbnail:
     """Return the thumbnail of a modality of one sample.
 
     Args:
@@ -61,10 +63,13 @@ def thumbnail(frame: Frame, modality: str, row: int, media: Media, maps: Maps) -
         row: of the sample in `media`.
         media: the inputs.
         maps: of the sample; may be empty.
+        real: whether each token is, so that the padding of a text is not shown.
     """
     if modality in media.texts:
-        words = list(media.texts[modality][row][:MOST_WORDS])
-        weights = {kind: _relative(values[: len(words)]) for kind, values in maps.items()}
+        pieces = media.texts[modality][row]
+        places = [place for place in np.nonzero(real)[0].tolist() if place < len(pieces)][:MOST_WORDS]
+        words = [pieces[place] for place in places]
+        weights = {kind: _relative(values[places]) for kind, values in maps.items()}
         return Thumbnail((0, 0), words=words, weights=weights)
     plane, image = frame.plane, frame.input_of(row)
     planes = {kind: plane.arrange(values) for kind, values in maps.items()}

@@ -51,6 +51,11 @@ class Choice:
     hidden: Bool[Tensor, "rows cells"] | None
     replaced: Bool[Tensor, "rows cells"] | None
 
+    def __getitem__(self, rows: slice) -> "Choice":
+        """Return the cells that are asked for in some rows."""
+        hidden, replaced = (None if one is None else one[rows] for one in (self.hidden, self.replaced))
+        return Choice(self.cells[rows], self.valid[rows], hidden, replaced)
+
 
 def draws(names: Sequence[str], num_cells: int) -> Float[Tensor, "rows cells"]:
     """Return random numbers that depend on the name of a row alone."""

@@ -41,6 +41,10 @@ class Asked:
     values: Tensor
     scored: Bool[Tensor, "rows asked values"]
 
+    def __getitem__(self, rows: slice) -> "Asked":
+        """Return what is asked for in some rows; other tasks take a part of a batch with all of its targets."""
+        return Asked(self.shape, self.choice[rows], self.values[rows], self.scored[rows])
+
 
 class Reconstruction(Task):
     """The values of the cells of an input; the output must be dense (`DenseDecoder`).
@@ -191,10 +195,29 @@ class Reconstruction(Task):
         return {self.output: self.target.names(class_names)}
 
     def loss(self, outputs: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, ""]:
+        losses, is_scored = self._row_losses(outputs, batch)
+        return losses.sum() / is_scored.sum().clamp_min(1)
+
+    def _row_losses(
+        self, outputs: Mapping[str, Tensor], batch: Batch
+    ) -> tuple[Float[Tensor, " rows"], Bool[Tensor, " rows"]]:
+        """Return the mean loss over what is scored in each row, and whether anything is; 0 where nothing is."""
         asked = self._asked(batch)
         losses = self.target.losses(self.get_output(outputs), asked.values).masked_fill(~asked.scored, 0.0)
         counts = asked.scored.sum(dim=(1, 2))
-        return (losses.sum(dim=(1, 2)) / counts.clamp_min(1)).sum() / (counts > 0).sum().clamp_min(1)
+        return losses.sum(dim=(1, 2)) / counts.clamp_min(1), counts > 0
+
+    def sample_losses(
+        self, outputs: Mapping[str, Tensor], batch: Batch
+    ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+        """Return the mean loss over the windows of each sample of which anything is scored, and their number."""
+        losses, is_scored = self._row_losses(outputs, batch)
+        sizes = [len(names) for names in batch.windows] or [1] * len(batch)
+        totals, terms = (
+            torch.stack([rows.sum() for rows in torch.split(values, sizes)])
+            for values in (losses, is_scored.to(losses))
+        )
+        return totals / terms.clamp_min(1), terms
 
     def num_terms(self, batch: Batch) -> Tensor:
         """Return the number of samples of which anything is scored."""

@@ -1,5 +1,7 @@
 """The gallery: streamed orders, means and counts compared with all samples at once, and the page."""
 
+import base64
+import io
 import json
 import re
 from dataclasses import replace
@@ -7,18 +9,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.metrics import confusion_matrix
 from torch.nn import functional as F
 
 from perceiver.inspection.explanation import Explainer
 from perceiver.inspection.explorer import gallery_page as page_module
 from perceiver.inspection.explorer.gallery_page import gallery_page, write_gallery
+from perceiver.inspection.explorer.media import Media
 from perceiver.inspection.extremes import MOST_KEPT, ORDERS, Extremes
+from perceiver.inspection.figures import Frame
 from perceiver.inspection.gallery import Gallery, collect, finish
 from perceiver.inspection.mean_maps import MeanMaps
+from perceiver.inspection.thumbnails import thumbnail
 from perceiver.tasks.losses import LossSpec
 from perceiver.tasks.tagging import Tagging
-from perceiver.types import Outcome
+from perceiver.types import Axis, Grid, Outcome, Picture
 from tests.inspection.explanations import CLASS_NAMES, explainer, labelled
 from tests.inspection.models import captions, grid, perceiver, perceiver_io, perceiver_text, some_masks, without_end
 from tests.models import NUM_CLASSES, small_inputs
@@ -272,3 +278,32 @@ def test_the_page_is_bounded_and_has_no_network(tmp_path, monkeypatch):
 def test_a_number_of_samples_below_one_is_an_error():
     with pytest.raises(ValueError, match="top=0"):
         Gallery(0, [])
+
+
+def test_the_padding_of_a_text_is_not_shown():
+    frame = Frame(Grid((5,), (Axis("token", "", 0.0, 5.0),)), None)
+    media = Media(texts={"text": [["<bos>", "a", "cat", "<pad>", "<pad>"]]})
+    maps = {"rollout": np.array([0.1, 0.2, 0.4, 0.0, 0.3])}
+    drawn = thumbnail(frame, "text", 0, media, maps, np.array([True, True, True, False, False]))
+    assert drawn.words == ["<bos>", "a", "cat"]
+    assert drawn.weights == {"rollout": [0.25, 0.5, 1.0]}
+
+
+def test_of_a_video_the_frame_with_the_largest_share_is_drawn():
+    axes = (Axis("time", "s", 0.0, 1.5), Axis("y", "px", 0.0, 2.0), Axis("x", "px", 0.0, 3.0))
+    shape = (3, 2, 3)
+    values = torch.zeros(1, 1, *shape)
+    values[0, 0, 1] = 1.0  # the second frame is white
+    frame = Frame(Grid(shape, axes), Picture(values, Grid(shape, axes), ""))
+    maps = {"rollout": np.eye(18)[2 * 3 + 4], "relevance": np.eye(18)[0]}
+    drawn = thumbnail(frame, "video", 0, Media(), maps, np.ones(18, dtype=bool))
+    assert drawn.place == "time 0.75 s"
+    assert pixels(drawn.picture).min() == 255
+    peak = pixels(drawn.maps["rollout"])
+    assert peak.shape[:2] == (2, 3)
+    assert np.unravel_index(peak.sum(axis=2).argmax(), (2, 3)) == (1, 1)
+    assert pixels(drawn.maps["relevance"]).std(axis=(0, 1)).max() == 0
+
+
+def pixels(url):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))).astype(int)

@@ -94,6 +94,22 @@ class TestTargets:
         assert_close(task.loss({"logits": output}, batch), function(output, (values - 0.3) / 0.7))
         assert_close(task.target.predicted((values - 0.3) / 0.7), values)
 
+    def test_losses_of_samples_are_those_of_their_parts_of_a_prepared_batch(self):
+        task = task_of(masked=0.5)
+        batch = task.prepare(batch_of(rows=5), train=True)
+        output = torch.randn(5, *task.target.values(batch.inputs["image"]).shape[1:])[:, : task.num_places]
+        losses, terms = task.sample_losses({"logits": output}, batch)
+        assert_close(terms, torch.ones(5))
+        for row in range(5):
+            alone = task.loss({"logits": output[row : row + 1]}, batch.part(slice(row, row + 1)))
+            assert_close(losses[row], alone)
+        assert_close(losses.mean(), task.loss({"logits": output}, batch))
+        batch.windows = [("0", "1"), ("0", "1", "2")]
+        batch.ids = ["a", "b"]
+        of_long, terms = task.sample_losses({"logits": output}, batch)
+        assert_close(of_long, torch.stack([losses[:2].mean(), losses[2:].mean()]))
+        assert terms.tolist() == [2, 3]
+
     def test_a_place_of_a_text_does_not_depend_on_padding(self):
         task, batch = task_of("text"), batch_of("text")
         padded = Batch({"text": F.pad(batch.inputs["text"][..., :5], (0, 4))}, {}, batch.ids)

@@ -76,10 +76,10 @@ function extent() {
 
 function drawnWords({ words, weights }) {
   const shares = weights[state.map] ?? [];
-  const spans = words.map((word, place) => {
+  const spans = words.flatMap((word, place) => {
     const strength = Math.round(70 * (shares[place] ?? 0));
     const style = strength ? `background:color-mix(in srgb, #f08a24 ${strength}%, transparent)` : null;
-    return element("span", { style }, word);
+    return [element("span", { style }, word), " "];
   });
   return element("span", { class: "words" }, ...spans);
 }
@@ -98,8 +98,11 @@ function drawing(modality, thumbnail) {
 }
 
 const orNone = (text) => text || "none";
-const numbersOf = ({ loss, confidence, wrongness }) =>
-  `loss ${short(loss)} · confidence ${short(confidence)} · wrongness ${short(wrongness)}`;
+const numbersOf = (item) =>
+  ["loss", "confidence", "wrongness"]
+    .filter((name) => Number.isFinite(item[name]))
+    .map((name) => `${name} ${short(item[name])}`)
+    .join(" · ");
 
 function sentence(item) {
   const texts = item.answer || item.truth ? `answer ${quoted(orNone(item.answer))}, truth ${quoted(orNone(item.truth))}; ` : "";
@@ -346,6 +349,8 @@ function startOutput() {
   fill("predicted", classes("predicted"), label);
   fill("map", [...kinds(), NO_MAP].map((name) => [name, name]));
   for (const id of ["true", "predicted"]) byId(id).parentElement.hidden = classes(id).length < 2;
+  byId("wrongness-hint").hidden = !orders.includes("wrongness");
+  byId("means-hint").hidden = !Object.values(shown().means).some(({ groups }) => groups.length > 1);
   byId("errors").closest("label").hidden = !Object.keys(counts).some((group) => group === "wrong");
 }
 
@@ -358,7 +363,6 @@ function start() {
     : "";
   fill("output", data.outputs.map(({ name }, number) => [number, name]), Number);
   byId("output").parentElement.hidden = data.outputs.length < 2;
-  byId("means-hint").hidden = !names.length;
   fill("theme", THEMES.map((name) => [name, name]));
   byId("errors").addEventListener("change", ({ target }) => {
     state.errors = target.checked;
