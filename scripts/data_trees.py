@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import pickle
+import struct
 import tarfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -50,6 +51,7 @@ class Tree:
     images: list[Path] = field(default_factory=list)
     sounds: list[Path] = field(default_factory=list)
     texts: list[Path] = field(default_factory=list)
+    flows: list[Path] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
 
     def path(self, name: str) -> Path:
@@ -336,6 +338,11 @@ PAIRS = (
     *("+encoder@model.encoders.text=text", "~encoder@model.encoders.image"),
 )
 
+FLOW = (
+    *("experiment=optical_flow", "data=flow_pairs", "data.source.val_fraction=0.3", "data.source.test_fraction=0.3"),
+    *("data.readers.video.image_size=12", "model.memory.num_latents=5", "model.memory.dim=40"),
+)
+
 
 def image_masks(root: Path) -> Tree:
     """Write images, and masks of three classes and pixels without one."""
@@ -350,6 +357,19 @@ def image_masks(root: Path) -> Tree:
     return tree
 
 
+def flow_pairs(root: Path) -> Tree:
+    """Write pairs of frames with their flow, as FlyingChairs."""
+    tree = Tree(root)
+    for number in range(17):
+        for frame in (1, 2):
+            tree.image(f"{number:05d}_img{frame}.ppm", number + frame)
+        tree.flows.append(tree.path(f"{number:05d}_flow.flo"))
+        width, height = image_of(number).size
+        flow = np.random.default_rng(number).normal(size=(height, width, 2)).astype("<f4")
+        tree.flows[-1].write_bytes(struct.pack("<4sii", b"PIEH", width, height) + flow.tobytes())
+    return tree
+
+
 DATA_SETS: dict[str, tuple[Callable[[Path], Tree], tuple[str, ...]]] = {
     "image_folder": (class_folders, ("data=image_folder",)),
     "audio_folder": (
@@ -361,6 +381,7 @@ DATA_SETS: dict[str, tuple[Callable[[Path], Tree], tuple[str, ...]]] = {
         for name, files in (("cifar10", ("data_batch_1", "test_batch")), ("cifar100", ("train", "test")))
     },
     "image_masks": (image_masks, MASKS),
+    "flow_pairs": (flow_pairs, FLOW),
     "esc50": (esc50, (*SOUNDS, "data=esc50", "task.multi_label=false")),
     "fsd50k": (fsd50k, (*SOUNDS, "data=fsd50k")),
     "audioset": (audioset, (*SOUNDS, "data=audioset")),

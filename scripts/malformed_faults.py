@@ -153,6 +153,16 @@ SOUND: dict[str, Spoil] = {
     "a FLAC that claims seven weeks": long_flac,
     "a truncated Ogg": lambda path, random: (path.write_bytes(sound(wave_of(1), "OGG")), half(path, random)),
 }
+FLOW: dict[str, Spoil] = {
+    # A folder, a pipe or a link to nowhere is no flow of a pair, so that the pair is not listed.
+    **{name: ANY_FILE[name] for name in ("truncated", "empty", "a link to /dev/zero")},
+    "a text": replaced(b"<html>404 not found</html>"),
+    "an image": replaced(png_of(1)),
+    "another size": changed(lambda content: content[:4] + struct.pack("<ii", 13, 5) + content[12:]),
+    "a negative size": changed(lambda content: content[:4] + struct.pack("<ii", -1, -1) + content[12:]),
+    "a size of gigabytes": changed(lambda content: content[:4] + struct.pack("<ii", 2**31 - 1, 2**31 - 1)),
+    "more than its size": changed(lambda content: content + bytes(8)),
+}
 TEXT: dict[str, Spoil] = {
     **ANY_WHOLE_FILE,
     "an image": replaced(png_of(1)),

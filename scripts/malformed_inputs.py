@@ -42,6 +42,7 @@ from perceiver.training.trust import check_trust
 from scripts.data_trees import DATA_SETS, Table, Tree
 from scripts.malformed_faults import (
     CHECKPOINT,
+    FLOW,
     FOLDER,
     IMAGE,
     JSON,
@@ -91,14 +92,14 @@ def faults_of(subject: str, tree: Tree) -> dict[str, Fault]:
     """Return all faults that a data set can have, by name."""
     found: dict[str, Fault] = {}
 
-    def add_file(name: str, paths: list[Path], spoil: Spoil) -> None:
+    def add_file(name: str, kind: str, spoil: Spoil) -> None:
         def insert(tree: Tree, random: Random) -> str:
-            path = random.choice(tree.images or tree.sounds)
+            path = random.choice(getattr(tree, kind))
             spoil(path, random)
             return path.name
 
-        if paths:
-            found[name] = (True, insert)
+        if getattr(tree, kind):
+            found[f"flow: {name}" if kind == "flows" else name] = (True, insert)
 
     def add_table(name: str, fits: Callable[[Table], bool], spoil: SpoilTable, *, is_single: bool = False) -> None:
         def insert(tree: Tree, random: Random) -> str:
@@ -109,11 +110,11 @@ def faults_of(subject: str, tree: Tree) -> dict[str, Fault]:
         if any(map(fits, tree.tables)):
             found[name] = (is_single, insert)
 
-    for paths, faults in ((tree.images, IMAGE), (tree.sounds, SOUND)):
+    for file_kind, faults in (("images", IMAGE), ("sounds", SOUND), ("flows", FLOW)):
         for name, spoil in faults.items():
             # A folder in a class folder is valid, and clips of AudioSet may be missing.
             if not (subject in (*CLASS_FOLDERS, "audioset") and name == "a folder"):
-                add_file(name, paths, spoil)
+                add_file(name, file_kind, spoil)
     for name, spoil in WHOLE_TABLE.items():
         kinds = ["csv", "json", "lines"]
         if "UTF" not in name and name != "a dangling link":  # a partial copy of CIFAR is valid
