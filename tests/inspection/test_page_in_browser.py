@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -382,7 +383,7 @@ def test_the_grid_of_queries_is_one_tab_stop_with_arrow_keys(explorer):
 
 def test_tab_reaches_all_controls_with_a_visible_focus(explorer):
     reached, kinds = set(), set()
-    for _ in range(80):
+    for _ in range(130):
         explorer.page.keyboard.press("Tab")
         identity, kind, ring = explorer.page.evaluate(
             """() => { const node = document.activeElement, style = getComputedStyle(node);
@@ -721,20 +722,74 @@ def test_a_click_on_a_place_shows_where_its_output_was_read_from(open_page):
             assert explorer.text("#map-title") == f"Rollout of logits/places: place {place}"
 
 
+def saved(explorer: Explorer, act: Callable[[], Any]) -> tuple[str, bytes]:
+    """The name and the content of the file that an action saves."""
+    with explorer.page.expect_download() as found:
+        act()
+    return found.value.suggested_filename, found.value.path().read_bytes()
+
+
+def rows_of(content: bytes) -> list[list[str]]:
+    return list(csv.reader(content.decode().splitlines()))
+
+
+def test_each_view_is_saved_as_image_drawing_and_table_by_button_and_by_key(open_page, html):
+    with open_page(html) as explorer:
+        explorer.view(method="attention", query=KEPT[0], head=1, colormap="gray")
+        views = explorer.page.locator("[data-view]")
+        names = []
+        for number in range(0, views.count(), 2):  # of each kind one
+            buttons = views.nth(number).locator(".save button")
+            by_button = {kind: saved(explorer, buttons.filter(has_text=kind).click) for kind in ("PNG", "SVG", "CSV")}
+            buttons.last.focus()
+            for key, (kind, found) in zip("gsc", by_button.items(), strict=True):
+                assert saved(explorer, lambda key=key: explorer.page.keyboard.press(key)) == found
+                assert found[0].endswith(f".{kind.lower()}")
+                names.append(found[0])
+            tree = ElementTree.fromstring(by_button["SVG"][1])
+            size = Image.open(io.BytesIO(by_button["PNG"][1])).size
+            assert size == tuple(2 * int(tree.get(side)) for side in ("width", "height"))
+            assert len({len(row) for row in rows_of(by_button["CSV"][1])}) == 1
+    assert len({*names}) == len(names)
+    for part in ("image-overlay", "sound-overlay", "text-overlay", "_deletion", "randomization"):
+        assert sum(part in name for name in names) == 3
+    told = ("clips-17", "cross0", "head-1", f"latent-{KEPT[0]}", "step-40")
+    assert [part in names[0] for part in told] == len(told) * [True]
+
+
+def test_saved_cells_are_those_of_the_map_and_scores_are_logarithms_of_its_weights(explorer, layer):
+    explorer.view(method="attention", query=KEPT[0], head=1, colormap="gray", peak="false", boxes="false")
+    view = explorer.page.locator(PANEL.format("image", "map").strip())
+    weights = unpacked(layer["maps"])["image"][1, 0].ravel()
+    rows = rows_of(saved(explorer, view.locator("button >> text=CSV").click)[1])[1:]
+    assert rows[1][:3] == ["0", "1", "y 0–8 px, x 8–16 px"]
+    np.testing.assert_allclose([float(row[3]) for row in rows], weights, rtol=1e-5)
+    tree = ElementTree.fromstring(saved(explorer, view.locator("button >> text=SVG").click)[1])
+    cells = tree.findall(".//{*}g/{*}rect")
+    grays = [int(re.findall(r"\d+", cell.get("fill"))[0]) for cell in cells for _ in range(int(cell.get("width")))]
+    np.testing.assert_allclose(grays, 255 * weights / weights.max(), atol=2)
+    explorer.set("quantity", "scores")
+    rows = rows_of(saved(explorer, view.locator("button >> text=CSV").click)[1])[1:]
+    scores = np.log(weights) - layer["scores"]["log_weight"][1][0]
+    np.testing.assert_allclose([float(row[3]) for row in rows], scores, atol=1e-4)
+    explorer.set("head", "mean")
+    assert "A mean has no scores" in explorer.text("#notes")
+
+
 def test_words_and_tokens_form_a_matrix_that_selects_words_and_can_be_saved(explorer):
     assert not explorer.page.locator("#matrix-section").is_visible()  # answers are classes
     explorer.view(sample=1, method="rollout", answer=0, colormap="gray")
     assert explorer.page.locator("[data-matrix]").count() == 2  # text and sound
-    with explorer.page.expect_download() as saved:
-        explorer.page.click('[data-matrix="text"] button >> text=CSV')
-    head, *rows = csv.reader(saved.value.path().read_text().splitlines())
+    matrix = explorer.page.locator('[data-matrix="text"]')
+    head, *rows = rows_of(saved(explorer, matrix.locator("button >> text=CSV").click)[1])
     assert head[1:] == pages.SENTENCE
     assert [row[0] for row in rows] == list(pages.CAPTION)
     peaks = [int(np.argmax([*map(float, values)])) for _, *values in rows]
     assert peaks in [[planted("text", number + shown)[1] for number in range(len(rows))] for shown in (0, 1)]
-    with explorer.page.expect_download() as saved:
-        explorer.page.click('[data-matrix="text"] button >> text=PNG')
-    assert Image.open(saved.value.path()).size[0] > 7 * 30
+    tree = ElementTree.fromstring(saved(explorer, matrix.locator("button >> text=SVG").click)[1])
+    texts = [node.text for node in tree.iterfind(".//{*}text")]
+    assert {*pages.SENTENCE, *pages.CAPTION} <= {*texts}
+    assert Image.open(io.BytesIO(saved(explorer, matrix.locator("button >> text=PNG").click)[1])).size[0] > 7 * 30
     canvas = explorer.page.locator('[data-matrix="text"] canvas').first
     box = canvas.bounding_box()
     explorer.after(lambda: canvas.click(position={"x": box["width"] - 20, "y": box["height"] - 20}))

@@ -113,21 +113,25 @@ function decadesBelow(top) {
   return [floor, ...powers.filter((value) => value > floor * 1.01)];
 }
 
+// The labels of a color bar that do not overlap: [{value, position}].
+function barLabels(colors) {
+  const ticks = barTicks(colors).map((value) => ({ value, position: colors.position(value) }));
+  const end = ticks.at(-1).position;
+  let last = -Infinity;
+  return ticks.filter(({ position }) => {
+    const isShown = position === end || (position - last >= LABEL_WIDTH && end - position >= LABEL_WIDTH);
+    if (isShown) last = position;
+    return isShown;
+  });
+}
+
 // All colors of a scale, with labels where they do not overlap.
 function renderColorBar(node, colors, caption) {
   const canvas = element("canvas", { width: colors.pixels.length, height: 1, "aria-hidden": "true" });
   const image = new ImageData(colors.pixels.length, 1);
   new Uint32Array(image.data.buffer).set(colors.pixels);
   canvas.getContext("2d").putImageData(image, 0, 0);
-  const ticks = barTicks(colors).map((value) => ({ value, position: colors.position(value) }));
-  const end = ticks.at(-1).position;
-  let last = -Infinity;
-  const labels = ticks.filter(({ position }) => {
-    const isShown = position === end || (position - last >= LABEL_WIDTH && end - position >= LABEL_WIDTH);
-    if (isShown) last = position;
-    return isShown;
-  });
-  const spans = labels.map(({ value, position }) =>
+  const spans = barLabels(colors).map(({ value, position }) =>
     element("span", { ".style": `left:${100 * position}%` }, short(value)),
   );
   node.replaceChildren(

@@ -7,8 +7,8 @@ const LABEL_DISTANCE = 15;
 const STUB_LENGTH = 60; // of the line that represents a single point
 const [RIGHT, BOTTOM] = [WIDTH - MARGIN.right, HEIGHT - MARGIN.bottom];
 
-// series: [{name, points: [[x, y]], style}]; markers: [{x, y, style, label, isSelected, select}].
-function lineChart({ series, markers = [], xLabel, yLabel, description, isPercentX = false }) {
+// series: [{name, points: [[x, y]], style}]; markers: [{x, y, style, label, isSelected, select}]; parts: of file names.
+function lineChart({ series, markers = [], xLabel, yLabel, description, parts, isPercentX = false }) {
   const shown = series.filter(({ points }) => points.length);
   const points = [...shown.flatMap((curve) => curve.points), ...markers.map(({ x, y }) => [x, y])];
   if (!points.length) return element("p", { class: "none" }, "No values.");
@@ -30,7 +30,7 @@ function lineChart({ series, markers = [], xLabel, yLabel, description, isPercen
     ),
   ]);
   const center = `translate(14 ${(MARGIN.top + BOTTOM) / 2}) rotate(-90)`;
-  return svg(
+  const chart = svg(
     "svg",
     { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "group", "aria-label": description, class: "chart" },
     ...yTicks,
@@ -42,6 +42,15 @@ function lineChart({ series, markers = [], xLabel, yLabel, description, isPercen
     ...curveLabels(shown, y),
     ...markers.map((marker) => markerNode(marker, x(marker.x), y(marker.y))),
   );
+  const node = element("figure", {}, chart);
+  const view = {
+    label: `chart of ${yLabel}`,
+    parts: () => parts,
+    svg: () => chartDrawing(chart, description, page.title),
+    csv: () => [["curve", xLabel, yLabel], ...shown.flatMap((curve) => curve.points.map((point) => [curve.name, ...point]))],
+  };
+  node.append(saveButtons(node, view));
+  return node;
 }
 
 // The function from values to positions between `from` and `to`, and the range of the axis.

@@ -64,7 +64,8 @@ function faithfulnessResult({ fractions, curves, stages, maps, chance }) {
       style: CURVE_STYLES[name] ?? "run3",
     }));
     const description = `${title}: probability of the answers by share of the ${xLabel}`;
-    const chart = lineChart({ series, xLabel, yLabel: "probability", description, isPercentX: true });
+    const parts = chartParts(score);
+    const chart = lineChart({ series, xLabel, yLabel: "probability", description, parts, isPercentX: true });
     return element("div", { id: score }, element("h4", {}, title), chart);
   });
   if (Object.keys(stages).length) charts.push(randomizationChart(stages));
@@ -77,6 +78,8 @@ function faithfulnessResult({ fractions, curves, stages, maps, chance }) {
   ];
 }
 
+const chartParts = (name) => [page.title, name, `step-${eventAt(state).step}`];
+
 // How similar maps stay as the weights are randomized, from the outputs to the inputs.
 function randomizationChart(stages) {
   const series = Object.entries(stages).map(([name, values]) => ({
@@ -86,7 +89,8 @@ function randomizationChart(stages) {
   }));
   const xLabel = "tensors of weights that are random, the last ones first";
   const description = "Randomization: rank correlation with the original map by share of the random weights";
-  const chart = lineChart({ series, xLabel, yLabel: "rank correlation", description, isPercentX: true });
+  const parts = chartParts("randomization");
+  const chart = lineChart({ series, xLabel, yLabel: "rank correlation", description, parts, isPercentX: true });
   return element("div", { id: "randomization" }, element("h4", {}, "Randomization"), chart);
 }
 

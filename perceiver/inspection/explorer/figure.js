@@ -163,6 +163,10 @@ function paintPanels({ left, right, change, selected, explanation }) {
         opacity: image || (description.tokens && !isChange) ? opacity : 1,
       };
       panel.paint(options, `${name}, ${caption}. ${left.title}`);
+      const unit = isChange ? `difference in ${left.unit}` : left.unit;
+      const errors = isChange ? null : panel.kind.startsWith("other") ? right.errors : left.errors;
+      const subtitle = [page.samples[selected.sample].id, eventName(state), `${name}, ${caption}`].join(" · ");
+      panel.painted = { ...options, unit, errors, title: left.title, subtitle, barCaption: `${unit}, ${scale} scale` };
     }
     const limits = [rangeText(selected, Boolean(right))];
     const isClipped = (value) => Math.abs(value) > top * 1.0001;

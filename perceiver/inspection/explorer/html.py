@@ -7,7 +7,7 @@ from importlib import resources
 from typing import Any
 
 SCRIPTS = (
-    "dom format data colors state scores selection canvas panels audio frames versions figure "
+    "dom format data colors state scores selection canvas save drawing panels audio frames versions figure "
     "readout matrix samples queries knockout sinks chart statistics faithfulness controls shortcuts main"
 )
 """Concatenated in this order into one module, whose scope they share."""

@@ -101,26 +101,15 @@ function matrixNode(matrix) {
     const cell = cellAt(event);
     if (cell) selectAnswer(matrix.words[cell.row]);
   });
-  const name = `alignment_${state.sample}_${matrix.modality}`;
-  const tools = element(
-    "p",
-    { class: "tools" },
-    downloadButton("PNG", `${name}.png`, () => exportedPNG(matrix, colors)),
-    downloadButton("CSV", `${name}.csv`, () => `data:text/csv;charset=utf-8,${encodeURIComponent(matrixCSV(matrix))}`),
-  );
-  return element("figure", { class: "matrix", "data-matrix": matrix.modality }, element("h4", {}, title), canvas, readout, bar, tools);
-}
-
-function downloadButton(kind, file, addressOf) {
-  const button = element("button", { type: "button" }, `save as ${kind}`);
-  button.addEventListener("click", () => element("a", { href: addressOf(), download: file }).click());
-  return button;
-}
-
-function exportedPNG(matrix, colors) {
-  const canvas = element("canvas", {});
-  paintMatrix(canvas, matrix, colors, 2, ["#fff", "#1a1d21"]);
-  return canvas.toDataURL("image/png");
+  const view = {
+    label: `alignment with ${title}`,
+    parts: () => [page.samples[state.sample].id, `alignment-${title}`, state.attribution, `step-${eventAt(state).step}`],
+    svg: () => matrixDrawing(matrix, colors),
+    csv: () => matrixRows(matrix),
+  };
+  const node = element("figure", { class: "matrix", "data-matrix": matrix.modality }, element("h4", {}, title), canvas, readout, bar);
+  node.append(saveButtons(node, view));
+  return node;
 }
 
 function strongest({ names, columns, values }) {
@@ -128,10 +117,9 @@ function strongest({ names, columns, values }) {
   return names.map((name, word) => `${name} ← ${best(values[word])}`).join(", ");
 }
 
-// paper: [background, ink]; by default those of the page. Returns the place of the cells in CSS pixels.
-function paintMatrix(canvas, { words, names, columns, values, blanks, links }, colors, ratio, paper = null) {
-  const style = getComputedStyle(document.body);
-  const [background, ink] = paper ?? [style.backgroundColor, style.color];
+// Returns the place of the cells in CSS pixels.
+function paintMatrix(canvas, { words, names, columns, values, blanks, links }, colors, ratio) {
+  const { backgroundColor: background, color: ink } = getComputedStyle(document.body);
   const context = canvas.getContext("2d");
   context.font = MATRIX_FONT;
   const longest = (texts) => Math.ceil(Math.max(...texts.map((text) => context.measureText(text).width)));
@@ -149,7 +137,7 @@ function paintMatrix(canvas, { words, names, columns, values, blanks, links }, c
   names.forEach((name, row) => {
     const y = top + MATRIX_CELL * row;
     context.fillStyle = ink;
-    context.font = words[row] === state.answer && !paper ? `700 ${MATRIX_FONT}` : MATRIX_FONT;
+    context.font = words[row] === state.answer ? `700 ${MATRIX_FONT}` : MATRIX_FONT;
     context.textAlign = "right";
     context.fillText(name, left - MATRIX_MARGIN, y + MATRIX_CELL / 2);
     values[row].forEach((value, column) => {
@@ -183,9 +171,7 @@ function paintMatrix(canvas, { words, names, columns, values, blanks, links }, c
   return { left, top, cell };
 }
 
-function matrixCSV({ names, columns, values, blanks }) {
-  const quote = (text) => `"${String(text).replaceAll('"', '""')}"`;
-  const cell = (value, column) => (blanks[column] ? "" : value.toPrecision(6));
-  const rows = values.map((row, word) => [quote(names[word]), ...[...row].map(cell)]);
-  return [["", ...columns.map(quote)], ...rows].map((row) => row.join(",")).join("\n");
+function matrixRows({ names, columns, values, blanks }) {
+  const rows = values.map((row, word) => [names[word], ...[...row].map((value, column) => (blanks[column] ? null : value))]);
+  return [["", ...columns], ...rows];
 }

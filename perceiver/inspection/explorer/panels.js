@@ -18,6 +18,19 @@ class Panel {
   assemble(...content) {
     const frame = element("div", { class: "frame" }, ...content);
     this.node = element("figure", { class: "panel", "data-panel": this.kind }, this.caption, frame);
+    const { modality } = this.part;
+    const view = {
+      label: `${this.kind.replace("-", " ")} of ${modality}`,
+      parts: () => selectionParts([modality, this.kind, this.frameName()].filter(Boolean).join("-")),
+      svg: () => panelDrawing(this),
+      csv: () => cellRows(this),
+    };
+    this.node.append(saveButtons(this.node, view));
+  }
+
+  frameName() {
+    const frame = selectedFrame(this.description);
+    return frame === null ? "" : `frame-${frame + 1}`;
   }
 }
 
@@ -92,15 +105,18 @@ class CanvasPanel extends Panel {
   }
 }
 
+// Ticks of the rows (0) or columns (1).
+function axisTicks({ axes, ticks }, index) {
+  const { start, stop, scale } = axes[index];
+  if (ticks[index].length || scale !== "linear") return ticks[index];
+  const values = niceTicks(Math.min(start, stop), Math.max(start, stop), 4);
+  return values.map((value) => ({ place: (value - start) / (stop - start), label: short(value) }));
+}
+
 // Ticks and title of the rows (0) or columns (1).
-function axisNode({ axes, ticks }, index) {
-  const { name, unit, start, stop, scale } = axes[index];
-  let labels = ticks[index];
-  if (!labels.length && scale === "linear") {
-    const values = niceTicks(Math.min(start, stop), Math.max(start, stop), 4);
-    labels = values.map((value) => ({ place: (value - start) / (stop - start), label: short(value) }));
-  }
-  const spans = labels.map(({ place, label }) =>
+function axisNode(description, index) {
+  const { name, unit } = description.axes[index];
+  const spans = axisTicks(description, index).map(({ place, label }) =>
     element("span", { ".style": `${index ? "left" : "top"}:${100 * place}%` }, label),
   );
   return element(

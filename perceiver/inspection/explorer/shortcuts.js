@@ -15,6 +15,9 @@ const SHORTCUTS = {
   e: () => stepSelect("event", 1),
   k: () => stepSelect("knockout", 1),
   h: () => byId("sinks").disabled || setState({ sinks: !state.sinks }),
+  g: () => saveFocused("PNG"),
+  s: () => saveFocused("SVG"),
+  c: () => saveFocused("CSV"),
   "?": () => byId("help").showModal(),
 };
 

@@ -55,6 +55,7 @@ function statisticChart(name) {
     xLabel: "training step",
     yLabel: shortName(name),
     description: `${shortName(name)} over training`,
+    parts: [page.title, shortName(name)],
   });
 }
 
