@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, WeightAveraging
 from torch import Tensor
 
 from perceiver.data.sampler import fold_in
@@ -16,6 +16,18 @@ from perceiver.runtime.loggers.base import log_now
 from perceiver.runtime.summary import note
 from perceiver.training.module import TrainingModule
 from perceiver.types import Batch
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's, which also shows the loss of the last optimizer step.
+
+    It reads the loss when it is drawn; Lightning's `log` would store it at every step, for 0.7 ms of CPU time.
+    """
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        assert isinstance(pl_module, TrainingModule)
+        shown = {name: value for name, value in pl_module.progress.items() if name == "train/loss_step"}
+        return super().get_metrics(trainer, pl_module) | {name: float(value) for name, value in shown.items()}
 
 
 class StepSeeds(Callback):

@@ -136,11 +136,8 @@ class TrainingModule(LightningModule):
         loss = self.task.loss(outputs, batch)
         terms = loss.new_zeros(()) + (self.task.num_terms(batch) if has_samples else 0)
         weight = self._accumulation.add(loss, terms, batch.ids if has_samples else [])
-        if has_samples:
-            if self.on_nonfinite == "stop" or bool(self._accumulation.batches[-1].mean_loss.isfinite()):
-                self.task.update("train", outputs, loss, batch)
-            mean = self._accumulation.loss
-            self.log("train/loss_step", mean, prog_bar=True, logger=False, batch_size=len(batch))
+        if has_samples and (self.on_nonfinite == "stop" or bool(self._accumulation.batches[-1].mean_loss.isfinite())):
+            self.task.update("train", outputs, loss, batch)
         if self._auxiliary_parts:
             loss = loss + auxiliary_loss(self._auxiliary_parts, self.task, outputs, batch, has_samples=has_samples)
         return loss * weight

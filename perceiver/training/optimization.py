@@ -310,6 +310,8 @@ def build_scheduler(
     """
     if not isinstance(schedule, partial) or not is_torch_scheduler(schedule):
         factor = cast(Schedule, schedule)
+        if isinstance(factor, partial):  # without the checks that Hydra's partial repeats at every call
+            factor = partial(factor.func, *factor.args, **factor.keywords)
         return LambdaLR(optimizer, lambda step: factor(step, total_steps))
     derived: dict[str, Any] = {}
     if "total_steps" in inspect.signature(schedule).parameters and "epochs" not in schedule.keywords:

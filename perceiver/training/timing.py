@@ -15,6 +15,7 @@ from perceiver.data.sampler import KeyedSampler
 from perceiver.training.build import Parts
 from perceiver.training.data_module import DataModule
 from perceiver.training.module import auxiliary_loss, auxiliary_parts
+from perceiver.training.optimization import fuse_on_cpu
 from perceiver.types import Batch
 
 
@@ -35,6 +36,7 @@ class TrainingStep:
         if config["compile"]:
             parts.model.compile()
         self.model, self.optimizer = self.fabric.setup(parts.model, parts.module.make_optimizer(parts.model))
+        fuse_on_cpu(self.optimizer.optimizer)
         self.task = parts.task.to(self.fabric.device)
         self.auxiliary_parts = auxiliary_parts(parts.model)
         name = f"CPU, {torch.get_num_threads()} threads"

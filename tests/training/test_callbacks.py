@@ -1,11 +1,13 @@
-"""The moving average of the weights."""
+"""The moving average of the weights, and what the progress bar shows."""
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from perceiver.training.callbacks import MovingAverage
+from perceiver.training.callbacks import MovingAverage, ProgressBar
+from perceiver.training.module import TrainingModule
 
 DECAY = 0.9
 
@@ -51,3 +53,15 @@ def test_impossible_settings_are_refused(options):
     (name,) = options
     with pytest.raises(ValueError, match=name):
         MovingAverage(**{"decay": 0.5, "warmup": True, "update_every_n_steps": 1} | options)
+
+
+def test_the_progress_bar_shows_the_loss_of_the_last_step():
+    bar, trainer = ProgressBar(), Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[])
+    module = TrainingModule.__new__(TrainingModule)  # of which the bar reads nothing else
+    nn.Module.__init__(module)
+    module.progress = {}
+    assert "train/loss_step" not in bar.get_metrics(trainer, module)
+    module.progress = {"train/loss_step": torch.tensor(1.75), "train/gradient_norm": torch.tensor(3.0)}
+    shown = bar.get_metrics(trainer, module)
+    assert shown["train/loss_step"] == 1.75
+    assert "train/gradient_norm" not in shown
