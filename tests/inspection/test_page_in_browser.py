@@ -724,6 +724,7 @@ def test_a_click_on_a_place_shows_where_its_output_was_read_from(open_page):
 
 def saved(explorer: Explorer, act: Callable[[], Any]) -> tuple[str, bytes]:
     """The name and the content of the file that an action saves."""
+    explorer.page.wait_for_timeout(120)  # milliseconds; Chromium drops all but ten downloads in a second
     with explorer.page.expect_download() as found:
         act()
     return found.value.suggested_filename, found.value.path().read_bytes()
