@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from perceiver.inspection.capture import undisturbed
-from perceiver.inspection.explanation import Explainer, Explanation, answer_scores, real_tokens
+from perceiver.inspection.explanation import Explains, Explanation, answer_scores, real_tokens
 
 NUM_STEPS, POWER = 32, 4
 """Points of the integral, and the power of their distribution."""
@@ -28,7 +28,7 @@ TOKENS_AT_ONCE = 2**14
 Scores = Callable[[Float[Tensor, "rows tokens dim"], Bool[Tensor, "rows tokens"]], Float[Tensor, "rows answers"]]
 
 
-def rival_maps(explainer: Explainer, explanation: Explanation) -> dict[str, Float[Tensor, "batch answers tokens"]]:
+def rival_maps(explainer: Explains, explanation: Explanation) -> dict[str, Float[Tensor, "batch answers tokens"]]:
     """Return `gradient_input`, `integrated_gradients` and `occlusion` of the answers of an explanation."""
     record = explanation.record
     assert record.tokens is not None
@@ -54,7 +54,7 @@ def rival_maps(explainer: Explainer, explanation: Explanation) -> dict[str, Floa
     return found
 
 
-def _scores(explainer: Explainer, explanation: Explanation, rows: slice) -> Scores:
+def _scores(explainer: Explains, explanation: Explanation, rows: slice) -> Scores:
     """Return the function from tokens and their mask to the scores of the answers of some rows."""
     record, answers = explanation.record, explanation.answers[rows]
     assert record.tokens is not None
@@ -63,7 +63,7 @@ def _scores(explainer: Explainer, explanation: Explanation, rows: slice) -> Scor
     def scores(
         values: Float[Tensor, "rows tokens dim"], mask: Bool[Tensor, "rows tokens"]
     ) -> Float[Tensor, "rows answers"]:
-        outputs = explainer.model.forward_tokens(replace(tokens, values=values, mask=mask), queries)
+        outputs = explainer.forward_tokens(replace(tokens, values=values, mask=mask), queries)
         return answer_scores({name: output.float() for name, output in outputs.items()}, answers)
 
     return scores

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from perceiver.inspection.alignment import alignment_counts, alignment_error_rates
 from perceiver.inspection.attribution import rival_maps
-from perceiver.inspection.explanation import Explainer, Explanation
+from perceiver.inspection.explanation import Explains, Explanation
 from perceiver.inspection.faithfulness import FaithfulnessCurves, SampleMaps, faithfulness, last_sample
 from perceiver.inspection.localization import localization, mean_scores, pointing_games
 from perceiver.inspection.randomization import randomization
@@ -71,7 +71,7 @@ class Evaluator:
 
     def evaluate(
         self,
-        explainer: Explainer,
+        explainer: Explains,
         explanations: Iterable[Explanation],
         *,
         with_localization: bool,
@@ -97,7 +97,7 @@ class Evaluator:
         evaluation = Evaluation(mean_scores(cases) | alignment_error_rates(counts))
         return evaluation.with_faithfulness(curves, more, stages) if curves else evaluation
 
-    def _maps(self, explainer: Explainer, explanation: Explanation) -> dict[str, Float[Tensor, "batch answers tokens"]]:
+    def _maps(self, explainer: Explains, explanation: Explanation) -> dict[str, Float[Tensor, "batch answers tokens"]]:
         return explanation.maps | (rival_maps(explainer, explanation) if self.rivals else {})
 
 

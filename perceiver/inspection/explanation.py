@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,7 +18,7 @@ from perceiver.inspection.relevance import evidence, no_relevance
 from perceiver.inspection.rollout import Alpha, Rollout, decoder_attention, mean_of_queries, rollout
 from perceiver.mechanisms.base import LATENTS, TOKENS
 from perceiver.tasks.base import Task
-from perceiver.types import Answer, Batch, Box
+from perceiver.types import Answer, Batch, Box, JoinedTokens
 
 TOKENS_AT_ONCE = 2**16
 """Tokens of a forward pass with gradients, for which all activations are stored."""
@@ -144,6 +144,31 @@ class Explanation:
         return dict.fromkeys(layers, ranking)
 
 
+class Explains(Protocol):
+    """A model whose explanations can be tested: of this package (`Explainer`), or watched."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The model as a module."""
+        ...
+
+    def forward_context(self) -> AbstractContextManager[Any]:
+        """Return the context of a forward pass, such as that of a precision."""
+        ...
+
+    def forward_tokens(self, tokens: JoinedTokens, queries: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the outputs for tokens; those that their mask excludes are read by none."""
+        ...
+
+    def probabilities(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the probabilities of outputs."""
+        ...
+
+    def explain_again(self, explanation: Explanation) -> Explanation:
+        """Explain the same answers to the same queries by the model as it is now."""
+        ...
+
+
 @dataclass(frozen=True)
 class Explainer:
     """Explains the answers of a model for batches without windows.
@@ -193,6 +218,14 @@ class Explainer:
             outputs = self.model(converted.inputs, converted.masks, queries, self.task.hidden(converted))
             answers = self._with_boxes(self.task.answers(outputs, queries, converted, self.class_names), batch, outputs)
         return self._explanation(batch, record, answers, foil)
+
+    def forward_tokens(self, tokens: JoinedTokens, queries: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the outputs for tokens; see `Explainable`."""
+        return self.model.forward_tokens(tokens, queries)
+
+    def probabilities(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the probabilities of outputs."""
+        return self.task.probabilities(outputs)
 
     def explain_again(self, explanation: Explanation) -> Explanation:
         """Explain the same answers to the same queries by the model as it is now."""

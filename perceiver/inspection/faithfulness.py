@@ -14,7 +14,7 @@ the model knows, and the curves of the nulls are measured.
 Tokens of stems with overlapping receptive fields still contain part of their masked neighbors.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 from zlib import crc32
@@ -23,8 +23,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from perceiver.inspection.capture import Explainable, undisturbed
-from perceiver.inspection.explanation import Answers, Explainer, Explanation, answer_value, real_tokens
+from perceiver.inspection.capture import undisturbed
+from perceiver.inspection.explanation import Answers, Explains, Explanation, answer_value, real_tokens
 from perceiver.inspection.record import Record
 from perceiver.types import Answer, JoinedTokens, Span, cell_centers
 
@@ -128,7 +128,7 @@ def last_sample(
 
 
 def faithfulness(
-    explainer: Explainer,
+    explainer: Explains,
     explanation: Explanation,
     *,
     maps: Mapping[str, Float[Tensor, "batch answers tokens"]] | None = None,
@@ -138,11 +138,10 @@ def faithfulness(
     """Compute the curves of maps of an explanation (None: all of its own); see `faithfulness_curves`."""
     with undisturbed(explainer.module), explainer.forward_context():
         return faithfulness_curves(
-            explainer.model,
+            explainer,
             explanation.record,
             explanation.maps if maps is None else maps,
             explanation.answers,
-            explainer.task.probabilities,
             ids=explanation.batch.ids,
             num_orders=num_orders,
             before=before,
@@ -150,11 +149,10 @@ def faithfulness(
 
 
 def faithfulness_curves(
-    model: Explainable,
+    explainer: Explains,
     record: Record,
     maps: Mapping[str, Float[Tensor, "batch answers tokens"]],
     answers: Answers,
-    probabilities: Callable[[dict[str, Tensor]], dict[str, Tensor]],
     *,
     ids: Sequence[str],
     num_orders: int,
@@ -165,18 +163,17 @@ def faithfulness_curves(
     The other sample is the one before; of the first one of all, the last one of its batch.
 
     Args:
-        model: in eval mode and without gradients, as inside `capture`.
+        explainer: of a model in eval mode and without gradients, as inside `capture`.
         record: its forward pass.
         maps: kind of map -> its value at each token, for each answer.
         answers: of each row.
-        probabilities: of the model's outputs.
         ids: of the samples, which determine the random orders.
         num_orders: random orders whose curves are averaged.
         before: the last sample of the batch before.
     """
     assert record.tokens is not None
-    real = real_tokens(record)
-    masked = _MaskedModel(model, record.tokens, record.queries, probabilities)
+    real = _maskable_tokens(record)
+    masked = _MaskedModel(explainer, record.tokens, record.queries, real_tokens(record) & ~real)
     cases = [(row, slot, answer) for row, of_row in enumerate(answers) for slot, answer in enumerate(of_row)]
     every = list(range(len(real)))
     whole, none = masked.probability(
@@ -269,16 +266,16 @@ class _MaskedModel:
     """A model for some of the tokens of a batch.
 
     Attributes:
-        model: see `faithfulness_curves`.
+        explainer: see `faithfulness_curves`.
         tokens: of the batch.
         queries: of the batch, by output.
-        probabilities: of the model's outputs.
+        fixed: tokens that are always visible.
     """
 
-    model: Explainable
+    explainer: Explains
     tokens: JoinedTokens
     queries: Mapping[str, Tensor]
-    probabilities: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+    fixed: Bool[Tensor, "batch tokens"]
 
     def probability(
         self, rows: Sequence[int], visible: Bool[Tensor, "steps rows tokens"], wanted: Sequence[tuple[int, Answer]]
@@ -295,10 +292,11 @@ class _MaskedModel:
         for start in range(0, len(visible), size):
             part = visible[start : start + size]
             every, shown = torch.tensor(rows).repeat(len(part)), part.flatten(0, 1)
+            shown = shown | self.fixed[every]
             values = self.tokens.values[every].masked_fill(~shown[..., None], 0.0)
             queries = {name: given[every] for name, given in self.queries.items()}
-            outputs = self.model.forward_tokens(replace(self.tokens, values=values, mask=shown), queries)
-            logs = {name: output.float().log() for name, output in self.probabilities(outputs).items()}
+            outputs = self.explainer.forward_tokens(replace(self.tokens, values=values, mask=shown), queries)
+            logs = {name: output.float().log() for name, output in self.explainer.probabilities(outputs).items()}
             logs = {name: values.reshape(*part.shape[:2], *values.shape[1:]) for name, values in logs.items()}
             of_part = [answer_value(logs[answer.output][:, row], answer, num_steps=1) for row, answer in wanted]
             found.append(torch.stack(of_part, dim=1).exp().cpu() if of_part else torch.zeros(len(part), 0))
@@ -316,6 +314,12 @@ def _visible(
     return real & (ranks[:, None] >= masked[:, :, None])
 
 
+def _maskable_tokens(record: Record) -> Bool[Tensor, "batch tokens"]:
+    """Return True where a token is real and may be masked."""
+    real = real_tokens(record)
+    return real if record.fixed is None else real & ~record.fixed
+
+
 def _sample(
     record: Record, maps: Mapping[str, Float[Tensor, "batch answers tokens"]], answers: Answers, row: int
 ) -> SampleMaps | None:
@@ -323,7 +327,7 @@ def _sample(
     if not answers[row]:
         return None
     of_row = {kind: values[row, : len(answers[row])] for kind, values in maps.items()}
-    return SampleMaps(of_row, real_tokens(record)[row], record.spans)
+    return SampleMaps(of_row, _maskable_tokens(record)[row], record.spans)
 
 
 def _other_sample(

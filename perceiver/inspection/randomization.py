@@ -13,14 +13,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from perceiver.inspection.explanation import Explainer, Explanation, real_tokens
+from perceiver.inspection.explanation import Explains, Explanation, real_tokens
 
 NUM_STAGES = 4
 Maps = Mapping[str, Float[Tensor, "batch answers tokens"]]
 
 
 def randomization(
-    explainer: Explainer, explanation: Explanation, maps: Maps, compute: Callable[[Explainer, Explanation], Maps]
+    explainer: Explains, explanation: Explanation, maps: Maps, compute: Callable[[Explains, Explanation], Maps]
 ) -> dict[str, Float[Tensor, "stages samples"]]:
     """Return how similar maps of an explanation stay when the model is randomized, which is restored afterwards.
 

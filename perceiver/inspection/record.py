@@ -121,6 +121,7 @@ class Record:
         queries: the token ids given to the decoder, by name of the output.
         outputs: the model's outputs by name.
         token_lengths: the sequences that the tokens consist of and their lengths, in order; empty: `TOKENS` alone.
+        fixed: True where a token is never masked to test maps, such as a class token; None: nowhere.
         output_lengths: the sequences whose elements are outputs themselves, without attention of a decoder, and their
             lengths; empty: without such attention, an output is the mean of the memory.
     """
@@ -130,6 +131,7 @@ class Record:
         self.tokens: JoinedTokens | None = None
         self.token_lengths: dict[str, int] = {}
         self.output_lengths: dict[str, int] = {}
+        self.fixed: KeyMask | None = None
         self.queries: Mapping[str, Tensor] = {}
         self.outputs: dict[str, Tensor] = {}
 

@@ -20,24 +20,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 
-from perceiver.inspection.evaluation import Evaluation
+from perceiver.inspection.evaluation import Evaluation, Evaluator
 from perceiver.inspection.explanation import Explanation
 from perceiver.inspection.explorer.media import Media
-from perceiver.inspection.faithfulness import FaithfulnessCurves, faithfulness_curves
-from perceiver.inspection.grids import GivenInput, Input
+from perceiver.inspection.faithfulness import FaithfulnessCurves, faithfulness
+from perceiver.inspection.grids import GivenInput
 from perceiver.inspection.knockout import KINDS, KnockOut, Silence, knock_out_parts
-from perceiver.inspection.record import Record
 from perceiver.inspection.rerun import ModelCall
 from perceiver.inspection.rollout import Alpha
 from perceiver.inspection.watched_answers import LOGITS, Read, WatchedAnswers, usual_logits
+from perceiver.inspection.watched_explainer import WatchedExplainer
 from perceiver.inspection.watched_record import WatchedRecord
 from perceiver.inspection.writer import ExplanationWriter
-from perceiver.types import Batch, JoinedTokens
-
-ROW = "row"
+from perceiver.types import Batch
 
 
 class WatchedAttention(WatchedRecord):
@@ -45,7 +43,7 @@ class WatchedAttention(WatchedRecord):
 
     def __init__(self, call: ModelCall, inputs: Mapping[str, GivenInput], roles: Mapping[str, str]) -> None:
         super().__init__(call, inputs, roles)
-        self._read: Read = usual_logits
+        self._answers = WatchedAnswers(usual_logits, str, 0.5)
 
     def explain(
         self,
@@ -78,7 +76,6 @@ class WatchedAttention(WatchedRecord):
                 no answer is called `foil`.
         """
         self.check(alpha)
-        self._read = logits or usual_logits
         name = class_names if callable(class_names) else lambda number: class_names[number]
         targets = {} if labels is None else {"label": torch.as_tensor(labels)}
         batch = Batch(
@@ -86,8 +83,8 @@ class WatchedAttention(WatchedRecord):
             targets,
             [str(row) for row in range(self.num_rows)] if ids is None else list(ids),
         )
-        chosen = WatchedAnswers(self._read, name, alpha)
-        return chosen.explain(self, batch, top=top, positions=positions, foil=foil)
+        self._answers = WatchedAnswers(logits or usual_logits, name, alpha)
+        return self._answers.explain(self, batch, top=top, positions=positions, foil=foil)
 
     def faithfulness(self, explanation: Explanation, *, num_orders: int = 20) -> FaithfulnessCurves:
         """Compute the curves of the maps of an explanation, see `faithfulness_curves`: a masked token is read by none.
@@ -99,29 +96,7 @@ class WatchedAttention(WatchedRecord):
             explanation: of the last call.
             num_orders: random orders of tokens, whose curves are averaged.
         """
-        assert self.tokens is not None
-        record = Record()
-        mask = torch.zeros(self.tokens.values.shape[:2], dtype=torch.bool, device=self.tokens.values.device)
-        for name, span in self.spans.items():
-            mask[:, span.start : span.stop] = not name.endswith(Input.SPECIAL)
-        mask = mask if self.tokens.mask is None else mask & self.tokens.mask
-        record.tokens = replace(self.tokens, mask=mask)
-        record.queries = {ROW: torch.arange(self.num_rows, device=mask.device)[:, None]}
-
-        def probabilities(outputs: dict[str, Tensor]) -> dict[str, Tensor]:
-            return {LOGITS: outputs[LOGITS].float().softmax(dim=-1)}
-
-        model: Any = _Rerun(self, self._read, mask)
-        with torch.no_grad():
-            return faithfulness_curves(
-                model,
-                record,
-                explanation.maps,
-                explanation.answers,
-                probabilities,
-                ids=explanation.batch.ids,
-                num_orders=num_orders,
-            )
+        return faithfulness(WatchedExplainer(self, self._answers, {}), explanation, num_orders=num_orders)
 
     def knock_out(self, explanation: Explanation, kinds: Sequence[str] = KINDS) -> list[KnockOut]:
         """Silence parts of the model one at a time, and return the changes of the answers; see `knock_out_parts`.
@@ -135,14 +110,30 @@ class WatchedAttention(WatchedRecord):
             for name, alive in silence.layers.items():
                 whole = alive[:, None].expand(-1, self.layers[name].num_heads)
                 heads[name] = heads[name] & whole if name in heads else whole
-            return {LOGITS: self._read(self.run(rows, silence.visible, heads)).float().softmax(dim=-1)}
+            return {LOGITS: self._answers.read(self.run(rows, silence.visible, heads)).float().softmax(dim=-1)}
 
         with torch.no_grad():
             return knock_out_parts(explanation, run, kinds)
 
-    def evaluate(self, explanation: Explanation) -> Evaluation:
-        """Return what the curves of the maps of an explanation show."""
-        return Evaluation().with_faithfulness([self.faithfulness(explanation)])
+    def evaluate(
+        self, explanation: Explanation, *, num_orders: int = 20, rivals: bool = False, randomize: bool = False
+    ) -> Evaluation:
+        """Return what the curves of the maps of an explanation show, as for the models of this package.
+
+        Args:
+            explanation: of the last call.
+            num_orders: see `faithfulness`.
+            rivals: compare with the methods of `attribution`, from the embeddings of the tokens; masked tokens are then
+                also zeros there, so that nothing of them remains.
+            randomize: compare with the maps of the model with random weights; it is restored.
+
+        Raises:
+            ValueError: `rivals`, and tokens are not embedded in a tensor that the answers depend on.
+        """
+        answers = self._answers
+        explainer = WatchedExplainer.with_embeddings(self, answers) if rivals else WatchedExplainer(self, answers, {})
+        evaluator = Evaluator(num_samples=self.num_rows, num_orders=num_orders, rivals=rivals, randomize=randomize)
+        return evaluator.evaluate(explainer, [explanation], with_localization=False, with_faithfulness=True)
 
     def write_page(
         self,
@@ -174,24 +165,6 @@ class WatchedAttention(WatchedRecord):
         """Return the writer of an explanation of the last call."""
         pictures = {name: picture for name, given in self.inputs.items() if (picture := given.drawn) is not None}
         return ExplanationWriter(explanation, Media(pictures, texts=self.texts))
-
-
-class _Rerun:
-    """The part of an `Explainable` model that `faithfulness_curves` needs."""
-
-    def __init__(self, attention: WatchedAttention, read: Read, deletable: Bool[Tensor, "batch tokens"]) -> None:
-        self.attention = attention
-        self.read = read
-        self.deletable = deletable
-
-    def forward_tokens(self, tokens: JoinedTokens, queries: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the outputs of the rows that the queries name, without the tokens that the mask excludes."""
-        rows = queries[ROW][:, 0]
-        assert tokens.mask is not None
-        visible = tokens.mask | ~self.deletable[rows]
-        places = self.attention.token_places
-        output = self.attention.run(rows, {name: visible[:, place] for name, place in places.items()})
-        return {LOGITS: self.read(output)}
 
 
 @contextmanager

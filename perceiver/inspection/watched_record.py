@@ -1,6 +1,6 @@
 """The attention of one call of a watched model, as a record of layers and sequences."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from perceiver.inspection.capture import Capture
+from perceiver.inspection.capture import Capture, undisturbed
+from perceiver.inspection.embeddings import Results
 from perceiver.inspection.grids import GivenInput, Input, placed
 from perceiver.inspection.intercept import AttentionCall, Effect, Interceptor
 from perceiver.inspection.rerun import ModelCall
@@ -16,6 +17,9 @@ from perceiver.inspection.rollout import Alpha, Rollout
 from perceiver.inspection.sequences import Connection, Sequences, role_between
 from perceiver.inspection.watched_layer import WatchedLayer
 from perceiver.types import JoinedTokens
+
+ROW = "row"
+"""Name of the queries of watched records, the numbers of their rows."""
 
 
 class WatchedRecord(Capture):
@@ -76,7 +80,7 @@ class WatchedRecord(Capture):
 
     def _end(self, output: Any) -> None:
         """Make the record of the calls."""
-        self.output, self.outputs, self.queries = output, {}, {}
+        self.output, self.outputs, self.queries = output, {}, {ROW: torch.arange(self._rows)[:, None]}
         connections = [one for one in self._calls if one is not None]
         found = self._sequences.found
         names = self._sequences.names(connections, self.roles)
@@ -105,6 +109,9 @@ class WatchedRecord(Capture):
         total = sum(inputs.values())
         spans, self.texts = placed(inputs, self.inputs, self._rows)
         self.tokens = JoinedTokens(torch.zeros(self._rows, total, 1, device=device), self._token_mask(), spans)
+        self.fixed = torch.zeros(self._rows, total, dtype=torch.bool, device=device)
+        for name, span in spans.items():
+            self.fixed[:, span.start : span.stop] = name.endswith(Input.SPECIAL)
 
     def _token_mask(self) -> Bool[Tensor, "batch tokens"] | None:
         """Return which tokens any layer can read; None for all."""
@@ -154,6 +161,8 @@ class WatchedRecord(Capture):
         rows: Int[Tensor, " cases"],
         visible: Mapping[str, Bool[Tensor, "cases _"]],
         heads: Mapping[str, Bool[Tensor, "cases heads"]] | None = None,
+        results: Results | None = None,
+        on_call: Callable[[AttentionCall], int | None] = lambda call: None,
     ) -> Any:
         """Run the model again for some rows with less attention, and return its output.
 
@@ -161,17 +170,32 @@ class WatchedRecord(Capture):
             rows: numbers of rows of the last call, each any number of times.
             visible: sequence -> False where no query reads an element.
             heads: layer -> False where a head is silent.
+            results, on_call: see `ModelCall.repeated`.
 
         Raises:
             ValueError: the model cannot be called with as many rows.
         """
         effects = [Effect() if name is None else self._effect(name, visible, heads or {}) for name in self._order]
         try:
-            return self.call.of_rows(rows, self._rows).repeated(effects)
+            return self.call.of_rows(rows, self._rows).repeated(effects, results, on_call)
         except RuntimeError as error:
             name, reason = type(self.call.model).__name__, str(error).splitlines()[0]
             problem = f"{name} cannot be called with {len(rows)} samples instead of {self._rows}: {reason}"
             raise ValueError(problem) from error
+
+    def again(self) -> "WatchedRecord":
+        """Return the record of the same call in eval mode, with gradients, by the model as it is now."""
+        record = WatchedRecord(self.call, self.inputs, self.roles)
+        with undisturbed(self.call.model), torch.enable_grad():
+            record.record_call(self.call.args, self.call.kwargs, gradients=True)
+        return record
+
+    def first_call(self, sequence: str) -> int | None:
+        """Return the number of the first call of attention that updates or reads a sequence; None without any."""
+        for number, name in enumerate(self._order):
+            if name is not None and sequence in {self.layers[name].role.queries, *self.key_parts(self.layers[name])}:
+                return number
+        return None
 
     def _effect(
         self, name: str, visible: Mapping[str, Tensor], heads: Mapping[str, Bool[Tensor, "cases heads"]]

@@ -20,6 +20,9 @@ class SumOfTokens(nn.Module):
         self.power = power
         self.shown: list[Tensor] = []
 
+    def probabilities(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        return outputs
+
     def forward_tokens(self, tokens: JoinedTokens, queries) -> dict[str, Tensor]:
         assert (tokens.values[~tokens.mask] == 0).all(), "masked tokens are zero"
         self.shown.append(tokens.mask)
@@ -51,7 +54,6 @@ def measured(
         record_of(tokens, mask),
         maps,
         [[of_class(0)]] * len(tokens) if answers is None else answers,
-        lambda outputs: outputs,
         ids=[str(row) for row in range(len(tokens))] if ids is None else ids,
         num_orders=num_orders,
         before=before,

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -159,11 +161,13 @@ def test_of_a_perceiver_masking_all_is_having_no_input(monkeypatch, make, masks)
         answers = [[of_class(label)] for label in best]
     with torch.no_grad():
         found = faithfulness_curves(
-            model,
+            SimpleNamespace(
+                forward_tokens=model.forward_tokens,
+                probabilities=lambda outputs: {LOGITS: outputs[LOGITS].softmax(dim=-1)},
+            ),
             record,
             {"map": torch.rand(3, 1, 55)},
             answers,
-            lambda outputs: {LOGITS: outputs[LOGITS].softmax(dim=-1)},
             ids=["a", "b", "c"],
             num_orders=2,
         )

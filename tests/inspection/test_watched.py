@@ -1,5 +1,6 @@
 """Models of other packages are explained, and run as without it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,10 @@ from timm.models.swin_transformer import SwinTransformer
 from torch import nn
 
 from perceiver.inspection import watch
+from perceiver.inspection.attribution import rival_maps
+from perceiver.inspection.explanation import answer_scores, real_tokens
 from perceiver.inspection.grids import Input
+from perceiver.inspection.watched_explainer import WatchedExplainer
 from perceiver.types import Axis, Grid
 from tests.inspection.explanations import contents_of
 from tests.inspection.foreign import FOREIGN, IDS, Foreign, features, images, timm_vit
@@ -173,6 +177,54 @@ def test_a_compiled_model_runs_uncompiled() -> None:
     assert list(attention.layers) == ["encode0", "encode1"]
     compiled(x)
     assert len(graphs) == before
+
+
+@pytest.mark.parametrize("name", ["timm", "timm_map", "bert", "t5", "clip", "weights", "torch_decoder", "perceiver"])
+def test_rivals_are_those_of_the_embedded_tokens(name: str) -> None:
+    foreign = FOREIGN[name]
+    model = built(foreign).eval().requires_grad_(name == "torch_decoder")  # whose fast path has no gradients
+    with watch(model, roles=foreign.roles, gradients=True) as attention:
+        foreign.call(model)
+    explanation = attention.explain(foreign.logits, top=1, positions=[3])
+    explainer = WatchedExplainer.with_embeddings(attention, attention._answers)
+    tokens, real = attention.tokens, real_tokens(attention)
+
+    def scores(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            outputs = explainer.forward_tokens(replace(tokens, values=values, mask=mask), attention.queries)
+        return answer_scores(outputs, explanation.answers)
+
+    whole = scores(tokens.values, real)
+    torch.testing.assert_close(whole, answer_scores(attention.outputs, explanation.answers))
+    maps = rival_maps(explainer, explanation)
+    assert all(values.abs().max() > 0 for values in maps.values()), "the answers depend on what is replaced"
+    left = real.clone()
+    left[:, 1] = False
+    without = scores(tokens.values.masked_fill(~left[..., None], 0.0), left)
+    torch.testing.assert_close(maps["occlusion"][..., 1], (whole - without).masked_fill(~real[:, 1:2], 0.0))
+    # With the derivative along the tokens, by finite differences in float32.
+    step = 1e-2
+    both = [scores(tokens.values * (1 + sign * step), real) for sign in (1, -1)]
+    derivative = (both[0] - both[1]) / (2 * step)
+    torch.testing.assert_close(maps["gradient_input"].sum(dim=-1), derivative, rtol=0.05, atol=2e-3)
+
+
+def test_the_table_has_the_rivals_and_maps_fall_apart_with_random_weights() -> None:
+    torch.manual_seed(0)
+    model = timm_vit().eval()
+    model.head.weight.data *= 100
+    before = {name: values.clone() for name, values in model.state_dict().items()}
+    with watch(model, inputs={"image": images(24)}) as attention:
+        model(images(24))
+    explanation = attention.explain(top=1)
+    evaluation = attention.evaluate(explanation, num_orders=2, rivals=True, randomize=True).faithfulness
+    kinds = ["relevance", "rollout", "mean_map", "gradient_input", "integrated_gradients", "occlusion"]
+    assert list(evaluation["maps"]) == list(evaluation["stages"]) == kinds
+    for kind in kinds:
+        assert {"deletion", "insertion", "randomization"} <= evaluation["maps"][kind]["scores"].keys()
+        assert len(evaluation["stages"][kind]) == 5
+    assert evaluation["stages"]["gradient_input"][-1] < 0.9
+    assert all(torch.equal(values, before[name]) for name, values in model.state_dict().items())
 
 
 def test_a_frozen_model_is_explained_with_gradients() -> None:
