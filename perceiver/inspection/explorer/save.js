@@ -81,7 +81,7 @@ function selectionParts(view) {
   const attribution = [method, answers[answer]?.name, foil && `rather-than-${foil}`, evidence === "both" && "for-and-against"];
   const steps = [`step-${eventAt(state).step}`, compare && `against-${eventName(compare)}`];
   const parts = method === "attention" ? attention : attribution;
-  return [page.samples[sample].id, view, ...parts, sinks && "without-sinks", ...steps].filter(Boolean);
+  return [page.samples[sample].id, view, ...parts, sinks && sinksShown().length && "without-sinks", ...steps].filter(Boolean);
 }
 
 // Rows of the cells of a panel: those of the frame that is shown.
