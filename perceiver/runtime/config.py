@@ -25,7 +25,7 @@ SETTINGS: dict[str, Any] = {
     "freeze": list[str],
     "unfreeze_at_epoch": Annotated[int, Field(ge=1)] | None,
     "optimizer.layer_decay": Annotated[float, Field(gt=0.0, le=1.0)] | None,
-    "optimizer.lr_scale": dict[str, Annotated[float, Field(ge=0.0)]] | None,
+    "optimizer.lr_scale": dict[str, Annotated[float, Field(gt=0.0, allow_inf_nan=False)]] | None,
     "pretrained": str | None,
     "variant": Literal["transformers", "deepmind"],
     "compile": bool,

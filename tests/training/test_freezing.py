@@ -148,6 +148,9 @@ class TestPatterns:
             pytest.param("freeze=[*]", ["freeze: ['*']", "no parameter to train"], marks=slow),
             pytest.param("unfreeze_at_epoch=3", ["unfreeze_at_epoch=3", "freeze=["], marks=slow),
             pytest.param("optimizer.lr_scale={decodr: 10}", ["lr_scale.decodr=10", "decoder"], marks=slow),
+            # The learning rate that is logged is that of the first group, divided by its factor.
+            pytest.param("optimizer.lr_scale={encoders: 0}", ["optimizer.lr_scale", "encoders", "0"], marks=slow),
+            pytest.param("optimizer.lr_scale={decoder: inf}", ["optimizer.lr_scale", "decoder", "inf"], marks=slow),
             pytest.param("optimizer.layer_decay=1.5", ["optimizer.layer_decay=1.5"], marks=slow),
         ],
     )
