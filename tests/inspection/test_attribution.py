@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from perceiver.inspection.attribution import rival_maps
+from perceiver.inspection.attribution import NUM_STEPS, rival_maps
 from perceiver.inspection.explanation import Explainer, Explanation, answer_scores, real_tokens
 from perceiver.inspection.rollout import Rollout
 from perceiver.types import Batch
@@ -51,6 +51,42 @@ def test_on_sums_they_have_closed_forms(monkeypatch, power):
         assert_close(maps[:-1], expected[name][:-1], rtol=0.01, atol=1e-5)
         assert_close(maps[-1, 0], expected[name][-1, -1], rtol=0.01, atol=1e-5)
         assert (maps[-1, 1:] == 0).all(), "padding of answers"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("power", [1, 4])
+def test_they_are_those_of_captum(monkeypatch, power):
+    captum = pytest.importorskip("captum.attr")
+    monkeypatch.setattr("perceiver.inspection.attribution.POWER", power)
+    model, inputs = perceiver(), small_inputs()
+    explanation = explain(model, inputs, {})
+    maps, tokens = rival_maps(explainer(model), explanation), explanation.record.tokens
+    real = real_tokens(explanation.record)
+    assert real.all()
+    labels = torch.tensor([answers[0].label for answers in explanation.answers])
+
+    def logits(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return model.forward_tokens(replace(tokens, values=values, mask=mask))["logits"]
+
+    def of_values(values: torch.Tensor) -> torch.Tensor:
+        return logits(values, torch.ones(values.shape[:2], dtype=torch.bool))
+
+    def of_visible(visible: torch.Tensor) -> torch.Tensor:
+        visible = visible.bool()
+        return logits(tokens.values.masked_fill(~visible[..., None], 0.0), visible)
+
+    values = tokens.values.detach()
+    found = captum.InputXGradient(of_values).attribute(values.clone().requires_grad_(), target=labels)
+    assert_close(maps["gradient_input"][:, 0], found.sum(dim=-1), rtol=1e-4, atol=1e-6)
+    found = captum.IntegratedGradients(of_values).attribute(
+        values, torch.zeros_like(values), labels, n_steps=NUM_STEPS if power == 1 else 300, method="riemann_middle"
+    )
+    # The same points; with the fourth power of these, the same integral.
+    largest = float(found.sum(dim=-1).abs().max())
+    precision = 1e-5 if power == 1 else 0.05
+    assert_close(maps["integrated_gradients"][:, 0], found.sum(dim=-1), rtol=0, atol=precision * largest)
+    found = captum.Occlusion(of_visible).attribute(real.float(), (1,), target=labels)
+    assert_close(maps["occlusion"][:, 0], found, rtol=1e-4, atol=1e-6)
 
 
 def test_on_a_perceiver_they_are_differences_of_scores():
