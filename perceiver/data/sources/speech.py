@@ -11,8 +11,8 @@ from pathlib import Path
 from perceiver.data.files import Joined, first_few
 from perceiver.data.sources.base import Item, OnError, Roles
 from perceiver.data.sources.captions import CaptionedFiles, Captions, clean_captions
+from perceiver.data.sources.generated import GeneratedSequences, Random, SequenceItems
 from perceiver.data.splits import HeldOut
-from perceiver.data.synthetic.generated import GeneratedSequences, Random, SequenceItems
 from perceiver.data.text_files import Row, read_text
 from perceiver.types import STAGES, Stage
 

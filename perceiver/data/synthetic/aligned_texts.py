@@ -10,7 +10,7 @@ from itertools import count
 from typing import Any, NamedTuple
 
 from perceiver.data.sources.base import Item, OnError
-from perceiver.data.synthetic.generated import GeneratedSequences, Random
+from perceiver.data.sources.generated import GeneratedSequences, Random
 from perceiver.tokenizer import split_words
 from perceiver.types import Box, Mention, Stage
 

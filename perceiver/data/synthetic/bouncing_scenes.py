@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from perceiver.data.sources.base import Item
-from perceiver.data.synthetic.generated import GeneratedSource, Random
+from perceiver.data.sources.generated import GeneratedSource, Random
 from perceiver.types import Box, Stage
 
 COLORS = {

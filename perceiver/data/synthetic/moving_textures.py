@@ -16,8 +16,8 @@ from torch import Tensor
 
 from perceiver.data.files import FramePair
 from perceiver.data.sources.base import Item
+from perceiver.data.sources.generated import GeneratedSource, Random
 from perceiver.data.synthetic.bouncing_scenes import NORMS
-from perceiver.data.synthetic.generated import GeneratedSource, Random
 from perceiver.types import Stage
 
 MEAN = (0.25, 0.75)

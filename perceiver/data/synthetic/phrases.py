@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias, TypeVar
 
+from perceiver.data.sources.generated import Random
 from perceiver.data.synthetic.aligned_texts import AlignedPair, AlignedTexts
-from perceiver.data.synthetic.generated import Random
 from perceiver.types import Stage
 
 SUBJECTS = {"I": "je", "you": "tu", "he": "il", "she": "elle", "we": "nous", "they": "ils"}

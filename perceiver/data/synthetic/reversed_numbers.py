@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
+from perceiver.data.sources.generated import Random
 from perceiver.data.synthetic.aligned_texts import AlignedPair, AlignedTexts
-from perceiver.data.synthetic.generated import Random
 from perceiver.types import Stage
 
 

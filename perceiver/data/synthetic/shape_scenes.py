@@ -11,7 +11,7 @@ from itertools import product
 from typing import Any, ClassVar
 
 from perceiver.data.sources.base import Item, OnError
-from perceiver.data.synthetic.generated import GeneratedSource
+from perceiver.data.sources.generated import GeneratedSource
 from perceiver.data.synthetic.shape_captions import COUNTS, PLURALS, WORDS, CaptionSampler, ShapeFacts, constant_caption
 from perceiver.data.synthetic.shapes import COLORS, SHAPES, ObjectSampler, Random, SceneObject, render
 from perceiver.types import Stage

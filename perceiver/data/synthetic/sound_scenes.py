@@ -16,7 +16,7 @@ from scipy.signal import butter, lfilter, oaconvolve, sosfilt
 from torch import Tensor
 
 from perceiver.data.sources.base import Item, multi_hot
-from perceiver.data.synthetic.generated import GeneratedSource, Random
+from perceiver.data.sources.generated import GeneratedSource, Random
 from perceiver.types import Box, Stage
 
 Wave: TypeAlias = Float[np.ndarray, " length"]

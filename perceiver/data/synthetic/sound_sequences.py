@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from perceiver.data.sources.base import Item, OnError
+from perceiver.data.sources.generated import GeneratedSequences, Random
 from perceiver.data.synthetic.aligned_texts import AlignmentFacts
-from perceiver.data.synthetic.generated import GeneratedSequences, Random
 from perceiver.data.synthetic.sound_scenes import (
     EVENTS,
     MAX_PAUSE,
