@@ -209,7 +209,8 @@ class Interceptor(TorchFunctionMode):
     def running(self) -> Iterator[None]:
         """Intercept calls within a forward pass."""
         with ExitStack() as stack:
-            if self.effects is None:  # otherwise fast paths are not taken, which a call could not be changed in
+            # Fast paths have no gradient, and a call in one could not be changed.
+            if self.effects is None and not (self.gradients and torch.is_grad_enabled()):
                 # They are not taken where a tensor has a torch function, which includes a mode like this one.
                 stack.enter_context(patch("torch.overrides.has_torch_function", _is_overridden))
             stack.enter_context(patch.object(F, "has_torch_function", _is_overridden))

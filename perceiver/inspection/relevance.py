@@ -35,7 +35,7 @@ Gradients = dict[str, Float[Tensor, "batch heads queries v_dim"] | None]
 
 NO_GRADIENTS = (
     "relevance needs scores of the recorded forward pass, with gradients: inside of capture(model, gradients=True), or "
-    "watch(model) without torch.no_grad()"
+    "watch(model, gradients=True) without torch.no_grad()"
 )
 
 

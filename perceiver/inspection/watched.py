@@ -190,7 +190,8 @@ def watch(
             `tokens`, `latents` or `outputs`.
         method: the method of the model that is called.
         gradients: give the outputs of attention a gradient also where all parameters before are frozen, for
-            `explain`; the outputs of the model then have one, too.
+            `explain`; the outputs of the model then have one, too, and torch's fast paths, which have none, are not
+            taken.
     """
     own = getattr(model, method)
     attention = WatchedAttention(ModelCall(model, own), inputs or {}, roles or {})
