@@ -146,7 +146,7 @@ class TestPredict:
         found = {one["component"]: one["pixels"] for one in answers}
         assert found["right"] == pytest.approx(float(flow[..., 0].mean()), abs=1e-5)
         assert found["down"] == pytest.approx(float(flow[..., 1].mean()), abs=1e-5)
-        assert Image.open(tmp_path / "out" / "000_clip_flow.png").size == (10, 6)
+        assert Image.open(tmp_path / "out" / "000_clip_video_flow.png").size == (10, 6)
         written = read_flow(tmp_path / "out" / "000_clip_flow.flo")
         torch.testing.assert_close(written, flow.permute(2, 0, 1), rtol=0, atol=1e-5)
         for number, frame in enumerate(frames[0].unbind(dim=1), start=1):

@@ -82,7 +82,7 @@ class TestMeasures:
         (folder,) = run_folders(sound_run)
         (path,) = (folder / "files" / "media" / "table" / "test").glob("classes*.table.json")
         table = json.loads(path.read_text())
-        assert table["columns"] == ["class", "AP", "AUC", "positives"]
+        assert table["columns"] == ["class", "AP", "AUC", "precision", "recall", "positives"]
         assert [row[0] for row in table["data"]] == CLASSES
         assert any("test/classes" in row for row in rows(folder))
 
