@@ -343,6 +343,22 @@ def test_keys_move_a_cell_cursor_from_the_peak(explorer):
     explorer.announces(expected)
 
 
+def test_a_new_width_keeps_the_cell_cursor_and_the_focus(explorer):
+    explorer.view(method="rollout")
+    explorer.page.locator('[data-modality="image"] .stage').first.focus()
+    for key in ("Escape", "ArrowRight"):
+        explorer.page.keyboard.press(key)
+    size = explorer.page.viewport_size
+    explorer.page.evaluate("for (const stage of document.querySelectorAll('#panels .stage')) stage.dataset.old = true")
+    explorer.page.set_viewport_size({"width": size["width"] - 101, "height": size["height"]})
+    explorer.page.wait_for_selector("#panels:not(:has(.stage[data-old]))")
+    explorer.page.keyboard.press("ArrowDown")
+    row, column = planted("image", 1)
+    expected = f"y {row * 8 + 8}–{row * 8 + 16} px, x {column * 8}–{column * 8 + 8} px"
+    assert expected in explorer.text("#readout")
+    explorer.page.set_viewport_size(size)
+
+
 def test_shortcuts_do_what_the_help_states(explorer):
     first, second = explorer.order()[:2]
     presses = {"ArrowRight": "query", "ArrowLeft": "query", "]": "layer", "[": "layer", ".": "head", ",": "head"}

@@ -88,7 +88,11 @@ function renderPanels({ left: { stack }, right }) {
   });
   const maxHeight = stack.layout.length > 1 ? MAX_HEIGHT_OF_SEVERAL : MAX_HEIGHT;
   figure.modalities = stack.layout.map((part, index) => createModality(part, index, Boolean(right), maxHeight));
+  // A change of the width alone must not take the focus from who uses the keyboard.
+  const focusable = () => [...byId("panels").querySelectorAll("[tabindex], button, input, select")];
+  const focused = focusable().indexOf(document.activeElement);
   byId("panels").replaceChildren(...figure.modalities.map(({ node }) => node));
+  focusable()[focused]?.focus({ preventScroll: true });
   for (const { player } of figure.modalities) player?.show();
   const { cursor } = figure;
   const isCursorValid = figure.modalities.some(
