@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from perceiver.mechanisms.base import KeyMask, MechanismFactory, Role
+from perceiver.mechanisms.base import MechanismFactory
 from perceiver.mechanisms.scaled_dot_product import ScaledDotProduct
+from perceiver.roles import Role
+from perceiver.types import KeyMask
 
 TRUNCATED_STD = 0.87962566103423978
 """The standard deviation of a standard normal truncated at ±2, which DeepMind's code divides by, too."""

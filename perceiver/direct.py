@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from perceiver.attention import BlockSpec, SelfBlock, run_block
-from perceiver.mechanisms.base import ENCODE
+from perceiver.roles import ENCODE
 from perceiver.types import JoinedTokens, Memory
 
 

@@ -24,8 +24,8 @@ from perceiver.attention import (
     attend_to_equal_places,
     run_block,
 )
-from perceiver.mechanisms.base import CROSS, SELF
 from perceiver.positions import SharedPositions
+from perceiver.roles import CROSS, SELF
 from perceiver.types import JoinedTokens, Memory
 
 Sharing: TypeAlias = Literal["none", "all", "all_but_first"]

@@ -12,6 +12,21 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+Queries: TypeAlias = Float[Tensor, "batch heads queries qk_dim"]
+Keys: TypeAlias = Float[Tensor, "batch heads keys qk_dim"]
+Values: TypeAlias = Float[Tensor, "batch heads keys v_dim"]
+Pairwise: TypeAlias = Float[Tensor, "batch heads queries keys"]
+"""Logits or weights of attention."""
+KeyMask: TypeAlias = Bool[Tensor, "batch keys"]
+"""True where a key is real."""
+Mask: TypeAlias = KeyMask | None
+Pairs: TypeAlias = Bool[Tensor, "_ _ _ keys"]
+"""True where a query may attend to a key, by sample, head, query and key; an axis of size 1 holds for all."""
+Positions: TypeAlias = Float[Tensor, "_ length"]
+"""Of queries or keys among the real keys, for each sample, or for all."""
+Indices: TypeAlias = slice | Sequence[int]
+ALL = slice(None)
+
 Stage: TypeAlias = Literal["train", "val", "test"]
 STAGES: tuple[Stage, ...] = ("train", "val", "test")
 

@@ -27,7 +27,7 @@ FOR_ALL_MODALITIES = (
 )
 """What must work with any modality, and so names none."""
 
-GROUND = ("types", "tokenizer", "spectrogram", "entmax", "reinforce")
+GROUND = ("types", "roles", "tokenizer", "spectrogram", "kernels", "entmax", "reinforce")
 PARTS = (*GROUND, "mechanisms", "attention", "positions", "recurrent")
 BUILT = (*PARTS, "encoders", "queries", "decoders", "latents", "direct")
 MODEL = (*BUILT, "model", "inspection")
@@ -38,6 +38,8 @@ MAY_IMPORT = {
     "types": (),
     "tokenizer": (),
     "spectrogram": ("types",),
+    "roles": (),
+    "kernels": ("types",),
     "entmax": (),
     "reinforce": (),
     "mechanisms": (*GROUND, "mechanisms"),

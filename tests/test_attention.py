@@ -12,9 +12,8 @@ from perceiver.attention import (
     Residual,
     SelfBlock,
 )
-from perceiver.mechanisms import scaled_dot_product
-from perceiver.mechanisms.explicit import allowed_pairs
-from perceiver.mechanisms.scaled_dot_product import MatrixProducts, ScaledDotProduct
+from perceiver.kernels import MatrixProducts, allowed_pairs
+from perceiver.mechanisms.scaled_dot_product import ScaledDotProduct
 from tests.models import small_perceiver
 
 attend = ScaledDotProduct()
@@ -167,7 +166,7 @@ def test_bfloat16_autocast_stays_close_to_float32():
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 @pytest.mark.parametrize("chunk", [2**25, BATCH * 11 * 2 * 3], ids=["whole", "chunks"])
 def test_matrix_products_equal_the_fused_kernel_with_exact_gradients(monkeypatch, num_queries, num_keys, causal, chunk):
-    monkeypatch.setattr(scaled_dot_product, "CHUNK", chunk)
+    monkeypatch.setattr("perceiver.kernels.CHUNK", chunk)
     inputs = [x.double().requires_grad_() for x in qkv(num_queries, num_keys)]
     mask = key_mask(num_keys, empty_sample=2)
     allowed = allowed_pairs(*inputs[:2], mask, causal)

@@ -5,7 +5,8 @@ import torch
 from torch.testing import assert_close
 
 from perceiver.direct import Direct
-from perceiver.mechanisms.base import ENCODE, Mechanism
+from perceiver.mechanisms.base import Mechanism
+from perceiver.roles import ENCODE
 from perceiver.types import Axis, Grid, JoinedTokens, Span
 from tests.models import DIM, SELF, direct, logits, small_inputs, small_perceiver
 

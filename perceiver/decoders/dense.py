@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from perceiver.attention import BlockSpec, CrossBlock, attend_to_equal_places
 from perceiver.decoders.base import LOGITS, Decoder
-from perceiver.mechanisms.base import DECODE
 from perceiver.queries.base import Queries
 from perceiver.queries.joined import Joined
+from perceiver.roles import DECODE
 from perceiver.types import Memory, QueryKind
 
 

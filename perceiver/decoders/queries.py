@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from perceiver.attention import BlockSpec, CrossBlock
 from perceiver.decoders.base import LOGITS, Decoder
-from perceiver.mechanisms.base import DECODE
 from perceiver.queries.learned import Learned
+from perceiver.roles import DECODE
 from perceiver.types import Memory
 
 

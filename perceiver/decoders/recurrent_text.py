@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from perceiver.attention import Attention, BlockSpec, KeyValueCache
 from perceiver.decoders.base import LOGITS, Decoder, given_token_ids
-from perceiver.mechanisms.base import DECODE
 from perceiver.queries.text import Text
 from perceiver.recurrent import RecurrentSpec, RecurrentState, run_layers
+from perceiver.roles import DECODE
 from perceiver.types import IncrementalDecoder, Memory, QueryKind
 
 Initial: TypeAlias = Literal["zeros", "mean", "ends"]

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from perceiver.attention import BlockSpec, CrossBlock, KeyValueCache, SelfBlock
 from perceiver.decoders.base import LOGITS, Decoder, given_token_ids
-from perceiver.mechanisms.base import DECODE, DECODE_SELF
 from perceiver.queries.text import Text
+from perceiver.roles import DECODE, DECODE_SELF
 from perceiver.types import IncrementalDecoder, Memory, QueryKind
 
 Ids = Int[Tensor, "batch length"]

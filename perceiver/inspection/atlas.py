@@ -19,7 +19,7 @@ from perceiver.inspection.explanation import Explainer
 from perceiver.inspection.explorer.media import Media, media_of
 from perceiver.inspection.figures import Frame
 from perceiver.inspection.record import Layer, Record
-from perceiver.mechanisms.base import LATENTS
+from perceiver.roles import LATENTS
 from perceiver.types import Batch, Span
 
 Pieces = Callable[[str, Tensor], list[str] | None]

@@ -20,8 +20,9 @@ from perceiver.inspection.record import Layer, Record
 from perceiver.inspection.relevance import evidence, relevance
 from perceiver.inspection.rollout import Alpha, Rollout, mean_of_queries, rollout
 from perceiver.inspection.statistics import statistics
-from perceiver.mechanisms.base import DECODE, KeyMask, Mechanism
-from perceiver.types import JoinedTokens, Model, Picture, Sound
+from perceiver.mechanisms.base import Mechanism
+from perceiver.roles import DECODE
+from perceiver.types import JoinedTokens, KeyMask, Model, Picture, Sound
 
 
 @runtime_checkable

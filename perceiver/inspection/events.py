@@ -15,7 +15,7 @@ from torch import Tensor
 from perceiver.inspection.explanation import Explanation, normalized
 from perceiver.inspection.record import Layer, Record
 from perceiver.inspection.rollout import mean_of_queries
-from perceiver.mechanisms.base import LATENTS, OUTPUTS
+from perceiver.roles import LATENTS, OUTPUTS
 
 SCORE = "score/"
 """Prefix of the names of scores."""

@@ -16,7 +16,7 @@ from perceiver.inspection.contrast import Contrasts, choose_foils, padded
 from perceiver.inspection.record import Layer, Record
 from perceiver.inspection.relevance import evidence, no_relevance
 from perceiver.inspection.rollout import Alpha, Rollout, decoder_attention, mean_of_queries, rollout
-from perceiver.mechanisms.base import LATENTS, TOKENS
+from perceiver.roles import LATENTS, TOKENS
 from perceiver.tasks.base import Task
 from perceiver.types import Answer, Batch, Box, JoinedTokens
 

@@ -23,7 +23,7 @@ from perceiver.inspection.contact_sheet import (
 )
 from perceiver.inspection.explanation import Explanation, normalized
 from perceiver.inspection.rollout import output_rollout
-from perceiver.mechanisms.base import LATENTS
+from perceiver.roles import LATENTS
 from perceiver.types import Box, Grid, Picture, Span
 
 STRETCHED = (384, 128)

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from perceiver.inspection.capture import is_residual, layer_name, undisturbed
 from perceiver.inspection.explanation import Answers, Explainer, Explanation, answer_scores, real_tokens
 from perceiver.inspection.record import Record
-from perceiver.mechanisms.base import LATENTS, Mechanism
+from perceiver.mechanisms.base import Mechanism
+from perceiver.roles import LATENTS
 from perceiver.types import Memory, Span
 
 KINDS = ("modalities", "latents", "heads", "layers")

@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from perceiver.mechanisms.base import ALL, MEMORY, OUTPUTS, TOKENS, Indices, KeyMask, Mechanism, Role
-from perceiver.types import JoinedTokens, Span
+from perceiver.mechanisms.base import Mechanism
+from perceiver.roles import MEMORY, OUTPUTS, TOKENS, Role
+from perceiver.types import ALL, Indices, JoinedTokens, KeyMask, Span
 
 MAX_WEIGHTS = 2**24
 """Weights in memory at the same time, unless more are requested: 64 MiB."""

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from perceiver.inspection.record import Layer, Record
 from perceiver.inspection.rollout import uniform_memory
-from perceiver.mechanisms.base import OUTPUTS
+from perceiver.roles import OUTPUTS
 
 Gradients = dict[str, Float[Tensor, "batch heads queries v_dim"] | None]
 

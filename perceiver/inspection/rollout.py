@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from perceiver.inspection.record import Layer, Record
-from perceiver.mechanisms.base import OUTPUTS, TOKENS
+from perceiver.roles import OUTPUTS, TOKENS
 
 Alpha: TypeAlias = float | Literal["norm"]
 

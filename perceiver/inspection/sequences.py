@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from perceiver.inspection.intercept import AttentionCall, Lineage
-from perceiver.mechanisms.base import LATENTS, OUTPUTS, TOKENS, Role
+from perceiver.roles import LATENTS, OUTPUTS, TOKENS, Role
 
 
 @dataclass

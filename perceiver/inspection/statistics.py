@@ -29,7 +29,7 @@ from torch import Tensor
 
 from perceiver.inspection.record import Layer, Record
 from perceiver.inspection.rollout import Alpha, output_rollout
-from perceiver.mechanisms.base import LATENTS, OUTPUTS
+from perceiver.roles import LATENTS, OUTPUTS
 
 DEAD = 0.1
 """A latent with less than this part of the mean share is dead."""

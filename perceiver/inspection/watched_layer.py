@@ -9,8 +9,9 @@ from torch import Tensor
 
 from perceiver.inspection.intercept import AttentionCall, attention_weights
 from perceiver.inspection.record import Layer
-from perceiver.mechanisms.base import ALL, Indices, Role
 from perceiver.mechanisms.scaled_dot_product import ScaledDotProduct
+from perceiver.roles import Role
+from perceiver.types import ALL, Indices
 
 SOFTMAX = ScaledDotProduct()
 """The mechanism of all watched layers."""

@@ -1,56 +1,14 @@
-"""The contract of an attention mechanism: queries, keys and values by head -> outputs, and attention weights.
-
-Any model whose attention consists of mechanisms with a role can be captured, rolled out and explained
-(`perceiver.inspection`).
-"""
+"""The contract of an attention mechanism: queries, keys and values by head -> outputs, and attention weights."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import TypeAlias
 
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
-Queries: TypeAlias = Float[Tensor, "batch heads queries qk_dim"]
-Keys: TypeAlias = Float[Tensor, "batch heads keys qk_dim"]
-Values: TypeAlias = Float[Tensor, "batch heads keys v_dim"]
-Pairwise: TypeAlias = Float[Tensor, "batch heads queries keys"]
-"""Logits or weights."""
-KeyMask: TypeAlias = Bool[Tensor, "batch keys"]
-"""True where a key is real."""
-Mask: TypeAlias = KeyMask | None
-Pairs: TypeAlias = Bool[Tensor, "_ _ _ keys"]
-"""True where a query may attend to a key, by sample, head, query and key; an axis of size 1 holds for all."""
-Indices: TypeAlias = slice | Sequence[int]
-ALL = slice(None)
-
-TOKENS, LATENTS, MEMORY, OUTPUTS = "tokens", "latents", "memory", "outputs"
-"""The sequences that attention connects. `memory` is what the decoder reads: the latents, or the tokens."""
-
-
-@dataclass(frozen=True)
-class Role:
-    """The sequence that an attention updates, and the one that it reads.
-
-    Attributes:
-        name: prefix of the layer names `cross0`, `cross1`, …
-        queries: the sequence that is updated.
-        keys: the sequence that is read.
-        decoder: name of the decoder it belongs to, if there are several.
-    """
-
-    name: str
-    queries: str
-    keys: str
-    decoder: str | None = None
-
-
-CROSS = Role("cross", LATENTS, TOKENS)
-SELF = Role("self", LATENTS, LATENTS)
-ENCODE = Role("encode", TOKENS, TOKENS)
-DECODE = Role("decode", OUTPUTS, MEMORY)
-DECODE_SELF = Role("decode_self", OUTPUTS, OUTPUTS)
+from perceiver.roles import Role
+from perceiver.types import ALL, Indices, Keys, Mask, Queries, Values
 
 
 class Mechanism(nn.Module, ABC):

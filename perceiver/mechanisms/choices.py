@@ -1,26 +1,19 @@
-"""Choices: from the logits of a query to its weights.
-
-soft              softmax over keys (Bahdanau et al. 2015, eq. 6)
-sparse            α-entmax (Peters et al. 2019, section 3): zero for unlikely keys; α = 2 is sparsemax
-straight-through  the likeliest key alone, with the gradients of softmax (Bengio et al. 2013)
-sampled           in training one key drawn from softmax, then the likeliest one (Xu et al. 2015, section 4.1)
-over queries      softmax over queries, divided by the sum over keys (Locatello et al. 2020, eq. 1 and 2)
-"""
+"""Choices: from the logits of a query to its weights."""
 
 from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from perceiver.entmax import entmax
-from perceiver.mechanisms.base import Pairs, Pairwise
+from perceiver.kernels import filled, masked_argmax, masked_softmax, zeroed
 from perceiver.reinforce import Reinforce
+from perceiver.types import Pairs, Pairwise
 
 
 class Soft(nn.Module):
-    """Softmax over keys; and the base of all choices: logits, and which keys are allowed -> weights.
+    """Softmax over keys (Bahdanau et al. 2015, eq. 6); and the base of all choices.
 
     Attributes:
         has_relevance, has_scores: see `Mechanism`.
@@ -43,17 +36,17 @@ class Soft(nn.Module):
 
 
 class OverQueries(Soft):
-    """Softmax over queries, which compete for keys, then the weighted mean: a softmax of logits less those of a key."""
+    """Softmax over queries, which compete for keys, over its sum over keys (Locatello et al. 2020, eq. 1 and 2)."""
 
     has_scores = False
     over_queries = True
 
     def weights(self, logits: Pairwise, allowed: Pairs | None) -> Pairwise:
-        return super().weights(logits - _filled(logits, allowed).logsumexp(dim=2, keepdim=True), allowed)
+        return super().weights(logits - filled(logits, allowed).logsumexp(dim=2, keepdim=True), allowed)
 
 
 class Sparse(Soft):
-    """Entmax with the parameter `alpha`: the larger, the fewer keys have a weight."""
+    """α-entmax (Peters et al. 2019, section 3): the larger `alpha`, the fewer keys have a weight; 2 is sparsemax."""
 
     has_scores = False
 
@@ -62,21 +55,21 @@ class Sparse(Soft):
         self.alpha = alpha
 
     def weights(self, logits: Pairwise, allowed: Pairs | None) -> Pairwise:
-        return _zeroed(entmax(_filled(logits, allowed), self.alpha), allowed)
+        return zeroed(entmax(filled(logits, allowed), self.alpha), allowed)
 
 
 class StraightThrough(Soft):
-    """The likeliest key, with the gradients of softmax."""
+    """The likeliest key alone, with the gradients of softmax (Bengio et al. 2013)."""
 
     has_relevance = has_scores = False
 
     def weights(self, logits: Pairwise, allowed: Pairs | None) -> Pairwise:
         soft = super().weights(logits, allowed)
-        return _likeliest(soft, allowed) + (soft - soft.detach())
+        return masked_argmax(soft, allowed) + (soft - soft.detach())
 
 
 class Sampled(Soft):
-    """A key drawn from softmax in training, which is learned by REINFORCE.
+    """In training a key drawn from softmax, learned by REINFORCE, then the likeliest one (Xu et al. 2015, section 4.1).
 
     Deviation: it is each query, not each sample, that reads the expected value in a share of the cases.
 
@@ -95,35 +88,15 @@ class Sampled(Soft):
         self.estimator = estimator()
 
     def weights(self, logits: Pairwise, allowed: Pairs | None) -> Pairwise:
-        return _likeliest(logits, allowed)
+        return masked_argmax(logits, allowed)
 
     def draw(self, logits: Pairwise, allowed: Pairs | None) -> tuple[Tensor, ...]:
-        soft, logs = super().weights(logits, allowed), _filled(logits, allowed).log_softmax(dim=-1)
+        soft, logs = super().weights(logits, allowed), filled(logits, allowed).log_softmax(dim=-1)
         noise = -torch.empty_like(logs).exponential_().log()  # Gumbel: the largest sum is a draw
-        drawn = _likeliest(logs.detach() + noise, allowed)
+        drawn = masked_argmax(logs.detach() + noise, allowed)
         is_soft = torch.rand_like(logs[..., :1]) < self.soft_share
         log_probability = torch.where(drawn.bool() & ~is_soft, logs, 0.0).sum(dim=-1)
         return torch.where(is_soft, soft, drawn), log_probability, torch.special.entr(soft).sum(dim=-1)
 
     def record(self, *values: Float[Tensor, "batch heads queries"]) -> None:
         self.estimator.record(*values)
-
-
-def _likeliest(values: Pairwise, allowed: Pairs | None) -> Pairwise:
-    """Return a weight of 1 for the allowed key with the largest value."""
-    largest = _filled(values, allowed).argmax(dim=-1)
-    return _zeroed(F.one_hot(largest, values.shape[-1]).to(values.dtype), allowed)
-
-
-def masked_softmax(logits: Pairwise, allowed: Pairs | None) -> Pairwise:
-    """Return the softmax over allowed keys; zeros for a query that may attend to no key."""
-    return _zeroed(_filled(logits, allowed).softmax(dim=-1), allowed)
-
-
-def _filled(logits: Pairwise, allowed: Pairs | None) -> Pairwise:
-    """Return logits with the lowest number for other keys, which keeps rows without a key finite, unlike -inf."""
-    return logits if allowed is None else logits.masked_fill(~allowed, torch.finfo(logits.dtype).min)
-
-
-def _zeroed(weights: Pairwise, allowed: Pairs | None) -> Pairwise:
-    return weights if allowed is None else weights.masked_fill(~allowed, 0.0)

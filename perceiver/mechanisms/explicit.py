@@ -8,32 +8,21 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from perceiver.mechanisms.base import (
-    ALL,
-    LATENTS,
-    OUTPUTS,
-    Indices,
-    Keys,
-    Mask,
-    Mechanism,
-    Pairs,
-    Pairwise,
-    Queries,
-    Role,
-    Values,
-)
+from perceiver.kernels import allowed_pairs, chunks, pairs_of, wide
+from perceiver.mechanisms.base import Mechanism
 from perceiver.mechanisms.choices import Soft
 from perceiver.mechanisms.reaches import Everywhere
 from perceiver.mechanisms.scores import DotProduct
+from perceiver.roles import LATENTS, OUTPUTS, Role
+from perceiver.types import ALL, Indices, Keys, Mask, Pairs, Pairwise, Queries, Values
 
-CHUNK, MOST = 2**25, 2**28
-"""Numbers stored for the logits of a chunk of several queries, and of the smallest chunk: 128 MiB and 1 GiB."""
+MOST = 2**28
+"""Numbers stored for the logits of the smallest chunk of queries: 1 GiB."""
 
 
 class Explicit(Mechanism):
@@ -73,14 +62,14 @@ class Explicit(Mechanism):
     def forward(
         self, q: Queries, k: Keys, v: Values, mask: Mask = None, causal: bool = False, start: int = 0
     ) -> Float[Tensor, "batch heads queries v_dim"]:
-        found, chunks = [], self._chunks(q, k, ALL)
-        for chunk in chunks:
+        found, parts = [], self._chunks(q, k, ALL)
+        for chunk in parts:
             arguments = (q, k, v, mask, causal, start, chunk)
-            if len(chunks) > 1 and torch.is_grad_enabled():
+            if len(parts) > 1 and torch.is_grad_enabled():
                 found.append(checkpoint(self._attend, *arguments, use_reentrant=False))
             else:
                 found.append(self._attend(*arguments))
-        out, *records = (torch.cat(parts, dim=2) for parts in zip(*found, strict=True))
+        out, *records = (torch.cat(one, dim=2) for one in zip(*found, strict=True))
         if records:
             self.choice.record(*records)
         return out
@@ -88,9 +77,9 @@ class Explicit(Mechanism):
     def weights(
         self, q: Queries, k: Keys, mask: Mask = None, causal: bool = False, queries: Indices = ALL, start: int = 0
     ) -> Float[Tensor, "batch heads chosen keys"]:
-        chunks = self._chunks(q, k, ALL if self.choice.over_queries else queries)
+        chosen = self._chunks(q, k, ALL if self.choice.over_queries else queries)
         with torch.autocast("cpu" if q.is_meta else q.device.type, enabled=False):
-            parts = [self.choice.weights(*self._logits(q, k, mask, causal, start, chunk)) for chunk in chunks]
+            parts = [self.choice.weights(*self._logits(q, k, mask, causal, start, chunk)) for chunk in chosen]
         return torch.cat(parts, dim=2)[:, :, queries if self.choice.over_queries else ALL]
 
     def _attend(self, q: Queries, k: Keys, v: Values, *options: Any) -> tuple[Tensor, ...]:
@@ -98,9 +87,9 @@ class Explicit(Mechanism):
         with torch.autocast("cpu" if q.is_meta else q.device.type, enabled=False):
             logits, allowed = self._logits(q, k, *options)
             if not self.training:
-                return ((self.choice.weights(logits, allowed) @ _wide(v)).to(v.dtype),)
+                return ((self.choice.weights(logits, allowed) @ wide(v)).to(v.dtype),)
             weights, *records = self.choice.draw(logits, allowed)
-            return (F.dropout(weights, self.dropout) @ _wide(v)).to(v.dtype), *records
+            return (F.dropout(weights, self.dropout) @ wide(v)).to(v.dtype), *records
 
     def _logits(
         self, q: Queries, k: Keys, mask: Mask, causal: bool, start: int, chunk: Indices
@@ -124,8 +113,8 @@ class Explicit(Mechanism):
         else:
             positions = (numbers + start)[None]
         allowed = pairs_of(allowed_pairs(q, k, mask, causal), chunk)
-        q = _wide(q[:, :, chunk])
-        logits, added = self.score(q, _wide(k), keys), self.reach(q, positions[:, chunk], last[:, chunk], keys)
+        q = wide(q[:, :, chunk])
+        logits, added = self.score(q, wide(k), keys), self.reach(q, positions[:, chunk], last[:, chunk], keys)
         if added is None:
             return logits, allowed
         return logits + added, added.isfinite() if allowed is None else added.isfinite() & allowed
@@ -145,25 +134,5 @@ class Explicit(Mechanism):
                 f"{type(self.score).__name__} scores of {sizes} would take {memory}, more than {4e-9 * MOST:.1f} GB; "
                 "choose mechanism=scaled_dot_product, fewer keys, or a smaller batch"
             )
-        size = max(CHUNK // row, least)
-        parts: list[Indices] = [numbers[first : first + size] for first in range(0, len(numbers), size)]
+        parts: list[Indices] = [numbers[part] for part in chunks(len(numbers), row, least)]
         return parts if len(parts) > 1 else [queries]
-
-
-def allowed_pairs(q: Queries, k: Keys, mask: Mask, causal: bool) -> Pairs | None:
-    """Return which query may attend to which key, or None for all keys; see `Mechanism.forward`."""
-    allowed = None if mask is None else rearrange(mask, "batch keys -> batch 1 1 keys")
-    if causal:
-        pairs = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - q.shape[2])
-        allowed = pairs[None, None] if allowed is None else allowed & pairs
-    return allowed
-
-
-def pairs_of(allowed: Pairs | None, chunk: Indices) -> Pairs | None:
-    """Return the allowed pairs of a chunk of queries."""
-    return allowed if allowed is None or allowed.shape[2] == 1 else allowed[:, :, chunk]
-
-
-def _wide(x: Tensor) -> Tensor:
-    """Return numbers in float32, or in their own type if that is wider."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))

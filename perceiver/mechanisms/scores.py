@@ -1,31 +1,23 @@
 """Scores: how well each key fits each query, as logits.
 
-    dot product   q · k                    Luong et al. (2015, section 3.1), "dot"; over √d: Vaswani et al. (2017)
-    bilinear      qᵀ W k                   Luong et al., "general"
-    additive      vᵀ tanh(W q + U k)       Bahdanau et al. (2015, appendix A.1.2); Luong et al., "concat"
-    location      W q + b                  Luong et al. (eq. 8): a logit for each position, from the query alone
-    cosine        β q · k / (‖q‖ ‖k‖)      Graves et al. (2014, eq. 5 and 6)
-
-Deviations: each head has weights of its own, which start uniform in ±1/√d, as those of torch's linear layers; β is
-learned, not emitted for each query.
+Deviation: each head has weights of its own, which start uniform in ±1/√d, as those of torch's linear layers.
 """
 
 from math import log
 
 import torch
 from einops import einsum
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
-from perceiver.mechanisms.base import Keys, Pairwise, Queries
-
-Positions = Float[Tensor, "_ keys"]
-"""Position of each key among the real ones, for each sample, or for all."""
+from perceiver.kernels import headwise, uniform
+from perceiver.types import Keys, Pairwise, Positions, Queries
 
 
 class DotProduct(nn.Module):
-    """Dot products, `scaled` by 1/√d; and the base of all scores, built from `num_heads` and the width `dim` of a head.
+    """q · k (Luong et al. 2015, "dot"), `scaled` by 1/√d (Vaswani et al. 2017).
+
+    It is the base of all scores, which are built from `num_heads` and the width `dim` of a head.
 
     Attributes:
         reads_keys: whether the logits depend on keys.
@@ -44,18 +36,18 @@ class DotProduct(nn.Module):
 
 
 class Bilinear(DotProduct):
-    """Dot products of queries and linearly transformed keys."""
+    """qᵀ W k (Luong et al. 2015: "general")."""
 
     def __init__(self, *, num_heads: int, dim: int) -> None:
         super().__init__(num_heads=num_heads, dim=dim)
         self.weight = uniform(num_heads, dim, dim, fan_in=dim)
 
     def forward(self, q: Queries, k: Keys, positions: Positions) -> Pairwise:
-        return linear(q, self.weight) @ k.mT
+        return headwise(q, self.weight) @ k.mT
 
 
 class Additive(DotProduct):
-    """A network with one hidden layer, of width `hidden_dim` (None: that of the head)."""
+    """vᵀ tanh(W q + U k) (Bahdanau et al. 2015, A.1.2; Luong et al.: "concat"), with `hidden_dim` or dim units."""
 
     def __init__(self, *, hidden_dim: int | None, num_heads: int, dim: int) -> None:
         super().__init__(num_heads=num_heads, dim=dim)
@@ -64,14 +56,14 @@ class Additive(DotProduct):
         self.vector = uniform(num_heads, self.width, fan_in=self.width)
 
     def forward(self, q: Queries, k: Keys, positions: Positions) -> Pairwise:
-        hidden = torch.tanh(linear(q, self.query)[:, :, :, None] + linear(k, self.key)[:, :, None])
+        hidden = torch.tanh(headwise(q, self.query)[:, :, :, None] + headwise(k, self.key)[:, :, None])
         return einsum(
             hidden, self.vector.to(q.dtype), "batch heads queries keys dim, heads dim -> batch heads queries keys"
         )
 
 
 class Location(DotProduct):
-    """A linear layer from the query to the logits of `max_keys` positions; inputs with more keys raise a ValueError."""
+    """W q + b (Luong et al. 2015, eq. 8): logits of `max_keys` positions; inputs with more keys raise a ValueError."""
 
     reads_keys = False
 
@@ -85,12 +77,12 @@ class Location(DotProduct):
             raise ValueError(
                 f"max_keys={max_keys} of location scores must be at least the {num_keys} keys of the input"
             )
-        logits = linear(q, self.weight) + self.bias.to(q.dtype)
+        logits = headwise(q, self.weight) + self.bias.to(q.dtype)
         return logits.gather(3, positions.long().clamp_min(0)[:, None, None].expand(len(q), *logits.shape[1:3], -1))
 
 
 class Cosine(DotProduct):
-    """Cosines times a learned factor of each head, which starts as `sharpness`."""
+    """β q · k / (‖q‖ ‖k‖) (Graves et al. 2014, eq. 5 and 6), but with a learned β, first `sharpness`, for each head."""
 
     def __init__(self, *, sharpness: float, num_heads: int, dim: int) -> None:
         super().__init__(num_heads=num_heads, dim=dim)
@@ -98,13 +90,3 @@ class Cosine(DotProduct):
 
     def forward(self, q: Queries, k: Keys, positions: Positions) -> Pairwise:
         return F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).mT * self.log_sharpness.to(q.dtype).exp()
-
-
-def linear(x: Queries, weight: Float[Tensor, "heads qk_dim out"]) -> Float[Tensor, "batch heads queries out"]:
-    """Return the product of each head with its own weights; `@` would copy these for each sample."""
-    return einsum(x, weight.to(x.dtype), "batch heads length dim, heads dim out -> batch heads length out")
-
-
-def uniform(*shape: int, fan_in: int) -> nn.Parameter:
-    """Return weights that start as those of torch's linear layers."""
-    return nn.Parameter(torch.empty(shape).uniform_(-(fan_in**-0.5), fan_in**-0.5))

@@ -19,14 +19,15 @@ from perceiver.encoders.base import Encoder
 from perceiver.inspection.capture import Capture, capture
 from perceiver.inspection.record import Layer
 from perceiver.latents import Schedule
-from perceiver.mechanisms.base import CROSS, DECODE, SELF, KeyMask, MechanismFactory, Role
+from perceiver.mechanisms.base import MechanismFactory
 from perceiver.mechanisms.scaled_dot_product import ScaledDotProduct
 from perceiver.queries.learned import Learned
 from perceiver.queries.text import Text
+from perceiver.roles import CROSS, DECODE, SELF, Role
 from perceiver.tasks.captioning import Captioning
 from perceiver.tasks.generation import BeamSearch, Generation
 from perceiver.tokenizer import EOS, SPECIAL, WordTokenizer, split_words
-from perceiver.types import Answer, Axis, Batch, Box, Grid, JoinedTokens, Mention, Picture, Span, Tokens
+from perceiver.types import Answer, Axis, Batch, Box, Grid, JoinedTokens, KeyMask, Mention, Picture, Span, Tokens
 from tests.models import DIM, NUM_CLASSES, PERCEIVER_IO, direct, small_inputs, small_perceiver
 
 VOCAB_SIZE, MAX_LENGTH, NUM_WORDS = 31, 13, 7

@@ -11,8 +11,8 @@ from perceiver.inspection.alignment import (
 )
 from perceiver.inspection.capture import Capture
 from perceiver.inspection.record import Layer
-from perceiver.mechanisms.base import DECODE
 from perceiver.mechanisms.scaled_dot_product import ScaledDotProduct
+from perceiver.roles import DECODE
 from perceiver.types import Answer, Axis, Box, Grid, JoinedTokens, Span
 from tests.inspection.drawn import explanation_of
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from perceiver.inspection.events import event_arrays, event_path, event_paths, write_arrays
-from perceiver.mechanisms.base import ENCODE, SELF
+from perceiver.roles import ENCODE, SELF
 from perceiver.types import Answer, Axis, Box
 from tests.inspection.explanations import explain
 from tests.inspection.models import (

@@ -12,7 +12,7 @@ from perceiver.inspection.explanation import Explanation
 from perceiver.inspection.explorer import page as explorer_module
 from perceiver.inspection.explorer.packing import sum_pooled
 from perceiver.inspection.explorer.page import MOST_EVENTS, MOST_VALUES, page_event, sample_maps
-from perceiver.mechanisms.base import TOKENS
+from perceiver.roles import TOKENS
 from perceiver.types import Axis, Box
 from tests.inspection.explanations import arrays_of, example_explanation, unpacked
 from tests.inspection.models import MODELS, perceiver, perceiver_io, perceiver_text

@@ -14,7 +14,7 @@ from perceiver.inspection import knockout, watch
 from perceiver.inspection.explanation import Explanation, answer_scores
 from perceiver.inspection.knockout import KINDS, KnockOut, knock_out
 from perceiver.latents import Schedule
-from perceiver.mechanisms.base import LATENTS
+from perceiver.roles import LATENTS
 from tests.inspection.explanations import captions, explainer, labelled
 from tests.inspection.foreign import FOREIGN, images, timm_vit
 from tests.inspection.models import (

@@ -10,8 +10,8 @@ from perceiver.decoders.base import LOGITS
 from perceiver.inspection.contrast import SECOND
 from perceiver.inspection.explanation import Explanation
 from perceiver.inspection.knockout import KnockOut, knock_out
-from perceiver.mechanisms.base import CROSS, DECODE
 from perceiver.mechanisms.scaled_dot_product import ScaledDotProduct
+from perceiver.roles import CROSS, DECODE
 from perceiver.types import Axis, Grid, JoinedTokens, Span
 from tests.inspection.explanations import CLASS_NAMES, explainer, labelled
 from tests.inspection.models import IdentityEncoder

@@ -9,7 +9,7 @@ from perceiver import Perceiver
 from perceiver.attention import CrossBlock, SelfBlock
 from perceiver.inspection.capture import Capture
 from perceiver.inspection.rollout import mean_of_queries, rollout
-from perceiver.mechanisms.base import LATENTS, OUTPUTS, TOKENS
+from perceiver.roles import LATENTS, OUTPUTS, TOKENS
 from tests.inspection.models import (
     CROSS_HEADS,
     NUM_WORDS,

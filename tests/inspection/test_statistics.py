@@ -8,7 +8,7 @@ import torch
 from perceiver import Perceiver
 from perceiver.inspection.capture import Capture
 from perceiver.inspection.statistics import DEAD, drift
-from perceiver.mechanisms.base import DECODE_SELF, LATENTS
+from perceiver.roles import DECODE_SELF, LATENTS
 from tests.inspection.models import (
     MODELS_AND_MASKS,
     captured_with,

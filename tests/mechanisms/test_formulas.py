@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from perceiver.mechanisms.base import CROSS, ENCODE
 from perceiver.mechanisms.choices import OverQueries, Soft
 from perceiver.mechanisms.explicit import Explicit
 from perceiver.mechanisms.reaches import Everywhere, MonotonicWindow, PredictedWindow
 from perceiver.mechanisms.scores import Additive, Bilinear, Cosine, DotProduct, Location
+from perceiver.roles import CROSS, ENCODE
 from tests.mechanisms.parts import BATCH, HEADS, KEYS, QK_DIM, QUERIES, build, key_mask, qkv
 
 PLAIN = {"score": DotProduct, "choice": Soft, "reach": Everywhere}

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from perceiver.attention import Attention, BlockSpec, CrossBlock, KeyValueCache, SelfBlock
-from perceiver.mechanisms.base import DECODE, ENCODE
+from perceiver.roles import DECODE, ENCODE
 from tests.mechanisms.parts import (
     BATCH,
     KEYS,
@@ -100,7 +100,7 @@ def test_chunks_change_neither_outputs_nor_gradients(monkeypatch, name, training
         pytest.skip("draws of its chunks are others")
     results = []
     for chunk in (2**25, 2 * BATCH * 2 * KEYS * 7):
-        monkeypatch.setattr("perceiver.mechanisms.explicit.CHUNK", chunk)
+        monkeypatch.setattr("perceiver.kernels.CHUNK", chunk)
         mechanism = build(name).train(training)
         torch.manual_seed(7)
         inputs, mask = [x.requires_grad_() for x in qkv()], key_mask()
