@@ -184,9 +184,11 @@ class Attention(nn.Module):
         scale = (self.key.in_features / self.key.out_features) ** 0.5  # the mechanism divides by √in_features
         q = self.query(queries) @ self.key.weight * scale
         q = q + 0.0 * self.key.bias.sum()  # its gradient is zero, not missing, as distributed training requires
-        if norm is not None:
-            q, inputs = q * norm.weight.to(q.dtype), F.layer_norm(inputs, norm.normalized_shape, eps=norm.eps)
-        keys = inputs.to(q.dtype)[:, None]
+        if norm is None:
+            keys = inputs.to(q.dtype)[:, None]
+        else:
+            q = q * norm.weight.to(q.dtype)
+            keys = F.layer_norm(inputs, norm.normalized_shape, eps=norm.eps).to(q.dtype)[:, None]
         read = self.mechanism(q[:, None], keys, keys, mask=mask)[:, 0]
         values = self.value(read if norm is None else read * norm.weight + norm.bias)
         if mask is not None:
