@@ -6,28 +6,18 @@ with regularization chosen by cross-validation on the training samples.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 import numpy as np
-import torch
 from omegaconf import DictConfig
-from rich.table import Table
-from sklearn.linear_model import LogisticRegression, RidgeClassifierCV, RidgeCV
-from sklearn.model_selection import GridSearchCV
-from sklearn.multiclass import OneVsRestClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
-from perceiver.commands.train import prepare_torch
-from perceiver.data.dataset import Split
 from perceiver.runtime.command_line import command_line
-from perceiver.runtime.config import resolved
 from perceiver.runtime.errors import ConfigError, report_user_errors
-from perceiver.runtime.summary import console
-from perceiver.spectrogram import LogMel
-from perceiver.tasks.ranking import Ranking
-from perceiver.training.build import build
+
+if TYPE_CHECKING:
+    from perceiver.data.dataset import Split
+    from perceiver.spectrogram import LogMel
 
 
 @report_user_errors
@@ -35,6 +25,13 @@ from perceiver.training.build import build
 @hydra.main(version_base="1.3", config_path="../conf", config_name="baseline_log_mel")
 @report_user_errors
 def main(cfg: DictConfig) -> None:
+    from rich.table import Table
+
+    from perceiver.commands.train import prepare_torch
+    from perceiver.runtime.config import resolved
+    from perceiver.runtime.summary import console
+    from perceiver.training.build import build
+
     config = resolved(cfg)
     prepare_torch(config)
     parts = build(config)
@@ -54,8 +51,10 @@ def main(cfg: DictConfig) -> None:
     console.print(table)
 
 
-def statistics(split: Split, log_mel: LogMel, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+def statistics(split: "Split", log_mel: "LogMel", num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and deviation over time of log-mels [samples, 2 mels], and classes [samples, classes]."""
+    import torch
+
     rows, tags = [], np.zeros((len(split), num_classes), dtype=int)
     for index in range(len(split)):
         sample = split[index]
@@ -68,6 +67,12 @@ def statistics(split: Split, log_mel: LogMel, num_classes: int) -> tuple[np.ndar
 
 def test_scores(train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the name of each model and its scores of the test samples [samples, classes]."""
+    from sklearn.linear_model import LogisticRegression, RidgeClassifierCV, RidgeCV
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.multiclass import OneVsRestClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     single = bool((train_y.sum(axis=1) == 1).all())
     strengths = np.logspace(-3, 3, 7)
     logistic: Any = GridSearchCV(LogisticRegression(max_iter=2000), {"C": 1 / strengths}, cv=3)
@@ -85,6 +90,10 @@ def test_scores(train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray) ->
 
 def metrics(scores: np.ndarray, tags: np.ndarray) -> dict[str, float]:
     """Return mAP, AUC, d′, and top-1 accuracy if each sample has one class."""
+    import torch
+
+    from perceiver.tasks.ranking import Ranking
+
     ranking = Ranking(tags.shape[1])
     ranking.update(torch.from_numpy(scores).float(), torch.from_numpy(tags > 0))
     found = {name: float(value) for name, value in ranking.compute().items()}

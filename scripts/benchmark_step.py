@@ -6,20 +6,10 @@ backward and optimizer on one batch on the device; its FLOPs are three times tho
 """
 
 import hydra
-import torch
 from omegaconf import DictConfig, open_dict
 
-from perceiver.commands.train import prepare_torch
 from perceiver.runtime.command_line import command_line
-from perceiver.runtime.config import resolved
-from perceiver.runtime.cost import count_parameters, flops_per_sample
 from perceiver.runtime.errors import report_user_errors
-from perceiver.runtime.summary import show_values
-from perceiver.training.build import build
-from perceiver.training.timing import TrainingStep, example_batch, median_seconds, peak_bytes
-
-MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}
-LOW_PRECISION = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 @report_user_errors
@@ -27,6 +17,19 @@ LOW_PRECISION = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 @hydra.main(version_base="1.3", config_path="../conf", config_name="benchmark_step")
 @report_user_errors
 def main(cfg: DictConfig) -> None:
+    from perceiver.commands.train import prepare_torch
+    from perceiver.runtime.config import resolved
+    from perceiver.runtime.cost import count_parameters, flops_per_sample
+    from perceiver.runtime.summary import show_values
+    from perceiver.training.build import build
+    from perceiver.training.timing import (
+        TrainingStep,
+        example_batch,
+        matrix_product_rate,
+        median_seconds,
+        peak_bytes,
+    )
+
     with open_dict(cfg):
         warmup, steps = cfg.pop("warmup"), cfg.pop("steps")
     config = resolved(cfg)
@@ -40,7 +43,7 @@ def main(cfg: DictConfig) -> None:
     seconds = median_seconds(lambda: step(batch), step.device, warmup=warmup, repeats=steps)
     memory = peak_bytes(step.device)
     rate = 3 * flops * len(batch) / seconds
-    ceiling = matrix_product_rate(step.device, LOW_PRECISION.get(config["trainer"]["precision"], torch.float32))
+    ceiling = matrix_product_rate(step.device, config["trainer"]["precision"])
     show_values(
         {
             "device": step.description,
@@ -55,13 +58,6 @@ def main(cfg: DictConfig) -> None:
             "share": f"{rate / ceiling:.1%}",
         }
     )
-
-
-def matrix_product_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a large square product of random matrices."""
-    size = MATRIX_SIZE[device.type]
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    return 2 * size**3 / median_seconds(lambda: a @ b, device, warmup=2, repeats=5)
 
 
 if __name__ == "__main__":

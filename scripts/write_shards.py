@@ -7,26 +7,20 @@ The samples of all stages are written into tars that `data=image_shards`, `sound
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
-from rich.progress import Progress
-from torch.utils.data import DataLoader
 
-from perceiver.data.dataset import Dataset
-from perceiver.data.files import UnreadableError
-from perceiver.data.shard_writer import ShardRecord, ShardRecords, ShardWriter
-from perceiver.data.sources.base import OnError
-from perceiver.data.sources.tar_index import TarShards
 from perceiver.runtime.command_line import command_line
-from perceiver.runtime.config import check_parts, register_resolvers
 from perceiver.runtime.errors import ConfigError, report_user_errors
-from perceiver.runtime.summary import console
-from perceiver.training.build import config_errors, construct
-from perceiver.types import Stage
 
-STAGES: tuple[Stage, ...] = ("train", "val", "test")
+if TYPE_CHECKING:
+    from perceiver.data.shard_writer import ShardRecord, ShardRecords
+    from perceiver.data.sources.base import OnError
+    from perceiver.types import Stage
+
+STAGES: tuple["Stage", ...] = ("train", "val", "test")
 LONG = 1e6
 """Seconds, longer than any sound, so that none is cropped."""
 CHOICES = {
@@ -45,10 +39,16 @@ CHOICES = {
 @hydra.main(version_base="1.3", config_path="../conf", config_name="write_shards")
 @report_user_errors
 def main(cfg: DictConfig) -> None:
+    from perceiver.data.files import UnreadableError
+    from perceiver.data.shard_writer import ShardRecords, ShardWriter
+    from perceiver.data.sources.tar_index import TarShards
+    from perceiver.runtime.summary import console
+    from perceiver.training.build import config_errors, construct
+
     kept = kept_settings(cfg.data)
     config = data_config(cfg)
     out = Path(str(cfg.out)).expanduser()
-    dataset: Dataset = construct(config, "data")
+    dataset = construct(config, "data")
     if not isinstance(cfg.samples_per_shard, int):
         raise ConfigError(f"samples_per_shard={cfg.samples_per_shard}: must be an integer")
     try:
@@ -94,20 +94,26 @@ class RecordLoader:
         on_error: what happens to unreadable samples, see `Dataset`.
     """
 
-    def __init__(self, *, num_workers: int, on_error: OnError) -> None:
+    def __init__(self, *, num_workers: int, on_error: "OnError") -> None:
         self.num_workers = num_workers
         self.on_error = on_error
         self.unreadable: list[str] = []
         self.dropped: set[str] = set()
         self.choice = ""
 
-    def load(self, records: ShardRecords, stage: Stage) -> Iterator[ShardRecord]:
+    def load(self, records: "ShardRecords", stage: "Stage") -> Iterator["ShardRecord"]:
         """Yield the records of a stage.
 
         Raises:
             UnreadableError: a sample is unreadable, and `on_error` is `raise`.
             ConfigError: no data set reads such a sample from a shard.
         """
+        from rich.progress import Progress
+        from torch.utils.data import DataLoader
+
+        from perceiver.data.shard_writer import ShardRecord
+        from perceiver.runtime.summary import console
+
         loader: DataLoader[Any] = DataLoader(records, batch_size=None, num_workers=self.num_workers)
         with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
             for item in progress.track(loader, description=stage, total=len(records)):
@@ -121,7 +127,7 @@ class RecordLoader:
                     self.unreadable.append(str(item))
 
 
-def choice(record: ShardRecord) -> str:
+def choice(record: "ShardRecord") -> str:
     """Return the choice of the data set that reads such shards, with a reader for a second kind of file."""
     for name in record.targets:
         if found := CHOICES.get((record.kinds[0], name)):
@@ -146,6 +152,8 @@ def kept_settings(data: DictConfig) -> list[str]:
 
 def data_config(cfg: DictConfig) -> dict[str, Any]:
     """Return the checked config of the data, without augmentation and cropping."""
+    from perceiver.runtime.config import check_parts, register_resolvers
+
     register_resolvers()
     for name, node in cfg.data.readers.items():
         if "tokenizer" in node:

@@ -245,7 +245,11 @@ for module in {light}:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "command", [*(f"experiments/{path.stem}" for path in sorted((ROOT / "experiments").glob("*.py"))), "scripts/export"]
+    "command",
+    [
+        *(f"experiments/{path.stem}" for path in sorted((ROOT / "experiments").glob("*.py"))),
+        *(f"scripts/{name}" for name in ("export", "write_shards", "benchmark_step", "baseline_log_mel")),
+    ],
 )
 def test_help_imports_neither_torch_nor_lightning_nor_the_command(command):
     """Their imports take most of the time until a run starts."""
@@ -256,7 +260,7 @@ sys.argv[1:] = ["--help"]
 try:
     runpy.run_path("{command}.py", run_name="__main__")
 finally:
-    heavy = {{"torch", "lightning", "perceiver.commands", "perceiver.training"}}
+    heavy = {{"torch", "lightning", "sklearn", "perceiver.commands", "perceiver.training"}}
     print(sorted(heavy & set(sys.modules)), file=sys.stderr)
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -18,6 +18,9 @@ from perceiver.training.module import auxiliary_loss, auxiliary_parts
 from perceiver.training.optimization import fuse_on_cpu
 from perceiver.types import Batch
 
+MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}
+LOW_PRECISION = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
 
 class TrainingStep:
     """Forward, backward and optimizer step of a run, on the device and in the precision of its trainer.
@@ -109,6 +112,13 @@ def median_seconds(function: Callable[[], Any], device: torch.device, *, warmup:
         synchronize(device)
         times.append(time.perf_counter() - start)
     return statistics.median(times[warmup:])
+
+
+def matrix_product_rate(device: torch.device, precision: str) -> float:
+    """FLOP/s of a large square product of random matrices, in a precision of the trainer."""
+    size, dtype = MATRIX_SIZE[device.type], LOW_PRECISION.get(precision, torch.float32)
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    return 2 * size**3 / median_seconds(lambda: a @ b, device, warmup=2, repeats=5)
 
 
 def synchronize(device: torch.device) -> None:
