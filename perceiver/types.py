@@ -280,6 +280,11 @@ class Box:
     modality: str
     ranges: dict[str, tuple[float, float]]
 
+    def extent(self, axis: Axis) -> tuple[float, float]:
+        """Return start and stop along an axis as fractions of the axis, clipped to it."""
+        start, stop = self.ranges.get(axis.name, (axis.start, axis.stop))
+        return min(max(axis.fraction(start), 0.0), 1.0), min(max(axis.fraction(stop), 0.0), 1.0)
+
 
 @dataclass(frozen=True)
 class Mention:

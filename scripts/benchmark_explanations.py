@@ -22,9 +22,9 @@ from rich.table import Table
 
 from perceiver.commands.predict import to_accelerator
 from perceiver.commands.train import discard_if_unused, prepare_torch, train
-from perceiver.inspection.capture import capture
-from perceiver.inspection.evaluation import Evaluation
+from perceiver.inspection.evaluation.evaluator import Evaluation
 from perceiver.inspection.explorer.page import page_event
+from perceiver.inspection.maps.capture import capture
 from perceiver.inspection.writer import ExplanationWriter
 from perceiver.runtime.command_line import command_line
 from perceiver.runtime.config import resolved

@@ -12,7 +12,7 @@ from perceiver.data.dataset import Dataset
 from perceiver.data.readers.array import ArrayReader
 from perceiver.data.sources.base import Item, Source
 from perceiver.decoders.queries import QueryDecoder
-from perceiver.inspection.evaluation import Evaluator
+from perceiver.inspection.evaluation.evaluator import Evaluator
 from perceiver.queries.learned import Learned
 from perceiver.tasks.classification import Classification
 from perceiver.tasks.losses import LossSpec

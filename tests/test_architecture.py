@@ -31,6 +31,11 @@ GROUND = ("types", "roles", "tokenizer", "spectrogram", "kernels", "entmax", "re
 PARTS = (*GROUND, "mechanisms", "attention", "positions", "recurrent")
 BUILT = (*PARTS, "encoders", "queries", "decoders", "latents", "direct")
 MODEL = (*BUILT, "model", "inspection")
+MAPS = (*GROUND, "mechanisms", "inspection.maps")
+EVALUATION = (*MAPS, "inspection.evaluation")
+DRAWING = (*EVALUATION, "inspection.drawing")
+EXPLORER = (*DRAWING, "inspection.explorer")
+WRITER = (*EXPLORER, "inspection.writer", "inspection.report")
 ANYTHING = None
 
 # part of perceiver -> the parts it may import; the longest name that fits a module counts
@@ -66,9 +71,16 @@ MAY_IMPORT = {
     ),
     "data.synthetic": ("types", "tokenizer", "data.files", "data.sources", "data.synthetic"),
     "data.readers": (*GROUND, "data.files", "data.readers", "data.text_files"),
-    "inspection": (*GROUND, "mechanisms", "inspection"),
-    "inspection.capture": MODEL,
-    "inspection.explanation": (*MODEL, "tasks"),
+    "inspection": ("inspection",),
+    "inspection.maps": MAPS,
+    "inspection.maps.capture": (*MAPS, "attention", "encoders"),
+    "inspection.maps.explanation": (*MAPS, "tasks"),
+    "inspection.evaluation": EVALUATION,
+    "inspection.drawing": DRAWING,
+    "inspection.explorer": EXPLORER,
+    "inspection.writer": WRITER,
+    "inspection.report": WRITER,
+    "inspection.watched": (*WRITER, "inspection.watched"),
     "runtime": (*MODEL, "tasks", "data", "processes", "runtime"),
     "training": (*MODEL, "pretrained", "tasks", "data", "processes", "runtime", "training"),
     "commands": ANYTHING,
@@ -167,7 +179,24 @@ def test_the_source_keeps_the_rules():
         ("perceiver/data/dataset.py", "from perceiver.tasks import base", "imports perceiver.tasks"),
         ("perceiver/data/sources/digits.py", "import lightning", "imports lightning"),
         ("perceiver/model.py", "from lightning.pytorch import LightningModule", "imports lightning.pytorch"),
-        ("perceiver/inspection/maps.py", "from perceiver.model import Perceiver", "imports perceiver.model"),
+        ("perceiver/inspection/maps/capture.py", "from perceiver.model import Perceiver", "imports perceiver.model"),
+        ("perceiver/inspection/maps/record.py", "from perceiver.tasks import base", "imports perceiver.tasks"),
+        ("perceiver/inspection/maps/rollout.py", "from .. import watch", "imports perceiver.inspection"),
+        (
+            "perceiver/inspection/maps/sinks.py",
+            "from perceiver.inspection.evaluation.verdicts import summarize",
+            "imports perceiver.inspection.evaluation.verdicts",
+        ),
+        (
+            "perceiver/inspection/drawing/media.py",
+            "from perceiver.inspection.explorer.page import write_page",
+            "imports perceiver.inspection.explorer.page",
+        ),
+        (
+            "perceiver/inspection/writer.py",
+            "from perceiver.inspection.watched.grids import Input",
+            "imports perceiver.inspection.watched.grids",
+        ),
         (
             "perceiver/training/module.py",
             "from perceiver.commands.train import run",
@@ -176,7 +205,7 @@ def test_the_source_keeps_the_rules():
         ("perceiver/runtime/errors.py", "from perceiver.training import module", "imports perceiver.training"),
         ("perceiver/training/attention_callback.py", "import wandb", "imports wandb"),
         ("perceiver/runtime/loggers/base.py", "def f():\n    import wandb", "imports wandb"),
-        ("perceiver/inspection/maps.py", "from lightning import Callback", "imports lightning"),
+        ("perceiver/inspection/maps/record.py", "from lightning import Callback", "imports lightning"),
         ("perceiver/data/dataset.py", "import hydra.utils", "imports hydra.utils"),
         ("perceiver/pretrained/names.py", "import transformers", "imports transformers"),
         ("perceiver/commands/train.py", "from experiments.train import main", "imports experiments.train"),
@@ -200,6 +229,9 @@ def test_a_planted_violation_is_found(tmp_path, path, source, violation):
         ("perceiver/attention.py", "from perceiver.mechanisms.base import Mechanism"),
         ("perceiver/decoders/base.py", "from perceiver import attention\nfrom perceiver.queries.text import Text"),
         ("perceiver/queries/text.py", "from perceiver.encoders.base import check_sizes"),
+        ("perceiver/inspection/__init__.py", "from perceiver.inspection.watched.watch import watch"),
+        ("perceiver/inspection/maps/explanation.py", "from perceiver.tasks.base import Task"),
+        ("perceiver/inspection/watched/watch.py", "from perceiver.inspection.writer import ExplanationWriter"),
         ("perceiver/training/data_module.py", "import lightning\nfrom perceiver.data.sources import digits"),
         (
             "perceiver/training/attention_callback.py",
@@ -224,7 +256,7 @@ def test_the_library_imports_without_lightning_hydra_and_wandb():
     sources = (path.relative_to(ROOT).with_suffix("") for path in (ROOT / "perceiver").rglob("*.py"))
     modules = [".".join(path.parts).removesuffix(".__init__") for path in sources]
     light = [module for module in modules if not any(lies_in(module, part) for part in EXECUTION)]
-    expected = {"perceiver", "perceiver.data.dataset", "perceiver.inspection.explanation", "perceiver.pretrained"}
+    expected = {"perceiver", "perceiver.data.dataset", "perceiver.inspection.maps.explanation", "perceiver.pretrained"}
     assert expected <= set(light)
     blocked = ["lightning", "lightning_fabric", "pytorch_lightning", "hydra", "omegaconf", "wandb"]
     script = f"""

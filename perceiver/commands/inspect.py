@@ -14,13 +14,11 @@ from perceiver.commands.predict import input_files, named, to_accelerator
 from perceiver.commands.train import prepare_torch
 from perceiver.data.collate import collate
 from perceiver.data.files import UnreadableError
-from perceiver.inspection.capture import input_sounds
-from perceiver.inspection.contrast import foil_numbers
-from perceiver.inspection.evaluation import Evaluator
-from perceiver.inspection.explanation import Explainer
+from perceiver.inspection.drawing.media import texts_of
+from perceiver.inspection.evaluation.evaluator import Evaluator
+from perceiver.inspection.evaluation.knockout import KINDS, knock_out
 from perceiver.inspection.explorer.atlas_page import ATLAS
 from perceiver.inspection.explorer.gallery_page import GALLERY
-from perceiver.inspection.explorer.media import texts_of
 from perceiver.inspection.explorer.page import (
     MOST_EVENTS,
     MOST_VALUES,
@@ -32,9 +30,11 @@ from perceiver.inspection.explorer.page import (
     page_event,
     write_page,
 )
-from perceiver.inspection.knockout import KINDS, knock_out
+from perceiver.inspection.maps.capture import input_sounds
+from perceiver.inspection.maps.contrast import foil_numbers
+from perceiver.inspection.maps.explanation import Explainer
+from perceiver.inspection.maps.sinks import SinkCriterion
 from perceiver.inspection.report import report
-from perceiver.inspection.sinks import SinkCriterion
 from perceiver.inspection.writer import ExplanationWriter, explain_in_parts
 from perceiver.runtime.errors import ConfigError, one_line
 from perceiver.runtime.summary import console

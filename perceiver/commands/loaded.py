@@ -15,7 +15,7 @@ from perceiver.commands.finished_run import FinishedRun, is_published, load_publ
 from perceiver.commands.finished_run import load as load_run
 from perceiver.commands.predict import predict_samples, to_accelerator
 from perceiver.data.collate import collate
-from perceiver.inspection.explanation import Explainer, Explanation
+from perceiver.inspection.maps.explanation import Explainer, Explanation
 from perceiver.inspection.writer import ExplanationWriter
 from perceiver.model import Perceiver
 from perceiver.pretrained.architectures import Variant
@@ -45,7 +45,7 @@ class Loaded:
 
     @property
     def explainer(self) -> Explainer:
-        """Explains batches, see `perceiver.inspection.explanation`."""
+        """Explains batches, see `perceiver.inspection.maps.explanation`."""
         return self.run.parts.explainer(self.run.config["attention"]["rollout_alpha"])
 
     @torch.no_grad()

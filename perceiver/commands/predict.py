@@ -21,8 +21,8 @@ from perceiver.commands.train import prepare_torch
 from perceiver.data.collate import collate
 from perceiver.data.files import UnreadableError
 from perceiver.data.sources.folders import files_below
-from perceiver.inspection.capture import input_pictures
-from perceiver.inspection.contact_sheet import input_image, timeline
+from perceiver.inspection.drawing.contact_sheet import input_image, timeline
+from perceiver.inspection.maps.capture import input_pictures
 from perceiver.inspection.writer import ExplanationWriter, media_versions
 from perceiver.model import Perceiver
 from perceiver.runtime.errors import ConfigError, one_line

@@ -29,10 +29,10 @@ from perceiver.commands.inspect import (
 from perceiver.commands.train import prepare_torch
 from perceiver.data.collate import collate
 from perceiver.data.files import TEXTS, UnreadableError
-from perceiver.inspection.events import event_arrays, with_scores
+from perceiver.inspection.evaluation.knockout import knock_out, knock_out_arrays
+from perceiver.inspection.explorer.events import event_arrays, with_scores
 from perceiver.inspection.explorer.page import MOST_VALUES, explorer_page, page_event
-from perceiver.inspection.knockout import knock_out, knock_out_arrays
-from perceiver.inspection.sinks import find_sinks, sink_arrays
+from perceiver.inspection.maps.sinks import find_sinks, sink_arrays
 from perceiver.inspection.writer import ExplanationWriter
 from perceiver.runtime.errors import ConfigError, explain, is_user_error, one_line
 from perceiver.runtime.summary import console

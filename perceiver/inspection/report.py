@@ -13,15 +13,15 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from perceiver.inspection.axes import Plane
-from perceiver.inspection.contrast import Contrasts
-from perceiver.inspection.events import scores_in
-from perceiver.inspection.explanation import Explanation
+from perceiver.inspection.drawing.axes import Plane
+from perceiver.inspection.drawing.matrix import SHADES, alignment_matrices, matrix_lines
+from perceiver.inspection.evaluation.knockout import KnockOut
+from perceiver.inspection.evaluation.verdicts import SCORES
+from perceiver.inspection.explorer.events import scores_in
 from perceiver.inspection.explorer.packing import pooling, sum_pooled
-from perceiver.inspection.knockout import KnockOut
-from perceiver.inspection.matrix import SHADES, alignment_matrices, matrix_lines
-from perceiver.inspection.sinks import FEWEST_SAMPLES, sinks_in
-from perceiver.inspection.verdicts import SCORES
+from perceiver.inspection.maps.contrast import Contrasts
+from perceiver.inspection.maps.explanation import Explanation
+from perceiver.inspection.maps.sinks import FEWEST_SAMPLES, sinks_in
 from perceiver.types import Axis, Span
 
 MOST_CELLS, MOST_COLUMNS = 16 * 64, 64

@@ -10,17 +10,17 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from perceiver.inspection.capture import Explainable, input_pictures, input_sounds, undisturbed
-from perceiver.inspection.evaluation import Evaluation
-from perceiver.inspection.events import event_arrays, event_path, event_paths, with_scores, write_arrays
-from perceiver.inspection.explanation import Explainer, Explanation, in_parts
-from perceiver.inspection.explorer.media import Media, page_samples, texts_of
+from perceiver.inspection.drawing.figures import contact_sheets, reconstruction_sheets
+from perceiver.inspection.drawing.matrix import AlignmentMatrix, alignment_matrices, matrix_csv, matrix_image
+from perceiver.inspection.drawing.media import Media, page_samples, texts_of
+from perceiver.inspection.evaluation.evaluator import Evaluation
+from perceiver.inspection.evaluation.knockout import KnockOut, knock_out_arrays
+from perceiver.inspection.explorer.events import event_arrays, event_path, event_paths, with_scores, write_arrays
 from perceiver.inspection.explorer.page import PAGE, events_in, explorer_page, write_page
-from perceiver.inspection.figures import contact_sheets, reconstruction_sheets
-from perceiver.inspection.knockout import KnockOut, knock_out_arrays
-from perceiver.inspection.matrix import AlignmentMatrix, alignment_matrices, matrix_csv, matrix_image
-from perceiver.inspection.sinks import DEFAULT_CRITERION, SinkCriterion, find_sinks, sink_arrays
-from perceiver.inspection.statistics import drift
+from perceiver.inspection.maps.capture import Explainable, input_pictures, input_sounds, undisturbed
+from perceiver.inspection.maps.explanation import Explainer, Explanation, in_parts
+from perceiver.inspection.maps.sinks import DEFAULT_CRITERION, SinkCriterion, find_sinks, sink_arrays
+from perceiver.inspection.maps.statistics import drift
 from perceiver.types import Batch
 
 

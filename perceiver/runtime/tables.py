@@ -12,8 +12,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 
-from perceiver.inspection.capture import Explainable, input_pictures
-from perceiver.inspection.figures import Frame
+from perceiver.inspection.drawing.figures import Frame
+from perceiver.inspection.maps.capture import Explainable, input_pictures
 from perceiver.processes import all_gather
 from perceiver.runtime.loggers.base import run_loggers
 from perceiver.tasks.base import TableRow

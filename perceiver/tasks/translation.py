@@ -29,7 +29,7 @@ class Translation(TextGeneration):
     """Translations of a text. Metrics: `BLEU`, `chrF`, `exact_match`, and those of `TextGeneration`.
 
     Where the facts of a sample have the alignment of the target's words with those of the input, maps are compared with
-    it (`perceiver.inspection.localization`).
+    it (`perceiver.inspection.evaluation.localization`).
 
     Args:
         input_tokenizer: of the input text.

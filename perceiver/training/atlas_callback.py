@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from perceiver.inspection.atlas import Atlas, collect
+from perceiver.inspection.explorer.atlas import Atlas, collect
 from perceiver.inspection.explorer.atlas_page import ATLAS, write_atlas
 from perceiver.runtime.loggers.base import RunLogger, log_explanation
 from perceiver.training.attention_callback import (

@@ -12,14 +12,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from PIL import Image
 
-from perceiver.inspection.capture import Explainable
-from perceiver.inspection.evaluation import Evaluation, Evaluator
-from perceiver.inspection.events import event_path, event_paths, scores_in
-from perceiver.inspection.explanation import Explainer, Explanation
+from perceiver.inspection.evaluation.evaluator import Evaluation, Evaluator
+from perceiver.inspection.evaluation.verdicts import method_table
+from perceiver.inspection.explorer.events import event_path, event_paths, scores_in
 from perceiver.inspection.explorer.page import PAGE, Event, events_in, explorer_page, write_page
-from perceiver.inspection.rollout import Alpha, check_alpha
-from perceiver.inspection.sinks import DEFAULT_CRITERION, SinkCriterion
-from perceiver.inspection.verdicts import method_table
+from perceiver.inspection.maps.capture import Explainable
+from perceiver.inspection.maps.explanation import Explainer, Explanation
+from perceiver.inspection.maps.rollout import Alpha, check_alpha
+from perceiver.inspection.maps.sinks import DEFAULT_CRITERION, SinkCriterion
 from perceiver.inspection.writer import ExplanationWriter, add_evaluation, explain_in_parts
 from perceiver.runtime.loggers.base import RunLogger, log_explanation
 from perceiver.tasks.base import Task

@@ -11,8 +11,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 
+from perceiver.inspection.explorer.gallery import Gallery, OutputGallery, collect, finish
 from perceiver.inspection.explorer.gallery_page import GALLERY, write_gallery
-from perceiver.inspection.gallery import Gallery, OutputGallery, collect, finish
 from perceiver.processes import all_gather
 from perceiver.runtime.loggers.base import RunLogger, log_explanation
 from perceiver.runtime.tables import CONFUSION_MATRIX, MAX_CLASSES_SHOWN, MAX_ROWS_SHOWN, PREDICTIONS

@@ -36,7 +36,7 @@ SETTINGS: dict[str, Any] = {
         "sheets_every_n_epochs": 0,
         "num_samples": 8,
         "evaluator": {
-            "_target_": "perceiver.inspection.evaluation.Evaluator",
+            "_target_": "perceiver.inspection.evaluation.evaluator.Evaluator",
             "num_samples": 0,
             "num_orders": 1,
             "rivals": False,

@@ -11,9 +11,9 @@ from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor, nn
 
 from perceiver.inspection import watch
-from perceiver.inspection.capture import undisturbed
-from perceiver.inspection.grids import GivenInput, Input
-from perceiver.inspection.watched_answers import Read
+from perceiver.inspection.maps.capture import undisturbed
+from perceiver.inspection.watched.answers import Read
+from perceiver.inspection.watched.grids import GivenInput, Input
 from perceiver.runtime.loggers.wandb import log_attention
 
 log = logging.getLogger(__name__)

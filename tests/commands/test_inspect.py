@@ -15,8 +15,9 @@ from omegaconf import OmegaConf
 from perceiver.commands import inspect as inspect_module
 from perceiver.commands.finished_run import load
 from perceiver.data.synthetic.shape_captions import WORDS
-from perceiver.inspection.events import event_arrays
-from perceiver.inspection.explanation import Explainer, Explanation
+from perceiver.inspection.evaluation import evaluator
+from perceiver.inspection.explorer.events import event_arrays
+from perceiver.inspection.maps.explanation import Explainer, Explanation
 from perceiver.runtime.errors import ConfigError
 from perceiver.tokenizer import split_words
 from tests.commands.test_sound_run import SMALL_SOUND
@@ -220,7 +221,7 @@ class TestOneRun:
 
     def test_without_scored_samples_nothing_is_tested(self, digits, tmp_path, monkeypatch):
         for name in ("faithfulness", "localization"):
-            monkeypatch.setattr(f"perceiver.inspection.evaluation.{name}", mock.Mock(side_effect=AssertionError))
+            monkeypatch.setattr(evaluator, name, mock.Mock(side_effect=AssertionError))
         ended, page, _ = explored(digits, tmp_path / "page.html", "scored_samples=0")
         assert page["runs"][0]["events"][2]["faithfulness"] is None
         assert "faithfulness" not in arrays_in(tmp_path / "page.npz")
@@ -237,7 +238,7 @@ class TestOneRun:
     def test_as_many_samples_are_tested_as_requested(
         self, digits, tmp_path, monkeypatch, least_loss, count, tested, expected
     ):
-        monkeypatch.setattr("perceiver.inspection.faithfulness.LEAST_LOSS", least_loss)
+        monkeypatch.setattr("perceiver.inspection.evaluation.faithfulness.LEAST_LOSS", least_loss)
         ended, page, _ = explored(digits, tmp_path / "page.html", f"scored_samples={count}", "samples=1")
         found = page["runs"][0]["events"][2]["faithfulness"]
         assert found["num_samples"] == tested
@@ -368,7 +369,7 @@ class TestInputs:
         assert len(page["samples"]) == len(maps) == 1
 
     def test_they_are_tested_themselves(self, folders, pictures, tmp_path, monkeypatch):
-        monkeypatch.setattr("perceiver.inspection.faithfulness.LEAST_LOSS", -1.0)
+        monkeypatch.setattr("perceiver.inspection.evaluation.faithfulness.LEAST_LOSS", -1.0)
         _, page, _ = explored(folders, tmp_path / "page.html", files_of(*pictures))
         assert page["runs"][0]["events"][-1]["faithfulness"]["num_samples"] == 2
 

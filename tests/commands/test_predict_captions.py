@@ -11,7 +11,7 @@ from PIL import Image
 from perceiver.commands.finished_run import load
 from perceiver.commands.predict import predict_samples
 from perceiver.data.synthetic.shape_captions import WORDS
-from perceiver.inspection.contact_sheet import BAR_WIDTH, GAP, TILE, TITLE_HEIGHT
+from perceiver.inspection.drawing.contact_sheet import BAR_WIDTH, GAP, TILE, TITLE_HEIGHT
 from perceiver.tokenizer import split_words
 from scripts.data_trees import clotho
 from tests.runs import script

@@ -17,7 +17,7 @@ from perceiver.attention import BlockSpec
 from perceiver.decoders.dense import DenseDecoder, HeadSpec
 from perceiver.decoders.joint import JointDecoder
 from perceiver.decoders.pooled import PooledDecoder
-from perceiver.inspection.capture import capture
+from perceiver.inspection.maps.capture import capture
 from perceiver.latents import LatentArray, Schedule
 from perceiver.model import MODALITY_DIM, Perceiver
 from perceiver.positions import FourierPositions, SharedAxis, SharedPositions

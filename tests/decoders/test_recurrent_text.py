@@ -11,7 +11,7 @@ from perceiver.attention import BlockSpec
 from perceiver.decoders.recurrent_text import RecurrentTextDecoder
 from perceiver.direct import Direct
 from perceiver.encoders.text import TextEncoder
-from perceiver.inspection.capture import capture
+from perceiver.inspection.maps.capture import capture
 from perceiver.model import Perceiver
 from perceiver.queries.text import Text
 from perceiver.recurrent import RecurrentSpec

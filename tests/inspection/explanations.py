@@ -13,10 +13,10 @@ from torch import Tensor
 
 from perceiver.decoders.joint import JointDecoder
 from perceiver.decoders.text import TextDecoder
-from perceiver.inspection.capture import Explainable
-from perceiver.inspection.events import event_arrays, with_scores
-from perceiver.inspection.explanation import Explainer, Explanation
-from perceiver.inspection.rollout import Alpha
+from perceiver.inspection.explorer.events import event_arrays, with_scores
+from perceiver.inspection.maps.capture import Explainable
+from perceiver.inspection.maps.explanation import Explainer, Explanation
+from perceiver.inspection.maps.rollout import Alpha
 from perceiver.tasks.classification import Classification
 from perceiver.tasks.joint import JointTask
 from perceiver.tasks.losses import LossSpec

@@ -16,8 +16,8 @@ from perceiver.decoders.pooled import PooledDecoder
 from perceiver.decoders.queries import QueryDecoder
 from perceiver.decoders.text import TextDecoder
 from perceiver.encoders.base import Encoder
-from perceiver.inspection.capture import Capture, capture
-from perceiver.inspection.record import Layer
+from perceiver.inspection.maps.capture import Capture, capture
+from perceiver.inspection.maps.record import Layer
 from perceiver.latents import Schedule
 from perceiver.mechanisms.base import MechanismFactory
 from perceiver.mechanisms.scaled_dot_product import ScaledDotProduct

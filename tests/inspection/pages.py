@@ -9,14 +9,14 @@ import numpy as np
 import torch
 
 from perceiver.decoders.base import LOGITS
-from perceiver.inspection.axes import Plane
-from perceiver.inspection.events import SCORE
+from perceiver.inspection.drawing.axes import Plane
+from perceiver.inspection.drawing.media import Media, page_samples
+from perceiver.inspection.evaluation.faithfulness import FRACTIONS, FaithfulnessCurves
+from perceiver.inspection.evaluation.verdicts import summarize
 from perceiver.inspection.explorer import page as page_module
-from perceiver.inspection.explorer.media import Media, page_samples
+from perceiver.inspection.explorer.events import SCORE
 from perceiver.inspection.explorer.page import Event, explorer_page, page_event
-from perceiver.inspection.faithfulness import FRACTIONS, FaithfulnessCurves
-from perceiver.inspection.sinks import Sink, SinkCriterion, Sinks, sink_arrays
-from perceiver.inspection.verdicts import summarize
+from perceiver.inspection.maps.sinks import Sink, SinkCriterion, Sinks, sink_arrays
 from perceiver.types import Answer, Axis, Batch, Box, Grid, Picture, Sound, Span
 
 HEADS, LATENTS, RATE, SECONDS = 3, 13, 8000, 2.3

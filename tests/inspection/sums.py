@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from perceiver.decoders.base import LOGITS
-from perceiver.inspection.capture import Capture
-from perceiver.inspection.faithfulness import FaithfulnessCurves, SampleMaps, faithfulness_curves
+from perceiver.inspection.evaluation.faithfulness import FaithfulnessCurves, SampleMaps, faithfulness_curves
+from perceiver.inspection.maps.capture import Capture
 from perceiver.types import Answer, Axis, Grid, JoinedTokens, Span
 from tests.inspection.models import of_class
 

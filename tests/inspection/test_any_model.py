@@ -9,12 +9,12 @@ import torch
 from perceiver import Perceiver
 from perceiver.decoders.joint import JointDecoder
 from perceiver.decoders.pooled import PooledDecoder
-from perceiver.inspection.capture import Explainable, input_pictures, input_sounds
-from perceiver.inspection.explorer.media import Media, page_samples
+from perceiver.inspection.drawing.figures import contact_sheets
+from perceiver.inspection.drawing.media import Media, page_samples
+from perceiver.inspection.evaluation.faithfulness import faithfulness
+from perceiver.inspection.evaluation.localization import localization
 from perceiver.inspection.explorer.page import explorer_page, page_event
-from perceiver.inspection.faithfulness import faithfulness
-from perceiver.inspection.figures import contact_sheets
-from perceiver.inspection.localization import localization
+from perceiver.inspection.maps.capture import Explainable, input_pictures, input_sounds
 from perceiver.types import Batch
 from tests.inspection.explanations import CLASS_NAMES, arrays_of, contents_of, explainer, labelled
 from tests.inspection.models import (

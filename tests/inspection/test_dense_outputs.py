@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from perceiver.inspection.events import event_arrays
+from perceiver.inspection.explorer.events import event_arrays
 from perceiver.inspection.writer import ExplanationWriter
 from tests.inspection.dense import SIZE, dense_page, explained_places, explainer_of_places
 from tests.inspection.explanations import arrays_of, contents_of, unpacked

@@ -8,11 +8,12 @@ from rich.console import Console
 from torch.testing import assert_close
 
 from perceiver import Perceiver
-from perceiver.inspection.evaluation import Evaluator
+from perceiver.inspection.drawing.figures import contact_sheets
+from perceiver.inspection.evaluation.evaluator import Evaluator
 from perceiver.inspection.explorer.page import page_event
-from perceiver.inspection.figures import contact_sheets
 from perceiver.inspection.report import report
 from tests.inspection.explanations import arrays_of, explain, explainer
+from tests.inspection.maps.test_relevance import naive_relevance
 from tests.inspection.models import (
     CROSS_HEADS,
     capture_relevance,
@@ -21,7 +22,6 @@ from tests.inspection.models import (
     some_masks,
     text_decoder,
 )
-from tests.inspection.test_relevance import naive_relevance
 from tests.mechanisms.parts import NAMES, OVER_QUERIES, factory
 from tests.models import SELF, small_inputs
 

@@ -9,9 +9,9 @@ from torch.testing import assert_close
 from perceiver import Perceiver
 from perceiver.attention import BlockSpec
 from perceiver.decoders.pooled import PooledDecoder
-from perceiver.inspection.evaluation import Evaluator
-from perceiver.inspection.explanation import Explainer, Explanation
-from perceiver.inspection.randomization import NUM_STAGES, randomization, rank_correlation
+from perceiver.inspection.evaluation.evaluator import Evaluator
+from perceiver.inspection.evaluation.randomization import NUM_STAGES, randomization, rank_correlation
+from perceiver.inspection.maps.explanation import Explainer, Explanation
 from perceiver.latents import Schedule
 from perceiver.types import Batch
 from tests.inspection.explanations import explainer

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from perceiver.decoders.base import LOGITS
-from perceiver.inspection.contrast import SECOND
-from perceiver.inspection.explanation import Explanation
-from perceiver.inspection.knockout import KnockOut, knock_out
+from perceiver.inspection.evaluation.knockout import KnockOut, knock_out
+from perceiver.inspection.maps.contrast import SECOND
+from perceiver.inspection.maps.explanation import Explanation
 from perceiver.mechanisms.scaled_dot_product import ScaledDotProduct
 from perceiver.roles import CROSS, DECODE
 from perceiver.types import Axis, Grid, JoinedTokens, Span

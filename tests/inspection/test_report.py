@@ -10,9 +10,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from perceiver.inspection.contrast import Contrasts
-from perceiver.inspection.explanation import Explanation
-from perceiver.inspection.knockout import KnockOut
+from perceiver.inspection.evaluation.knockout import KnockOut
+from perceiver.inspection.maps.contrast import Contrasts
+from perceiver.inspection.maps.explanation import Explanation
+from perceiver.inspection.maps.rollout import Rollout
 from perceiver.inspection.report import (
     MOST_ANSWERS,
     MOST_CELLS,
@@ -28,7 +29,6 @@ from perceiver.inspection.report import (
     sample_table,
     statistics_table,
 )
-from perceiver.inspection.rollout import Rollout
 from perceiver.types import Answer, Axis, Grid, Span
 from tests.inspection.drawn import explanation_of
 from tests.inspection.explanations import arrays_of, example_explanation

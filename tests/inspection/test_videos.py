@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from perceiver.inspection.contact_sheet import COLUMN_TICKS_HEIGHT, GAP, TITLE_HEIGHT
-from perceiver.inspection.explanation import Explanation
-from perceiver.inspection.figures import Frame, contact_sheets
-from perceiver.inspection.localization import box_coverage
+from perceiver.inspection.drawing.contact_sheet import COLUMN_TICKS_HEIGHT, GAP, TITLE_HEIGHT
+from perceiver.inspection.drawing.figures import Frame, contact_sheets
+from perceiver.inspection.evaluation.localization import box_coverage
+from perceiver.inspection.maps.explanation import Explanation
 from perceiver.types import Axis, Box, Grid, Picture
 from tests.inspection.drawn import bright_place
 from tests.inspection.explanations import contents_of, unpacked

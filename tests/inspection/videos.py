@@ -2,10 +2,10 @@
 
 import torch
 
-from perceiver.inspection.capture import input_pictures
-from perceiver.inspection.explanation import Explanation
-from perceiver.inspection.explorer.media import Media, page_samples
+from perceiver.inspection.drawing.media import Media, page_samples
 from perceiver.inspection.explorer.page import explorer_page, page_event
+from perceiver.inspection.maps.capture import input_pictures
+from perceiver.inspection.maps.explanation import Explanation
 from perceiver.types import Axis, Box, Grid
 from tests.inspection.explanations import CLASS_NAMES, arrays_of, explainer, labelled
 from tests.inspection.models import IdentityEncoder, perceiver_io

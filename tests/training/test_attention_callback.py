@@ -19,13 +19,13 @@ from PIL import Image
 
 from perceiver.commands.results import final_metrics
 from perceiver.data.collate import collate
-from perceiver.inspection import evaluation as evaluation_module
-from perceiver.inspection import faithfulness as faithfulness_module
-from perceiver.inspection import localization as localization_module
 from perceiver.inspection import writer as writer_module
-from perceiver.inspection.explanation import Explainer
-from perceiver.inspection.localization import localization, mean_scores
-from perceiver.inspection.statistics import drift, statistics
+from perceiver.inspection.evaluation import evaluator as evaluator_module
+from perceiver.inspection.evaluation import faithfulness as faithfulness_module
+from perceiver.inspection.evaluation import localization as localization_module
+from perceiver.inspection.evaluation.localization import localization, mean_scores
+from perceiver.inspection.maps.explanation import Explainer
+from perceiver.inspection.maps.statistics import drift, statistics
 from perceiver.runtime.loggers import wandb as wandb_module
 from perceiver.runtime.loggers.curves import Curves
 from perceiver.tasks.captioning import Captioning
@@ -252,7 +252,7 @@ class TestErrors:
         assert all(part.training for part in module.model.modules())
 
     def test_one_of_the_faithfulness_test_leaves_the_last_event(self, tmp_path, monkeypatch, caplog):
-        breaks(monkeypatch, evaluation_module, "faithfulness")
+        breaks(monkeypatch, evaluator_module, "faithfulness")
         caplog.set_level(logging.WARNING)
         callback = attention(2)
         fit(tmp_path, callback, boxes=True, max_epochs=3)

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from perceiver.inspection.atlas import Atlas
-from perceiver.inspection.events import write_arrays
+from perceiver.inspection.explorer.atlas import Atlas
+from perceiver.inspection.explorer.events import write_arrays
 from perceiver.inspection.explorer.html import embed, filled, read_part
 from perceiver.inspection.explorer.page import write_page
 

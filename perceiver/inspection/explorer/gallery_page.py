@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from perceiver.inspection.events import event_paths, write_arrays
+from perceiver.inspection.drawing.figures import Frame
+from perceiver.inspection.drawing.thumbnails import displayed, map_url
+from perceiver.inspection.explorer.events import event_paths, write_arrays
+from perceiver.inspection.explorer.extremes import ORDERS
+from perceiver.inspection.explorer.gallery import Gallery, Item, OutputGallery
 from perceiver.inspection.explorer.html import embed, filled, read_part
+from perceiver.inspection.explorer.mean_maps import MeanMaps
 from perceiver.inspection.explorer.page import PAGE, write_page
-from perceiver.inspection.extremes import ORDERS
-from perceiver.inspection.figures import Frame
-from perceiver.inspection.gallery import Gallery, Item, OutputGallery
-from perceiver.inspection.mean_maps import MeanMaps
-from perceiver.inspection.thumbnails import displayed, map_url
 
 GALLERY = "gallery.html"
 """In the folder of the events, with the arrays beside it."""

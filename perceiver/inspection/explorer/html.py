@@ -49,8 +49,8 @@ def filled(template: str, *, style: str, script: str, data: str) -> str:
 
 
 def read_part(name: str) -> str:
-    """Read a file of this package."""
-    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+    """Read a file of `web/`."""
+    return resources.files(__package__).joinpath("web", name).read_text(encoding="utf-8")
 
 
 def embed(content: Mapping[str, Any]) -> str:

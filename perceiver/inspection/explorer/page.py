@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from perceiver.inspection.axes import Plane
-from perceiver.inspection.colormap import COLORMAPS, DIFFERENCE, OUTLINE
-from perceiver.inspection.events import event_paths, replace_file, scores_in
+from perceiver.inspection.drawing.axes import Plane
+from perceiver.inspection.drawing.colormap import COLORMAPS, DIFFERENCE, OUTLINE
+from perceiver.inspection.evaluation.knockout import mean_effect
+from perceiver.inspection.explorer.events import event_paths, replace_file, scores_in
 from perceiver.inspection.explorer.html import page_html
 from perceiver.inspection.explorer.packing import compressed, packed, pooling
-from perceiver.inspection.knockout import mean_effect
-from perceiver.inspection.sinks import FEWEST_SAMPLES, sinks_in
+from perceiver.inspection.maps.sinks import FEWEST_SAMPLES, sinks_in
 from perceiver.types import Axis, Box, Grid
 
 Arrays = Mapping[str, np.ndarray]

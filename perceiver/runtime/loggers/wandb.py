@@ -13,8 +13,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from wandb.sdk.lib.runid import generate_id
 
-from perceiver.inspection.explanation import Explanation
-from perceiver.inspection.watched import WatchedAttention
+from perceiver.inspection.maps.explanation import Explanation
+from perceiver.inspection.watched.watch import WatchedAttention
 from perceiver.runtime.loggers.base import RunInfo, RunLogger
 from perceiver.tasks.base import monitor_mode
 
