@@ -78,9 +78,6 @@ def check_lengths(trainer: Trainer, data: DataModule, config: Mapping[str, Any],
     for name in ("max_epochs", "max_steps"):
         if getattr(trainer, name) == 0 and not resumed:
             log.warning("trainer.%s=0: nothing is trained, and the untrained weights are tested", name)
-    release, end = config["unfreeze_at_epoch"], trainer.max_epochs
-    if release is not None and end not in (None, -1) and release >= end:
-        log.warning("unfreeze_at_epoch=%d: what is frozen stays so, as trainer.max_epochs=%d", release, end)
     data.trainer = trainer  # for its limits and processes, as in training
     batches = data.batches_in_epoch(data.train_dataloader())
     if batches == 0 and 0 not in (trainer.max_epochs, trainer.max_steps):
@@ -93,16 +90,18 @@ def check_lengths(trainer: Trainer, data: DataModule, config: Mapping[str, Any],
     if (accumulated := trainer.accumulate_grad_batches) > batches > 0:
         problem = f"an epoch has {batches} batches, and a step accumulates no more than these"
         log.warning("trainer.accumulate_grad_batches=%d: %s", accumulated, problem)
-    check_averages(trainer, config, total_steps=data.total_steps(), batches=batches)
+    epochs = math.ceil(data.total_steps() / max(math.ceil(batches / accumulated), 1))
+    if (release := config["unfreeze_at_epoch"]) is not None and release >= epochs:
+        log.warning("unfreeze_at_epoch=%d: what is frozen stays so, as the run has %d epochs", release, epochs)
+    check_averages(trainer, config, total_steps=data.total_steps(), epochs=epochs)
 
 
-def check_averages(trainer: Trainer, config: Mapping[str, Any], *, total_steps: int, batches: int) -> None:
+def check_averages(trainer: Trainer, config: Mapping[str, Any], *, total_steps: int, epochs: int) -> None:
     """Check that each moving average of the weights is updated between the first step and the end of the run.
 
     Raises:
         ConfigError: one is not: the tested weights would be those of the first step.
     """
-    epochs = math.ceil(total_steps * trainer.accumulate_grad_batches / max(batches, 1))
     for average in (callback for callback in trainer.callbacks if isinstance(callback, WeightAveraging)):  # type: ignore[attr-defined]
         steps = range(min(1, total_steps - 1), total_steps)
         if (

@@ -1,7 +1,7 @@
 """Initialization of a model with the weights of an earlier one, such as a pre-training: all that fit."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Literal, TypeAlias
@@ -75,8 +75,8 @@ def initialize_from(parts: Parts, source: str, *, variant: str = "transformers",
         The weights of the new model in order, then those of the earlier one that are not used.
 
     Raises:
-        ConfigError: it cannot be read, its texts have other token ids, neither an encoder nor the memory fits, or, with
-            `strict`, not all fits.
+        ConfigError: it cannot be read, its texts have other token ids, neither an encoder nor the memory fits, a weight
+            is not finite, or, with `strict`, not all fits.
     """
     checkpoint = _read(source, variant)
     _check_vocabularies(parts, checkpoint, source)
@@ -90,9 +90,11 @@ def initialize_from(parts: Parts, source: str, *, variant: str = "transformers",
     if not any(weight.origin == "loaded" and not weight.name.startswith("decoder.") for weight in weights):
         keys = ", ".join(f"{weight.name} {weight.shapes}" for weight in different[:MAX_KEYS])
         raise ConfigError(f"init.from={source}: neither an encoder nor the memory fits this model ({keys}, …)")
+    _check_finite(before, weights, source)
     _load(parts.model, before, weights)
     by_part = _by_part(weights)
     _warn_of_parts(by_part, source)
+    warn_of_frozen(parts, {weight.name for weight in weights if weight.origin == "new"})
     _warn_of_classes(checkpoint.class_names, parts.module.description["class_names"], weights, source)
     _show(by_part, source)
     return weights
@@ -132,7 +134,7 @@ def _load(model: Perceiver, before: Mapping[str, Tensor], weights: list[Weight])
 
 def _read(source: str, variant: str) -> Checkpoint:
     if is_published(source):
-        return read_published(source, variant, key="init.from")[0]
+        return read_published(source, variant, key="init.from", trusted=None)[0]
     return read_checkpoint(locate_checkpoint(source, None, "init.from", "checkpoint")[0])
 
 
@@ -143,6 +145,21 @@ def _check_vocabularies(parts: Parts, checkpoint: Checkpoint, source: str) -> No
             raise ConfigError(
                 f"init.from={source}: its {name} was trained on other texts, so that its token ids differ"
             )
+
+
+def _check_finite(before: Mapping[str, Tensor], weights: list[Weight], source: str) -> None:
+    for weight in weights:
+        if weight.origin in ("loaded", "resized") and not before[weight.name].isfinite().all():
+            raise ConfigError(f"init.from={source}: {weight.name} has values that are NaN or infinite")
+
+
+def warn_of_frozen(parts: Parts, new: Container[str]) -> None:
+    """Warn of parameters that stay as they were initialized, of those with the names `new`."""
+    model, freezing = parts.model, parts.module.freezing
+    kept = [name for name in sorted(freezing.names(model)) if name in new]
+    if kept and freezing.until_epoch is None:
+        problem = f"{len(kept)} parameters with new weights, such as {kept[0]}, which are never trained"
+        log.warning("freeze=[%s]: %s", ",".join(freezing.patterns), problem)
 
 
 def _warn_of_parts(parts: Mapping[str, list[Weight]], source: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from perceiver.commands.initialize import initialize_from
+from perceiver.commands.initialize import initialize_from, warn_of_frozen
 from perceiver.runtime.checkpoints import LAST, PREVIOUS
 from perceiver.runtime.errors import ConfigError
 from perceiver.runtime.launch import is_restarted
@@ -57,6 +57,8 @@ def build_or_resume(config: dict[str, Any], run_dir: Path) -> tuple[Parts, Path 
         initialize_from(parts, source, variant=config["variant"], strict=config["init"]["strict"])
     elif config["init"]["strict"]:
         raise ConfigError("init.strict=true: there is nothing to start from; give init.from=…")
+    else:
+        warn_of_frozen(parts, parts.model.state_dict())
     log_required_trust(config)
     if config["compile"]:
         parts.model.compile()

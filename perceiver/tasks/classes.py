@@ -84,6 +84,8 @@ class ClassTask(Task):
 
     def average_windows(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         logits = self.get_output(outputs)
+        if (num := logits.shape[-1]) != self.num_classes:
+            raise ValueError(f"its output {self.output} has {num} classes, and the data {self.num_classes}")
         return {**outputs, self.output: self._mean_logits(logits.float(), batch) if batch.windows else logits}
 
     def _mean_logits(self, logits: Float[Tensor, "rows classes"], batch: Batch) -> Float[Tensor, "batch classes"]:

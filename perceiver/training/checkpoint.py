@@ -9,7 +9,7 @@ from pydantic import ConfigDict, NonNegativeInt, ValidationError
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from perceiver.data.files import refuse_special
+from perceiver.data.files import CONTROL_CHARACTERS, refuse_special
 from perceiver.runtime.checkpoints import find_damage
 from perceiver.runtime.errors import ConfigError
 from perceiver.training.build import DataInfo
@@ -89,6 +89,10 @@ def check_types(**values: Any) -> Checkpoint:
     # `dumps` raises if the config contains itself; a resolver could create a target that check_trust does not see.
     if "${" in json.dumps(checkpoint.config, ensure_ascii=False):
         raise ValueError("its config contains an interpolation")
+    for name, value in checkpoint.state.items():
+        is_plain = value.layout == torch.strided and not (value.is_nested or value.is_quantized or value.is_meta)
+        if not is_plain or CONTROL_CHARACTERS.search(name):
+            raise ValueError(f"its weight {name!r} is not valid")
     if checkpoint.trained_on.dtype != torch.int64:
         raise ValueError("its trained_on is not valid")
     return checkpoint

@@ -10,8 +10,10 @@ from perceiver.pretrained.architectures import Variant
 from perceiver.pretrained.folder import SAFETENSORS, build, locate, read
 from perceiver.pretrained.preprocessing import run_nodes
 from perceiver.runtime.errors import ConfigError
+from perceiver.runtime.nodes import targets
 from perceiver.training.checkpoint import Checkpoint
 from perceiver.training.run_folder import is_run_folder, read_run_folder
+from perceiver.training.trust import TRUSTED_PACKAGES, is_trusted
 
 SETTINGS: dict[str, Any] = {
     "seed": 1,
@@ -52,14 +54,14 @@ SETTINGS: dict[str, Any] = {
 
 
 def read_published(
-    source: str, variant: str, key: str = "pretrained", trusted: Sequence[str] = ()
+    source: str, variant: str, key: str = "pretrained", trusted: Sequence[str] | None = ()
 ) -> tuple[Checkpoint, Path]:
     """Return a published or exported model as a checkpoint, and the file of its weights.
 
     Args:
         source, variant: see `perceiver.pretrained.from_pretrained`; or the folder of an exported run.
         key: of the setting that names it, for errors.
-        trusted: see `check_trust`.
+        trusted: see `read_run_folder`.
 
     Raises:
         ConfigError: it cannot be read, or none of its kind can be given files.
@@ -96,9 +98,14 @@ def with_published_model(config: Mapping[str, Any]) -> dict[str, Any]:
     unless this is of the same kind and as wide.
 
     Raises:
-        ConfigError: the model cannot be read.
+        ConfigError: the model cannot be read, or consists of classes that are not trusted.
     """
-    checkpoint, _ = read_published(config["pretrained"], config["variant"])
+    checkpoint, _ = read_published(config["pretrained"], config["variant"], trusted=None)
+    for key, node in targets({"model": checkpoint.config["model"]}):
+        if not is_trusted(target := str(node["_target_"])):
+            problem = f"its config builds {target!r} as {key}, which is no class of {', '.join(TRUSTED_PACKAGES)}"
+            hint = "if that code is yours, choose it in the config of the run, and start with init.from"
+            raise ConfigError(f"pretrained={config['pretrained']}: {problem}; {hint}")
     model = dict(checkpoint.config["model"])
     if "num_classes" in model["decoder"]:
         model["decoder"] = {**model["decoder"], "num_classes": config["data"]["source"].get("num_classes", 0)}

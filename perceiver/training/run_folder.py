@@ -41,8 +41,8 @@ def is_run_folder(folder: Path) -> bool:
     return isinstance(content, dict) and content.get("format") == FORMAT
 
 
-def read_run_folder(folder: Path, trusted: Sequence[str] = ()) -> Checkpoint:
-    """Read the folder; see `check_trust` for `trusted`.
+def read_run_folder(folder: Path, trusted: Sequence[str] | None = ()) -> Checkpoint:
+    """Read the folder; see `check_trust` for `trusted`, None if nothing of its config is built.
 
     Raises:
         ConfigError: a file is missing or damaged, or the config builds classes that are not trusted.
@@ -54,5 +54,6 @@ def read_run_folder(folder: Path, trusted: Sequence[str] = ()) -> Checkpoint:
         checkpoint = check_types(**values, **{TRAINED_ON: state.pop(TRAINED_ON)}, state=state)
     except Exception as error:  # of the file, of its format, of a type, of a key that is missing
         raise ConfigError(f"{folder}: not a readable folder of a run ({one_line(error)})") from error
-    check_trust(checkpoint.config, trusted, folder / CONFIG)
+    if trusted is not None:
+        check_trust(checkpoint.config, trusted, folder / CONFIG)
     return checkpoint

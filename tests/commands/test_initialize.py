@@ -11,6 +11,8 @@ from perceiver.queries.text import Text
 from perceiver.runtime.config import resolved
 from perceiver.runtime.errors import ConfigError
 from perceiver.training.build import build
+from perceiver.training.checkpoint import read_checkpoint
+from perceiver.training.run_folder import write_run_folder
 from tests.runs import SMALL, assert_refused, checkpoint, composed, script, train, trained
 from tests.training.test_build import Malicious
 
@@ -131,6 +133,64 @@ def test_a_run_starts_with_them_and_a_resumed_one_does_not_load_them_again(earli
     ended = script("experiments/train.py", f"run={tmp_path / 'run'}", "trainer.max_epochs=2")
     assert ended.ok, ended.err
     assert "initialization" not in ended.out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "first"),
+    [
+        (["freeze=[latents]", "model.memory.num_latents=7"], "memory.array"),
+        (["freeze=[latents]", "model.memory.num_latents=7", "unfreeze_at_epoch=1"], None),
+        (["freeze=[latents]"], None),
+    ],
+)
+def test_new_weights_that_are_never_trained_are_warned_of(earlier, caplog, overrides, first):
+    with caplog.at_level(logging.WARNING):
+        initialize_from(parts_of(*overrides), str(earlier))
+    assert [first in message for message in caplog.messages if "freeze=[latents]" in message] == [True] * bool(first)
+
+
+def test_frozen_weights_that_start_from_nothing_are_warned_of(tmp_path):
+    ended = train(tmp_path / "run", "freeze=[encoders]", "trainer.max_steps=1")
+    assert ended.ok, ended.err
+    assert "freeze=[encoders]: 2 parameters" in (tmp_path / "run" / "train.log").read_text()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda array: array.to_sparse(),
+        lambda array: array.to("meta"),
+        lambda array: torch.nested.nested_tensor([array[0], array[1, :3]]),
+        lambda array: torch.quantize_per_tensor(array, 0.1, 0, torch.qint8),
+        lambda array: array.where(torch.arange(len(array))[:, None] > 0, torch.nan),
+    ],
+)
+def test_weights_that_are_no_plain_finite_numbers_are_refused_by_name(earlier, tmp_path, change):
+    path, content = tmp_path / "other.ckpt", checkpoint(earlier, "best")
+    content["state_dict"]["model.memory.array"] = change(content["state_dict"]["model.memory.array"])
+    torch.save(content, path)
+    with pytest.raises(ConfigError, match=rf"{path}.*memory\.array"):
+        initialize_from(parts_of(), str(path))
+
+
+def test_a_name_that_would_control_the_terminal_is_refused(earlier, tmp_path):
+    path, content = tmp_path / "other.ckpt", checkpoint(earlier, "best")
+    content["state_dict"]["model.\x1b[31mred"] = torch.zeros(3)
+    torch.save(content, path)
+    with pytest.raises(ConfigError) as refused:
+        initialize_from(parts_of(), str(path))
+    assert str(path) in str(refused.value)
+    assert "\x1b" not in str(refused.value)
+
+
+def test_the_weights_of_an_exported_run_of_own_code_are_loaded_and_its_config_is_not_built(earlier, tmp_path):
+    folder = tmp_path / "exported"
+    content = read_checkpoint(earlier / "checkpoints" / "best.ckpt")
+    content.config["model"] = {"_target_": "ownlab.Model", "decoder": content.config["model"]["decoder"]}
+    write_run_folder(folder, content)
+    assert not origins(initialize_from(parts_of(), str(folder), strict=True))["new"]
+    # As `pretrained=` its model would be built.
+    assert_refused(train(tmp_path / "run", f"pretrained={folder}"), f"pretrained={folder}", "ownlab.Model", "init.from")
 
 
 def test_what_cannot_be_loaded_is_refused(earlier, tmp_path):

@@ -51,6 +51,12 @@ def batch_of(windows: tuple[int, ...] = (), **targets: torch.Tensor) -> Batch:
     return Batch(inputs={}, targets=targets, ids=ids, windows=[("",) * count for count in windows])
 
 
+@every_task
+def test_an_output_of_another_number_of_classes_is_refused_by_name(make):
+    with pytest.raises(ValueError, match=rf"logits .*11 .*{NUM_CLASSES}"):
+        make().average_windows(named(torch.zeros(3, 11)), batch_of(label=torch.zeros(3)))
+
+
 def drawn(size: int, kind: str = "tags") -> tuple[torch.Tensor, Batch]:
     """Random outputs, and a batch with `label`, or with `tags` of which at least one applies."""
     label = torch.randint(NUM_CLASSES, (size,))

@@ -15,6 +15,7 @@ from tests.runs import assert_refused, checkpoint, train, trained
 slow = pytest.mark.slow
 BATCH_NORM = "encoder@model.encoders.image=image_conv_stack"
 FROZEN = [BATCH_NORM, "freeze=[encoders,memory.array,*.query_norm.*]", "schedule=constant", "optimizer.lr=0.01"]
+ACCUMULATED = ["trainer.accumulate_grad_batches=2"]
 RELEASED = [*FROZEN, "unfreeze_at_epoch=1", "trainer.max_epochs=3", "trainer.log_every_n_steps=1"]
 
 
@@ -98,6 +99,21 @@ def test_several_processes_freeze_like_one_and_are_resumed_exactly(tmp_path, str
     assert both[0].code == -signal.SIGKILL
     trained_on(2, tmp_path / "run", *setup, *strategy, "ckpt_path=last")
     assert_same_run(tmp_path / "run", two)
+
+
+@pytest.mark.parametrize(
+    ("ends", "warned"),
+    [
+        # Three batches an epoch, in steps of two: two steps an epoch.
+        (["trainer.max_steps=2", "trainer.max_epochs=3"], True),
+        pytest.param(["trainer.max_steps=3", "trainer.max_epochs=3"], False, marks=slow),
+        pytest.param(["trainer.max_epochs=1"], True, marks=slow),
+    ],
+)
+def test_an_epoch_after_the_end_of_the_run_is_warned_of(tmp_path, ends, warned):
+    run = trained(tmp_path / "run", "freeze=[decoder]", "unfreeze_at_epoch=1", *ACCUMULATED, *ends)
+    lines = (run / "train.log").read_text().splitlines()
+    assert any("WARNING" in line and "unfreeze_at_epoch=1" in line for line in lines) == warned
 
 
 @slow
