@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from perceiver.attention import BlockSpec, CrossBlock, attend_to_equal_places
+from perceiver.attention import BlockSpec, CrossBlock, KeyValueCache, attend_to_equal_places
 from perceiver.decoders.base import LOGITS, Decoder
 from perceiver.queries.base import Queries
 from perceiver.queries.joined import Joined
@@ -44,7 +44,8 @@ class DenseDecoder(Decoder):
     An output of a single learned query is [batch, channels]. Of several outputs, those are computed that are queried.
 
     Each query is decoded independently of the others. Without gradients, they are processed in chunks, so that memory
-    depends on `chunk_size`, not on their number; with gradients, all activations are stored anyway.
+    depends on `chunk_size`, not on their number, and keys and values are projected once for all chunks; with gradients,
+    all activations are stored anyway.
 
     Args:
         dim: width of the memory.
@@ -116,7 +117,8 @@ class DenseDecoder(Decoder):
             if name in given and (part.needs_places or part.takes_places):
                 places = given[name]
                 chunks = [places] if torch.is_grad_enabled() else torch.split(places, self.chunk_size, dim=1)
-                outputs[name] = torch.cat([self._decode(name, part, memory, chunk) for chunk in chunks], dim=1)
+                cache = KeyValueCache(grows=False) if len(chunks) > 1 else None
+                outputs[name] = torch.cat([self._decode(name, part, memory, chunk, cache) for chunk in chunks], dim=1)
             elif not part.needs_places:
                 found = self._decode(name, part, memory, None)
                 outputs[name] = found[:, 0] if found.shape[1] == 1 else found
@@ -125,9 +127,14 @@ class DenseDecoder(Decoder):
         return outputs
 
     def _decode(
-        self, name: str, part: Queries, memory: Memory, places: Float[Tensor, "batch places axes"] | None
+        self,
+        name: str,
+        part: Queries,
+        memory: Memory,
+        places: Float[Tensor, "batch places axes"] | None,
+        cache: KeyValueCache | None = None,
     ) -> Float[Tensor, "batch queries channels"]:
         tokens = self.queries.widen(name, part(memory, places))
-        read = self.cross_block(tokens.values, memory.values, mask=memory.mask)
+        read = self.cross_block(tokens.values, memory.values, mask=memory.mask, cache=cache)
         values = self.heads[name](self.shared_head(self.norm(read)))
         return values if self.scale == 1.0 else values * self.scale

@@ -19,12 +19,17 @@ from perceiver.decoders.joint import JointDecoder
 from perceiver.decoders.pooled import PooledDecoder
 from perceiver.inspection.maps.capture import capture
 from perceiver.latents import LatentArray, Schedule
+from perceiver.mechanisms.choices import Soft
+from perceiver.mechanisms.explicit import Explicit
+from perceiver.mechanisms.reaches import MonotonicWindow
+from perceiver.mechanisms.scores import DotProduct
 from perceiver.model import MODALITY_DIM, Perceiver
 from perceiver.positions import FourierPositions, SharedAxis, SharedPositions
 from perceiver.queries.joined import Joined
 from perceiver.queries.learned import Learned
 from perceiver.queries.positions import Positions
 from perceiver.queries.tokens import InputTokens, TokensOf
+from perceiver.roles import DECODE
 from perceiver.types import Axis, Grid, JoinedTokens, Memory, Span, Tokens, cell_centers
 
 DIM, CHANNELS, BATCH = 23, 5, 3
@@ -90,6 +95,18 @@ def test_chunks_equal_the_whole(make, memory, chunk_size):
     assert whole.shape == (BATCH, 13, CHANNELS)
 
 
+def test_queries_keep_their_positions_in_chunks(memory):
+    """A window moves on with the queries (Luong et al. 2015)."""
+    window = partial(
+        Explicit, score=partial(DotProduct, scaled=True), choice=Soft, reach=partial(MonotonicWindow, width=2.0)
+    )
+    decoder, places = dense(positions()), some_places()
+    decoder.cross_block.attention.mechanism = window(num_heads=1, dim=DIM, dropout=0.0, role=DECODE)
+    whole = decoder(memory, {"logits": places})["logits"]
+    with torch.no_grad():
+        assert_close(decoder(memory, {"logits": places})["logits"], whole.detach())
+
+
 def test_no_more_than_a_chunk_is_processed_at_a_time(memory):
     decoder, lengths = dense(positions(), chunk_size=4), []
     decoder.cross_block.register_forward_hook(lambda _, args, __: lengths.append(args[0].shape[1]))
@@ -144,7 +161,8 @@ def test_operations_are_linear_in_the_number_of_places_and_memory_is_bounded_by_
 
     chunk, one_channel = 31, 4 * BATCH
     (once, _), (twice, few), (fourfold, many) = (cost_of(count * chunk, chunk) for count in (1, 2, 4))
-    assert (twice, fourfold) == (2 * once, 4 * once)
+    assert fourfold - twice == 2 * (twice - once)
+    assert 0 < twice - once < once  # keys and values are projected for the first chunk only
     # All that remains of a chunk are its outputs, which are concatenated at the end.
     assert many - few <= 2 * (2 * chunk) * CHANNELS * one_channel
     assert cost_of(4 * chunk, 4 * chunk)[1] > 2 * many
