@@ -83,7 +83,9 @@ def bootstrap_mean(values: Float[Tensor, " samples"], *, least: float = -torch.i
     # A resample of equal values has no standard error: it is as far from the mean as possible.
     errors = variances.where(variances > 1e-12 * error**2 * count, 0.0).sqrt() / count**0.5
     distances = (means / errors).nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
-    below, above = torch.quantile(distances, torch.tensor([LEVEL / 2, 1 - LEVEL / 2], dtype=torch.float64)).tolist()
+    quantiles = torch.quantile(distances, torch.tensor([LEVEL / 2, 1 - LEVEL / 2], dtype=torch.float64))
+    infinite = torch.tensor([-torch.inf, torch.inf], dtype=torch.float64)
+    below, above = quantiles.where(~quantiles.isnan(), infinite).tolist()  # NaN between two infinite ones
     better, worse = (
         (1 + int((sign * distances >= sign * mean / error).sum())) / (NUM_RESAMPLES + 1) for sign in (1, -1)
     )

@@ -614,10 +614,10 @@ def test_verdicts_and_intervals_are_those_of_the_test_of_faithfulness(explorer):
 
 
 def test_the_page_fits_narrow_windows(explorer):
-    for width in (700, 1280):
+    for width in (360, 700, 1280):
         explorer.page.set_viewport_size({"width": width, "height": 800})
-        for compare in ("none", "0.1"):
-            explorer.view(compare=compare)
+        for view in ({}, {"compare": "0.1"}, {"sample": 1}):
+            explorer.view(**view)
             explorer.page.wait_for_function("width => document.documentElement.scrollWidth <= width", arg=width)
             assert explorer.page.locator("#panels .panel").first.bounding_box()["width"] > 100
 
@@ -661,6 +661,15 @@ def test_queries_of_the_outputs_are_named_so_and_untestable_answers_differ_from_
         assert explorer.text("#query-label") == "query"
         assert "query 3, mean over 3 heads" in explorer.text("#map-title")
         assert explorer.attribute('#queries [data-query="3"]', "aria-label").startswith("query 3")
+
+
+def test_an_interval_without_an_end_is_left_out(open_page):
+    event = pages.event(40, 0, 1)
+    event.faithfulness["maps"]["rollout"]["scores"]["deletion"] |= {"low": 0.1, "high": None}
+    with open_page(explorer_page(pages.TITLE, pages.samples(), {"run": [event]})) as explorer:
+        cells = explorer.page.locator("#methods tbody tr").first.locator("td")
+        assert "[" not in cells.nth(0).inner_text()
+        assert "[" in cells.nth(1).inner_text()
 
 
 def test_a_page_without_maps_has_the_statistics(open_page):
@@ -753,9 +762,9 @@ def rows_of(content: bytes) -> list[list[str]]:
 def test_each_view_is_saved_as_image_drawing_and_table_by_button_and_by_key(open_page, html):
     with open_page(html) as explorer:
         explorer.view(method="attention", query=KEPT[0], head=1, colormap="gray")
-        views = explorer.page.locator("[data-view]")
+        views = explorer.page.locator('[data-view]:not([data-panel="map"], #curve *, #insertion *)')  # of each kind one
         names = []
-        for number in range(0, views.count(), 2):  # of each kind one
+        for number in range(views.count()):
             buttons = views.nth(number).locator(".save button")
             by_button = {kind: saved(explorer, buttons.filter(has_text=kind).click) for kind in ("PNG", "SVG", "CSV")}
             buttons.last.focus()
@@ -768,8 +777,10 @@ def test_each_view_is_saved_as_image_drawing_and_table_by_button_and_by_key(open
             assert size == tuple(2 * int(tree.get(side)) for side in ("width", "height"))
             assert len({len(row) for row in rows_of(by_button["CSV"][1])}) == 1
     assert len({*names}) == len(names)
-    for part in ("image-overlay", "sound-overlay", "text-overlay", "_deletion", "randomization"):
-        assert sum(part in name for name in names) == 3
+    parts = "image-overlay sound-overlay text-overlay shares latents knockout-latents deletion randomization"
+    assert {part: sum(f"_{part}" in f"_{name}" for name in names) for part in parts.split()} == dict.fromkeys(
+        parts.split(), 3
+    )
     told = ("clips-17", "cross0", "head-1", f"latent-{KEPT[0]}", "step-40")
     assert [part in names[0] for part in told] == len(told) * [True]
 
@@ -791,6 +802,74 @@ def test_saved_cells_are_those_of_the_map_and_scores_are_logarithms_of_its_weigh
     np.testing.assert_allclose([float(row[3]) for row in rows], scores, atol=1e-4)
     explorer.set("head", "mean")
     assert "A mean has no scores" in explorer.text("#notes")
+
+
+def table_of(explorer: Explorer, view: str) -> tuple[list[str], list[list[str]]]:
+    """The head and the rows of a view as CSV."""
+    head, *rows = rows_of(saved(explorer, explorer.page.locator(f"{view} > .save button >> text=CSV").click)[1])
+    return head, rows
+
+
+def test_the_saved_grid_has_the_values_of_all_queries_in_its_order(explorer, layer):
+    explorer.view(method="attention", head=1, sort="entropy", colormap="gray")
+    _, (mean, *rows) = table_of(explorer, "#queries-section")
+    assert [mean[0], *(row[0] for row in rows)] == ["mean", *explorer.order()]
+    weights = np.concatenate([maps[1].reshape(len(KEPT), -1) for maps in unpacked(layer["maps"]).values()], axis=1)
+    values = np.array([[float(value) for value in row[1:]] for row in rows])
+    places = [KEPT.index(int(row[0])) for row in rows]
+    np.testing.assert_allclose(values[:, 2:], weights[places], rtol=1e-5)
+    np.testing.assert_allclose(values[:, 0], np.array(layer["entropy"])[1, places], rtol=1e-5)
+    tree = ElementTree.fromstring(
+        saved(explorer, explorer.page.locator("#queries-section > .save button >> text=SVG").click)[1]
+    )
+    images = tree.findall("./{*}g")[:: len(pages.GRIDS)]
+    peaks = [
+        next((rect.get("x"), rect.get("y")) for rect in one if rect.get("fill") == "rgb(255,255,255)") for one in images
+    ]
+    places_of_peaks = [planted("image", 1 + place)[::-1] for place in places]
+    assert peaks[1:] == [(str(x), str(y)) for x, y in places_of_peaks]
+    explorer.set("quantity", "scores")
+    _, rows = table_of(explorer, "#queries-section")
+    scores = (np.log(weights) - np.array(layer["scores"]["log_weight"][1])[:, None])[:, : 5 * 7]  # one token per cell
+    assert [row[0] for row in rows] == explorer.order(), "a mean has no scores"
+    values = [[*map(float, row[3:])][: 5 * 7] for row in rows]
+    np.testing.assert_allclose(values, scores[places], atol=1e-3)
+
+
+def test_saved_changes_and_shares_are_those_shown(explorer, layer):
+    explorer.view(method="attention", head=2, query=KEPT[3])
+    head, rows = table_of(explorer, "#knockout-section")
+    assert (head[0], len(rows)) == ("latent", pages.LATENTS), "those below the largest ones, too"
+    assert [*map(float, rows[0][1:4])] == pytest.approx([0.9, 0.3, -0.6])
+    assert rows[0][0] == "7"
+    explorer.set("silent", "7")
+    head, rows = table_of(explorer, "#knockout-section")
+    assert (head[0], [row[0] for row in rows]) == ("answer", [*pages.CLASSES])
+    head, (own, mean) = table_of(explorer, "#shares")
+    masses = {name: maps[2, 3].sum() for name, maps in unpacked(layer["maps"]).items()}
+    assert head[1:] == [*masses]
+    assert [*map(float, own[1:])] == pytest.approx(np.array([*masses.values()]) / sum(masses.values()), rel=1e-4)
+    assert sum(map(float, mean[1:])) == pytest.approx(1, abs=1e-5)
+
+
+def test_scores_hide_sinks_in_the_map_and_in_the_thumbnails(explorer):
+    explorer.view(
+        method="attention", head=1, query=KEPT[0], quantity="scores", range="shared", peak="false", boxes="false"
+    )
+    alpha = """([row, column, query]) => document.querySelector(`#queries [data-query="${query}"] canvas`)
+      .getContext("2d").getImageData(column, row, 1, 1).data[3]"""
+    row, column = pages.SINKS["image"]
+    weights = explorer.content()["queries"]
+    places = [[row, column, query] for query in ("mean", KEPT[0], KEPT[-1])]
+    assert [explorer.page.evaluate(alpha, place) for place in places] == [255] * 3
+    explorer.set("sinks", True)
+    assert explorer.content()["queries"] != weights
+    assert [explorer.page.evaluate(alpha, place) for place in places] == [0] * 3
+    _, rows = table_of(explorer, "#queries-section")
+    columns = 3 + row * pages.plane_shape("image")[1] + column
+    assert {row[columns] for row in rows} == {""}
+    explorer.set("quantity", "weights")
+    assert explorer.content()["queries"] != weights
 
 
 def test_words_and_tokens_form_a_matrix_that_selects_words_and_can_be_saved(explorer):

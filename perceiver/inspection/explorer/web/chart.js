@@ -4,6 +4,7 @@ const WIDTH = 640;
 const HEIGHT = 250;
 const MARGIN = { left: 62, right: 134, top: 12, bottom: 40 };
 const LABEL_DISTANCE = 15;
+const LEAST_RANGE = 1e-3; // of values, relative to the largest one, below which they are drawn as one
 const STUB_LENGTH = 60; // of the line that represents a single point
 const [RIGHT, BOTTOM] = [WIDTH - MARGIN.right, HEIGHT - MARGIN.bottom];
 
@@ -17,9 +18,10 @@ function lineChart({ series, markers = [], xLabel, yLabel, description, parts, i
   const [y, yRange] = axisScale(ys, 0.06, BOTTOM, MARGIN.top);
   const text = (attributes, content) => svg("text", attributes, content);
   const line = (attributes) => svg("line", attributes);
-  const yTicks = niceTicks(...yRange, 4).flatMap((value) => [
+  const yValues = niceTicks(...yRange, 4);
+  const yTicks = yValues.flatMap((value) => [
     line({ class: "grid", x1: MARGIN.left, x2: RIGHT, y1: y(value), y2: y(value) }),
-    text({ class: "number", x: MARGIN.left - 6, y: y(value) + 4, "text-anchor": "end" }, short(value)),
+    text({ class: "number", x: MARGIN.left - 6, y: y(value) + 4, "text-anchor": "end" }, short(value, figuresOf(yValues))),
   ]);
   const xValues = niceTicks(...xRange, 6).filter((value) => isPercentX || Number.isInteger(value));
   const xTicks = xValues.flatMap((value) => [
@@ -53,10 +55,17 @@ function lineChart({ series, markers = [], xLabel, yLabel, description, parts, i
   return node;
 }
 
+// Significant figures by which consecutive ticks differ.
+function figuresOf(ticks) {
+  const largest = Math.max(...ticks.map(Math.abs));
+  return ticks.length > 1 ? Math.max(3, Math.ceil(Math.log10(largest / (ticks[1] - ticks[0]))) + 1) : 3;
+}
+
 // The function from values to positions between `from` and `to`, and the range of the axis.
 function axisScale(values, margin, from, to) {
   const [min, max] = [Math.min(...values), Math.max(...values)];
-  const padding = max > min ? margin * (max - min) : 0.5 * (Math.abs(max) || 1);
+  const isOne = max - min <= (margin && LEAST_RANGE) * Math.max(Math.abs(min), Math.abs(max));
+  const padding = isOne ? 0.5 * (Math.abs(max) || 1) : margin * (max - min);
   const [low, high] = [min - padding, max + padding];
   return [(value) => from + ((value - low) / (high - low)) * (to - from), [low, high]];
 }

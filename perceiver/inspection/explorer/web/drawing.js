@@ -11,6 +11,10 @@ const BAR_HEIGHT = 62;
 const NUM_STOPS = 33; // of the gradient of a color bar
 const TEXT_WIDTH = 720;
 const [TOKEN_SIZE, TOKEN_HEIGHT, LINE_HEIGHT] = [15, 22, 30];
+const SERIES = ["#0b5cad", "#b04a00", "#6b3fa0", "#3d6b1f"]; // --run0 to --run3 in the light theme
+const [GRID_WIDTH, THUMBNAIL_WIDTH, THUMBNAIL_GAP, THUMBNAIL_TOKENS] = [900, 80, 10, 12];
+const WIDE = 1.8; // ratio of width and height above which thumbnails are wider
+const TRACK_WIDTH = 300; // of bars
 const measuring = document.createElement("canvas").getContext("2d");
 
 const rgb = ([r, g, b]) => `rgb(${r},${g},${b})`;
@@ -54,8 +58,7 @@ function cellRects({ rows, columns, start }, map, marks, colors) {
   return rects.map((rect) => svg("rect", rect));
 }
 
-function colorBarDrawing(x, y, colors, caption) {
-  const id = "colors";
+function colorBarDrawing(x, y, colors, caption, id = "colors") {
   const channels = new Uint8Array(colors.pixels.buffer);
   const stops = Array.from({ length: NUM_STOPS }, (_, i) => {
     const step = Math.round((i / (NUM_STOPS - 1)) * (colors.pixels.length - 1));
@@ -193,6 +196,81 @@ function matrixDrawing({ names, columns, values, blanks, links, label, unit, mod
   const title = `Alignment of words with ${modality}: ${label}`;
   const nodes = [rows, heads, outlines].map((some) => some.filter(Boolean));
   return drawing(width, below + BAR_HEIGHT, title, `${page.samples[state.sample].id}, ${eventName(state)}`, ...nodes, bar);
+}
+
+// Thumbnails of the maps of queries; color bars, where they share a range.
+function gridDrawing({ explanation, layer, queries, unit, head }) {
+  const descriptions = layer.maps.cells.map(({ modality }) => page.samples[state.sample].modalities[modality]);
+  const isWide = descriptions.some(({ size: [width, height] }) => width > WIDE * height);
+  const width = isWide ? 1.4 * THUMBNAIL_WIDTH : THUMBNAIL_WIDTH;
+  const heights = descriptions.map(({ size, tokens }) => (tokens ? THUMBNAIL_TOKENS : (width * size[1]) / size[0]));
+  const [across, down] = [width + THUMBNAIL_GAP, heights.reduce((sum, height) => sum + height + 2, LINE_HEIGHT)];
+  const columns = Math.min(queries.length, Math.max(1, Math.floor(GRID_WIDTH / across)));
+  const maps = queries.map((query) => gridMap(explanation, layer, query));
+  const nodes = maps.map(({ map, stack, marks, colors }, place) => {
+    let y = HEAD_HEIGHT + down * Math.floor(place / columns);
+    const x = DRAWING_MARGIN + across * (place % columns);
+    const cells = stack.layout.map((part, index) => {
+      const scale = `translate(${x} ${y}) scale(${width / part.columns} ${heights[index] / part.rows})`;
+      y += heights[index] + 2;
+      return svg("g", { transform: scale, "shape-rendering": "crispEdges" }, ...cellRects(part, map, marks, colors[index]));
+    });
+    return [...cells, drawnText(x + width / 2, y + 12, String(queries[place]), { size: 11, "text-anchor": "middle" })];
+  });
+  const below = HEAD_HEIGHT + down * Math.ceil(queries.length / columns) + DRAWING_MARGIN;
+  const isShared = state.range === "shared";
+  const ranges = { own: "each map has its own range", clipped: "each map up to its 99th percentile", map: "one range for all modalities of a map" };
+  const bars = isShared
+    ? maps[0].stack.layout.map(({ modality }, index) => {
+        const caption = `${modality}: ${unit}, ${state.scale} scale`;
+        return colorBarDrawing(DRAWING_MARGIN + 10, below + BAR_HEIGHT * index, maps[0].colors[index], caption, `colors${index}`);
+      })
+    : [drawnText(DRAWING_MARGIN, below, `${unit}, ${state.scale} scale; ${ranges[state.range]}`, { fill: GRAY })];
+  const title = `${capitalized(plural(layer.query_kind))} of ${layer.name}, ${head}: ${unit}`;
+  const height = below + (isShared ? BAR_HEIGHT * bars.length : DRAWING_MARGIN);
+  return drawing(across * columns + 2 * DRAWING_MARGIN, height, title, viewSubtitle(), nodes.flat(), bars.flat());
+}
+
+const viewSubtitle = () => `${page.samples[state.sample].id}, ${eventName(state)}`;
+
+// Bars of changes to both sides of the middle.
+function changesDrawing({ title, items }) {
+  const left = DRAWING_MARGIN + Math.max(...items.map(({ name }) => widthOf(name, 12))) + THUMBNAIL_GAP;
+  const [middle, right] = [left + TRACK_WIDTH / 2, left + TRACK_WIDTH + THUMBNAIL_GAP];
+  const rows = items.flatMap((item, row) => {
+    const y = HEAD_HEIGHT + TOKEN_HEIGHT * row;
+    const width = (Math.abs(item.share) * TRACK_WIDTH) / 2;
+    const bar = { x: item.change < 0 ? middle - width : middle, y: y + 3, width, height: TOKEN_HEIGHT - 8 };
+    return [
+      drawnText(left - THUMBNAIL_GAP, y + 14, item.name, { "text-anchor": "end" }),
+      svg("rect", { ...bar, fill: SERIES[item.change < 0 ? 0 : 1] }),
+      drawnText(right, y + 14, changeText(item)),
+    ];
+  });
+  const bottom = HEAD_HEIGHT + TOKEN_HEIGHT * items.length;
+  const axis = svg("line", { x1: middle, x2: middle, y1: HEAD_HEIGHT, y2: bottom, stroke: GRAY });
+  const longest = Math.max(...items.map((item) => widthOf(changeText(item), 12)));
+  return drawing(right + longest + DRAWING_MARGIN, bottom + DRAWING_MARGIN, title, viewSubtitle(), rows, axis);
+}
+
+// A bar for each map, divided by the shares of the modalities.
+function sharesDrawing({ title, titleOfWeights = title, stack: { layout } }, rows) {
+  const left = DRAWING_MARGIN + Math.max(...rows.map(([name]) => widthOf(name, 12))) + THUMBNAIL_GAP;
+  const nodes = rows.flatMap(([name, shares], row) => {
+    const y = HEAD_HEIGHT + TOKEN_HEIGHT * row;
+    let x = left;
+    const parts = shares.map((share, index) => {
+      const part = { x, y: y + 3, width: TRACK_WIDTH * share, height: TOKEN_HEIGHT - 8, fill: SERIES[index % SERIES.length] };
+      x += part.width;
+      return svg("rect", { ...part, stroke: PAPER });
+    });
+    const text = drawnText(left + TRACK_WIDTH + THUMBNAIL_GAP, y + 14, shareText(layout, shares));
+    return [drawnText(left - THUMBNAIL_GAP, y + 14, name, { "text-anchor": "end" }), ...parts, text];
+  });
+  const longest = Math.max(...rows.map(([, shares]) => widthOf(shareText(layout, shares), 12)));
+  const width = left + TRACK_WIDTH + longest + THUMBNAIL_GAP + DRAWING_MARGIN;
+  const height = HEAD_HEIGHT + TOKEN_HEIGHT * rows.length + DRAWING_MARGIN;
+  return drawing(width, height, `Share of each modality: ${titleOfWeights}`, viewSubtitle(), nodes);
 }
 
 // A chart of the page with the look that style sheets give it in the light theme.

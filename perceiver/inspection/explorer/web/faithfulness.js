@@ -73,10 +73,13 @@ function faithfulnessResult({ fractions, curves, stages, maps, chance }) {
   return [
     element("ul", { id: "verdicts", class: "sentences" }, ...verdicts),
     element("div", { class: "charts" }, ...charts),
-    element("div", { class: "scroll" }, methodTable(maps, chance)),
-    element("div", { class: "scroll" }, differenceTable(maps)),
+    scrollable("scores of maps", methodTable(maps, chance)),
+    scrollable("differences from nulls", differenceTable(maps)),
   ];
 }
+
+// A wide table scrolls by itself, also by the arrow keys.
+const scrollable = (label, table) => element("div", { class: "scroll", tabindex: 0, role: "group", "aria-label": label }, table);
 
 const chartParts = (name) => [page.title, name, `step-${eventAt(state).step}`];
 
@@ -100,7 +103,7 @@ function withInterval(found) {
   const { mean, low, high } = found;
   const digits = (value) => value.toFixed(2).replace("-", "−");
   if (!Number.isFinite(mean)) return "–";
-  return Number.isFinite(low) ? `${digits(mean)} [${digits(low)}, ${digits(high)}]` : digits(mean);
+  return Number.isFinite(low) && Number.isFinite(high) ? `${digits(mean)} [${digits(low)}, ${digits(high)}]` : digits(mean);
 }
 
 function methodTable(maps, chance) {
@@ -175,13 +178,8 @@ function localizationTable(values) {
   const columns = Object.values(LOCALIZATION_SCORES).flatMap((score) =>
     [...Object.keys(LOCALIZED_MAPS), "chance"].map((map) => `${score}: ${map}`),
   );
-  return element(
-    "table",
-    {},
-    element("caption", {}, "Localization: agreement of the maps with the annotated boxes of the answers"),
-    tableHead(["answers", ...columns]),
-    element("tbody", {}, ...rows),
-  );
+  const caption = element("caption", {}, "Localization: agreement of the maps with the annotated boxes of the answers");
+  return scrollable("localization", element("table", {}, caption, tableHead(["answers", ...columns]), element("tbody", {}, ...rows)));
 }
 
 function wordOverlap(values) {

@@ -64,7 +64,8 @@ function renderNoMap() {
     ? `${eventName(state)} has no maps of this sample; select another step or sample.`
     : "This page contains statistics, but no maps.";
   byId("panels").replaceChildren(element("p", { class: "none" }, reason));
-  for (const id of ["map-title", "readout", "notes", "shares", "verdict"]) byId(id).replaceChildren();
+  for (const id of ["map-title", "readout", "notes", "verdict"]) byId(id).replaceChildren();
+  byId("shares").hidden = true;
   pausePlayers();
   figure.modalities = [];
 }

@@ -8,7 +8,20 @@ const SILENCED = {
   layers: "its attention adds nothing",
 };
 
+const SINGULAR = { modalities: "modality", latents: "latent", heads: "head", layers: "layer" };
 const partName = (kind, name) => (kind === "latents" ? `latent ${name}` : name);
+const partTitle = (kind, name) => `${SINGULAR[kind]} ${name}`;
+
+const knockoutView = {
+  label: "the changes",
+  parts: () => {
+    const { answers } = explanationAt(state, state.sample);
+    const what = state.silent === "" ? answers[state.answer].name : `without-${state.silent}`;
+    return [page.samples[state.sample].id, `knockout-${state.knockout}`, what, `step-${eventAt(state).step}`];
+  },
+  svg: () => changesDrawing(knockoutBars(explanationAt(state, state.sample))),
+  csv: () => knockoutBars(explanationAt(state, state.sample)).rows,
+};
 
 function renderKnockouts(explanation) {
   const { knockouts = [], answers = [] } = explanation ?? {};
@@ -17,51 +30,78 @@ function renderKnockouts(explanation) {
   if (byId("knockout-section").hidden) return;
   const { sample, run, event, answer, knockout, silent, ranking, layer } = state;
   renderOnChange("knockouts", [sample, run, event, answer, knockout, silent, ranking, layer], () => {
-    const items = silent === "" ? partItems(explanation, found) : answerItems(explanation, found);
+    const { hint, items } = knockoutBars(explanation);
+    byId("knockout-hint").textContent = hint;
     const focused = [...byId("knockouts").children].findIndex((item) => item.contains(document.activeElement));
-    byId("knockouts").replaceChildren(...items);
+    byId("knockouts").replaceChildren(...items.map(changeItem));
     byId("knockouts").children[focused]?.querySelector("button")?.focus();
   });
 }
 
+// {title, hint, items, rows}: the largest changes as bars, {name, usual, change, share, …}, and a table of all.
+function knockoutBars(explanation) {
+  const found = explanation.knockouts.find(({ kind }) => kind === state.knockout);
+  return state.silent === "" ? partBars(explanation, found) : answerBars(explanation, found);
+}
+
+const without = (usual, change) => Math.min(1, Math.max(0, usual + change)); // usual is rounded
+
 // The parts of a kind by the change of the selected answer; each leads to its map.
-function partItems(explanation, { kind, parts, change, effect }) {
+function partBars(explanation, { kind, parts, change, effect }) {
   const { name, detail } = explanation.answers[state.answer];
   const own = change[state.answer];
   const sizes = state.ranking === "answer" ? own.map(Math.abs) : effect;
-  const order = [...parts.keys()].sort((i, j) => sizes[j] - sizes[i] || i - j).slice(0, MOST_KNOCKOUTS);
+  const all = [...parts.keys()].sort((i, j) => sizes[j] - sizes[i] || i - j);
+  const order = all.slice(0, MOST_KNOCKOUTS);
   const top = Math.max(...order.map((part) => Math.abs(own[part])));
-  byId("knockout-hint").textContent =
+  const hint =
     `Change of the probability of ${quoted(name)} (${detail}) if one of the ${kind} is silent: ${SILENCED[kind]}. ` +
     `The ${order.length} of ${parts.length} with the largest change. Two parts that do the same work may have no effect each.`;
-  return order.map((part) => {
+  const usual = Number(detail);
+  const items = order.map((part) => {
     const title = `mean size of the change over all answers and samples: ${short(effect[part])}`;
     const changes = selectionOf(explanation, kind, parts[part]);
     const action = changes && { changes: { ...changes, method: "attention" }, hint: "show its map" };
-    return changeItem(partName(kind, parts[part]), Number(detail), own[part], top, { title, "data-part": parts[part] }, action, `without ${kind.slice(0, -1)} ${parts[part]}`);
+    return {
+      name: partName(kind, parts[part]),
+      usual,
+      change: own[part],
+      share: top > 0 ? own[part] / top : 0,
+      attributes: { title, "data-part": parts[part] },
+      action,
+      label: `without ${partTitle(kind, parts[part])}`,
+    };
   });
+  const head = [SINGULAR[kind], "probability", "probability without it", "change", "mean size of the change over all answers and samples"];
+  const rows = all.map((part) => [parts[part], usual, without(usual, own[part]), own[part], effect[part]]);
+  return { title: `Probability of ${quoted(name)} without one of the ${kind}`, hint, items, rows: [head, ...rows] };
 }
 
 // The answers by their change without the chosen part; each can be selected.
-function answerItems({ answers }, { kind, parts, change, effect }) {
+function answerBars({ answers }, { kind, parts, change, effect }) {
   const part = parts.indexOf(state.silent);
   const own = answers.map((_, answer) => change[answer][part]);
   const order = [...answers.keys()].sort((i, j) => Math.abs(own[j]) - Math.abs(own[i]) || i - j);
   const top = Math.abs(own[order[0]]);
-  byId("knockout-hint").textContent =
-    `Change of the probability of each answer without ${partName(kind, state.silent)}: ${SILENCED[kind]}. ` +
+  const hint =
+    `Change of the probability of each answer without ${partTitle(kind, state.silent)}: ${SILENCED[kind]}. ` +
     `Mean size of the change over all answers and samples: ${short(effect[part])}.`;
-  return order.map((answer) => {
+  const items = order.map((answer) => {
     const { name, detail } = answers[answer];
     const action = { changes: { answer }, hint: "select it" };
-    return changeItem(name, Number(detail), own[answer], top, { "data-answer": answer }, action, name);
+    const share = top > 0 ? own[answer] / top : 0;
+    return { name, usual: Number(detail), change: own[answer], share, attributes: { "data-answer": answer }, action, label: name };
   });
+  const rows = items.map(({ name, usual, change }) => [name, usual, without(usual, change), change]);
+  const title = `Probability of each answer without ${partTitle(kind, state.silent)}`;
+  return { title, hint, items, rows: [["answer", "probability", "probability without it", "change"], ...rows] };
 }
 
-function changeItem(name, usual, change, top, attributes, action, label) {
-  const text = `${signed(change)} (${short(usual)} → ${short(Math.max(0, usual + change))})`;
-  const share = top > 0 ? (50 * Math.abs(change)) / top : 0;
-  const side = change < 0 ? `right:50%;width:${share}%` : `left:50%;width:${share}%`;
+const changeText = ({ usual, change }) => `${signed(change)} (${short(usual)} → ${short(without(usual, change))})`;
+
+function changeItem({ name, usual, change, share, attributes, action, label }) {
+  const text = changeText({ usual, change });
+  const side = `${change < 0 ? "right" : "left"}:50%;width:${50 * Math.abs(share)}%`;
   const content = [
     element("span", { class: "name" }, name),
     element(

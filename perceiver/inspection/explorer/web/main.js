@@ -81,6 +81,8 @@ function start() {
   byId("runs").replaceChildren(...page.runs.map((run, index) => element("li", {}, runLabel(run, index))));
   byId("runs").hidden = page.runs.length === 1 && page.runs[0].name === page.title;
   for (const node of byId("figure").querySelectorAll(".controls")) node.hidden = !eventsWithMaps.length;
+  byId("shares").append(saveButtons(byId("shares"), sharesView));
+  byId("knockout-section").append(saveButtons(byId("knockout-section"), knockoutView));
   listenToControls();
   listenToQueries();
   listenToShortcuts();

@@ -7,12 +7,12 @@ function renderQueries(explanation) {
   const layer = explanation?.layers[state.layer];
   byId("queries-section").hidden = !layer;
   if (!layer) return;
-  const { run, event, sample, layer: index, head, sort, answer, scale, range, colormap, sinks } = state;
+  const { run, event, sample, layer: index, head, sort, answer, quantity, scale, range, colormap, sinks } = state;
   const location = [run, event, sample, index];
   const order = [...location, head, sort, answer, sinks];
   renderOnChange("queries", location, () => createQueries(layer));
   renderOnChange("order", order, () => sortQueries(explanation, layer));
-  renderOnChange("thumbnails", [...order, scale, range, colormap], () => paintThumbnails(explanation, layer));
+  renderOnChange("thumbnails", [...order, quantity, scale, range, colormap], () => paintThumbnails(explanation, layer));
   renderOnChange("query", [...location, state.query, state.method], () => {
     for (const option of byId("queries").children) {
       const isCurrent = option.dataset.query === String(state.query);
@@ -35,7 +35,7 @@ function createQueries(layer) {
   });
   byId("queries").replaceChildren(...options);
   byId("queries").setAttribute("aria-label", `${plural(kind)}; select with the arrow keys`);
-  byId("queries").dataset.wide = descriptions.some(({ size: [width, height] }) => width > 1.8 * height);
+  byId("queries").dataset.wide = descriptions.some(({ size: [width, height] }) => width > WIDE * height);
   byId("queries-heading").textContent = capitalized(plural(kind));
   byId("queries-count").textContent =
     queries.length < numQueries
@@ -82,22 +82,34 @@ function sortQueries(explanation, layer) {
       : "";
 }
 
+const showsScores = (layer) => state.quantity === "scores" && !noScores(layer, state.head, layer.queries[0]);
+
+// {map, stack, marks, colors: of each modality} of a query; a mean has no scores, so that its weights are shown.
+function gridMap(explanation, layer, query) {
+  const { layer: index, head, colormap, scale, range } = state;
+  const isSigned = showsScores(layer) && query !== "mean";
+  const weights = explanation.layerMaps(index, head);
+  const ofQuery = () => (query === "mean" ? weights.mean : weights.map(layer.queries.indexOf(query)));
+  const shown = isSigned ? scoreMap(explanation, index, head, query) : { stack: weights, map: ofQuery(), marks: weights.marks };
+  const colors = weights.layout.map((_, part) =>
+    colorScale({ colormap, scale, top: rangeMaximum(shown, part, range), isSigned }),
+  );
+  return { ...shown, colors };
+}
+
 // In the order of the grid, for at most a frame at a time.
-function paintThumbnails(explanation, { queries }) {
+function paintThumbnails(explanation, layer) {
   cancelAnimationFrame(pendingFrame);
-  const { colormap, scale, range } = state;
-  const stack = explanation.layerMaps(state.layer, state.head);
+  byId("queries-quantity").textContent = showsScores(layer)
+    ? "Scores before the softmax: orange above their mean, blue below it; of the mean, weights."
+    : "";
   const waiting = [...byId("queries").children];
   const paint = () => {
     const end = performance.now() + MILLISECONDS_PER_FRAME;
     while (waiting.length && performance.now() < end) {
       const option = waiting.shift();
-      const { query } = option.dataset;
-      const map = query === "mean" ? stack.mean : stack.map(queries.indexOf(Number(query)));
-      stack.layout.forEach((part, index) => {
-        const colors = colorScale({ colormap, scale, top: rangeMaximum({ map, stack }, index, range) });
-        paintThumbnail(option.children[index], map, part, colors, stack.marks);
-      });
+      const { map, stack, marks, colors } = gridMap(explanation, layer, PARSERS.query(option.dataset.query));
+      stack.layout.forEach((part, index) => paintThumbnail(option.children[index], map, part, colors[index], marks));
     }
     byId("queries").setAttribute("aria-busy", waiting.length > 0);
     pendingFrame = waiting.length ? requestAnimationFrame(paint) : null;
@@ -120,7 +132,54 @@ function selectQuery(option, takesFocus) {
   option.scrollIntoView({ block: "nearest" });
 }
 
+// The queries in the order of the grid, without their mean where that has another unit.
+function shownQueries(layer) {
+  const queries = [...byId("queries").children].map(({ dataset }) => PARSERS.query(dataset.query));
+  return showsScores(layer) ? queries.filter((query) => query !== "mean") : queries;
+}
+
+// The selected layer, what its grid shows, and the names of its head and unit.
+function shownGrid() {
+  const explanation = explanationAt(state, state.sample);
+  const layer = explanation.layers[state.layer];
+  const unit = showsScores(layer) ? "score less the mean (nats)" : layer.places ? "share" : "weight";
+  const head = state.head === "mean" ? `mean over ${counted(layer.num_heads, "head")}` : `head ${state.head}`;
+  return { explanation, layer, queries: shownQueries(layer), unit, head };
+}
+
+// A row for each query: its entropy, its share in the rollout of the selected answer, and the values of its cells.
+function queryRows() {
+  const { explanation, layer, queries, unit } = shownGrid();
+  const entropies = entropiesOf(layer);
+  const shares = layer.rollout[state.answer];
+  const cells = explanation.layerMaps(state.layer, state.head).layout.flatMap(({ modality, rows, columns }) =>
+    Array.from({ length: rows * columns }, (_, i) => `${unit}, ${modality}, row ${Math.floor(i / columns)}, column ${i % columns}`),
+  );
+  const rollout = shares ? [`share of the rollout of ${quoted(explanation.answers[state.answer].name)}`] : [];
+  const rows = queries.map((query) => {
+    const { map, marks } = gridMap(explanation, layer, query);
+    const at = layer.queries.indexOf(query);
+    const values = [entropies[at] ?? null, ...(shares ? [shares[at] ?? null] : [])];
+    return [query, ...values, ...Array.from(map, (value, cell) => (marks?.[cell] ? null : value))];
+  });
+  return [[layer.query_kind, "entropy (nats)", ...rollout, ...cells], ...rows];
+}
+
+const queriesView = {
+  label: "the grid of maps",
+  parts: () => {
+    const { layer, unit } = shownGrid();
+    const quantity = unit.startsWith("score") && "scores";
+    const sinks = state.sinks && sinksShown().length && "without-sinks";
+    const names = [page.samples[state.sample].id, plural(layer.query_kind), layer.name, `head-${state.head}`];
+    return [...names, quantity, sinks, `step-${eventAt(state).step}`].filter(Boolean);
+  },
+  svg: () => gridDrawing(shownGrid()),
+  csv: queryRows,
+};
+
 function listenToQueries() {
+  byId("queries-section").append(saveButtons(byId("queries-section"), queriesView));
   const node = byId("queries");
   node.addEventListener("click", (event) => {
     const option = event.target.closest("[data-query]");

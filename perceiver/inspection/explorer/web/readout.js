@@ -64,8 +64,8 @@ function renderReadout() {
   byId("readout").textContent = texts.join(" · ");
 }
 
-// Bars with the share of each modality, where there are several.
-function renderShares({ left, explanation, selected }) {
+// [[name, the share of each modality]] of the map, and of all queries of the selected layer.
+function shareRows({ left, explanation, selected }) {
   const { layout } = left.stack;
   const rows = [["this map", left.weights ?? left.map]];
   const layer = explanation.layers[selected.layer];
@@ -73,19 +73,37 @@ function renderShares({ left, explanation, selected }) {
     const name = `${layer.name}, all ${plural(layer.query_kind)}`;
     rows.push([name, explanation.layerMaps(selected.layer, selected.head).mean]);
   }
-  const bars = rows.map(([name, map]) => {
+  return rows.map(([name, map]) => {
     const mass = massOf(map);
-    const shares = layout.map((part) => (mass > 0 ? massOf(map, part) / mass : 0));
-    const text = layout.map(({ modality }, i) => `${modality} ${percent(shares[i])}`).join(" · ");
+    return [name, layout.map((part) => (mass > 0 ? massOf(map, part) / mass : 0))];
+  });
+}
+
+const shareText = (layout, shares) => layout.map(({ modality }, i) => `${modality} ${percent(shares[i])}`).join(" · ");
+
+// Bars with the share of each modality, where there are several.
+function renderShares(scene) {
+  const { layout } = scene.left.stack;
+  const bars = shareRows(scene).map(([name, shares]) => {
     const parts = shares.map((share, i) =>
       element("span", { class: `part run${i % 4}`, ".style": `width:${100 * share}%` }),
     );
     const track = element("span", { class: "track" }, ...parts);
-    return element("div", { class: "share" }, element("span", {}, name), track, element("span", {}, text));
+    return element("div", { class: "share" }, element("span", {}, name), track, element("span", {}, shareText(layout, shares)));
   });
   byId("shares").hidden = layout.length === 1;
-  byId("shares").replaceChildren(element("h4", {}, "Share of each modality"), ...bars);
+  byId("share-rows").replaceChildren(...bars);
 }
+
+const sharesView = {
+  label: "the shares",
+  parts: () => selectionParts("shares"),
+  svg: () => sharesDrawing(figure.scene.left, shareRows(figure.scene)),
+  csv: () => {
+    const names = figure.scene.left.stack.layout.map(({ modality }) => modality);
+    return [["map", ...names], ...shareRows(figure.scene).map(([name, shares]) => [name, ...shares])];
+  },
+};
 
 // Selects the query of the place of an output that is nearest to a position, if the layer has such queries.
 function selectPlace({ axes }, position) {

@@ -33,11 +33,13 @@ function saveButtons(node, view) {
 
 // The view that contains the focus, or the first one.
 function saveFocused(kind) {
-  const node = document.activeElement?.closest("[data-view]") ?? document.querySelector("#panels [data-view], main [data-view]");
+  const first = () => [...document.querySelectorAll("main [data-view]")].find((view) => view.checkVisibility());
+  const node = document.activeElement?.closest("[data-view]") ?? first();
   if (node) save(views.get(node), kind);
 }
 
 async function save(view, kind) {
+  if (figure.isLoading) return;
   const file = fileName(view.parts(), kind);
   try {
     const url = URL.createObjectURL(await KINDS[kind](view));

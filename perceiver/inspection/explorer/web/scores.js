@@ -13,18 +13,28 @@ function noScores({ scores, num_heads: numHeads, query_kind: kind, name }, head,
 // {map, marks, errors, stack}: scores in nats, marks of cells without one, and the error of each by the levels of weights,
 // infinite where the score is only known to be at most the one given. The stack has the scores of all queries of the head.
 function scoreMap(explanation, index, head, query) {
-  const layer = explanation.layers[index];
-  const number = head === "mean" ? 0 : head;
-  const key = `${index}/${number}`;
-  if (!explanation.scores.has(key)) explanation.scores.set(key, headScores(explanation, layer, index, number));
-  const { stack, marks, errors } = explanation.scores.get(key);
-  const place = layer.queries.indexOf(query);
+  const { stack, marks, errors } = shownScores(explanation, index, head === "mean" ? 0 : head);
+  const place = explanation.layers[index].queries.indexOf(query);
   const part = (values) => values.subarray(place * stack.numCells, (place + 1) * stack.numCells);
-  const hidden = explanation.layerMaps(index, number).marks;
-  const map = part(stack.values).slice();
-  const own = part(marks).slice();
-  hidden?.forEach((mark, cell) => mark && ([map[cell], own[cell]] = [0, mark]));
-  return { stack, map, marks: own.some(Boolean) ? own : null, errors: part(errors) };
+  const own = part(marks);
+  return { stack, map: part(stack.values), marks: own.some(Boolean) ? own : null, errors: part(errors) };
+}
+
+// {stack, marks, errors} of all queries of a head, without the scores of hidden cells.
+function shownScores(explanation, index, head) {
+  const key = `${index}/${head}`;
+  if (!explanation.scores.has(key)) {
+    explanation.scores.set(key, headScores(explanation, explanation.layers[index], index, head));
+  }
+  const scores = explanation.scores.get(key);
+  const { marks: hidden, numCells } = explanation.layerMaps(index, head);
+  if (!hidden) return scores;
+  if (!explanation.shown.has(scores)) {
+    const hide = (values, replacement) => values.map((value, at) => (hidden[at % numCells] ? replacement : value));
+    const stack = new MapStack(scores.stack.layout, hide(scores.stack.values, 0));
+    explanation.shown.set(scores, { ...scores, stack, marks: hide(scores.marks, HIDDEN) });
+  }
+  return explanation.shown.get(scores);
 }
 
 function headScores(explanation, layer, index, head) {

@@ -21,6 +21,7 @@ function attentionMap(explanation, index, head, query, quantity) {
   const notes = isPartial ? [part] : [];
   if (places) notes.push("Click a place of the input to see where the output there was read from.");
   const weights = query === "mean" ? stack.mean : stack.map(queries.indexOf(query));
+  const title = places ? `Rollout of ${name}: ${rows}` : `Attention weights of ${name}: ${rows}, ${heads}`;
   if (quantity === "scores") {
     const reason = noScores(layer, head, query);
     if (!reason) {
@@ -29,7 +30,8 @@ function attentionMap(explanation, index, head, query, quantity) {
       const numBounds = scores.errors.filter((error, cell) => error === Infinity && !scores.marks?.[cell]).length;
       if (numBounds) notes.push(`${counted(numBounds, "cell")} too faint for this page: their scores are at most those shown.`);
       const unit = "score less the mean (nats)";
-      return { ...scores, unit, title: `Scores before the softmax of ${name}: ${rows}, ${heads}`, notes, isSigned: true, weights };
+      const ofScores = `Scores before the softmax of ${name}: ${rows}, ${heads}`;
+      return { ...scores, unit, title: ofScores, notes, isSigned: true, weights, titleOfWeights: title };
     }
     notes.push(reason);
   }
@@ -39,7 +41,7 @@ function attentionMap(explanation, index, head, query, quantity) {
     marks: stack.marks,
     hiddenShare: query === "mean" ? stack.hiddenShareOfMean : stack.hiddenShares?.[queries.indexOf(query)],
     unit: places ? "share" : "weight",
-    title: places ? `Rollout of ${name}: ${rows}` : `Attention weights of ${name}: ${rows}, ${heads}`,
+    title,
     notes,
   };
 }
