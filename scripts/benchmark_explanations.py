@@ -22,7 +22,7 @@ from rich.table import Table
 
 from perceiver.commands.predict import to_accelerator
 from perceiver.commands.train import discard_if_unused, prepare_torch, train
-from perceiver.inspection.evaluation.evaluator import Evaluation
+from perceiver.inspection.explorer.events import write_arrays
 from perceiver.inspection.explorer.page import page_event
 from perceiver.inspection.maps.capture import capture
 from perceiver.inspection.writer import ExplanationWriter
@@ -72,13 +72,14 @@ def event_table(config: dict[str, Any]) -> Table:
             clock.measure("forward pass, captured", forward)
     explanation = clock.measure("explanation: capture, rollout, relevance", lambda: explainer.explain(batch))
     clock.measure("statistics", lambda: explanation.statistics)
-    writer, options = (
-        ExplanationWriter.of_model(explainer, explanation, lambda *_: None),
-        {"max_megabytes": settings["max_megabytes"]},
-    )
+    writer = ExplanationWriter.of_model(explainer, explanation, lambda *_: None)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "event.npz"
-        write = partial(writer.write_event, path, step=0, epoch=0, evaluation=Evaluation(), **options)
+
+        def write() -> Any:
+            event = writer.event(step=0, epoch=0, max_megabytes=settings["max_megabytes"])
+            write_arrays(Path(folder) / "event.npz", event)
+            return event
+
         arrays = clock.measure("event file", write)
     clock.measure("maps for the explorer", lambda: page_event(arrays))
     clock.measure("contact sheets", lambda: writer.contact_sheets(settings["num_latents"]))

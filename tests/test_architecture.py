@@ -74,7 +74,7 @@ MAY_IMPORT = {
     "inspection": ("inspection",),
     "inspection.maps": MAPS,
     "inspection.maps.capture": (*MAPS, "attention", "encoders"),
-    "inspection.maps.explanation": (*MAPS, "tasks"),
+    "inspection.maps.explainer": (*MAPS, "tasks"),
     "inspection.evaluation": EVALUATION,
     "inspection.drawing": DRAWING,
     "inspection.explorer": EXPLORER,
@@ -230,7 +230,7 @@ def test_a_planted_violation_is_found(tmp_path, path, source, violation):
         ("perceiver/decoders/base.py", "from perceiver import attention\nfrom perceiver.queries.text import Text"),
         ("perceiver/queries/text.py", "from perceiver.encoders.base import check_sizes"),
         ("perceiver/inspection/__init__.py", "from perceiver.inspection.watched.watch import watch"),
-        ("perceiver/inspection/maps/explanation.py", "from perceiver.tasks.base import Task"),
+        ("perceiver/inspection/maps/explainer.py", "from perceiver.tasks.base import Task"),
         ("perceiver/inspection/watched/watch.py", "from perceiver.inspection.writer import ExplanationWriter"),
         ("perceiver/training/data_module.py", "import lightning\nfrom perceiver.data.sources import digits"),
         (

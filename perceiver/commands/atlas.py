@@ -8,7 +8,7 @@ from perceiver.commands.finished_run import FinishedRun
 from perceiver.commands.whole_split import split_of
 from perceiver.inspection.explorer.atlas import Atlas, collect
 from perceiver.inspection.explorer.atlas_page import write_atlas
-from perceiver.inspection.maps.explanation import Explainer
+from perceiver.inspection.maps.explainer import Explainer
 from perceiver.runtime.errors import ConfigError, one_line
 from perceiver.runtime.summary import console
 

@@ -18,6 +18,7 @@ from perceiver.inspection.drawing.media import texts_of
 from perceiver.inspection.evaluation.evaluator import Evaluator
 from perceiver.inspection.evaluation.knockout import KINDS, knock_out
 from perceiver.inspection.explorer.atlas_page import ATLAS
+from perceiver.inspection.explorer.events import write_arrays
 from perceiver.inspection.explorer.gallery_page import GALLERY
 from perceiver.inspection.explorer.page import (
     MOST_EVENTS,
@@ -32,7 +33,7 @@ from perceiver.inspection.explorer.page import (
 )
 from perceiver.inspection.maps.capture import input_sounds
 from perceiver.inspection.maps.contrast import foil_numbers
-from perceiver.inspection.maps.explanation import Explainer
+from perceiver.inspection.maps.explainer import Explainer
 from perceiver.inspection.maps.sinks import SinkCriterion
 from perceiver.inspection.report import report
 from perceiver.inspection.writer import ExplanationWriter, explain_in_parts
@@ -114,13 +115,13 @@ def inspect_attention(cfg: DictConfig) -> Path:
         if writer.media.versions or not samples:  # the page has the reconstructions of the last run
             samples = writer.page_samples()
         written.append(output.with_name(f"{output.stem}{'' if is_first else '_compared'}.npz"))
-        arrays = writer.write_event(
-            written[-1],
+        arrays = writer.event(
             step=finished.step,
             epoch=finished.epoch,
             evaluation=evaluation,
             max_megabytes=finished.config["attention"]["max_megabytes"],
         )
+        write_arrays(written[-1], arrays)
         most_values = MOST_VALUES // (MOST_EVENTS if is_single else len(runs))
         opened.append(page_event(arrays, most_values=most_values, name=f"{run.name} · step {finished.step}"))
         earlier = events_in(run.finished.output_dir / "attention", num_with_maps=MOST_EVENTS - 1 if is_single else 0)

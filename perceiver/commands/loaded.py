@@ -15,7 +15,8 @@ from perceiver.commands.finished_run import FinishedRun, is_published, load_publ
 from perceiver.commands.finished_run import load as load_run
 from perceiver.commands.predict import predict_samples, to_accelerator
 from perceiver.data.collate import collate
-from perceiver.inspection.maps.explanation import Explainer, Explanation
+from perceiver.inspection.maps.explainer import Explainer
+from perceiver.inspection.maps.explanation import Explanation
 from perceiver.inspection.writer import ExplanationWriter
 from perceiver.model import Perceiver
 from perceiver.pretrained.architectures import Variant
@@ -45,7 +46,7 @@ class Loaded:
 
     @property
     def explainer(self) -> Explainer:
-        """Explains batches, see `perceiver.inspection.maps.explanation`."""
+        """Explains batches, see `perceiver.inspection.maps.explainer`."""
         return self.run.parts.explainer(self.run.config["attention"]["rollout_alpha"])
 
     @torch.no_grad()

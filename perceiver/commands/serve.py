@@ -13,7 +13,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from perceiver.commands.inspect import (
@@ -29,10 +28,8 @@ from perceiver.commands.inspect import (
 from perceiver.commands.train import prepare_torch
 from perceiver.data.collate import collate
 from perceiver.data.files import TEXTS, UnreadableError
-from perceiver.inspection.evaluation.knockout import knock_out, knock_out_arrays
-from perceiver.inspection.explorer.events import event_arrays, with_scores
+from perceiver.inspection.evaluation.knockout import knock_out
 from perceiver.inspection.explorer.page import MOST_VALUES, explorer_page, page_event
-from perceiver.inspection.maps.sinks import find_sinks, sink_arrays
 from perceiver.inspection.writer import ExplanationWriter
 from perceiver.runtime.errors import ConfigError, explain, is_user_error, one_line
 from perceiver.runtime.summary import console
@@ -193,13 +190,13 @@ class LiveExplorer:
         run = self.run
         finished, explainer = run.finished, run.explainer
         explanation = explainer.explain(batch, foil=chosen_foil(self.cfg, [run]))
-        writer = ExplanationWriter.of_model(explainer, explanation, finished.parts.data.dataset.pieces)
-        arrays = event_arrays(explanation, max_megabytes=finished.config["attention"]["max_megabytes"])
-        arrays |= {"step": np.array(finished.step), "epoch": np.array(finished.epoch)}
-        arrays |= knock_out_arrays(knock_out(explainer, explanation, knocked_out_kinds(self.cfg)))
-        sinks = find_sinks(explanation, sink_criterion(self.cfg, run))
-        arrays |= sink_arrays(sinks)
-        arrays = with_scores(arrays, explanation.statistics | sinks.statistics)
+        writer = replace(
+            ExplanationWriter.of_model(explainer, explanation, finished.parts.data.dataset.pieces),
+            knock_outs=knock_out(explainer, explanation, knocked_out_kinds(self.cfg)),
+            sink_criterion=sink_criterion(self.cfg, run),
+        )
+        max_megabytes = finished.config["attention"]["max_megabytes"]
+        arrays = writer.event(step=finished.step, epoch=finished.epoch, max_megabytes=max_megabytes)
         event = page_event(arrays, most_values=MOST_VALUES, name=f"{run.name} · step {finished.step}")
         readers = finished.parts.data.dataset.readers.values()
         live = {

@@ -18,7 +18,8 @@ from perceiver.inspection.evaluation.knockout import KnockOut, knock_out_arrays
 from perceiver.inspection.explorer.events import event_arrays, event_path, event_paths, with_scores, write_arrays
 from perceiver.inspection.explorer.page import PAGE, events_in, explorer_page, write_page
 from perceiver.inspection.maps.capture import Explainable, input_pictures, input_sounds, undisturbed
-from perceiver.inspection.maps.explanation import Explainer, Explanation, in_parts
+from perceiver.inspection.maps.explainer import Explainer, in_parts
+from perceiver.inspection.maps.explanation import Explanation
 from perceiver.inspection.maps.sinks import DEFAULT_CRITERION, SinkCriterion, find_sinks, sink_arrays
 from perceiver.inspection.maps.statistics import drift
 from perceiver.types import Batch
@@ -72,25 +73,24 @@ class ExplanationWriter:
         )
         return cls(explanation, media, explainer.class_names)
 
-    def write_event(
+    def event(
         self,
-        path: Path,
         *,
         step: int,
         epoch: int,
-        evaluation: Evaluation,
         max_megabytes: float,
+        evaluation: Evaluation | None = None,
         previous: Path | None = None,
     ) -> dict[str, np.ndarray]:
-        """Write the event file with statistics and scores, and return its arrays.
+        """Return the arrays of an event, with statistics and scores.
 
         Args:
-            path: the file.
             step, epoch: of the training.
-            evaluation: of maps.
             max_megabytes: limit of the exact weights, see `event_arrays`.
-            previous: the event that the drift is computed from, if there is one.
+            evaluation: of the maps, if they were evaluated.
+            previous: the file of the event before, from which the drift is computed.
         """
+        evaluation = evaluation or Evaluation()
         sinks = find_sinks(self.explanation, self.sink_criterion)
         arrays = event_arrays(self.explanation, max_megabytes=max_megabytes) | knock_out_arrays(self.knock_outs)
         arrays |= sink_arrays(sinks)
@@ -99,22 +99,20 @@ class ExplanationWriter:
             with np.load(previous) as before:
                 scores |= {f"stat/{name}": value for name, value in drift(before, arrays).items()}
         arrays |= {"step": np.array(step), "epoch": np.array(epoch)} | _faithfulness_array(evaluation)
-        arrays = with_scores(arrays, scores)
-        write_arrays(path, arrays)
-        return arrays
+        return with_scores(arrays, scores)
 
     def write_page(self, folder: Path, *, step: int, epoch: int, evaluation: Evaluation, max_megabytes: float) -> Path:
         """Write the event of a step into a folder, and the page of all events in it; return its path."""
         folder.mkdir(parents=True, exist_ok=True)
         earlier = [path for one, path in event_paths(folder).items() if one < step]
-        self.write_event(
-            event_path(folder, step),
+        event = self.event(
             step=step,
             epoch=epoch,
-            evaluation=evaluation,
             max_megabytes=max_megabytes,
+            evaluation=evaluation,
             previous=earlier[-1] if earlier else None,
         )
+        write_arrays(event_path(folder, step), event)
         name = folder.absolute().name
         return write_page(folder / PAGE, explorer_page(name, self.page_samples(), {name: events_in(folder)}))
 

@@ -14,10 +14,11 @@ from PIL import Image
 
 from perceiver.inspection.evaluation.evaluator import Evaluation, Evaluator
 from perceiver.inspection.evaluation.verdicts import method_table
-from perceiver.inspection.explorer.events import event_path, event_paths, scores_in
+from perceiver.inspection.explorer.events import event_path, event_paths, scores_in, write_arrays
 from perceiver.inspection.explorer.page import PAGE, Event, events_in, explorer_page, write_page
 from perceiver.inspection.maps.capture import Explainable
-from perceiver.inspection.maps.explanation import Explainer, Explanation
+from perceiver.inspection.maps.explainer import Explainer
+from perceiver.inspection.maps.explanation import Explanation
 from perceiver.inspection.maps.rollout import Alpha, check_alpha
 from perceiver.inspection.maps.sinks import DEFAULT_CRITERION, SinkCriterion
 from perceiver.inspection.writer import ExplanationWriter, add_evaluation, explain_in_parts
@@ -143,14 +144,14 @@ class AttentionCallback(Callback):
             return
         pieces = trainer.datamodule.dataset.pieces  # type: ignore[attr-defined]
         writer = replace(ExplanationWriter.of_model(explainer, explanation, pieces), sink_criterion=self.sinks)
-        arrays = writer.write_event(
-            event_path(folder, step),
+        arrays = writer.event(
             step=step,
             epoch=epoch,
             evaluation=evaluation,
             max_megabytes=self.max_megabytes,
             previous=next((path for one, path in reversed(event_paths(folder).items()) if one < step), None),
         )
+        write_arrays(event_path(folder, step), arrays)
         self._events.pop(step, None)  # of an earlier run in the same directory
         if writer.media.versions or not self._samples:  # the page has the reconstructions of the last event
             self._samples = writer.page_samples()

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from perceiver.data.dataset import Dataset, Split
 from perceiver.decoders.base import Decoder
-from perceiver.inspection.maps.explanation import Explainer
+from perceiver.inspection.maps.explainer import Explainer
 from perceiver.inspection.maps.rollout import Alpha
 from perceiver.model import Perceiver
 from perceiver.processes import once_per_machine

@@ -17,7 +17,8 @@ from perceiver.commands.finished_run import load
 from perceiver.data.synthetic.shape_captions import WORDS
 from perceiver.inspection.evaluation import evaluator
 from perceiver.inspection.explorer.events import event_arrays
-from perceiver.inspection.maps.explanation import Explainer, Explanation
+from perceiver.inspection.maps.explainer import Explainer
+from perceiver.inspection.maps.explanation import Explanation
 from perceiver.runtime.errors import ConfigError
 from perceiver.tokenizer import split_words
 from tests.commands.test_sound_run import SMALL_SOUND

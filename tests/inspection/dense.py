@@ -6,7 +6,8 @@ from perceiver.decoders.dense import DenseDecoder
 from perceiver.inspection.drawing.media import Media, page_samples
 from perceiver.inspection.explorer.page import explorer_page, page_event
 from perceiver.inspection.maps.capture import input_pictures
-from perceiver.inspection.maps.explanation import Explainer, Explanation
+from perceiver.inspection.maps.explainer import Explainer
+from perceiver.inspection.maps.explanation import Explanation
 from perceiver.positions import FourierPositions
 from perceiver.queries.positions import Positions
 from perceiver.tasks.segmentation import Segmentation

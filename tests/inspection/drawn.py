@@ -6,8 +6,9 @@ import torch
 from PIL import Image
 
 from perceiver.inspection.drawing.contact_sheet import GAP, TILE, TITLE_HEIGHT, Tile, tile_size
+from perceiver.inspection.maps.answers import answer_rollout
 from perceiver.inspection.maps.capture import Capture
-from perceiver.inspection.maps.explanation import Explanation, answer_rollout
+from perceiver.inspection.maps.explanation import Explanation
 from perceiver.types import Answer, Batch, Picture, Span
 from tests.inspection.models import captured_with, grid, images_of, layer
 

@@ -15,7 +15,8 @@ from perceiver.decoders.joint import JointDecoder
 from perceiver.decoders.text import TextDecoder
 from perceiver.inspection.explorer.events import event_arrays, with_scores
 from perceiver.inspection.maps.capture import Explainable
-from perceiver.inspection.maps.explanation import Explainer, Explanation
+from perceiver.inspection.maps.explainer import Explainer
+from perceiver.inspection.maps.explanation import Explanation
 from perceiver.inspection.maps.rollout import Alpha
 from perceiver.tasks.classification import Classification
 from perceiver.tasks.joint import JointTask

@@ -11,7 +11,8 @@ from perceiver.attention import BlockSpec
 from perceiver.decoders.pooled import PooledDecoder
 from perceiver.inspection.evaluation.evaluator import Evaluator
 from perceiver.inspection.evaluation.randomization import NUM_STAGES, randomization, rank_correlation
-from perceiver.inspection.maps.explanation import Explainer, Explanation
+from perceiver.inspection.maps.explainer import Explainer
+from perceiver.inspection.maps.explanation import Explanation
 from perceiver.latents import Schedule
 from perceiver.types import Batch
 from tests.inspection.explanations import explainer

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from perceiver.commands.predict import draw_predictions
 from perceiver.data.collate import collate
 from perceiver.inspection.explorer.page import explorer_page, page_event
-from perceiver.inspection.writer import Evaluation, ExplanationWriter
+from perceiver.inspection.writer import ExplanationWriter
 from perceiver.runtime.config import resolved
 from perceiver.training.build import build
 from tests.runs import SMALL, composed
@@ -68,7 +68,7 @@ def test_frames_of_a_video_and_a_sound_are_files_of_their_own(tmp_path):
     assert (len(wave), rate) == (6000, 8000)
 
 
-def test_they_are_on_contact_sheets_and_on_the_page(digits, tmp_path):
+def test_they_are_on_contact_sheets_and_on_the_page(digits):
     explainer, batch = digits.explainer(0.5), batch_of(digits)
     writer = ExplanationWriter.of_model(explainer, explainer.explain(batch), digits.data.dataset.pieces)
     (sheets,) = [sheets for name, sheets in writer.predictions(explainer).items() if name == "image_reconstruction"]
@@ -82,8 +82,7 @@ def test_they_are_on_contact_sheets_and_on_the_page(digits, tmp_path):
         with torch.no_grad():
             raw = digits.task.reconstructions(digits.model, batch)["image"]["reconstruction"][row, 0]
         assert_close(torch.from_numpy(picture[..., 0]), (raw.clamp(0, 1) * 255).round().byte())
-    evaluation = Evaluation({})
-    arrays = writer.write_event(tmp_path / "x.npz", step=3, epoch=1, evaluation=evaluation, max_megabytes=8.0)
+    arrays = writer.event(step=3, epoch=1, max_megabytes=8.0)
     # Each place of the output shows where it was read from, although there are no answers.
     assert arrays["logits/places/weights"].shape[:3] == (3, 1, 16)
     hidden = digits.task.hidden(batch)["image"].flatten(1)

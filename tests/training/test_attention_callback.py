@@ -24,7 +24,7 @@ from perceiver.inspection.evaluation import evaluator as evaluator_module
 from perceiver.inspection.evaluation import faithfulness as faithfulness_module
 from perceiver.inspection.evaluation import localization as localization_module
 from perceiver.inspection.evaluation.localization import localization, mean_scores
-from perceiver.inspection.maps.explanation import Explainer
+from perceiver.inspection.maps.explainer import Explainer
 from perceiver.inspection.maps.statistics import drift, statistics
 from perceiver.runtime.loggers import wandb as wandb_module
 from perceiver.runtime.loggers.curves import Curves

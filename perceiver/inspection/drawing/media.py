@@ -14,7 +14,7 @@ from torch import Tensor
 
 from perceiver.inspection.drawing.figures import Frame
 from perceiver.inspection.maps.capture import input_pictures, input_sounds, undisturbed
-from perceiver.inspection.maps.explanation import Explainer
+from perceiver.inspection.maps.explainer import Explainer
 from perceiver.types import Batch, Box, Picture, Sound, Span
 
 MOST_SECONDS = 30.0

@@ -14,7 +14,8 @@ from perceiver.inspection.evaluation.localization import localization, mean_scor
 from perceiver.inspection.evaluation.randomization import randomization
 from perceiver.inspection.evaluation.verdicts import summarize
 from perceiver.inspection.maps.attribution import rival_maps
-from perceiver.inspection.maps.explanation import Explains, Explanation
+from perceiver.inspection.maps.explainer import Explains
+from perceiver.inspection.maps.explanation import Explanation
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from perceiver.inspection.maps.answers import Answers, answer_value
 from perceiver.inspection.maps.capture import undisturbed
-from perceiver.inspection.maps.explanation import Answers, Explains, Explanation, answer_value, real_tokens
+from perceiver.inspection.maps.explainer import Explains
+from perceiver.inspection.maps.explanation import Explanation
 from perceiver.inspection.maps.record import Record
 from perceiver.types import Answer, JoinedTokens, Span, cell_centers
 
@@ -173,7 +175,7 @@ def faithfulness_curves(
     """
     assert record.tokens is not None
     real = _maskable_tokens(record)
-    masked = _MaskedModel(explainer, record.tokens, record.queries, real_tokens(record) & ~real)
+    masked = _MaskedModel(explainer, record.tokens, record.queries, record.real_tokens & ~real)
     cases = [(row, slot, answer) for row, of_row in enumerate(answers) for slot, answer in enumerate(of_row)]
     every = list(range(len(real)))
     whole, none = masked.probability(
@@ -316,7 +318,7 @@ def _visible(
 
 def _maskable_tokens(record: Record) -> Bool[Tensor, "batch tokens"]:
     """Return True where a token is real and may be masked."""
-    real = real_tokens(record)
+    real = record.real_tokens
     return real if record.fixed is None else real & ~record.fixed
 
 

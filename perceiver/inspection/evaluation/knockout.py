@@ -19,8 +19,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from perceiver.inspection.maps.answers import Answers, answer_scores
 from perceiver.inspection.maps.capture import is_residual, layer_name, undisturbed
-from perceiver.inspection.maps.explanation import Answers, Explainer, Explanation, answer_scores, real_tokens
+from perceiver.inspection.maps.explainer import Explainer
+from perceiver.inspection.maps.explanation import Explanation
 from perceiver.inspection.maps.record import Record
 from perceiver.mechanisms.base import Mechanism
 from perceiver.roles import LATENTS
@@ -110,7 +112,7 @@ def knock_out(explainer: Explainer, explanation: Explanation, kinds: Sequence[st
     """Silence parts of a model of this package one at a time; see `knock_out_parts`."""
     record = explanation.record
     assert record.tokens is not None
-    tokens, real = record.tokens, real_tokens(record)
+    tokens, real = record.tokens, record.real_tokens
 
     def run(rows: Int[Tensor, " cases"], silence: Silence) -> dict[str, Tensor]:
         parts = [silence.visible.get(name, real[rows, place]) for name, place in record.token_places.items()]

@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from perceiver.inspection.maps.explanation import Explains, Explanation, real_tokens
+from perceiver.inspection.maps.explainer import Explains
+from perceiver.inspection.maps.explanation import Explanation
 
 NUM_STAGES = 4
 Maps = Mapping[str, Float[Tensor, "batch answers tokens"]]
@@ -36,7 +37,7 @@ def randomization(
     parameters = list(explainer.module.parameters())[::-1]
     saved = [parameter.detach().clone() for parameter in parameters]
     generator = torch.Generator().manual_seed(0)
-    real = real_tokens(explanation.record)
+    real = explanation.record.real_tokens
     stages: dict[str, list[Tensor]] = {name: [] for name in maps}
     try:
         for stage in range(NUM_STAGES):

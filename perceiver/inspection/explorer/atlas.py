@@ -17,7 +17,7 @@ from perceiver.inspection.drawing.excerpts import Excerpt, excerpts
 from perceiver.inspection.drawing.figures import Frame
 from perceiver.inspection.drawing.media import Media, media_of
 from perceiver.inspection.maps.capture import capture
-from perceiver.inspection.maps.explanation import Explainer
+from perceiver.inspection.maps.explainer import Explainer
 from perceiver.inspection.maps.record import Layer, Record
 from perceiver.roles import LATENTS
 from perceiver.types import Batch, Span

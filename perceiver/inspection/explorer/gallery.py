@@ -19,7 +19,8 @@ from perceiver.inspection.drawing.thumbnails import Thumbnail, thumbnail
 from perceiver.inspection.explorer.extremes import Extremes
 from perceiver.inspection.explorer.mean_maps import MeanMaps
 from perceiver.inspection.maps.capture import undisturbed
-from perceiver.inspection.maps.explanation import Explainer, Explanation, normalized, real_tokens
+from perceiver.inspection.maps.explainer import Explainer
+from perceiver.inspection.maps.explanation import Explanation, normalized
 from perceiver.types import Answer, Batch, Outcome, Span, Stage
 
 Pieces = Callable[[str, Tensor], list[str] | None]
@@ -286,7 +287,7 @@ def _add_means(
 
 def _real(explanation: Explanation) -> dict[str, Bool[np.ndarray, "batch tokens"]]:
     """Return which tokens of each modality are real."""
-    real = real_tokens(explanation.record).cpu().numpy()
+    real = explanation.record.real_tokens.cpu().numpy()
     return {name: real[:, span.start : span.stop] for name, span in explanation.record.spans.items()}
 
 

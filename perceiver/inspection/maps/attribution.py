@@ -18,8 +18,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from perceiver.inspection.maps.answers import answer_scores
 from perceiver.inspection.maps.capture import undisturbed
-from perceiver.inspection.maps.explanation import Explains, Explanation, answer_scores, real_tokens
+from perceiver.inspection.maps.explainer import Explains
+from perceiver.inspection.maps.explanation import Explanation
 
 NUM_STEPS, POWER = 32, 4
 """Points of the integral, and the power of their distribution."""
@@ -32,7 +34,7 @@ def rival_maps(explainer: Explains, explanation: Explanation) -> dict[str, Float
     """Return `gradient_input`, `integrated_gradients` and `occlusion` of the answers of an explanation."""
     record = explanation.record
     assert record.tokens is not None
-    values, real = record.tokens.values.float(), real_tokens(record)
+    values, real = record.tokens.values.float(), record.real_tokens
     most = max(map(len, explanation.answers), default=0)
     shape = (len(values), most, values.shape[1])
     names = ("gradient_input", "integrated_gradients", "occlusion")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from perceiver.mechanisms.base import Mechanism
@@ -175,6 +175,13 @@ class Record:
     def token_mask(self) -> KeyMask | None:
         """True where a token is real."""
         return None if self.tokens is None else self.tokens.mask
+
+    @property
+    def real_tokens(self) -> Bool[Tensor, "batch tokens"]:
+        """True where a token is real, also of a record without a mask."""
+        assert self.tokens is not None
+        values, mask = self.tokens.values, self.tokens.mask
+        return torch.ones(values.shape[:2], dtype=torch.bool, device=values.device) if mask is None else mask
 
     @property
     def num_rows(self) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool
 from torch import Tensor
 
-from perceiver.inspection.maps.explanation import Explanation, normalized, real_tokens
+from perceiver.inspection.maps.explanation import Explanation, normalized
 from perceiver.inspection.maps.record import Layer, Record
 
 ROLLOUT = "rollout"
@@ -107,7 +107,7 @@ def find_sinks(explanation: Explanation, criterion: SinkCriterion) -> Sinks:
     maps = {**explanation.mean_maps, ROLLOUT: explanation.rollout.inputs.sum(dim=1)}
     found = Sinks(criterion, len(explanation.batch), [], {}, {})
     for layer, values in maps.items():
-        real = real_tokens(record) if layer == ROLLOUT else _read_tokens(record, record.layers[layer])
+        real = record.real_tokens if layer == ROLLOUT else _read_tokens(record, record.layers[layer])
         shares = normalized(values.float().nan_to_num()) * real
         if found.num_samples < FEWEST_SAMPLES:
             break

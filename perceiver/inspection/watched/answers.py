@@ -8,15 +8,9 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from perceiver.inspection.maps.answers import answer_contrasts, answer_evidence, answer_scores, pair_evidence
 from perceiver.inspection.maps.contrast import choose_foils
-from perceiver.inspection.maps.explanation import (
-    Explanation,
-    answer_contrasts,
-    answer_evidence,
-    answer_rollout,
-    answer_scores,
-    pair_evidence,
-)
+from perceiver.inspection.maps.explanation import Explanation
 from perceiver.inspection.maps.relevance import NO_GRADIENTS
 from perceiver.inspection.maps.rollout import Alpha
 from perceiver.inspection.watched.record import WatchedRecord
@@ -108,18 +102,15 @@ class WatchedAnswers:
             names = {LOGITS: _Names(self.class_name, logits.shape[-1])}
             foils = choose_foils(answers, probabilities, names, first=foil)
             contrasts = answer_contrasts(foils, logs, pair_evidence(record, given, answers, foils))
-        num_classes = logits.shape[-1] if logits.ndim == 2 else 0
-        return Explanation(
-            batch=batch,
-            record=record,
-            answers=answers,
-            num_classes=num_classes,
-            probability=answer_scores(logs, answers).exp(),
+        return Explanation.of_answers(
+            batch,
+            record,
+            answers,
+            logs,
+            both,
+            contrasts,
+            num_classes=logits.shape[-1] if logits.ndim == 2 else 0,
             alpha=self.alpha,
-            rollout=answer_rollout(record, answers, num_classes=num_classes, alpha=self.alpha),
-            relevance=both[:, :, 0],
-            against=both[:, :, 1],
-            contrasts=contrasts,
         )
 
 

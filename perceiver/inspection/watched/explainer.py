@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perceiver.inspection.maps.explanation import Explanation, real_tokens
+from perceiver.inspection.maps.explanation import Explanation
 from perceiver.inspection.watched.answers import LOGITS, WatchedAnswers
 from perceiver.inspection.watched.embeddings import Candidate, Node, Place, Results, dominating, replacing
 from perceiver.inspection.watched.intercept import AttentionCall
@@ -63,7 +63,7 @@ class WatchedExplainer:
         rows = queries[ROW][:, 0]
         count = len(rows)
         assert tokens.mask is not None
-        visible = tokens.mask | ~real_tokens(self.record)[rows]  # the model masks the others itself
+        visible = tokens.mask | ~self.record.real_tokens[rows]  # the model masks the others itself
         values = tokens.values
         padding = [0] * (_unambiguous(self.record, count) - count)
         rows, visible, values = (torch.cat([one, one[padding]]) for one in (rows, visible, values))

@@ -12,10 +12,9 @@ a call connects follows from where queries and keys were computed from (`Lineage
 """
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from itertools import count
 from types import FrameType
 from typing import Any
 from unittest.mock import patch
@@ -26,13 +25,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils.weak import WeakTensorKeyDictionary
 
-PRODUCTS = ("matmul", "__matmul__", "bmm", "baddbmm", "einsum")
-JOINS = ("cat", "concat", "concatenate", "stack", "hstack", "vstack")
-"""Functions after which elements still are of one argument each."""
-MIXTURES = ("linear", "conv", "permute", "transpose", "swap", "move", "flip", "roll", "__get__")
-"""Starts of the names of functions whose results are no attention weights, whatever their shape; `x.mT` is a get."""
+from perceiver.inspection.watched.lineage import PRODUCTS, Lineage, Trace, tensors_in
+from perceiver.inspection.watched.weighted_sum import WeightedSum
+
 HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
 """Names under which modules keep their number of heads."""
 FUSED = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
@@ -87,92 +83,6 @@ class Effect:
 
     visible: Bool[Tensor, "batch keys"] | None = None
     heads: Bool[Tensor, "batch heads"] | None = None
-
-
-@dataclass(frozen=True)
-class Trace:
-    """What a tensor was computed from.
-
-    Attributes:
-        origins: of all its elements, in the order of their concatenation.
-        factors: for logits, the traces of queries and keys.
-        weights: for attention weights, those before dropout.
-        axis: of the weights that sums to one.
-        is_dropped: whether dropout may have changed the weights.
-    """
-
-    origins: tuple[int, ...] = ()
-    factors: "tuple[Trace, Trace] | None" = None
-    weights: Tensor | None = None
-    axis: int = -1
-    is_dropped: bool = False
-
-
-class Lineage:
-    """The origins of the tensors of a forward pass.
-
-    An origin is a number: of an input or parameter that tensors were computed from, or of a sequence, for the outputs
-    of attention, which replaces the origins of the sequence. Parameters are origins where they stand alone or are
-    elements of a sequence, such as latents and class tokens; weights of layers and positions are not.
-
-    Attributes:
-        indices: origins that are integers, such as token ids.
-        parameters: origins that are parameters.
-        within: sequence -> its own origins.
-    """
-
-    def __init__(self) -> None:
-        self.traces: MutableMapping[Tensor, Trace] = WeakTensorKeyDictionary()
-        self.indices: set[int] = set()
-        self.parameters: set[int] = set()
-        self.within: dict[int, set[int]] = {}
-        self._numbers = count()
-
-    def new(self) -> int:
-        """Return a new origin."""
-        return next(self._numbers)
-
-    def trace(self, tensor: Tensor) -> Trace:
-        """Return the trace of a tensor; one that is not known is an origin itself."""
-        found = self.traces.get(tensor)
-        if found is None:
-            found = self.traces[tensor] = Trace((self.new(),))
-            if not tensor.is_floating_point():
-                self.indices.update(found.origins)
-            if isinstance(tensor, nn.Parameter):
-                self.parameters.update(found.origins)
-        return found
-
-    def union(self, tensors: Iterable[Tensor]) -> tuple[int, ...]:
-        """Return the origins of several tensors without those that sequences among them replace."""
-        origins = dict.fromkeys(origin for tensor in tensors for origin in self.trace(tensor).origins)
-        replaced = {one for origin in origins for one in self.within.get(origin, ())}
-        return tuple(origin for origin in origins if origin not in replaced)
-
-    def follow(self, name: str, sources: list[Tensor], result: Tensor) -> None:
-        """Note the result of a function."""
-        if name in JOINS:
-            tensors = sources
-        else:
-            tensors = [source for source in sources if not self._is_parameter(source)] or sources[:1]
-        if not tensors:
-            return
-        first = self.trace(tensors[0])
-        trace = Trace(self.union(tensors))
-        if name in PRODUCTS and len(sources) > 1:
-            trace = replace(trace, factors=(self.trace(sources[-2]), self.trace(sources[-1])))
-        elif (
-            result.numel() == tensors[0].numel()
-            and result.shape[-1:] == tensors[0].shape[-1:]
-            and not (name.startswith(MIXTURES) and first.weights is not None)
-        ):
-            is_dropped = first.is_dropped or "dropout" in name
-            trace = replace(trace, factors=first.factors, weights=first.weights, axis=first.axis, is_dropped=is_dropped)
-        self.traces[result] = trace
-
-    def _is_parameter(self, tensor: Tensor) -> bool:
-        """Return whether a tensor is a parameter, or computed from parameters alone."""
-        return isinstance(tensor, nn.Parameter) or self.parameters.issuperset(self.trace(tensor).origins)
 
 
 class Interceptor(TorchFunctionMode):
@@ -230,7 +140,7 @@ class Interceptor(TorchFunctionMode):
             return self._fast_attention(func, args, kwargs)
         if func is torch._transformer_encoder_layer_fwd:
             return self._fast_layer(func, args, kwargs)
-        sources = list(_tensors([*args, *kwargs.values()]))
+        sources = list(tensors_in([*args, *kwargs.values()]))
         if name in PRODUCTS and len(sources) > 1:
             for used, v in (sources[-2:], sources[:-3:-1]):
                 trace = self.lineage.traces.get(used)
@@ -248,7 +158,7 @@ class Interceptor(TorchFunctionMode):
                 )
                 self.unread[id(out)] = self._module()
         elif isinstance(out, tuple | list):
-            for one in _tensors(out):
+            for one in tensors_in(out):
                 self.lineage.follow(name, sources, one)
         return out
 
@@ -273,7 +183,7 @@ class Interceptor(TorchFunctionMode):
         func: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
-        product: "WeightedSum",
+        product: WeightedSum,
         trace: Trace,
     ) -> Tensor:
         """Report weights that the model computes itself."""
@@ -408,109 +318,5 @@ def _is_overridden(tensors: Iterable[Any]) -> bool:
     return any(function not in (plain, Tensor.__torch_function__) for function in functions)
 
 
-def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, tuple | list):
-            yield from _tensors(value)
-
-
 def _by_head(x: Tensor, heads: int = 1) -> Float[Tensor, "batch heads length dim"]:
     return x if x.ndim == 4 else x.reshape(-1, heads, *x.shape[-2:])
-
-
-@dataclass(frozen=True)
-class WeightedSum:
-    """A product of attention weights and values, `out = used @ v` up to the order of axes.
-
-    Attributes:
-        used: the weights, after dropout.
-        v: the values.
-        axes: names of the axes of weights, values and result.
-        batch: of the axes that weights and result share besides that of the queries: rows, or rows and heads.
-        query, key, dim: of the axes of queries, keys, and of the width of values.
-    """
-
-    used: Tensor
-    v: Tensor
-    axes: tuple[str, str, str]
-    batch: str
-    query: str
-    key: str
-    dim: str
-
-    @classmethod
-    def of(cls, name: str, args: tuple[Any, ...], axis: int, used: Tensor, v: Tensor) -> "WeightedSum | None":
-        """Return the sum that a product computes; None if it is another one.
-
-        Args:
-            name, args: of the function, one of `PRODUCTS`.
-            axis: of the weights, that sums to one.
-            used, v: factors of the product.
-        """
-        if name == "einsum":
-            axes = _einsum_axes(args, used, v)
-        elif name == "baddbmm" or args[0] is not used or min(used.ndim, v.ndim) < 3:
-            return None
-        else:
-            letters = "abcdefg"[: max(used.ndim, v.ndim) - 2]
-            first, second = (letters[len(letters) + 2 - x.ndim :] for x in (used, v))
-            axes = (f"{first}qk", f"{second}kv", f"{letters}qv")
-        if axes is None:
-            return None
-        weights, values, out = axes
-        key = weights[axis]
-        dims = set(values) - set(weights)
-        free = [one for one in weights if one in out and one not in values]
-        if key in out or key not in values or len(dims) != 1 or not free:
-            return None
-        query, (dim,) = free[-1], dims
-        batch = weights.replace(query, "").replace(key, "")
-        is_sum = sorted(out) == sorted(f"{batch}{query}{dim}") and len(set(out)) == len(out)
-        return cls(used, v, axes, batch, query, key, dim) if is_sum and len(batch) in (1, 2) else None
-
-    @property
-    def values(self) -> Tensor:
-        """The values, [rows, (heads,) keys, dim]; 1 where they are the same for all heads or rows."""
-        own = "".join(one for one in self.batch if one in self.axes[1])
-        v = _permuted(self.v, self.axes[1], f"{own}{self.key}{self.dim}")
-        for place, one in enumerate(self.batch):
-            v = v if one in own else v.unsqueeze(place)
-        return v
-
-    def by_query(self, weights: Tensor) -> Tensor:
-        """Return weights, [rows, (heads,) queries, keys]."""
-        return _permuted(weights, self.axes[0], f"{self.batch}{self.query}{self.key}")
-
-    def by_query_of_out(self, out: Tensor) -> Tensor:
-        """Return the result, [rows, (heads,) queries, dim]."""
-        return _permuted(out, self.axes[2], f"{self.batch}{self.query}{self.dim}")
-
-    def as_out(self, by_query: Tensor) -> Tensor:
-        """Return the result in the order of its axes."""
-        return _permuted(by_query, f"{self.batch}{self.query}{self.dim}", self.axes[2])
-
-
-def _permuted(x: Tensor, axes: str, wanted: str) -> Tensor:
-    return x if axes == wanted else x.permute([axes.index(one) for one in wanted])
-
-
-def _einsum_axes(args: tuple[Any, ...], used: Tensor, v: Tensor) -> tuple[str, str, str] | None:
-    """Return the axes of weights, values and result in `einsum`; None where they are not told or there is a third."""
-    if not isinstance(args[0], str) or "->" not in args[0]:
-        return None
-    terms, _, out = "".join(args[0].split()).partition("->")
-    factors, given = terms.split(","), list(_tensors(args[1:]))
-    if len(factors) != 2 or len(given) != 2:
-        return None
-    free = [letter for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" if letter not in args[0]]
-    ellipsis = 0
-    for place, one in enumerate(factors):
-        if "..." in one:
-            ellipsis = max(ellipsis, given[place].ndim - len(one) + 3)
-            count = given[place].ndim - len(one) + 3
-            factors[place] = one.replace("...", "".join(free[:count][::-1]))
-    out = out.replace("...", "".join(free[:ellipsis][::-1]))
-    first, second = factors if given[0] is used else factors[::-1]
-    return first, second, out

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from perceiver.inspection.maps.capture import undisturbed
 from perceiver.inspection.watched.embeddings import Results
-from perceiver.inspection.watched.intercept import OTHER_CALLS, AttentionCall, Effect, Interceptor, Lineage
+from perceiver.inspection.watched.intercept import OTHER_CALLS, AttentionCall, Effect, Interceptor
+from perceiver.inspection.watched.lineage import Lineage
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-from perceiver.inspection.watched.intercept import AttentionCall, Lineage
+from perceiver.inspection.watched.intercept import AttentionCall
+from perceiver.inspection.watched.lineage import Lineage
 from perceiver.roles import LATENTS, OUTPUTS, TOKENS, Role
 
 

@@ -13,7 +13,8 @@ from perceiver.decoders.text import TextDecoder
 from perceiver.inspection import watch
 from perceiver.inspection.evaluation import knockout
 from perceiver.inspection.evaluation.knockout import KINDS, KnockOut, knock_out
-from perceiver.inspection.maps.explanation import Explanation, answer_scores
+from perceiver.inspection.maps.answers import answer_scores
+from perceiver.inspection.maps.explanation import Explanation
 from perceiver.latents import Schedule
 from perceiver.roles import LATENTS
 from tests.inspection.explanations import captions, explainer, labelled

@@ -21,7 +21,7 @@ from perceiver.inspection.explorer.extremes import MOST_KEPT, ORDERS, Extremes
 from perceiver.inspection.explorer.gallery import Gallery, collect, finish
 from perceiver.inspection.explorer.gallery_page import gallery_page, write_gallery
 from perceiver.inspection.explorer.mean_maps import MeanMaps
-from perceiver.inspection.maps.explanation import Explainer
+from perceiver.inspection.maps.explainer import Explainer
 from perceiver.tasks.losses import LossSpec
 from perceiver.tasks.tagging import Tagging
 from perceiver.types import Axis, Grid, Outcome, Picture

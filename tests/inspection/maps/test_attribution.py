@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from perceiver.inspection.maps.answers import answer_scores
 from perceiver.inspection.maps.attribution import NUM_STEPS, rival_maps
-from perceiver.inspection.maps.explanation import Explainer, Explanation, answer_scores, real_tokens
+from perceiver.inspection.maps.explainer import Explainer
+from perceiver.inspection.maps.explanation import Explanation
 from perceiver.inspection.maps.rollout import Rollout
 from perceiver.types import Batch
 from tests.inspection.explanations import classification, explain, explainer
@@ -61,7 +63,7 @@ def test_they_are_those_of_captum(monkeypatch, power):
     model, inputs = perceiver(), small_inputs()
     explanation = explain(model, inputs, {})
     maps, tokens = rival_maps(explainer(model), explanation), explanation.record.tokens
-    real = real_tokens(explanation.record)
+    real = explanation.record.real_tokens
     assert real.all()
     labels = torch.tensor([answers[0].label for answers in explanation.answers])
 
@@ -94,7 +96,7 @@ def test_on_a_perceiver_they_are_differences_of_scores():
     explanation = explain(model, *({name: one[1:] for name, one in part.items()} for part in (inputs, masks)))
     maps, tokens = rival_maps(explainer(model), explanation), explanation.record.tokens
     assert all(parameter.grad is None for parameter in model.parameters())
-    real = real_tokens(explanation.record)
+    real = explanation.record.real_tokens
 
     def scores(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():

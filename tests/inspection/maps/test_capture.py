@@ -17,7 +17,7 @@ from perceiver.attention import BlockSpec, CrossBlock, SelfBlock
 from perceiver.decoders.base import Decoder
 from perceiver.decoders.pooled import PooledDecoder
 from perceiver.inspection.maps.capture import Capture, capture
-from perceiver.inspection.maps.explanation import Explainer
+from perceiver.inspection.maps.explainer import Explainer
 from perceiver.inspection.maps.rollout import rollout
 from perceiver.latents import LatentArray, Schedule
 from perceiver.mechanisms.scaled_dot_product import ScaledDotProduct

@@ -9,13 +9,11 @@ from perceiver.inspection.drawing.figures import contact_sheets
 from perceiver.inspection.evaluation.evaluator import Evaluator
 from perceiver.inspection.evaluation.faithfulness import faithfulness
 from perceiver.inspection.evaluation.localization import localization
+from perceiver.inspection.maps.answers import answer_scores
 from perceiver.inspection.maps.attribution import rival_maps
 from perceiver.inspection.maps.capture import capture
-from perceiver.inspection.maps.explanation import (
-    Explainer,
-    Explanation,
-    answer_scores,
-)
+from perceiver.inspection.maps.explainer import Explainer
+from perceiver.inspection.maps.explanation import Explanation
 from perceiver.inspection.maps.rollout import mean_of_queries, rollout
 from perceiver.tasks.base import Task
 from perceiver.tasks.losses import LossSpec
@@ -162,7 +160,7 @@ def test_relevance_in_parts_is_that_of_the_whole_batch(monkeypatch, make):
     explainer, batch = make()
     whole, passes = explainer.explain(batch), []
     for tokens_at_once in (1, 2 * 55):
-        monkeypatch.setattr("perceiver.inspection.maps.explanation.TOKENS_AT_ONCE", tokens_at_once)
+        monkeypatch.setattr("perceiver.inspection.maps.explainer.TOKENS_AT_ONCE", tokens_at_once)
         hook = explainer.model.register_forward_hook(lambda *_: passes.append(1))
         parts = explainer.explain(batch)
         hook.remove()
@@ -175,7 +173,7 @@ def test_relevance_in_parts_is_that_of_the_whole_batch(monkeypatch, make):
 @cases("classified", "words first")
 def test_without_answers_there_are_no_maps(monkeypatch, make):
     explainer, batch = make()
-    monkeypatch.setattr("perceiver.inspection.maps.explanation.TOKENS_AT_ONCE", 2 * 55)
+    monkeypatch.setattr("perceiver.inspection.maps.explainer.TOKENS_AT_ONCE", 2 * 55)
     monkeypatch.setattr(explainer.task, "answers", lambda *args: [[], [], []])
     found = explainer.explain(batch)
     assert found.relevance.shape == found.rollout.inputs.shape == (3, 0, 55)

@@ -10,8 +10,8 @@ from timm.models.swin_transformer import SwinTransformer
 from torch import nn
 
 from perceiver.inspection import watch
+from perceiver.inspection.maps.answers import answer_scores
 from perceiver.inspection.maps.attribution import rival_maps
-from perceiver.inspection.maps.explanation import answer_scores, real_tokens
 from perceiver.inspection.watched.explainer import WatchedExplainer
 from perceiver.inspection.watched.grids import Input
 from perceiver.types import Axis, Grid
@@ -187,7 +187,7 @@ def test_rivals_are_those_of_the_embedded_tokens(name: str) -> None:
         foreign.call(model)
     explanation = attention.explain(foreign.logits, top=1, positions=[3])
     explainer = WatchedExplainer.with_embeddings(attention, attention._answers)
-    tokens, real = attention.tokens, real_tokens(attention)
+    tokens, real = attention.tokens, attention.real_tokens
 
     def scores(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
