@@ -176,6 +176,8 @@ def candidates(group: str, choice: str, choices_of: Callable[[str], frozenset[tu
         yield MASKED_TEXT
     if choice.startswith("text"):
         yield [*TRANSLATION, alone]
+    if group == "translator":
+        yield ["experiment=translation", alone]
     if "flow" in choice:
         yield ["experiment=optical_flow", alone]
     if choice.startswith("dense") or "segment" in choice or "mask" in choice:

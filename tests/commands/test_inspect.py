@@ -261,6 +261,7 @@ class TestOneRun:
         assert sizes == [5, 5, 7]
 
 
+@pytest.mark.slow
 class TestComparison:
     def test_another_checkpoint_of_the_same_run(self, digits, tmp_path):
         run = tmp_path / "family" / "digits"

@@ -144,6 +144,7 @@ def test_killed_at_its_end_within_an_epoch(tmp_path, uninterrupted, count, metho
     assert [float(row["val/loss"]) for row in rows(run) if "val/loss" in row] == [metrics(run)["val/loss"]]
 
 
+@slow
 def test_no_checkpoint_lies_between_a_step_and_its_validation(tmp_path, monkeypatch):
     """Killed in a validation, within an epoch or at a batch counted over epochs, a run repeats the step before it."""
     run, step, every = tmp_path / "run", TrainingModule.validation_step, ["trainer.check_val_every_n_epoch=null"]

@@ -63,9 +63,8 @@ def test_each_tool_loads_the_run_only_if_the_package_is_trusted_as_its_log_says(
         assert evaluated == {name: metrics(lab / "run")[name] for name in evaluated}
 
 
-@pytest.mark.parametrize(
-    "place", ["--config-dir=lab/conf", pytest.param("hydra.searchpath=[lab/conf]", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["--config-dir=lab/conf", "hydra.searchpath=[lab/conf]"])
 def test_a_killed_run_is_resumed_exactly_from_its_directory_alone(lab, tmp_path, monkeypatch, place):
     (tmp_path / "lab").symlink_to(lab)
     monkeypatch.syspath_prepend(str(lab))

@@ -195,6 +195,7 @@ class TestTrain:
         *("trainer.max_epochs=1", "logger.mode=disabled", "attention.every_n_epochs=0", "callbacks=[]"),
     )
 
+    @pytest.mark.slow
     def test_a_classifier_starts_with_its_weights_and_gets_the_classes_of_the_data(self, tmp_path, folders, picture):
         hf_model, run = saved(LEARNED, tmp_path / "model", num_labels=5), tmp_path / "run"
         given = [f"pretrained={tmp_path / 'model'}", f"data.root={folders}", f"hydra.run.dir={run}", *self.SETTINGS]

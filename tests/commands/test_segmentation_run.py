@@ -12,6 +12,8 @@ from perceiver.data.collate import collate
 from perceiver.data.synthetic.shape_masks import CLASSES
 from tests.runs import metrics, script
 
+pytestmark = pytest.mark.slow
+
 SMALL = [
     *("experiment=segmentation", "data.image_size=24", "data.num_samples={train: 67, val: 3, test: 5}", "trainer=cpu"),
     *("model.memory.num_latents=7", "model.memory.dim=40", "model.encoders.image.stem.dims=[3,5]"),

@@ -174,6 +174,7 @@ class TestPrediction:
         assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())) == 1
 
 
+@pytest.mark.slow
 def test_spectrograms_by_the_workers_are_those_of_the_encoder(sound_run, tmp_path):
     made = tmp_path / "run"
     override = "data.clips.log_mel=${model.encoders.audio.log_mel}"
@@ -184,9 +185,8 @@ def test_spectrograms_by_the_workers_are_those_of_the_encoder(sound_run, tmp_pat
             assert metrics(made)[name] == (value if value is None else pytest.approx(value, abs=1e-4))
 
 
-@pytest.mark.parametrize(
-    "precision", ["bf16-mixed", *(pytest.param(rarer, marks=pytest.mark.slow) for rarer in ("bf16-true", "64-true"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
 def test_other_precisions_carry_boxes_and_sounds_along(tmp_path, precision):
     overrides = [*SMALL_SOUND, "logger.mode=disabled", f"trainer.precision={precision}"]
     ended = script("experiments/train.py", f"hydra.run.dir={tmp_path}/run", *overrides)

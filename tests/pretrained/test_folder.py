@@ -32,6 +32,7 @@ def test_outputs_are_those_of_the_saved_model(tmp_path, hf_class, pickled):
         torch.testing.assert_close(found[name], values, atol=1e-5, rtol=0.0)
 
 
+@pytest.mark.slow
 def test_transformers_is_not_needed(tmp_path):
     saved(CONV, tmp_path)
     block = "import sys; sys.modules.update(dict.fromkeys(('transformers', 'lightning', 'hydra'), None))"

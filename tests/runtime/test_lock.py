@@ -77,6 +77,7 @@ def test_a_second_training_is_refused_before_it_writes_and_names_the_first(run, 
     assert_refused(ended, f"process {child} on {socket.gethostname()}, since 2")
 
 
+@pytest.mark.slow
 def test_a_killed_process_holds_no_lock_though_its_workers_run(tmp_path, readers):
     with training_in(tmp_path / "run", readers):
         pass
@@ -94,6 +95,7 @@ def test_a_restarted_run_waits_for_the_previous_process(tmp_path, monkeypatch):
     release()
 
 
+@pytest.mark.slow
 def test_the_other_processes_of_a_run_are_accepted_with_the_first(tmp_path, monkeypatch):
     def as_rank(rank, job):
         for name, value in (slurm(rank, 2, 29500) | {"SLURM_JOB_ID": job}).items():

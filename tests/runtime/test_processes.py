@@ -32,6 +32,7 @@ def experiment(name, number, run_dir, *overrides):
     return run_dir
 
 
+@slow
 def test_two_processes_write_one_run_equal_to_that_of_one(tmp_path):
     options = ["callbacks=[default]", "logger.mode=offline", "trainer.log_every_n_steps=1", "trainer.max_epochs=1"]
     both = train_on(2, tmp_path / "two", "loader.batch_size=26", *options)

@@ -151,6 +151,7 @@ def test_a_hanging_step_is_ended_after_the_grace_time(tmp_path):
     assert checkpoint(tmp_path / "run")["global_step"] == 3
 
 
+@slow
 def test_the_previous_handlers_are_restored(tmp_path, monkeypatch):
     def heard():
         return {number: signal.getsignal(number) for number in signal.valid_signals() - {signal.SIGKILL}}

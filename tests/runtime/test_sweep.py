@@ -128,6 +128,7 @@ def swept(folder: Path, *overrides: str) -> Ended:
     return script("experiments/train.py", "-m", f"hydra.sweep.dir={folder}", *SMALL, *short, *overrides)
 
 
+@pytest.mark.slow
 class TestRuns:
     def test_runs_of_two_seeds_are_averaged(self, tmp_path):
         ended = swept(tmp_path, "seed=1,2")

@@ -66,6 +66,7 @@ def test_wandb_has_the_first_predictions_with_their_pictures_and_the_chart_of_th
     assert [tuple(row[:2]) for row in cells["data"]] == [(true, predicted) for true in names for predicted in names]
 
 
+@pytest.mark.slow
 def test_captions_with_their_scores_are_those_of_the_metrics(tmp_path):
     run = trained(tmp_path / "run", *CAPTIONING, "logger.mode=offline")
     header, *lines = table(run / "captions.csv")

@@ -50,6 +50,7 @@ def test_its_share_of_a_step_is_the_mean_over_all_terms_of_accumulated_and_distr
     assert difference(parts, whole) < 1e-5 < difference(without, whole)
 
 
+@pytest.mark.slow
 def test_a_run_with_draws_resumes_exactly_and_keeps_its_baseline(tmp_path):
     whole = trained(tmp_path / "whole", *HARD)
     trained(tmp_path / "parts", *HARD, "trainer.max_epochs=1")

@@ -81,7 +81,8 @@ def test_they_are_trained_from_their_epoch_on_with_steps_counted_from_there(rele
     assert set(steps) == {6, 9}  # three an epoch
 
 
-@pytest.mark.parametrize("step", [pytest.param(2, marks=slow), pytest.param(3, marks=slow), 4])
+@pytest.mark.parametrize("step", [2, 3, 4])
+@slow
 def test_a_run_that_is_killed_before_or_after_that_epoch_is_resumed_exactly(released, tmp_path, step):
     run = tmp_path / "run"
     assert run_in_fork(run, *RELEASED, "optimizer=lamb", before=killed_at(step)) == -signal.SIGKILL
