@@ -198,7 +198,7 @@ def _exact_weights(record: Record, layer: Layer, latents: Sequence[Sequence[int]
 def _described(layer: Layer, weights: Float[Tensor, "1 heads latents tokens"]) -> dict[str, np.ndarray]:
     """Return weights, and of a mechanism with scores their mean logarithm and where they are not masked."""
     arrays = {"weights": _half(weights)}
-    if layer.mechanism.has_scores:
+    if layer.has_scores:
         visible = weights > 0
         logs = weights.where(visible, 1.0).log().sum(dim=-1) / visible.sum(dim=-1).clamp_min(1)
         arrays |= {"log_weight": logs.cpu().numpy(), "visible": visible.cpu().numpy()}

@@ -129,7 +129,7 @@ def is_residual(module: nn.Module) -> bool:
     return isinstance(module, Residual)
 
 
-def layer_name(mechanism: Mechanism, known: Mapping[str, Mechanism]) -> str:
+def layer_name(mechanism: Mechanism, known: Mapping[str, Mechanism | None]) -> str:
     """Return the name of the layer that a mechanism with a role computes next.
 
     Args:

@@ -26,7 +26,7 @@ class Layer:
 
     Attributes:
         role: the sequence that it updates, and the one that it reads.
-        mechanism: computes its weights.
+        mechanism: computes its weights; None: they are a softmax, which a subclass computes.
         q, k: queries and keys by head.
         mask: True where a key is real.
         causal: whether a query sees only the keys up to its own place.
@@ -40,7 +40,7 @@ class Layer:
     """
 
     role: Role
-    mechanism: Mechanism
+    mechanism: Mechanism | None
     q: Float[Tensor, "batch heads queries qk_dim"]
     k: Float[Tensor, "batch heads keys qk_dim"]
     mask: KeyMask | None
@@ -51,6 +51,16 @@ class Layer:
     key_lengths: Mapping[str, int] = field(default_factory=dict)
     v: Float[Tensor, "batch heads keys v_dim"] | None = None
     outs: tuple[Float[Tensor, "batch heads queries v_dim"], ...] = ()
+
+    @property
+    def has_relevance(self) -> bool:
+        """See `Mechanism`."""
+        return self.mechanism is None or self.mechanism.has_relevance
+
+    @property
+    def has_scores(self) -> bool:
+        """See `Mechanism`."""
+        return self.mechanism is None or self.mechanism.has_scores
 
     @property
     def num_rows(self) -> int:
@@ -71,6 +81,7 @@ class Layer:
     @torch.no_grad()
     def weights(self, queries: Indices = ALL, heads: Indices = ALL) -> Float[Tensor, "batch _ chosen keys"]:
         """Return the exact weights of the chosen queries and heads in float32."""
+        assert self.mechanism is not None
         return self.mechanism.weights(self.q, self.k, self.mask, self.causal, queries, self.start)[:, heads].float()
 
     def sample(self, index: int) -> "Layer":
@@ -255,7 +266,7 @@ class Record:
     @property
     def without_relevance(self) -> list[str]:
         """Names of the layers whose outputs do not change smoothly with their weights, see `Mechanism`."""
-        return [name for name, layer in self.layers.items() if not layer.mechanism.has_relevance]
+        return [name for name, layer in self.layers.items() if not layer.has_relevance]
 
     @property
     def input_layers(self) -> list[str]:

@@ -9,12 +9,8 @@ from torch import Tensor
 
 from perceiver.inspection.maps.record import Layer
 from perceiver.inspection.watched.intercept import AttentionCall, attention_weights
-from perceiver.mechanisms.scaled_dot_product import ScaledDotProduct
 from perceiver.roles import Role
 from perceiver.types import ALL, Indices
-
-SOFTMAX = ScaledDotProduct()
-"""The mechanism of all watched layers."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +33,7 @@ class WatchedLayer(Layer):
         k = call.v.new_empty(rows, heads, num_keys, 0) if call.k is None else call.k
         return cls(
             role,
-            SOFTMAX,
+            None,
             q,
             k,
             _key_mask(call),
