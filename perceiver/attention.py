@@ -47,6 +47,9 @@ class BlockSpec:
         mechanism: builds what computes attention from queries, keys and values (`conf/mechanism`).
         projections: whether queries, keys, values and outputs are projected. False: attention is computed on queries
             and inputs themselves, and all widths must be equal.
+
+    Raises:
+        ValueError: a probability is not in [0, 1), or `widening` is less than 1.
     """
 
     num_heads: int
@@ -60,6 +63,13 @@ class BlockSpec:
     activation: nn.Module = field(default_factory=nn.GELU)
     mechanism: MechanismFactory = ScaledDotProduct
     projections: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("attention_dropout", "residual_dropout"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1)")
+        if self.widening < 1:
+            raise ValueError(f"widening={self.widening} must be at least 1")
 
 
 class KeyValueCache:

@@ -284,6 +284,13 @@ class TestInitialization:
             MLP(dim=5, spec=BlockSpec(num_heads=1, init_scale=scale))
 
 
+@pytest.mark.parametrize("option", [{"attention_dropout": 1.5}, {"residual_dropout": -0.1}, {"widening": 0}], ids=str)
+def test_sizes_of_a_block_that_are_out_of_range_are_named(option):
+    ((name, value),) = option.items()
+    with pytest.raises(ValueError, match=rf"^{name}={value} must be"):
+        BlockSpec(num_heads=1, **option)
+
+
 class TestCache:
     """Inputs that come one after another give what they give together."""
 

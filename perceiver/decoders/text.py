@@ -56,7 +56,7 @@ class TextDecoder(Decoder):
         tied: whether the embeddings are also the weights of the output layer (Press & Wolf 2017).
 
     Raises:
-        ValueError: `num_layers` is less than 1.
+        ValueError: `num_layers` is less than 1, or `dropout` is not in [0, 1).
     """
 
     def __init__(
@@ -73,6 +73,8 @@ class TextDecoder(Decoder):
         super().__init__()
         if num_layers < 1:
             raise ValueError(f"num_layers={num_layers} must be at least 1")
+        if not 0.0 <= dropout < 1.0:
+            raise ValueError(f"dropout={dropout} must be in [0, 1)")
         self.queries = queries
         self.dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList(

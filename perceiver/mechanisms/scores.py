@@ -3,7 +3,7 @@
 Deviation: each head has weights of its own, which start uniform in ±1/√d, as those of torch's linear layers.
 """
 
-from math import log
+from math import inf, log
 
 import torch
 from einops import einsum
@@ -51,6 +51,8 @@ class Additive(DotProduct):
 
     def __init__(self, *, hidden_dim: int | None, num_heads: int, dim: int) -> None:
         super().__init__(num_heads=num_heads, dim=dim)
+        if hidden_dim is not None and hidden_dim < 1:
+            raise ValueError(f"hidden_dim={hidden_dim} of additive scores must be at least 1")
         self.width = dim if hidden_dim is None else hidden_dim
         self.query, self.key = (uniform(num_heads, dim, self.width, fan_in=dim) for _ in range(2))
         self.vector = uniform(num_heads, self.width, fan_in=self.width)
@@ -69,6 +71,8 @@ class Location(DotProduct):
 
     def __init__(self, *, max_keys: int, num_heads: int, dim: int) -> None:
         super().__init__(num_heads=num_heads, dim=dim)
+        if max_keys < 1:
+            raise ValueError(f"max_keys={max_keys} of location scores must be at least 1")
         self.weight = uniform(num_heads, dim, max_keys, fan_in=dim)
         self.bias = uniform(num_heads, 1, max_keys, fan_in=dim)
 
@@ -86,6 +90,8 @@ class Cosine(DotProduct):
 
     def __init__(self, *, sharpness: float, num_heads: int, dim: int) -> None:
         super().__init__(num_heads=num_heads, dim=dim)
+        if not 0.0 < sharpness < inf:
+            raise ValueError(f"sharpness={sharpness} of cosine scores must be finite and more than 0")
         self.log_sharpness = nn.Parameter(torch.full((num_heads, 1, 1), log(sharpness)))
 
     def forward(self, q: Queries, k: Keys, positions: Positions) -> Pairwise:

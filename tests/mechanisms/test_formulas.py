@@ -62,6 +62,21 @@ def test_location_scores_name_their_number_of_keys():
         explicit(score=partial(Location, max_keys=7)).weights(*qkv()[:2])
 
 
+@pytest.mark.parametrize(
+    ("score", "named"),
+    [
+        (partial(Additive, hidden_dim=0), "hidden_dim=0"),
+        (partial(Location, max_keys=-1), "max_keys=-1"),
+        (partial(Cosine, sharpness=0.0), r"sharpness=0\.0"),
+        (partial(Cosine, sharpness=float("inf")), "sharpness=inf"),
+    ],
+    ids=["hidden_dim", "max_keys", "sharpness", "infinite sharpness"],
+)
+def test_sizes_of_scores_that_are_out_of_range_are_named(score, named):
+    with pytest.raises(ValueError, match=f"^{named} "):
+        explicit(score=score)
+
+
 def test_queries_compete_as_in_slot_attention():
     """Locatello et al. 2020, eq. 1 and 2."""
     q, k, _ = qkv()
