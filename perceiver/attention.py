@@ -228,11 +228,14 @@ def attend_to_equal_places(attention: Attention, dim: int, sharpness: float) -> 
     and scores are scaled dot products.
 
     Raises:
-        ValueError: the attention has no projections of queries and keys.
+        ValueError: the attention has no projections of queries and keys, or one of these has fewer columns.
     """
     if not isinstance(attention.query, nn.Linear) or not isinstance(attention.key, nn.Linear):
-        raise ValueError("shared positions need an attention that projects its queries and keys: projections=true")
+        needed = "projections=true" if attention.mechanism.reads_keys else "a mechanism that reads keys, not location"
+        raise ValueError(f"shared positions need an attention that projects its queries and keys: {needed}")
     query, key = attention.query.weight, attention.key.weight
+    if (least := min(query.shape[1], key.shape[1])) < dim:
+        raise ValueError(f"dim={least} is less than the {dim} features of shared positions")
     width = len(query) // attention.num_heads
     gain = (sharpness * width**0.5 * max(dim / width, 1.0)) ** 0.5
     matrix = torch.empty(attention.num_heads, width, dim, device=query.device)

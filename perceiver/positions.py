@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perceiver.types import Axis, Tokens, cell_centers
+from perceiver.types import Axis, Tokens, UnsuitableError, cell_centers
 
 INTERPOLATION = {1: "linear", 2: "bicubic", 3: "trilinear"}
 
@@ -215,7 +215,7 @@ class LearnedPositions(Positions):
 
     def _first(self, shape: tuple[int, ...]) -> Float[Tensor, "... dim"]:
         if any(size > trained for size, trained in zip(shape, self.shape, strict=True)):
-            raise ValueError(f"shape={list(self.shape)}: no positions for an input grid of shape {list(shape)}")
+            raise UnsuitableError(f"shape={list(self.shape)}: no positions for an input grid of shape {list(shape)}")
         return self.embedding[tuple(slice(size) for size in shape)]
 
 

@@ -229,6 +229,10 @@ class HasAuxiliaryLoss(Protocol):
         ...
 
 
+class UnsuitableError(ValueError):
+    """A sample does not suit the settings of a part, such as a text that is too long; the message names both."""
+
+
 @runtime_checkable
 class Resizable(Protocol):
     """A module with parameters that can be computed from those of another size, such as learned positions."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from perceiver.data.files import AbsentError, UnreadableError, first_few
 from perceiver.data.readers.base import Reader, Reading
-from perceiver.data.sources.base import Item, Items, OnError, Source, classes_in
+from perceiver.data.sources.base import Item, Items, ItemTable, OnError, Source, classes_in
 from perceiver.types import Sample, Stage
 
 
@@ -176,6 +176,14 @@ class Split:
         if hasattr(self.items, "sample_classes"):
             return self.items.sample_classes(index)
         return classes_in(self.items[index].targets)
+
+    def sample_length(self, index: int) -> int | None:
+        """Return the length of a sample without reading it, by default that of its first text; None: unknown."""
+        if hasattr(self.items, "sample_length"):
+            return self.items.sample_length(index)
+        in_memory = isinstance(self.items, list | ItemTable)
+        texts = self.items[index].targets.get("references") if in_memory else None
+        return len(texts[0]) if texts else None
 
     def sample_name(self, index: int) -> str:
         """Return a name that identifies a sample wherever the data is stored, without reading it."""

@@ -19,7 +19,7 @@ from perceiver.mechanisms.choices import Soft
 from perceiver.mechanisms.reaches import Everywhere
 from perceiver.mechanisms.scores import DotProduct
 from perceiver.roles import LATENTS, OUTPUTS, Role
-from perceiver.types import ALL, Indices, Keys, Mask, Pairs, Pairwise, Queries, Values
+from perceiver.types import ALL, Indices, Keys, Mask, Pairs, Pairwise, Queries, UnsuitableError, Values
 
 MOST = 2**28
 """Numbers stored for the logits of the smallest chunk of queries: 1 GiB."""
@@ -34,8 +34,8 @@ class Explicit(Mechanism):
         num_heads, dim, dropout, role: see `MechanismFactory`.
 
     Raises:
-        ValueError: a choice over queries, in a decoder or of causal queries, which must not depend on each other; or,
-            in a forward pass, the logits do not fit into memory.
+        ValueError: a choice over queries, in a decoder or of causal queries, which must not depend on each other.
+        UnsuitableError: in a forward pass, the logits do not fit into memory.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class Explicit(Mechanism):
         if row * least > MOST:
             sizes = f"{num_queries:,} queries, {k.shape[2]:,} keys, {batch} samples and {heads} heads"
             memory = f"{4e-9 * row * num_queries:,.1f} GB, {4e-9 * row * least:,.1f} GB of them at a time"
-            raise ValueError(
+            raise UnsuitableError(
                 f"{type(self.score).__name__} scores of {sizes} would take {memory}, more than {4e-9 * MOST:.1f} GB; "
                 "choose mechanism=scaled_dot_product, fewer keys, or a smaller batch"
             )

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from perceiver.kernels import headwise, uniform
-from perceiver.types import Keys, Pairwise, Positions, Queries
+from perceiver.types import Keys, Pairwise, Positions, Queries, UnsuitableError
 
 
 class DotProduct(nn.Module):
@@ -65,7 +65,7 @@ class Additive(DotProduct):
 
 
 class Location(DotProduct):
-    """W q + b (Luong et al. 2015, eq. 8): logits of `max_keys` positions; inputs with more keys raise a ValueError."""
+    """W q + b (Luong et al. 2015, eq. 8): logits of `max_keys` positions; more keys raise an UnsuitableError."""
 
     reads_keys = False
 
@@ -78,7 +78,7 @@ class Location(DotProduct):
 
     def forward(self, q: Queries, k: Keys, positions: Positions) -> Pairwise:
         if (num_keys := k.shape[2]) > (max_keys := self.bias.shape[2]):
-            raise ValueError(
+            raise UnsuitableError(
                 f"max_keys={max_keys} of location scores must be at least the {num_keys} keys of the input"
             )
         logits = headwise(q, self.weight) + self.bias.to(q.dtype)

@@ -22,7 +22,7 @@ from perceiver.tasks.generation import NEVER_GENERATED, Texts
 from perceiver.tasks.texts import TextTask
 from perceiver.tasks.transcription import TranscriptMetrics
 from perceiver.tokenizer import BOS, EOS, PAD, Tokenizer
-from perceiver.types import Answer, Batch, Model, QueryKind, Stage, cell_centers
+from perceiver.types import Answer, Batch, Model, QueryKind, Stage, UnsuitableError, cell_centers
 
 BLANK = PAD
 
@@ -39,7 +39,8 @@ class CTC(TextTask):
         num_beams: prefixes that are kept in decoding; with 1, the text of the likeliest alignment is taken.
 
     Raises:
-        ValueError: a number is less than 1; `loss`, of a text that is too long.
+        ValueError: a number is less than 1.
+        UnsuitableError: `loss`, of a text that is too long.
     """
 
     answer_key = "transcript"
@@ -81,7 +82,7 @@ class CTC(TextTask):
         for id, target in zip(batch.ids, targets, strict=True):
             repeated = int((target[1:] == target[:-1]).sum())
             if (needed := len(target) + repeated) > logits.shape[1]:
-                raise ValueError(
+                raise UnsuitableError(
                     f"{id}: its text of {len(target)} tokens, {repeated} of them repeated, needs {needed} outputs; "
                     f"there are {logits.shape[1]}: set num_outputs of the task to at least {needed}"
                 )

@@ -15,7 +15,7 @@ from perceiver.tasks.base import TableRow, Task, monitor_mode
 from perceiver.tasks.generation import Texts
 from perceiver.tasks.text_metrics import Measure, ScoredText, TextMetrics
 from perceiver.tokenizer import PAD, Tokenizer
-from perceiver.types import Answer, Batch, Box, Facts, Model, Outcome, Stage
+from perceiver.types import Answer, Batch, Box, Facts, Model, Outcome, Stage, UnsuitableError
 
 
 class TextTask(Task):
@@ -64,7 +64,7 @@ class TextTask(Task):
 
         Raises:
             TypeError: the model cannot.
-            ValueError: a sample has several windows, see `averages_windows`.
+            UnsuitableError: a sample has several windows, see `averages_windows`.
         """
         self._check_windows(batch)
         return self._generate(model, batch, num_texts)
@@ -77,7 +77,7 @@ class TextTask(Task):
             return
         for id, names in zip(batch.ids, batch.windows, strict=False):
             if len(names) > 1:
-                raise ValueError(
+                raise UnsuitableError(
                     f"{id}: is read in {len(names)} windows, but a {self.answer_key} is of the whole recording; "
                     "set `seconds` of its reader to at least its length"
                 )

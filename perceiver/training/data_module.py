@@ -118,6 +118,8 @@ class DataModule(LightningDataModule):
         if self.drop_last and len(split) < self.batch_size:
             raise ValueError(self._no_batch(len(split)))
         self._train_weights  # noqa: B018  (raises if there are no classes to balance)
+        if self.similar_lengths:
+            self._train_lengths  # noqa: B018  (raises if they are unknown)
         return split
 
     def has_validation(self, limit_val_batches: float | None) -> bool:
@@ -156,6 +158,20 @@ class DataModule(LightningDataModule):
         if not self.class_balanced or self.splits["train"] is None:
             return None
         return class_balancing_weights(self._train_classes("loader.class_balanced=true"))
+
+    @cached_property
+    def _train_lengths(self) -> Int64[Tensor, " samples"]:
+        """The length of each training sample.
+
+        Raises:
+            ValueError: they are not known without reading the samples.
+        """
+        split = self.splits["train"]
+        lengths = [] if split is None else [split.sample_length(index) for index in range(len(split))]
+        if None in lengths:
+            problem = "lengths of samples are not known without reading them; 0 leaves their order random"
+            raise ValueError(f"loader.similar_lengths={self.similar_lengths}: {problem}")
+        return torch.tensor(lengths)
 
     def class_counts(self) -> tuple[Int64[Tensor, " classes"], int]:
         """The number of training samples of each class, and of all.
@@ -331,7 +347,7 @@ class DataModule(LightningDataModule):
         world_size = self.trainer.world_size if self.trainer else 1
         groups = None
         if train and self.similar_lengths:
-            groups = SimilarLengths(sample_lengths(split), self.batch_size * world_size, self.similar_lengths)
+            groups = SimilarLengths(self._train_lengths, self.batch_size * world_size, self.similar_lengths)
         sampler = KeyedSampler(
             num_samples=len(split),
             seed=self.seed,
@@ -428,16 +444,3 @@ def _listed(names: Sequence[str]) -> str:
 def _collate_readable(items: Sequence[Sample | UnreadableError | None]) -> Batch:
     batch = collate([item for item in items if isinstance(item, Sample)])
     return replace(batch, unreadable=[str(item) for item in items if isinstance(item, UnreadableError)])
-
-
-def sample_lengths(split: Split) -> Int64[Tensor, " samples"]:
-    """Return the length of each sample of a split, without reading it.
-
-    Raises:
-        ValueError: the data does not know them.
-    """
-    if not hasattr(split.items, "sample_length"):
-        raise ValueError(
-            "loader.similar_lengths: the data has no lengths without being read; 0 leaves the order random"
-        )
-    return torch.tensor([split.items.sample_length(index) for index in range(len(split))])

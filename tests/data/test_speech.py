@@ -31,6 +31,8 @@ def transcripts(source, stage: str) -> dict[str, str]:
     split = dataset_of(source).split(stage)
     found = [] if split is None else [split[index] for index in range(len(split))]
     assert all(sample.inputs["audio"].shape == (1, 200) for sample in found)
+    for index, sample in enumerate(found):  # the more is said, the longer it takes
+        assert split.sample_length(index) == len(sample.targets["caption"])
     return {sample.id: sample.targets["caption"] for sample in found}
 
 
@@ -64,8 +66,8 @@ def test_librispeech_is_read_by_subsets(tmp_path, folder):
 def test_ljspeech_has_no_quotes_and_its_last_column_is_read_out(tmp_path):
     for number in range(40):
         write(tmp_path / "wavs" / f"LJ-{number}.wav")
-    rows = [f'LJ-{number}|"Dr. {number}|doctor {number}' for number in range(39)]
-    (tmp_path / "metadata.csv").write_text("\n".join([*rows, "LJ-39|only"]))
+    rows = [f'LJ-{number}|"Dr. {number}|doctor\u2028{number}' for number in range(38)]
+    (tmp_path / "metadata.csv").write_text("\n".join([*rows, "LJ-38|doctor 38| ", "LJ-39|only"]))
     source = LJSpeech(root=str(tmp_path), held_out=HeldOut(val_fraction=0.2, test_fraction=0.2))
     found = {stage: transcripts(source, stage) for stage in STAGES}
     assert sorted(text for texts in found.values() for text in texts.values()) == sorted(
@@ -88,6 +90,8 @@ def test_a_table_of_transcripts_may_have_parts_splits_and_groups(tmp_path):
     assert list(source().texts(on_error="raise")) == ["one, two"]
     table.write_text("path,text\na.wav, \n")
     check_error(lambda: source().items("train", ROLES), "transcripts.csv", "line 2", "text is empty")
+    table.write_text("file,text\na.wav,one\n")
+    check_error(lambda: source().items("train", ROLES), "transcripts.csv", "no column 'path'", "file, text")
 
 
 def digits(root: Path, **options) -> DigitStrings:

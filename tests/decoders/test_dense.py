@@ -273,6 +273,9 @@ def test_a_query_starts_by_reading_latents_at_its_place():
     found = torch.cat([found[..., : SHARED.dim], torch.zeros_like(found[..., SHARED.dim :])], dim=-1)
     scores = attention.query(found)[0] @ attention.key(latents).mT
     assert scores.argmax(dim=1).tolist() == list(range(9))
+    narrow = SHARED.dim - 1
+    with pytest.raises(ValueError, match=f"^dim={narrow} is less than the {SHARED.dim} features of shared positions"):
+        DenseDecoder(dim=narrow, num_channels=2, queries=queries, attention=block, chunk_size=9, sharpness=3.0)
 
 
 class TestJoined:

@@ -11,6 +11,7 @@ from perceiver.mechanisms.explicit import Explicit
 from perceiver.mechanisms.reaches import Everywhere, MonotonicWindow, PredictedWindow
 from perceiver.mechanisms.scores import Additive, Bilinear, Cosine, DotProduct, Location
 from perceiver.roles import CROSS, ENCODE
+from perceiver.types import UnsuitableError
 from tests.mechanisms.parts import BATCH, HEADS, KEYS, QK_DIM, QUERIES, build, key_mask, qkv
 
 PLAIN = {"score": DotProduct, "choice": Soft, "reach": Everywhere}
@@ -58,7 +59,7 @@ def test_a_score_is_its_formula(score, formula):
 
 
 def test_location_scores_name_their_number_of_keys():
-    with pytest.raises(ValueError, match=f"max_keys=7 .* {KEYS} keys"):
+    with pytest.raises(UnsuitableError, match=f"max_keys=7 .* {KEYS} keys"):
         explicit(score=partial(Location, max_keys=7)).weights(*qkv()[:2])
 
 

@@ -37,6 +37,7 @@ MISTAKES = {
     "optimizer.lr=nan": ["optimizer.lr=nan", "finite"],
     f"{TONES} data.source.snr=[5]": ["data.source.snr=[5]: too few values"],
     "data.source=en": ["data.source: ", "data.source.num_classes=…"],  # a node
+    "loader.similar_lengths=3": ["loader.similar_lengths=3: ", "0 leaves"],
     # a value that a constructor refuses, with its whole key
     "model.memory.self_attention.num_heads=5": ["model.memory.self_attention.num_heads=5 does not divide"],
     "trainer.max_epochs=-1 trainer.fast_dev_run=false": ["trainer.max_epochs=-1", "max_steps"],

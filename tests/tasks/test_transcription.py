@@ -15,7 +15,7 @@ from perceiver.tasks.generation import BeamSearch
 from perceiver.tasks.text_metrics import ScoredText, TextMetrics
 from perceiver.tasks.transcription import Transcription, TranscriptMetrics
 from perceiver.tokenizer import PAD, WordTokenizer
-from perceiver.types import Batch
+from perceiver.types import Batch, UnsuitableError
 
 MEASURE = TranscriptMetrics(lowercase=True, punctuation=False)
 
@@ -96,7 +96,7 @@ def test_a_recording_in_several_windows_is_refused():
     )
     for task in (ctc(), attention):
         assert task.monitor_mode == "min"
-        with pytest.raises(ValueError, match=r"long\.wav: .*2 windows"):
+        with pytest.raises(UnsuitableError, match=r"long\.wav: .*2 windows"):
             task.prepare(batch, train=False)
 
 
@@ -144,7 +144,7 @@ def test_the_loss_is_that_of_all_alignments_for_each_token():
 def test_a_text_that_needs_more_outputs_is_an_error(text, needed):
     task = ctc()
     batch = Batch({}, {"caption": ["two", text]}, ["a", "b"])
-    with pytest.raises(ValueError, match=f"^b: .*needs {needed} outputs.*are 5.*num_outputs"):
+    with pytest.raises(UnsuitableError, match=f"^b: .*needs {needed} outputs.*are 5.*num_outputs"):
         task.loss({"logits": logits_of(task, 2)}, batch)
     assert ctc(num_outputs=6).loss({"logits": logits_of(ctc(num_outputs=6), 2)}, batch).isfinite()
 

@@ -43,7 +43,8 @@ class Items(Protocol):
     A list of `Item` is sufficient. Items that are expensive to make may have more members, which need none:
     `sample_classes(index)`, the classes of a sample (default: those of its targets); `sample_name(index)`, a name that
     identifies the sample wherever the data is stored (default: its `id`); `sample_length(index)`, its length in any
-    unit, for batches of similar lengths; and `roles`, those of which any item has a part (default: found by a search).
+    unit, for batches of similar lengths (default: that of its first reference, in a list or an `ItemTable`); and
+    `roles`, those of which any item has a part (default: found by a search).
     """
 
     def __len__(self) -> int: ...

@@ -117,7 +117,7 @@ class CaptionedFiles(Source):
             listed = ((parent, os.listdir(top / parent)) for parent in parents if (top / parent).is_dir())
             if any(os.path.join(parent, name) in names for parent, found in listed for name in found):
                 return folder
-        problem = f"none of the {len(names)} files of {captions.table} exists"
+        problem = f"none of the {len(names)} files of {captions.table} exists: {first_few(list(names))}"
         raise FileNotFoundError(f"root={self.root}: {problem}; searched {', '.join(captions.folders)}")
 
 

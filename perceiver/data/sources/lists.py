@@ -61,8 +61,11 @@ class FileTable(Source):
                     raise row.error(f"{name[:80]!r} is not a valid file name")
                 parts[role] = self.root / name
         if not parts:
+            if not {"path", *roles} & row.cells.keys():
+                raise UnreadableError(f"{self.table}: no column 'path'; columns: {', '.join(row.cells)}")
             kinds = " nor ".join(kind.name for kind in roles.values())
-            raise row.error(f"{row.cells.get('path', '')!r} is neither {kinds} by its ending")
+            neither = "neither" if len(roles) > 1 else "not"
+            raise row.error(f"{row.cells.get('path', '')!r} is {neither} {kinds} by its ending")
         id = next(iter(names.values()))
         if "start" in row.cells and "stop" in row.cells:
             start, stop = row.seconds("start"), row.seconds("stop")

@@ -72,7 +72,9 @@ class LJSpeech(CaptionedFiles):
     @cached_property
     def _split(self) -> dict[Stage, dict[str, list[str]]]:
         table = self.root / "metadata.csv"
-        listed = {f"{row.file_name('0')}.wav": [row.cells.get("2") or row["1"]] for row in _lines(table, "|", 2)}
+        listed = {
+            f"{row.file_name('0')}.wav": [row.cells.get("2", "").strip() or row["1"]] for row in _lines(table, "|", 2)
+        }
         references = clean_captions(table, listed)
         names = sorted(references)
         split = self.held_out.split(names)
@@ -86,7 +88,7 @@ def _lines(table: Path, separator: str, num_cells: int) -> Iterator[Row]:
         UnreadableError: a line has fewer cells, or its first is that of another one.
     """
     seen: set[str] = set()
-    for number, line in enumerate(read_text(table).splitlines(), start=1):
+    for number, line in enumerate(read_text(table).split("\n"), start=1):
         if line.strip():
             cells = line.split(separator, 1 if separator == " " else -1)
             row = Row(table, number, {str(place): cell for place, cell in enumerate(cells)})
