@@ -89,7 +89,8 @@ def initialize_from(parts: Parts, source: str, *, variant: str = "transformers",
         raise ConfigError(f"init.strict=true: not all weights of init.from={source} fit: {keys}{more}")
     if not any(weight.origin == "loaded" and not weight.name.startswith("decoder.") for weight in weights):
         keys = ", ".join(f"{weight.name} {weight.shapes}" for weight in different[:MAX_KEYS])
-        raise ConfigError(f"init.from={source}: neither an encoder nor the memory fits this model ({keys}, …)")
+        hint = f"; pretrained={source} trains its own model" if is_published(source) else ""
+        raise ConfigError(f"init.from={source}: neither an encoder nor the memory fits this model ({keys}, …){hint}")
     _check_finite(before, weights, source)
     _load(parts.model, before, weights)
     by_part = _by_part(weights)

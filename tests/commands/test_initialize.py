@@ -1,6 +1,7 @@
 """`init.from=RUN` starts with the weights of an earlier run, all that fit, and lists them."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -198,8 +199,11 @@ def test_what_cannot_be_loaded_is_refused(earlier, tmp_path):
     content = checkpoint(earlier, "best")
     content["state_dict"] = {"model.memory.array": torch.zeros(3, 5)}
     torch.save(content, foreign)
-    with pytest.raises(ConfigError, match=r"init.from=.*neither an encoder nor the memory.*encoders.image"):
+    with pytest.raises(ConfigError, match=r"init.from=.*neither an encoder nor the memory.*encoders.image.*…\)$"):
         initialize_from(parts_of(), str(foreign))
+    write_run_folder(tmp_path / "folder", replace(read_checkpoint(earlier / "checkpoints/best.ckpt"), state={}))
+    with pytest.raises(ConfigError, match=f"; pretrained={tmp_path / 'folder'}"):
+        initialize_from(parts_of(), str(tmp_path / "folder"))
     for wrong, problem in ((tmp_path / "nothing", "no such run"), (tmp_path, "no checkpoints")):
         with pytest.raises(ConfigError, match=f"init.from={wrong}: .*{problem}"):
             initialize_from(parts_of(), str(wrong))
