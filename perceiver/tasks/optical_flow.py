@@ -3,7 +3,6 @@
 import math
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -14,9 +13,10 @@ from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
 from torchvision.utils import flow_to_image
 
-from perceiver.tasks.base import TableRow, Task, explained_grid
+from perceiver.tasks.base import TableRow
+from perceiver.tasks.places import PlacesTask
 from perceiver.tasks.text_metrics import ScoredText
-from perceiver.types import Batch, Model, Picture, QueryKind, Stage, cell_centers
+from perceiver.types import Batch, Model, Picture, Stage
 
 SHOWN_WINDOWS = 16
 """Most windows of a sample of which pictures are drawn."""
@@ -28,7 +28,7 @@ FLO_HEADER = struct.Struct("<4sii")
 """Of a `.flo` file: `PIEH`, width, height."""
 
 
-class OpticalFlow(Task):
+class OpticalFlow(PlacesTask):
     """The mean endpoint error of the flow, in pixels, from the target `flow` [2, height, width] of each sample.
 
     Its components are those along the width and the height; NaN where they are not known. The error is the length of
@@ -39,7 +39,7 @@ class OpticalFlow(Task):
     Args:
         modality: the input, [channels, frames, height, width].
         scale: pixels for an output of 1; 20 in DeepMind's model.
-        num_places: places of each sample that are drawn at random in a training step.
+        num_places: see `PlacesTask`.
         monitor: the metric of validation that determines the best checkpoint.
         output: the model's output that holds the flow, [batch, places, 2].
 
@@ -58,43 +58,16 @@ class OpticalFlow(Task):
         monitor: str = "EPE",
         output: str = "logits",
     ) -> None:
-        super().__init__()
+        super().__init__(modality=modality, num_places=num_places, output=output)
         if not 0.0 < scale < math.inf:
             raise ValueError(f"scale={scale} must be more than 0, and finite")
-        if num_places < 1:
-            raise ValueError(f"num_places={num_places} must be at least 1")
-        self.modality = modality
         self.scale = scale
-        self.num_places = num_places
-        self.output = output
         names = ("loss", "EPE", "zero_EPE", "mean_EPE", "Fl")
         self.build_metrics(lambda stage: MetricCollection({name: MeanMetric() for name in names}, compute_groups=False))
         self.set_monitor(monitor)
 
-    @property
-    def given_queries(self) -> dict[str, QueryKind]:
-        return {self.output: "places"}
-
-    def _shape(self, batch: Batch) -> tuple[int, int]:
-        if self.modality not in batch.inputs:
-            raise ValueError(f"modality={self.modality!r}: the samples have {', '.join(batch.inputs)}")
-        height, width = batch.inputs[self.modality].shape[-2:]
-        return height, width
-
-    def prepare(self, batch: Batch, *, train: bool) -> Batch:
-        """In training, draw the places, as the target `places`: numbers of pixels."""
-        if not train:
-            return batch
-        height, width = self._shape(batch)
-        device = batch.inputs[self.modality].device
-        places = torch.randint(height * width, (len(batch), self.num_places), device=device)
-        return replace(batch, targets={**batch.targets, "places": places})
-
-    def queries(self, batch: Batch) -> dict[str, Tensor]:
-        raw = batch.inputs[self.modality]
-        centers = cell_centers(self._shape(batch), raw.device)
-        chosen = batch.targets.get("places")
-        return {self.output: centers.expand(len(raw), -1, -1) if chosen is None else centers[chosen]}
+    def cells(self, raw: Tensor) -> tuple[int, ...]:
+        return tuple(raw.shape[-2:])
 
     def _true_flow(self, batch: Batch) -> tuple[Float[Tensor, "batch places 2"], Bool[Tensor, "batch places"]]:
         """Return the true flow of the places, zero where it is not known, and where it is.
@@ -102,13 +75,11 @@ class OpticalFlow(Task):
         Raises:
             ValueError: the samples have no flow of the size of the input.
         """
-        flow, shape = batch.targets.get("flow"), self._shape(batch)
+        flow, shape = batch.targets.get("flow"), self.grid(batch)
         if not isinstance(flow, Tensor) or tuple(flow.shape[1:]) != (2, *shape):
             found = "none" if flow is None else [list(one.shape) for one in flow]
             raise ValueError(f"the samples must have a flow of shape {[2, *shape]}; there is {found}")
-        true = flow.flatten(2).mT
-        if "places" in batch.targets:
-            true = true.gather(1, batch.targets["places"][..., None].expand(-1, -1, 2))
+        true = self.at_places(flow.flatten(2).mT, batch)
         return true.nan_to_num(), ~true.isnan().any(dim=-1)
 
     def _predicted(self, outputs: Mapping[str, Tensor]) -> Float[Tensor, "batch places 2"]:
@@ -168,7 +139,7 @@ class OpticalFlow(Task):
     def _flow(self, model: Model, batch: Batch) -> Float[Tensor, "rows 2 height width"]:
         """Return the predicted flow of each window, in pixels."""
         values = self.get_output(self.outputs(model, batch)).float() * self.scale
-        height, _ = self._shape(batch)
+        height, _ = self.grid(batch)
         return rearrange(values, "rows (y x) axes -> rows axes y x", y=height)
 
     def predictions(
@@ -213,13 +184,6 @@ class OpticalFlow(Task):
         colors = torch.stack([flow_colors(torch.stack(pair)) for pair in pairs], dim=1).to(raw.dtype) / 255.0
         shown = (one[:, :, None].expand_as(raw) for one in colors)
         return {self.modality: dict(zip(fields, shown, strict=True))}
-
-    def answer_queries(
-        self, model: Model, batch: Batch, predicted: Sequence[Sequence[dict[str, Any]]] | None = None
-    ) -> dict[str, Float[Tensor, "batch places axes"]]:
-        """Return the places of a grid of at most `EXPLAINED_PLACES` cells."""
-        raw, coarse = batch.inputs[self.modality], explained_grid(self._shape(batch))
-        return {self.output: cell_centers(coarse, raw.device).expand(len(raw), -1, -1)}
 
 
 Value = TypeVar("Value")

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
-from perceiver.tasks.base import TableRow, Task, explained_grid
+from perceiver.tasks.base import TableRow
+from perceiver.tasks.places import PlacesTask
 from perceiver.tasks.text_metrics import ScoredText
-from perceiver.types import UNLABELED, Answer, Batch, Model, Picture, QueryKind, Stage, cell_centers
+from perceiver.types import UNLABELED, Answer, Batch, Model, Picture, Stage
 
 SHOWN_CLASSES = 4
 """The number of classes of a sample that are explained."""
@@ -24,7 +24,7 @@ OVERLAY = 0.5
 """Opacity of a mask over its input."""
 
 
-class Segmentation(Task):
+class Segmentation(PlacesTask):
     """A class for each cell of an input, from the target `mask`; the output must be dense (`DenseDecoder`).
 
     Metrics: `loss`; `mIoU`, the mean over classes of intersection over union of all places; and `pixel_accuracy`. In
@@ -33,7 +33,7 @@ class Segmentation(Task):
     Args:
         num_classes: classes, the background included.
         modality: the input whose cells have classes.
-        num_places: places of each sample that are drawn at random in a training step.
+        num_places: see `PlacesTask`.
         monitor: the metric of validation that determines the best checkpoint.
         output: the model's output that holds the logits, [batch, places, classes].
 
@@ -44,22 +44,13 @@ class Segmentation(Task):
     def __init__(
         self, *, num_classes: int, modality: str, num_places: int, monitor: str = "mIoU", output: str = "logits"
     ) -> None:
-        super().__init__()
+        super().__init__(modality=modality, num_places=num_places, output=output)
         if not 2 <= num_classes <= UNLABELED:
             raise ValueError(f"num_classes={num_classes} must be 2 to {UNLABELED}")
-        if num_places < 1:
-            raise ValueError(f"num_places={num_places} must be at least 1")
         self.num_classes = num_classes
-        self.modality = modality
-        self.num_places = num_places
-        self.output = output
         self.num_answers = num_classes
         self.build_metrics(self._metrics)
         self.set_monitor(monitor)
-
-    @property
-    def given_queries(self) -> dict[str, QueryKind]:
-        return {self.output: "places"}
 
     def _metrics(self, stage: Stage) -> MetricCollection:
         metrics: dict[str, Metric | MetricCollection] = {
@@ -67,30 +58,6 @@ class Segmentation(Task):
             "overlap": Overlap(self.num_classes),
         }
         return MetricCollection(metrics, compute_groups=False)
-
-    def _shape(self, batch: Batch) -> tuple[int, ...]:
-        """Return the grid of the input.
-
-        Raises:
-            ValueError: the samples do not have it.
-        """
-        if self.modality not in batch.inputs:
-            raise ValueError(f"modality={self.modality!r}: the samples have {', '.join(batch.inputs)}")
-        return tuple(batch.inputs[self.modality].shape[2:])
-
-    def prepare(self, batch: Batch, *, train: bool) -> Batch:
-        """In training, draw the places, as the target `places`: numbers of cells."""
-        if not train or self.modality not in batch.inputs:
-            return batch
-        device = batch.inputs[self.modality].device
-        places = torch.randint(math.prod(self._shape(batch)), (len(batch), self.num_places), device=device)
-        return replace(batch, targets={**batch.targets, "places": places})
-
-    def queries(self, batch: Batch) -> dict[str, Tensor]:
-        shape, raw = self._shape(batch), batch.inputs[self.modality]
-        centers = cell_centers(shape, raw.device)
-        chosen = batch.targets.get("places")
-        return {self.output: centers.expand(len(raw), -1, -1) if chosen is None else centers[chosen]}
 
     def _labels(self, batch: Batch) -> Int[Tensor, "batch places"]:
         """Return the classes of the places.
@@ -100,12 +67,11 @@ class Segmentation(Task):
         """
         if "mask" not in batch.targets:
             raise ValueError("the samples have no masks; choose data that has them, or another task")
-        mask, shape = batch.targets["mask"], self._shape(batch)
+        mask, shape = batch.targets["mask"], self.grid(batch)
         if not isinstance(mask, Tensor) or tuple(mask.shape[1:]) != shape:
             sizes = sorted({tuple(one.shape) for one in mask})
             raise ValueError(f"masks have the sizes {sizes}, which must be that of {self.modality!r}, {shape}")
-        labels = mask.flatten(1)
-        return labels.gather(1, batch.targets["places"]) if "places" in batch.targets else labels
+        return self.at_places(mask.flatten(1), batch)
 
     def loss(self, outputs: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, ""]:
         logits, labels = self.get_output(outputs), self._labels(batch)
@@ -165,7 +131,7 @@ class Segmentation(Task):
     def _predicted(self, model: Model, batch: Batch) -> Int[Tensor, "batch *shape"]:
         """Return the predicted class of each cell of the input."""
         outputs = self.average_windows(self.outputs(model, batch), batch)
-        return self.get_output(outputs).argmax(dim=-1).reshape(len(batch), *self._shape(batch))
+        return self.get_output(outputs).argmax(dim=-1).reshape(len(batch), *self.grid(batch))
 
     def pictures(self, model: Model, batch: Batch, inputs: Mapping[str, Picture]) -> list[dict[str, Image.Image]]:
         """Return for each sample the predicted `mask`, with a palette, and an `overlay` over the input."""
@@ -183,13 +149,6 @@ class Segmentation(Task):
                 shown = rearrange(raw.expand(3, -1, -1), "channels rows columns -> rows columns channels").numpy()
                 found[-1]["overlay"] = Image.blend(Image.fromarray(shown), mask.convert("RGB"), OVERLAY)
         return found
-
-    def answer_queries(
-        self, model: Model, batch: Batch, predicted: Sequence[Sequence[dict[str, Any]]] | None = None
-    ) -> dict[str, Float[Tensor, "batch places axes"]]:
-        """Return the places of a grid of at most `EXPLAINED_PLACES` cells."""
-        raw, coarse = batch.inputs[self.modality], explained_grid(self._shape(batch))
-        return {self.output: cell_centers(coarse, raw.device).expand(len(raw), -1, -1)}
 
     def answers(
         self,

@@ -55,7 +55,7 @@ def test_metrics_are_means_over_the_places_where_the_flow_is_known(train):
     pixels = [(y, x) for y in range(HEIGHT) for x in range(WIDTH)]
     found = {name: [] for name in ("EPE", "zero_EPE", "mean_EPE", "Fl")}
     for row in range(BATCH):
-        drawn = given.targets["places"][row].tolist() if train else range(len(pixels))
+        drawn = given.targets["places/logits"][row].tolist() if train else range(len(pixels))
         pairs = [(flow[row, :, *pixels[place]], true_flow()[row, :, *pixels[place]]) for place in drawn]
         pairs = [(true, predicted) for true, predicted in pairs if not true.isnan().any()]
         mean = torch.stack([true for true, _ in pairs]).mean(dim=0)

@@ -95,14 +95,28 @@ class TestPlaces:
         whole = task.outputs(model, batch)["logits"]
         first, second = (task.prepare(batch, train=True) for _ in range(2))
         outputs = task.outputs(model, first)
-        places = first.targets["places"]
+        places = first.targets["places/logits"]
         assert places.shape == model.places.shape[:2] == (BATCH, 13)
-        assert not places.equal(second.targets["places"])
+        assert not places.equal(second.targets["places/logits"])
         assert len({tuple(row) for row in places.tolist()}) == BATCH
         assert_close(outputs["logits"], whole.gather(1, places[..., None].expand(-1, -1, NUM_CLASSES)))
         labels = batch.targets["mask"].flatten(1).gather(1, places)
         expected = F.cross_entropy(outputs["logits"].flatten(0, 1), labels.flatten(), ignore_index=UNLABELED)
         assert_close(task.loss(outputs, first), expected)
+
+    def test_two_tasks_over_inputs_of_different_sizes_draw_places_of_their_own(self):
+        small = Segmentation(num_classes=NUM_CLASSES, modality="depth", num_places=17, output="small")
+        task = JointTask(tasks={"large": segmentation(), "small": small}, weights=None, monitor="loss")
+        batch = batch_of(some_masks())
+        batch.inputs["depth"] = torch.rand(BATCH, 1, 2, 3)
+        queries = task.queries(task.prepare(batch, train=True))
+        assert {name: places.shape for name, places in queries.items()} == {
+            "logits": (BATCH, 13, 2),
+            "small": (BATCH, 17, 2),
+        }
+        for name, shape in (("logits", (ROWS, COLUMNS)), ("small", (2, 3))):
+            cells = {tuple(place) for place in cell_centers(shape).tolist()}
+            assert {tuple(place) for place in queries[name].flatten(0, 1).tolist()} <= cells
 
     def test_samples_without_any_class_have_no_loss(self):
         task, batch = segmentation(), batch_of(torch.full((BATCH, ROWS, COLUMNS), UNLABELED))
