@@ -21,8 +21,8 @@ from perceiver.inspection.explorer.atlas_page import ATLAS
 from perceiver.inspection.explorer.events import write_arrays
 from perceiver.inspection.explorer.gallery_page import GALLERY
 from perceiver.inspection.explorer.page import (
-    MOST_EVENTS,
-    MOST_VALUES,
+    MAX_EVENTS,
+    MAX_VALUES,
     PAGE,
     Event,
     evenly_spread,
@@ -42,7 +42,7 @@ from perceiver.runtime.summary import console
 from perceiver.training.build import config_errors
 from perceiver.types import Batch, Sample
 
-MOST_WINDOWS = 32
+MAX_WINDOWS = 32
 """Windows of a user's sound that are explained: each is a sample of the page."""
 
 
@@ -122,9 +122,9 @@ def inspect_attention(cfg: DictConfig) -> Path:
             max_megabytes=finished.config["attention"]["max_megabytes"],
         )
         write_arrays(written[-1], arrays)
-        most_values = MOST_VALUES // (MOST_EVENTS if is_single else len(runs))
-        opened.append(page_event(arrays, most_values=most_values, name=f"{run.name} · step {finished.step}"))
-        earlier = events_in(run.finished.output_dir / "attention", num_with_maps=MOST_EVENTS - 1 if is_single else 0)
+        max_values = MAX_VALUES // (MAX_EVENTS if is_single else len(runs))
+        opened.append(page_event(arrays, max_values=max_values, name=f"{run.name} · step {finished.step}"))
+        earlier = events_in(run.finished.output_dir / "attention", num_with_maps=MAX_EVENTS - 1 if is_single else 0)
         others = [event for event in earlier if event.step != finished.step]
         events[run.name] = sorted([*others, opened[-1]], key=lambda event: event.step)
         matrices += writer.write_matrices(output.with_name(f"{written[-1].stem}_alignment"))
@@ -355,7 +355,7 @@ def is_choice(chosen: Any, least: int) -> bool:
 
 
 def read_files(run: Run, paths: Sequence[Path]) -> tuple[Batch, list[str]]:
-    """Read a user's files: of long sounds each window, at most `MOST_WINDOWS`.
+    """Read a user's files: of long sounds each window, at most `MAX_WINDOWS`.
 
     Returns:
         The samples, and the errors of files that cannot be read.
@@ -377,9 +377,9 @@ def read_files(run: Run, paths: Sequence[Path]) -> tuple[Batch, list[str]]:
 
 
 def window_samples(sample: Sample) -> list[Sample]:
-    """Return the windows of a long sample as samples, at most `MOST_WINDOWS`."""
+    """Return the windows of a long sample as samples, at most `MAX_WINDOWS`."""
     windows = sample.split()
-    chosen = evenly_spread(len(windows), MOST_WINDOWS)
+    chosen = evenly_spread(len(windows), MAX_WINDOWS)
     if len(chosen) < len(windows):
         console.print(f"{sample.id}: {len(chosen)} of {len(windows)} windows are explained", soft_wrap=True)
     return [windows[place] for place in chosen]

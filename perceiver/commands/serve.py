@@ -29,7 +29,7 @@ from perceiver.commands.train import prepare_torch
 from perceiver.data.collate import collate
 from perceiver.data.files import TEXTS, UnreadableError
 from perceiver.inspection.evaluation.knockout import knock_out
-from perceiver.inspection.explorer.page import MOST_VALUES, explorer_page, page_event
+from perceiver.inspection.explorer.page import MAX_VALUES, explorer_page, page_event
 from perceiver.inspection.writer import ExplanationWriter
 from perceiver.runtime.errors import ConfigError, explain, is_user_error, one_line
 from perceiver.runtime.summary import console
@@ -39,7 +39,7 @@ from perceiver.types import Batch
 HOST = "127.0.0.1"
 JSON_OVERHEAD = 2**16
 """Bytes of a request besides the file, in which the text must fit."""
-MOST_DISCARDED = 2**26
+MAX_DISCARDED = 2**26
 """Bytes of a request that is too large that are read, so that the client receives the answer."""
 MAX_NAME = 100
 """Characters of a file name."""
@@ -197,7 +197,7 @@ class LiveExplorer:
         )
         max_megabytes = finished.config["attention"]["max_megabytes"]
         arrays = writer.event(step=finished.step, epoch=finished.epoch, max_megabytes=max_megabytes)
-        event = page_event(arrays, most_values=MOST_VALUES, name=f"{run.name} · step {finished.step}")
+        event = page_event(arrays, max_values=MAX_VALUES, name=f"{run.name} · step {finished.step}")
         readers = finished.parts.data.dataset.readers.values()
         live = {
             "checkpoint": finished.checkpoint.stem,
@@ -312,7 +312,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise RequestError(HTTPStatus.LENGTH_REQUIRED, "the request has no length")
         max_bytes = self.server.explorer.max_bytes
         if int(length) > max_bytes * 4 // 3 + JSON_OVERHEAD:
-            left = min(int(length), MOST_DISCARDED)
+            left = min(int(length), MAX_DISCARDED)
             while left and (part := self.rfile.read(min(left, 2**16))):
                 left -= len(part)
             raise RequestError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, too_large(max_bytes))

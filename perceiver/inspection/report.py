@@ -21,18 +21,18 @@ from perceiver.inspection.explorer.events import scores_in
 from perceiver.inspection.explorer.packing import pooling, sum_pooled
 from perceiver.inspection.maps.contrast import Contrasts
 from perceiver.inspection.maps.explanation import Explanation
-from perceiver.inspection.maps.sinks import FEWEST_SAMPLES, sinks_in
+from perceiver.inspection.maps.sinks import MIN_SAMPLES, sinks_in
 from perceiver.types import Axis, Span
 
-MOST_CELLS, MOST_COLUMNS = 16 * 64, 64
+MAX_CELLS, MAX_COLUMNS = 16 * 64, 64
 """Limits of a heat map in characters; a cell is two characters wide, which makes it about square, where possible."""
 FEW_COLUMNS = 7
 """Number of statistics for a single modality; more columns have no gap between them."""
-MOST_ANSWERS = 12
+MAX_ANSWERS = 12
 """Answers of a sample in its table."""
-MOST_SINKS = 5
+MAX_SINKS = 5
 """Sinks of a layer in the table of them."""
-MOST_PARTS = 5
+MAX_PARTS = 5
 """Parts of each kind of knock-out in its table."""
 TOP_SHARE = 0.1
 """Share of the cells with the highest values, whose mass is reported."""
@@ -110,8 +110,8 @@ def sink_parts(sinks: Mapping[str, Any], spans: Mapping[str, Span]) -> Iterator[
         sinks: of an event (`sinks_in`).
         spans: of the modalities.
     """
-    if sinks["num_samples"] < FEWEST_SAMPLES:
-        yield f"attention sinks: not looked for in fewer than {FEWEST_SAMPLES} samples"
+    if sinks["num_samples"] < MIN_SAMPLES:
+        yield f"attention sinks: not looked for in fewer than {MIN_SAMPLES} samples"
         return
     rule = (
         f"more than {sinks['criterion']['times_uniform']:g} times the uniform share "
@@ -125,7 +125,7 @@ def sink_parts(sinks: Mapping[str, Any], spans: Mapping[str, Span]) -> Iterator[
     for column in ("samples", "mean\nweight"):
         table.add_column(column, justify="right", no_wrap=True)
     for layer, number in sinks["numbers"].items():
-        of_layer = [sink for sink in sinks["found"] if sink["layer"] == layer][:MOST_SINKS]
+        of_layer = [sink for sink in sinks["found"] if sink["layer"] == layer][:MAX_SINKS]
         for place, sink in enumerate(of_layer):
             name = f"{layer} ({number})" if place == 0 else ""
             where = token_place(sink["token"], sink["modality"], spans)
@@ -144,7 +144,7 @@ def token_place(token: int, modality: str, spans: Mapping[str, Span]) -> str:
 
 def sample_table(explanation: Explanation, row: int) -> Table:
     """Return a table of the answers for a sample, and where their maps have their maximum."""
-    answers = explanation.answers[row][:MOST_ANSWERS]
+    answers = explanation.answers[row][:MAX_ANSWERS]
     left_out = len(explanation.answers[row]) - len(answers)
     title = f"{explanation.batch.ids[row]}{f' (and {left_out} more answers)' if left_out else ''}"
     table = _table("answer", title=title)
@@ -170,7 +170,7 @@ def contrast_table(explanation: Explanation, row: int) -> Table:
     table.add_column("share", justify="right", no_wrap=True)
     table.add_column("evidence against\nmaximum at", overflow="fold")
     for slot, (answer, foils) in enumerate(zip(explanation.answers[row], contrasts.foils[row], strict=True)):
-        if foils and slot < MOST_ANSWERS:
+        if foils and slot < MAX_ANSWERS:
             both = [side[row, slot, 0].float().nan_to_num().cpu().numpy() for side in _sides(contrasts)]
             places = [maximum(tokens, explanation.record.spans)[0] for tokens in both]
             total = float(both[0].sum() + both[1].sum())
@@ -257,10 +257,10 @@ def heat_map(tokens: Float[np.ndarray, " tokens"], span: Span) -> str:
     """Draw a map with characters, darker for larger values, on a square-root scale."""
     values = Plane(span.grid).arrange(tokens[span.start : span.stop])
     rows, columns = values.shape
-    down, across = pooling(rows, columns, MOST_CELLS)
-    values = sum_pooled(values, (down, max(across, -(-columns // MOST_COLUMNS))))
+    down, across = pooling(rows, columns, MAX_CELLS)
+    values = sum_pooled(values, (down, max(across, -(-columns // MAX_COLUMNS))))
     levels = np.sqrt(values / max(values.max(), np.finfo(np.float32).tiny)) * (len(SHADES) - 1)
-    width = 2 if 2 * values.shape[1] <= MOST_COLUMNS else 1
+    width = 2 if 2 * values.shape[1] <= MAX_COLUMNS else 1
     return "\n".join("".join(width * SHADES[level] for level in line) for line in levels.round().astype(int))
 
 
@@ -272,7 +272,7 @@ def knock_out_table(knock_outs: Sequence[KnockOut], num_samples: int) -> Table:
     table.add_column("signed", justify="right", no_wrap=True)
     for one in knock_outs:
         signed = one.change.nanmean(dim=(0, 1)).tolist()
-        for place, part in enumerate(one.ranking[:MOST_PARTS]):
+        for place, part in enumerate(one.ranking[:MAX_PARTS]):
             kind = f"{one.kind} ({len(one.names)})" if place == 0 else ""
             table.add_row(kind, one.names[part], f"{float(one.effect[part]):.3f}", f"{signed[part]:+.3f}")
     return table

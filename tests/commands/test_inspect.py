@@ -239,7 +239,7 @@ class TestOneRun:
     def test_as_many_samples_are_tested_as_requested(
         self, digits, tmp_path, monkeypatch, least_loss, count, tested, expected
     ):
-        monkeypatch.setattr("perceiver.inspection.evaluation.faithfulness.LEAST_LOSS", least_loss)
+        monkeypatch.setattr("perceiver.inspection.evaluation.faithfulness.MIN_LOSS", least_loss)
         ended, page, _ = explored(digits, tmp_path / "page.html", f"scored_samples={count}", "samples=1")
         found = page["runs"][0]["events"][2]["faithfulness"]
         assert found["num_samples"] == tested
@@ -371,7 +371,7 @@ class TestInputs:
         assert len(page["samples"]) == len(maps) == 1
 
     def test_they_are_tested_themselves(self, folders, pictures, tmp_path, monkeypatch):
-        monkeypatch.setattr("perceiver.inspection.evaluation.faithfulness.LEAST_LOSS", -1.0)
+        monkeypatch.setattr("perceiver.inspection.evaluation.faithfulness.MIN_LOSS", -1.0)
         _, page, _ = explored(folders, tmp_path / "page.html", files_of(*pictures))
         assert page["runs"][0]["events"][-1]["faithfulness"]["num_samples"] == 2
 
@@ -401,7 +401,7 @@ class TestInputs:
         assert all(sample["modalities"]["audio"]["sound"] for sample in page["samples"])
 
     def test_of_a_very_long_sound_some_windows_are_looked_at_and_it_says_so(self, sounds, tmp_path, monkeypatch):
-        monkeypatch.setattr(inspect_module, "MOST_WINDOWS", 3)
+        monkeypatch.setattr(inspect_module, "MAX_WINDOWS", 3)
         long = tmp_path / "long.wav"
         soundfile.write(long, 0.1 * np.random.default_rng(1).standard_normal(round(2.03 * 16_000)), 16_000)
         ended, page, _ = explored(sounds, tmp_path / "page.html", files_of(long))

@@ -174,7 +174,7 @@ def event(step: int, run: int, explanation: int | None = None, **options) -> Eve
     arrays |= {"step": np.array(step), "epoch": np.array(step // 10)}
     arrays |= {f"{SCORE}{name}": np.array(value) for name, value in values_at(step, run).items()}
     with mock.patch.object(page_module, "CELLS", (100,)):
-        return page_event(arrays, most_values=10**6)
+        return page_event(arrays, max_values=10**6)
 
 
 def samples() -> list[dict]:

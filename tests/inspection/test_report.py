@@ -15,9 +15,9 @@ from perceiver.inspection.maps.contrast import Contrasts
 from perceiver.inspection.maps.explanation import Explanation
 from perceiver.inspection.maps.rollout import Rollout
 from perceiver.inspection.report import (
-    MOST_ANSWERS,
-    MOST_CELLS,
-    MOST_COLUMNS,
+    MAX_ANSWERS,
+    MAX_CELLS,
+    MAX_COLUMNS,
     SHADES,
     answer_heat_maps,
     contrast_table,
@@ -187,11 +187,11 @@ class TestSamples:
         assert "dog [x]" in text
 
     def test_long_texts_are_cut_and_empty_ones_have_neither_rows_nor_maps(self):
-        names = [f"w{number}" for number in range(MOST_ANSWERS + 5)]
-        for count, left_out in ((MOST_ANSWERS + 5, "5 more"), (MOST_ANSWERS, None), (0, None)):
+        names = [f"w{number}" for number in range(MAX_ANSWERS + 5)]
+        for count, left_out in ((MAX_ANSWERS + 5, "5 more"), (MAX_ANSWERS, None), (0, None)):
             explanation = on_image(words(*names[:count]), *[0.5] * count)
             table = sample_table(explanation, 0)
-            assert len(cells(table)) == min(count, MOST_ANSWERS)
+            assert len(cells(table)) == min(count, MAX_ANSWERS)
             assert (left_out or "s/0") in str(table.title)
             assert ("more" in str(table.title)) == (left_out is not None)
             assert bool(list(answer_heat_maps(explanation, 0))) == (count > 0)
@@ -242,11 +242,11 @@ class TestHeatMaps:
         whole = grid(*shape)
         lines = heat_map(np.ones(whole.num_tokens, dtype=np.float32), Span(0, whole.num_tokens, whole)).splitlines()
         (width,) = {len(line) for line in lines}
-        assert width <= MOST_COLUMNS
+        assert width <= MAX_COLUMNS
         assert 1 <= len(lines) <= shape[0]
-        if whole.num_tokens <= MOST_CELLS and shape[1] <= MOST_COLUMNS:
+        if whole.num_tokens <= MAX_CELLS and shape[1] <= MAX_COLUMNS:
             assert len(lines) == shape[0]
-            assert width == shape[1] * (2 if 2 * shape[1] <= MOST_COLUMNS else 1)
+            assert width == shape[1] * (2 if 2 * shape[1] <= MAX_COLUMNS else 1)
 
     def test_pooled_cells_are_sums(self):
         """100 columns become 50: two small values side by side are more than a larger one alone."""
@@ -304,7 +304,7 @@ def test_a_report_has_every_sample_and_nothing_is_cut(make):
     assert "family/run (best), step 1234" in text
     for row, id in enumerate(explanation.batch.ids):
         assert id in text
-        for slot, answer in enumerate(explanation.answers[row][:MOST_ANSWERS]):
+        for slot, answer in enumerate(explanation.answers[row][:MAX_ANSWERS]):
             where, share = maximum(explanation.relevance[row, slot].numpy(), explanation.record.spans)
             for part in (answer.name, f"{float(explanation.probability[row, slot]):.3f}", share, *where.split()):
                 assert part in text

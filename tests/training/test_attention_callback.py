@@ -78,7 +78,7 @@ def run(request, tmp_path_factory) -> Run:
     folder, callback = tmp_path_factory.mktemp("family") / request.param, attention(2)
     folder.mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(faithfulness_module, "LEAST_LOSS", -1.0)
+        patch.setattr(faithfulness_module, "MIN_LOSS", -1.0)
         mirror = offline_mirror(folder, patch)
         loggers = [Curves(folder / "metrics.csv"), mirror]
         trainer, module = fit(folder, callback, boxes=True, texts=request.param == "texts", logger=loggers)
@@ -89,7 +89,7 @@ def run(request, tmp_path_factory) -> Run:
 @pytest.fixture
 def lenient(monkeypatch):
     """Test the faithfulness of every answer, whatever it loses without input."""
-    monkeypatch.setattr(faithfulness_module, "LEAST_LOSS", -1.0)
+    monkeypatch.setattr(faithfulness_module, "MIN_LOSS", -1.0)
 
 
 def page_in(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

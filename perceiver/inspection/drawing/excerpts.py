@@ -17,7 +17,7 @@ WINDOW_CELLS, WINDOW_SHARE = 7, 0.25
 """Cells along each axis of an excerpt, and the least share of the axis; pixels alone would show nothing."""
 LONGEST, SHORTEST = 72, 20
 """Sides of a picture in pixels."""
-LEAST_SECONDS = 0.25
+MIN_SECONDS = 0.25
 """Least duration of a sound."""
 
 
@@ -29,8 +29,8 @@ class Excerpt:
         place: the center of the token in the units of its grid.
         picture: data URL; None where the input cannot be drawn.
         outline: of the token in the picture.
-        words: of a text, the pieces before the token, its own, and those after it.
-        sound: data URL of the time around it; None of an input without sound.
+        words: for a text, the pieces before the token, the token's own, and those after it.
+        sound: data URL of the sound around it; None for an input without sound.
     """
 
     place: str
@@ -92,7 +92,7 @@ def _window(cell: int, count: int) -> tuple[int, int]:
 
 
 def _picture(frame: Frame, pixels: Pixels, token: int) -> tuple[str, Outline]:
-    """Draw the cells around a token; of several frames only its own."""
+    """Draw the cells around a token, in its own frame only."""
     plane = frame.plane
     rows, columns = plane.shape
     numbers = plane.arrange(np.arange(frame.grid.num_tokens))
@@ -120,11 +120,11 @@ def _words(pieces: Sequence[str], token: int, window: tuple[int, int]) -> tuple[
 def _sound(
     sound: Sound, row: int, axes: Sequence[Axis], shape: Sequence[int], windows: Sequence[tuple[int, int]]
 ) -> str | None:
-    """Return the time around a token; None if no axis of its grid is in seconds."""
+    """Return the sound around a token; None if no axis of its grid is in seconds."""
     for axis, count, (start, stop) in zip(axes, shape, windows, strict=True):
         if axis.unit == "s":
             begin, end = axis.value(start / count), axis.value(stop / count)
-            margin = max(LEAST_SECONDS - (end - begin), 0.0) / 2
+            margin = max(MIN_SECONDS - (end - begin), 0.0) / 2
             first, last = (round(time * sound.sample_rate) for time in (begin - margin, end + margin))
             clip = sound.values[row, max(first, 0) : max(last, 1)]
             return flac_url(clip, sound.sample_rate) if len(clip) else None

@@ -39,7 +39,7 @@ class Frame:
 
     Attributes:
         grid: of the tokens.
-        picture: the inputs; None where they cannot be drawn.
+        picture: the inputs; None if they cannot be drawn.
     """
 
     grid: Grid
@@ -153,14 +153,14 @@ def contact_sheets(
 
     Args:
         explanation: of the batch.
-        pictures: modality -> its inputs; a modality without has maps alone.
+        pictures: modality -> its inputs; without a picture, maps are drawn alone.
         num_latents: number of latents drawn.
 
     Returns:
         `<modality>/<layer>` for each layer that reads the tokens: the input, the mean over latents over it and alone,
         the rollout (of each class that has a query of its own; else of all outputs), the relevance of each class, and
-        the `num_latents` latents that the outputs read most. `caption/words`, where answers are words: the input, and
-        the relevance of each word, or its rollout where that has no meaning. Boxes are drawn on the input and on maps
+        the `num_latents` latents that the outputs read most. `caption/words`, if answers are words: the input, and
+        the relevance of each word, or its rollout if relevance is not defined. Boxes are drawn on the input and on maps
         of answers; on that of a class, its own.
     """
     spans, answers = explanation.record.spans, explanation.answers
@@ -246,7 +246,7 @@ def _word_sheet(explanation: Explanation, frames: Mapping[str, Frame], row: int)
 
 
 def _relevance_maps(explanation: Explanation, row: int) -> Iterator[tuple[str, int | None, Tensor]]:
-    """Yield title, label and map of the relevance of each class, if it has a meaning."""
+    """Yield title, label and map of the relevance of each class, if it is defined."""
     if explanation.no_relevance:
         return
     for answer, weights in zip(explanation.answers[row], explanation.relevance_shares[row], strict=False):

@@ -22,10 +22,10 @@ from perceiver.types import Grid
 CELL, WIDEST = 26, 900
 """Width and height of a cell in pixels, and the width of a matrix above which its cells are narrower."""
 FONT_SIZE, MARGIN = 13, 6
-MOST_LABELS = 40
+MAX_LABELS = 40
 """Most columns that have a label each; of more, a part has one."""
 SHADES = "·░▒▓█"
-MOST_COLUMNS, LONGEST_LABEL = 32, 12
+MAX_COLUMNS, LONGEST_LABEL = 32, 12
 """Columns and letters of a column's label in the terminal."""
 
 
@@ -38,7 +38,7 @@ class AlignmentMatrix:
         words: of the output.
         columns: labels of the tokens of the input.
         values: shares of the map of each word.
-        links: True where a word is known to come from a token.
+        links: True if the word is known to be aligned with the token.
     """
 
     kind: str
@@ -51,7 +51,7 @@ class AlignmentMatrix:
 def alignment_matrices(
     explanation: Explanation, row: int, texts: Mapping[str, Sequence[Sequence[str]]]
 ) -> dict[str, list[AlignmentMatrix]]:
-    """Return the matrices of a sample by modality, one for each kind of map; none without words.
+    """Return the matrices of a sample by modality, one for each kind of map; empty if its answers are not words.
 
     Args:
         explanation: of some samples.
@@ -102,7 +102,7 @@ def matrix_image(matrices: Sequence[AlignmentMatrix]) -> Image.Image:
     rows, columns = first.values.shape
     font = ImageFont.load_default(size=FONT_SIZE)
     width = max(min(CELL, WIDEST // max(columns, 1)), 2)
-    step = -(-columns // MOST_LABELS)
+    step = -(-columns // MAX_LABELS)
     left = round(max(font.getlength(word) for word in first.words)) + 2 * MARGIN
     above = round(max(font.getlength(label) for label in first.columns)) + 2 * MARGIN
     title_height = FONT_SIZE + 2 * MARGIN
@@ -144,7 +144,7 @@ def matrix_csv(matrices: Sequence[AlignmentMatrix]) -> str:
 
 def matrix_lines(matrix: AlignmentMatrix) -> Iterator[str]:
     """Yield the lines of a matrix for the terminal: darker for larger values, with true links in brackets."""
-    columns = [label[:LONGEST_LABEL] for label in matrix.columns[:MOST_COLUMNS]]
+    columns = [label[:LONGEST_LABEL] for label in matrix.columns[:MAX_COLUMNS]]
     indent = max(map(len, matrix.words)) + 1
     height = max(map(len, columns))
     for line in range(height):

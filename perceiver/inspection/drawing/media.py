@@ -17,17 +17,17 @@ from perceiver.inspection.maps.capture import input_pictures, input_sounds, undi
 from perceiver.inspection.maps.explainer import Explainer
 from perceiver.types import Batch, Box, Picture, Sound, Span
 
-MOST_SECONDS = 30.0
+MAX_SECONDS = 30.0
 """Limit of a sound in a page."""
 
 
 @dataclass(frozen=True)
 class Media:
-    """Raw inputs by modality in a form that can be image.
+    """The raw inputs of a batch by modality, as they are drawn, played and printed.
 
     Attributes:
-        pictures, sounds: of the modalities that can be drawn or played.
-        texts: for each sample the text pieces of its input, of modalities that are text.
+        pictures, sounds: by modality, if it can be drawn or played.
+        texts: modality -> the pieces of the text of each sample, if it is text.
         versions: name -> what the model sees or predicts of some modalities (`Task.reconstructions`).
     """
 
@@ -75,7 +75,7 @@ def media_of(
 
 
 def texts_of(batch: Batch, pieces: Callable[[str, Tensor], list[str] | None]) -> dict[str, list[list[str]]]:
-    """Return modality -> for each sample the pieces of its text (`Dataset.pieces`), of modalities that are text."""
+    """Return modality -> the pieces of the text of each sample (`Dataset.pieces`), for modalities that are text."""
     found = {name: [pieces(name, row) for row in raw.cpu()] for name, raw in batch.inputs.items()}
     return {name: [text for text in texts if text is not None] for name, texts in found.items() if None not in texts}
 
@@ -108,7 +108,7 @@ def _modality(name: str, frame: Frame, row: int, media: Media) -> dict[str, Any]
     if plane.runs_upwards:
         rows = replace(rows, start=rows.stop, stop=rows.start)
     image = frame.input_of(row)
-    if sound is not None and sound.seconds > MOST_SECONDS:
+    if sound is not None and sound.seconds > MAX_SECONDS:
         sound = None
     versions = [
         {

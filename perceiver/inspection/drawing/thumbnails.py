@@ -17,9 +17,9 @@ from perceiver.inspection.drawing.media import Media, png_url
 
 WIDEST, HIGHEST, SHORTEST = 164, 112, 28
 """Sides of a picture in pixels."""
-MOST_CELLS = 32
+MAX_CELLS = 32
 """Cells of a map along each axis; of more, each is the mean of several."""
-MOST_WORDS = 48
+MAX_WORDS = 48
 """Pieces of a text."""
 
 Maps = Mapping[str, Float[np.ndarray, " tokens"]]
@@ -32,11 +32,11 @@ class Thumbnail:
 
     Attributes:
         size: width and height in pixels as displayed.
-        place: of several frames, the one that is drawn: that of the largest share of the first map.
+        place: of several frames, the one that is drawn: the one with the largest share of the first map.
         picture: data URL; None where the input cannot be drawn.
         maps: kind -> data URL of a picture with a pixel for each cell.
         words: of a text, its first pieces.
-        weights: kind -> of each piece, relative to the largest.
+        weights: kind of map -> weight of each piece, relative to the largest.
     """
 
     size: tuple[int, int]
@@ -63,11 +63,11 @@ def thumbnail(
         row: of the sample in `media`.
         media: the inputs.
         maps: of the sample; may be empty.
-        real: whether each token is, so that the padding of a text is not shown.
+        real: True for real tokens, so that the padding of a text is not shown.
     """
     if modality in media.texts:
         pieces = media.texts[modality][row]
-        places = [place for place in np.nonzero(real)[0].tolist() if place < len(pieces)][:MOST_WORDS]
+        places = [place for place in np.nonzero(real)[0].tolist() if place < len(pieces)][:MAX_WORDS]
         words = [pieces[place] for place in places]
         weights = {kind: _relative(values[places]) for kind, values in maps.items()}
         return Thumbnail((0, 0), words=words, weights=weights)
@@ -94,7 +94,7 @@ def displayed(width: int, height: int) -> tuple[int, int]:
 
 def map_url(values: Float[np.ndarray, "rows columns"]) -> str:
     """Return a map as the data URL of a picture with a pixel for each cell, from its least to its largest color."""
-    rows, columns = (min(size, MOST_CELLS) for size in values.shape)
+    rows, columns = (min(size, MAX_CELLS) for size in values.shape)
     if (rows, columns) != values.shape:
         pooled = Image.fromarray(np.ascontiguousarray(values, dtype=np.float32))
         values = np.asarray(pooled.resize((columns, rows), Image.Resampling.BOX))

@@ -1,4 +1,4 @@
-"""Alignment: from which word of an input text, or which time of a recording, each word of an output comes, by its maps.
+"""Alignment: the word of an input text, or the time of a recording, that the map of each output word points to.
 
 The attention of a translator as a matrix, output words × input words, is that of Bahdanau et al. (2015, figure 3). It
 is compared with known links by the alignment error rate (Och & Ney 2003, eq. 13), here for the words of the model's own
@@ -55,7 +55,7 @@ def column_sums(values: Shaped[Tensor, "*rest tokens"], grid: Grid, axis: int) -
 
 
 def alignment_counts(explanation: Explanation) -> dict[str, AlignmentCounts]:
-    """Return the counts of a batch for each kind of map (`word_maps`) and for `chance`; none without links."""
+    """Return the counts of a batch for each kind of map (`word_maps`) and for `chance`; empty without links."""
     counts: dict[str, AlignmentCounts] = {}
     maps, mask = word_maps(explanation), explanation.record.token_mask
     for modality, span in explanation.record.spans.items():
@@ -80,7 +80,7 @@ def alignment_counts(explanation: Explanation) -> dict[str, AlignmentCounts]:
 
 
 def alignment_error_rates(parts: Iterable[Mapping[str, AlignmentCounts]]) -> dict[str, float]:
-    """Return `AER_<kind of map>` of several batches together; none without links."""
+    """Return `AER_<kind of map>` over several batches; empty without links."""
     total: dict[str, AlignmentCounts] = {}
     for part in parts:
         for kind, counts in part.items():
@@ -89,7 +89,7 @@ def alignment_error_rates(parts: Iterable[Mapping[str, AlignmentCounts]]) -> dic
 
 
 def word_maps(explanation: Explanation) -> dict[str, Float[Tensor, "batch answers tokens"]]:
-    """Return the maps of answers over the tokens by kind: `attention`, `rollout`, and `relevance` if it has a meaning.
+    """Return the maps of answers over the tokens by kind: `attention`, `rollout`, and `relevance` if it is defined.
 
     The first is that of the decoder alone, where it attends to the tokens and not to latents.
     """

@@ -36,7 +36,7 @@ class Evaluation:
         more: Sequence[Mapping[str, Mapping[str, Float[Tensor, " samples"]]]] = (),
         stages: Sequence[Mapping[str, Float[Tensor, "stages samples"]]] = (),
     ) -> Self:
-        """Add what the curves of some batches show, and further scores of each, see `summarize`.
+        """Add the summary of the curves of some batches, with further scores of each; see `summarize`.
 
         The pointing game is not among the `scores`, where localization has it.
         """
@@ -78,7 +78,7 @@ class Evaluator:
         with_localization: bool,
         with_faithfulness: bool,
     ) -> Evaluation:
-        """Compute scores of the maps of several batches, one batch at a time; without batches there are none."""
+        """Compute scores of the maps of several batches, one batch at a time; without batches the scores are empty."""
         cases, counts, curves, stages = [], [], [], []
         more: list[Mapping[str, Mapping[str, Tensor]]] = []
         before: SampleMaps | None = None

@@ -33,7 +33,7 @@ from perceiver.types import Answer, JoinedTokens, Span, cell_centers
 FRACTIONS = (0.0, 0.05, 0.15, 0.35, 0.65, 0.85, 0.95, 1.0)
 """Shares of the real tokens that are masked, or shown; symmetric, so that the insertion curve of a random order is the
 deletion curve of the reverse order."""
-MOST_ANSWERS, LEAST_LOSS = 2, 0.1
+MAX_ANSWERS, MIN_LOSS = 2, 0.1
 """Tested answers of a sample: at most so many, whose probability falls by at least so much without any input. Answers
 that do not need the input, such as some words, cannot test a map."""
 TOKENS_AT_ONCE = 2**14
@@ -49,7 +49,7 @@ Curve = Float[Tensor, "samples fractions"]
 class FaithfulnessCurves:
     """The probability of each sample's tested answers (their mean), by share of the tokens masked or shown.
 
-    Samples without a tested answer are excluded. For a sample without another one, `other/<kind of map>` is NaN.
+    Samples without a tested answer are excluded. `other/<kind of map>` is NaN if there is no other sample.
 
     Attributes:
         deletion: kind of map, and null -> probability after masking the tokens with the highest values.
@@ -93,7 +93,7 @@ class FaithfulnessCurves:
 
 @dataclass(frozen=True)
 class SampleMaps:
-    """The maps of one sample, with which those of another one are compared.
+    """The maps of one sample, as nulls for the next one.
 
     Attributes:
         maps: kind of map -> its value at each token, for each answer.
@@ -106,7 +106,7 @@ class SampleMaps:
     spans: Mapping[str, Span]
 
     def stretched(self, slot: int, real: Bool[Tensor, " tokens"]) -> Float[Tensor, "kinds tokens"]:
-        """Return the maps of an answer (of fewer, their numbers start again) over the real tokens of another sample.
+        """Return the maps of an answer (modulo the number of answers) over the real tokens of another sample.
 
         The cells between the first and the last real token of each axis are stretched over those of the other sample.
         """
@@ -162,7 +162,7 @@ def faithfulness_curves(
 ) -> FaithfulnessCurves:
     """Compute the deletion and insertion curves of maps and of the nulls.
 
-    The other sample is the one before; of the first one of all, the last one of its batch.
+    The other sample is the previous one; for the very first sample, it is the last one of its batch.
 
     Args:
         explainer: of a model in eval mode and without gradients, as inside `capture`.
@@ -171,7 +171,7 @@ def faithfulness_curves(
         answers: of each row.
         ids: of the samples, which determine the random orders.
         num_orders: random orders whose curves are averaged.
-        before: the last sample of the batch before.
+        before: the last sample of the previous batch.
     """
     assert record.tokens is not None
     real = _maskable_tokens(record)
@@ -184,9 +184,9 @@ def faithfulness_curves(
     numbers = []
     for row in every:
         own = [
-            number for number, case in enumerate(cases) if case[0] == row and whole[number] - none[number] >= LEAST_LOSS
+            number for number, case in enumerate(cases) if case[0] == row and whole[number] - none[number] >= MIN_LOSS
         ]
-        numbers += sorted(own, key=lambda number: float(none[number] - whole[number]))[:MOST_ANSWERS]
+        numbers += sorted(own, key=lambda number: float(none[number] - whole[number]))[:MAX_ANSWERS]
     kinds, others = list(maps), [f"{OTHER}/{kind}" for kind in maps]
     if not numbers:
         empty = {name: torch.zeros(0, len(FRACTIONS)) for name in (RANDOM, CENTER, *kinds, *others)}
@@ -246,7 +246,7 @@ def faithfulness_curves(
 
 
 def random_order(real: Bool[Tensor, " tokens"], id: str, count: int) -> Int[Tensor, "count tokens"]:
-    """Return ranks of the real tokens in random orders that depend on the sample's id alone; other tokens are last."""
+    """Return ranks of the real tokens in random orders that depend only on the sample's id; other tokens come last."""
     generator = torch.Generator().manual_seed(crc32(id.encode()))
     ranks = torch.full((count, len(real)), len(real), device=real.device)
     ranks[:, real] = torch.rand(count, int(real.sum()), generator=generator).argsort(dim=1).to(real.device)
@@ -256,7 +256,7 @@ def random_order(real: Bool[Tensor, " tokens"], id: str, count: int) -> Int[Tens
 def deletion_ranks(
     values: Float[Tensor, "cases tokens"], real: Bool[Tensor, "cases tokens"], ties: Int[Tensor, "cases tokens"]
 ) -> Int[Tensor, "cases tokens"]:
-    """Return the rank of each token: the highest value first, equal ones by `ties`, tokens that are not real last."""
+    """Return the rank of each token: highest value first, ties broken by `ties`, tokens that are not real last."""
     shuffled = ties.argsort(dim=1, stable=True)
     values = values.masked_fill(~real, -torch.inf)
     order = values.gather(1, shuffled).argsort(dim=1, descending=True, stable=True)
@@ -270,7 +270,7 @@ class _MaskedModel:
     Attributes:
         explainer: see `faithfulness_curves`.
         tokens: of the batch.
-        queries: of the batch, by output.
+        queries: output -> the queries of the batch.
         fixed: tokens that are always visible.
     """
 
@@ -287,7 +287,7 @@ class _MaskedModel:
         Args:
             rows: of the batch.
             visible: the tokens of each row, in several steps.
-            wanted: answers, and for each the number of its row in `rows`.
+            wanted: answers, each with the index of its row in `rows`.
         """
         size = max(TOKENS_AT_ONCE // visible[0].numel(), 1)
         found = []
@@ -308,7 +308,7 @@ class _MaskedModel:
 def _visible(
     ranks: Int[Tensor, "orders rows tokens"], real: Bool[Tensor, "rows tokens"], *, insert: bool
 ) -> Bool[Tensor, "orders steps rows tokens"]:
-    """Return the tokens that are left by deletion, or shown by insertion, at the fractions between 0 and 1."""
+    """Return the tokens that deletion leaves, or that insertion shows, at the fractions between 0 and 1."""
     total = real.sum(dim=1)
     masked = (torch.tensor(FRACTIONS, dtype=torch.float64)[1:-1, None] * total.cpu()).round().long().to(real.device)
     if insert:
@@ -339,7 +339,7 @@ def _other_sample(
     row: int,
     before: SampleMaps | None,
 ) -> SampleMaps | None:
-    """Return the maps of the sample before the one of a row; None if there is no other one on the same grids."""
+    """Return the maps of the sample before a row; None if no other sample has the same grids."""
     earlier = next((one for one in reversed(range(row)) if answers[one]), None)
     if earlier is not None:
         return _sample(record, maps, answers, earlier)
@@ -356,7 +356,7 @@ def _extent(real: Bool[Tensor, " cells"], span: Span) -> Int[Tensor, " axes"]:
 
 
 def _places_within(real: Bool[Tensor, " cells"], span: Span) -> Float[Tensor, "cells axes"]:
-    """Return the place of each cell relative to the real ones: 0 at the start, 1 behind the last one of each axis."""
+    """Return the place of each cell relative to the real ones: 0 at the start, 1 after the last one of each axis."""
     extent = _extent(real, span).clamp_min(1)
     return cell_centers(span.grid.shape) * torch.tensor(span.grid.shape) / extent
 

@@ -5,8 +5,8 @@
     head        its output is zero
     layer       its attention adds nothing to the queries; without a residual, the outputs of all its heads are zero
 
-Unlike a map, this is an intervention: it does not depend on gradients or on how attention is propagated. It is of
-single parts: two that do the same work may have no effect each, since the other one remains. Labels are not used.
+Unlike a map, this is an intervention: it does not depend on gradients or on how attention is propagated. Parts are
+silenced singly: two redundant parts may each have no effect, since the other one remains. Labels are not used.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +31,7 @@ from perceiver.types import Memory, Span
 KINDS = ("modalities", "latents", "heads", "layers")
 TOKENS_AT_ONCE = 2**16
 """Tokens of a forward pass, unless a single case has more."""
-MOST_LATENTS = 256
+MAX_LATENTS = 256
 """Latents that are silenced: those that the answers read most."""
 
 
@@ -40,10 +40,10 @@ class Part:
     """A part of a model that can be silenced.
 
     Attributes:
-        name: of a modality or layer, the number of a latent, or `<layer>/<head>`.
-        hidden: sequence -> its elements that are not read.
+        name: of a modality or layer, number of a latent, or `<layer>/<head>`.
+        hidden: sequence -> those of its elements that no query reads.
         heads: layer -> its heads whose outputs are zero.
-        layers: those that add nothing.
+        layers: the layers that add nothing.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Silence:
-    """What is silent in each case of a forward pass.
+    """The parts that are silent in each row of a forward pass.
 
     Attributes:
         visible: sequence -> False where no query reads an element.
@@ -96,7 +96,7 @@ class KnockOut:
 
     @property
     def ranking(self) -> list[int]:
-        """The numbers of the parts, the one with the largest effect first."""
+        """Indices of the parts, the one with the largest effect first."""
         return self.effect.argsort(descending=True, stable=True).tolist()
 
 
@@ -136,10 +136,10 @@ def knock_out_parts(explanation: Explanation, run: Run, kinds: Sequence[str] = K
         kinds: of parts, each of `KINDS`.
 
     Returns:
-        For each kind of which the model has parts, the change of all answers.
+        The changes of all answers, for each kind of part that the model has.
 
     Raises:
-        ValueError: there is no such kind.
+        ValueError: a kind is not one of `KINDS`.
     """
     if wrong := [kind for kind in kinds if kind not in KINDS]:
         raise ValueError(f"knockout={wrong[0]}: must be one of {', '.join(KINDS)}")
@@ -179,10 +179,10 @@ def parts_of(explanation: Explanation, kind: str) -> list[Part]:
         ]
     count = _lengths(record).get(LATENTS, 0)
     chosen = list(range(count))
-    if count > MOST_LATENTS:
+    if count > MAX_LATENTS:
         reads = [shares.sum(dim=(0, 1)) for shares in explanation.rollout.latents.values() if shares.shape[2] == count]
         order = torch.stack(reads).sum(dim=0).argsort(descending=True, stable=True).tolist() if reads else chosen
-        chosen = sorted(order[:MOST_LATENTS])
+        chosen = sorted(order[:MAX_LATENTS])
     return [Part(str(latent), {LATENTS: slice(latent, latent + 1)}) for latent in chosen]
 
 
@@ -210,7 +210,7 @@ def _lengths(record: Record) -> dict[str, int]:
 def _probabilities(
     explanation: Explanation, run: Run, parts: Sequence[Part]
 ) -> Iterator[Float[Tensor, "batch answers"]]:
-    """Yield the probability of each answer without each of the parts, some cases at a time."""
+    """Yield the probability of each answer without each of the parts, several rows at a time."""
     record, answers = explanation.record, explanation.answers
     assert record.tokens is not None
     num_rows, num_tokens = record.tokens.values.shape[:2]
@@ -226,7 +226,7 @@ def _probabilities(
 
 
 def _silence(record: Record, parts: Sequence[Part], lengths: Mapping[str, int]) -> Silence:
-    """Return what is silent where all rows are run without each of the parts, one part after another."""
+    """Return the silence of all rows without the first part, then of all rows without the second, and so on."""
     assert record.tokens is not None
     num_rows, device = len(record.tokens.values), record.tokens.values.device
     visible: dict[str, Tensor] = {}

@@ -29,7 +29,7 @@ Scores = dict[str, Float[Tensor, " cases"]]
 
 @dataclass(frozen=True)
 class Case:
-    """A map that is compared with boxes: that of the answer `slot` of a sample; `kind` of a word, or empty."""
+    """A map that is compared with boxes: the one of answer `slot` of a sample; `kind` is that of a word, or empty."""
 
     sample: int
     slot: int
@@ -43,7 +43,7 @@ def localization(explanation: Explanation) -> Scores:
     Returns:
         For rollouts `energy_in_box` and `pointing_game`, each also with `_chance`, and for words all of these with
         `_<kind>` appended; of several modalities, also each with `_<modality>`; for relevance the same as
-        `relevance/…`, if it has a meaning; and `word_overlap`, see `word_overlap`.
+        `relevance/…`, if it is defined; and `word_overlap`, see `word_overlap`.
     """
     located, shared = _located(explanation), []
     for sample, (row, boxes) in enumerate(zip(explanation.answers, explanation.boxes, strict=True)):
@@ -62,10 +62,9 @@ def localization(explanation: Explanation) -> Scores:
 def pointing_games(
     explanation: Explanation, maps: Mapping[str, Float[Tensor, "batch answers tokens"]]
 ) -> dict[str, Float[Tensor, " samples"]]:
-    """Return how often the maximum of maps lies in the boxes of an answer, as the mean of the answers of each sample.
+    """Return how often the maximum of a map lies in the boxes of its answer: the mean over the answers of each sample.
 
-    Every map is compared with the same boxes, also one that is the same for several answers. Negative values count as
-    zero.
+    A map that several answers share is compared with the boxes of each. Negative values count as zero.
 
     Returns:
         Kind of map -> the share of each sample that has such answers, and `chance`; empty without boxes.
@@ -180,11 +179,11 @@ def map_scores(
     coverage: Float[Tensor, "cases tokens"],
     mask: Bool[Tensor, "cases tokens"] | None,
 ) -> Scores:
-    """Return scores of maps, excluding those without mass or coverage where `mask` is True.
+    """Return scores of maps, without those that have no mass or no coverage where `mask` is True.
 
     Args:
         maps: weights, at least 0.
-        coverage: the share of each cell that is covered by boxes.
+        coverage: share of each cell that the boxes cover.
         mask: True where a cell is real; None: all are.
     """
     real = torch.ones_like(coverage) if mask is None else mask.double()
@@ -202,7 +201,7 @@ def map_scores(
 
 
 def mean_scores(parts: Iterable[Mapping[str, Float[Tensor, " _"]]]) -> dict[str, float]:
-    """Return the mean over the cases of several parts; without cases there is no score."""
+    """Return the mean over the cases of several parts; a score without cases is left out."""
     return {name: float(values.mean()) for name, values in _concatenate(parts).items() if len(values)}
 
 

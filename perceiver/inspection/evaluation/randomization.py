@@ -23,13 +23,13 @@ Maps = Mapping[str, Float[Tensor, "batch answers tokens"]]
 def randomization(
     explainer: Explains, explanation: Explanation, maps: Maps, compute: Callable[[Explains, Explanation], Maps]
 ) -> dict[str, Float[Tensor, "stages samples"]]:
-    """Return how similar maps of an explanation stay when the model is randomized, which is restored afterwards.
+    """Return how similar the maps of an explanation stay when the model is randomized; it is restored afterwards.
 
     Args:
         explainer: of the model.
         explanation: of some samples.
         maps: its maps.
-        compute: from the explanation of the same answers by the randomized model, the same maps.
+        compute: returns the same maps from the explanation of the same answers by the randomized model.
 
     Returns:
         Kind of map -> the mean rank correlation of the answers of each sample that has answers, after each stage.

@@ -23,7 +23,7 @@ from perceiver.inspection.evaluation.faithfulness import CENTER, FRACTIONS, OTHE
 LEVEL = 0.05
 """Of the two-sided tests, and 1 - coverage of the intervals."""
 NUM_RESAMPLES = 2000
-LEAST_SAMPLES = 8
+MIN_SAMPLES = 8
 """Samples needed for an interval: of fewer, it is too uncertain itself."""
 NULLS = {RANDOM: "random tokens", OTHER: "the map of another sample", CENTER: "the center of the input"}
 """Null -> its name in sentences."""
@@ -64,14 +64,14 @@ class Mean:
         return {"mean": None if self.mean != self.mean else self.mean, "low": self.low, "high": self.high}
 
 
-def bootstrap_mean(values: Float[Tensor, " samples"], *, least: float = -torch.inf, most: float = torch.inf) -> Mean:
-    """Return the mean of values, which lie between `least` and `most`; those that are not finite are excluded."""
+def bootstrap_mean(values: Float[Tensor, " samples"], *, lower: float = -torch.inf, upper: float = torch.inf) -> Mean:
+    """Return the mean of values between `lower` and `upper`; values that are not finite are excluded."""
     values = values[values.isfinite()].double()
     count = len(values)
     if not count:
         return Mean(torch.nan)
     mean = float(values.mean())
-    if count < LEAST_SAMPLES:
+    if count < MIN_SAMPLES:
         return Mean(mean)
     error = float(values.std()) / count**0.5
     if error <= 1e-9 * abs(mean) or error == 0:  # equal values
@@ -89,7 +89,7 @@ def bootstrap_mean(values: Float[Tensor, " samples"], *, least: float = -torch.i
     better, worse = (
         (1 + int((sign * distances >= sign * mean / error).sum())) / (NUM_RESAMPLES + 1) for sign in (1, -1)
     )
-    return Mean(mean, max(mean - above * error, least), min(mean - below * error, most), better, worse)
+    return Mean(mean, max(mean - above * error, lower), min(mean - below * error, upper), better, worse)
 
 
 @lru_cache(maxsize=4)
@@ -114,7 +114,7 @@ def summarize(
     more: Mapping[str, Mapping[str, Float[Tensor, " samples"]]] | None = None,
     stages: Mapping[str, Float[Tensor, "stages samples"]] | None = None,
 ) -> dict[str, Any]:
-    """Return what the curves show as plain values.
+    """Return a summary of the curves as plain values.
 
     Args:
         curves: of all samples.
@@ -145,7 +145,7 @@ def summarize(
     maps = {}
     for kind, nulls in compared.items():
         found = {
-            score: bootstrap_mean(values[kind], least=-1.0, most=1.0)
+            score: bootstrap_mean(values[kind], lower=-1.0, upper=1.0)
             for score, values in more.items()
             if kind in values and len(values[kind])
         }
@@ -177,13 +177,13 @@ def summarize(
 def conclusion(
     kind: str, nulls: Mapping[str, Mapping[str, Mean]], *, better: float, worse: float, num_samples: int
 ) -> dict[str, str]:
-    """Return what the comparisons of a map with the nulls show: `mark`, `brief` and `sentence`.
+    """Return the conclusion from the comparisons of a map with the nulls: `mark`, `brief` and `sentence`.
 
     Args:
         kind: of map.
         nulls: null -> `deletion` and `insertion` -> mean difference.
         better, worse: the corrected p values.
-        num_samples: that were tested.
+        num_samples: number of samples tested.
     """
     title = TITLES.get(kind, kind)
     if any(one.low is None for one in _each(nulls)):

@@ -1,8 +1,8 @@
 """An atlas of latents: the tokens of many samples that each latent reads most, collected while the samples stream by.
 
-The weights are exact ones of the layers in which latents read the tokens, the cross-attends: the mean over heads and
-over these layers, or over chosen ones. Memory does not depend on the number of samples: for each latent and modality
-there are `top` tokens, each with an excerpt of its input, and the sums of a few statistics.
+The weights are the exact ones of the cross-attends, the layers in which latents read the tokens, averaged over heads
+and over all or some of these layers. Memory does not depend on the number of samples: for each latent and modality,
+`top` tokens are kept, each with an excerpt of its input, and the sums of a few statistics.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,7 +32,7 @@ class TopTokens:
     """The tokens of one modality that each latent reads most, at most one of each sample, in descending order.
 
     Attributes:
-        weights: of the latents on them; 0 where there are fewer than `top`.
+        weights: of the latents on them; 0 if there are fewer than `top`.
         samples: numbers of the samples, in the order in which they were added.
         tokens: numbers of the tokens on the modality's grid.
     """
@@ -63,7 +63,7 @@ class TopTokens:
 
     @property
     def is_read(self) -> Bool[Tensor, "latents top"]:
-        """Whether there is such a token with a weight above 0."""
+        """True for tokens with a weight above 0; the others are padding."""
         return self.weights > 0
 
 
@@ -77,7 +77,7 @@ class Atlas:
         num_samples: number of samples that were added; the windows of a long sample are samples of their own.
         read: modality -> the tokens that are read most.
         excerpts: the inputs of these tokens; no others are kept.
-        ids: the names of the samples of these tokens, by number.
+        ids: number of a sample of these tokens -> its name.
     """
 
     top: int

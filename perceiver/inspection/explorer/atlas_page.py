@@ -12,14 +12,14 @@ from perceiver.inspection.explorer.page import write_page
 
 ATLAS = "atlas.html"
 """In the folder of the events, with the arrays beside it."""
-MOST_MEDIA = 4_000_000
+MAX_MEDIA = 4_000_000
 """Characters of all pictures and sounds in a page."""
 
 
 def atlas_page(title: str, atlas: Atlas) -> str:
     """Return the page of an atlas.
 
-    It has pictures and sounds of at most `MOST_MEDIA` characters: first the pictures of the token that each latent
+    It has pictures and sounds of at most `MAX_MEDIA` characters: first the pictures of the token that each latent
     reads most, then those of the second ones, and so on, then the sounds in the same order.
     """
     content = embed(page_content(title, atlas))
@@ -72,7 +72,7 @@ def page_content(title: str, atlas: Atlas) -> dict[str, Any]:
 
 
 def _limit_media(items: list[dict[str, Any]], latents: Sequence[Mapping[str, Any]], top: int) -> int:
-    """Remove pictures and sounds beyond `MOST_MEDIA`, and return their number."""
+    """Remove pictures and sounds beyond `MAX_MEDIA`, and return their number."""
     by_rank = [
         of_modality["read"][rank][1]
         for rank in range(top)
@@ -83,7 +83,7 @@ def _limit_media(items: list[dict[str, Any]], latents: Sequence[Mapping[str, Any
     total, omitted = 0, 0
     for kind, number in itertools.product(("picture", "sound"), dict.fromkeys(by_rank)):
         size = len(items[number][kind] or "")
-        if total + size > MOST_MEDIA:
+        if total + size > MAX_MEDIA:
             items[number][kind], omitted = None, omitted + 1
         else:
             total += size

@@ -1,4 +1,4 @@
-"""Events: what is stored of an explanation, as arrays for `np.savez` that can be read without this package."""
+"""Events: explanations as arrays for `np.savez`, which can be read without this package."""
 
 import json
 import math
@@ -22,7 +22,7 @@ SCORE = "score/"
 
 
 def event_arrays(explanation: Explanation, *, max_megabytes: float) -> dict[str, np.ndarray]:
-    """Return exact weights as float16, and what is needed to read them.
+    """Return the exact weights as float16, and the arrays that are needed to interpret them.
 
     Keys: `ids`, `input/<modality>`, `target/<name>`, `grid/<modality>`, `span/<modality>` (its place among the keys),
     `axes/<modality>` (JSON: the fields of each `Axis` of the grid), `boxes` (JSON: for each sample the fields of each
@@ -43,8 +43,8 @@ def event_arrays(explanation: Explanation, *, max_megabytes: float) -> dict[str,
     `answers` (JSON: for each sample the fields of each `Answer`, whose `queries` are indices of `queries`) with
     `answers/probability` [batch, answers]; `rollout/inputs` [batch, answers, keys], `rollout/residual` [batch,
     answers], `rollout/alpha`; `relevance/inputs` [batch, answers, keys], whose rows sum to 1, since relevance has no
-    unit, or to 0, or `relevance/none`, a sentence why there is none; `relevance/against` likewise for the evidence
-    against each answer, and `relevance/balance` [batch, answers], the share of the evidence for it in that of both;
+    unit, or to 0, or `relevance/none`, a sentence that says why it is not defined; `relevance/against` likewise for the
+    evidence against each answer, and `relevance/balance` [batch, answers], the share of the evidence for it in both;
     with contrasts `contrast/inputs` [batch, answers, foils, keys], `contrast/against` and `contrast/balance` for each
     answer rather than each of its foils, and `contrast/foils` (JSON: for each sample and answer the name and the
     probability of each foil); and where the decoder attends to the tokens, `attention/inputs` [batch, answers, keys],
@@ -161,7 +161,7 @@ def _weights(explanation: Explanation, budget: float) -> dict[str, np.ndarray]:
 
 
 def _places(explanation: Explanation, budget: float) -> dict[str, np.ndarray]:
-    """Return the rollouts from places of dense outputs, evenly spread ones if not all fit, in the form of a layer."""
+    """Return the rollouts from places of dense outputs in the form of a layer: all, or evenly spaced ones that fit."""
     arrays: dict[str, np.ndarray] = {}
     for output in explanation.dense_outputs:
         name, record = f"{output}/places", explanation.record
@@ -196,7 +196,7 @@ def _exact_weights(record: Record, layer: Layer, latents: Sequence[Sequence[int]
 
 
 def _described(layer: Layer, weights: Float[Tensor, "1 heads latents tokens"]) -> dict[str, np.ndarray]:
-    """Return weights, and of a mechanism with scores their mean logarithm and where they are not masked."""
+    """Return weights; if the mechanism has scores, also their mean logarithm and the tokens that are not masked."""
     arrays = {"weights": _half(weights)}
     if layer.has_scores:
         visible = weights > 0

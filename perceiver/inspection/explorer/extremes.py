@@ -17,7 +17,7 @@ ORDERS: Mapping[str, Callable[[Outcome], float]] = {
     "lowest_confidence": lambda one: one.confidence,
 }
 """Name of an order -> the key by which samples are sorted, the lowest first; NaN if they have none in it."""
-MOST_KEPT = 10_000
+MAX_KEPT = 10_000
 """Places for the samples of single classes, and likewise of pairs of classes."""
 
 
@@ -25,7 +25,7 @@ def groups_of(one: Outcome) -> list[Group]:
     """Return the groups of a sample.
 
     `all`; `wrong`; `true` and `predicted` of each class; `missed` of each class that applies and is not predicted,
-    `false` of each that is predicted and does not apply; `cell` of the two, where there is one of each.
+    `false` of each that is predicted and does not apply; `cell` of both, if there is one of each.
     """
     missed, false = set(one.true) - set(one.predicted), set(one.predicted) - set(one.true)
     groups: list[Group] = [("all",), *((("wrong",),) if missed or false else ())]
@@ -41,7 +41,7 @@ class Extremes:
     """The numbers of the most extreme samples.
 
     Attributes:
-        top: samples of each order that are kept of all samples; of a group fewer, if there are many classes.
+        top: number of samples kept in each order among all samples; fewer in a group, if there are many classes.
         num_classes: classes that a sample may have.
         places: (group, order) -> (key, number of the sample), in ascending order.
         counts: number of samples of each group but those of pairs.
@@ -53,13 +53,13 @@ class Extremes:
     counts: Counter[Group] = field(default_factory=Counter)
 
     def top_of(self, group: str) -> int:
-        """Return the number of samples that are kept in a group of this name, so that all have a limited number."""
+        """Return the number of samples that are kept in a group, so that all groups together keep a limited number."""
         classes = max(self.num_classes, 1)
         if group in ("all", "wrong"):
             return self.top
         if group == "cell":
-            return min(self.top, MOST_KEPT // classes**2)
-        return min(self.top, MOST_KEPT // (4 * len(ORDERS) * classes))
+            return min(self.top, MAX_KEPT // classes**2)
+        return min(self.top, MAX_KEPT // (4 * len(ORDERS) * classes))
 
     def add(self, number: int, one: Outcome) -> bool:
         """Add a sample; return whether it is among the most extreme ones so far."""
@@ -89,7 +89,7 @@ class Extremes:
         return {number for places in self.places.values() for _, number in places}
 
     def ranks(self) -> dict[int, tuple[bool, int]]:
-        """Return for each sample that is kept its best place: first those of all samples, then those of groups."""
+        """Return number of a sample that is kept -> its best place: first among all samples, then in groups."""
         found: dict[int, tuple[bool, int]] = {}
         for (group, _), places in self.places.items():
             for rank, (_, number) in enumerate(places):
@@ -98,7 +98,7 @@ class Extremes:
         return found
 
     def merge(self, others: Iterable["Extremes"]) -> None:
-        """Add what others have kept of other samples."""
+        """Add the samples that other processes have kept."""
         for other in others:
             self.counts.update(other.counts)
             for (group, order), places in other.places.items():

@@ -27,7 +27,7 @@ Pieces = Callable[[str, Tensor], list[str] | None]
 MapsOfSample = dict[str, Float[np.ndarray, " tokens"]]
 """Kind of map -> its values on all tokens; empty for a sample without answers."""
 Kinds = Mapping[str, Float[np.ndarray, "batch answers tokens"]]
-MOST_CLASSES = 1000
+MAX_CLASSES = 1000
 """Of a confusion matrix."""
 
 
@@ -48,12 +48,12 @@ class Item:
 
 @dataclass
 class OutputGallery:
-    """The samples by their answers at one output of the model.
+    """The samples, sorted by their answers at one output of the model.
 
     Attributes:
         extremes: the numbers of the samples that are shown.
         items: number -> sample.
-        confusion: number of samples by true (rows) and predicted class, unless one has several classes or none.
+        confusion: number of samples by true (rows) and predicted class; None if a sample has several classes or none.
         means: modality -> mean maps, of all samples, and of each true or predicted class the map of that class.
     """
 
@@ -65,7 +65,7 @@ class OutputGallery:
 
 @dataclass
 class Gallery:
-    """What is shown of a split.
+    """The samples, mean maps and metrics of a split that are shown.
 
     Attributes:
         top: samples that are shown in each order.
@@ -98,7 +98,7 @@ class Gallery:
         """Add the samples of a batch.
 
         Args:
-            outcomes: by name of the output, in which an answer was explained.
+            outcomes: output -> outcome of each sample, for outputs whose answers were explained.
             explanation: of the batch.
             media: returns the inputs of some of its rows.
         """
@@ -151,7 +151,7 @@ class Gallery:
         count = len(self.class_names)
         is_first = shown.extremes.counts["all",] == 0
         single = all(len(one.true) == len(one.predicted) == 1 for one in outcomes)
-        if not single or not 0 < count <= MOST_CLASSES or (shown.confusion is None and not is_first):
+        if not single or not 0 < count <= MAX_CLASSES or (shown.confusion is None and not is_first):
             shown.confusion = None
             return
         true, predicted = (
@@ -163,7 +163,7 @@ class Gallery:
 
     @classmethod
     def merged(cls, parts: Sequence["Gallery"]) -> "Gallery":
-        """Return the gallery of all samples of several processes, in whichever order they were read."""
+        """Return the gallery of the samples of several processes; the order of the parts does not matter."""
         first = parts[0]
         whole = cls(first.top, first.class_names, num_samples=sum(part.num_samples for part in parts))
         for name in dict.fromkeys(name for part in parts for name in part.outputs):
@@ -223,15 +223,14 @@ def collect(
 ) -> Gallery:
     """Add the samples of batches to a gallery, and return it; `finish` completes it.
 
-    The answer about a sample with several windows is that to all of them, as in an evaluation; its first window is
-    shown and explained.
+    As in an evaluation, the windows of a sample have one answer together; its first window is shown and explained.
 
     Args:
         explainer: of the model.
         batches: on the device of the model.
         pieces: splits the ids of a text of a modality into pieces (`Dataset.pieces`).
         gallery: which may contain samples.
-        stage: whose metrics the task uses for those of classes.
+        stage: the stage whose metrics the task uses for those of classes.
     """
     task = explainer.task
     task.reset(stage)
@@ -286,13 +285,13 @@ def _add_means(
 
 
 def _real(explanation: Explanation) -> dict[str, Bool[np.ndarray, "batch tokens"]]:
-    """Return which tokens of each modality are real."""
+    """Return modality -> True for its real tokens."""
     real = explanation.record.real_tokens.cpu().numpy()
     return {name: real[:, span.start : span.stop] for name, span in explanation.record.spans.items()}
 
 
 def _kinds(explanation: Explanation) -> Kinds:
-    """Return for each kind of map the share of the tokens in each answer."""
+    """Return kind of map -> share of each token in each answer."""
     found = {} if explanation.no_relevance else {"relevance": explanation.relevance_shares}
     found["rollout"] = normalized(explanation.rollout.inputs)
     return {kind: values.float().cpu().numpy() for kind, values in found.items()}
@@ -304,14 +303,14 @@ def _mean_of_answers(kinds: Kinds, row: int, slots: Sequence[int]) -> MapsOfSamp
 
 
 def _sample_maps(kinds: Kinds, answers: Sequence[Answer], row: int, output: str, one: Outcome) -> MapsOfSample:
-    """Return the mean maps of what is predicted: its classes, as far as they are explained, or all answers."""
+    """Return the mean maps of the predicted classes, as far as they are explained, or else of all answers."""
     own = [slot for slot, answer in enumerate(answers) if answer.output == output]
     predicted = [slot for slot in own if answers[slot].label in one.predicted]
     return _mean_of_answers(kinds, row, predicted or own)
 
 
 def _class_maps(kinds: Kinds, answers: Sequence[Answer], row: int, output: str, label: int) -> MapsOfSample:
-    """Return the maps of a class; nothing if it is not among the explained ones."""
+    """Return the maps of a class; empty if it is not among the explained ones."""
     slots = [slot for slot, answer in enumerate(answers) if (answer.output, answer.label) == (output, label)]
     return _mean_of_answers(kinds, row, slots)
 

@@ -17,22 +17,22 @@ from perceiver.inspection.explorer.page import PAGE, write_page
 
 GALLERY = "gallery.html"
 """In the folder of the events, with the arrays beside it."""
-MOST_MEDIA = 4_000_000
+MAX_MEDIA = 4_000_000
 """Characters of all pictures of samples in a page."""
-MOST_MEANS = 60
+MAX_MEANS = 60
 """Classes whose mean maps are in a page: those with the most samples."""
-MOST_CELLS = 20_000
+MAX_CELLS = 20_000
 """Pairs of classes in a page that occur: those that occur most."""
 
 
 def gallery_page(title: str, gallery: Gallery, *, explained: Sequence[str] = (), indices: bool = False) -> str:
     """Return the page of a gallery.
 
-    It has pictures of at most `MOST_MEDIA` characters, first those of samples at the front of the orders of all.
+    It has pictures of at most `MAX_MEDIA` characters, first those of samples at the front of the orders of all.
 
     Args:
         title: of the page.
-        gallery: that is shown.
+        gallery: the gallery.
         explained: the names of the samples of the explorer (`PAGE`) in the same folder, in their order there.
         indices: whether the numbers of the samples are their indices in the validation set.
     """
@@ -48,7 +48,7 @@ def gallery_page(title: str, gallery: Gallery, *, explained: Sequence[str] = (),
 def page_content(title: str, gallery: Gallery, *, explained: Sequence[str], indices: bool) -> dict[str, Any]:
     """Return what the page shows; the head of `gallery.js` describes the keys."""
     places = {id: place for place, id in reversed(list(enumerate(explained)))}
-    budget, omitted, outputs = MOST_MEDIA, 0, []
+    budget, omitted, outputs = MAX_MEDIA, 0, []
     for name, shown in gallery.outputs.items():
         ranks = shown.extremes.ranks()
         items = {number: _item(shown.items[number], number, places) for number in sorted(shown.items, key=ranks.get)}  # type: ignore[arg-type]
@@ -104,9 +104,9 @@ def _size(drawn: Mapping[str, Any]) -> int:
 
 
 def _cells(counts: np.ndarray) -> list[list[int]]:
-    """Return [true, predicted, number of samples] of the pairs that occur most."""
+    """Return [true, predicted, number of samples] of the most frequent pairs."""
     pairs = np.argwhere(counts > 0)
-    order = np.argsort(-counts[counts > 0], kind="stable")[:MOST_CELLS]
+    order = np.argsort(-counts[counts > 0], kind="stable")[:MAX_CELLS]
     return [[int(true), int(predicted), int(counts[true, predicted])] for true, predicted in pairs[order]]
 
 
@@ -119,7 +119,7 @@ def _means(means: MeanMaps, shown: OutputGallery) -> dict[str, Any]:
     groups = sorted(dict.fromkeys(group for group, _ in means.sums), key=lambda group: -counts[group])
     chosen = [group for group in groups if group[0] == "all"]
     for role in ("true", "predicted"):
-        of_role = [group for group in groups if group[0] == role][:MOST_MEANS]
+        of_role = [group for group in groups if group[0] == role][:MAX_MEANS]
         chosen += sorted(of_role, key=lambda group: group[1:])
     return {
         "reason": "",
@@ -146,7 +146,7 @@ def write_gallery(page: Path, title: str, gallery: Gallery, *, indices: bool = F
     """Write the page of a gallery, and its arrays beside it; return the page.
 
     Args:
-        page: the file. Where it lies in the folder of the explorer, samples are linked to it.
+        page: the file. If it lies in the folder of the explorer, samples are linked to it.
         title, gallery, indices: see `gallery_page`.
     """
     explained: list[str] = []

@@ -10,7 +10,7 @@ from perceiver.types import Grid
 
 Group = tuple[str, *tuple[int, ...]]
 """Samples that have something in common: (`all`,), (`true`, label), (`predicted`, label), and others."""
-MOST_VALUES = 2**24
+MAX_VALUES = 2**24
 """Sums of one modality; 128 MB."""
 
 
@@ -20,9 +20,9 @@ class MeanMaps:
 
     Attributes:
         grid: of the tokens of all samples that were added.
-        reason: why there is no mean; empty if there is one.
+        reason: why means are undefined; empty if they are defined.
         sums: (group, kind of map) -> sum over its samples.
-        counts: likewise the number of samples that had the map.
+        counts: (group, kind of map) -> number of samples that have the map.
     """
 
     grid: Grid | None = None
@@ -31,7 +31,7 @@ class MeanMaps:
     counts: dict[tuple[Group, str], int] = field(default_factory=dict)
 
     def exclude(self, reason: str) -> None:
-        """Let there be no mean, and say why."""
+        """Discard the means, for the given reason."""
         self.reason = self.reason or reason
         self.sums, self.counts = {}, {}
 
@@ -48,8 +48,8 @@ class MeanMaps:
                 if (group, kind) in self.sums:
                     self.sums[group, kind] += values
                 else:
-                    if (len(self.sums) + 1) * len(values) > MOST_VALUES:
-                        self.exclude(f"the maps of all classes would have more than {MOST_VALUES} values")
+                    if (len(self.sums) + 1) * len(values) > MAX_VALUES:
+                        self.exclude(f"the maps of all classes would have more than {MAX_VALUES} values")
                         return
                     self.sums[group, kind] = values.astype(np.float64)
                 self.counts[group, kind] = self.counts.get((group, kind), 0) + 1

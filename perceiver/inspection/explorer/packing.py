@@ -15,8 +15,8 @@ from jaxtyping import Float
 LEVELS = 255
 
 
-def packed(maps: Mapping[str, Float[np.ndarray, "*count rows columns"]], *, most_cells: int) -> dict[str, Any]:
-    """Pack maps over the planes of one or several modalities, each pooled to at most `most_cells` cells.
+def packed(maps: Mapping[str, Float[np.ndarray, "*count rows columns"]], *, max_cells: int) -> dict[str, Any]:
+    """Pack maps over the planes of one or several modalities, each pooled to at most `max_cells` cells.
 
     Returns:
         `count`: the leading dimensions; `cells`: for each modality its name, the `shape` after pooling, and the rows
@@ -26,7 +26,7 @@ def packed(maps: Mapping[str, Float[np.ndarray, "*count rows columns"]], *, most
     """
     levels, scales, cells = [], [], []
     for modality, values in maps.items():
-        factors = pooling(values.shape[-2], values.shape[-1], most_cells)
+        factors = pooling(values.shape[-2], values.shape[-1], max_cells)
         kept = sum_pooled(np.asarray(values, dtype=np.float64), factors)
         cells.append({"modality": modality, "shape": list(kept.shape[-2:]), "pooled": list(factors)})
         flat = kept.reshape(-1, kept.shape[-2] * kept.shape[-1])
@@ -57,10 +57,10 @@ def quantize(
     return levels, maps.sum(axis=1) / np.where(mass > 0, mass, 1)
 
 
-def pooling(rows: int, columns: int, most_cells: int) -> tuple[int, int]:
-    """Return the rows and columns that are pooled into one cell, for at most `most_cells` cells."""
+def pooling(rows: int, columns: int, max_cells: int) -> tuple[int, int]:
+    """Return the rows and columns that are pooled into one cell, for at most `max_cells` cells."""
     factor = 1
-    while -(-rows // min(factor, rows)) * -(-columns // factor) > most_cells:
+    while -(-rows // min(factor, rows)) * -(-columns // factor) > max_cells:
         factor += 1
     return min(factor, rows), factor
 

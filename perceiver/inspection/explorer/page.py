@@ -1,9 +1,9 @@
-"""The explorer: a page about the attention of runs that needs nothing but a browser.
+"""The explorer: a page about the attention of runs, for any browser, without a server or network.
 
 A page shows events, explanations at several steps of training or of several checkpoints, of the same samples. It is
 made from the arrays of the events (`events.event_arrays`), in memory or in files, so that the page of a run can be made
 again at any time. Maps are pooled, and only the most read latents are included, so that the maps of a sample take at
-most `MOST_VALUES` bytes before compression, over all events.
+most `MAX_VALUES` bytes before compression, over all events.
 """
 
 import json
@@ -21,7 +21,7 @@ from perceiver.inspection.evaluation.knockout import mean_effect
 from perceiver.inspection.explorer.events import event_paths, replace_file, scores_in
 from perceiver.inspection.explorer.html import page_html
 from perceiver.inspection.explorer.packing import compressed, packed, pooling
-from perceiver.inspection.maps.sinks import FEWEST_SAMPLES, sinks_in
+from perceiver.inspection.maps.sinks import MIN_SAMPLES, sinks_in
 from perceiver.types import Axis, Box, Grid
 
 Arrays = Mapping[str, np.ndarray]
@@ -29,9 +29,9 @@ PAGE = "index.html"
 """In the folder of the events."""
 Planes = dict[str, Float[np.ndarray, "*rest rows columns"]]
 
-MOST_VALUES = 1_000_000
+MAX_VALUES = 1_000_000
 """Weights of a sample in a page, one byte each; compressed and in base64 less than 1.4 MB."""
-MOST_EVENTS = 6
+MAX_EVENTS = 6
 """Events of a run whose maps are in a page, including the last; of the others it has the scores."""
 ANSWER_SHARE = 0.25
 """Share of the bytes for the maps of answers; the rest is for contrasts and for the maps of latents."""
@@ -70,13 +70,13 @@ class Event:
 
 
 def page_event(
-    arrays: Arrays, *, most_values: int = MOST_VALUES // MOST_EVENTS, with_maps: bool = True, name: str | None = None
+    arrays: Arrays, *, max_values: int = MAX_VALUES // MAX_EVENTS, with_maps: bool = True, name: str | None = None
 ) -> Event:
     """Make an event from its arrays.
 
     Args:
         arrays: see `events.event_arrays` and `events.with_scores`.
-        most_values: limit of the bytes of the maps of a sample.
+        max_values: limit of the bytes of the maps of a sample.
         with_maps: whether the page contains the maps.
         name: title of the event; None: its step and epoch.
     """
@@ -87,7 +87,7 @@ def page_event(
         step=step,
         epoch=epoch,
         values={f"attention/{key}": value for key, value in scores_in(arrays).items()},
-        maps={id: sample_maps(arrays, row, most_values=most_values) for row, id in enumerate(ids)},
+        maps={id: sample_maps(arrays, row, max_values=max_values) for row, id in enumerate(ids)},
         faithfulness=json.loads(str(arrays["faithfulness"])) if "faithfulness" in arrays else None,
         sinks=page_sinks(arrays),
     )
@@ -103,10 +103,10 @@ def page_sinks(arrays: Arrays) -> dict[str, Any] | None:
     }
     cells = [np.argwhere(planes[sink["modality"]] == sink["token"])[0].tolist() for sink in sinks["found"]]
     found = [sink | {"row": row, "column": column} for sink, (row, column) in zip(sinks["found"], cells, strict=True)]
-    return sinks | {"found": found, "fewest_samples": FEWEST_SAMPLES}
+    return sinks | {"found": found, "fewest_samples": MIN_SAMPLES}
 
 
-def sample_maps(arrays: Arrays, row: int, *, most_values: int) -> dict[str, Any]:
+def sample_maps(arrays: Arrays, row: int, *, max_values: int) -> dict[str, Any]:
     """Return the maps of one sample of an event for the page; the head of `data.js` describes the keys."""
     answers = json.loads(str(arrays["answers"]))[row]
     probabilities = arrays["answers/probability"][row].tolist()
@@ -114,7 +114,7 @@ def sample_maps(arrays: Arrays, row: int, *, most_values: int) -> dict[str, Any]
     rollouts = _planes(arrays, arrays["rollout/inputs"][row, : len(answers)])
     num_methods = 1 + sum(f"{kind}/{part}" in arrays for kind in METHODS for part in ("inputs", "against"))
     contrast_share = CONTRAST_SHARE if "contrast/foils" in arrays else 0.0
-    cells = _cells(rollouts, ANSWER_SHARE * most_values / (num_methods * max(len(answers), 1)))
+    cells = _cells(rollouts, ANSWER_SHARE * max_values / (num_methods * max(len(answers), 1)))
     return {
         "answers": [
             {
@@ -126,50 +126,50 @@ def sample_maps(arrays: Arrays, row: int, *, most_values: int) -> dict[str, Any]
             }
             for answer, probability in zip(answers, probabilities, strict=False)
         ],
-        "layers": _layers(arrays, row, len(answers), (1 - ANSWER_SHARE - contrast_share) * most_values),
+        "layers": _layers(arrays, row, len(answers), (1 - ANSWER_SHARE - contrast_share) * max_values),
         "knockouts": _knockouts(arrays, row, len(answers)),
         "note": str(arrays["relevance/none"]) if "relevance/none" in arrays else "",
         "methods": [
-            *_methods(arrays, row, len(answers), cells, contrast_share * most_values),
+            *_methods(arrays, row, len(answers), cells, contrast_share * max_values),
             {
                 "name": "rollout",
                 "label": "rollout, norm-weighted" if alpha == "norm" else f"rollout, α = {alpha}",
                 "unit": "share",
                 "shared": len(answers) > 1 and all(bool((maps == maps[:1]).all()) for maps in rollouts.values()),
                 "residual": arrays["rollout/residual"][row, : len(answers)].tolist(),
-                "maps": packed(rollouts, most_cells=cells),
+                "maps": packed(rollouts, max_cells=cells),
             },
         ],
     }
 
 
 def _methods(
-    arrays: Arrays, row: int, num_answers: int, most_cells: int, contrast_values: float
+    arrays: Arrays, row: int, num_answers: int, max_cells: int, contrast_values: float
 ) -> list[dict[str, Any]]:
-    """Return the methods whose maps are of each answer alone, as far as the event has them."""
+    """Return the methods with a map for each answer, as far as the event has them."""
     found = []
     for kind, method in METHODS.items():
         if f"{kind}/inputs" in arrays:
-            maps = packed(_planes(arrays, arrays[f"{kind}/inputs"][row, :num_answers]), most_cells=most_cells)
-            against = _against(arrays, kind, row, num_answers, most_cells)
+            maps = packed(_planes(arrays, arrays[f"{kind}/inputs"][row, :num_answers]), max_cells=max_cells)
+            against = _against(arrays, kind, row, num_answers, max_cells)
             found.append(method | {"shared": False, "residual": None, "maps": maps} | against)
     if found and "contrast/foils" in arrays:  # of the last of the methods, relevance
         planes = _planes(arrays, arrays["contrast/inputs"][row, :num_answers])
         foils = json.loads(str(arrays["contrast/foils"]))[row]
         num_maps = 2 * num_answers * max(max(map(len, foils), default=0), 1)
         cells = _cells(planes, contrast_values / max(num_maps, 1))
-        maps = packed(planes, most_cells=cells)
+        maps = packed(planes, max_cells=cells)
         found[-1]["contrast"] = {"foils": foils, "maps": maps} | _against(arrays, "contrast", row, num_answers, cells)
     return found
 
 
-def _against(arrays: Arrays, kind: str, row: int, num_answers: int, most_cells: int) -> dict[str, Any]:
+def _against(arrays: Arrays, kind: str, row: int, num_answers: int, max_cells: int) -> dict[str, Any]:
     """Return the evidence against the answers of a sample, if the event has it."""
     if f"{kind}/against" not in arrays:
         return {}
     planes = _planes(arrays, arrays[f"{kind}/against"][row, :num_answers])
     balance = _rounded(arrays[f"{kind}/balance"][row, :num_answers])
-    return {"against": packed(planes, most_cells=most_cells), "balance": balance}
+    return {"against": packed(planes, max_cells=max_cells), "balance": balance}
 
 
 def _knockouts(arrays: Arrays, row: int, num_answers: int) -> list[dict[str, Any]]:
@@ -196,7 +196,7 @@ def _boxes(arrays: Arrays, answer: Mapping[str, Any]) -> dict[str, list[dict[str
     return found
 
 
-def _layers(arrays: Arrays, row: int, num_answers: int, most_values: float) -> list[dict[str, Any]]:
+def _layers(arrays: Arrays, row: int, num_answers: int, max_values: float) -> list[dict[str, Any]]:
     """Return the layers that read the tokens, grouped by role and decoder, since only those share their queries.
 
     The rollouts from the places of an output are one, too.
@@ -208,20 +208,18 @@ def _layers(arrays: Arrays, row: int, num_answers: int, most_values: float) -> l
     return [
         layer
         for group in groups.values()
-        for layer in _group(arrays, group, row, num_answers, most_values * len(group) / len(names))
+        for layer in _group(arrays, group, row, num_answers, max_values * len(group) / len(names))
     ]
 
 
-def _group(
-    arrays: Arrays, names: Sequence[str], row: int, num_answers: int, most_values: float
-) -> list[dict[str, Any]]:
+def _group(arrays: Arrays, names: Sequence[str], row: int, num_answers: int, max_values: float) -> list[dict[str, Any]]:
     """Return layers that share their latents, or queries, with the ones that all answers read most in all of them."""
     weights = {name: arrays[f"{name}/weights"][row].astype(np.float32) for name in names}
     planes = {name: _planes(arrays, of_layer) for name, of_layer in weights.items()}
     num_maps = sum(len(of_layer) for of_layer in weights.values())  # per latent: one for each head and layer
     kept = arrays[f"{names[0]}/latents"][row]
-    cells = _cells(planes[names[0]], most_values / (num_maps * min(len(kept), ENOUGH_LATENTS)))
-    num_latents = max(int(most_values / (num_maps * _pooled_cells(planes[names[0]], cells))), 1)
+    cells = _cells(planes[names[0]], max_values / (num_maps * min(len(kept), ENOUGH_LATENTS)))
+    num_latents = max(int(max_values / (num_maps * _pooled_cells(planes[names[0]], cells))), 1)
     reads = {name: arrays[f"{name}/reads"][row, :num_answers].astype(np.float32) for name in names}
     most_read = sum(of_layer.sum(axis=0) for of_layer in reads.values())[kept].argsort()[::-1][:num_latents]
     chosen = np.sort(most_read)
@@ -236,14 +234,14 @@ def _group(
             "rollout": _rounded(reads[name][:, kept[chosen]]),
             "entropy": _rounded(_entropies(weights[name][:, chosen])),
             "scores": _scores(arrays, name, row, chosen),
-            "maps": packed({modality: maps[:, chosen] for modality, maps in planes[name].items()}, most_cells=cells),
+            "maps": packed({modality: maps[:, chosen] for modality, maps in planes[name].items()}, max_cells=cells),
         }
         for name in names
     ]
 
 
 def _scores(arrays: Arrays, name: str, row: int, chosen: np.ndarray) -> dict[str, Any] | None:
-    """Return what the scores of a layer need besides its maps: mean log weights, and the bits of visible tokens."""
+    """Return what scores of a layer are computed from besides its maps: mean log weights, bits of visible tokens."""
     if f"{name}/log_weight" not in arrays:
         return None
     visible = None
@@ -287,17 +285,17 @@ def _cells(planes: Planes, most: float) -> int:
     return next((cells for cells in CELLS if _pooled_cells(planes, cells) <= most), CELLS[-1])
 
 
-def _pooled_cells(planes: Planes, most_cells: int) -> int:
-    """Return the number of cells of the planes of all modalities, each pooled to `most_cells`."""
+def _pooled_cells(planes: Planes, max_cells: int) -> int:
+    """Return the number of cells of the planes of all modalities, each pooled to `max_cells`."""
     sizes = [(maps.shape[-2], maps.shape[-1]) for maps in planes.values()]
-    factors = [pooling(rows, columns, most_cells) for rows, columns in sizes]
+    factors = [pooling(rows, columns, max_cells) for rows, columns in sizes]
     return sum(
         -(-rows // down) * -(-columns // across) for (rows, columns), (down, across) in zip(sizes, factors, strict=True)
     )
 
 
 def evenly_spread(count: int, num_chosen: int) -> list[int]:
-    """Return numbers below `count` at even distances, including the last."""
+    """Return evenly spaced numbers below `count`, including the last."""
     return sorted({round(place) for place in np.linspace(count - 1, 0, min(count, num_chosen))})
 
 
@@ -315,9 +313,9 @@ def explorer_page(
         title: of the page.
         samples: the inputs of each sample (`media.page_samples`).
         runs: name of a run -> its events in order.
-        opened: the event that is shown first, and the one that it is compared with; by default the last one with maps
-            of the first run, alone.
-        live: what the panel of a page that is served needs, see `live.js`; None for a page that is a file.
+        opened: the event that is shown first, and the one that it is compared with; by default the last event with maps
+            of the first run, without a comparison.
+        live: data for the panel of a served page, see `live.js`; None for a file.
     """
     places = {str(sample["id"]): place for place, sample in enumerate(samples)}
     described: list[dict[str, Any]] = []
@@ -351,7 +349,7 @@ def explorer_page(
 
 
 def events_in(
-    folder: Path, *, num_with_maps: int = MOST_EVENTS, known: Mapping[int, Event] | None = None
+    folder: Path, *, num_with_maps: int = MAX_EVENTS, known: Mapping[int, Event] | None = None
 ) -> list[Event]:
     """Return the events of a folder in order.
 

@@ -1,4 +1,4 @@
-"""What belongs to each answer of a batch: its score, rollout, relevance and contrasts, of one or several outputs."""
+"""Score, rollout, relevance and contrasts of each answer of a batch, whatever output of the model it belongs to."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
@@ -23,8 +23,8 @@ def answer_scores(
 ) -> Float[Tensor, "batch answers"]:
     """Select the value of each answer from outputs, or from log probabilities of their shape.
 
-    Of a class it is its own value, in a dense output the mean over its places; of a word the sum over its ids. 0 pads
-    rows with fewer answers.
+    The value of a class is the one at its label, averaged over its places in a dense output; that of a word is the sum
+    over its token ids. Rows with fewer answers are padded with 0.
     """
     empty = next(iter(values.values()))
     rows = [
@@ -87,7 +87,7 @@ def answer_evidence(
         record: the forward pass.
         logits: its outputs.
         answers: of each row.
-        foils: for each answer another one of the same output, whose logit is subtracted; None for no difference.
+        foils: for each answer another one of the same output, whose logit is subtracted; None: nothing is subtracted.
     """
 
     def of_output(output: str, own: Answers) -> dict[str, Tensor]:
@@ -147,7 +147,7 @@ def _by_output(
 
 
 def _query_weights(part: Record, answers: Answers, num_classes: int) -> Float[Tensor, "batch answers queries"]:
-    """Return the mean of each answer's own queries, or of all where answers share them."""
+    """Return weights that average each answer's own queries, or all queries if the answers share them."""
     every = range(part.num_outputs)
     queries = [
         [answer.queries if has_own_queries(answer, part, num_classes) else every for answer in row] for row in answers

@@ -7,8 +7,8 @@
   points the sum is wrong by 60 % and more.
 - Occlusion (Zeiler & Fergus 2014, section 4.2): the drop of the score when a single token is masked.
 
-All are of the joined tokens, after encoders and positions, so that they have the resolution of the maps. The score is
-that of `relevance`: the logit of a class, and of a word the sum over its tokens.
+All of them explain the joined tokens, after encoders and positions, so that they have the resolution of the maps. The
+score is that of `relevance`: the logit of a class, and of a word the sum over its tokens.
 """
 
 from collections.abc import Callable

@@ -53,7 +53,7 @@ class Capture(Record):
 
         Args:
             queries: numbers of queries.
-            output: the output whose decoder is meant; required if the model has several outputs.
+            output: the output whose queries they are; required if the model has several outputs.
             alpha: share of attention as opposed to the residual.
 
         Raises:
@@ -72,7 +72,7 @@ class Capture(Record):
         return relevance(self, scores)
 
     def evidence(self, scores: Float[Tensor, "batch readers"]) -> Float[Tensor, "batch readers 2 tokens"]:
-        """Return the relevance for each score and against it, as `relevance`; see `evidence`."""
+        """Return the relevance for each score and the evidence against it; see `evidence`."""
         return evidence(self, scores)
 
     def statistics(self, *, alpha: Alpha = 0.5) -> dict[str, float]:
@@ -86,8 +86,8 @@ def capture(model: nn.Module, *, gradients: bool = False) -> Iterator[Capture]:
 
     The model runs in eval mode, without gradients and uncompiled; the mode of every module, the random state and
     compilation are restored afterwards. The attention of every `Mechanism` with a role is recorded in the forward pass
-    of an `Explainable` model, but not during generation token by token. A decoder's mechanism that is called several
-    times has further queries in each call, which become one layer.
+    of an `Explainable` model, but not during generation token by token. If a mechanism of a decoder is called several
+    times, the queries of all calls become one layer.
 
         with capture(model) as attention:
             model(inputs)
@@ -125,7 +125,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 def is_residual(module: nn.Module) -> bool:
-    """Return whether a module returns the sum of its two arguments: queries, and what they read by attention."""
+    """Return whether a module adds the output of attention to its queries."""
     return isinstance(module, Residual)
 
 
@@ -133,9 +133,9 @@ def layer_name(mechanism: Mechanism, known: Mapping[str, Mechanism | None]) -> s
     """Return the name of the layer that a mechanism with a role computes next.
 
     Args:
-        mechanism: that is called.
-        known: name -> mechanism of the layers before, in the order of execution. That of a decoder which is called
-            again, in chunks or token by token, computes further queries of the same layer.
+        mechanism: the one that is called.
+        known: name -> mechanism of the layers so far, in the order of execution. If a mechanism of a decoder is called
+            again, in chunks or token by token, it computes further queries of the same layer.
     """
     role = mechanism.role
     assert role is not None
@@ -148,14 +148,14 @@ def layer_name(mechanism: Mechanism, known: Mapping[str, Mechanism | None]) -> s
 
 
 def input_pictures(model: Explainable, inputs: Mapping[str, Tensor]) -> dict[str, Picture]:
-    """Return the pictures of raw inputs by modality, of those that can be drawn."""
+    """Return modality -> picture of the raw inputs that can be drawn."""
     with torch.no_grad():
         found = {name: _encoder(model, name).picture(raw) for name, raw in inputs.items()}
     return {name: picture for name, picture in found.items() if picture is not None}
 
 
 def input_sounds(model: Explainable, inputs: Mapping[str, Tensor]) -> dict[str, Sound]:
-    """Return the sounds of raw inputs by modality, of those that can be played."""
+    """Return modality -> sound of the raw inputs that can be played."""
     found = {name: _encoder(model, name).sound(raw) for name, raw in inputs.items()}
     return {name: sound for name, sound in found.items() if sound is not None}
 

@@ -1,8 +1,7 @@
 """Contrasts: why a model gives an answer rather than another one, its foil (Lipton 1990; Jacovi et al. 2021).
 
 The foil of a class is another class; of a word, another token in place of its first one, so that the scores of both
-differ at that position alone. How relevance and evidence against are computed from the difference of two scores:
-`relevance.py`.
+differ at that position alone. `relevance.py` describes how relevance is computed from the difference of two scores.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,7 @@ class Contrasts:
     """The contrasts of each answer of a batch with some foils; zeros pad answers with fewer.
 
     Attributes:
-        foils: of each row and answer, the one that was asked for first.
+        foils: of each row and answer, the requested one first.
         probability: of each foil.
         relevance: of each token for the answer rather than the foil.
         against: of each token for the foil rather than the answer.
@@ -42,22 +41,22 @@ def choose_foils(
     probabilities: Mapping[str, Float[Tensor, "batch *places alternatives"]],
     names: Mapping[str, Sequence[str]],
     *,
-    first: str = SECOND,
-    most: int = NUM_FOILS,
+    foil: str = SECOND,
+    num_foils: int = NUM_FOILS,
 ) -> list[list[list[Answer]]]:
-    """Return the foils of each answer: the one called `first`, and then the likeliest ones.
+    """Return the foils of each answer: the one called `foil`, then the likeliest ones.
 
     Args:
         answers: of each row.
         probabilities: of the outputs.
         names: output -> the names of its alternatives.
-        first: name of an alternative, or `SECOND` for the likeliest one.
-        most: number of foils, if there are as many alternatives.
+        foil: name of an alternative, or `SECOND` for the likeliest one.
+        num_foils: largest number of foils of an answer.
 
     Raises:
-        ValueError: no output has an alternative called `first`.
+        ValueError: no output has an alternative called `foil`.
     """
-    numbers = foil_numbers(names, first)
+    numbers = foil_numbers(names, foil)
 
     def of_answer(answer: Answer, values: Float[Tensor, "*places alternatives"]) -> list[Answer]:
         alternatives = names.get(answer.output, ())
@@ -67,9 +66,9 @@ def choose_foils(
             own, ranked = answer.ids[0], values[answer.queries[0]]
         else:
             own, ranked = answer.label, values if values.ndim == 1 else values[list(answer.queries)].log().mean(dim=0)
-        order = ranked[: len(alternatives)].topk(min(most + 1, len(alternatives))).indices.tolist()
+        order = ranked[: len(alternatives)].topk(min(num_foils + 1, len(alternatives))).indices.tolist()
         chosen = dict.fromkeys([numbers[answer.output], *order] if answer.output in numbers else order)
-        return [_instead(answer, number, alternatives[number]) for number in chosen if number != own][:most]
+        return [_instead(answer, number, alternatives[number]) for number in chosen if number != own][:num_foils]
 
     return [
         [of_answer(answer, probabilities[answer.output][row]) for answer in of_row]
@@ -78,10 +77,10 @@ def choose_foils(
 
 
 def foil_numbers(names: Mapping[str, Sequence[str]], foil: str) -> dict[str, int]:
-    """Return output -> the number of its alternative called `foil`, of those that have it; empty for `SECOND`.
+    """Return output -> number of its alternative called `foil`, for the outputs that have one; empty for `SECOND`.
 
     Raises:
-        ValueError: none has it.
+        ValueError: no output has one.
     """
     if foil == SECOND:
         return {}
@@ -110,9 +109,9 @@ def padded(rows: Sequence[Sequence[int]], values: Float[Tensor, "batch pairs *re
         rows: numbers of foils of each answer of each row.
         values: of the pairs of a row in order.
     """
-    most_answers = max(map(len, rows), default=0)
-    most_foils = max((count for row in rows for count in row), default=0)
-    found = values.new_zeros(len(rows), most_answers, most_foils, *values.shape[2:])
+    max_answers = max(map(len, rows), default=0)
+    max_foils = max((count for row in rows for count in row), default=0)
+    found = values.new_zeros(len(rows), max_answers, max_foils, *values.shape[2:])
     for row, counts in enumerate(rows):
         parts = torch.split(values[row, : sum(counts)], list(counts)) if counts else ()
         for slot, part in enumerate(parts):

@@ -1,4 +1,4 @@
-"""Models as what is explained: those of this package (`Explainer`), and the protocol that tests of maps need."""
+"""Explainers of models of this package (`Explainer`), and the protocol that the evaluation of maps relies on."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -23,7 +23,7 @@ TOKENS_AT_ONCE = 2**16
 
 
 class Explains(Protocol):
-    """A model whose explanations can be tested: of this package (`Explainer`), or watched."""
+    """A model whose maps can be evaluated: one of this package (`Explainer`), or a watched one."""
 
     @property
     def module(self) -> nn.Module:
@@ -31,11 +31,11 @@ class Explains(Protocol):
         ...
 
     def forward_context(self) -> AbstractContextManager[Any]:
-        """Return the context of a forward pass, such as that of a precision."""
+        """Return the context of each forward pass, such as autocast."""
         ...
 
     def forward_tokens(self, tokens: JoinedTokens, queries: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the outputs for tokens; those that their mask excludes are read by none."""
+        """Return the outputs for tokens; no query attends to those that the mask excludes."""
         ...
 
     def probabilities(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -43,7 +43,7 @@ class Explains(Protocol):
         ...
 
     def explain_again(self, explanation: Explanation) -> Explanation:
-        """Explain the same answers to the same queries by the model as it is now."""
+        """Explain the same answers to the same queries with the current weights of the model."""
         ...
 
 
@@ -52,11 +52,11 @@ class Explainer:
     """Explains the answers of a model for batches without windows.
 
     Attributes:
-        model, task: the model, and what it is trained for.
+        model, task: the model, and the task that it is trained for.
         class_names: by label; empty where answers are texts.
-        alpha: of rollouts.
+        alpha: α of the rollouts, see `rollout`.
         converted: converts inputs to the precision of the model.
-        forward_context: the context of a forward pass, such as that of a precision.
+        forward_context: the context of each forward pass, such as autocast.
     """
 
     model: Explainable
@@ -83,7 +83,7 @@ class Explainer:
 
         Args:
             batch: the samples.
-            predicted: the predictions for each row where they are known, see `Task.answer_queries`.
+            predicted: the predictions for each row, if they are known; see `Task.answer_queries`.
             foil: name of the class or token with which each answer is contrasted first, or `contrast.SECOND`; None for
                 no contrasts. Each takes as long as the relevance of an answer.
 
@@ -106,7 +106,7 @@ class Explainer:
         return self.task.probabilities(outputs)
 
     def explain_again(self, explanation: Explanation) -> Explanation:
-        """Explain the same answers to the same queries by the model as it is now."""
+        """Explain the same answers to the same queries with the current weights of the model."""
         batch = explanation.batch
         converted = replace(batch, inputs=self.converted(batch.inputs))
         with capture(self.module) as record, self.forward_context():
@@ -121,7 +121,7 @@ class Explainer:
         logs = {name: values.log() for name, values in probabilities.items()}
         foils = None
         if foil is not None and not record.without_relevance:
-            foils = choose_foils(answers, probabilities, self.task.alternatives(self.class_names), first=foil)
+            foils = choose_foils(answers, probabilities, self.task.alternatives(self.class_names), foil=foil)
         both, contrasted = self._evidence(batch, record, answers, foils)
         return Explanation.of_answers(
             batch,
@@ -135,7 +135,7 @@ class Explainer:
         )
 
     def _with_boxes(self, answers: Answers, batch: Batch, outputs: Mapping[str, Tensor]) -> list[list[Answer]]:
-        """Add the boxes of classes to answers, and the classes that apply but are not among the likeliest ones.
+        """Add their boxes to answers that are classes, and the true classes that are not among the likeliest ones.
 
         Nothing is added for dense outputs, whose classes have no query where they are not predicted.
         """
@@ -162,7 +162,7 @@ class Explainer:
     def _evidence(
         self, batch: Batch, record: Capture, answers: Answers, foils: Sequence[Answers] | None
     ) -> tuple[Float[Tensor, "batch answers 2 tokens"], Float[Tensor, "batch pairs 2 tokens"]]:
-        """Compute the evidence for and against each answer, and each answer and foil, a few rows at a time."""
+        """Compute the evidence for and against each answer and each pair of answer and foil, a few rows at a time."""
         assert record.tokens is not None
         shape = (2, record.tokens.values.shape[1])
         zeros = record.tokens.values.new_zeros(len(batch), max(map(len, answers), default=0), *shape, dtype=torch.float)

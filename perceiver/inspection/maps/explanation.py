@@ -27,12 +27,12 @@ class Explanation:
         batch: the samples.
         record: the forward pass.
         answers: the model's answers for each sample.
-        num_classes: of the data; 0 where answers are texts.
+        num_classes: number of classes; 0 if answers are texts.
         probability: of each answer.
         alpha, rollout: see `rollout`.
-        relevance: see `relevance`; zeros where it has no meaning.
-        against: the relevance against each answer, see `evidence`; None if it is not known.
-        contrasts: of each answer with other ones, if they were computed.
+        relevance: see `relevance`; zeros if it is not defined (`no_relevance`).
+        against: the evidence against each answer, see `evidence`; None if it was not computed.
+        contrasts: of each answer with its foils; None if they were not computed.
     """
 
     batch: Batch
@@ -100,7 +100,7 @@ class Explanation:
 
     @cached_property
     def mean_maps(self) -> dict[str, Float[Tensor, "batch tokens"]]:
-        """For each layer that reads the tokens the mean of its weights over heads and queries."""
+        """The weights of each layer that reads the tokens, averaged over heads and queries."""
         layers = {name: self.record.layers[name] for name in self.record.input_layers}
         return {
             name: self.record.on_tokens(layer, layer.propagate(layer.uniform)[:, 0]) for name, layer in layers.items()
@@ -112,7 +112,7 @@ class Explanation:
         return [output for output, given in self.record.queries.items() if given.is_floating_point()]
 
     def place_rollout(self, output: str, places: Sequence[int]) -> Float[Tensor, "batch places tokens"]:
-        """Return the share of each token in some places of a dense output, by their numbers."""
+        """Return the rollout from places of a dense output, given by number: the share of each token."""
         return self.record.rollout(places, output=output, alpha=self.alpha).inputs
 
     @cached_property
@@ -122,15 +122,15 @@ class Explanation:
 
     @property
     def no_relevance(self) -> str:
-        """Why answers have no relevance; empty if they have."""
+        """Why relevance is not defined for this model; empty if it is."""
         return no_relevance(self.record)
 
     @property
     def maps(self) -> dict[str, Float[Tensor, "batch answers tokens"]]:
         """Kind of map -> its value at each token, for each answer.
 
-        The mean map is the same for all answers; it is missing where only tokens read the tokens, and relevance where
-        it has no meaning.
+        The mean map is the same for all answers; it is missing if only tokens read the tokens. Relevance is missing if
+        it is not defined.
         """
         maps = {"rollout": self.rollout.inputs}
         if not self.no_relevance:
@@ -142,9 +142,9 @@ class Explanation:
 
     @cached_property
     def query_rankings(self) -> dict[str, Int[Tensor, "batch queries"]]:
-        """For each layer that reads the tokens its queries in order: latents by how much the outputs read from them.
+        """The queries of each layer that reads the tokens, those that the outputs read most first.
 
-        Without decoder attention, and where the outputs read the tokens themselves, by increasing entropy.
+        Without attention in the decoder, or if the outputs read the tokens themselves, they are sorted by entropy.
         """
         record = self.record
         layers = {name: record.layers[name] for name in record.input_layers}

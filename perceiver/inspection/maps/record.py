@@ -34,9 +34,9 @@ class Layer:
             1 without a residual.
         has_residual: whether attention is added to the queries.
         start: position of the first query, see `Mechanism.forward`.
-        key_lengths: the sequences that the keys consist of and their lengths, in order; empty: the one of the role.
-        v: values by head, only where gradients are recorded.
-        outs: the weights times them, of each call of the mechanism; only where gradients are recorded.
+        key_lengths: sequence -> length, of the sequences that make up the keys, in order; empty: the one of the role.
+        v: values by head, if gradients are recorded.
+        outs: weights times values, of each call of the mechanism, if gradients are recorded.
     """
 
     role: Role
@@ -132,10 +132,10 @@ class Record:
         tokens: the tokens of all modalities.
         queries: the token ids given to the decoder, by name of the output.
         outputs: the model's outputs by name.
-        token_lengths: the sequences that the tokens consist of and their lengths, in order; empty: `TOKENS` alone.
-        fixed: True where a token is never masked to test maps, such as a class token; None: nowhere.
-        output_lengths: the sequences whose elements are outputs themselves, without attention of a decoder, and their
-            lengths; empty: without such attention, an output is the mean of the memory.
+        token_lengths: sequence -> length, of the sequences that make up the tokens, in order; empty: `TOKENS` alone.
+        fixed: True for tokens that are never masked when maps are tested, such as a class token; None for no tokens.
+        output_lengths: sequence -> length, of the sequences whose elements are outputs, if no decoder attends to them;
+            empty: an output without attention of a decoder is the mean of the memory.
     """
 
     def __init__(self) -> None:
@@ -184,12 +184,12 @@ class Record:
 
     @property
     def token_mask(self) -> KeyMask | None:
-        """True where a token is real."""
+        """True where a token is real; None if all are."""
         return None if self.tokens is None else self.tokens.mask
 
     @property
     def real_tokens(self) -> Bool[Tensor, "batch tokens"]:
-        """True where a token is real, also of a record without a mask."""
+        """True where a token is real, also if no token is masked."""
         assert self.tokens is not None
         values, mask = self.tokens.values, self.tokens.mask
         return torch.ones(values.shape[:2], dtype=torch.bool, device=values.device) if mask is None else mask
@@ -242,7 +242,7 @@ class Record:
             shares[name] = shares[name] + part if name in shares else part
 
     def take_tokens(self, shares: dict[str, Float[Tensor, "*rest _"]]) -> Float[Tensor, "*rest tokens"]:
-        """Remove the values at the tokens from those of all sequences, and return them; zeros where there are none."""
+        """Remove and return the values at the tokens among those of all sequences; zeros if there are none."""
         found = next(iter(shares.values()))
         return torch.cat(
             [
@@ -272,7 +272,7 @@ class Record:
     def input_layers(self) -> list[str]:
         """Names of the layers in which another sequence reads the tokens: latents, or the outputs themselves.
 
-        Where tokens are outputs, those in which they read each other, if there is no other one.
+        If tokens are outputs and no other sequence reads them, those in which they read each other.
         """
         inputs = self.token_lengths.keys() or {TOKENS}
         readers = [name for name, layer in self.layers.items() if not inputs.isdisjoint(self.key_parts(layer))]

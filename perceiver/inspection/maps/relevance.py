@@ -40,7 +40,7 @@ NO_GRADIENTS = (
 
 
 def no_relevance(record: Record) -> str:
-    """Return why answers have no relevance; empty if they have."""
+    """Return why relevance is not defined for the model of a record; empty if it is."""
     if not (layers := record.without_relevance):
         return ""
     reason = f"the outputs of {', '.join(layers)} do not change smoothly with attention weights"
@@ -55,8 +55,8 @@ def evidence(record: Record, scores: Float[Tensor, "batch answers"]) -> Float[Te
         scores: differentiable scores of one output, such as logits; those of a sample depend on that sample only.
 
     Raises:
-        ValueError: the forward pass was captured without gradients, or the scores do not depend on it; or gradients of
-            the weights of a layer have no meaning.
+        ValueError: the forward pass was captured without gradients; the scores do not depend on it; or the outputs of a
+            layer do not change smoothly with its weights.
     """
     if record.without_relevance:
         raise ValueError(no_relevance(record))
@@ -90,7 +90,7 @@ def _concatenated(
     outs: Sequence[Float[Tensor, "batch heads _ v_dim"]],
     gradients: Sequence[Float[Tensor, "batch heads _ v_dim"] | None],
 ) -> Float[Tensor, "batch heads queries v_dim"] | None:
-    """Return the gradient for all calls of a layer: zero if the score does not depend on one, None if on none."""
+    """Return the gradient of all calls of a layer: zeros for calls that do not affect the score, None if none does."""
     if all(gradient is None for gradient in gradients):
         return None
     parts = zip(outs, gradients, strict=True)
@@ -121,7 +121,7 @@ def _propagate(record: Record, gradients: Gradients) -> Float[Tensor, "batch 2 t
 
 
 def _changing(gradient: Float[Tensor, "batch heads queries v_dim"]) -> Float[Tensor, "batch 2 queries"]:
-    """Return 1 for the queries of a layer that change the score, for relevance for it and against it."""
+    """Return 1 for the queries of a layer whose output affects the score, for relevance and for evidence against."""
     return (gradient != 0).any(dim=-1).any(dim=1).float()[:, None].expand(-1, 2, -1)
 
 

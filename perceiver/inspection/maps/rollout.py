@@ -58,7 +58,7 @@ def rollout(
     Args:
         record: the forward pass, with one decoder (`Record.for_output`).
         alpha: share of attention as opposed to the residual.
-        query_weights: the mixtures of queries that are rolled back (`mean_of_queries`); None for each query alone.
+        query_weights: mixtures of queries to roll back (`mean_of_queries`); None: each query alone.
 
     Raises:
         ValueError: alpha is neither in [0, 1] nor `norm`.
@@ -120,7 +120,7 @@ def check_alpha(alpha: Alpha) -> None:
 def decoder_attention(
     record: Record, query_weights: Float[Tensor, "batch answers queries"] | None
 ) -> tuple[Float[Tensor, "batch answers memory"], dict[str, Float[Tensor, "batch answers queries"]]]:
-    """Return the attention of mixtures of the decoder's queries over the memory: the mean over the decoder's layers.
+    """Return the attention of mixtures of the decoder's queries to the memory, averaged over the decoder's layers.
 
     Returns:
         The attention, and for each layer the share of each query in it.
@@ -146,7 +146,7 @@ def _mixtures(
 
 
 def uniform_memory(record: Record) -> Float[Tensor, "batch 1 memory"]:
-    """Return the shares of the elements of the memory in a mean over it."""
+    """Return the share of each element of the memory in the mean over the memory."""
     if record.memory != TOKENS:
         return next(one for one in reversed(record.layers.values()) if one.role.queries == record.memory).uniform
     assert record.tokens is not None

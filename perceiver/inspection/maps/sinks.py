@@ -20,9 +20,9 @@ from perceiver.inspection.maps.record import Layer, Record
 
 ROLLOUT = "rollout"
 """Name of the rollout among the layers."""
-FEWEST_SAMPLES = 4
+MIN_SAMPLES = 4
 """With fewer samples, what draws attention in most of them may be their content."""
-MOST_SINKS = 50
+MAX_SINKS = 50
 """Sinks of a layer that are listed."""
 KEY = "sinks"
 """Among the arrays of an event."""
@@ -33,10 +33,10 @@ class SinkCriterion:
     """When a token is a sink: it gets more than `times_uniform` times the uniform share in enough samples.
 
     Attributes:
-        times_uniform: a multiple of 1 / number of tokens that the layer reads, at least 1. With fewer tokens than it,
-            there are no sinks.
-        sample_share: a token is a sink if that is so in more than this share of the samples, from 0 to less than 1;
-            samples in which it is masked count as others.
+        times_uniform: a multiple, at least 1, of 1 / number of tokens that the layer reads. A layer that reads no more
+            tokens than this has no sinks.
+        sample_share: a token is a sink if its weight exceeds the threshold in more than this share of the samples, from
+            0 to less than 1; samples in which it is masked count as samples without.
     """
 
     times_uniform: float = 5.0
@@ -60,8 +60,8 @@ class Sink:
     """A token that draws attention.
 
     Attributes:
-        layer: that reads it, or `ROLLOUT`.
-        modality, token: its modality, and its number among the tokens of it.
+        layer: the one that reads it, or `ROLLOUT`.
+        modality, token: its modality, and its number among the tokens of that modality.
         sample_share: share of the samples in which it gets more than the threshold.
         weight: mean share of the attention to the tokens that it gets.
     """
@@ -79,8 +79,8 @@ class Sinks:
 
     Attributes:
         criterion: by which they were found.
-        num_samples: number of samples; of fewer than `FEWEST_SAMPLES`, no layer is examined.
-        found: by layer, and by weight, the largest first; at most `MOST_SINKS` of a layer.
+        num_samples: number of samples; of fewer than `MIN_SAMPLES`, no layer is examined.
+        found: by layer, and by weight, the largest first; at most `MAX_SINKS` of a layer.
         numbers: layer -> number of its sinks.
         mass: layer -> mean share of the attention to the tokens that all of its sinks get.
     """
@@ -100,8 +100,8 @@ class Sinks:
 def find_sinks(explanation: Explanation, criterion: SinkCriterion) -> Sinks:
     """Find the sinks of each layer that reads the tokens (mean over heads and queries), and of the rollouts.
 
-    The rollouts of all answers of a sample are averaged. Only attention to tokens counts, of which the rest is that to
-    latents, or ends at the initial latents.
+    The rollouts of all answers of a sample are averaged. Only attention to tokens counts, not that to latents nor the
+    share of the initial latents in a rollout.
     """
     record = explanation.record
     maps = {**explanation.mean_maps, ROLLOUT: explanation.rollout.inputs.sum(dim=1)}
@@ -109,7 +109,7 @@ def find_sinks(explanation: Explanation, criterion: SinkCriterion) -> Sinks:
     for layer, values in maps.items():
         real = record.real_tokens if layer == ROLLOUT else _read_tokens(record, record.layers[layer])
         shares = normalized(values.float().nan_to_num()) * real
-        if found.num_samples < FEWEST_SAMPLES:
+        if found.num_samples < MIN_SAMPLES:
             break
         draws = shares > criterion.times_uniform / real.sum(dim=1, keepdim=True).clamp_min(1)
         in_samples = draws.double().mean(dim=0)
@@ -122,12 +122,12 @@ def find_sinks(explanation: Explanation, criterion: SinkCriterion) -> Sinks:
             for token in is_sink[span.start : span.stop].nonzero()[:, 0].tolist()
         ]
         found.numbers[layer] = len(of_layer)
-        found.found.extend(sorted(of_layer, key=lambda sink: -sink.weight)[:MOST_SINKS])
+        found.found.extend(sorted(of_layer, key=lambda sink: -sink.weight)[:MAX_SINKS])
     return found
 
 
 def _read_tokens(record: Record, layer: Layer) -> Bool[Tensor, "batch tokens"]:
-    """Return True where a layer can read a token, such as one of a single modality."""
+    """Return True for the tokens that a layer can read: some layers read a single modality."""
     mask = layer.k.new_ones(layer.num_rows, layer.num_keys) if layer.mask is None else layer.mask.float()
     return record.on_tokens(layer, mask) > 0
 

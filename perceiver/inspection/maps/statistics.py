@@ -124,7 +124,7 @@ def drift(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> 
     """Return `<layer>/drift`, the distance between the maps of two events, for each layer that reads the tokens.
 
     It is the mean total variation distance between the maps of a latent (mean over heads): 0 for equal maps, 1 for maps
-    on disjoint tokens. Latents are compared that both events contain; nothing is returned for different samples.
+    on disjoint tokens. Only latents that both events contain are compared; events of different samples have no drift.
 
     Args:
         before, after: the arrays of two events (`events.event_arrays`), or their files.
@@ -148,6 +148,6 @@ def drift(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> 
 
 
 def _latent_maps(weights: np.ndarray, latents: np.ndarray) -> list[dict[int, np.ndarray]]:
-    """Return for each sample the number of a latent -> its map, the mean over heads."""
+    """Return number of a latent -> its map (mean over heads), for each sample."""
     means = weights.mean(axis=1, dtype=np.float32)
     return [dict(zip(numbers.tolist(), rows, strict=True)) for numbers, rows in zip(latents, means, strict=True)]

@@ -17,7 +17,7 @@ from perceiver.inspection.watched.record import WatchedRecord
 from perceiver.types import Answer, Batch
 
 LOGITS = "logits"
-MOST_WORDS = 32
+MAX_WORDS = 32
 """Positions of a text that are explained, unless others are chosen."""
 Read: TypeAlias = Callable[[Any], Tensor]
 """Takes logits, [batch, classes] or [batch, length, vocab], from the output of a model."""
@@ -27,7 +27,7 @@ def usual_logits(output: Any) -> Tensor:
     """Return the logits among what a model returned: a tensor, or the attribute or key `logits`.
 
     Raises:
-        ValueError: there are none.
+        ValueError: it returned no logits.
     """
     found = output if isinstance(output, Tensor) else getattr(output, LOGITS, None)
     if found is None and isinstance(output, Mapping):
@@ -39,12 +39,12 @@ def usual_logits(output: Any) -> Tensor:
 
 @dataclass(frozen=True)
 class WatchedAnswers:
-    """Chooses answers of calls of a model, and explains them.
+    """Chooses the answers of a call of a model, and explains them.
 
     Attributes:
         read: takes the logits from what the model returned.
-        class_name: of a class or token, by its number.
-        alpha: of rollouts.
+        class_name: number of a class or token -> its name.
+        alpha: α of the rollouts, see `rollout`.
     """
 
     read: Read
@@ -55,7 +55,7 @@ class WatchedAnswers:
         """Return the logits of a call, with gradients.
 
         Raises:
-            ValueError: they have another shape or no gradient.
+            ValueError: they have another shape, or no gradient.
         """
         values = self.read(record.output)
         if values.ndim not in (2, 3) or len(values) != record.num_rows:
@@ -80,7 +80,7 @@ class WatchedAnswers:
             ]
             answers = _with_queries(record, logits, answers)
         else:
-            chosen = list(range(logits.shape[1]))[:MOST_WORDS] if positions is None else list(positions)
+            chosen = list(range(logits.shape[1]))[:MAX_WORDS] if positions is None else list(positions)
             best = record.outputs[LOGITS].argmax(dim=-1)[:, chosen].tolist()
             answers = [
                 [
@@ -100,7 +100,7 @@ class WatchedAnswers:
         if foil is not None:
             probabilities = {LOGITS: logs[LOGITS].exp()}
             names = {LOGITS: _Names(self.class_name, logits.shape[-1])}
-            foils = choose_foils(answers, probabilities, names, first=foil)
+            foils = choose_foils(answers, probabilities, names, foil=foil)
             contrasts = answer_contrasts(foils, logs, pair_evidence(record, given, answers, foils))
         return Explanation.of_answers(
             batch,
@@ -115,7 +115,7 @@ class WatchedAnswers:
 
 
 def _with_queries(record: WatchedRecord, logits: Tensor, answers: list[list[Answer]]) -> list[list[Answer]]:
-    """Give each answer the queries whose last attention changes its logit."""
+    """Give each answer the queries whose last attention affects its logit."""
     if record.decode_layers:
         every = tuple(range(record.num_outputs))
         return [[replace(one, queries=every) for one in row] for row in answers]
@@ -130,7 +130,7 @@ def _with_queries(record: WatchedRecord, logits: Tensor, answers: list[list[Answ
 
 
 def _elements_read(record: WatchedRecord, score: Tensor) -> Bool[Tensor, "batch outputs"]:
-    """Return the elements of the final sequences whose last attention changes a score."""
+    """Return True for the elements of the final sequences whose last attention affects a score."""
     parts = []
     for sequence, length in record.output_lengths.items():
         layers = [layer for layer in record.layers.values() if layer.role.queries == sequence and layer.outs]
@@ -143,7 +143,7 @@ def _elements_read(record: WatchedRecord, score: Tensor) -> Bool[Tensor, "batch 
 
 
 class _Names(Sequence[str]):
-    """The names of classes or tokens, computed when they are needed."""
+    """The names of classes or tokens, computed on access."""
 
     def __init__(self, name: Callable[[int], str], count: int) -> None:
         self.name = name

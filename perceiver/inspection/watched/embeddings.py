@@ -1,9 +1,9 @@
-"""Where the tokens of a watched model are: the tensor of a sequence that all of the model's answer depends on.
+"""Where a watched model embeds its tokens: the tensor of a sequence through which all of the answer depends on it.
 
-Before its first attention, a sequence is a number of tensors: embedded, with positions, normalized, projected. Its
-embedding is the first of them that has all elements, special tokens too, and that every path to the logits passes (a
-dominator in the graph of gradients): often before positions are added. `Results` finds it again when the model is
-called for other rows, and replaces it.
+Before its first attention, a sequence passes through several tensors: embedded, with positions, normalized, projected.
+Its embedding is the first of them that has all elements, special tokens too, and through which every path to the logits
+goes (a dominator in the graph of gradients), often before positions are added. `Results` finds it again when the model
+is called for other rows, and replaces it.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,9 +24,9 @@ class Place:
 
     Attributes:
         length: of the sequence.
-        number: of the results with its length, in order.
-        name: of the function.
-        is_first: whether the axis of the sequence is the first one, before that of the rows.
+        number: its index among the results of this length.
+        name: of the function that returned it.
+        is_first: whether the axis of the sequence comes before that of the rows.
     """
 
     length: int
@@ -41,7 +41,7 @@ class Results(TorchFunctionMode):
     Args:
         rows: of the call.
         lengths: of sequences.
-        on_result: is given its place and the result, and returns what the model goes on with.
+        on_result: takes the place of a result and the result, and returns the tensor that the model continues with.
     """
 
     def __init__(self, rows: int, lengths: Iterable[int], on_result: Callable[[Place, Tensor], Tensor]) -> None:
@@ -58,7 +58,7 @@ class Results(TorchFunctionMode):
         return self.passed(name, out) if isinstance(out, Tensor) and name != "__get__" else out
 
     def passed(self, name: str, out: Tensor) -> Tensor:
-        """Return what the model goes on with instead of a tensor."""
+        """Return the tensor that the model continues with in place of one."""
         if out.ndim != 3 or not out.is_floating_point() or isinstance(out, nn.Parameter):
             return out
         for length in self.counts:
@@ -69,7 +69,7 @@ class Results(TorchFunctionMode):
 
 
 def replacing(values: Mapping[Place, Float[Tensor, "rows length dim"]]) -> Callable[[Place, Tensor], Tensor]:
-    """Return a function for `Results` that replaces those at some places by the start of values along their width."""
+    """Return an `on_result` that replaces the results at some places; values that are wider are cut to their width."""
 
     def replaced(place: Place, out: Tensor) -> Tensor:
         found = values.get(place)
@@ -86,9 +86,9 @@ class Candidate:
     """A result that may be the embedding of a sequence.
 
     Attributes:
-        place: where it is.
-        values: it.
-        node: that computed it.
+        place: where it is computed.
+        values: the result.
+        node: the node of the graph of gradients that computed it.
     """
 
     place: Place
@@ -97,7 +97,7 @@ class Candidate:
 
 
 def dominating(candidates: Sequence[Candidate], first: Node, last: Node) -> Candidate | None:
-    """Return the first candidate that a sequence passes on all ways from its start to the logits; None without any.
+    """Return the first candidate on every path from the start of a sequence to the logits; None if no candidate is.
 
     Args:
         candidates: before the first attention of the sequence.
@@ -113,7 +113,7 @@ def dominating(candidates: Sequence[Candidate], first: Node, last: Node) -> Cand
 
 
 def _reached(starts: Iterable[Node], without: Node = None) -> set[Node]:
-    """Return all nodes that some depend on, and these, on ways that do not pass one."""
+    """Return the given nodes and all nodes that they depend on by paths that avoid the node `without`."""
     left, found = [node for node in starts if node is not without], set()
     while left:
         node = left.pop()

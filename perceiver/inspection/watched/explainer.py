@@ -1,4 +1,4 @@
-"""A watched model as one whose explanations are tested, by the same functions as those of this package."""
+"""An explainer of a watched model, so that its maps are evaluated like those of models of this package."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -24,7 +24,8 @@ class WatchedExplainer:
     Attributes:
         record: of the call.
         answers: explains its answers.
-        places: sequence of tokens -> where it is embedded; without them, a masked token is read by none, but not zero.
+        places: sequence of tokens -> where it is embedded; if empty, no query attends to a masked token, but its
+            embedding is not set to zero.
     """
 
     record: WatchedRecord
@@ -55,11 +56,11 @@ class WatchedExplainer:
         return self.record.call.model
 
     def forward_context(self) -> AbstractContextManager[Any]:
-        """Return no context: the model is in its own precision."""
+        """Return a context that does nothing: the model runs in its own precision."""
         return nullcontext()
 
     def forward_tokens(self, tokens: JoinedTokens, queries: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the logits of the rows that the queries name; tokens that the mask excludes are read by none."""
+        """Return the logits of the rows that the queries name; no query attends to tokens that the mask excludes."""
         rows = queries[ROW][:, 0]
         count = len(rows)
         assert tokens.mask is not None
@@ -79,7 +80,7 @@ class WatchedExplainer:
         return {LOGITS: outputs[LOGITS].float().softmax(dim=-1)}
 
     def explain_again(self, explanation: Explanation) -> Explanation:
-        """Explain the same answers by the model as it is now."""
+        """Explain the same answers with the current weights of the model."""
         record = self.record.again()
         logits = self.answers.logits(record)
         record.outputs = {LOGITS: logits.detach().float()}
@@ -90,7 +91,7 @@ class WatchedExplainer:
 
 
 def _unambiguous(record: WatchedRecord, count: int) -> int:
-    """Return the next number of rows that is not the size of another axis: of positions, a sequence, or heads."""
+    """Return the least number of rows, from `count`, that is not the size of another axis: heads, queries or keys."""
     taken = {1}
     for layer in record.layers.values():
         taken |= {layer.num_heads, layer.num_queries, layer.num_keys, *layer.key_lengths.values()}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from perceiver.types import Axis, Grid, Picture, Span
 
-MOST_SPECIAL = 16
+MAX_SPECIAL = 16
 """Special tokens, such as class and register tokens, that are looked for before those of an image."""
 Texts: TypeAlias = Sequence[Sequence[str]]
 
@@ -20,11 +20,11 @@ class Input:
     """An input of a watched model and the grid of its tokens.
 
     Attributes:
-        values: images in [0, 1] [batch, channels, height, width], or the text of each token of each sample; None: it is
-            not drawn.
-        grid: of its tokens; None: that of the patches of an image, or one axis.
-        special: number of special tokens before the others, such as a class token; None: guessed for images.
-        picture: how it is drawn, where it is no image.
+        values: images in [0, 1] [batch, channels, height, width], or the text of each token of each sample; None: the
+            input is not drawn.
+        grid: of its tokens; None: the patches of an image, or a single axis.
+        special: number of special tokens before the others, such as a class token; None: guessed if it is an image.
+        picture: how it is drawn, if it is not an image.
     """
 
     SPECIAL: ClassVar[str] = "_special"
@@ -36,7 +36,7 @@ class Input:
 
     @classmethod
     def of(cls, given: "GivenInput") -> "Input":
-        """Return an input from what a user gave."""
+        """Return an `Input` from what the user passed."""
         return given if isinstance(given, cls) else cls(given)  # type: ignore[arg-type]
 
     def fitted(self, length: int) -> tuple[int, Grid] | None:
@@ -55,7 +55,7 @@ class Input:
         """Yield numbers of special tokens and grids whose cells have the same size."""
         assert isinstance(self.values, Tensor)
         height, width = self.values.shape[2:]
-        choices = range(MOST_SPECIAL + 1) if self.special is None else [self.special]
+        choices = range(MAX_SPECIAL + 1) if self.special is None else [self.special]
         for special in choices:
             count = length - special
             rows = isqrt(max(count * height // width, 0))
@@ -66,7 +66,7 @@ class Input:
 
     @property
     def drawn(self) -> Picture | None:
-        """The picture of an image; None where it cannot be drawn."""
+        """The picture of the input; None if it cannot be drawn."""
         if self.picture is not None or not isinstance(self.values, Tensor) or self.values.ndim != 4:
             return self.picture
         height, width = self.values.shape[2:]
@@ -88,9 +88,9 @@ def placed(
     """Return the places of inputs among the tokens, and the texts of those that are text.
 
     Args:
-        lengths: of the sequences that the tokens consist of, in order.
+        lengths: of the sequences that make up the tokens, in order.
         inputs: by name; each belongs to the first sequence that it fits.
-        num_rows: samples.
+        num_rows: number of samples.
 
     Raises:
         ValueError: an input fits no sequence.
@@ -120,7 +120,7 @@ def placed(
 
 
 def _in_range(images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
-    """Return images in [0, 1] as they are, and normalized ones stretched to it, each by itself."""
+    """Return images in [0, 1] unchanged; normalized ones are rescaled to [0, 1], each image by itself."""
     if images.min() >= 0 and images.max() <= 1:
         return images.float()
     low = images.amin(dim=(1, 2, 3), keepdim=True)

@@ -7,8 +7,8 @@
         order of axes)
     the fused kernels of `nn.MultiheadAttention` and `nn.TransformerEncoderLayer` without gradients
 
-Each is run as it is, so that outputs, gradients and random numbers are those of the model, to the bit. Which sequences
-a call connects follows from where queries and keys were computed from (`Lineage`).
+Each runs unchanged, so that outputs, gradients and random numbers are those of the model, to the bit. Which sequences
+a call connects follows from the tensors that queries and keys were computed from (`Lineage`).
 """
 
 import sys
@@ -43,13 +43,13 @@ class AttentionCall:
     """One attention of a forward pass, by head.
 
     Attributes:
-        module: path of the module that called it.
-        q, k, v: detached; q and k are None where `weights` are known.
-        bias: added to the logits, or False where a query may not attend to a key; None for none.
+        module: path of the module that computes it.
+        q, k, v: detached; q and k are None if `weights` are known.
+        bias: added to the logits; or boolean, False where a query may not attend to a key; or None.
         scale: of the logits.
-        weights: the weights that the model computed itself, before dropout.
+        weights: the weights before dropout, if the model computes them explicitly.
         out: weights times values, part of the autograd graph; None in a fast path.
-        query_origins, key_origins: what queries and keys were computed from, see `Lineage`.
+        query_origins, key_origins: the origins of queries and keys, see `Lineage`.
     """
 
     module: str
@@ -77,8 +77,8 @@ class Effect:
     """What an intervention does to one attention.
 
     Attributes:
-        visible: False where no query reads a key; the weights of the others still sum to one.
-        heads: False where the output of a head is zero.
+        visible: False for keys that no query attends to; the weights of the others are renormalized.
+        heads: False for heads whose output is set to zero.
     """
 
     visible: Bool[Tensor, "batch keys"] | None = None
@@ -90,12 +90,12 @@ class Interceptor(TorchFunctionMode):
 
     Args:
         model: the model.
-        on_call: is given each call, and returns the number of the sequence that it updates.
-        gradients: whether the outputs of attention get a gradient even if all parameters before are frozen.
-        effects: what to change in each call, in their order; None: nothing.
+        on_call: takes each call, and returns the number of the sequence that the call updates.
+        gradients: give the outputs of attention a gradient even if all parameters before them are frozen.
+        effects: of the interventions on each call, in order; None: no interventions.
 
     Attributes:
-        unread: paths of the modules with a softmax that was not multiplied by values, by the identity of its result.
+        unread: identity of the result of a softmax -> path of its module, if it was not multiplied by values.
     """
 
     def __init__(
@@ -186,7 +186,7 @@ class Interceptor(TorchFunctionMode):
         product: WeightedSum,
         trace: Trace,
     ) -> Tensor:
-        """Report weights that the model computes itself."""
+        """Report a call whose weights the model computes explicitly."""
         softmax = trace.weights
         assert softmax is not None
         module = self._module()
@@ -207,7 +207,7 @@ class Interceptor(TorchFunctionMode):
         return out
 
     def _report(self, out: Tensor, call: AttentionCall) -> Tensor:
-        """Report a call with its output, apply its effect, and return what the model goes on with."""
+        """Report a call with its output, apply its effect, and return the output that the model continues with."""
         if self.effects is not None:
             effect = next(self.effects, None)
             if effect is None:
@@ -290,7 +290,7 @@ class Interceptor(TorchFunctionMode):
 
 
 def affected(call: AttentionCall, effect: Effect) -> Float[Tensor, "batch heads queries v_dim"]:
-    """Compute the output of a call with an effect; zeros for a query that sees no key."""
+    """Compute the output of a call with an effect; zeros for a query without a visible key."""
     weights = attention_weights(call.q, call.k, call.bias, call.scale) if call.weights is None else call.weights.float()
     if effect.visible is not None:
         weights = weights * effect.visible[:, None, None]
@@ -312,7 +312,7 @@ def attention_weights(
 
 
 def _is_overridden(tensors: Iterable[Any]) -> bool:
-    """Return whether a tensor has a torch function of its own, as `has_torch_function` does without modes."""
+    """Return whether a tensor overrides `__torch_function__`: `has_torch_function` without regard to modes."""
     plain = torch._C._disabled_torch_function_impl
     functions = [getattr(type(tensor), "__torch_function__", plain) for tensor in tensors]
     return any(function not in (plain, Tensor.__torch_function__) for function in functions)

@@ -15,7 +15,7 @@ from perceiver.types import ALL, Indices
 
 @dataclass(frozen=True)
 class WatchedLayer(Layer):
-    """An attention whose weights are known, or follow from a bias and a scale.
+    """Attention whose weights are known, or determined by queries, keys, bias and scale.
 
     Attributes:
         bias, scale, known: see `AttentionCall`; `known` are its weights.
@@ -67,7 +67,7 @@ class WatchedLayer(Layer):
 
 
 def _key_mask(call: AttentionCall) -> Bool[Tensor, "batch keys"] | None:
-    """Return True for the keys that a query may attend to; None for all."""
+    """Return True for keys that any query may attend to; None if that holds for all."""
     if call.weights is not None:
         real = (call.weights > 0).any(dim=1).any(dim=1)
     elif call.bias is None:

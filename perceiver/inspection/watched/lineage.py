@@ -10,9 +10,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 PRODUCTS = ("matmul", "__matmul__", "bmm", "baddbmm", "einsum")
 JOINS = ("cat", "concat", "concatenate", "stack", "hstack", "vstack")
-"""Functions after which elements still are of one argument each."""
+"""Functions whose results have elements that each come from one argument."""
 MIXTURES = ("linear", "conv", "permute", "transpose", "swap", "move", "flip", "roll", "__get__")
-"""Starts of the names of functions whose results are no attention weights, whatever their shape; `x.mT` is a get."""
+"""Prefixes of the names of functions whose results are not attention weights, whatever their shape; `x.mT` is a get."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class Trace:
 
     Attributes:
         origins: of all its elements, in the order of their concatenation.
-        factors: for logits, the traces of queries and keys.
-        weights: for attention weights, those before dropout.
-        axis: of the weights that sums to one.
+        factors: of logits, the traces of queries and keys.
+        weights: of attention weights, the weights before dropout.
+        axis: the axis along which the weights sum to one.
         is_dropped: whether dropout may have changed the weights.
     """
 
@@ -37,12 +37,13 @@ class Trace:
 class Lineage:
     """The origins of the tensors of a forward pass.
 
-    An origin is a number: of an input or parameter that tensors were computed from, or of a sequence, for the outputs
-    of attention, which replaces the origins of the sequence. Parameters are origins where they stand alone or are
-    elements of a sequence, such as latents and class tokens; weights of layers and positions are not.
+    An origin is the number of an input or parameter that a tensor was computed from. The output of attention has one
+    origin, the number of the sequence that the attention updates, in place of the origins of that sequence. Parameters
+    are origins if they stand alone or are elements of a sequence, such as latents and class tokens; weights of layers
+    and positions are not.
 
     Attributes:
-        indices: origins that are integers, such as token ids.
+        indices: origins that are tensors of integers, such as token ids.
         parameters: origins that are parameters.
         within: sequence -> its own origins.
     """
@@ -59,7 +60,7 @@ class Lineage:
         return next(self._numbers)
 
     def trace(self, tensor: Tensor) -> Trace:
-        """Return the trace of a tensor; one that is not known is an origin itself."""
+        """Return the trace of a tensor; an unknown tensor becomes an origin."""
         found = self.traces.get(tensor)
         if found is None:
             found = self.traces[tensor] = Trace((self.new(),))
@@ -70,13 +71,13 @@ class Lineage:
         return found
 
     def union(self, tensors: Iterable[Tensor]) -> tuple[int, ...]:
-        """Return the origins of several tensors without those that sequences among them replace."""
+        """Return the origins of several tensors, without the origins of sequences that are among them."""
         origins = dict.fromkeys(origin for tensor in tensors for origin in self.trace(tensor).origins)
         replaced = {one for origin in origins for one in self.within.get(origin, ())}
         return tuple(origin for origin in origins if origin not in replaced)
 
     def follow(self, name: str, sources: list[Tensor], result: Tensor) -> None:
-        """Note the result of a function."""
+        """Record the trace of the result of a function."""
         if name in JOINS:
             tensors = sources
         else:

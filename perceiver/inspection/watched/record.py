@@ -26,12 +26,12 @@ class WatchedRecord(Capture):
     """The attention of the last call of a watched model.
 
     Attributes:
-        call: of the model; without arguments before the first one.
+        call: the last call of the model; without arguments before the first one.
         modules: name of a layer -> path of the module that computed it.
-        left_out: why calls of attention are not among the layers, a sentence each.
-        starts: name of a sequence of tokens -> the sequences that it is computed from without attention, if there are.
+        left_out: a sentence for each call of attention that is not among the layers, which says why.
+        starts: name of a sequence of tokens -> the sequences that it is computed from without attention, if any.
         output: what the model returned.
-        texts: name of an input, and of its special tokens -> the text of each token, of each sample.
+        texts: name of an input, or of its special tokens -> the text of each token of each sample.
     """
 
     def __init__(self, call: ModelCall, inputs: Mapping[str, GivenInput], roles: Mapping[str, str]) -> None:
@@ -79,7 +79,7 @@ class WatchedRecord(Capture):
         return connection.queries
 
     def _end(self, output: Any) -> None:
-        """Make the record of the calls."""
+        """Build the record from the calls."""
         self.output, self.outputs, self.queries = output, {}, {ROW: torch.arange(self._rows)[:, None]}
         connections = [one for one in self._calls if one is not None]
         found = self._sequences.found
@@ -114,7 +114,7 @@ class WatchedRecord(Capture):
             self.fixed[:, span.start : span.stop] = name.endswith(Input.SPECIAL)
 
     def _token_mask(self) -> Bool[Tensor, "batch tokens"] | None:
-        """Return which tokens any layer can read; None for all."""
+        """Return True for tokens that any layer can read; None if all can be read."""
         parts = []
         for sequence, length in self.token_lengths.items():
             masks = [
@@ -167,9 +167,9 @@ class WatchedRecord(Capture):
         """Run the model again for some rows with less attention, and return its output.
 
         Args:
-            rows: numbers of rows of the last call, each any number of times.
-            visible: sequence -> False where no query reads an element.
-            heads: layer -> False where a head is silent.
+            rows: indices of rows of the last call, in any order and number.
+            visible: sequence -> False for elements that no query attends to.
+            heads: layer -> False for silent heads.
             results, on_call: see `ModelCall.repeated`.
 
         Raises:
@@ -184,14 +184,14 @@ class WatchedRecord(Capture):
             raise ValueError(problem) from error
 
     def again(self) -> "WatchedRecord":
-        """Return the record of the same call in eval mode, with gradients, by the model as it is now."""
+        """Return a new record of the same call in eval mode, with gradients and the current weights of the model."""
         record = WatchedRecord(self.call, self.inputs, self.roles)
         with undisturbed(self.call.model), torch.enable_grad():
             record.record_call(self.call.args, self.call.kwargs, gradients=True)
         return record
 
     def first_call(self, sequence: str) -> int | None:
-        """Return the number of the first call of attention that updates or reads a sequence; None without any."""
+        """Return the number of the first call of attention that updates or reads a sequence; None if no call does."""
         for number, name in enumerate(self._order):
             if name is not None and sequence in {self.layers[name].role.queries, *self.key_parts(self.layers[name])}:
                 return number

@@ -1,4 +1,4 @@
-"""A call of any model, which runs again for some of its samples with less attention."""
+"""A call of any model, and its repetition for some of its samples with parts of its attention removed."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -30,7 +30,7 @@ class ModelCall:
         return _leaves((self.args, self.kwargs))
 
     def of_rows(self, rows: Int[Tensor, " cases"], batch: int) -> "ModelCall":
-        """Return the call for some rows of its batch of the given size, each any number of times."""
+        """Return the call for some rows of its batch of the given size; a row may occur repeatedly."""
         args, kwargs = _select((self.args, self.kwargs), rows, batch)
         return replace(self, args=args, kwargs=kwargs)
 
@@ -44,11 +44,11 @@ class ModelCall:
 
         Args:
             effects: in the order of the calls.
-            results: is passed what the model computes, and its arguments.
+            results: takes the arguments of the call and everything that the model computes.
             on_call: see `Interceptor`.
 
         Raises:
-            ValueError: it makes more or fewer calls.
+            ValueError: the model makes more or fewer calls of attention.
         """
         left, enabled = iter(effects), torch.is_grad_enabled()
         interceptor = Interceptor(self.model, on_call, lineage=Lineage(), effects=left)
@@ -86,7 +86,7 @@ def _select(arguments: Any, rows: Int[Tensor, " cases"], batch: int) -> Any:
 
 
 def _mapped(arguments: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """Return nested arguments with a function of each tensor instead of it."""
+    """Return nested arguments with a function applied to each tensor."""
     if isinstance(arguments, Tensor):
         return function(arguments)
     if isinstance(arguments, Mapping):

@@ -1,7 +1,7 @@
 """The sequences of any model (tokens, latents, outputs), found by what queries and keys were computed from.
 
-An attention updates the sequence that its queries belong to, and reads those that its keys consist of. A sequence is
-known by its origins (`Lineage`): what it was computed from before its first attention.
+Attention updates the sequence that its queries belong to, and reads the sequences that make up its keys. A sequence is
+identified by its origins (`Lineage`): what it was computed from before its first attention.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,9 +18,9 @@ class WatchedSequence:
     """A sequence of a model.
 
     Attributes:
-        length: its number of elements.
-        origins: what it started as, see `Lineage`.
-        module: that first updated it; empty for an input that is only read.
+        length: number of its elements.
+        origins: what it was computed from, see `Lineage`.
+        module: path of the first module that updates it; empty for an input that is only read.
         reads: the numbers of the other sequences that it reads.
     """
 
@@ -63,7 +63,7 @@ class Sequences:
         return [number for number in self.found if number not in read_by_others]
 
     def connect(self, call: AttentionCall) -> Connection:
-        """Find, or add, the sequences of a call."""
+        """Find the sequences of a call, or add them."""
         _, _, num_queries, num_keys = call.shape
         queries = self._owner(call.query_origins, num_queries) or self._new(call.query_origins, num_queries)
         self.found[queries].module = self.found[queries].module or call.module
@@ -72,7 +72,7 @@ class Sequences:
         return Connection(call, queries, keys)
 
     def names(self, connections: Sequence[Connection], roles: Mapping[str, str]) -> dict[int, str]:
-        """Name the sequences by the given roles, or by what they started as.
+        """Name the sequences by the given roles, or else by their origins.
 
         Args:
             connections: of all calls.

@@ -1,13 +1,13 @@
-"""Attention of any PyTorch model: found while it runs, without a change of the model or of its outputs.
+"""Attention of any PyTorch model, found while it runs, without changes to the model or its outputs.
 
     with watch(model, inputs={"image": images}) as attention:
         model(images)
     explanation = attention.explain(class_names=names)
 
-A record is made as for the models of this package, of which everything else follows. Tokens are the sequences that read
-no other one; a sequence that starts as parameters and reads others are latents; one that starts as token ids are
-outputs. Where no outputs read a memory, the elements of the sequences that no other one reads are outputs themselves,
-and an answer has those as queries whose last attention changes its logit, such as the class token.
+The result is a record like those of models of this package, from which everything else follows. Sequences that read no
+other one are tokens; a sequence that reads others consists of outputs if it starts as token ids, and of latents if it
+starts as parameters. If no outputs read a memory, the elements of the sequences that no other one reads are outputs
+themselves; the queries of an answer are then those whose last attention affects its logit, such as the class token.
 
 Deviation from `capture`: the model runs in its own mode. A compiled model runs uncompiled within the context, so that
 its outputs are those of the uncompiled model to the bit.
@@ -39,7 +39,7 @@ from perceiver.types import Batch
 
 
 class WatchedAttention(WatchedRecord):
-    """The attention of the last call of a watched model, and what is computed of it."""
+    """The attention of the last call of a watched model, and what is computed from it."""
 
     def __init__(self, call: ModelCall, inputs: Mapping[str, GivenInput], roles: Mapping[str, str]) -> None:
         super().__init__(call, inputs, roles)
@@ -60,14 +60,14 @@ class WatchedAttention(WatchedRecord):
         """Explain the answers of the last call, which must have been made with gradients.
 
         Args:
-            logits: takes the logits from what the model returned; None: `usual_logits`. Of [batch, classes] the `top`
+            logits: takes the logits from what the model returned; None: `usual_logits`. Of [batch, classes], the `top`
                 classes of each sample are explained; of [batch, length, vocab] the likeliest token at some positions.
-            class_names: of classes or tokens; a function of their number, or a sequence.
+            class_names: names of classes or tokens: a sequence, or a function of their number.
             top: classes of each sample.
-            positions: of a text; None: the first `MOST_WORDS`.
-            labels: true classes of the samples, where they are known.
+            positions: of a text; None: the first `MAX_WORDS`.
+            labels: true classes of the samples, if they are known.
             ids: names of the samples.
-            alpha: of the rollout, see there; a number.
+            alpha: α of the rollout, a number; see `rollout`.
             foil: name of the class or token with which each answer is contrasted first, or `contrast.SECOND`; None for
                 no contrasts.
 
@@ -87,10 +87,10 @@ class WatchedAttention(WatchedRecord):
         return self._answers.explain(self, batch, top=top, positions=positions, foil=foil)
 
     def faithfulness(self, explanation: Explanation, *, num_orders: int = 20) -> FaithfulnessCurves:
-        """Compute the curves of the maps of an explanation, see `faithfulness_curves`: a masked token is read by none.
+        """Compute the curves of the maps of an explanation; see `faithfulness_curves`.
 
-        What the outputs contain of a token without attention remains, such as of each token in a mean over all.
-        Special tokens are not masked.
+        No query attends to a masked token. Whatever of it reaches the outputs without attention remains, for example in
+        a mean over all tokens. Special tokens are not masked.
 
         Args:
             explanation: of the last call.
@@ -101,8 +101,8 @@ class WatchedAttention(WatchedRecord):
     def knock_out(self, explanation: Explanation, kinds: Sequence[str] = KINDS) -> list[KnockOut]:
         """Silence parts of the model one at a time, and return the changes of the answers; see `knock_out_parts`.
 
-        What is silent is attention: the bias of a projection after it remains, and what outputs contain of an element
-        without attention, such as of each in a mean over all.
+        Only attention is silenced: the bias of a projection after it remains, and so does whatever reaches the outputs
+        without attention, for example in a mean over all elements.
         """
 
         def run(rows: Int[Tensor, " cases"], silence: Silence) -> dict[str, Tensor]:
@@ -118,14 +118,14 @@ class WatchedAttention(WatchedRecord):
     def evaluate(
         self, explanation: Explanation, *, num_orders: int = 20, rivals: bool = False, randomize: bool = False
     ) -> Evaluation:
-        """Return what the curves of the maps of an explanation show, as for the models of this package.
+        """Evaluate the maps of an explanation, as for models of this package.
 
         Args:
             explanation: of the last call.
             num_orders: see `faithfulness`.
             rivals: compare with the methods of `attribution`, from the embeddings of the tokens; masked tokens are then
                 also zeros there, so that nothing of them remains.
-            randomize: compare with the maps of the model with random weights; it is restored.
+            randomize: compare with the maps of the model with random weights; the model is restored.
 
         Raises:
             ValueError: `rivals`, and tokens are not embedded in a tensor that the answers depend on.
@@ -149,11 +149,11 @@ class WatchedAttention(WatchedRecord):
         """Write the exact maps of an explanation into a folder, and the explorer's page; return the page's path.
 
         Args:
-            folder: is created; a page has all steps in it, which must be of the same samples.
+            folder: created if needed; the page shows all steps in it, which must be of the same samples.
             explanation: of the last call.
             step, epoch: of a training.
-            evaluation: of its maps; None: `evaluate`.
-            knock_outs: of its answers, see `knock_out`.
+            evaluation: of its maps; None: `evaluate` is called.
+            knock_outs: see `knock_out`.
             max_megabytes: limit of the exact weights.
         """
         evaluation = self.evaluate(explanation) if evaluation is None else evaluation
@@ -179,17 +179,17 @@ def watch(
     """Record the attention of each call of a model inside the context, whoever wrote it; see `WatchedAttention`.
 
     Outputs, gradients, random numbers and the mode of the model are as without it. A compiled model runs uncompiled.
-    Attention in kernels that are no torch functions, such as those of `flash_attn`, is not seen. `print(attention)`
+    Attention in kernels that are not torch functions, such as those of `flash_attn`, is not found. `print(attention)`
     says what was found.
 
     Args:
         model: any module.
         inputs: name -> the input that tokens belong to: images [batch, channels, height, width], the text of each
-            token for each sample, or an `Input`; in the order of the sequences. What is missing has an axis of tokens.
-        roles: pattern of module paths -> the sequence that their attention updates, where it is not guessed rightly:
+            token for each sample, or an `Input`; in the order of the sequences. Tokens without an input have one axis.
+        roles: pattern of module paths -> the sequence that their attention updates, to correct a wrong guess:
             `tokens`, `latents` or `outputs`.
         method: the method of the model that is called.
-        gradients: give the outputs of attention a gradient also where all parameters before are frozen, for
+        gradients: give the outputs of attention a gradient even if all parameters before them are frozen, for
             `explain`; the outputs of the model then have one, too, and torch's fast paths, which have none, are not
             taken.
     """

@@ -16,8 +16,8 @@ class WeightedSum:
         used: the weights, after dropout.
         v: the values.
         axes: names of the axes of weights, values and result.
-        batch: of the axes that weights and result share besides that of the queries: rows, or rows and heads.
-        query, key, dim: of the axes of queries, keys, and of the width of values.
+        batch: names of the axes that weights and result share besides the queries: rows, or rows and heads.
+        query, key, dim: names of the axes of queries, keys, and the width of the values.
     """
 
     used: Tensor
@@ -30,12 +30,12 @@ class WeightedSum:
 
     @classmethod
     def of(cls, name: str, args: tuple[Any, ...], axis: int, used: Tensor, v: Tensor) -> "WeightedSum | None":
-        """Return the sum that a product computes; None if it is another one.
+        """Return the weighted sum that a product computes; None if the product is not one.
 
         Args:
             name, args: of the function, one of `PRODUCTS`.
-            axis: of the weights, that sums to one.
-            used, v: factors of the product.
+            axis: the axis along which the weights sum to one.
+            used, v: the factors of the product.
         """
         if name == "einsum":
             axes = _einsum_axes(args, used, v)
@@ -60,7 +60,7 @@ class WeightedSum:
 
     @property
     def values(self) -> Tensor:
-        """The values, [rows, (heads,) keys, dim]; 1 where they are the same for all heads or rows."""
+        """The values, [rows, (heads,) keys, dim]; axes of rows or heads that they do not have are of size 1."""
         own = "".join(one for one in self.batch if one in self.axes[1])
         v = _permuted(self.v, self.axes[1], f"{own}{self.key}{self.dim}")
         for place, one in enumerate(self.batch):
@@ -85,7 +85,7 @@ def _permuted(x: Tensor, axes: str, wanted: str) -> Tensor:
 
 
 def _einsum_axes(args: tuple[Any, ...], used: Tensor, v: Tensor) -> tuple[str, str, str] | None:
-    """Return the axes of weights, values and result in `einsum`; None where they are not told or there is a third."""
+    """Return the axes of weights, values and result of `einsum`; None if they are implicit or others take part."""
     if not isinstance(args[0], str) or "->" not in args[0]:
         return None
     terms, _, out = "".join(args[0].split()).partition("->")

@@ -115,7 +115,7 @@ def test_sounds_are_the_waves_of_their_sample_at_their_rate_clipped(make, dtype)
 
 @pytest.mark.parametrize("kind", ["short", "long", "spectrogram"])
 def test_sounds_longer_than_a_limit_and_spectrograms_have_a_picture_only(kind, monkeypatch):
-    monkeypatch.setattr(media_module, "MOST_SECONDS", 0.9 if kind == "long" else 1.0)
+    monkeypatch.setattr(media_module, "MAX_SECONDS", 0.9 if kind == "long" else 1.0)
     encoder = audio_encoder()
     raw = encoder.log_mel(waves(1)) if kind == "spectrogram" else waves(1)
     found = shown({"audio": encoder}, labelled({"audio": raw}))[0]["modalities"]["audio"]

@@ -150,7 +150,7 @@ def test_the_other_sample_is_the_one_before_also_over_batches():
 
 @MODELS_AND_MASKS
 def test_of_a_perceiver_masking_all_is_having_no_input(monkeypatch, make, masks):
-    monkeypatch.setattr("perceiver.inspection.evaluation.faithfulness.LEAST_LOSS", -1.0)
+    monkeypatch.setattr("perceiver.inspection.evaluation.faithfulness.MIN_LOSS", -1.0)
     model, inputs = make(), small_inputs()
     model.decoder.head.weight.data *= 30
     record = forward_record(model, inputs, masks)

@@ -122,7 +122,7 @@ def test_cases_in_parts_are_the_same_and_the_model_stays_as_it_was(monkeypatch):
     expected = knock_out(made, explanation)
     assert [one.kind for one in expected] == list(KINDS)
     monkeypatch.setattr(knockout, "TOKENS_AT_ONCE", 1)
-    monkeypatch.setattr(knockout, "MOST_LATENTS", 2)
+    monkeypatch.setattr(knockout, "MAX_LATENTS", 2)
     for one, other in zip(knock_out(made, explanation), expected, strict=True):
         places = [other.names.index(name) for name in one.names]
         torch.testing.assert_close(one.change, other.change[..., places])

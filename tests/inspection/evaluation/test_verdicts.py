@@ -7,7 +7,7 @@ import torch
 
 from perceiver.inspection.evaluation.evaluator import Evaluator
 from perceiver.inspection.evaluation.faithfulness import FRACTIONS, FaithfulnessCurves
-from perceiver.inspection.evaluation.verdicts import LEAST_SAMPLES, LEVEL, bootstrap_mean, holm, method_table, summarize
+from perceiver.inspection.evaluation.verdicts import LEVEL, MIN_SAMPLES, bootstrap_mean, holm, method_table, summarize
 from tests.inspection.sums import measured, some_tokens
 
 
@@ -34,11 +34,11 @@ def test_intervals_of_normal_values_are_those_of_student():
 
 
 def test_intervals_are_limited_and_few_or_equal_values_have_none_or_no_width():
-    bounded = bootstrap_mean(torch.tensor([1.0] * 20 + [0.7]), most=1.0)
+    bounded = bootstrap_mean(torch.tensor([1.0] * 20 + [0.7]), upper=1.0)
     assert bounded.high == 1.0
-    rare = bootstrap_mean(torch.tensor([1.0] + [0.0] * 14), least=-1.0, most=1.0)  # many resamples have equal values
+    rare = bootstrap_mean(torch.tensor([1.0] + [0.0] * 14), lower=-1.0, upper=1.0)  # many resamples have equal values
     assert rare.low <= rare.mean < rare.high == 1.0
-    few = bootstrap_mean(torch.rand(LEAST_SAMPLES - 1))
+    few = bootstrap_mean(torch.rand(MIN_SAMPLES - 1))
     assert (few.low, few.high, few.better, few.worse) == (None, None, 1.0, 1.0)
     equal = bootstrap_mean(torch.full((11,), 0.3))
     assert equal.low == equal.high == pytest.approx(0.3)

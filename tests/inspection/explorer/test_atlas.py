@@ -176,7 +176,7 @@ def test_the_page_is_bounded_and_has_no_network(tmp_path, monkeypatch):
     whole = content()
     assert whole["omitted"] == 0
     total = sum(len(item["picture"]) for item in whole["excerpts"])
-    monkeypatch.setattr(page_module, "MOST_MEDIA", total // 3)
+    monkeypatch.setattr(page_module, "MAX_MEDIA", total // 3)
     cut = content()
     assert 0 < sum(len(item["picture"] or "") for item in cut["excerpts"]) <= total // 3
     assert cut["omitted"] == sum(item["picture"] is None for item in cut["excerpts"])

@@ -10,7 +10,7 @@ import torch
 
 from perceiver.inspection.explorer import page as explorer_module
 from perceiver.inspection.explorer.packing import sum_pooled
-from perceiver.inspection.explorer.page import MOST_EVENTS, MOST_VALUES, page_event, sample_maps
+from perceiver.inspection.explorer.page import MAX_EVENTS, MAX_VALUES, page_event, sample_maps
 from perceiver.inspection.maps.explanation import Explanation
 from perceiver.roles import TOKENS
 from perceiver.types import Axis, Box
@@ -40,14 +40,14 @@ def assert_maps_are(content: dict[str, Any], explanation: Explanation, weights: 
         assert np.abs(values - expected).max() < 0.012 * expected.max() + 1e-4
 
 
-@pytest.mark.parametrize("most_values", [EVERYTHING, 1801])
+@pytest.mark.parametrize("max_values", [EVERYTHING, 1801])
 @MODELS
-def test_answers_and_maps_are_the_exact_ones_pooled(make, most_values, monkeypatch):
+def test_answers_and_maps_are_the_exact_ones_pooled(make, max_values, monkeypatch):
     monkeypatch.setattr(explorer_module, "CELLS", (1009, 29, 13))
     explanation = example_explanation(make)
     arrays = arrays_of(explanation)
     for row, answers in enumerate(explanation.answers):
-        content = sample_maps(arrays, row, most_values=most_values)
+        content = sample_maps(arrays, row, max_values=max_values)
         num_answers = len(answers)
         shown = [(answer["name"], answer["is_word"]) for answer in content["answers"]]
         assert shown == [(answer.name, answer.is_word) for answer in answers]
@@ -68,27 +68,25 @@ def test_answers_and_maps_are_the_exact_ones_pooled(make, most_values, monkeypat
         assert rollout["residual"] == pytest.approx(explanation.rollout.residual[row, :num_answers].tolist(), abs=1e-3)
         assert relevance["residual"] is None
         pooled = {tuple(cells["pooled"]) for layer in content["layers"] for cells in layer["maps"]["cells"]}
-        assert (pooled == {(1, 1)}) == (most_values == EVERYTHING)
+        assert (pooled == {(1, 1)}) == (max_values == EVERYTHING)
 
 
 @pytest.mark.parametrize(
-    ("most_values", "stored"), [(900, 11), (2003, 11), (3001, 11), (EVERYTHING, 11), (EVERYTHING, 5), (1, 11)]
+    ("max_values", "stored"), [(900, 11), (2003, 11), (3001, 11), (EVERYTHING, 11), (EVERYTHING, 5), (1, 11)]
 )
-def test_of_many_latents_those_are_kept_that_are_stored_and_that_the_answers_read_most(
-    most_values, stored, monkeypatch
-):
+def test_of_many_latents_those_are_kept_that_are_stored_and_that_the_answers_read_most(max_values, stored, monkeypatch):
     monkeypatch.setattr(explorer_module, "CELLS", (29,))
     explanation = example_explanation(perceiver)
     arrays = arrays_of(explanation, max_megabytes=3 * stored * 3 * 3 * 131 * 2 / 2**20)
     for row in range(3):
-        layers = sample_maps(arrays, row, most_values=most_values)["layers"]
+        layers = sample_maps(arrays, row, max_values=max_values)["layers"]
         read = torch.stack(
             [explanation.rollout.latents[name][row].sum(dim=0) for name in explanation.record.input_layers]
         )
         kept = layers[0]["queries"]
         if stored == 11:
             assert kept == sorted(read.sum(dim=0).argsort(descending=True)[: len(kept)].tolist())
-            assert (0 < len(kept) < 11) == (most_values < EVERYTHING)
+            assert (0 < len(kept) < 11) == (max_values < EVERYTHING)
         else:
             assert kept == arrays["cross0/latents"][row].tolist()
             assert len(kept) == stored
@@ -110,13 +108,13 @@ def num_values(content: dict[str, Any]) -> int:
     return sum(math.prod(maps["count"]) * sum(math.prod(cells["shape"]) for cells in maps["cells"]) for maps in packs)
 
 
-@pytest.mark.parametrize("most_values", [3_001, 10_007, 100_003])
+@pytest.mark.parametrize("max_values", [3_001, 10_007, 100_003])
 @MODELS
-def test_maps_stay_within_their_limit_of_bytes(make, most_values, monkeypatch):
+def test_maps_stay_within_their_limit_of_bytes(make, max_values, monkeypatch):
     monkeypatch.setattr(explorer_module, "CELLS", (111, 53, 29, 13, 3))
     arrays = arrays_of(example_explanation(make))
     for row in range(3):
-        assert num_values(sample_maps(arrays, row, most_values=most_values)) <= most_values
+        assert num_values(sample_maps(arrays, row, max_values=max_values)) <= max_values
 
 
 def test_a_sample_of_the_largest_models_takes_less_than_two_megabytes():
@@ -145,8 +143,8 @@ def test_a_sample_of_the_largest_models_takes_less_than_two_megabytes():
         "cross0/reads": np.full((1, 3, num_latents), 1 / num_latents),
     }
     content = page_event(arrays).maps["a"]
-    assert num_values(content) <= MOST_VALUES // MOST_EVENTS
-    assert len(json.dumps(content)) < 2 * 2**20 / MOST_EVENTS
+    assert num_values(content) <= MAX_VALUES // MAX_EVENTS
+    assert len(json.dumps(content)) < 2 * 2**20 / MAX_EVENTS
     (layer,) = content["layers"]
     assert len(layer["queries"]) >= 32
     assert unpacked(layer["maps"])["image"].sum(axis=(-2, -1)) == pytest.approx(float(noise.sum(dtype=float)), rel=1e-3)
@@ -160,7 +158,7 @@ def test_the_rollout_of_several_answers_is_shared_if_none_has_queries_of_its_own
     rows = json.loads(str(arrays["answers"]))
     for num_answers in (len(rows[0]), 1, 0):
         answers = np.array(json.dumps([row[:num_answers] for row in rows]))
-        content = sample_maps(arrays | {"answers": answers}, 0, most_values=EVERYTHING)
+        content = sample_maps(arrays | {"answers": answers}, 0, max_values=EVERYTHING)
         assert len(content["answers"]) == num_answers
         assert [method["maps"]["count"] for method in content["methods"]] == [[num_answers]] * 2
         assert [method["shared"] for method in content["methods"]] == [False, shared and num_answers > 1]
@@ -178,7 +176,7 @@ def test_boxes_of_an_answer_are_outlined_on_their_modality_and_frequencies_run_u
     ]
     explanation = example_explanation(perceiver, boxes=[None, boxes, None])
     arrays = arrays_of(explanation)
-    found = [answer["boxes"] for answer in sample_maps(arrays, 1, most_values=EVERYTHING)["answers"]]
+    found = [answer["boxes"] for answer in sample_maps(arrays, 1, max_values=EVERYTHING)["answers"]]
     (y, x), (frequency, time) = (explanation.record.spans[name].grid.axes for name in ("image", "audio"))
     in_image = {"left": 0.0, "top": 3 / y.stop, "right": 7.5 / x.stop, "bottom": 6 / y.stop}
     in_sound = {"left": time.fraction(0.25), "top": 1 - frequency.fraction(900.0)}
@@ -186,4 +184,4 @@ def test_boxes_of_an_answer_are_outlined_on_their_modality_and_frequencies_run_u
     assert found[0] == {"image": [pytest.approx(in_image)], "audio": [pytest.approx(in_sound)]}
     assert found[1] == {"image": [{"left": 0.0, "top": 0.0, "right": 1.0, "bottom": 1.0}]}
     assert found[2] == {}
-    assert all(answer["boxes"] == {} for answer in sample_maps(arrays, 0, most_values=EVERYTHING)["answers"])
+    assert all(answer["boxes"] == {} for answer in sample_maps(arrays, 0, max_values=EVERYTHING)["answers"])

@@ -17,7 +17,7 @@ from perceiver.inspection.drawing.figures import Frame
 from perceiver.inspection.drawing.media import Media
 from perceiver.inspection.drawing.thumbnails import thumbnail
 from perceiver.inspection.explorer import gallery_page as page_module
-from perceiver.inspection.explorer.extremes import MOST_KEPT, ORDERS, Extremes
+from perceiver.inspection.explorer.extremes import MAX_KEPT, ORDERS, Extremes
 from perceiver.inspection.explorer.gallery import Gallery, collect, finish
 from perceiver.inspection.explorer.gallery_page import gallery_page, write_gallery
 from perceiver.inspection.explorer.mean_maps import MeanMaps
@@ -87,7 +87,7 @@ def test_what_is_kept_has_a_limit_whatever_the_number_of_classes():
         for number, one in enumerate(outcomes(2003, num_classes)):
             extremes.add(number, one)
         kept = sum(map(len, extremes.places.values()))
-        assert kept <= 2 * MOST_KEPT + 2 * TOP * len(ORDERS)
+        assert kept <= 2 * MAX_KEPT + 2 * TOP * len(ORDERS)
         assert extremes.places[("all",), "wrongness"][0][0] == min(
             -one.wrongness for one in outcomes(2003, num_classes)
         )
@@ -265,7 +265,7 @@ def test_the_page_is_bounded_and_has_no_network(tmp_path, monkeypatch):
     linked = {item["id"]: item["explained"] for item in whole["outputs"][0]["items"]}
     assert (linked["s/4"], linked["s/1"], whole["omitted"]) == (0, 1, 0)
     assert {place for id, place in linked.items() if id not in ("s/4", "s/1")} == {None}
-    monkeypatch.setattr(page_module, "MOST_MEDIA", sum(sizes(whole)) // 3)
+    monkeypatch.setattr(page_module, "MAX_MEDIA", sum(sizes(whole)) // 3)
     cut = content()
     assert 0 < sum(sizes(cut)) <= sum(sizes(whole)) // 3
     items = {item["number"]: item for item in cut["outputs"][0]["items"]}

@@ -23,7 +23,7 @@ MAPS = {
 @pytest.mark.parametrize(("kind", "dtype"), list(zip(MAPS, 3 * [np.float64, np.float32, np.float16], strict=False)))
 def test_the_mass_of_every_map_is_kept_and_its_weights_are_as_exact_as_their_levels(kind, dtype):
     maps = MAPS[kind].astype(dtype).reshape(5, 11, 13)
-    found = unpacked(packed({"image": maps}, most_cells=EVERYTHING))["image"]
+    found = unpacked(packed({"image": maps}, max_cells=EVERYTHING))["image"]
     assert found.shape == maps.shape
     for values, expected in zip(found, maps.astype(np.float64), strict=True):
         assert values.sum() == pytest.approx(expected.sum(), rel=1e-6)
@@ -42,7 +42,7 @@ def test_the_mass_of_every_map_is_kept_and_its_weights_are_as_exact_as_their_lev
 def test_each_map_of_each_modality_has_a_scale_of_its_own():
     image = RANDOM.uniform(0, 1, (2, 3, 5, 7)) * np.array([1e-6, 1.0])[:, None, None, None]
     sound = RANDOM.uniform(0, 1, (2, 3, 1, 11)) * np.array([1e-3, 1.0, 1e3])[:, None, None]
-    found = unpacked(packed({"image": image, "sound": sound}, most_cells=EVERYTHING))
+    found = unpacked(packed({"image": image, "sound": sound}, max_cells=EVERYTHING))
     assert list(found) == ["image", "sound"]
     for name, maps in (("image", image), ("sound", sound)):
         assert found[name].shape == maps.shape
@@ -55,17 +55,17 @@ def test_each_map_of_each_modality_has_a_scale_of_its_own():
 @pytest.mark.parametrize(
     ("rows", "columns"), [(224, 224), (11, 13), (1, 13), (13, 1), (3, 997), (1, 50_021), (1, 1), (223, 7)]
 )
-@pytest.mark.parametrize("most_cells", [1, 11, 784, 50_176])
-def test_maps_are_pooled_no_more_than_needed_and_as_much_as_that(rows, columns, most_cells):
+@pytest.mark.parametrize("max_cells", [1, 11, 784, 50_176])
+def test_maps_are_pooled_no_more_than_needed_and_as_much_as_that(rows, columns, max_cells):
     def num_cells(factor: int) -> int:
         return -(-rows // min(factor, rows)) * -(-columns // factor)
 
-    down, across = pooling(rows, columns, most_cells)
+    down, across = pooling(rows, columns, max_cells)
     assert down == min(across, rows)
-    assert num_cells(across) <= most_cells
-    assert across == 1 or num_cells(across - 1) > most_cells
+    assert num_cells(across) <= max_cells
+    assert across == 1 or num_cells(across - 1) > max_cells
     maps = np.broadcast_to(np.float32(1 / (rows * columns)), (2, rows, columns))
-    content = packed({"image": maps}, most_cells=most_cells)
+    content = packed({"image": maps}, max_cells=max_cells)
     (cells,) = content["cells"]
     assert cells["pooled"] == [down, across]
     assert cells["shape"][0] * cells["shape"][1] == num_cells(across)

@@ -78,9 +78,9 @@ def test_a_contrast_is_the_relevance_of_the_difference_of_the_logits():
 def test_foils_are_the_likeliest_others_and_a_word_differs_in_its_first_token():
     values = torch.tensor([[[0.1, 0.2, 0.3, 0.4], [0.25, 0.35, 0.3, 0.1]]])
     names = {LOGITS: ["p", "q", "r", "s"]}
-    (found,) = choose_foils([[word([0, 1], [3, 1])]], {LOGITS: values}, names, most=2)
+    (found,) = choose_foils([[word([0, 1], [3, 1])]], {LOGITS: values}, names, num_foils=2)
     assert [(foil.name, foil.ids, foil.queries) for foil in found[0]] == [("r", (2, 1), (0, 1)), ("q", (1, 1), (0, 1))]
-    (found,) = choose_foils([[of_class(1)]], {LOGITS: values[:, 0]}, names, first="p")
+    (found,) = choose_foils([[of_class(1)]], {LOGITS: values[:, 0]}, names, foil="p")
     assert [(foil.name, foil.label, foil.queries) for foil in found[0]] == [
         ("p", 0, (0,)),
         ("s", 3, (3,)),
@@ -88,7 +88,7 @@ def test_foils_are_the_likeliest_others_and_a_word_differs_in_its_first_token():
     ]
     assert choose_foils([[of_class(1)]], {LOGITS: values[:, 0]}, {}) == [[[]]]
     with pytest.raises(ValueError, match=r"foil=t: .*p, q, r, s.*second"):
-        choose_foils([[of_class(1)]], {LOGITS: values[:, 0]}, names, first="t")
+        choose_foils([[of_class(1)]], {LOGITS: values[:, 0]}, names, foil="t")
 
 
 def test_words_are_contrasted_with_tokens_at_their_position():
@@ -121,7 +121,7 @@ def test_the_page_has_contrasts_with_their_exact_mass():
     arrays = arrays_of(explanation)
     names = json.loads(str(arrays["contrast/foils"]))
     assert [foil["name"] for foil in names[1][0]] == [foil.name for foil in explanation.contrasts.foils[1][0]]
-    maps = page_event(arrays, most_values=10**6).maps["s/1"]
+    maps = page_event(arrays, max_values=10**6).maps["s/1"]
     relevance = next(method for method in maps["methods"] if method["name"] == "relevance")
     balance = explanation.relevance.sum(-1) / (explanation.relevance + explanation.against).sum(-1)
     np.testing.assert_allclose(relevance["balance"], balance[1], atol=1e-3)

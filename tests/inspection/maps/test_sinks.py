@@ -6,7 +6,7 @@ import torch
 
 from perceiver.inspection.explorer.events import event_arrays
 from perceiver.inspection.explorer.page import page_sinks
-from perceiver.inspection.maps.sinks import FEWEST_SAMPLES, ROLLOUT, SinkCriterion, find_sinks, sink_arrays
+from perceiver.inspection.maps.sinks import MIN_SAMPLES, ROLLOUT, SinkCriterion, find_sinks, sink_arrays
 from perceiver.inspection.report import sink_parts
 from tests.inspection.explanations import explain
 from tests.inspection.models import perceiver
@@ -63,7 +63,7 @@ def test_thresholds_masks_and_few_samples():
     masked = explanation_of(6.0, masks={"image": has_image})
     assert {sink.sample_share for sink in find_sinks(masked, SinkCriterion()).found} == {3 / SAMPLES}
     assert not find_sinks(masked, SinkCriterion(sample_share=3 / SAMPLES)).found
-    few = find_sinks(explanation_of(6.0, FEWEST_SAMPLES - 1), SinkCriterion())
+    few = find_sinks(explanation_of(6.0, MIN_SAMPLES - 1), SinkCriterion())
     assert few.found == []
     assert few.statistics == {}
     for wrong in ({"times_uniform": 0.5}, {"times_uniform": "x"}, {"sample_share": 1.0}):
