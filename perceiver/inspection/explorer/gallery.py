@@ -39,11 +39,13 @@ class Item:
         id: its name.
         outcome: of its answer.
         thumbnails: modality -> its input with maps, of the modalities that it has.
+        window: name of the window that is shown, of a sample with several; otherwise empty.
     """
 
     id: str
     outcome: Outcome
     thumbnails: dict[str, Thumbnail]
+    window: str = ""
 
 
 @dataclass
@@ -94,6 +96,7 @@ class Gallery:
         outcomes: Mapping[str, Sequence[Outcome]],
         explanation: Explanation,
         media: Callable[[Sequence[int]], Media],
+        windows: Sequence[str] = (),
     ) -> None:
         """Add the samples of a batch.
 
@@ -101,6 +104,7 @@ class Gallery:
             outcomes: output -> outcome of each sample, for outputs whose answers were explained.
             explanation: of the batch.
             media: returns the inputs of some of its rows.
+            windows: of each sample the name of the window that was explained, where some have several.
         """
         ids, spans = explanation.batch.ids, explanation.record.spans
         real = _real(explanation)
@@ -140,7 +144,7 @@ class Gallery:
                     for name, frame in frames.items()
                     if present[name][row] > 0
                 }
-                item = Item(ids[row], outcomes[output][row], thumbnails)
+                item = Item(ids[row], outcomes[output][row], thumbnails, windows[row] if windows else "")
                 self.outputs[output].items[numbers[row]] = item
 
     def _output(self, name: str) -> OutputGallery:
@@ -223,7 +227,8 @@ def collect(
 ) -> Gallery:
     """Add the samples of batches to a gallery, and return it; `finish` completes it.
 
-    As in an evaluation, the windows of a sample have one answer together; its first window is shown and explained.
+    As in an evaluation, the windows of a sample have one answer together; its first window is shown and explained, as
+    in the events of a training.
 
     Args:
         explainer: of the model.
@@ -250,7 +255,7 @@ def collect(
         def media(rows: Sequence[int], batch: Batch = shown) -> Media:
             return media_of(explainer, batch, rows, pieces)
 
-        gallery.add(outcomes, explanation, media)
+        gallery.add(outcomes, explanation, media, [names[0] for names in batch.windows])
     return gallery
 
 

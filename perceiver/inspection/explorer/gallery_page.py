@@ -85,8 +85,9 @@ def _item(item: Item, number: int, places: Mapping[str, int]) -> dict[str, Any]:
     one = item.outcome
     return {
         "id": item.id,
+        "window": item.window,
         "number": number,
-        "explained": places.get(item.id),
+        "explained": places.get(f"{item.id} {item.window}" if item.window else item.id),
         "answer": one.answer,
         "truth": one.truth,
         "loss": one.loss,

@@ -19,7 +19,7 @@ from perceiver.inspection.drawing.thumbnails import thumbnail
 from perceiver.inspection.explorer import gallery_page as page_module
 from perceiver.inspection.explorer.extremes import MAX_KEPT, ORDERS, Extremes
 from perceiver.inspection.explorer.gallery import Gallery, collect, finish
-from perceiver.inspection.explorer.gallery_page import gallery_page, write_gallery
+from perceiver.inspection.explorer.gallery_page import gallery_page, page_content, write_gallery
 from perceiver.inspection.explorer.mean_maps import MeanMaps
 from perceiver.inspection.maps.explainer import Explainer
 from perceiver.tasks.losses import LossSpec
@@ -219,13 +219,17 @@ def test_a_long_sample_has_one_place_with_the_answer_to_all_its_windows():
     model = perceiver()
     batch = labelled(small_inputs())
     long = replace(batch, targets={"label": torch.tensor([1, 0])}, ids=["a", "b"], windows=[("0", "1"), ("0",)])
-    (shown,) = collect(explainer(model), [long], no_text, Gallery(TOP, CLASS_NAMES)).outputs.values()
+    gallery = collect(explainer(model), [long], no_text, Gallery(TOP, CLASS_NAMES))
+    (shown,) = gallery.outputs.values()
     with torch.no_grad():
         probabilities = model.eval()(batch.inputs)["logits"].softmax(dim=1)
     mean = probabilities[:2].mean(dim=0)
     assert [item.id for _, item in sorted(shown.items.items())] == ["a", "b"]
     assert shown.items[0].outcome.confidence == pytest.approx(float(mean.max()), rel=1e-5)
     assert shown.items[1].outcome.confidence == pytest.approx(float(probabilities[2].max()), rel=1e-5)
+    content = page_content("run", gallery, explained=["b 0", "a 1", "a 0"], indices=False)
+    found = {item["id"]: (item["window"], item["explained"]) for item in content["outputs"][0]["items"]}
+    assert found == {"a": ("0", 2), "b": ("0", 0)}
 
 
 def test_the_words_of_a_text_have_weights():

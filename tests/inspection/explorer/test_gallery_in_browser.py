@@ -105,6 +105,18 @@ def test_orders_filters_matrix_and_keys(tmp_path, opened):
     assert page.locator("#means figure").count() == len({group for group, _ in shown.means["image"].sums}) * 2
 
 
+def test_the_window_that_is_shown_is_named(tmp_path, opened):
+    asked = explainer(perceiver(encoders={"image": image_encoder(), "audio": audio_encoder()}))
+    batch = labelled(image_and_sound())
+    long = replace(batch, targets={"label": torch.tensor([1, 0])}, ids=["a", "b"], windows=[("0–2 s", "2–4 s"), ("",)])
+    for name, given in (("long", long), ("short", batch)):
+        gallery = collect(asked, [given], lambda name, raw: None, Gallery(3, CLASS_NAMES))
+        page = opened(write_gallery(tmp_path / f"{name}.html", "run", gallery))
+        assert page.is_visible("#windows-hint") == (name == "long")
+        shown = {card.split("\n")[0]: "window 0–2 s" in card for card in page.locator(".card").all_inner_texts()}
+        assert [id for id, has_window in shown.items() if has_window] == (["a"] if name == "long" else [])
+
+
 def test_tags_have_a_table_whose_numbers_select_samples(tmp_path, opened):
     task = Tagging(num_classes=NUM_CLASSES, multi_label=True, loss=LossSpec(), mixup=0.0)
     tags = (torch.arange(3 * NUM_CLASSES).reshape(3, NUM_CLASSES) % 3 == 0).float()

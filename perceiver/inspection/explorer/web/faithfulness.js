@@ -144,8 +144,9 @@ function differenceTable(maps) {
 }
 
 function noTestableAnswer() {
-  const text = `No answer could be tested at ${eventName(state)}: removing all tokens hardly lowered any probability.`;
-  return element("p", { id: "not-testable" }, text);
+  const hasAnswers = page.samples.some((_, sample) => explanationAt(state, sample)?.answers.length);
+  const reason = hasAnswers ? "removing all tokens hardly lowered any probability" : "no sample has answers with a probability";
+  return element("p", { id: "not-testable" }, `No answer could be tested at ${eventName(state)}: ${reason}.`);
 }
 
 function notMeasured() {

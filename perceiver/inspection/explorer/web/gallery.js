@@ -5,7 +5,7 @@
 //   class_metrics  {name: value of each class}
 //   indices        whether numbers of samples are their indices in the validation set
 //   outputs   [{name, items, tops, counts, confusion, means}]
-//     items      [{id, number, explained: place in the explorer or null, answer, truth, loss, confidence, wrongness,
+//     items      [{id, window: that is shown, or empty, number, explained: place in the explorer or null, answer, truth, loss, confidence, wrongness,
 //                predicted, true: labels, thumbnails: {modality: {size, place, picture, maps: {kind: data URL}, words,
 //                weights: {kind: [relative]}}}}]
 //     tops       {all, true, cell: samples that are kept in each order of all samples, of a class, of a pair}
@@ -126,6 +126,7 @@ function card(item, place) {
   );
   const content = [
     element("span", { class: "id", title: item.id }, item.id),
+    item.window ? element("span", { class: "frame-place" }, `window ${item.window}`) : null,
     ...Object.entries(item.thumbnails).map(([modality, thumbnail]) => drawing(modality, thumbnail)),
     item.answer || item.truth ? texts : null,
     element("span", { class: "numbers" }, numbersOf(item)),
@@ -349,6 +350,7 @@ function startOutput() {
   fill("predicted", classes("predicted"), label);
   fill("map", [...kinds(), NO_MAP].map((name) => [name, name]));
   for (const id of ["true", "predicted"]) byId(id).parentElement.hidden = classes(id).length < 2;
+  byId("windows-hint").hidden = !shown().items.some(({ window }) => window);
   byId("wrongness-hint").hidden = !orders.includes("wrongness");
   byId("means-hint").hidden = !Object.values(shown().means).some(({ groups }) => groups.length > 1);
   byId("errors").closest("label").hidden = !Object.keys(counts).some((group) => group === "wrong");

@@ -87,11 +87,12 @@ function start() {
   listenToQueries();
   listenToShortcuts();
   if (page.live) listenToLive();
-  const load = () => {
-    readHash();
+  const load = (hash) => {
+    readHash(hash);
     update();
   };
-  window.addEventListener("hashchange", load);
+  // By now, the fragment may have been replaced by that of the earlier state.
+  window.addEventListener("hashchange", ({ newURL }) => load(new URL(newURL).hash));
   // The width is stored, since measuring it at each redraw would force a layout.
   new ResizeObserver(() => {
     if (figure.width === byId("panels").clientWidth) return;
@@ -101,7 +102,7 @@ function start() {
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => renderFigure());
   window.explorer = { redrawMilliseconds };
   figure.width = byId("panels").clientWidth;
-  load();
+  load(location.hash);
 }
 
 start();

@@ -150,8 +150,8 @@ function writeHash() {
 }
 
 // Ignores whatever is not valid.
-function readHash() {
-  const parts = new URLSearchParams(location.hash.slice(1));
+function readHash(hash) {
+  const parts = new URLSearchParams(hash.slice(1));
   Object.assign(state, defaults(), eventFrom(parts.get("event")));
   for (const [key, parse] of Object.entries(PARSERS)) {
     const value = parts.has(key) ? parse(parts.get(key)) : undefined;
