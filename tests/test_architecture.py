@@ -280,7 +280,10 @@ for module in {light}:
     "command",
     [
         *(f"experiments/{path.stem}" for path in sorted((ROOT / "experiments").glob("*.py"))),
-        *(f"scripts/{name}" for name in ("export", "write_shards", "benchmark_step", "baseline_log_mel")),
+        *(
+            f"scripts/{name}"
+            for name in ("export", "write_shards", "benchmark_step", "benchmark_loader", "baseline_log_mel")
+        ),
     ],
 )
 def test_help_imports_neither_torch_nor_lightning_nor_the_command(command):

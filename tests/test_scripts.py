@@ -72,6 +72,20 @@ def test_the_benchmark_of_the_loader_prints_three_rates_and_a_verdict(tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
+def test_the_benchmark_of_the_loader_compares_experiments(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    chosen = "experiments=[image_classification,'image_classification loader.batch_size=7']"
+    ended = script("scripts/benchmark_loader.py", *SMALL, "warmup=1", "batches=2", chosen)
+    assert ended.ok, ended.err
+    lines = [[cell.strip() for cell in line.strip("│ ").split("│")] for line in ended.out.splitlines() if "│" in line]
+    assert [name for name, *_ in lines] == ["image_classification"] * 2
+    for _, *cells in lines:
+        loader, step, ratio = (float(cell.replace(",", "")) for cell in cells)
+        assert min(loader, step) > 0
+        assert ratio == pytest.approx(loader / step, rel=0.1, abs=0.1)
+
+
 @pytest.mark.parametrize(
     ("ratio", "num_workers", "expected"),
     [

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from perceiver.data.files import AbsentError, UnreadableError, first_few
+from perceiver.data.memory_cache import MemoryCache
 from perceiver.data.readers.base import Reader, Reading
 from perceiver.data.sources.base import Item, Items, ItemTable, OnError, Source, classes_in
 from perceiver.types import Sample, Stage
@@ -23,6 +24,7 @@ class Dataset:
             item has no part.
         on_error: what happens to an unreadable sample: `raise` ends the run, `skip` logs, counts and leaves it out.
         modalities: those that samples have, to test a model without the others; None for all that have a reader.
+        cache_megabytes: MiB of decoded images and short sounds that stay in memory, see `MemoryCache`; 0 for none.
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class Dataset:
         readers: Mapping[str, Reader[Any]],
         on_error: OnError,
         modalities: Sequence[str] | None = None,
+        cache_megabytes: float = 0,
     ) -> None:
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error={on_error!r} must be raise or skip")
@@ -46,6 +49,7 @@ class Dataset:
         self.readers = readers
         self.modalities = list(readers) if modalities is None else list(modalities)
         self.on_error = on_error
+        self.cache = MemoryCache(cache_megabytes)
 
     @property
     def num_classes(self) -> int:
@@ -133,6 +137,7 @@ class Dataset:
             if part is not None and name in self.modalities:
                 clips = next((reading.clips for reading in readings.values() if reading.clips), None)
                 try:
+                    part = self.cache.decoded(name, reader, part) if clips is None else part
                     readings[name] = reader.read(part, train=train, clips=clips)
                 except AbsentError as error:
                     absent[name] = error

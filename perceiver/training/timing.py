@@ -80,7 +80,13 @@ def training_batches(data: DataModule) -> Iterator[Batch]:
 
 
 def samples_per_second(
-    batches: Iterable[Batch], use: Callable[[Batch], Any], device: torch.device, *, warmup: int, repeats: int
+    batches: Iterable[Batch],
+    use: Callable[[Batch], Any],
+    device: torch.device,
+    *,
+    warmup: int,
+    repeats: int,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> float:
     """Measure samples per second.
 
@@ -90,17 +96,18 @@ def samples_per_second(
         device: of that work.
         warmup: batches that are not counted.
         repeats: batches that are counted.
+        clock: in seconds.
     """
     endless = iter(batches)
     for batch in islice(endless, warmup):
         use(batch)
     synchronize(device)
-    start, samples = time.perf_counter(), 0
+    start, samples = clock(), 0
     for batch in islice(endless, repeats):
         use(batch)
         samples += len(batch)
     synchronize(device)
-    return samples / (time.perf_counter() - start)
+    return samples / (clock() - start)
 
 
 def median_seconds(function: Callable[[], Any], device: torch.device, *, warmup: int, repeats: int) -> float:

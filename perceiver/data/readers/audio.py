@@ -15,6 +15,8 @@ from perceiver.spectrogram import LogMel
 
 SILENCE = 1e-5
 """Largest deviation from the mean of a silent sound: -100 dB of full scale."""
+MAX_EXCESS = 1.1
+"""Length of a sound that is decoded as a whole, in lengths of a crop: clips are often a little too long."""
 
 
 def is_silent(wave: Float[Tensor, "1 length"]) -> bool:
@@ -117,6 +119,16 @@ class AudioReader(Reader[Float[Tensor, "1 length"]]):
         windows = [self._features(wave[:, start : start + self.length]) for start in starts]
         return Reading.of_clips(windows, self._clips(starts, min(self.length, wave.shape[-1])))
 
+    def decoded(self, part: File | Joined) -> Float[Tensor, "1 length"] | None:
+        """Return a short sound; of a longer one, only the part that is read is decoded and resampled."""
+        if isinstance(part, Joined):
+            return self._join(part)
+        return self._read_all(part) if self._is_short(SoundFile(part, self.sample_rate)) else None
+
+    def _is_short(self, file: SoundFile) -> bool:
+        """Return whether a sound is decoded as a whole, also for a crop."""
+        return file.seconds <= MAX_EXCESS * self.length / self.sample_rate
+
     def _clips(self, starts: Sequence[int], length: int) -> Clips:
         return Clips(tuple(start / self.sample_rate for start in starts), length / self.sample_rate)
 
@@ -176,7 +188,7 @@ class AudioReader(Reader[Float[Tensor, "1 length"]]):
         position = float(torch.rand(()))
         if not isinstance(part, Tensor):
             file, seconds = SoundFile(part, self.sample_rate), self.length / self.sample_rate
-            if file.seconds > seconds:
+            if not self._is_short(file):
                 with suppress(UnreadableError):  # the header may declare more than there is; then all of it is read
                     start = position * (file.seconds - seconds)
                     wave = file.read(start, seconds)

@@ -84,6 +84,14 @@ class Reader(ABC, Generic[InMemory]):
             AbsentError: it is of the kind but lacks the modality.
         """
 
+    def decoded(self, part: File) -> InMemory | None:
+        """Return a file as a part in memory of which `read` makes the same without `clips`; None if there is none.
+
+        Raises:
+            UnreadableError: as `read`.
+        """
+        return None
+
     def pieces(self, raw: Tensor) -> list[str] | None:
         """Return the text of each position of a raw input, None if it is not text."""
         return None

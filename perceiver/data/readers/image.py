@@ -175,6 +175,9 @@ class ImageReader(Reader[UInt8[Tensor, "channels height width"]]):
             return Reading(self.train_transform(image))
         return Reading(self.to_float(self.resize(image, self.eval_crop)))
 
+    def decoded(self, part: File) -> UInt8[Tensor, "channels height width"] | None:
+        return self.decode(part)
+
     def decode(self, part: File | UInt8[Tensor, "_ height width"]) -> UInt8[Tensor, "channels height width"]:
         """Return an image in its own size; raises as `read_image`."""
         if not isinstance(part, Tensor):

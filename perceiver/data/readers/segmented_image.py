@@ -1,6 +1,7 @@
 """Images with masks: both are cropped, resized and augmented together."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,6 +81,11 @@ class SegmentedImageReader(ImageReader):
             values, changed = (self.resize(one, self.eval_crop) for one in (image, Mask(mask)))
             values = self.to_float(values)
         return Reading(values, targets={"mask": changed.as_subclass(Tensor).long()})
+
+    def decoded(self, part: File | Segmented) -> Any:
+        if not isinstance(part, Segmented):
+            return super().decoded(part)
+        return Segmented(self.decode(part.image), self._read_mask(part.mask))
 
     def _read_mask(self, mask: File | UInt8[Tensor, "height width"]) -> UInt8[Tensor, "height width"]:
         return mask if isinstance(mask, Tensor) else read_mask(mask, self.num_classes, self.ignore_label)

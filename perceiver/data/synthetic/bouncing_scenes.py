@@ -38,6 +38,8 @@ RADIUS = 0.11
 """Radius of a shape as a fraction of the image's side."""
 ONSET = (0.05, 0.25)
 """Range of the onset of a sound after the start of its frame, as a fraction of the frame's duration."""
+MAX_DECAYS = 25.0
+"""Length of a sound in times of its decay to 1/e: at its end it is below the rounding of float32."""
 GAPS = (3, 5)
 """Least and greatest number of frames from one bounce of a shape to the next."""
 Cue: TypeAlias = Literal["timing", "either"]
@@ -281,9 +283,10 @@ class BouncingScenes(GeneratedSource):
         wave = 1e-3 * random.standard_normal(self.clip.num_frames * frame_length)
         for stroke in scene.strokes:
             first = round((stroke.frame + self.sound_track.delay + random.uniform(*ONSET)) * frame_length)
-            time = np.arange(max(len(wave) - first, 0)) / rate
+            heard = wave[first : first + round(MAX_DECAYS * stroke.decay * rate)]
+            time = np.arange(len(heard)) / rate
             tone = np.sin(2 * np.pi * stroke.frequency * time + random.uniform(0.0, 2 * np.pi))
-            wave[first:] += 0.3 * stroke.amplitude * tone * np.exp(-time / stroke.decay)
+            heard += 0.3 * stroke.amplitude * tone * np.exp(-time / stroke.decay)
         return torch.from_numpy(np.clip(wave, -1.0, 1.0).astype(np.float32))[None]
 
     def boxes(self, scene: Scene) -> list[Box]:

