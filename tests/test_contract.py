@@ -157,6 +157,11 @@ def defaults_of(group: str, choice: str) -> set[tuple[str, str]]:
     }
 
 
+def modality_of(choice: str) -> str:
+    """The modality of an encoder or reader; `recurrent` reads the tokens of any, at first of text."""
+    return "text" if choice == "recurrent" else choice.partition("_")[0]
+
+
 def candidates(group: str, choice: str, choices_of: Callable[[str], frozenset[tuple[str, str]]]) -> Iterator[list[str]]:
     """Overrides that a choice may fit: an experiment that has it, else the simplest.
 
@@ -164,7 +169,7 @@ def candidates(group: str, choice: str, choices_of: Callable[[str], frozenset[tu
         choices_of: experiment -> group and choice of everything that it is made of.
     """
     yield from ([f"experiment={name}"] for name in EXPERIMENTS if (group, choice) in choices_of(name))
-    modality = choice.partition("_")[0]
+    modality = modality_of(choice)
     by_modality = {"encoder": f"encoder@model.encoders.{modality}", "reader": f"reader@data.readers.{modality}"}
     key = by_modality.get(group, GROUPS[group])
     alone = f"{key}=[{choice}]" if group == "callbacks" else f"{key}={choice}"
@@ -174,7 +179,7 @@ def candidates(group: str, choice: str, choices_of: Callable[[str], frozenset[tu
         yield [*RECONSTRUCTION, alone]
     if choice in ("reconstruction_ids", "dense_ids"):
         yield MASKED_TEXT
-    if choice.startswith("text"):
+    if modality == "text":
         yield [*TRANSLATION, alone]
     if group == "translator":
         yield ["experiment=translation", alone]
@@ -343,7 +348,7 @@ class TestKeys:
 @pytest.mark.parametrize("choice", [choice for group, choice in CHOICES if group == "encoder"])
 def test_every_encoder_gives_tokens_that_what_is_masked_does_not_change(config_with, choice):
     encoders = config_with("encoder", choice)["model"]["encoders"]
-    check_masks(construct(encoders, choice.partition("_")[0]))
+    check_masks(construct(encoders, modality_of(choice)))
 
 
 @torch.no_grad()

@@ -110,6 +110,8 @@ def _composition_error(error: ConfigCompositionException, text: str) -> str:
         return f"~{key[1]}: no such key to leave out"
     if group := re.match(r"Could not delete '(.+?)'", text):
         return f"~{group[1]}: nothing of that group is chosen; {ALTERNATIVES.get(group[1], f'{group[1]}=null')}"
+    if twice := re.match(r"Multiple values for (.+?)\. To override", text):
+        return f"+{twice[1]}: is chosen already; {twice[1]}=… without the + changes it"
     if other := re.match(r"Could not override '(.*?)'\. (?:Did you mean to override (.*?\?))?", text):
         added = re.search(r"To append to your default list use (\S+)", text)
         hint = f"; did you mean {other[2]}" if other[2] else ""

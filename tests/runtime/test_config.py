@@ -66,6 +66,7 @@ MISTAKES = {
 RARE_MISTAKES = {
     "nosuch=1": ["nosuch", "--cfg job"],
     "+foo.bar=1": ["foo", "--cfg job"],
+    "+task=tagging": ["+task: ", "task=…"],
     "optimizr=adamw": ["optimizr", "did you mean optimizer?"],
     "schedule=flat_cosine schedule.warmup_steps=3": ["schedule.warmup_steps", "flat_fraction"],
     "+lr=3": ["lr: ", "did you mean optimizer.lr?"],
