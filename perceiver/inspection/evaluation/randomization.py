@@ -45,8 +45,7 @@ def randomization(
             for parameter in parameters[first:last]:
                 flat = parameter.detach().flatten()
                 order = torch.randperm(len(flat), generator=generator).to(flat.device)
-                with torch.no_grad():
-                    parameter.copy_(flat[order].view_as(parameter))
+                parameter.data.copy_(flat[order].view_as(parameter))  # `data`: graphs that read it remain usable
             found = compute(explainer, explainer.explain_again(explanation))
             for name, values in maps.items():
                 correlation = rank_correlation(values, found[name], real)
@@ -59,9 +58,8 @@ def randomization(
                     else torch.zeros(0)
                 )
     finally:
-        with torch.no_grad():
-            for parameter, before in zip(parameters, saved, strict=True):
-                parameter.copy_(before)
+        for parameter, before in zip(parameters, saved, strict=True):
+            parameter.data.copy_(before)
     return {name: torch.stack(of_map).cpu() for name, of_map in stages.items()}
 
 

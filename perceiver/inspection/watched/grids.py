@@ -115,7 +115,8 @@ def placed(
         start += length
     if left:
         found = ", ".join(f"{name} of {length}" for name, length in lengths.items())
-        raise ValueError(f"inputs={list(left)}: their tokens are none of the sequences {found}; give Input(grid=…)")
+        needed = "give each text one word per token, padding included; for other inputs, Input(grid=…)"
+        raise ValueError(f"inputs={list(left)}: their tokens are none of the sequences {found}; {needed}")
     return spans, texts
 
 

@@ -225,6 +225,7 @@ def test_the_table_has_the_rivals_and_maps_fall_apart_with_random_weights() -> N
         assert len(evaluation["stages"][kind]) == 5
     assert evaluation["stages"]["gradient_input"][-1] < 0.9
     assert all(torch.equal(values, before[name]) for name, values in model.state_dict().items())
+    assert torch.equal(attention.explain(top=1).relevance, explanation.relevance)  # of the same call
 
 
 @pytest.mark.parametrize("name", ["timm", "torch"])  # the second has fast paths
