@@ -16,12 +16,13 @@ import pytest
 import torch
 from PIL import Image
 
+from perceiver.inspection import watch
 from perceiver.inspection.drawing.colormap import colorize
 from perceiver.inspection.evaluation.faithfulness import CENTER, FRACTIONS, RANDOM, FaithfulnessCurves
 from perceiver.inspection.evaluation.verdicts import summarize
 from perceiver.inspection.explorer import page as page_module
 from perceiver.inspection.explorer.page import explorer_page
-from tests.inspection import pages
+from tests.inspection import foreign, pages
 from tests.inspection.dense import SIZE, dense_page, explained_places
 from tests.inspection.drawn import bright_place
 from tests.inspection.explanations import contents_of, unpacked
@@ -670,6 +671,52 @@ def test_an_interval_without_an_end_is_left_out(open_page):
         cells = explorer.page.locator("#methods tbody tr").first.locator("td")
         assert "[" not in cells.nth(0).inner_text()
         assert "[" in cells.nth(1).inner_text()
+
+
+def test_the_page_of_a_watched_model_has_rivals_randomization_and_knock_outs(open_page, tmp_path):
+    torch.manual_seed(3)
+    model = foreign.timm_vit().eval()
+    for parameter in model.parameters():
+        parameter.data *= 20 if parameter.ndim > 1 else 1  # else no token changes any answer
+    images = foreign.images(24)
+    with watch(model, inputs={"image": images}) as attention:
+        model(images)
+    explanation = attention.explain(top=2, foil="second")
+    evaluation = attention.evaluate(explanation, num_orders=2, rivals=True, randomize=True)
+    path = attention.write_page(
+        tmp_path, explanation, evaluation=evaluation, knock_outs=attention.knock_out(explanation)
+    )
+    with open_page(path.read_text()) as explorer:
+        looks = explorer.page.evaluate(
+            """() => ["deletion", "insertion"].map(id => [...document.querySelectorAll(`#${id} .curve`)].map(curve => {
+              const { stroke, strokeDasharray } = getComputedStyle(curve); return `${stroke} ${strokeDasharray}`; }))"""
+        )
+        assert [len(of_chart) for of_chart in looks] == [len({*of_chart}) for of_chart in looks] == [8, 8]
+        assert (
+            explorer.page.locator("#methods tbody tr").count()
+            == explorer.page.locator("#randomization .curve").count()
+            == 6
+        )
+        kinds = explorer.page.locator("#knockout option").all_inner_texts()
+        assert {"heads", "layers", "modalities"} <= {*kinds}
+        for kind in kinds:
+            explorer.view(knockout=kind)
+            parts = explorer.page.locator("#silent option").count() - 1
+            assert explorer.page.locator("#knockouts li").count() == min(parts, 16) > 0
+        explorer.view(knockout="heads", silent="encode0/1")
+        assert explorer.page.locator("#knockouts [data-answer]").count() == 2
+        for control, value in {
+            "layer": "1",
+            "head": "2",
+            "query": "3",
+            "quantity": "scores",
+            "method": "rollout",
+        }.items():
+            before = explorer.content()["panels"]
+            explorer.set(control, value)
+            assert explorer.content()["panels"] != before, control
+        explorer.view(method="relevance")
+        explorer.press("v", "k", "a", "m", "]", ".", "w", "n")
 
 
 def test_a_page_without_maps_has_the_statistics(open_page):

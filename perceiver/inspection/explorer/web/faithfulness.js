@@ -7,7 +7,16 @@ const CURVE_NAMES = {
   gradient_input: "gradient × input",
   integrated_gradients: "integrated grad.",
 };
-const CURVE_STYLES = { rollout: "run0", relevance: "run1", mean_map: "run2", random: "random", center: "center" };
+const CURVE_STYLES = {
+  rollout: "run0",
+  relevance: "run1",
+  mean_map: "run2",
+  gradient_input: "run3",
+  integrated_gradients: "run4",
+  occlusion: "run5",
+  random: "random",
+  center: "center",
+};
 const CURVES = {
   deletion: { title: "Deletion", xLabel: "tokens masked, those with the largest values first" },
   insertion: { title: "Insertion", xLabel: "tokens shown, those with the largest values first" },
