@@ -23,12 +23,10 @@ from perceiver.runtime.overrides import expand_short_key
 if TYPE_CHECKING:
     from rich.table import Table
 
-NAME = "benchmark_loader"
-
 
 @report_user_errors
 @command_line
-@hydra.main(version_base="1.3", config_path="../conf", config_name=NAME)
+@hydra.main(version_base="1.3", config_path="../conf", config_name="benchmark_loader")
 @report_user_errors
 def main(cfg: DictConfig) -> None:
     from perceiver.runtime.summary import console
@@ -99,7 +97,7 @@ def comparison(experiments: list[str], overrides: list[str]) -> "Table":
     for line in experiments:
         name, *own = shlex.split(str(line))
         given = [*overrides, "num_threads=1", "loader.num_workers=0", *map(expand_short_key, own)]
-        cfg = compose(NAME, overrides=[f"experiment={name}", *given])
+        cfg = compose("benchmark_loader", overrides=[f"experiment={name}", *given])
         with open_dict(cfg):
             _, warmup, repeats = cfg.pop("experiments"), cfg.pop("warmup"), cfg.pop("batches")
         config = resolved(cfg)

@@ -7,7 +7,6 @@ import torch
 
 from perceiver.data.files import UnreadableError
 from perceiver.runtime.config import resolved
-from perceiver.training import timing
 from perceiver.training.build import Parts, build
 from perceiver.training.timing import TrainingStep, example_batch, samples_per_second, training_batches
 from perceiver.types import Batch
@@ -67,7 +66,7 @@ def test_batches_without_readable_samples_are_left_out(parts, monkeypatch):
 
 
 @pytest.mark.parametrize("warmup", [0, 3])
-def test_a_rate_includes_loading_and_excludes_the_warmup(monkeypatch, warmup):
+def test_a_rate_includes_loading_and_excludes_the_warmup(warmup):
     now, uses = [0.0], []
 
     def batches():
@@ -79,7 +78,7 @@ def test_a_rate_includes_loading_and_excludes_the_warmup(monkeypatch, warmup):
         uses.append(len(batch))
         now[0] += 100.0 if len(uses) <= warmup else 0.5
 
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
-    rate = samples_per_second(batches(), use, torch.device("cpu"), warmup=warmup, repeats=3)
+    device = torch.device("cpu")
+    rate = samples_per_second(batches(), use, device, warmup=warmup, repeats=3, clock=lambda: now[0])
     assert rate == (3 + 5 + 7) / (3 * 2.5)
     assert len(uses) == warmup + 3
