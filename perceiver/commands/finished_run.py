@@ -210,7 +210,9 @@ def locate_checkpoint(run: str, checkpoint: str | None, run_key: str, checkpoint
         names = sorted(file.stem for file in (path / "checkpoints").glob("*.ckpt"))
         name = str(checkpoint or "best")
         if not names:
-            raise ConfigError(f"{run_key}={run}: there are no checkpoints in it")
+            raise ConfigError(
+                f"{run_key}={run}: it has neither checkpoints/, as a run has, nor config.json, as a published model has"
+            )
         if name not in names:
             raise ConfigError(f"{checkpoint_key}={name}: {run} has no such checkpoint{nearest(name, names)}")
         return path / "checkpoints" / f"{name}.ckpt", path

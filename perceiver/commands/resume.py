@@ -46,6 +46,7 @@ def build_or_resume(config: dict[str, Any], run_dir: Path) -> tuple[Parts, Path 
     start, checkpoint = find_start(config["ckpt_path"], run_dir)
     if start is not None and checkpoint is not None:
         before = checkpoint.config
+        check_end(checkpoint, config, start)
         with refused(start, before, config, "data", "tokenizer", "input_tokenizer", "loader"):
             check_same_data(parts, checkpoint, start)
         with refused(start, before, config):
@@ -111,6 +112,19 @@ def find_start(ckpt_path: str | None, run_dir: Path) -> tuple[Path | None, Check
             log.warning("the run is resumed from the checkpoint before that, %s", paths[-1])
     log.warning("ckpt_path=last: there is no checkpoint in %s yet; the run starts from scratch", run_dir)
     return None, None
+
+
+def check_end(checkpoint: Checkpoint, config: Mapping[str, Any], path: Path) -> None:
+    """Check that a run does not end before a checkpoint.
+
+    Raises:
+        ConfigError: it has fewer epochs.
+    """
+    end, done = config["trainer"]["max_epochs"], checkpoint.epoch + 1
+    if end is not None and end != -1 and done > end:
+        raise ConfigError(
+            f"trainer.max_epochs={end}: {path} is of epoch {done}; give at least {done}, or start a new run"
+        )
 
 
 def check_same_data(parts: Parts, checkpoint: Checkpoint, path: Path) -> None:

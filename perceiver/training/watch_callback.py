@@ -55,6 +55,12 @@ class WatchCallback(Callback):
         self.every_n_epochs = every_n_epochs
         self.is_off = False
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        try:
+            pl_module.get_submodule(self.model)
+        except AttributeError as error:
+            raise ValueError(f"model={self.model!r}: {type(pl_module).__name__} has no such part") from error
+
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         due = (trainer.current_epoch + 1) % self.every_n_epochs == 0
         if trainer.sanity_checking or not due or self.is_off or not trainer.is_global_zero:

@@ -204,7 +204,7 @@ def test_what_cannot_be_loaded_is_refused(earlier, tmp_path):
     write_run_folder(tmp_path / "folder", replace(read_checkpoint(earlier / "checkpoints/best.ckpt"), state={}))
     with pytest.raises(ConfigError, match=f"; pretrained={tmp_path / 'folder'}"):
         initialize_from(parts_of(), str(tmp_path / "folder"))
-    for wrong, problem in ((tmp_path / "nothing", "no such run"), (tmp_path, "no checkpoints")):
+    for wrong, problem in ((tmp_path / "nothing", "no such run"), (tmp_path, "neither checkpoints/")):
         with pytest.raises(ConfigError, match=f"init.from={wrong}: .*{problem}"):
             initialize_from(parts_of(), str(wrong))
     assert_refused(train(tmp_path / "run", "init.from=/nothing"), "init.from=/nothing")

@@ -486,7 +486,7 @@ class TestMistakes:
         [
             ({"run": "/no/such"}, "run=/no/such: no such run directory"),
             ({"run": 7}, "run=7: no such run directory"),
-            ({"run": "{empty}"}, "run={empty}: there are no checkpoints in it"),
+            ({"run": "{empty}"}, "run={empty}: it has neither checkpoints/"),
             ({"checkpoint": "lost"}, "checkpoint=lost: {digits} has no such checkpoint; did you mean 'last'?"),
             ({"checkpoint": 3}, "checkpoint=3: {digits} has no such checkpoint; there are: best, last"),
             ({"output": "{empty}"}, "output={empty}: must be a file whose name ends in .html"),

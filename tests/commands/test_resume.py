@@ -52,6 +52,10 @@ def test_a_run_that_starts_at_its_end_tests_the_given_checkpoint(finished, tmp_p
     assert "best.ckpt" not in ended.out
 
 
+def test_an_end_before_the_checkpoint_is_refused(run):
+    assert_refused(script("experiments/train.py", f"run={run}", "trainer.max_epochs=1"), "trainer.max_epochs=1", "2")
+
+
 @pytest.mark.parametrize("name", ["a::b", pytest.param("memory://c\nd\udcff", marks=slow)])
 def test_a_run_with_a_later_end_is_that_of_one_process_and_logs_what_has_changed(finished, tmp_path, name):
     run = shutil.copytree(finished, tmp_path / name)  # which fsspec would take for a URL

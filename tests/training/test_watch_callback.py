@@ -84,6 +84,11 @@ def test_without_wandb_the_page_has_each_epoch_and_an_error_does_not_stop(tmp_pa
     assert all(torch.equal(*pair) for pair in zip(found, again, strict=True))
 
 
+def test_a_part_that_the_module_lacks_is_named_before_training(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="model='vitt'"):
+        fitted(tmp_path, [WatchCallback(inputs={"image": images(24)}, model="vitt")])
+
+
 @pytest.mark.slow  # W&B starts a process
 def test_any_training_loop_logs_to_wandb(tmp_path: Path, monkeypatch) -> None:
     offline(tmp_path, monkeypatch)

@@ -151,6 +151,8 @@ class WatchedRecord(Capture):
 
     def check(self, alpha: Alpha) -> None:
         if not self.layers:
+            if not self.call.args and not self.call.kwargs and self.output is None:
+                raise ValueError(f"{type(self.call.model).__name__} was not called inside `watch`")
             reasons = "; ".join(dict.fromkeys(self.left_out)) or "it calls neither a fused kernel nor softmax @ values"
             raise ValueError(f"no attention was found in the last call of {type(self.call.model).__name__}: {reasons}")
         if alpha == "norm":

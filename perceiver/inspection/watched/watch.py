@@ -72,10 +72,13 @@ class WatchedAttention(WatchedRecord):
                 no contrasts.
 
         Raises:
-            ValueError: no attention was found, the logits have another shape or no gradient, alpha is not a number, or
-                no answer is called `foil`.
+            ValueError: no attention was found, the logits have another shape or no gradient, alpha is not a number,
+                names, labels or ids do not fit them, or no answer is called `foil`.
         """
         self.check(alpha)
+        for key, given in (("labels", labels), ("ids", ids)):
+            if given is not None and len(given) != self.num_rows:
+                raise ValueError(f"{key}: {len(given)} for {self.num_rows} samples")
         name = class_names if callable(class_names) else lambda number: class_names[number]
         targets = {} if labels is None else {"label": torch.as_tensor(labels)}
         batch = Batch(
@@ -84,6 +87,11 @@ class WatchedAttention(WatchedRecord):
             [str(row) for row in range(self.num_rows)] if ids is None else list(ids),
         )
         self._answers = WatchedAnswers(logits or usual_logits, name, alpha)
+        num_classes = self._answers.logits(self).shape[-1]
+        if not callable(class_names) and len(class_names) < num_classes:
+            raise ValueError(f"class_names: {len(class_names)} for {num_classes} classes or tokens")
+        if wrong := [label for label in labels or () if not 0 <= int(label) < num_classes]:
+            raise ValueError(f"labels: {wrong[0]} is none of {num_classes} classes")
         return self._answers.explain(self, batch, top=top, positions=positions, foil=foil)
 
     def faithfulness(self, explanation: Explanation, *, num_orders: int = 20) -> FaithfulnessCurves:

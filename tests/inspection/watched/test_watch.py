@@ -282,6 +282,11 @@ def test_what_cannot_be_explained_is_said() -> None:
     assert "forward" not in vars(model)
     with watch(model) as attention:
         model(images(24))
+    for key, given in (("class_names", ["a"]), ("labels", [7, 0]), ("labels", [0]), ("ids", ["x"])):
+        with pytest.raises(ValueError, match=f"^{key}: "):
+            attention.explain(**{key: given})
+    with watch(model) as uncalled, pytest.raises(ValueError, match="not called"):
+        uncalled.explain()
     with pytest.raises(ValueError, match="rollout_alpha=norm"):
         attention.explain(alpha="norm")
     with pytest.raises(ValueError, match="logits"):
