@@ -335,6 +335,7 @@ def test_the_notes_compare_the_peak_with_the_boxes_of_the_answer(explorer):
 
 def test_keys_move_a_cell_cursor_from_the_peak(explorer):
     explorer.view(method="rollout")
+    explorer.page.mouse.move(1, 1)  # away from where an earlier test has left it
     explorer.page.locator('[data-modality="image"] .stage').first.focus()
     for key in ("ArrowRight", "ArrowDown"):
         explorer.page.keyboard.press(key)
@@ -344,8 +345,23 @@ def test_keys_move_a_cell_cursor_from_the_peak(explorer):
     explorer.announces(expected)
 
 
+def test_a_pointer_that_leaves_another_map_keeps_the_cell_cursor(explorer):
+    explorer.view(method="rollout")
+    explorer.hover("sound", 0.5, 0.5)
+    stage = explorer.page.locator('[data-modality="image"] .stage').first
+    stage.evaluate("stage => stage.focus({ preventScroll: true })")
+    for key in ("Escape", "ArrowRight"):
+        explorer.page.keyboard.press(key)
+    explorer.page.mouse.move(1, 1)
+    explorer.page.keyboard.press("ArrowDown")
+    row, column = planted("image", 1)
+    expected = f"y {row * 8 + 8}–{row * 8 + 16} px, x {column * 8}–{column * 8 + 8} px"
+    assert expected in explorer.text("#readout")
+
+
 def test_a_new_width_keeps_the_cell_cursor_and_the_focus(explorer):
     explorer.view(method="rollout")
+    explorer.page.mouse.move(1, 1)  # away from where an earlier test has left it
     explorer.page.locator('[data-modality="image"] .stage').first.focus()
     for key in ("Escape", "ArrowRight"):
         explorer.page.keyboard.press(key)

@@ -127,7 +127,7 @@ function listenToModality({ name, part, description, panels, player }) {
       });
     }
     panel.stage.addEventListener("pointerleave", () => {
-      if (document.activeElement !== panels[0].stage) setCursor(null);
+      if (figure.cursor?.modality === name && document.activeElement !== panels[0].stage) setCursor(null);
     });
     panel.stage.addEventListener("click", (event) => selectPlace(description, panel.positionOf(event)));
     if (player) panel.stage.addEventListener("click", (event) => player.seek(panel.positionOf(event)[1]));
