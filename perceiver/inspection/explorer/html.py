@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib import resources
 from typing import Any
 
@@ -55,7 +56,11 @@ def read_part(name: str) -> str:
 
 def embed(content: Mapping[str, Any]) -> str:
     """Return JSON that is safe within a script element, and valid for JavaScript, which has no NaN."""
-    text = json.dumps(finite(content), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    encode = partial(json.dumps, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    try:
+        text = encode(content)
+    except (TypeError, ValueError):  # a mapping that is no dict, or a NaN: most have neither
+        text = encode(finite(content))
     return text.replace("<", "\\u003c")
 
 
