@@ -85,7 +85,7 @@ class Reader(ABC, Generic[InMemory]):
         """
 
     def decoded(self, part: File) -> InMemory | None:
-        """Return a file as a part in memory of which `read` makes the same without `clips`; None if there is none.
+        """Return a file as a part in memory of which `read` makes the same without `clips`; None if no part does.
 
         Raises:
             UnreadableError: as `read`.

@@ -69,6 +69,9 @@ class WatchedAnswers:
     ) -> Explanation:
         """Explain the likeliest answers of a call; see `WatchedAttention.explain`."""
         logits = self.logits(record)
+        num_classes = logits.shape[-1]
+        if wrong := [label for label in batch.targets.get("label", ()) if not 0 <= int(label) < num_classes]:
+            raise ValueError(f"labels: {int(wrong[0])} is none of {num_classes} classes")
         record.outputs = {LOGITS: logits.detach().float()}
         if logits.ndim == 2:
             answers = [

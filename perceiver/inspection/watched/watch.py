@@ -16,6 +16,7 @@ its outputs are those of the uncompiled model to the bit.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ class WatchedAttention(WatchedRecord):
         for key, given in (("labels", labels), ("ids", ids)):
             if given is not None and len(given) != self.num_rows:
                 raise ValueError(f"{key}: {len(given)} for {self.num_rows} samples")
-        name = class_names if callable(class_names) else lambda number: class_names[number]
+        name = class_names if callable(class_names) else partial(_name_in, class_names)
         targets = {} if labels is None else {"label": torch.as_tensor(labels)}
         batch = Batch(
             {name: given.values for name, given in self.inputs.items() if isinstance(given.values, Tensor)},
@@ -87,11 +88,6 @@ class WatchedAttention(WatchedRecord):
             [str(row) for row in range(self.num_rows)] if ids is None else list(ids),
         )
         self._answers = WatchedAnswers(logits or usual_logits, name, alpha)
-        num_classes = self._answers.logits(self).shape[-1]
-        if not callable(class_names) and len(class_names) < num_classes:
-            raise ValueError(f"class_names: {len(class_names)} for {num_classes} classes or tokens")
-        if wrong := [label for label in labels or () if not 0 <= int(label) < num_classes]:
-            raise ValueError(f"labels: {wrong[0]} is none of {num_classes} classes")
         return self._answers.explain(self, batch, top=top, positions=positions, foil=foil)
 
     def faithfulness(self, explanation: Explanation, *, num_orders: int = 20) -> FaithfulnessCurves:
@@ -173,6 +169,12 @@ class WatchedAttention(WatchedRecord):
         """Return the writer of an explanation of the last call."""
         pictures = {name: picture for name, given in self.inputs.items() if (picture := given.drawn) is not None}
         return ExplanationWriter(explanation, Media(pictures, texts=self.texts))
+
+
+def _name_in(names: Sequence[str], number: int) -> str:
+    if number >= len(names):
+        raise ValueError(f"class_names: there are {len(names)}, none of which is that of {number}")
+    return names[number]
 
 
 @contextmanager
