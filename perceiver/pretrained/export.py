@@ -114,7 +114,7 @@ def sizes(model: Perceiver) -> dict[str, Any]:
         "hidden_act": activation_name(cross.mlp[1]),
         "attention_probs_dropout_prob": cross.attention.mechanism.dropout,
         "use_query_residual": cross.residual is not None,
-        **widths(cross, layer, dim),
+        **widths(cross, layer, dim, model.decoder.cross_block),
     }
 
 
@@ -125,8 +125,10 @@ def widening(block: CrossBlock | SelfBlock) -> int:
     return linear.out_features // linear.in_features
 
 
-def widths(cross: CrossBlock, layer: SelfBlock | None, dim: int) -> dict[str, Any]:
+def widths(cross: CrossBlock, layer: SelfBlock | None, dim: int, decoder: Any) -> dict[str, Any]:
     """Return the values that imply the widths of queries, keys and values.
+
+    Which of them the encoder leaves open is decided by the decoder's cross-attention, where it depends on them.
 
     Raises:
         ValueError: there are none.
@@ -135,8 +137,10 @@ def widths(cross: CrossBlock, layer: SelfBlock | None, dim: int) -> dict[str, An
     wanted = [cross.attention.query.out_features, cross.attention.value.out_features]
     if layer is not None:
         wanted += [layer.attention.query.out_features, layer.attention.value.out_features]
-    choices = product((None, wanted[0]), (None, wanted[1]), (("kv", inputs), ("q", dim)))
-    for qk, v, (shape, default) in choices:
+    read = decoder.attention
+    shapes = [("kv", inputs, read.key.in_features), ("q", dim, read.query.in_features)]
+    shapes.sort(key=lambda shape: shape[2] != read.key.out_features)
+    for (shape, default, _), qk, v in product(shapes, (None, wanted[0]), (None, wanted[1])):
         cross_qk, self_qk = qk or default, qk or dim
         if wanted == [cross_qk, v or cross_qk, self_qk, v or self_qk][: len(wanted)]:
             return {"qk_channels": qk, "v_channels": v, "cross_attention_shape_for_attention": shape}
