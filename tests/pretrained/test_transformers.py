@@ -48,8 +48,8 @@ PAIRS = [
         pytest.param(CLASSES[number % len(CLASSES)], overrides, "large", id=name)
         for number, (name, overrides) in enumerate(CONFIGS.items())
     ),
-    # Of these two, only the decoder tells "q" from "kv".
-    *(pytest.param(hf_class, CONFIGS["qk_channels"] | CONFIGS["q"], "large") for hf_class in (FLOW, MULTIMODAL)),
+    # With given widths, only the decoder of these two tells "q" from "kv".
+    *(pytest.param(hf_class, CONFIGS["q"] | CONFIGS["qk_channels"], "large") for hf_class in (FLOW, MULTIMODAL)),
 ]
 
 
