@@ -65,12 +65,45 @@ MULTIMODAL_RATE, MULTIMODAL_FPS = 48_000, 25.0
 """Of the sound and the video of the multimodal model, in Hz."""
 
 
-class Shapes(dict[str, tuple[int, ...]]):
-    """Name of a weight -> its shape.
+class Values(dict[str, Any]):
+    """The values of a config, of which those in `DEFAULTS` are checked as they are read: an architecture needs a few.
 
     Raises:
-        ValueError: there is no such weight.
+        ValueError: a value is not of the type of the default, or a size is not positive.
     """
+
+    def __getitem__(self, key: str) -> Any:
+        value, default = super().__getitem__(key), DEFAULTS.get(key)
+        if default is None or (key == "hidden_act" and isinstance(value, nn.Module)):
+            return value
+        least = 0 if key == "num_self_attends_per_block" else 1
+        if isinstance(default, list):
+            is_valid = isinstance(value, list | tuple) and len(value) == len(default)
+            is_valid = is_valid and all(type(one) is int and one >= 1 for one in value)
+            wanted = f"{len(default)} whole numbers, at least 1"
+        elif type(default) is int:
+            is_valid, wanted = type(value) is int and value >= least, f"a whole number, at least {least}"
+        elif isinstance(default, float):
+            is_valid, wanted = type(value) in (int, float) and 0.0 <= value < 1.0, "a number in [0, 1)"
+        else:
+            is_valid, wanted = type(value) is type(default), f"a {type(default).__name__}"
+        if not is_valid:
+            raise ValueError(f"{key}={value!r} must be {wanted}")
+        return value
+
+
+class Shapes(dict[str, tuple[int, ...]]):
+    """Name of a weight -> its shape: that of a matrix, or of the kernel of a convolution.
+
+    Raises:
+        ValueError: there is no such weight, or it has another number of axes.
+    """
+
+    def __getitem__(self, key: str) -> tuple[int, ...]:
+        shape = super().__getitem__(key)
+        if len(shape) not in (2, 4):
+            raise ValueError(f"weight {key} of shape {list(shape)} must be a matrix, or the kernel of a convolution")
+        return shape
 
     def __missing__(self, key: str) -> tuple[int, ...]:
         raise ValueError(f"the weights lack {key}")
@@ -81,12 +114,12 @@ class Sizes:
     """What the functions below read.
 
     Attributes:
-        config: see `Config`, with all of `DEFAULTS`.
+        config: with all of `DEFAULTS`.
         shapes: of the weights.
         variant: whose code is followed.
     """
 
-    config: Config
+    config: Values
     shapes: Shapes
     variant: Variant
 
@@ -136,7 +169,7 @@ def perceiver(sizes: Sizes, encoders: Node, decoder: Node, **options: Any) -> No
         num_latents=num_latents,
         dim=dim,
         cross_attention=sizes.block(
-            cross, config["num_cross_attention_heads"], query_residual=bool(config["use_query_residual"])
+            cross, config["num_cross_attention_heads"], query_residual=config["use_query_residual"]
         ),
         self_attention=sizes.block(first, config["num_self_attention_heads"]),
         schedule=part(
@@ -268,6 +301,9 @@ def multimodal_autoencoder(sizes: Sizes) -> Node:
     config, shapes = sizes.config, sizes.shapes
     num_samples = config["num_frames"] * config["audio_samples_per_frame"]
     patch_size = config["samples_per_patch"]
+    if num_samples % patch_size:
+        problem = f"must divide num_frames × audio_samples_per_frame={num_samples}"
+        raise ValueError(f"samples_per_patch={patch_size} {problem}")
     audio_positions = fourier(AUDIO_BANDS, num_samples)
     video_positions = fourier(VIDEO_BANDS, config["num_frames"], config["image_size"], config["image_size"])
     output, head = "perceiver.output_postprocessor.modalities", "perceiver.decoder.decoder.final_layer.weight"
@@ -369,10 +405,10 @@ def model_node(name: str, config: Config, shapes: Mapping[str, tuple[int, ...]],
         variant: whose code is followed, see above.
 
     Raises:
-        ValueError: the architecture or activation is not known, or a weight is missing.
+        ValueError: the architecture or activation is not known, a value is not valid, or a weight is missing.
     """
     if name not in ARCHITECTURES:
         raise ValueError(f"{name} is none of the published Perceivers: {', '.join(ARCHITECTURES)}")
     if variant not in ("transformers", "deepmind"):
         raise ValueError(f"variant={variant!r} must be transformers or deepmind")
-    return ARCHITECTURES[name].node(Sizes({**DEFAULTS, **config}, Shapes(shapes), variant))
+    return ARCHITECTURES[name].node(Sizes(Values({**DEFAULTS, **config}), Shapes(shapes), variant))

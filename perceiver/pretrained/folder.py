@@ -1,8 +1,8 @@
 """Published models from a folder or from the Hugging Face Hub, without transformers.
 
 A folder has `config.json` and `model.safetensors` or, pickled, `pytorch_model.bin`, which is read as tensors alone:
-nothing in it is executed. Neither krasserm/perceiver-io's checkpoints nor DeepMind's, which are pickles of Haiku, are
-read.
+nothing in it is executed. Instead of one file, there may be several, which an index beside them lists. Neither
+krasserm/perceiver-io's checkpoints nor DeepMind's, which are pickles of Haiku, are read.
 """
 
 import json
@@ -20,6 +20,9 @@ from perceiver.pretrained.nodes import Node
 from perceiver.pretrained.transformers import load
 
 CONFIG, SAFETENSORS, PICKLED = "config.json", "model.safetensors", "pytorch_model.bin"
+INDEX = ".index.json"
+FILES = (SAFETENSORS, f"{SAFETENSORS}{INDEX}", PICKLED, f"{PICKLED}{INDEX}")
+"""Files of weights, of which the first that exists is read: one with all, or the index of several."""
 PREPROCESSING = "preprocessor_config.json"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -29,7 +32,7 @@ class Published:
     """A published model as it is stored.
 
     Attributes:
-        path: of the weights.
+        path: of the weights, or of their index.
         architecture: name of its class in transformers.
         config: the content of `config.json`.
         preprocessing: the content of `preprocessor_config.json`, if there is one.
@@ -79,7 +82,7 @@ def build(published: Published, variant: Variant) -> tuple[Perceiver, Node]:
         _, first, *_ = [*str(error).splitlines(), ""]
         raise ValueError(f"{published.path}: its weights are not those of its config ({first.strip()})") from error
     except (ArithmeticError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{published.path}: {error}") from error
+        raise ValueError(f"{published.path.parent}: {error}") from error
     return model.eval(), node
 
 
@@ -94,10 +97,17 @@ def read(source: str | Path) -> Published:
     if not found:
         known = ", ".join(ARCHITECTURES)
         raise ValueError(f"{folder / CONFIG}: architectures={names} has none of the published models: {known}")
-    path = next((path for name in (SAFETENSORS, PICKLED) if (path := folder / name).is_file()), None)
+    if config.get("quantization_config"):
+        problem = "quantization_config: quantized weights are not read; save them unquantized"
+        raise ValueError(f"{folder / CONFIG}: {problem}")
+    path = next((path for name in FILES if (path := folder / name).is_file()), None)
     if path is None:
-        raise FileNotFoundError(f"{folder}: has neither {SAFETENSORS} nor {PICKLED}")
-    return Published(path, found[0], config, preprocessing, _read_weights(path))
+        raise FileNotFoundError(f"{folder}: has neither {SAFETENSORS} nor {PICKLED}, nor the index of several files")
+    weights = _read_sharded(path) if path.name.endswith(INDEX) else _read_weights(path)
+    for name, value in weights.items():
+        if problem := _problem(name, value):
+            raise ValueError(f"{path}: weight {name!r} {problem}")
+    return Published(path, found[0], config, preprocessing, weights)
 
 
 def locate(source: str | Path) -> Path:
@@ -126,10 +136,14 @@ def download(name: str) -> Path:
         problem = "no such folder; to download it from the Hugging Face Hub, install huggingface_hub"
         raise FileNotFoundError(f"{name}: {problem} (pip install 'perceiver[hub]')") from error
     try:
-        listed = snapshot_download(name, allow_patterns=[CONFIG, PREPROCESSING, SAFETENSORS])
-        if not (Path(listed) / SAFETENSORS).is_file():
-            listed = snapshot_download(name, allow_patterns=[CONFIG, PREPROCESSING, PICKLED])
-        return Path(listed)
+        for weights in (SAFETENSORS, PICKLED):
+            stem, _, suffix = weights.partition(".")
+            files = [weights, f"{weights}{INDEX}"]
+            patterns = [CONFIG, PREPROCESSING, *files, f"{stem}-*-of-*.{suffix}"]
+            folder = Path(snapshot_download(name, allow_patterns=patterns))
+            if any((folder / file).is_file() for file in files):
+                break
+        return folder
     except Exception as error:  # of the connection, of the server, of the cache
         first = str(error).strip().partition("\n")[0]
         hint = "without a network, copy its config.json and weights to a folder and give that"
@@ -137,11 +151,11 @@ def download(name: str) -> Path:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():  # but a pipe, for example
+        raise FileNotFoundError(f"{path}: no such file; a published model has one")
     try:
-        config = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path}: no such file; a published model has one") from error
-    except (OSError, ValueError) as error:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: is not readable as JSON ({error})") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path}: must be an object")
@@ -150,7 +164,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
     try:
-        if path.name == SAFETENSORS:
+        if path.suffix == Path(SAFETENSORS).suffix:
             from safetensors.torch import load_file
 
             weights = load_file(path)
@@ -162,3 +176,38 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise ValueError(f"{path}: must hold tensors by name")
     return dict(weights)
+
+
+def _read_sharded(index: Path) -> dict[str, Tensor]:
+    """Read weights that are stored in several files, which the index lists by weight.
+
+    Raises:
+        ValueError: it names a file outside of its folder, one is missing or damaged, or has other weights.
+    """
+    files = _read_json(index).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+        raise ValueError(f"{index}: weight_map must be an object with the file of each weight")
+    weights: dict[str, Tensor] = {}
+    for file in sorted(set(files.values())):
+        if file != Path(file).name or not (path := index.parent / file).is_file():
+            raise ValueError(f"{index}: weight_map: {file!r} is no file in this folder")
+        for name, value in _read_weights(path).items():
+            if files.get(name) != file:
+                raise ValueError(f"{path}: weight {name!r} is not listed for this file in {index.name}")
+            weights[name] = value
+    if missing := files.keys() - weights.keys():
+        raise ValueError(f"{index.parent / files[min(missing)]}: lacks {min(missing)}, which {index.name} lists for it")
+    return weights
+
+
+def _problem(name: str, value: Tensor) -> str:
+    """Return why a weight cannot be used; empty if it can."""
+    if not name.isprintable():
+        return "has a name that is not printable"
+    if value.layout != torch.strided or value.is_nested or value.is_quantized or value.is_meta:
+        return "is no plain tensor"
+    if name.endswith(".num_batches_tracked") and value.dtype == torch.int64:
+        return ""
+    if not value.is_floating_point():
+        return f"is of type {str(value.dtype).removeprefix('torch.')}, not floating-point"
+    return "" if value.float().isfinite().all() else "has values that are NaN or infinite"

@@ -5,6 +5,7 @@ DeepMind's notebooks, which keep them in [0, 1] and [-1, 1].
 """
 
 from collections.abc import Callable, Mapping
+from math import isfinite
 from typing import Any
 
 from perceiver.encoders.image import ImageEncoder
@@ -30,10 +31,14 @@ def run_nodes(published: Published, model: Node, variant: Variant) -> Node:
         variant: whose code is followed.
 
     Raises:
-        ValueError: files cannot be predicted with a model of this kind.
+        ValueError: files cannot be predicted with a model of this kind, or not with these settings.
     """
     kind = next(make for name, make in KINDS.items() if published.architecture.removeprefix(PREFIX).startswith(name))
-    nodes: Node = {"model": model, "tokenizer": None, "classes": 0, **kind(published, model, variant)}
+    nodes: Node = {"model": model, "tokenizer": None, "classes": 0}
+    try:
+        nodes |= kind(published, model, variant)
+    except ValueError as error:
+        raise ValueError(f"{published.path.parent}: {error}") from error
     names, num_classes = published.class_names, nodes.pop("classes")
     if len(names) != num_classes:
         names = [f"class {label}" for label in range(num_classes)]
@@ -45,12 +50,18 @@ def run_nodes(published: Published, model: Node, variant: Variant) -> Node:
 def image_classifier(published: Published, model: Node, variant: Variant) -> Node:
     """Return the nodes of a classifier of images, whose encoder normalizes them."""
     encoder, settings = model["encoders"]["image"], published.preprocessing
-    mean, std = settings.get("image_mean", MEAN), settings.get("image_std", STD)
-    num_classes = model["decoder"]["num_classes"]
+    num_classes, channels = model["decoder"]["num_classes"], encoder["stem"]["channels"]
+    _check_steps(settings)
+    mean, std = [0.0] * channels, [1.0] * channels
+    if settings.get("do_normalize", True):
+        mean, std = (_values(settings, key, default) for key, default in (("image_mean", MEAN), ("image_std", STD)))
+    if not all(len(values) in (1, channels) for values in (mean, std)) or min(std) <= 0:
+        problem = f"must have a number for each of {channels} channels, and image_std positive ones"
+        raise ValueError(f"image_mean={mean}, image_std={std} of {PREPROCESSING} {problem}")
     return {
         "model": {**model, "encoders": {"image": {**encoder, "mean": mean, "std": std}}},
         "readers": {"image": image_reader(settings, encoder)},
-        "task": classification(num_classes),
+        "task": class_task(published, num_classes),
         "classes": num_classes,
     }
 
@@ -69,7 +80,7 @@ def text_model(published: Published, model: Node, variant: Variant) -> Node:
     return {
         "tokenizer": tokenizer,
         "readers": {"text": part("data.readers.text.TextReader", tokenizer=tokenizer)},
-        "task": classification(num_classes) if num_classes else fill_mask,
+        "task": class_task(published, num_classes) if num_classes else fill_mask,
         "classes": num_classes,
     }
 
@@ -144,15 +155,19 @@ KINDS: dict[str, Callable[[Published, Node, Variant], Node]] = {
 
 def image_reader(settings: dict[str, Any], encoder: Node) -> Node:
     """Return the node of a reader of images; `settings` are those of `preprocessor_config.json`."""
-    trained = encoder["positions"].get("shape", [SIZE])[0]
-    size, crop = (_side(settings.get(key), default) for key, default in (("size", trained), ("crop_size", None)))
+    trained = encoder["positions"].get("shape", 2 * [SIZE])
+    size = _sides("size", settings.get("size")) or trained
+    crop = _sides("crop_size", settings.get("crop_size"))
+    if crop is not None and (len(set(crop)) > 1 or crop[0] < max(size)):
+        problem = "must be a square, at least as large as size"
+        raise ValueError(f"crop_size={settings['crop_size']} of {PREPROCESSING} {problem}={size}")
     return part(
         "data.readers.center_crop.CenterCropReader",
-        image_size=size,
+        image_size=size[0] if len(set(size)) == 1 else size,
         channels=encoder["stem"]["channels"],
         augment=None,
         max_value=None,
-        eval_crop=SIZE / CROP if crop is None else min(size / crop, 1.0),
+        eval_crop=SIZE / CROP if crop is None else max(size) / crop[0],
     )
 
 
@@ -180,16 +195,72 @@ def image_settings(encoder: ImageEncoder, reader: Mapping[str, Any]) -> dict[str
     }
 
 
-def _side(value: Any, default: Any) -> Any:
-    """Return the side of a square, which is stored as a number or by name.
+STEPS: dict[str, Any] = {
+    "do_resize": True,
+    "do_center_crop": True,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "resample": 3,  # bicubic
+    "do_pad": False,
+}
+"""Steps of `PerceiverImageProcessor` that images are read with; of other values, None stands for these, too."""
+
+
+def _check_steps(settings: Mapping[str, Any]) -> None:
+    """Check that images are processed in the steps of the published models.
 
     Raises:
-        ValueError: it is no whole number of at least 1.
+        ValueError: a setting has another value.
     """
-    side = value.get("height", value.get("shortest_edge")) if isinstance(value, dict) else value
-    if side is not None and (type(side) is not int or side < 1):
-        raise ValueError(f"size={value} of {PREPROCESSING} must be a whole number, at least 1")
-    return default if side is None else side
+    for key, value in STEPS.items():
+        if (found := settings.get(key)) is not None and found != value:
+            raise ValueError(f"{key}={found} of {PREPROCESSING} is not supported: it must be {value}")
+
+
+def _values(settings: Mapping[str, Any], key: str, default: list[float]) -> list[float]:
+    """Return numbers by channel.
+
+    Raises:
+        ValueError: they are none.
+    """
+    found = default if settings.get(key) is None else settings[key]
+    values = found if isinstance(found, list) else [found]
+    if not values or not all(type(value) in (int, float) and isfinite(value) for value in values):
+        raise ValueError(f"{key}={found} of {PREPROCESSING} must be numbers")
+    return [float(value) for value in values]
+
+
+def _sides(key: str, value: Any) -> list[int] | None:
+    """Return height and width, which are stored as a number or by name; None if they are not.
+
+    Raises:
+        ValueError: they are no whole numbers of at least 1.
+    """
+    sides = 2 * [value]
+    if isinstance(value, dict):
+        sides = 2 * [value["shortest_edge"]] if "shortest_edge" in value else [value.get("height"), value.get("width")]
+    if sides == [None, None]:
+        return None
+    if not all(type(side) is int and side >= 1 for side in sides):
+        raise ValueError(f"{key}={value} of {PREPROCESSING} must be whole numbers, at least 1")
+    return sides
+
+
+def class_task(published: Published, num_classes: int) -> Node:
+    """Return the node of the task of a classifier: one class per sample, or any number, each with a score.
+
+    Raises:
+        ValueError: its outputs are no classes.
+    """
+    kind = published.config.get("problem_type")
+    if kind == "multi_label_classification":
+        loss = part("tasks.losses.LossSpec")
+        return part("tasks.tagging.Tagging", num_classes=num_classes, multi_label=True, loss=loss, mixup=0.0)
+    if kind not in (None, "single_label_classification") or num_classes == 1:
+        problem = f"problem_type={kind} with {num_classes} outputs is not supported"
+        known = "single_label_classification or multi_label_classification, of 2 or more"
+        raise ValueError(f"{problem}: it must be {known}")
+    return classification(num_classes)
 
 
 def classification(num_classes: int, output: str = "logits") -> Node:

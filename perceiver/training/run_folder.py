@@ -34,6 +34,8 @@ def write_run_folder(folder: Path, checkpoint: Checkpoint) -> None:
 
 def is_run_folder(folder: Path) -> bool:
     """Whether a folder was written by `write_run_folder`, by the format that its config states."""
+    if not (folder / CONFIG).is_file():
+        return False
     try:
         content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

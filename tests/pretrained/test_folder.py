@@ -7,15 +7,16 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from perceiver.pretrained import from_pretrained
 from perceiver.pretrained.folder import read
-from tests.pretrained.small import CLASSES, CONV, FOURIER, SEQUENCE, case, small
+from tests.pretrained.small import CLASSES, CONV, FLOW, FOURIER, MULTIMODAL, SEQUENCE, case, small
 
 
-def saved(hf_class, folder, *, pickled=False):
+def saved(hf_class, folder, *, pickled=False, max_shard_size="1GB"):
     hf_model = small(hf_class)
-    hf_model.save_pretrained(folder)
+    hf_model.save_pretrained(folder, max_shard_size=max_shard_size)
     if pickled:
         torch.save(hf_model.state_dict(), folder / "pytorch_model.bin")
         (folder / "model.safetensors").unlink()
@@ -30,6 +31,100 @@ def test_outputs_are_those_of_the_saved_model(tmp_path, hf_class, pickled):
     found = given.found(from_pretrained(tmp_path))
     for name, values in given.expected(hf_model).items():
         torch.testing.assert_close(found[name], values, atol=1e-5, rtol=0.0)
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    """A folder with several files of weights, and the index of them."""
+    saved(SEQUENCE, tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) > 1
+    return tmp_path, tmp_path / "model.safetensors.index.json"
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+@torch.no_grad()
+def test_weights_may_be_stored_in_several_files(sharded, pickled):
+    folder, index = sharded
+    hf_model, given = small(SEQUENCE), case(SEQUENCE)
+    if pickled:
+        files = json.loads(index.read_text())["weight_map"]
+        renamed = {name: file.replace(".safetensors", ".bin") for name, file in files.items()}
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": renamed}))
+        for path in folder.glob("model*safetensors"):
+            torch.save(load_file(path), path.with_suffix(".bin"))
+            path.unlink()
+        index.unlink()
+    expected = given.expected(hf_model)["logits"]
+    torch.testing.assert_close(given.found(from_pretrained(folder))["logits"], expected, atol=1e-5, rtol=0.0)
+
+
+@pytest.mark.parametrize("problem", ["missing", "outside", "absolute", "unlisted", "lacking", "no map"])
+def test_several_files_that_do_not_agree_with_their_index_are_refused(sharded, problem):
+    folder, index = sharded
+    files = json.loads(index.read_text())["weight_map"]
+    name, file = next(iter(files.items()))
+    if problem == "missing":
+        (folder / file).unlink()
+    elif problem in ("outside", "absolute"):
+        outside = folder / "sub"
+        outside.mkdir()
+        (folder / file).rename(outside / file)
+        start = "sub/../sub" if problem == "outside" else str(outside)
+        files = {name: f"{start}/{file}" if of == file else of for name, of in files.items()}
+    elif problem == "unlisted":
+        del files[name]
+    elif problem == "lacking":
+        files["perceiver.extra"] = file
+    index.write_text(json.dumps({"weight_map": "x" if problem == "no map" else files}))
+    words = {"missing": file, "unlisted": name, "lacking": "perceiver.extra", "no map": "weight_map"}
+    with pytest.raises(ValueError, match=words.get(problem, file)) as refused:
+        from_pretrained(folder)
+    assert "index.json" in str(refused.value)
+
+
+ARRAY = "perceiver.embeddings.latents"
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda array: array.long(), "int64"),
+        (lambda array: array.to(torch.complex64), "complex64"),
+        (lambda array: array.where(torch.arange(len(array))[:, None] > 0, torch.nan), "NaN"),
+        (lambda array: array.to_sparse(), "plain"),
+        (lambda array: torch.quantize_per_tensor(array, 0.1, 0, torch.qint8), "plain"),
+        (lambda array: array[0], "matrix"),
+    ],
+    ids=["int", "complex", "nan", "sparse", "quantized", "vector"],
+)
+def test_weights_that_are_no_plain_finite_numbers_are_refused_by_name(tmp_path, change, problem):
+    saved(FOURIER, tmp_path, pickled=True)
+    path = tmp_path / "pytorch_model.bin"
+    weights = torch.load(path)
+    torch.save({**weights, ARRAY: change(weights[ARRAY])}, path)
+    with pytest.raises(ValueError, match=f"{tmp_path}.*{ARRAY}.*{problem}"):
+        from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("hf_class", "key", "value"),
+    [
+        *((FOURIER, "use_query_residual", value) for value in ("false", 0)),
+        *((FOURIER, "num_blocks", value) for value in (True, 2.0, 0, "2")),
+        *((FOURIER, "num_self_attends_per_block", value) for value in (-1, None)),
+        *((FOURIER, "attention_probs_dropout_prob", value) for value in (1.0, "0.1")),
+        *((FOURIER, "hidden_act", ["gelu"]), (FOURIER, "quantization_config", {"load_in_8bit": True})),
+        *((FLOW, "train_size", value) for value in (6, [6.5, 10], [0, 10])),
+        *((MULTIMODAL, "output_shape", [1, 2, 8]), (MULTIMODAL, "image_size", [13, 13])),
+        (MULTIMODAL, "audio_samples_per_frame", 34),
+    ],
+)
+def test_values_that_are_not_supported_are_refused_by_name(tmp_path, hf_class, key, value):
+    saved(hf_class, tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(ValueError, match=f"{tmp_path}.*{key}"):
+        from_pretrained(tmp_path)
 
 
 @pytest.mark.slow
@@ -87,7 +182,7 @@ def damage(folder, what):
         words = "architectures=3"
     else:
         content["num_blocks"] = "many"
-        words = "model.safetensors"
+        words = "num_blocks='many'"
     config.write_text(json.dumps(content))
     return words
 

@@ -9,18 +9,19 @@ from perceiver.data.readers.image import ImageReader
 
 
 class CenterCropReader(ImageReader):
-    """Images whose central square is cropped in the original resolution and resized by bicubic interpolation.
+    """Images whose center is cropped in the original resolution and resized by bicubic interpolation.
 
     Source: `PerceiverImageProcessor` of transformers 5.23, with torchvision, whose pixels these are. DeepMind's code
     resizes with OpenCV, without antialiasing.
 
     Args:
         image_size, channels, augment, max_value: see `ImageReader`.
-        eval_crop: side of the square as a fraction of the shorter side; 224/256 in the published models.
+        eval_crop: longer side of the center, which has the shape of `image_size`, as a fraction of the shorter side of
+            the image; 224/256 in the published models, whose images are squares.
     """
 
     def resize(self, image: UInt8[Tensor, "channels _ _"], crop: float = 1.0) -> UInt8[Tensor, "channels height width"]:
         height, width = image.shape[-2:]
-        side = max(int(crop * min(height, width)), 1)
-        square = F.crop(image, (height - side) // 2, (width - side) // 2, side, side)
-        return F.resize(square, list(self.size), interpolation=InterpolationMode.BICUBIC, antialias=True)
+        rows, columns = (max(int(crop * min(height, width) * (side / max(self.size))), 1) for side in self.size)
+        center = F.crop(image, (height - rows) // 2, (width - columns) // 2, rows, columns)
+        return F.resize(center, list(self.size), interpolation=InterpolationMode.BICUBIC, antialias=True)
