@@ -16,14 +16,14 @@ from perceiver.model import Perceiver
 from perceiver.runtime.errors import ConfigError
 from perceiver.runtime.summary import show
 from perceiver.training.build import Parts
-from perceiver.training.checkpoint import Checkpoint, read_checkpoint
+from perceiver.training.checkpoint import Checkpoint, other_kind, read_checkpoint
 from perceiver.training.published import read_published
 from perceiver.types import Resizable
 
 MODEL = "model."
 """Prefix of the weights of the model among those of a checkpoint."""
-MAX_KEYS = 12
-"""Names of weights in an error, and rows of the table for a part of the model."""
+MAX_KEYS, MAX_ROWS = 3, 12
+"""Weights in an error, and rows of the table for a part of the model."""
 Origin: TypeAlias = Literal["loaded", "resized", "new", "unused"]
 """Where a weight comes from: the earlier model, the same of another size, or initialization; or it is not needed."""
 
@@ -76,24 +76,25 @@ def initialize_from(parts: Parts, source: str, *, variant: str = "transformers",
 
     Raises:
         ConfigError: it cannot be read, its texts have other token ids, neither an encoder nor the memory fits, a weight
-            is not finite, or, with `strict`, not all fits.
+            is not finite or of another kind of number, or, with `strict`, not all fits. What does not fit is in the
+            table, which is then printed, too.
     """
     checkpoint = _read(source, variant)
     _check_vocabularies(parts, checkpoint, source)
     before = {key.removeprefix(MODEL): value for key, value in checkpoint.state.items() if key.startswith(MODEL)}
     weights = compare(parts.model, before)
+    by_part = _by_part(weights)
     different = [weight for weight in weights if weight.origin != "loaded"]
     if strict and different:
-        keys = ", ".join(f"{weight.name} ({weight.origin}: {weight.shapes})" for weight in different[:MAX_KEYS])
-        more = f" and {len(different) - MAX_KEYS} more" if len(different) > MAX_KEYS else ""
-        raise ConfigError(f"init.strict=true: not all weights of init.from={source} fit: {keys}{more}")
+        _show(by_part, source)
+        raise ConfigError(f"init.strict=true: not all weights of init.from={source} fit: {_listed(different)}")
     if not any(weight.origin == "loaded" and not weight.name.startswith("decoder.") for weight in weights):
-        keys = ", ".join(f"{weight.name} {weight.shapes}" for weight in different[:MAX_KEYS])
+        _show(by_part, source)
         hint = f"; pretrained={source} trains its own model" if is_published(source) else ""
-        raise ConfigError(f"init.from={source}: neither an encoder nor the memory fits this model ({keys}, …){hint}")
-    _check_finite(before, weights, source)
+        problem = f"neither an encoder nor the memory fits this model: {_listed(different)}"
+        raise ConfigError(f"init.from={source}: {problem}{hint}")
+    _check_values(before, weights, source)
     _load(parts.model, before, weights)
-    by_part = _by_part(weights)
     _warn_of_parts(by_part, source)
     warn_of_frozen(parts, {weight.name for weight in weights if weight.origin == "new"})
     _warn_of_classes(checkpoint.class_names, parts.module.description["class_names"], weights, source)
@@ -148,10 +149,22 @@ def _check_vocabularies(parts: Parts, checkpoint: Checkpoint, source: str) -> No
             )
 
 
-def _check_finite(before: Mapping[str, Tensor], weights: list[Weight], source: str) -> None:
+def _listed(weights: list[Weight]) -> str:
+    """Return the first weights with origin and shape, and the number of the others."""
+    listed = ", ".join(f"{weight.name} ({weight.origin}: {weight.shapes})" for weight in weights[:MAX_KEYS])
+    return f"{listed} and {len(weights) - MAX_KEYS} more" if len(weights) > MAX_KEYS else listed
+
+
+def _check_values(before: Mapping[str, Tensor], weights: list[Weight], source: str) -> None:
     for weight in weights:
-        if weight.origin in ("loaded", "resized") and not before[weight.name].isfinite().all():
-            raise ConfigError(f"init.from={source}: {weight.name} has values that are NaN or infinite")
+        if weight.origin not in ("loaded", "resized"):
+            continue
+        value = before[weight.name]
+        problem = other_kind(value, weight.value)
+        if not problem and not value.isfinite().all():
+            problem = "has values that are NaN or infinite"
+        if problem:
+            raise ConfigError(f"init.from={source}: {weight.name} {problem}")
 
 
 def warn_of_frozen(parts: Parts, new: Container[str]) -> None:
@@ -205,9 +218,9 @@ def _show(parts: Mapping[str, list[Weight]], source: str) -> None:
         others = [module for module in modules if module[0].origin != "loaded"]
         if loaded:
             table.add_row(name, "loaded", f"{len(loaded)} of {len(part)} weights" if others else "", _size(loaded))
-        for module in others[:MAX_KEYS]:
+        for module in others[:MAX_ROWS]:
             table.add_row(_common_name(module), *_origin(module), _size(module))
-        if rest := [weight for module in others[MAX_KEYS:] for weight in module]:
+        if rest := [weight for module in others[MAX_ROWS:] for weight in module]:
             table.add_row(f"… and {len(rest)} more weights of {name}", "", "", _size(rest))
     show(table)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from perceiver.commands.embed import Pool, embeddings
 from perceiver.commands.finished_run import FinishedRun, is_published, load_published
 from perceiver.commands.finished_run import load as load_run
-from perceiver.commands.predict import predict_samples, to_accelerator
+from perceiver.commands.predict import number_of_answers, predict_samples, to_accelerator
 from perceiver.data.collate import collate
 from perceiver.inspection.maps.explainer import Explainer
 from perceiver.inspection.maps.explanation import Explanation
@@ -55,8 +55,10 @@ class Loaded:
 
         Raises:
             UnreadableError: a file is missing or not of a kind that the model reads.
+            ValueError: `top` is not at least 1, or more than there are classes.
         """
-        return predict_samples(self.run.parts, self._samples(files), top or self.run.parts.task.num_answers)
+        number = number_of_answers(self.run.parts.task, top)
+        return predict_samples(self.run.parts, self._samples(files), number)
 
     def embed(self, files: Files, pool: Pool = "mean") -> Float[Tensor, "files *latents dim"]:
         """Return the mean of the latents of each file, or with `pool="none"` all of them.

@@ -27,6 +27,7 @@ from perceiver.inspection.writer import ExplanationWriter, media_versions
 from perceiver.model import Perceiver
 from perceiver.runtime.errors import ConfigError, one_line
 from perceiver.runtime.summary import console
+from perceiver.tasks.base import Task
 from perceiver.training.build import Parts
 from perceiver.types import IncrementalDecoder, Memory, Picture, Sample, utf8_safe
 
@@ -49,15 +50,16 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
     paths = named(cfg.inputs)
     if not paths:
         raise ConfigError("inputs=[]: name at least one file")
-    if cfg.top is not None and (not isinstance(cfg.top, int) or cfg.top < 1):
-        raise ConfigError(f"top={cfg.top}: must be a whole number, at least 1")
     finished = load_named(cfg, cfg.overrides)
     config, parts = finished.config, finished.parts
     prepare_torch(config)
     to_accelerator(parts)
     output = finished.output_dir / "predictions" if cfg.output is None else Path(cfg.output)
     check_writable(output)
-    top = parts.task.num_answers if cfg.top is None else cfg.top
+    try:
+        top = number_of_answers(parts.task, cfg.top)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     files = list(input_files(paths, parts.data.dataset.file_endings))
     answers: list[dict[str, Any]] = []
     errors: list[str] = []
@@ -81,6 +83,21 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
     if errors:
         raise UnreadableError("; ".join(errors))
     return answers
+
+
+def number_of_answers(task: Task, top: Any) -> int:
+    """Return how many answers are given about a file: `top`, or if it is None as many as the task has by default.
+
+    Raises:
+        ValueError: it is no number, or more than there are classes.
+    """
+    if top is None:
+        return task.num_answers
+    if type(top) is not int or top < 1:
+        raise ValueError(f"top={top}: must be a whole number, at least 1")
+    if task.max_answers is not None and top > task.max_answers:
+        raise ValueError(f"top={top}: the model has {task.max_answers} classes")
+    return top
 
 
 def named(inputs: Any) -> list[Path]:

@@ -16,7 +16,7 @@ from perceiver.processes import all_gather
 from perceiver.runtime.checkpoints import BEST, LAST
 from perceiver.runtime.loggers.base import run_loggers
 from perceiver.runtime.signals import TERMINATED
-from perceiver.runtime.summary import class_table, metrics_table, show
+from perceiver.runtime.summary import class_table, metrics_table, show, show_files
 from perceiver.training.attention_callback import AttentionCallback
 from perceiver.training.build import Parts, config_errors
 from perceiver.training.module import TrainingModule
@@ -115,7 +115,8 @@ def show_results(metrics: Mapping[str, float], parts: Parts, files: Mapping[str,
     """Print metrics, those of each class in a table of their own, and the files with results by name."""
     if rows := class_rows(parts):
         show(class_table(rows))
-    show(metrics_table(metrics, files))
+    show(metrics_table(metrics))
+    show_files(files)
 
 
 def write_metrics(metrics: Mapping[str, float], path: Path, of: Mapping[str, Any] | None = None) -> None:

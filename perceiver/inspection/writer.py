@@ -136,12 +136,12 @@ class ExplanationWriter:
     def write_matrices(self, folder: Path) -> list[Path]:
         """Write the alignment matrices of each sample as `<number>_<modality>.png` and `.csv`, and return the files."""
         written = []
-        for row, (_, matrices) in enumerate(self.matrices()):
+        for row, (id, matrices) in enumerate(self.matrices()):
             for name, of_modality in matrices.items():
                 folder.mkdir(parents=True, exist_ok=True)
                 files = [folder / f"{row}_{name}.{ending}" for ending in ("png", "csv")]
                 matrix_image(of_modality).save(files[0])
-                files[1].write_text(matrix_csv(of_modality), encoding="utf-8")
+                files[1].write_text(matrix_csv(of_modality, id), encoding="utf-8")
                 written += files
         return written
 

@@ -103,16 +103,20 @@ def is_aggregate(name: str, names: Container[str]) -> bool:
     return name.count("/") < 2 or f"{name.rpartition('/')[0]}/loss" in names
 
 
-def metrics_table(metrics: Mapping[str, float], files: Mapping[str, Path]) -> Table:
-    """The final metrics without those of single classes, and the files with all results."""
+def show_files(files: Mapping[str, Path]) -> None:
+    """Print named files, each in a line that is never broken, and write them to the run's log file."""
+    width = max(map(len, files), default=0)
+    for name, path in files.items():
+        line = f"{name:<{width}}  {os.path.relpath(path)}"
+        console.print(line, soft_wrap=True, highlight=False)
+        note(line)
+
+
+def metrics_table(metrics: Mapping[str, float]) -> Table:
+    """The final metrics without those of single classes."""
     table = Table(title="result", title_justify="left", show_header=False)
-    table.add_column()
-    table.add_column(overflow="fold")
     for name, value in aggregate_metrics(metrics).items():
         table.add_row(name, _number(value))
-    table.add_section()
-    for name, path in files.items():
-        table.add_row(name, os.path.relpath(path))
     return table
 
 

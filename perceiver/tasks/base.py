@@ -59,6 +59,7 @@ class Task(nn.Module, ABC):
         mixes_samples: whether `prepare` changes inputs.
         monitor, monitor_mode: the metric of validation that determines the best checkpoint, and its better direction.
         num_answers: default number of answers about a user's own file.
+        max_answers: the largest number that there can be; None if any number is allowed.
         given_queries: the outputs for which `queries` gives something to the decoder, see `Decoder.needs_queries`.
         needs_class_counts: whether `set_class_counts` must be called before training. Weights derived from the counts
             are saved with those of the model.
@@ -68,6 +69,7 @@ class Task(nn.Module, ABC):
     monitor: str
     monitor_mode: Literal["min", "max"]
     num_answers: int = 5
+    max_answers: int | None = None
     answer_key: str = "class"
     mixes_samples: bool = False
     needs_class_counts: bool = False

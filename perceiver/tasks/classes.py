@@ -54,7 +54,7 @@ class ClassTask(Task):
         super().__init__()
         if num_classes < (min_classes := 1 if multi_label else 2):
             raise ValueError(f"num_classes={num_classes} must be at least {min_classes}")
-        self.num_classes = num_classes
+        self.num_classes = self.max_answers = num_classes
         self.multi_label = multi_label
         self.loss_spec = loss
         self.output = output

@@ -47,8 +47,7 @@ class Segmentation(PlacesTask):
         super().__init__(modality=modality, num_places=num_places, output=output)
         if not 2 <= num_classes <= UNLABELED:
             raise ValueError(f"num_classes={num_classes} must be 2 to {UNLABELED}")
-        self.num_classes = num_classes
-        self.num_answers = num_classes
+        self.num_classes = self.num_answers = self.max_answers = num_classes
         self.build_metrics(self._metrics)
         self.set_monitor(monitor)
 

@@ -98,12 +98,24 @@ def check_types(**values: Any) -> Checkpoint:
     return checkpoint
 
 
+def other_kind(value: Tensor, own: Tensor) -> str:
+    """Return why a weight cannot be that of a model, which has `own`, as its numbers are others; empty if it can."""
+    if value.is_floating_point() == own.is_floating_point() and value.is_complex() == own.is_complex():
+        return ""
+    stored, wanted = (str(one.dtype).removeprefix("torch.") for one in (value, own))
+    return f"is of type {stored}, and that of the model of type {wanted}"
+
+
 def load_weights(module: TrainingModule, checkpoint: Checkpoint, path: Path) -> None:
     """Load the weights of a checkpoint into a module.
 
     Raises:
         ConfigError: they do not fit the model.
     """
+    own = module.state_dict()
+    for name, value in checkpoint.state.items():
+        if name in own and (problem := other_kind(value, own[name])):
+            raise ConfigError(f"{path}: its weight {name} {problem}")
     try:
         module.load_weights(checkpoint.state)
     except RuntimeError as error:

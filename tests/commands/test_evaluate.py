@@ -133,8 +133,8 @@ class TestPredict:
         assert "[1]" in ended.out
 
     def test_at_most_all_classes_are_predicted_whatever_else_is_predicted(self, run, pictures, tmp_path):
-        one, (first,) = self.predict(run, pictures[:1], tmp_path / "one", "top=99")
-        all_, answers = self.predict(run, pictures, tmp_path / "all", "top=99", 'overrides=["loader.batch_size=1"]')
+        one, (first,) = self.predict(run, pictures[:1], tmp_path / "one", "top=10")
+        all_, answers = self.predict(run, pictures, tmp_path / "all", "top=10", 'overrides=["loader.batch_size=1"]')
         assert one.ok, one.err
         assert all_.ok, all_.err
         assert sorted(prediction["class"] for prediction in first["predictions"]) == list("0123456789")
@@ -192,6 +192,7 @@ class TestPredict:
         ("override", "reason"),
         [
             ("top=0", "top=0"),
+            ("top=11", "10 classes"),
             ("top=many", "top=many"),
             ("inputs=[]", "inputs=[]"),
             ("checkpoint=nosuch", "checkpoint=nosuch: "),

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from perceiver.commands.finished_run import load
 from perceiver.commands.initialize import initialize_from
 from perceiver.queries.text import Text
 from perceiver.runtime.config import resolved
@@ -163,6 +164,8 @@ def test_frozen_weights_that_start_from_nothing_are_warned_of(tmp_path):
         lambda array: array.to("meta"),
         lambda array: torch.nested.nested_tensor([array[0], array[1, :3]]),
         lambda array: torch.quantize_per_tensor(array, 0.1, 0, torch.qint8),
+        lambda array: array.long(),
+        lambda array: array.to(torch.complex64),
         lambda array: array.where(torch.arange(len(array))[:, None] > 0, torch.nan),
     ],
 )
@@ -172,6 +175,15 @@ def test_weights_that_are_no_plain_finite_numbers_are_refused_by_name(earlier, t
     torch.save(content, path)
     with pytest.raises(ConfigError, match=rf"{path}.*memory\.array"):
         initialize_from(parts_of(), str(path))
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.complex64], ids=str)
+def test_weights_of_another_kind_of_number_are_refused_in_a_run_of_its_own_as_well(earlier, tmp_path, kind):
+    path, content = tmp_path / "other.ckpt", checkpoint(earlier, "best")
+    content["state_dict"]["model.memory.array"] = content["state_dict"]["model.memory.array"].to(kind)
+    torch.save(content, path)
+    with pytest.raises(ConfigError, match=rf"{path}.*memory\.array.*{str(kind).removeprefix('torch.')}"):
+        load(str(path))
 
 
 def test_a_name_that_would_control_the_terminal_is_refused(earlier, tmp_path):
@@ -194,13 +206,17 @@ def test_the_weights_of_an_exported_run_of_own_code_are_loaded_and_its_config_is
     assert_refused(train(tmp_path / "run", f"pretrained={folder}"), f"pretrained={folder}", "ownlab.Model", "init.from")
 
 
-def test_what_cannot_be_loaded_is_refused(earlier, tmp_path):
+def test_what_cannot_be_loaded_is_refused(earlier, tmp_path, capsys):
     foreign = tmp_path / "foreign.ckpt"
     content = checkpoint(earlier, "best")
     content["state_dict"] = {"model.memory.array": torch.zeros(3, 5)}
     torch.save(content, foreign)
-    with pytest.raises(ConfigError, match=r"init.from=.*neither an encoder nor the memory.*encoders.image.*…\)$"):
+    with pytest.raises(
+        ConfigError, match=r"init.from=.*neither an encoder nor the memory.*encoders.image.* more$"
+    ) as refused:
         initialize_from(parts_of(), str(foreign))
+    assert str(refused.value).count(": [") == 3, "the table above has all of them"
+    assert "memory.array" in capsys.readouterr().out
     write_run_folder(tmp_path / "folder", replace(read_checkpoint(earlier / "checkpoints/best.ckpt"), state={}))
     with pytest.raises(ConfigError, match=f"; pretrained={tmp_path / 'folder'}"):
         initialize_from(parts_of(), str(tmp_path / "folder"))

@@ -1,5 +1,7 @@
 """The cost of a model, compared with a count by hand."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -15,7 +17,7 @@ from perceiver.model import Perceiver
 from perceiver.positions import FourierPositions
 from perceiver.queries.text import Text
 from perceiver.runtime.cost import cost_metrics, count_parameters, flops_per_sample
-from perceiver.runtime.summary import console, metrics_table, model_table
+from perceiver.runtime.summary import console, metrics_table, model_table, show_files
 from perceiver.tasks.captioning import Captioning
 from perceiver.tasks.classification import Classification
 from perceiver.tasks.generation import BeamSearch
@@ -146,8 +148,15 @@ class TestTables:
             assert f"{count_parameters(part):,}" in text
         assert all(name in text for name in ("encoders.image", "memory", "decoder", "image 3×5×7", "GFLOPs"))
 
-    def test_the_metrics_table_shows_names_as_they_are(self, tmp_path):
+    def test_the_metrics_table_shows_names_as_they_are(self):
         with console.capture() as printed:
-            console.print(metrics_table({"test/accuracy": 0.98765, "n[bold]": 12345.6}, {"at": tmp_path / "[red]"}))
+            console.print(metrics_table({"test/accuracy": 0.98765, "n[bold]": 12345.6}))
         text = printed.get()
-        assert all(part in text for part in ("test/accuracy", "0.9877", "n[bold]", "12,346", "[red]"))
+        assert all(part in text for part in ("test/accuracy", "0.9877", "n[bold]", "12,346"))
+
+    def test_paths_are_not_broken_where_lines_are_short(self, monkeypatch):
+        monkeypatch.setattr(console, "width", 30)
+        files = {"best checkpoint": Path("[red]" * 9, "a b" * 9, "best.ckpt"), "metrics": Path("m.json")}
+        with console.capture() as printed:
+            show_files(files)
+        assert [line.split("  ")[-1].strip() for line in printed.get().splitlines()] == [*map(str, files.values())]

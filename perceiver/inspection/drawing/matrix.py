@@ -27,6 +27,8 @@ MAX_LABELS = 40
 SHADES = "·░▒▓█"
 MAX_COLUMNS, LONGEST_LABEL = 32, 12
 """Columns and letters of a column's label in the terminal."""
+NEGLIGIBLE = 1e-6
+"""Share below which a cell of a table is 0: the rounding errors of the others are as large."""
 
 
 @dataclass(frozen=True)
@@ -130,15 +132,20 @@ def matrix_image(matrices: Sequence[AlignmentMatrix]) -> Image.Image:
     return figure
 
 
-def matrix_csv(matrices: Sequence[AlignmentMatrix]) -> str:
-    """Return a table with a row for each map and word: `map`, `word`, `links` (columns, from 0), and each token."""
+def matrix_csv(matrices: Sequence[AlignmentMatrix], id: str) -> str:
+    """Return a table with a row for each map and word of a sample.
+
+    Its columns are `id`, `map`, `word`, `links` (tokens, from 0), and the share of each token, in [0, 1]; one below
+    `NEGLIGIBLE` is 0.
+    """
     content = io.StringIO()
     table = csv.writer(content, lineterminator="\n")
-    table.writerow(["map", "word", "links", *matrices[0].columns])
+    table.writerow(["id", "map", "word", "links", *matrices[0].columns])
     for matrix in matrices:
         for word, links, values in zip(matrix.words, matrix.links, matrix.values, strict=True):
             linked = " ".join(map(str, links.nonzero()[0]))
-            table.writerow([matrix.kind, word, linked, *(f"{value:.6g}" for value in values)])
+            shares = (f"{value:.6g}" if value >= NEGLIGIBLE else "0" for value in values)
+            table.writerow([id, matrix.kind, word, linked, *shares])
     return content.getvalue()
 
 

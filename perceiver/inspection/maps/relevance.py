@@ -34,8 +34,8 @@ from perceiver.roles import OUTPUTS
 Gradients = dict[str, Float[Tensor, "batch heads queries v_dim"] | None]
 
 NO_GRADIENTS = (
-    "relevance needs scores of the recorded forward pass, with gradients: inside of capture(model, gradients=True), or "
-    "watch(model, gradients=True) without torch.no_grad()"
+    "relevance needs scores that have a gradient with respect to the recorded attention: compute them from the outputs "
+    "of the recorded forward pass, and both inside of capture(model, gradients=True)"
 )
 
 

@@ -11,12 +11,13 @@ from torch import Tensor
 from perceiver.inspection.maps.answers import answer_contrasts, answer_evidence, answer_scores, pair_evidence
 from perceiver.inspection.maps.contrast import choose_foils
 from perceiver.inspection.maps.explanation import Explanation
-from perceiver.inspection.maps.relevance import NO_GRADIENTS
 from perceiver.inspection.maps.rollout import Alpha
 from perceiver.inspection.watched.record import WatchedRecord
 from perceiver.types import Answer, Batch
 
 LOGITS = "logits"
+SHOWN_CLASSES = 3
+"""Classes of a sample that are explained, unless `top` is given."""
 MAX_WORDS = 32
 """Positions of a text that are explained, unless others are chosen."""
 Read: TypeAlias = Callable[[Any], Tensor]
@@ -61,11 +62,12 @@ class WatchedAnswers:
         if values.ndim not in (2, 3) or len(values) != record.num_rows:
             raise ValueError(f"logits have the shape {list(values.shape)}, not [{record.num_rows}, (length,) classes]")
         if not values.requires_grad:
-            raise ValueError(NO_GRADIENTS)
+            hint = "if its parameters are frozen, give watch(model, …, gradients=True)"
+            raise ValueError(f"the model was called without gradients, as by torch.no_grad(), or has none: {hint}")
         return values
 
     def explain(
-        self, record: WatchedRecord, batch: Batch, *, top: int, positions: Sequence[int] | None, foil: str | None
+        self, record: WatchedRecord, batch: Batch, *, top: int | None, positions: Sequence[int] | None, foil: str | None
     ) -> Explanation:
         """Explain the likeliest answers of a call; see `WatchedAttention.explain`."""
         logits = self.logits(record)
@@ -73,12 +75,12 @@ class WatchedAnswers:
         if wrong := [label for label in batch.targets.get("label", ()) if not 0 <= int(label) < num_classes]:
             raise ValueError(f"labels: {int(wrong[0])} is none of {num_classes} classes")
         record.outputs = {LOGITS: logits.detach().float()}
+        if top is not None and (top < 1 or (logits.ndim == 2 and top > num_classes)):
+            raise ValueError(f"top={top} must be from 1 to the number of classes, {num_classes}")
         if logits.ndim == 2:
+            count = min(SHOWN_CLASSES, num_classes) if top is None else top
             answers = [
-                [
-                    Answer(self.class_name(label), (), LOGITS, label=label)
-                    for label in row.topk(min(top, len(row))).indices.tolist()
-                ]
+                [Answer(self.class_name(label), (), LOGITS, label=label) for label in row.topk(count).indices.tolist()]
                 for row in record.outputs[LOGITS]
             ]
             answers = _with_queries(record, logits, answers)

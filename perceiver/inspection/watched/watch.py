@@ -51,7 +51,7 @@ class WatchedAttention(WatchedRecord):
         logits: Read | None = None,
         *,
         class_names: Sequence[str] | Callable[[int], str] = str,
-        top: int = 3,
+        top: int | None = None,
         positions: Sequence[int] | None = None,
         labels: Sequence[int] | None = None,
         ids: Sequence[str] | None = None,
@@ -64,7 +64,7 @@ class WatchedAttention(WatchedRecord):
             logits: takes the logits from what the model returned; None: `usual_logits`. Of [batch, classes], the `top`
                 classes of each sample are explained; of [batch, length, vocab] the likeliest token at some positions.
             class_names: names of classes or tokens: a sequence, or a function of their number.
-            top: classes of each sample.
+            top: classes of each sample; None: `SHOWN_CLASSES`, or all if there are fewer.
             positions: of a text; None: the first `MAX_WORDS`.
             labels: true classes of the samples, if they are known.
             ids: names of the samples.
@@ -74,7 +74,7 @@ class WatchedAttention(WatchedRecord):
 
         Raises:
             ValueError: no attention was found, the logits have another shape or no gradient, alpha is not a number,
-                names, labels or ids do not fit them, or no answer is called `foil`.
+                names, labels or ids do not fit them, there are fewer than `top` classes, or no answer is called `foil`.
         """
         self.check(alpha)
         for key, given in (("labels", labels), ("ids", ids)):

@@ -58,10 +58,13 @@ def test_figure_table_and_lines_show_values_and_links():
     for row, expected in zip(cells, colors, strict=True):
         for color in expected:
             assert (row == color).all(axis=-1).sum() >= 2 * (CELL - 6)
-    head, *rows = csv.reader(matrix_csv([matrix(), matrix("relevance")]).splitlines())
-    assert head == ["map", "word", "links", "I", "love", "you"]
-    assert rows[0] == ["attention", "je", "1", "0.1", "0.9", "0"]
-    assert rows[3] == ["relevance", 't"aime', "0 2", "0.5", "0.25", "0.25"]
+    head, *rows = csv.reader(matrix_csv([matrix(), matrix("relevance")], "phrase 7").splitlines())
+    assert head == ["id", "map", "word", "links", "I", "love", "you"]
+    assert rows[0] == ["phrase 7", "attention", "je", "1", "0.1", "0.9", "0"]
+    assert rows[3] == ["phrase 7", "relevance", 't"aime', "0 2", "0.5", "0.25", "0.25"]
+    noise = replace(matrix(), values=np.array([[7e-45, 1.0, 0.0], [1 / 3, 2e-6, 2 / 3]]))
+    rows = [*csv.reader(matrix_csv([noise], "").splitlines())]
+    assert [row[4:] for row in rows[1:]] == [["0", "1", "0"], ["0.333333", "2e-06", "0.666667"]]
     lines = list(matrix_lines(matrix()))
     assert lines[-2:] == ["    je  · [█] · ", 't"aime [▒] ░ [░]']
     assert len({len(line) for line in lines}) == 1

@@ -246,6 +246,17 @@ def test_a_frozen_model_is_explained_with_gradients(name: str) -> None:
     torch.testing.assert_close(attention.explain().relevance, expected)
 
 
+@pytest.mark.parametrize("top", [0, 99])
+def test_no_more_answers_are_explained_than_there_are_classes(top: int) -> None:
+    foreign = FOREIGN["torch"]
+    model = built(foreign).eval()
+    with watch(model) as attention:
+        logits = foreign.call(model)
+    with pytest.raises(ValueError, match=rf"top={top} .*{logits.shape[-1]}"):
+        attention.explain(top=top)
+    assert len(attention.explain(top=logits.shape[-1]).answers[0]) == logits.shape[-1]
+
+
 def test_roles_are_declared_by_module() -> None:
     foreign = FOREIGN["q_former"]
     model = built(foreign).eval()
