@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from perceiver.data.synthetic.bouncing_scenes import COLORS, GAPS, BouncingScenes, Clip, SoundTrack
+from perceiver.data.synthetic import bouncing_scenes
+from perceiver.data.synthetic.bouncing_scenes import (
+    BLOCK,
+    COLORS,
+    GAPS,
+    MAX_DECAYS,
+    RADIUS,
+    BouncingScenes,
+    Clip,
+    SoundTrack,
+    damped_tones,
+)
 
 CLIP = Clip(seconds=1.5, frames_per_second=8.0, image_size=24, sample_rate=8000)
 ROLES = {}
@@ -74,6 +85,44 @@ def test_a_delay_moves_all_sounds_and_nothing_else():
         [box.ranges["time"][0] for box in one.targets["boxes"] if box.modality == "audio"] for one in (item, late)
     )
     assert later == [time + 0.25 for time in times if time + 0.25 < 1.5]
+
+
+@pytest.mark.parametrize("max_length", [7, BLOCK, 12_007, 99_991])
+def test_damped_tones_equal_their_formula(max_length):
+    amplitude, frequency, decay, phase = (
+        np.random.default_rng(3).uniform((0.1, 300, 0.02, 0.0), (0.3, 2000, 0.06, 6.0), size=(5, 4)).T
+    )
+    tones = damped_tones(amplitude, frequency, decay, phase, max_length=max_length, rate=8000)
+    assert tones.dtype == np.float32
+    assert tones.shape == (5, min(max_length, round(MAX_DECAYS * 8000 * decay.max())))
+    time = np.arange(tones.shape[1])[:, None] / 8000
+    expected = amplitude * np.exp(-time / decay) * np.sin(2 * np.pi * frequency * time + phase)
+    np.testing.assert_allclose(tones, expected.T, atol=2e-7)
+
+
+def test_without_noise_frames_and_sound_are_those_of_their_formulas(monkeypatch):
+    monkeypatch.setattr(bouncing_scenes, "normal", lambda random, *shape: np.zeros(shape, np.float32))
+    source, powers = scenes(), {"disc": 2.0, "square": np.inf, "diamond": 1.0}
+    place = (np.arange(24) + 0.5) / 24
+    y, x = np.meshgrid(place, place, indexing="ij")
+    for seed, scene in enumerate(drawn(11)):
+        found = source.video(np.random.default_rng(seed), scene)
+        background = np.random.default_rng(seed).uniform(0.0, 0.2, size=(3, 1, 1))
+        for frame in (0, 5, 11):
+            expected = np.broadcast_to(background, (3, 24, 24))
+            for color, shape, centers in zip(scene.colors, scene.shapes, scene.centers, strict=True):
+                offsets = np.stack([x - centers[frame, 0], y - centers[frame, 1]])
+                cover = np.clip((RADIUS - np.linalg.norm(offsets, powers[shape], axis=0)) * 24 + 0.5, 0.0, 1.0)
+                expected = cover * np.array(COLORS[color])[:, None, None] + (1 - cover) * expected
+            np.testing.assert_allclose(found[:, frame], expected, atol=1e-5)
+        random, expected = np.random.default_rng(seed), np.zeros(12_000)
+        for stroke in scene.strokes:
+            first = round((stroke.frame + random.uniform(*bouncing_scenes.ONSET)) * 1000)
+            time = np.arange(12_000 - first) / 8000
+            tone = np.sin(2 * np.pi * stroke.frequency * time + random.uniform(0, 2 * np.pi))
+            expected[first:] += 0.3 * stroke.amplitude * tone * np.exp(-time / stroke.decay)
+        found = source.sound(np.random.default_rng(seed), scene)
+        np.testing.assert_allclose(found[0], expected.clip(-1, 1), atol=1e-6)
 
 
 def test_the_shape_that_is_heard_touches_the_ground_when_it_sounds():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.signal import butter, sosfreqz, welch
 
 from perceiver.data.synthetic.sound_scenes import (
     BAND_ENERGY,
@@ -14,6 +15,8 @@ from perceiver.data.synthetic.sound_scenes import (
     background,
     band,
     fade,
+    noise,
+    repeated,
 )
 from perceiver.spectrogram import LogMel
 from tests.data.datasets import dataset
@@ -69,6 +72,58 @@ class TestEvents:
             inside = (frequencies >= low - 2) & (frequencies <= high + 2)
             assert energy[inside].sum() >= BAND_ENERGY * energy.sum() * 0.999
 
+    def test_sums_of_sines_equal_their_formulas_in_double_precision(self):
+        """Bells, hums and glides: phases of many turns do not lose precision."""
+        time = np.arange(1, 66_004) / 44_100
+        for seed in range(3):
+            random = rng(seed)
+            base = np.exp(random.uniform(np.log(70), np.log(200)))
+            expected = sum(np.sin(2 * np.pi * base * k * time) / k**0.7 for k in range(1, 13))
+            np.testing.assert_allclose(EVENTS["hum"](rng(seed), len(time), 44_100), expected, atol=3e-6)
+            random = rng(seed)
+            start = np.exp(random.uniform(np.log(200), np.log(1500)))
+            frequencies = np.geomspace(start, start * random.uniform(1.8, 4.0), len(time))
+            expected = np.sin(2 * np.pi * np.cumsum(frequencies) / 44_100)
+            np.testing.assert_allclose(EVENTS["chirp_up"](rng(seed), len(time), 44_100), expected, atol=1e-6)
+            random = rng(seed)
+            base = np.exp(random.uniform(np.log(300), np.log(1000)))
+            decays = [np.exp(-np.arange(len(time)) / 44_100 / last) for last in (0.5, 0.35, 0.3, 0.2, 0.15)]
+            partials = zip((1.0, 2.0, 2.76, 4.07, 5.4), (1.0, 0.6, 0.5, 0.3, 0.3), decays, strict=True)
+            expected = sum(level * decay * np.sin(2 * np.pi * base * k * time) for k, level, decay in partials)
+            np.testing.assert_allclose(EVENTS["bell"](rng(seed), len(time), 44_100), expected, atol=1e-6)
+
+    @pytest.mark.parametrize("starts", [range(0), range(0, 97, 31), range(5, 97, 7)])
+    def test_repeated_waves_are_a_convolution_with_impulses(self, starts):
+        wave, impulses = rng(3).standard_normal(13).astype(np.float32), np.zeros(97)
+        impulses[list(starts)] = 1.0
+        np.testing.assert_allclose(repeated(wave, starts, 97), np.convolve(impulses, wave)[:97], atol=1e-6)
+
+    @pytest.mark.parametrize("length", [4099, 16_000])  # a prime, and a size of a fast transform
+    def test_noise_has_the_variance_and_the_spectrum_of_its_gain(self, length):
+        white = np.stack([noise(rng(seed), length, RATE, np.ones_like) for seed in range(29)])
+        assert white.shape == (29, length)
+        assert np.mean(white**2, dtype=float) == pytest.approx(1.0, abs=0.02)
+        assert np.abs(np.mean(white[:, 1:] * white[:, :-1], dtype=float)) < 0.02
+        octave = [noise(rng(seed), length, RATE, lambda f: 3.0 * ((f >= 1000) & (f < 2000))) for seed in range(29)]
+        assert np.mean(np.square(octave), dtype=float) == pytest.approx(9.0 / 8, rel=0.05)  # 1 of 8 kHz
+        frequencies, power = welch(np.stack(octave), RATE, nperseg=1024)
+        inside = (frequencies > 950) & (frequencies < 2050)
+        assert power[:, inside].sum() > 0.99 * power.sum()
+
+    def test_a_burst_of_noise_has_the_spectrum_of_the_filter(self):
+        """That of white noise through scipy's Butterworth filter, also near the upper limit of its center."""
+        for seed, rate in ((0, RATE), (1, RATE), (2, MIN_SAMPLE_RATE), (3, 44_100)):
+            random = rng(seed)
+            low = np.exp(random.uniform(np.log(300), np.log(3000)))
+            limits = [low, min(low * random.uniform(1.5, 2.5), 0.49 * rate)]
+            frequencies, power = welch(EVENTS["noise_burst"](rng(seed), 200_003, rate), rate, nperseg=2000)
+            _, response = sosfreqz(butter(2, limits, btype="bandpass", fs=rate, output="sos"), frequencies, fs=rate)
+            expected = np.abs(response) ** 2 / (rate / 2)
+            clear = expected > 0.05 * expected.max()
+            assert clear.sum() > 10
+            np.testing.assert_allclose(power[clear], expected[clear], rtol=0.4)
+            assert power.sum() == pytest.approx(expected.sum(), rel=0.05)
+
     @pytest.mark.parametrize("frequency", [211.0, 1009.0, 3001.0])
     def test_the_band_of_a_sine_is_a_third_of_an_octave_around_it(self, frequency):
         low, high = band(np.sin(2 * np.pi * frequency * np.arange(RATE) / RATE), RATE)
@@ -84,10 +139,27 @@ class TestEvents:
 
     def test_the_background_has_rms_1_and_no_pitch(self):
         for seed in range(5):
-            noise = background(rng(seed), 2 * RATE, RATE)
-            energy = np.abs(np.fft.rfft(noise)) ** 2
-            assert np.mean(noise**2) == pytest.approx(1.0)
+            wave = background(rng(seed), 2 * RATE, RATE)
+            energy = np.abs(np.fft.rfft(wave)) ** 2
+            assert np.mean(wave**2) == pytest.approx(1.0)
             assert energy.max() < 0.05 * energy.sum()
+
+    @pytest.mark.parametrize("exponent", [0.0, 1.5])
+    def test_the_power_of_the_background_falls_with_frequency_as_drawn(self, exponent):
+        class Constant:
+            """The first number that is drawn is the exponent, and the level does not vary."""
+
+            def __init__(self, seed):
+                self.drawn, self.random = iter([exponent, 0.0, 0.1]), rng(seed).random
+
+            def uniform(self, low, high):
+                return next(self.drawn)
+
+        waves = np.stack([background(Constant(seed), 3 * RATE + 1, RATE) for seed in range(7)])
+        frequencies, power = welch(waves, RATE, nperseg=800)
+        steps = slice(5, 395)  # 100 to 7900 Hz
+        slope, _ = np.polyfit(np.log(frequencies[steps]), np.log(power.mean(axis=0)[steps]), 1)
+        assert slope == pytest.approx(-exponent, abs=0.05)
 
     def test_fading_changes_only_the_ends(self):
         faded = fade(np.ones(997), RATE)

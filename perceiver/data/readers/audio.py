@@ -146,7 +146,7 @@ class AudioReader(Reader[Float[Tensor, "1 length"]]):
         for start in clips.starts:
             first = round((start - begin) * self.sample_rate)
             clip = wave[:, first : first + length]
-            waves.append(F.pad(clip, (0, length - clip.shape[-1])))
+            waves.append(F.pad(clip, (0, length - clip.shape[-1])) if clip.shape[-1] < length else clip)
         if train:
             return Reading(self._augmented(waves[0]), clips)
         return Reading.of_clips([self._features(wave) for wave in waves], clips)

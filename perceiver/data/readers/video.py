@@ -105,14 +105,15 @@ class VideoReader(Reader[Video]):
 
     def _read(self, video: "VideoFile | Video", starts: Sequence[float], num_frames: int) -> list[Video]:
         """Read clips by their starts, in ascending order; after the end of a video, its last frame is repeated."""
-        times = np.add.outer(np.array(starts), np.arange(num_frames) / self.frames_per_second)
-        distinct, places = np.unique(times.round(6), return_inverse=True)
+        times = np.add.outer(np.array(starts), np.arange(num_frames) / self.frames_per_second).round(6)
         if isinstance(video, Tensor):
-            last = video.shape[1] - 1
-            frames = video[:, [min(round(time * self.frames_per_second), last) for time in distinct]]
-        else:
-            decoded = torch.from_numpy(video.read(distinct.tolist(), self.size, self.channels))
-            frames = decoded.permute(3, 0, 1, 2).float() / 255.0
+            numbers = np.minimum(np.rint(times * self.frames_per_second), video.shape[1] - 1).astype(np.int64)
+            if (np.diff(numbers) == 1).all():
+                return [video[:, first : first + num_frames] for first in numbers[:, 0]]
+            return [video[:, rows] for rows in torch.from_numpy(numbers)]
+        distinct, places = np.unique(times, return_inverse=True)
+        decoded = torch.from_numpy(video.read(distinct.tolist(), self.size, self.channels))
+        frames = decoded.permute(3, 0, 1, 2).float() / 255.0
         return [frames[:, rows] for rows in places.reshape(times.shape).tolist()]
 
     def _augmented(self, video: Video) -> Video:

@@ -13,15 +13,17 @@ training all else is drawn anew each time.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
 from perceiver.data.sources.base import Item
 from perceiver.data.sources.generated import GeneratedSource, Random
+from perceiver.data.synthetic.noise import normal
 from perceiver.types import Box, Stage
 
 COLORS = {
@@ -32,16 +34,19 @@ COLORS = {
     "magenta": (0.85, 0.30, 0.90),
     "cyan": (0.20, 0.85, 0.90),
 }
-NORMS = {"disc": 2.0, "square": np.inf, "diamond": 1.0}
-"""Name of a shape -> the norm of which it is the unit ball."""
+NORMS: dict[str, np.ufunc] = {"disc": np.hypot, "square": np.maximum, "diamond": np.add}
+"""Name of a shape -> the norm of which it is the unit ball, as a function of absolute values."""
 RADIUS = 0.11
 """Radius of a shape as a fraction of the image's side."""
 ONSET = (0.05, 0.25)
 """Range of the onset of a sound after the start of its frame, as a fraction of the frame's duration."""
 MAX_DECAYS = 25.0
 """Length of a sound in times of its decay to 1/e: at its end it is below the rounding of float32."""
+BLOCK = 128
+"""Samples of a tone that are computed at a time."""
 GAPS = (3, 5)
 """Least and greatest number of frames from one bounce of a shape to the next."""
+Vector: TypeAlias = Float[np.ndarray, " strokes"]
 Cue: TypeAlias = Literal["timing", "either"]
 
 
@@ -123,6 +128,23 @@ class Scene:
     bounces: Int[np.ndarray, "shapes bounces"]
     heard: int
     strokes: Sequence[Stroke]
+
+
+def damped_tones(
+    amplitude: Vector, frequency: Vector, decay: Vector, phase: Vector, *, max_length: int, rate: int
+) -> Float32[np.ndarray, "strokes length"]:
+    """Return amplitude · exp(-t / decay) · sin(2π · frequency · t + phase) for several strokes, until all have decayed.
+
+    This is the imaginary part of a power of e, and a power at any time is a product of two: of a multiple of `BLOCK`
+    samples and of less than a block. Both are few, and all products are a product of matrices.
+    """
+    exponent = ((2j * np.pi * frequency - 1.0 / decay) / rate)[:, None]
+    length = min(round(MAX_DECAYS * decay.max() * rate), max_length)
+    start = (amplitude * np.exp(1j * phase))[:, None]
+    blocks = (start * np.exp(exponent * np.arange(0, length, BLOCK))).astype(np.complex64)
+    rest = np.exp(exponent * np.arange(BLOCK)).astype(np.complex64)
+    columns, rows = np.stack([blocks.imag, blocks.real], axis=-1), np.stack([rest.real, rest.imag], axis=1)
+    return (columns @ rows).reshape(len(frequency), -1)[:, :length]
 
 
 class BouncingScenes(GeneratedSource):
@@ -210,11 +232,11 @@ class BouncingScenes(GeneratedSource):
         """Draw equally many bounces for each shape, of which any two shapes share at most half."""
         rows: list[set[int]] = []
         while len(rows) < self.num_shapes:
-            frames = np.cumsum([0, *random.integers(GAPS[0], GAPS[1] + 1, size=count - 1)])
-            spare = self.clip.num_frames - 1 - int(frames[-1])
+            gaps = random.integers(GAPS[0], GAPS[1] + 1, size=count - 1).tolist()
+            spare = self.clip.num_frames - 1 - sum(gaps)
             if spare < 0:
                 continue
-            row = {int(frame) for frame in frames + random.integers(spare + 1)}
+            row = set(accumulate(gaps, initial=int(random.integers(spare + 1))))
             if any(len(row & other) > count // 2 for other in rows):
                 rows = rows if random.random() < 0.9 else []  # a first shape may leave no room for the others
             else:
@@ -230,16 +252,16 @@ class BouncingScenes(GeneratedSource):
         lanes = (random.permutation(count) + 0.5) / count
         drift = random.uniform(-0.5, 0.5, size=count) / count
         x = np.clip(lanes[:, None] + drift[:, None] * (times / max(frames - 1, 1) - 0.5), RADIUS, 1 - RADIUS)
-        y = np.empty((count, frames))
-        for number, row in enumerate(bounces):
-            before = row[0] - max(int(random.integers(*GAPS, endpoint=True)), row[0] + 1)
-            after = row[-1] + max(int(random.integers(*GAPS, endpoint=True)), frames - row[-1])
-            ends = np.array([before, *row, after])
-            last = np.searchsorted(ends, times, side="right") - 1
-            gap = ends[last + 1] - ends[last]
-            fall = (times - ends[last]) / gap
-            height = np.minimum((gap / (GAPS[1] + 1.0)) ** 2, 1.0) * 4.0 * fall * (1.0 - fall)
-            y[number] = 1.0 - RADIUS - (1.0 - 2.0 * RADIUS) * height
+        least = np.stack([bounces[:, 0] + 1, frames - bounces[:, -1]], axis=1)
+        outer = np.maximum(random.integers(*GAPS, size=(count, 2), endpoint=True), least)
+        ends = np.column_stack([bounces[:, 0] - outer[:, 0], bounces, bounces[:, -1] + outer[:, 1]])
+        last = (ends[:, :, None] <= times).sum(axis=1) - 1
+        rows = np.arange(count)[:, None]
+        begin = ends[rows, last]
+        gap = ends[rows, last + 1] - begin
+        fall = (times - begin) / gap
+        height = np.minimum((gap / (GAPS[1] + 1.0)) ** 2, 1.0) * 4.0 * fall * (1.0 - fall)
+        y = 1.0 - RADIUS - (1.0 - 2.0 * RADIUS) * height
         still = random.uniform(RADIUS, 1.0 - RADIUS, size=count)
         return np.stack([x, np.where(moving[:, None], y, still[:, None])], axis=-1)
 
@@ -249,7 +271,8 @@ class BouncingScenes(GeneratedSource):
         """Draw a sound for each bounce of the heard shape, and the extra ones."""
         own = {int(frame) for frame in bounces[heard]}
         # One bounce of each other shape stays silent: it cannot be the one that is heard.
-        silent = {int(random.choice(sorted(set(row.tolist()) - own))) for n, row in enumerate(bounces) if n != heard}
+        others = [sorted({*row.tolist()} - own) for number, row in enumerate(bounces) if number != heard]
+        silent = {frames[int(random.integers(len(frames)))] for frames in others}
         free = sorted(set(range(self.clip.num_frames)) - own - silent)
         decoys = random.choice(free, size=self.sound_track.num_decoys, replace=False).tolist()
         distractors = random.choice(self.clip.num_frames, size=self.sound_track.num_distractors, replace=False).tolist()
@@ -265,29 +288,33 @@ class BouncingScenes(GeneratedSource):
     def video(self, random: Random, scene: Scene) -> Float[Tensor, "3 frames size size"]:
         """Render the frames, with smooth edges on a dark background with noise."""
         size, frames = self.clip.image_size, self.clip.num_frames
-        line = (np.arange(size) + 0.5) / size
-        video = np.broadcast_to(random.uniform(0.0, 0.2, size=(3, 1, 1, 1)), (3, frames, size, size)).copy()
-        for color, shape, center in zip(scene.colors, scene.shapes, scene.centers, strict=True):
-            dx = np.abs(line[None, None, :] - center[:, 0, None, None])
-            dy = np.abs(line[None, :, None] - center[:, 1, None, None])
-            norm = NORMS[shape]
-            distance = np.maximum(dx, dy) if norm == np.inf else (dx**norm + dy**norm) ** (1.0 / norm)
-            cover = np.clip((RADIUS - distance) * size + 0.5, 0.0, 1.0)
-            video += cover * (np.array(COLORS[color])[:, None, None, None] - video)
-        video += random.normal(scale=0.02, size=video.shape)
-        return torch.from_numpy(np.clip(video, 0.0, 1.0).astype(np.float32))
+        line = (np.arange(size, dtype=np.float32) + 0.5) / size
+        video = np.empty((3, frames, size, size), np.float32)
+        video[:] = random.uniform(0.0, 0.2, size=(3, 1, 1, 1))
+        for color, shape, center in zip(scene.colors, scene.shapes, scene.centers.astype(np.float32), strict=True):
+            dx, dy = np.abs(line - center.T[..., None])
+            cover = NORMS[shape](dx[:, None, :], dy[:, :, None])
+            cover *= -size
+            cover += RADIUS * size + 0.5
+            np.clip(cover, 0.0, 1.0, out=cover)
+            video += cover * (np.array(COLORS[color], np.float32)[:, None, None, None] - video)
+        noise = normal(random, *video.shape)
+        noise *= 0.02
+        video += noise
+        return torch.from_numpy(np.clip(video, 0.0, 1.0, out=video))
 
     def sound(self, random: Random, scene: Scene) -> Float[Tensor, "1 length"]:
         """Render the sounds, over faint noise."""
         rate, frame_length = self.clip.sample_rate, self.clip.frame_length
-        wave = 1e-3 * random.standard_normal(self.clip.num_frames * frame_length)
-        for stroke in scene.strokes:
-            first = round((stroke.frame + self.sound_track.delay + random.uniform(*ONSET)) * frame_length)
-            heard = wave[first : first + round(MAX_DECAYS * stroke.decay * rate)]
-            time = np.arange(len(heard)) / rate
-            tone = np.sin(2 * np.pi * stroke.frequency * time + random.uniform(0.0, 2 * np.pi))
-            heard += 0.3 * stroke.amplitude * tone * np.exp(-time / stroke.decay)
-        return torch.from_numpy(np.clip(wave, -1.0, 1.0).astype(np.float32))[None]
+        wave = normal(random, self.clip.num_frames * frame_length)
+        wave *= 1e-3
+        frequency, decay, amplitude = np.array([(one.frequency, one.decay, one.amplitude) for one in scene.strokes]).T
+        onset, phase = random.uniform((ONSET[0], 0.0), (ONSET[1], 2 * np.pi), size=(len(scene.strokes), 2)).T
+        tones = damped_tones(0.3 * amplitude, frequency, decay, phase, max_length=len(wave), rate=rate)
+        for stroke, start, tone in zip(scene.strokes, onset, tones, strict=True):
+            heard = wave[round((stroke.frame + self.sound_track.delay + start) * frame_length) :][: len(tone)]
+            heard += tone[: len(heard)]
+        return torch.from_numpy(np.clip(wave, -1.0, 1.0, out=wave))[None]
 
     def boxes(self, scene: Scene) -> list[Box]:
         """Return the box of the heard shape in each frame, and the times of its sounds."""

@@ -131,7 +131,7 @@ class Texture:
 class Shape:
     """A ball of a norm, turned by a matrix; lengths in pixels."""
 
-    norm: float
+    norm: np.ufunc
     center: Float[np.ndarray, "2"]
     radius: float
     turn: Float[np.ndarray, "2 2"]
@@ -139,8 +139,7 @@ class Shape:
     def coverage(self, points: Float[np.ndarray, "2 rows columns"]) -> Float[np.ndarray, "rows columns"]:
         """Return 1 within the shape and 0 outside of it, with an edge of a pixel."""
         offsets = np.abs(np.tensordot(self.turn, points - self.center[:, None, None], 1))
-        distance = offsets.max(axis=0) if self.norm == np.inf else (offsets**self.norm).sum(axis=0) ** (1 / self.norm)
-        return np.clip(self.radius - distance + 0.5, 0.0, 1.0)
+        return np.clip(self.radius - self.norm(*offsets) + 0.5, 0.0, 1.0)
 
 
 class MovingTextures(GeneratedSource):

@@ -4,22 +4,24 @@ Which of the twelve kinds of event a scene has is a function of (seed, stage, in
 and testing; in training it is drawn anew each time. Precedents: scaper (Salamon et al. 2017), DESED.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from scipy.fft import irfft, rfft, rfftfreq
-from scipy.signal import butter, lfilter, oaconvolve, sosfilt
+from jaxtyping import Float, Float32
+from scipy.fft import irfft, next_fast_len, rfft
+from scipy.signal import lfilter
 from torch import Tensor
 
 from perceiver.data.sources.base import Item, multi_hot
 from perceiver.data.sources.generated import GeneratedSource, Random
+from perceiver.data.synthetic.noise import normal
 from perceiver.types import Box, Stage
 
-Wave: TypeAlias = Float[np.ndarray, " length"]
+Wave: TypeAlias = Float32[np.ndarray, " length"]
 
 PEAK_LEVEL = (-30.0, -3.0)
 """Range of the peaks of scenes, in dB of full scale."""
@@ -36,19 +38,56 @@ MIN_SAMPLE_RATE = 12_500
 
 def log_uniform(random: Random, low: float, high: float) -> float:
     """Draw a frequency in Hz, uniform in octaves."""
-    return float(np.exp(random.uniform(np.log(low), np.log(high))))
+    return math.exp(random.uniform(math.log(low), math.log(high)))
 
 
-def oscillator(frequency: Wave | float, length: int, rate: int) -> Wave:
+def oscillator(frequency: Float[np.ndarray, " length"] | float, length: int, rate: int) -> Wave:
     """Return a sine of a constant or varying frequency."""
-    turns = np.cumsum(np.broadcast_to(frequency, length)) / rate
-    angles = 2 * np.pi * (turns - np.rint(turns))
-    return np.sin(angles.astype(np.float32)).astype(np.float64)  # in half the time of a sine in double precision
+    varies = isinstance(frequency, np.ndarray)
+    turns = np.cumsum(frequency, dtype=np.float64) if varies else np.arange(1, length + 1) * frequency
+    turns /= rate
+    turns -= np.rint(turns)
+    angles = turns.astype(np.float32)
+    angles *= 2 * np.pi
+    return np.sin(angles, out=angles)
 
 
 def decay(length: int, rate: int, seconds: float) -> Wave:
     """Return an exponential envelope, 1/e after `seconds`."""
-    return np.exp(-np.arange(length) / (seconds * rate))
+    exponents = np.arange(length, dtype=np.float32)
+    exponents *= -1 / (seconds * rate)
+    return np.exp(exponents, out=exponents)
+
+
+def decibels(levels: Wave) -> Wave:
+    """Turn levels in dB into factors, in place."""
+    levels *= math.log(10.0) / 20.0
+    return np.exp(levels, out=levels)
+
+
+def noise(random: Random, length: int, rate: int, gain: Callable[[Wave], Wave]) -> Wave:
+    """Return stationary noise with a spectrum.
+
+    Args:
+        random: the generator.
+        length: in samples.
+        rate: in Hz.
+        gain: amplitude as a function of frequency in Hz; where it is 1 everywhere, noise is white, of variance 1.
+    """
+    size = next_fast_len(length, real=True)
+    gains = gain(np.arange(size // 2 + 1, dtype=np.float32) * (rate / size))
+    spectrum = normal(random, 2 * len(gains)).view(np.complex64)
+    spectrum *= gains * math.sqrt(size / 2)
+    return irfft(spectrum, size, overwrite_x=True)[:length]
+
+
+def repeated(wave: Wave, starts: range, length: int) -> Wave:
+    """Return a sum of copies of a wave, cut off after `length` samples."""
+    total = np.zeros(length, np.float32)
+    for start in starts:
+        part = total[start : start + len(wave)]
+        part += wave[: len(part)]
+    return total
 
 
 def tone(random: Random, length: int, rate: int) -> Wave:
@@ -59,56 +98,74 @@ def tone(random: Random, length: int, rate: int) -> Wave:
 def hum(random: Random, length: int, rate: int) -> Wave:
     """A low tone with many harmonics."""
     base = log_uniform(random, 70, 200)
-    return sum((oscillator(base * k, length, rate) / k**0.7 for k in range(1, 13)), np.zeros(length))
+    wave = np.zeros(length, np.float32)
+    for harmonic in range(1, 13):
+        wave += harmonic**-0.7 * oscillator(base * harmonic, length, rate)
+    return wave
 
 
 def chirp_up(random: Random, length: int, rate: int) -> Wave:
     """A sine that rises by one to two octaves."""
     start = log_uniform(random, 200, 1500)
-    return oscillator(np.geomspace(start, start * random.uniform(1.8, 4.0), length), length, rate)
+    return glide(start, start * random.uniform(1.8, 4.0), length, rate)
 
 
 def chirp_down(random: Random, length: int, rate: int) -> Wave:
     """A sine that falls by one to two octaves."""
     stop = log_uniform(random, 200, 1500)
-    return oscillator(np.geomspace(stop * random.uniform(1.8, 4.0), stop, length), length, rate)
+    return glide(stop * random.uniform(1.8, 4.0), stop, length, rate)
+
+
+def glide(start: float, stop: float, length: int, rate: int) -> Wave:
+    """Return a sine whose pitch changes evenly from one frequency to another."""
+    return oscillator(np.exp(np.linspace(math.log(start), math.log(stop), length)), length, rate)
 
 
 def tremolo(random: Random, length: int, rate: int) -> Wave:
     """A tone with amplitude modulation."""
-    envelope = 0.5 + 0.5 * oscillator(random.uniform(5, 12), length, rate)
+    envelope = oscillator(random.uniform(5, 12), length, rate)
+    envelope *= 0.5
+    envelope += 0.5
     return tone(random, length, rate) * envelope
 
 
 def siren(random: Random, length: int, rate: int) -> Wave:
     """A sine with wide frequency modulation."""
-    modulation = oscillator(random.uniform(2, 5), length, rate)
-    return oscillator(log_uniform(random, 400, 2000) * 1.5**modulation, length, rate)
+    octaves = oscillator(random.uniform(2, 5), length, rate) * math.log2(1.5)
+    return oscillator(log_uniform(random, 400, 2000) * np.exp2(octaves, dtype=np.float64), length, rate)
 
 
 def noise_burst(random: Random, length: int, rate: int) -> Wave:
-    """Stationary noise, about an octave wide."""
+    """Stationary noise, about an octave wide: that of a Butterworth filter of second order."""
     low = log_uniform(random, 300, 3000)
     limits = [low, min(low * random.uniform(1.5, 2.5), 0.49 * rate)]
-    return sosfilt(butter(2, limits, btype="bandpass", fs=rate, output="sos"), random.standard_normal(length))
+    lower, upper = (math.tan(math.pi * limit / rate) for limit in limits)
+
+    def gain(frequencies: Wave) -> Wave:
+        """1 / sqrt(1 + ((tan² - lower · upper) / (tan · (upper - lower)))⁴), by functions of twice the angle."""
+        angles = frequencies * (2 * math.pi / rate)
+        passed = ((upper - lower) * np.sin(angles)) ** 2
+        stopped = ((1 - lower * upper) - (1 + lower * upper) * np.cos(angles)) ** 2
+        return passed / np.sqrt(passed**2 + stopped**2)
+
+    return noise(random, length, rate, gain)
 
 
 def whoosh(random: Random, length: int, rate: int) -> Wave:
     """Noise whose level and band rise and fall."""
-    noise = random.standard_normal(length)
     center = log_uniform(random, 500, 1500)
-    envelope = np.sin(np.pi * np.linspace(0, 1, length)) ** 2
+    envelope = np.sin(np.linspace(0, np.pi, length, dtype=np.float32)) ** 2
     carrier = oscillator(center * (0.5 + 1.5 * envelope), length, rate)
-    smoothing = np.exp(-2 * np.pi * center * 0.15 / rate)
-    return carrier * lfilter([1 - smoothing], [1, -smoothing], noise) * envelope
+    smoothing = math.exp(-2 * math.pi * center * 0.15 / rate)
+    coefficients = np.array([1.0 - smoothing], np.float32), np.array([1.0, -smoothing], np.float32)
+    return carrier * lfilter(*coefficients, normal(random, length)) * envelope
 
 
 def clicks(random: Random, length: int, rate: int) -> Wave:
     """Evenly spaced broadband impulses."""
-    wave = np.zeros(length)
-    wave[int(random.uniform(0, 0.02) * rate) :: int(rate / random.uniform(6, 14))] = 1.0
+    starts = range(int(random.uniform(0, 0.02) * rate), length, int(rate / random.uniform(6, 14)))
     size = int(0.01 * rate)
-    return oaconvolve(wave, decay(size, rate, 0.001) * random.standard_normal(size))[:length]
+    return repeated(decay(size, rate, 0.001) * normal(random, size), starts, length)
 
 
 def pluck(random: Random, length: int, rate: int) -> Wave:
@@ -117,29 +174,27 @@ def pluck(random: Random, length: int, rate: int) -> Wave:
     excitation = np.zeros(length)
     for start in range(0, length, rate // 2):
         part = excitation[start : start + period]
-        noise = random.uniform(-1, 1, period)
-        part += (noise - noise.mean())[: len(part)]  # the loop would sustain a mean
+        burst = random.uniform(-1, 1, period)
+        part += (burst - burst.mean())[: len(part)]  # the loop would sustain a mean
     feedback = np.zeros(period + 2)
     feedback[0], feedback[period : period + 2] = 1.0, -0.4975
-    return lfilter([1.0], feedback, excitation)
+    return lfilter([1.0], feedback, excitation).astype(np.float32)
 
 
 def bell(random: Random, length: int, rate: int) -> Wave:
     """Decaying inharmonic partials."""
     base = log_uniform(random, 300, 1000)
-    partials = ((1.0, 1.0, 0.5), (2.0, 0.6, 0.35), (2.76, 0.5, 0.3), (4.07, 0.3, 0.2), (5.4, 0.3, 0.15))
-    return sum(
-        (level * decay(length, rate, last) * oscillator(base * ratio, length, rate) for ratio, level, last in partials),
-        np.zeros(length),
-    )
+    wave = np.zeros(length, np.float32)
+    for ratio, level, last in ((1.0, 1.0, 0.5), (2.0, 0.6, 0.35), (2.76, 0.5, 0.3), (4.07, 0.3, 0.2), (5.4, 0.3, 0.15)):
+        wave += level * decay(length, rate, last) * oscillator(base * ratio, length, rate)
+    return wave
 
 
 def knocks(random: Random, length: int, rate: int) -> Wave:
     """Low decaying thuds, a few per second."""
-    wave = np.zeros(length)
-    wave[:: int(rate / random.uniform(3, 6))] = 1.0
+    starts = range(0, length, int(rate / random.uniform(3, 6)))
     size = int(0.12 * rate)
-    return oaconvolve(wave, decay(size, rate, 0.025) * oscillator(log_uniform(random, 80, 250), size, rate))[:length]
+    return repeated(decay(size, rate, 0.025) * oscillator(log_uniform(random, 80, 250), size, rate), starts, length)
 
 
 EVENTS: dict[str, Callable[[Random, int, int], Wave]] = {
@@ -164,16 +219,21 @@ def band(wave: Wave, rate: int) -> tuple[float, float]:
 
 def background(random: Random, length: int, rate: int) -> Wave:
     """Return noise of power 1/f^α, α from 0 (white) to 1.5, with a slowly varying level, of RMS 1."""
-    frequencies = np.maximum(rfftfreq(length, 1 / rate), 20.0)
-    parts = random.standard_normal((2, len(frequencies)))
-    wave = irfft((parts[0] + 1j * parts[1]) * frequencies ** (-random.uniform(0, 1.5) / 2), length)
-    wave *= 10 ** (random.uniform(0, 3) * oscillator(random.uniform(0.1, 0.5), length, rate) / 20)
-    return wave / np.sqrt(np.mean(wave**2))
+    exponent = -random.uniform(0, 1.5) / 2
+    wave = noise(random, length, rate, lambda frequencies: np.maximum(frequencies, 20.0) ** exponent)
+    wave *= decibels(random.uniform(0, 3) * oscillator(random.uniform(0.1, 0.5), length, rate))
+    wave /= rms(wave)
+    return wave
+
+
+def rms(wave: Wave) -> float:
+    """Return the root of the mean square."""
+    return math.sqrt(float(np.dot(wave, wave)) / len(wave))
 
 
 def fade(wave: Wave, rate: int) -> Wave:
     """Fade a wave in and out, in place."""
-    ramp = np.linspace(0, 1, round(FADE_SECONDS * rate))
+    ramp = np.linspace(0, 1, round(FADE_SECONDS * rate), dtype=np.float32)
     wave[: len(ramp)] *= ramp
     wave[-len(ramp) :] *= ramp[::-1]
     return wave
@@ -182,14 +242,14 @@ def fade(wave: Wave, rate: int) -> Wave:
 def synthesize(random: Random, label: int, length: int, rate: int, snr: tuple[float, float]) -> Wave:
     """Return an event of a class, faded in and out, at a level that is drawn from `snr`, in dB of an RMS of 1."""
     wave = fade(list(EVENTS.values())[label](random, length, rate), rate)
-    wave *= 10 ** (random.uniform(*snr) / 20) / np.sqrt(np.mean(wave**2))
+    wave *= 10 ** (random.uniform(*snr) / 20) / rms(wave)
     return wave
 
 
 def with_peak(random: Random, scene: Wave) -> Float[Tensor, "1 length"]:
     """Return a scene with a peak that is drawn from `PEAK_LEVEL`."""
     peak = 10 ** (random.uniform(*PEAK_LEVEL) / 20)
-    return torch.from_numpy((scene * (peak / np.abs(scene).max())).astype(np.float32))[None]
+    return torch.from_numpy(scene * (peak / float(max(scene.max(), -scene.min()))))[None]
 
 
 @dataclass(frozen=True)
