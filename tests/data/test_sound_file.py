@@ -2,12 +2,14 @@
 
 import io
 import os
+from math import gcd
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from scipy.signal import resample_poly as scipy
 
 from perceiver.data.files import UnreadableError
 from perceiver.data.readers import sound_file
@@ -137,6 +139,26 @@ class TestRates:
     def test_the_length_is_right_to_within_a_sample(self, rate):
         for length in (1, 2, 101, 44103):
             assert abs(len(resample(noise(length).astype(np.float32), rate, RATE)) - length * RATE / rate) < 1
+
+    @pytest.mark.parametrize(
+        ("rate", "new_rate"),
+        [(44100, 16000), (16000, 44100), (48000, 16000), (8000, 16000), (44100, 44101), (997, 1000), (1009, 1000)],
+    )
+    def test_the_result_is_that_of_scipy(self, monkeypatch, rate, new_rate):
+        """By a product of matrices as well as where there are too many different filters for that."""
+        calls = []
+        monkeypatch.setattr(
+            sound_file, "resample_poly", lambda *args, **given: calls.append(1) or scipy(*args, **given)
+        )
+        factor = gcd(rate, new_rate)
+        for length in (1, 2, 53, 442, 4099):
+            wave = (noise(length) + 0.3).astype(np.float32)
+            expected = scipy(wave.astype(float), new_rate // factor, rate // factor, padtype="mean")
+            found = resample(wave, rate, new_rate)
+            assert found.shape == expected.shape
+            assert found.dtype == np.float32
+            np.testing.assert_allclose(found, expected, atol=1e-6)
+        assert bool(calls) == (max(rate, new_rate) > sound_file.MAX_FACTOR * factor)
 
     def test_implausible_rates_are_refused(self, tmp_path):
         for rate in (sound_file.MIN_RATE, sound_file.MAX_RATE):

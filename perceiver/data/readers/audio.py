@@ -21,6 +21,9 @@ MAX_EXCESS = 1.1
 
 def is_silent(wave: Float[Tensor, "1 length"]) -> bool:
     """Return whether a wave is constant, apart from deviations below `SILENCE`."""
+    low, high = wave.aminmax()
+    if high - low >= 2.0 * SILENCE:  # one of the two deviates by half of that; nearly all sounds end here
+        return False
     # In double precision: a floating-point wav may hold large integers.
     return bool((wave - wave.mean(dtype=torch.float64)).abs().max() < SILENCE)
 
@@ -114,7 +117,7 @@ class AudioReader(Reader[Float[Tensor, "1 length"]]):
         if train:
             wave, first = self._crop(part)
             return Reading(self._augmented(wave), self._clips([first], wave.shape[-1]))
-        wave = part if isinstance(part, Tensor) else self._read_all(part)
+        wave = part if isinstance(part, Tensor) else self._read_all(SoundFile(part, self.sample_rate))
         starts = window_starts(wave.shape[-1], self.length, self.hop)
         windows = [self._features(wave[:, start : start + self.length]) for start in starts]
         return Reading.of_clips(windows, self._clips(starts, min(self.length, wave.shape[-1])))
@@ -123,7 +126,8 @@ class AudioReader(Reader[Float[Tensor, "1 length"]]):
         """Return a short sound; of a longer one, only the part that is read is decoded and resampled."""
         if isinstance(part, Joined):
             return self._join(part)
-        return self._read_all(part) if self._is_short(SoundFile(part, self.sample_rate)) else None
+        file = SoundFile(part, self.sample_rate)
+        return self._read_all(file) if self._is_short(file) else None
 
     def _is_short(self, file: SoundFile) -> bool:
         """Return whether a sound is decoded as a whole, also for a crop."""
@@ -157,16 +161,16 @@ class AudioReader(Reader[Float[Tensor, "1 length"]]):
     def _features(self, wave: Float[Tensor, "1 length"]) -> Tensor:
         return wave if self.log_mel is None else self.log_mel(wave)
 
-    def _read_all(self, path: File) -> Float[Tensor, "1 length"]:
-        wave = SoundFile(path, self.sample_rate).read()
+    def _read_all(self, file: SoundFile) -> Float[Tensor, "1 length"]:
+        wave = file.read()
         if is_silent(wave):
             offset = float(wave.mean())
             suffix = f", with a constant offset of {offset:.2g}" if abs(offset) > SILENCE else ""
-            raise UnreadableError(f"{path}: silent from end to end{suffix}")
+            raise UnreadableError(f"{file.path}: silent from end to end{suffix}")
         return wave
 
     def _join(self, part: Joined) -> Float[Tensor, "1 length"]:
-        waves = [self._read_all(file) for file in part.files]
+        waves = [self._read_all(SoundFile(file, self.sample_rate)) for file in part.files]
         first, *pauses = [torch.zeros(1, round(seconds * self.sample_rate)) for seconds in part.pauses]
         return torch.cat([first, *(one for pair in zip(waves, pauses, strict=True) for one in pair)], dim=1)
 
@@ -175,13 +179,14 @@ class AudioReader(Reader[Float[Tensor, "1 length"]]):
         if isinstance(part, Tensor):
             name, seconds = "the sound", part.shape[-1] / self.sample_rate
         else:
-            name, seconds = str(part), SoundFile(part, self.sample_rate).seconds
+            file = SoundFile(part, self.sample_rate)
+            name, seconds = str(part), file.seconds
         if seconds > self.length / self.sample_rate + 0.01:
             raise UnreadableError(
                 f"{name}: {seconds:.2f} s are longer than seconds={self.length / self.sample_rate:g} of its reader, "
                 "but it must be read as a whole"
             )
-        return (part if isinstance(part, Tensor) else self._read_all(part))[:, : self.length]
+        return (part if isinstance(part, Tensor) else self._read_all(file))[:, : self.length]
 
     def _crop(self, part: File | Float[Tensor, "1 length"]) -> tuple[Float[Tensor, "1 length"], int]:
         """Return a random crop and its first sample, or the one around the largest change if that is silent."""
@@ -194,10 +199,10 @@ class AudioReader(Reader[Float[Tensor, "1 length"]]):
                     wave = file.read(start, seconds)
                     if wave.shape[-1] == self.length and not is_silent(wave):
                         return wave, round(start * self.sample_rate)
-        wave = part if isinstance(part, Tensor) else self._read_all(part)
+        wave = part if isinstance(part, Tensor) else self._read_all(file)
         spare = max(wave.shape[-1] - self.length, 0)
         first = round(position * spare)
-        if is_silent(wave[:, first : first + self.length]):
+        if spare and is_silent(wave[:, first : first + self.length]):
             # The largest change, not the largest value: with an offset, the loudest part may be constant.
             first = min(max(int(wave.diff().abs().argmax()) - self.length // 2, 0), spare)
         return wave[:, first : first + self.length], first

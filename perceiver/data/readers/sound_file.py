@@ -6,6 +6,7 @@ libsndfile decodes the formats that it recognizes, and FFmpeg all others, includ
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from io import BytesIO
 from itertools import chain
 from math import ceil, gcd
@@ -18,8 +19,9 @@ import torch
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.error import InvalidDataError
-from jaxtyping import Float
-from scipy.signal import resample_poly
+from jaxtyping import Float, Float32
+from numpy.lib.stride_tricks import sliding_window_view
+from scipy.signal import firwin, resample_poly
 from torch import Tensor
 
 from perceiver.data.files import AbsentError, File, Segment, UnreadableError, refuse_special, warn_once
@@ -51,6 +53,10 @@ SOUND_CHUNKS: dict[bytes, tuple[bytes, Literal["little", "big"]]] = {
 """First bytes of wav and aiff -> name of the chunk with the samples, and byte order."""
 UNKNOWN_CHUNK_SIZE = 0x7F000000
 """Chunk sizes from here on are written to pipes, where the length is not yet known."""
+MAX_FACTOR = 1000
+"""Rates are resampled by a product of matrices if neither exceeds so many times their greatest common divisor."""
+MIN_OUTPUTS = 64
+"""Outputs that are computed together, at least."""
 OGG_MAX_PAGE, OGG_HEADER, OGG_LAST_PAGE = 2**16, 27, 4
 """Upper bound of the bytes of a page, bytes of its header before the segment sizes, and flag of the last page."""
 
@@ -114,7 +120,7 @@ class SoundFile:
             raise UnreadableError(f"{self.path}: ends before {start:.2f} s, but declares {self.seconds:.2f} s")
         if not np.isfinite(wave).all():
             raise UnreadableError(f"{self.path}: holds values that are not finite")
-        if np.var(wave, dtype=np.float64) < MIN_MIX_POWER * powers.mean():
+        if self.channels > 1 and np.var(wave, dtype=np.float64) < MIN_MIX_POWER * powers.mean():
             channel = int(powers.argmax())
             problem = f"its {self.channels} channels cancel when they are mixed; only the loudest is read"
             warn_once("cancelled", f"{self.path}: {problem}, number {channel + 1}")
@@ -135,7 +141,7 @@ class SoundFile:
         with self._open() as sound, np.errstate(all="ignore"):  # the caller checks that values are finite
             for block in sound.blocks(self.offset + first, count):
                 length += len(block)
-                waves.append(block.mean(axis=1) if channel is None else block[:, channel])
+                waves.append(block.mean(axis=1) if channel is None and self.channels > 1 else block[:, channel or 0])
                 if self.channels > 1:
                     sums += block.sum(axis=0, dtype=np.float64)
                     squares += np.square(block, dtype=np.float64).sum(axis=0)
@@ -274,11 +280,43 @@ def _handle(raw: IO[bytes]) -> int | IO[bytes]:
     return raw.fileno()
 
 
-def resample(wave: Float[np.ndarray, " length"], rate: int, new_rate: int) -> Float[np.ndarray, " resampled"]:
-    """Resample a wave, also between rates without a common factor."""
+def resample(wave: Float32[np.ndarray, " length"], rate: int, new_rate: int) -> Float32[np.ndarray, " resampled"]:
+    """Resample a wave, also between rates without a common factor, as `scipy.signal.resample_poly` does.
+
+    Rates with a large common factor need few different filters, which are applied as a product of matrices.
+    """
+    if rate == new_rate:
+        return wave
     factor = gcd(rate, new_rate)
+    up, down = new_rate // factor, rate // factor
     # The wave is extended by its mean: with zeros, a constant offset would click at both ends.
-    return wave if rate == new_rate else resample_poly(wave, new_rate // factor, rate // factor, padtype="mean")
+    if max(up, down) > MAX_FACTOR:
+        return resample_poly(wave, up, down, padtype="mean")
+    several = ceil(MIN_OUTPUTS / up)
+    up, down = several * up, several * down
+    filters, lead = _filters(up, down, several)
+    length, mean = ceil(len(wave) * up / down), wave.mean()
+    padded = np.zeros((ceil(length / up) - 1) * down + len(filters), np.float32)
+    part = padded[lead : lead + len(wave)]
+    np.subtract(wave[: len(part)], mean, out=part)
+    resampled = (np.ascontiguousarray(sliding_window_view(padded, len(filters))[::down]) @ filters).ravel()[:length]
+    resampled += mean
+    return resampled
+
+
+@lru_cache(maxsize=8)
+def _filters(up: int, down: int, several: int) -> tuple[Float32[np.ndarray, "inputs outputs"], int]:
+    """Return the weights of successive inputs for `up` successive outputs, and how many inputs precede the first one.
+
+    They are samples of the low-pass filter of `resample_poly`; `several` is the common factor of `up` and `down`.
+    """
+    largest = max(up, down) // several
+    low_pass = firwin(20 * largest + 1, 1.0 / largest, window=("kaiser", 5.0)) * (up // several)
+    lead = 10 * largest * several // up
+    inputs = np.arange(-lead, down + lead)[:, None]
+    places = (np.arange(up) * down - inputs * up) // several + 10 * largest
+    inside = (places >= 0) & (places < len(low_pass))
+    return np.where(inside, low_pass[places.clip(0, len(low_pass) - 1)], 0.0).astype(np.float32), lead
 
 
 def is_truncated(file: IO[bytes]) -> bool:
