@@ -10,15 +10,16 @@ appendix E):
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 from math import inf
 
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from perceiver.kernels import kept, normalized, recomputed
 from perceiver.mechanisms.base import MechanismFactory
 from perceiver.mechanisms.scaled_dot_product import ScaledDotProduct
 from perceiver.roles import Role
@@ -198,7 +199,7 @@ class Attention(nn.Module):
             keys = inputs.to(q.dtype)[:, None]
         else:
             q = q * norm.weight.to(q.dtype)
-            keys = F.layer_norm(inputs, norm.normalized_shape, eps=norm.eps).to(q.dtype)[:, None]
+            keys = normalized(inputs, norm.eps, q.dtype)[:, None]
         read = self.mechanism(q[:, None], keys, keys, mask=mask)[:, 0]
         values = self.value(read if norm is None else read * norm.weight + norm.bias)
         if mask is not None:
@@ -217,6 +218,13 @@ class MLP(nn.Sequential):
         # A copy: an activation with weights (PReLU) must not be shared by all layers.
         super().__init__(nn.Linear(dim, hidden_dim), deepcopy(spec.activation), nn.Linear(hidden_dim, dim))
         initialize(self, spec.init_scale)
+
+    def forward(self, x: Float[Tensor, "*rest dim"]) -> Float[Tensor, "*rest dim"]:
+        first, activation, last = self[0], self[1], self[2]
+        if isinstance(activation, nn.GELU):  # others may be random, work in place, or keep their output anyway
+            return recomputed(activation, first(x), last)
+        out: Tensor = last(activation(first(x)))
+        return out
 
 
 @torch.no_grad()
@@ -303,7 +311,7 @@ class CrossBlock(nn.Module):
         x = self.dropout(read)
         if self.residual is not None:
             x = self.residual(queries, x)
-        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+        return x + self.dropout(recomputed(self.mlp_norm, x, self.mlp))
 
 
 class SelfBlock(nn.Module):
@@ -325,9 +333,9 @@ class SelfBlock(nn.Module):
         causal: bool = False,
         cache: KeyValueCache | None = None,
     ) -> Float[Tensor, "batch length dim"]:
-        normed = self.norm(x)
-        x = self.residual(x, self.dropout(self.attention(normed, normed, mask=mask, causal=causal, cache=cache)))
-        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+        attend = partial(self.attention, mask=mask, causal=causal, cache=cache)
+        x = self.residual(x, self.dropout(recomputed(self.norm, x, lambda normed: attend(normed, normed))))
+        return x + self.dropout(recomputed(self.mlp_norm, x, self.mlp))
 
 
 def run_block(block: nn.Module, *inputs: Tensor, checkpointing: bool = False, mask: KeyMask | None = None) -> Tensor:
@@ -339,5 +347,5 @@ def run_block(block: nn.Module, *inputs: Tensor, checkpointing: bool = False, ma
         mask: True where a key is real.
     """
     if checkpointing and block.training:
-        return checkpoint(block, *inputs, mask=mask, use_reentrant=False)
+        return checkpoint(block, *inputs, mask=mask, use_reentrant=False, context_fn=lambda: (kept(), kept()))
     return block(*inputs, mask=mask)

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from perceiver.attention import (
@@ -11,8 +12,9 @@ from perceiver.attention import (
     KeyValueCache,
     Residual,
     SelfBlock,
+    run_block,
 )
-from perceiver.kernels import MatrixProducts, allowed_pairs
+from perceiver.kernels import MatrixProducts, allowed_pairs, kept, normalized
 from perceiver.mechanisms.scaled_dot_product import ScaledDotProduct
 from tests.models import small_perceiver
 
@@ -164,15 +166,82 @@ def test_bfloat16_autocast_stays_close_to_float32():
 
 @every_length
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
-@pytest.mark.parametrize("chunk", [2**25, BATCH * 11 * 2 * 3], ids=["whole", "chunks"])
-def test_matrix_products_equal_the_fused_kernel_with_exact_gradients(monkeypatch, num_queries, num_keys, causal, chunk):
-    monkeypatch.setattr("perceiver.kernels.CHUNK", chunk)
+@pytest.mark.parametrize("workspaces", [(2**19, 2**23), (1, 2**23), (1, 3 * 11)], ids=["whole", "by head", "by query"])
+def test_matrix_products_equal_the_fused_kernel_with_exact_gradients(
+    monkeypatch, num_queries, num_keys, causal, workspaces
+):
+    for name, size in zip(("HEADS", "QUERIES"), workspaces, strict=True):
+        monkeypatch.setattr(f"perceiver.kernels.{name}_WORKSPACE", size)
     inputs = [x.double().requires_grad_() for x in qkv(num_queries, num_keys)]
     mask = key_mask(num_keys, empty_sample=2)
     allowed = allowed_pairs(*inputs[:2], mask, causal)
     products = lambda *qkv: MatrixProducts.apply(*qkv, allowed, inputs[0].shape[-1] ** -0.5)  # noqa: E731
-    assert_close(products(*inputs), attend(*inputs, mask=mask, causal=causal))
+    exact = products(*inputs)
+    assert_close(exact, attend(*inputs, mask=mask, causal=causal))
     assert torch.autograd.gradcheck(products, inputs, fast_mode=True)
+    lowered = products(*(x.bfloat16() for x in inputs))
+    assert_close(lowered.double(), exact, atol=0.03, rtol=0.03)
+    for low, high in zip(*(torch.autograd.grad(x.sin().sum(), inputs) for x in (lowered, exact)), strict=True):
+        assert_close(low, high, atol=0.03, rtol=0.03)
+
+
+class TestRecomputed:
+    """What the backward pass computes again in bfloat16."""
+
+    def build(self):
+        block = SelfBlock(dim=12, spec=BlockSpec(num_heads=3, widening=2))
+        return block, torch.randn(BATCH, 7, 12, requires_grad=True), key_mask(7, empty_sample=1)
+
+    def gradients(self, block, x, mask, **options):
+        with torch.autocast("cpu", torch.bfloat16):
+            out = run_block(block, x, mask=mask, **options)
+        return out, torch.autograd.grad(out.square().sum(), [x, *block.parameters()])
+
+    def test_outputs_and_gradients_are_the_same_to_the_bit(self):
+        block, x, mask = self.build()
+        found = self.gradients(block, x, mask)
+        with kept():
+            assert_close(self.gradients(block, x, mask), found, atol=0, rtol=0)
+        assert_close(self.gradients(block, x, mask, checkpointing=True), found, atol=0, rtol=0)
+
+    def test_norms_and_activation_are_computed_once_more(self):
+        block, x, mask = self.build()
+        calls = []
+        for cheap in (block.norm, block.mlp_norm, block.mlp[1]):
+            cheap.register_forward_hook(lambda module, args, out: calls.append((module, out)))
+        self.gradients(block, x, mask)
+        (forward, backward) = (dict(calls[:3]), dict(calls[3:]))
+        assert len(calls) == 6
+        for cheap, out in forward.items():
+            assert_close(backward[cheap], out, atol=0, rtol=0)
+        del calls[:]
+        with kept():
+            self.gradients(block, x, mask)
+        assert len(calls) == 3
+
+    @pytest.mark.slow
+    def test_a_compiled_block_is_one_graph_and_gives_the_same(self):
+        block, x, mask = self.build()
+        compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
+        found = self.gradients(block, x, mask)
+        assert_close(self.gradients(compiled, x, mask), found, atol=0.01, rtol=0.01)
+
+    @pytest.mark.parametrize("activation", [nn.RReLU(), nn.LeakyReLU(0.5, inplace=True), nn.PReLU()], ids=repr)
+    def test_other_activations_keep_their_output(self, activation):
+        mlp = MLP(dim=5, spec=BlockSpec(num_heads=1, activation=activation)).train()
+        calls = []
+        mlp[1].register_forward_hook(lambda *args: calls.append(args))
+        with torch.autocast("cpu", torch.bfloat16):
+            mlp(torch.randn(BATCH, 5)).sum().backward()
+        assert len(calls) == 1
+
+
+def test_inputs_are_normalized_in_parts(monkeypatch):
+    x = 3.0 * torch.randn(BATCH, 11, 13) + 2.0
+    whole = F.layer_norm(x, (13,), eps=1e-3).bfloat16()
+    monkeypatch.setattr("perceiver.kernels.NORM_WORKSPACE", 5 * BATCH * 13)
+    assert torch.equal(normalized(x, 1e-3, torch.bfloat16), whole)
+    assert torch.equal(normalized(x.requires_grad_(), 1e-3, torch.bfloat16), whole)
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["all keys", "masked keys"])
