@@ -2,18 +2,22 @@
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from einops import rearrange
+from jaxtyping import Shaped
 from torch import Tensor
+from torch.nn import functional as F
 
 from perceiver.encoders.image import ImageEncoder
 from perceiver.model import Perceiver
 from perceiver.pretrained.export import architecture_of
 from perceiver.pretrained.folder import PREPROCESSING
 from perceiver.pretrained.preprocessing import image_settings
+from perceiver.queries.tokens import cells_at
 
 
 def write_transformers_folder(folder: Path, hf_model: Any, model: Perceiver, readers: Mapping[str, Any]) -> None:
@@ -32,59 +36,87 @@ def write_transformers_folder(folder: Path, hf_model: Any, model: Perceiver, rea
         (folder / PREPROCESSING).write_text(json.dumps(settings, indent=2) + "\n")
 
 
+@dataclass(frozen=True)
+class Given:
+    """The arguments of `Perceiver.forward`."""
+
+    inputs: Mapping[str, Tensor]
+    masks: Mapping[str, Tensor]
+    queries: Mapping[str, Tensor] = field(default_factory=dict)
+    hidden: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def at_queries(self, name: str, values: Shaped[Tensor, "batch cells channels"], *shape: int) -> Tensor:
+        """Return the values of an output at the queried places of a grid; without queries, of all cells in order."""
+        if name not in self.queries:
+            return values
+        cells = cells_at(self.queries[name], shape)
+        return values.take_along_dim(cells[..., None], dim=1)
+
+
 @torch.no_grad()
-def outputs_of_transformers(
-    hf_model: Any,
-    model: Perceiver,
-    inputs: Mapping[str, Tensor],
-    masks: Mapping[str, Tensor],
-) -> dict[str, Tensor]:
+def outputs_of_transformers(hf_model: Any, model: Perceiver, given: Given) -> dict[str, Tensor]:
     """Return the outputs of a model of transformers by our names and in our shapes.
 
     Args:
         hf_model: from `to_transformers`.
         model: the same as ours, whose encoders normalize inputs.
-        inputs, masks: see `Perceiver`. Dense outputs are those of all places, in order.
+        given: what ours is called with. Hidden cells of a text are not read, as those that are masked.
+
+    Raises:
+        ValueError: cells of another input are hidden.
     """
+    if others := given.hidden.keys() - {"text"}:
+        raise ValueError(f"no class of transformers can hide parts of {min(others)}")
     name = architecture_of(model).removeprefix("PerceiverFor")
     outputs = next(make for start, make in KINDS.items() if name.startswith(start))
-    return outputs(hf_model, model, inputs, masks)
+    return outputs(hf_model, model, given)
 
 
-def _image(hf_model: Any, model: Any, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _image(hf_model: Any, model: Any, given: Given) -> dict[str, Tensor]:
     encoder = model.encoders["image"]
-    return {"logits": hf_model((inputs["image"] - encoder.mean) / encoder.std).logits}
+    return {"logits": hf_model((given.inputs["image"] - encoder.mean) / encoder.std).logits}
 
 
-def _text(hf_model: Any, model: Any, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    ids = inputs["text"][:, 0]
-    mask = masks.get("text", torch.ones_like(ids)).reshape(len(ids), -1).expand_as(ids)
-    return {"logits": hf_model(ids, attention_mask=mask.long()).logits}
+def _text(hf_model: Any, model: Any, given: Given) -> dict[str, Tensor]:
+    ids = given.inputs["text"][:, 0]
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    if "text" in given.masks:
+        mask = given.masks["text"].reshape(len(ids), -1).expand_as(ids)
+    if "text" in given.hidden:
+        mask = mask & ~given.hidden["text"].reshape(len(ids), -1)
+    if "logits" in given.queries:  # there are logits of as many places as the text is long
+        missing = hf_model.config.max_position_embeddings - ids.shape[1]
+        ids, mask = (F.pad(values, (0, missing)) for values in (ids, mask))
+    logits = hf_model(ids, attention_mask=mask.long()).logits
+    return {"logits": given.at_queries("logits", logits, logits.shape[1])}
 
 
-def _flow(hf_model: Any, model: Any, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    encoder = model.encoders["video"]
-    patches = encoder.neighborhoods((inputs["video"] - encoder.mean) / encoder.std)
-    return {"logits": hf_model(patches.transpose(1, 2)).logits.flatten(1, 2)}
+def _flow(hf_model: Any, model: Any, given: Given) -> dict[str, Tensor]:
+    encoder, video = model.encoders["video"], given.inputs["video"]
+    patches = encoder.neighborhoods((video - encoder.mean) / encoder.std)
+    logits = hf_model(patches.transpose(1, 2)).logits.flatten(1, 2)
+    return {"logits": given.at_queries("logits", logits, *video.shape[-2:])}
 
 
-def _autoencoder(
-    hf_model: Any, model: Any, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    video, audio = inputs["image"], inputs["audio"]
+def _autoencoder(hf_model: Any, model: Any, given: Given) -> dict[str, Tensor]:
+    video, audio = given.inputs["image"], given.inputs["audio"]
     image_encoder, audio_encoder = model.encoders["image"], model.encoders["audio"]
-    label = inputs.get("label", video.new_zeros(len(video), model.encoders["label"].channels))
-    given = {
+    label = given.inputs.get("label", video.new_zeros(len(video), model.encoders["label"].channels))
+    inputs = {
         "image": ((video - image_encoder.mean) / image_encoder.std).transpose(1, 2),
         "audio": (audio / audio_encoder.std).mT,
         "label": label,
     }
-    pixels = video.shape[2] * video.shape[3] * video.shape[4]
+    shape = video.shape[2:]
     count = audio.shape[-1] // audio_encoder.patch_size
-    points = {"image": torch.arange(pixels), "audio": torch.arange(count), "label": None}
-    logits = hf_model(inputs=given, subsampled_output_points=points).logits
+    points = {"image": torch.arange(shape.numel()), "audio": torch.arange(count), "label": None}
+    logits = hf_model(inputs=inputs, subsampled_output_points=points).logits
     patches = rearrange(logits["audio"], "batch (patches samples) -> batch patches samples", patches=count)
-    return {"audio": patches, "image": logits["image"], "label": logits["label"]}
+    return {
+        "audio": given.at_queries("audio", patches, count),
+        "image": given.at_queries("image", logits["image"], *shape),
+        "label": logits["label"],
+    }
 
 
 KINDS: dict[str, Callable[..., dict[str, Tensor]]] = {

@@ -1,14 +1,16 @@
 """Exported runs have the outputs of the run, which the script verifies itself."""
 
 import json
+from itertools import product
 
 import pytest
 import torch
+from PIL import Image
 
 import perceiver
 from perceiver.commands import export
 from perceiver.runtime.errors import ConfigError
-from tests.pretrained.small import CONV, small
+from tests.pretrained.small import CONV, small, transformers
 from tests.runs import CAPTIONING, assert_refused, script, trained
 
 SCRIPT = "scripts/export.py"
@@ -64,6 +66,34 @@ def test_a_published_architecture_is_exported_with_its_normalization(tmp_path, p
     assert ended.ok, ended.err
     loaded = [perceiver.load(tmp_path / name).predict(pictures[0])[0] for name in ("published", "again")]
     assert [one["probability"] for one in loaded[1]] == pytest.approx([one["probability"] for one in loaded[0]])
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_a_trained_run_of_a_published_architecture_is_read_by_transformers(tmp_path):
+    folders = tmp_path / "folders"
+    for name, value in (("dark", 40), ("light", 200)):
+        for split, number in product(("train", "test"), range(5)):
+            path = folders / split / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (13, 13), (value, 10 * number, 7)).save(path)
+    run, out = tmp_path / "run", tmp_path / "out"
+    settings = [
+        *("data=image_folder", f"data.root={folders}", "data.image_size=13", "data.augment=null", "trainer=cpu"),
+        *("model=perceiver_io", "encoder@model.encoders.image=image_pixels_learned", "decoder@model.decoder=queries"),
+        *("model.decoder.attention.num_heads=1", "model.memory.dim=24", "trainer.max_epochs=2", "loader.batch_size=3"),
+        *("logger=none", "attention.every_n_epochs=0", "callbacks=[]", f"hydra.run.dir={run}"),
+    ]
+    ended = script("experiments/train.py", *settings)
+    assert ended.ok, ended.err
+    exported(run, "transformers", out, "tolerance=1e-5")
+    hf_model = transformers.AutoModelForImageClassification.from_pretrained(out)
+    pixels = transformers.AutoImageProcessor.from_pretrained(out)(Image.open(path), return_tensors="pt").pixel_values
+    expected = dict(zip(hf_model.config.id2label.values(), hf_model(pixels).logits[0].softmax(0).tolist(), strict=True))
+    assert expected.keys() == {"dark", "light"}
+    for source in (run, out):
+        (found,) = perceiver.load(source).predict(path)
+        assert {one["class"]: one["probability"] for one in found} == pytest.approx(expected, abs=1e-5)
 
 
 def test_what_cannot_be_exported_is_one_sentence(run, tmp_path):
