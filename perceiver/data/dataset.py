@@ -24,7 +24,8 @@ class Dataset:
             item has no part.
         on_error: what happens to an unreadable sample: `raise` ends the run, `skip` logs, counts and leaves it out.
         modalities: those that samples have, to test a model without the others; None for all that have a reader.
-        cache_megabytes: MiB of decoded images and short sounds that stay in memory, see `MemoryCache`; 0 for none.
+        cache_megabytes: MiB of decoded images and short sounds, and of generated samples that are the same each time,
+            that stay in memory, see `MemoryCache`; 0 for none.
     """
 
     def __init__(
@@ -159,7 +160,7 @@ class Split:
         return len(self.items)
 
     def __getitem__(self, index: int) -> Sample:
-        return self.dataset.sample(self.items[index], train=self.train)
+        return self.dataset.sample(self.dataset.cache.item(self.items, index), train=self.train)
 
     @cached_property
     def modalities(self) -> list[str]:

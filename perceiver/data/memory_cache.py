@@ -1,5 +1,6 @@
-"""Decoded files that stay in memory, for data sets that fit into it and are read in many epochs."""
+"""Decoded files and generated samples that stay in memory, for data sets that fit into it and are read many times."""
 
+from collections.abc import Hashable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -8,10 +9,14 @@ from torch.utils.data import get_worker_info
 
 from perceiver.data.files import Joined, Segmented
 from perceiver.data.readers.base import Reader
+from perceiver.data.sources.base import Item, Items
+from perceiver.data.sources.generated import GeneratedItems
 
 
 class MemoryCache:
-    """Keeps the first decoded files that are read, up to a size. What a reader makes of them does not change.
+    """Keeps the first decoded files and generated items that are read, up to a size. Samples do not change.
+
+    Generated items are kept where they are the same each time, that is, not where training draws them anew.
 
     Each process keeps those that it reads itself.
 
@@ -26,7 +31,7 @@ class MemoryCache:
         if not megabytes >= 0.0:
             raise ValueError(f"cache_megabytes={megabytes} must be at least 0")
         self.megabytes = megabytes
-        self.kept: dict[tuple[str, Any], Any] = {}
+        self.kept: dict[tuple[str, Hashable], Any] = {}
         self.num_bytes = 0
 
     @property
@@ -41,7 +46,8 @@ class MemoryCache:
         Raises:
             UnreadableError: see `Reader.decoded`.
         """
-        is_file = hasattr(part, "open") or isinstance(part, Joined | Segmented)
+        file = part.image if isinstance(part, Segmented) else part
+        is_file = isinstance(file, Joined) or hasattr(file, "open")
         if not self.megabytes or not is_file:
             return part
         if (modality, part) in self.kept:
@@ -49,15 +55,31 @@ class MemoryCache:
         found = reader.decoded(part)
         if found is None:
             return part
-        size = num_bytes(found)
-        if self.num_bytes + size <= self.max_bytes:
-            self.kept[modality, part] = found
-            self.num_bytes += size
+        self._keep((modality, part), found)
         return found
+
+    def item(self, items: Items, index: int) -> Item:
+        """Return an item as it is in memory, if it is generated and the same each time."""
+        if not self.megabytes or not isinstance(items, GeneratedItems) or items.redrawn:
+            return items[index]
+        name = items.stage, index
+        if name not in self.kept:
+            item = items[index]
+            self._keep(name, item)
+            return item
+        return self.kept[name]
+
+    def _keep(self, name: tuple[str, Hashable], found: Any) -> None:
+        size = num_bytes(found)
+        if 0 < size <= self.max_bytes - self.num_bytes:  # texts are drawn as soon as found, and have no known size
+            self.kept[name] = found
+            self.num_bytes += size
 
 
 def num_bytes(part: Any) -> int:
-    """Return the size of the tensors of a part."""
+    """Return the size of the tensors of a part, or of an item."""
     if isinstance(part, Tensor):
         return part.nbytes
+    if isinstance(part, Mapping):
+        return sum(map(num_bytes, part.values()))
     return sum(num_bytes(getattr(part, field.name)) for field in fields(part)) if is_dataclass(part) else 0

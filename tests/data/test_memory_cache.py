@@ -2,16 +2,19 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from perceiver.data import memory_cache
 from perceiver.data.dataset import Dataset, Split
-from perceiver.data.files import UnreadableError
+from perceiver.data.files import Segmented, UnreadableError
 from perceiver.data.readers.audio import AudioAugment, AudioReader
 from perceiver.data.readers.image import ImageAugment, ImageReader
 from perceiver.data.readers.segmented_image import SegmentedImageReader
+from perceiver.data.sources.base import Item
 from perceiver.data.sources.folders import ClassFolders
+from perceiver.data.sources.generated import GeneratedSource
 from perceiver.data.sources.masks import ImageMasks
 from scripts import data_trees
 from tests.data.datasets import built, samples
@@ -100,6 +103,49 @@ def test_a_sound_of_which_a_part_is_read_is_not_decoded_as_a_whole(tmp_path):
         found.append([tensors(one) for one in samples(data.split("train"))])
     torch.testing.assert_close(*found, rtol=0, atol=0)
     assert not cached.cache.kept
+
+
+class Noise(GeneratedSource):
+    """Images of noise, with the same as the target `mask`; counts how many it draws."""
+
+    name, roles = "noise", ("image",)
+    drawn = 0
+
+    def item(self, stage, index, random):
+        self.drawn += 1
+        image, mask = torch.from_numpy(random.integers(11, size=(4, 13, 17), dtype=np.uint8)).split([3, 1])
+        return Item({"image": Segmented(image, mask[0])}, {"label": index}, f"{stage}/{index}")
+
+
+@pytest.mark.parametrize("redrawn", [True, False])
+@pytest.mark.parametrize("megabytes", [0, 1, 3.5 * 4 * 13 * 17 / 2**20])
+def test_generated_samples_are_kept_where_they_are_the_same_each_time(redrawn, megabytes):
+    counts = {"train": 5, "val": 3, "test": 0}
+    options = {"num_classes": 11, "ignore_label": 255, "image_size": 7, "augment": AUGMENT}
+    found = []
+    for size in (0, megabytes):
+        source = Noise(num_samples=counts, seed=3, num_classes=11, redrawn=redrawn)
+        readers = {"image": built(SegmentedImageReader, **options)}
+        data = Dataset(source=source, readers=readers, on_error="raise", cache_megabytes=size)
+        stages = [data.split(stage) for stage in ("val", "train")]
+        torch.manual_seed(3)
+        found.append([value for _ in range(3) for split in stages for one in samples(split) for value in tensors(one)])
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+    num_kept = min(3 + 5 * (not redrawn), int(megabytes * 2**20 / (4 * 13 * 17)))
+    assert len(data.cache.kept) == num_kept
+    assert source.drawn == 3 * (3 + 5) - 2 * num_kept
+    assert data.cache.num_bytes == num_kept * 4 * 13 * 17
+
+
+def test_what_has_no_tensors_is_not_kept():
+    class Words(Noise):
+        def item(self, stage, index, random):
+            return Item({"image": "word"}, {"label": index}, f"{stage}/{index}")
+
+    cache = memory_cache.MemoryCache(1)
+    items = Words(num_samples={"train": 0, "val": 3, "test": 0}, seed=3, num_classes=11).items("val", {})
+    assert [cache.item(items, index).id for index in (0, 1, 0)] == ["val/0", "val/1", "val/0"]
+    assert not cache.kept
 
 
 def test_a_negative_size_is_refused(tmp_path):

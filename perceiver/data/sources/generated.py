@@ -72,12 +72,17 @@ class GeneratedSequences(GeneratedSource):
 
 
 class GeneratedItems:
-    """The samples of one stage."""
+    """The samples of one stage.
+
+    Attributes:
+        redrawn: whether a sample differs each time, by torch's generator, which is seeded by (seed, epoch, index).
+    """
 
     def __init__(self, source: GeneratedSource, stage: Stage) -> None:
         self.source = source
         self.stage = stage
         self.roles = source.roles
+        self.redrawn = stage == "train" and source.redrawn
 
     def __len__(self) -> int:
         return self.source.num_samples[self.stage]
@@ -89,8 +94,7 @@ class GeneratedItems:
         return self.source.sample_name(self.stage, index)
 
     def __getitem__(self, index: int) -> Item:
-        # torch's generator is seeded by (seed, epoch, index).
-        anew = [int(torch.randint(2**62, ()))] if self.stage == "train" and self.source.redrawn else []
+        anew = [int(torch.randint(2**62, ()))] if self.redrawn else []
         return self.source.item(self.stage, index, self.source.random(self.stage, index, *self.source.stream, *anew))
 
 
