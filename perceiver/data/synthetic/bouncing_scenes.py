@@ -11,7 +11,7 @@ The color that is heard is a function of (seed, stage, index), and so is the who
 training all else is drawn anew each time.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal, TypeAlias
@@ -34,7 +34,12 @@ COLORS = {
     "magenta": (0.85, 0.30, 0.90),
     "cyan": (0.20, 0.85, 0.90),
 }
-NORMS: dict[str, np.ufunc] = {"disc": np.hypot, "square": np.maximum, "diamond": np.add}
+Norm: TypeAlias = Callable[[np.ndarray, np.ndarray], np.ndarray]
+NORMS: dict[str, Norm] = {
+    "disc": lambda x, y: np.sqrt(x * x + y * y),  # in a third of the time of np.hypot
+    "square": np.maximum,
+    "diamond": np.add,
+}
 """Name of a shape -> the norm of which it is the unit ball, as a function of absolute values."""
 RADIUS = 0.11
 """Radius of a shape as a fraction of the image's side."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from perceiver.data.files import FramePair
 from perceiver.data.sources.base import Item
 from perceiver.data.sources.generated import GeneratedSource, Random
-from perceiver.data.synthetic.bouncing_scenes import NORMS
+from perceiver.data.synthetic.bouncing_scenes import NORMS, Norm
 from perceiver.types import Stage
 
 MEAN = (0.25, 0.75)
@@ -131,7 +131,7 @@ class Texture:
 class Shape:
     """A ball of a norm, turned by a matrix; lengths in pixels."""
 
-    norm: np.ufunc
+    norm: Norm
     center: Float[np.ndarray, "2"]
     radius: float
     turn: Float[np.ndarray, "2 2"]
