@@ -14,7 +14,7 @@ from perceiver.commands.finished_run import FinishedRun, check_writable, load_na
 from perceiver.commands.predict import input_files, named
 from perceiver.commands.train import prepare_torch
 from perceiver.data.collate import collate
-from perceiver.pretrained.comparison import Given, outputs_of_transformers, write_transformers_folder
+from perceiver.pretrained.comparison import Given, check_hidden, outputs_of_transformers, write_transformers_folder
 from perceiver.pretrained.export import to_transformers
 from perceiver.runtime.errors import ConfigError, one_line
 from perceiver.runtime.summary import console
@@ -191,10 +191,8 @@ def export_safetensors(finished: FinishedRun, call: Call, out: Path) -> Exported
 def export_transformers(finished: FinishedRun, call: Call, out: Path) -> Exported:
     """Write a folder for the class of transformers with the same architecture."""
     model = finished.parts.model
-    if hidden := sorted(name for group, name in call.tensors if group == "hidden" and name != "text"):
-        hint = 'change it with overrides=["task.masked=0"]'
-        raise ConfigError(f"format=transformers: the task hides parts of {hidden[0]}, as no class of it can; {hint}")
     try:
+        check_hidden([name for group, name in call.tensors if group == "hidden"])
         hf_model = to_transformers(model, finished.parts.module.description["class_names"])
     except ModuleNotFoundError as error:
         raise ConfigError("format=transformers needs transformers (pip install 'perceiver[transformers]')") from error

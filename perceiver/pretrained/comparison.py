@@ -1,7 +1,7 @@
 """Folders for Hugging Face transformers, and the outputs of transformers for inputs of ours, to compare the two."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,16 @@ class Given:
         return values.take_along_dim(cells[..., None], dim=1)
 
 
+def check_hidden(hidden: Iterable[str]) -> None:
+    """Check that transformers can hide cells of some inputs, given by name: those of a text alone.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if others := {*hidden} - {"text"}:
+        raise ValueError(f"no class of transformers can hide parts of {min(others)}, as the task does")
+
+
 @torch.no_grad()
 def outputs_of_transformers(hf_model: Any, model: Perceiver, given: Given) -> dict[str, Tensor]:
     """Return the outputs of a model of transformers by our names and in our shapes.
@@ -65,8 +75,7 @@ def outputs_of_transformers(hf_model: Any, model: Perceiver, given: Given) -> di
     Raises:
         ValueError: cells of another input are hidden.
     """
-    if others := given.hidden.keys() - {"text"}:
-        raise ValueError(f"no class of transformers can hide parts of {min(others)}")
+    check_hidden(given.hidden)
     name = architecture_of(model).removeprefix("PerceiverFor")
     outputs = next(make for start, make in KINDS.items() if name.startswith(start))
     return outputs(hf_model, model, given)

@@ -9,6 +9,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -170,12 +171,18 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             weights = load_file(path)
         else:
             weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged files raise anything; the message of a refused one is pages long
-        first = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{path}: is not a readable file of weights ({first})") from error
+    except Exception as error:  # damaged files raise anything
+        raise ValueError(f"{path}: is not a readable file of weights ({reason(error)})") from error
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise ValueError(f"{path}: must hold tensors by name")
     return dict(weights)
+
+
+def reason(error: Exception) -> str:
+    """Return in a line why a file of weights cannot be read: torch recommends to execute what it refuses."""
+    if isinstance(error, UnpicklingError):
+        return "it is damaged, or holds objects other than tensors and plain values, which could execute code"
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _read_sharded(index: Path) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from perceiver.data.files import CONTROL_CHARACTERS, refuse_special
+from perceiver.pretrained.folder import reason
 from perceiver.runtime.checkpoints import find_damage
 from perceiver.runtime.errors import ConfigError
 from perceiver.training.build import DataInfo
@@ -71,9 +72,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
             interpolations=description["interpolations"],
             trained_on=description["trained_on"],
         )
-    except Exception as error:  # damaged files raise anything; the message of a refused one is pages long
-        problem = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ConfigError(f"{path}: not a readable checkpoint of a run ({problem})") from error
+    except Exception as error:  # damaged files raise anything
+        raise ConfigError(f"{path}: not a readable checkpoint of a run ({reason(error)})") from error
 
 
 def check_types(**values: Any) -> Checkpoint:

@@ -118,8 +118,9 @@ def test_a_malicious_checkpoint_executes_nothing(earlier, tmp_path):
     initialize_from(parts_of(), str(path))  # its config is not built
     content["state_dict"]["model.memory.array"] = Malicious(marker)
     torch.save(content, path)
-    with pytest.raises(ConfigError, match="not a readable checkpoint"):
+    with pytest.raises(ConfigError, match="not a readable checkpoint") as refused:
         initialize_from(parts_of(), str(path))
+    assert "weights_only" not in str(refused.value), "as torch recommends to execute it"
     assert not marker.exists()
 
 
