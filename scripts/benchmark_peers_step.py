@@ -1,6 +1,7 @@
 """One step of the model of one package, in whose environment this file is run; prints its time and memory as JSON.
 
-See benchmark_peers.py.
+Also its floating-point operations, as executed, and the rate of matrix products in the same process. See
+benchmark_peers.py.
 """
 
 import gc
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 NUM_CLASSES = 1000
 NUM_BANDS = 64
@@ -151,8 +153,60 @@ def main() -> None:
         start = time.process_time()
         step()
         seconds.append(time.process_time() - start)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(json.dumps({"seconds": min(seconds), "mebibytes": peak / 1024, "parameters": parameters}))
+    model.requires_grad_(trains)  # the counter fails at views of parameters in inference
+    result = {
+        "seconds": min(seconds),
+        "mebibytes": peak / 1024,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "flops": executed_flops(step),
+        "rate": product_rate(setting, torch.bfloat16 if low else torch.float32),
+    }
+    print(json.dumps(result))
+
+
+def executed_flops(step: Callable[[], None]) -> int:
+    """Return the floating-point operations of all matrix products, those computed again included."""
+    kernel = "_scaled_dot_product_flash_attention_for_cpu"  # the counter does not know it
+    fused = {
+        getattr(torch.ops.aten, kernel): lambda *qkv, **_: sdpa_flop_count(*qkv[:3]),
+        getattr(torch.ops.aten, f"{kernel}_backward"): lambda *shapes, **_: sdpa_backward_flop_count(*shapes[:4]),
+    }
+    with FlopCounterMode(display=False, custom_mapping=fused) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def product_rate(setting: dict[str, Any], dtype: torch.dtype) -> float:
+    """Return the highest FLOP/s of the largest matrix products: projections of latents and scores of self-attention.
+
+    Those of an MLP are as large as projections. Of each, the forward product and both backward products count.
+    """
+    samples, latents, dim = setting["batch_size"], setting["num_latents"], setting["dim"]
+    projection = (1, samples * latents, dim, dim)
+    scores = (8 * samples, latents, dim // 8, latents)
+    rates = []
+    for count, rows, inner, columns in (projection, scores):
+        x, weight = torch.randn(count, rows, inner, dtype=dtype), torch.randn(count, columns, inner, dtype=dtype)
+        gradient = torch.randn(count, rows, columns, dtype=dtype)
+        products = ((x, weight.mT), (gradient, weight), (gradient.mT, x))
+        seconds = sum(least_seconds(*product) for product in products)
+        rates.append(3 * 2 * count * rows * inner * columns / seconds)
+    return max(rates)
+
+
+def least_seconds(a: Tensor, b: Tensor) -> float:
+    """Return the least CPU time of a product of matrices, in ten attempts of at least 20 ms each."""
+    times, repeats = [], 1
+    while len(times) < 10:
+        start = time.process_time()
+        for _ in range(repeats):
+            torch.bmm(a, b)
+        passed = time.process_time() - start
+        if passed < 0.02:
+            repeats *= 2
+        else:
+            times.append(passed / repeats)
+    return min(times)
 
 
 def memory(field: str) -> int:
