@@ -11,28 +11,19 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import hydra
-import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 from rich.table import Table
 
-from perceiver.commands.predict import to_accelerator
-from perceiver.commands.train import discard_if_unused, prepare_torch, train
-from perceiver.inspection.explorer.events import write_arrays
-from perceiver.inspection.explorer.page import page_event
-from perceiver.inspection.maps.capture import capture
-from perceiver.inspection.writer import ExplanationWriter
 from perceiver.runtime.command_line import command_line
-from perceiver.runtime.config import resolved
 from perceiver.runtime.errors import report_user_errors
-from perceiver.runtime.summary import console
-from perceiver.training.attention_callback import AttentionCallback
-from perceiver.training.build import build, construct
-from perceiver.training.timing import peak_bytes, synchronize
+
+if TYPE_CHECKING:
+    import torch
 
 
 @report_user_errors
@@ -40,6 +31,10 @@ from perceiver.training.timing import peak_bytes, synchronize
 @hydra.main(version_base="1.3", config_path="../conf", config_name="benchmark_explanations")
 @report_user_errors
 def main(cfg: DictConfig) -> None:
+    from perceiver.commands.train import discard_if_unused
+    from perceiver.runtime.config import resolved
+    from perceiver.runtime.summary import console
+
     with open_dict(cfg):
         whole_run = cfg.pop("train")
     run_dir = Path(HydraConfig.get().runtime.output_dir)
@@ -54,6 +49,16 @@ def main(cfg: DictConfig) -> None:
 
 def event_table(config: dict[str, Any]) -> Table:
     """Return time and memory of the parts of an event."""
+    import torch
+
+    from perceiver.commands.predict import to_accelerator
+    from perceiver.commands.train import prepare_torch
+    from perceiver.inspection.explorer.events import write_arrays
+    from perceiver.inspection.explorer.page import page_event
+    from perceiver.inspection.maps.capture import capture
+    from perceiver.inspection.writer import ExplanationWriter
+    from perceiver.training.build import build, construct
+
     prepare_torch(config)
     evaluator = construct(config, "attention").evaluator
     parts = build(config)
@@ -93,12 +98,14 @@ def event_table(config: dict[str, Any]) -> Table:
 class Clock:
     """Measures functions, one row of a table each."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: "torch.device") -> None:
         self.device = device
         self.table = Table("part", "seconds", "additional peak memory", title_justify="left")
 
     def measure(self, name: str, function: Callable[[], Any]) -> Any:
         """Call a function, and add its time and memory to the table."""
+        from perceiver.training.timing import peak_bytes, synchronize
+
         held, start = peak_bytes(self.device), time.perf_counter()
         result = function()
         synchronize(self.device)
@@ -109,6 +116,9 @@ class Clock:
 
 def run_table(cfg: DictConfig) -> Table:
     """Train, and return the time of events."""
+    from perceiver.commands.train import train
+    from perceiver.training.attention_callback import AttentionCallback
+
     seconds: list[float] = []
     start = time.perf_counter()
     with ExitStack() as stack:

@@ -6,27 +6,22 @@ ratio, and the largest difference of their logits.
 """
 
 import statistics
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import hydra
-import torch
-from jaxtyping import Float, Int
 from omegaconf import DictConfig, open_dict
-from torch import Tensor
 
-from perceiver.commands.train import prepare_torch
-from perceiver.decoders.base import LOGITS
-from perceiver.decoders.text import TextDecoder
 from perceiver.runtime.command_line import command_line
-from perceiver.runtime.config import resolved
 from perceiver.runtime.errors import ConfigError, report_user_errors
-from perceiver.runtime.summary import show_values
-from perceiver.tokenizer import BOS
-from perceiver.training.build import build
-from perceiver.training.timing import example_batch, median_seconds
-from perceiver.types import Memory
 
-Logits = Float[Tensor, "texts length vocab"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
+    from perceiver.decoders.text import TextDecoder
+    from perceiver.types import Memory
 
 
 @report_user_errors
@@ -34,6 +29,15 @@ Logits = Float[Tensor, "texts length vocab"]
 @hydra.main(version_base="1.3", config_path="../conf", config_name="benchmark_generation")
 @report_user_errors
 def main(cfg: DictConfig) -> None:
+    import torch
+
+    from perceiver.commands.train import prepare_torch
+    from perceiver.decoders.text import TextDecoder
+    from perceiver.runtime.config import resolved
+    from perceiver.runtime.summary import show_values
+    from perceiver.training.build import build
+    from perceiver.training.timing import example_batch, median_seconds
+
     with open_dict(cfg):
         texts, repeats = cfg.pop("texts"), cfg.pop("repeats")
         cfg.loader.batch_size = texts
@@ -52,7 +56,7 @@ def main(cfg: DictConfig) -> None:
     length = parts.tokenizer.max_length - 1  # the last position predicts no token
     with torch.no_grad():
         memory = parts.model.encode(batch.inputs, batch.masks)
-        methods: tuple[Callable[[], Logits], ...] = (
+        methods: tuple[Callable[[], Float[Tensor, "texts length vocab"]], ...] = (
             lambda: cached(decoder, memory, length),
             lambda: uncached(decoder, memory, length),
         )
@@ -73,7 +77,11 @@ def main(cfg: DictConfig) -> None:
     )
 
 
-def cached(decoder: TextDecoder, memory: Memory, length: int) -> Logits:
+def cached(decoder: "TextDecoder", memory: "Memory", length: int) -> 'Float[Tensor, "texts length vocab"]':
+    import torch
+
+    from perceiver.decoders.base import LOGITS
+
     texts, ids, steps = decoder.incremental_decoder(memory, LOGITS), first_tokens(memory), []
     for _ in range(length):
         steps.append(texts.next(ids))
@@ -81,7 +89,11 @@ def cached(decoder: TextDecoder, memory: Memory, length: int) -> Logits:
     return torch.stack(steps, dim=1)
 
 
-def uncached(decoder: TextDecoder, memory: Memory, length: int) -> Logits:
+def uncached(decoder: "TextDecoder", memory: "Memory", length: int) -> 'Float[Tensor, "texts length vocab"]':
+    import torch
+
+    from perceiver.decoders.base import LOGITS
+
     ids, steps = first_tokens(memory)[:, None], []
     for _ in range(length):
         steps.append(decoder(memory, {LOGITS: ids})[LOGITS][:, -1])
@@ -89,7 +101,11 @@ def uncached(decoder: TextDecoder, memory: Memory, length: int) -> Logits:
     return torch.stack(steps, dim=1)
 
 
-def first_tokens(memory: Memory) -> Int[Tensor, " texts"]:
+def first_tokens(memory: "Memory") -> 'Int[Tensor, " texts"]':
+    import torch
+
+    from perceiver.tokenizer import BOS
+
     return torch.full((len(memory),), BOS, device=memory.values.device)
 
 

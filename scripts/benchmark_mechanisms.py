@@ -8,20 +8,18 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
-import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from rich.table import Table
 
-from perceiver.mechanisms.base import Mechanism
 from perceiver.runtime.command_line import command_line
 from perceiver.runtime.errors import report_user_errors
-from perceiver.runtime.summary import console
-from perceiver.training.module import auxiliary_parts
-from perceiver.training.timing import synchronize
+
+if TYPE_CHECKING:
+    import torch
+
+    from perceiver.mechanisms.base import Mechanism
 
 REFERENCE = "scaled_dot_product"
 
@@ -42,6 +40,11 @@ class Size:
 @hydra.main(version_base="1.3", config_path="../conf", config_name="benchmark_mechanisms")
 @report_user_errors
 def main(cfg: DictConfig) -> None:
+    import torch
+    from rich.table import Table
+
+    from perceiver.runtime.summary import console
+
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     torch.set_num_threads(config["num_threads"])
     device = torch.device(config["device"])
@@ -61,8 +64,12 @@ def main(cfg: DictConfig) -> None:
     console.print(table)
 
 
-def measure(config: Mapping[str, Any], size: Size, device: torch.device) -> dict[str, list[float]]:
+def measure(config: Mapping[str, Any], size: Size, device: "torch.device") -> dict[str, list[float]]:
     """Return the times of the passes of each mechanism at a size."""
+    from hydra.utils import instantiate
+
+    from perceiver.training.timing import synchronize
+
     steps = {}
     for name, node in config["mechanisms"].items():
         mechanism = instantiate(node, _convert_="all")(num_heads=size.heads, dim=size.dim, dropout=0.0, role=None)
@@ -79,8 +86,12 @@ def measure(config: Mapping[str, Any], size: Size, device: torch.device) -> dict
     return times
 
 
-def step_of(mechanism: Mechanism, size: Size, device: torch.device) -> Callable[[], None]:
+def step_of(mechanism: "Mechanism", size: Size, device: "torch.device") -> Callable[[], None]:
     """Return a forward and backward pass on random inputs."""
+    import torch
+
+    from perceiver.training.module import auxiliary_parts
+
     lengths = (size.queries, size.keys, size.keys)
     inputs = [torch.randn(size.batch, size.heads, length, size.dim, device=device) for length in lengths]
     leaves = [x.requires_grad_() for x in inputs]

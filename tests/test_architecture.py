@@ -89,6 +89,13 @@ MAY_IMPORT = {
 EXECUTION = ("perceiver.runtime", "perceiver.training", "perceiver.commands")
 """What runs experiments, and so may need Lightning and Hydra; all else is a library."""
 
+COMMANDS = [
+    f"{folder}/{path.stem}"
+    for folder in ("experiments", "scripts")
+    for path in sorted((ROOT / folder).glob("*.py"))
+    if "@hydra.main" in path.read_text()
+]
+
 # package -> the only modules and packages of the sources that may import it
 IMPORTED_ONLY_BY = {
     "lightning": (*EXECUTION, "scripts"),
@@ -276,16 +283,7 @@ for module in {light}:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "command",
-    [
-        *(f"experiments/{path.stem}" for path in sorted((ROOT / "experiments").glob("*.py"))),
-        *(
-            f"scripts/{name}"
-            for name in ("export", "write_shards", "benchmark_step", "benchmark_loader", "baseline_log_mel")
-        ),
-    ],
-)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_imports_neither_torch_nor_lightning_nor_the_command(command):
     """Their imports take most of the time until a run starts."""
     script = f"""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scripts import data_trees, malformed_faults
+from scripts import data_trees, malformed_trials
 from tests.runs import assert_refused, script
 
 
@@ -19,7 +19,7 @@ def test_every_fault_is_reported_in_one_sentence(tmp_path, monkeypatch):
 def test_a_fault_that_is_not_reported_is_a_failure(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("perceiver.data.readers.image.np.isfinite", lambda values: True)
-    monkeypatch.setattr(malformed_faults, "CHECKPOINT", {"nothing": lambda path, random: None})
+    monkeypatch.setattr(malformed_trials, "CHECKPOINT", {"nothing": lambda path, random: None})
     for name in data_trees.DATA_SETS.keys() - {"image_folder", "audio_folder", "text_pairs"}:
         monkeypatch.delitem(data_trees.DATA_SETS, name)
     ended = script("scripts/malformed_inputs.py", "seed=7", "count=127")
