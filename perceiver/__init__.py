@@ -10,7 +10,7 @@ __all__ = ["Perceiver", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import each on first use: `load` needs Lightning and Hydra, and the command line not even torch."""
+    """Import each on first use: `load` needs Hydra, and the command line not even torch."""
     if name == "Perceiver":
         from perceiver.model import Perceiver
 

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 def main(cfg: DictConfig) -> None:
     from rich.table import Table
 
-    from perceiver.commands.train import prepare_torch
     from perceiver.runtime.config import resolved
     from perceiver.runtime.summary import console
+    from perceiver.runtime.torch_settings import prepare_torch
     from perceiver.training.build import build
 
     config = resolved(cfg)

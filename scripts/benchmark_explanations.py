@@ -52,11 +52,11 @@ def event_table(config: dict[str, Any]) -> Table:
     import torch
 
     from perceiver.commands.predict import to_accelerator
-    from perceiver.commands.train import prepare_torch
     from perceiver.inspection.explorer.events import write_arrays
     from perceiver.inspection.explorer.page import page_event
     from perceiver.inspection.maps.capture import capture
     from perceiver.inspection.writer import ExplanationWriter
+    from perceiver.runtime.torch_settings import prepare_torch
     from perceiver.training.build import build, construct
 
     prepare_torch(config)
@@ -65,8 +65,8 @@ def event_table(config: dict[str, Any]) -> Table:
     to_accelerator(parts)
     settings = config["attention"]
     explainer = parts.explainer(settings["rollout_alpha"])
-    batch = parts.data.probe(settings["num_samples"]).to(parts.module.device)
-    clock = Clock(parts.module.device)
+    batch = parts.data.probe(settings["num_samples"]).to(parts.device)
+    clock = Clock(parts.device)
 
     def forward() -> None:
         explainer.task.predictions(explainer.model, batch, explainer.class_names, 1)

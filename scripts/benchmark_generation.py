@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 def main(cfg: DictConfig) -> None:
     import torch
 
-    from perceiver.commands.train import prepare_torch
     from perceiver.decoders.text import TextDecoder
     from perceiver.runtime.config import resolved
     from perceiver.runtime.summary import show_values
+    from perceiver.runtime.torch_settings import prepare_torch
     from perceiver.training.build import build
     from perceiver.training.timing import example_batch, median_seconds
 

@@ -40,9 +40,9 @@ def main(cfg: DictConfig) -> None:
 
 def measure(cfg: DictConfig) -> None:
     """Print the rates of one run."""
-    from perceiver.commands.train import prepare_torch
     from perceiver.runtime.config import resolved
     from perceiver.runtime.summary import console, show_values
+    from perceiver.runtime.torch_settings import prepare_torch
     from perceiver.training.build import build
     from perceiver.training.timing import TrainingStep, example_batch, samples_per_second, training_batches
 
@@ -87,8 +87,8 @@ def comparison(experiments: list[str], overrides: list[str]) -> "Table":
     from hydra import compose
     from rich.table import Table
 
-    from perceiver.commands.train import prepare_torch
     from perceiver.runtime.config import resolved
+    from perceiver.runtime.torch_settings import prepare_torch
     from perceiver.training.build import build
     from perceiver.training.timing import TrainingStep, example_batch, samples_per_second, training_batches
 

@@ -17,10 +17,10 @@ from perceiver.runtime.errors import report_user_errors
 @hydra.main(version_base="1.3", config_path="../conf", config_name="benchmark_step")
 @report_user_errors
 def main(cfg: DictConfig) -> None:
-    from perceiver.commands.train import prepare_torch
     from perceiver.runtime.config import resolved
     from perceiver.runtime.cost import count_parameters, flops_per_sample
     from perceiver.runtime.summary import show_values
+    from perceiver.runtime.torch_settings import prepare_torch
     from perceiver.training.build import build
     from perceiver.training.timing import (
         TrainingStep,

@@ -182,7 +182,7 @@ class Trial:
             parts = self.build(case.subject, tree, mode)
             loaders = (parts.data.train_dataloader(), parts.data.val_dataloader(), parts.data.test_dataloader())
             for batch in (batch for loader in loaders for batch in loader):
-                parts.data.on_before_batch_transfer(batch, 0)
+                parts.data.report_unreadable(batch)
             return list(parts.data.unreadable)
 
         if not (case.is_single and mode == "skip"):

@@ -19,6 +19,7 @@ from perceiver.tasks.losses import LossSpec
 from perceiver.training.attention_callback import AttentionCallback
 from perceiver.training.data_module import DataModule
 from perceiver.training.freezing import Freezing
+from perceiver.training.lightning_data import LightningData
 from perceiver.training.module import TrainingModule
 from perceiver.training.optimization import build_optimizer, constant
 from perceiver.types import Box
@@ -132,7 +133,7 @@ def fit(
         "use_distributed_sampler": False,
     }
     trainer = Trainer(callbacks=list(callbacks), default_root_dir=folder, **(defaults | options))
-    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
+    trainer.fit(module, datamodule=LightningData(data), ckpt_path=ckpt_path)
     return trainer, module
 
 

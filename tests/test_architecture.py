@@ -302,6 +302,28 @@ finally:
     assert done.stderr.strip() == "[]"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["predict", "embed", "load"])
+def test_files_are_predicted_without_what_only_training_needs(run, pictures, tmp_path, command):
+    """Their imports would take two thirds of the time of a prediction with its figures."""
+    if command == "load":
+        lines = [
+            f"loaded = perceiver.load({str(run)!r})",
+            f"loaded.contact_sheets(loaded.explain({str(pictures[0])!r}))",
+        ]
+    else:
+        out = "out=features.npz" if command == "embed" else "output=predictions"
+        arguments = [f"run={run}", f"inputs=[{pictures[0]}]", out.replace("=", f"={tmp_path}/")]
+        lines = [f"sys.argv[1:] = {arguments}", f"runpy.run_path('experiments/{command}.py', run_name='__main__')"]
+    heavy = ["lightning", "torchmetrics", "torchvision", "torch._dynamo", "scipy.signal", "transformers", "wandb"]
+    lines = ["import runpy, sys, perceiver", *lines, f"print({{*{heavy}}} & set(sys.modules), file=sys.stderr)"]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1] == "set()"
+
+
 def plant(root: Path, path: str, source: str) -> None:
     """A tree with the modules that the planted imports speak of, and the planted one."""
     modules = "attention latents model mechanisms/base encoders/base queries/text decoders/base"

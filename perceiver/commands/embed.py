@@ -14,15 +14,14 @@ from jaxtyping import Float
 from omegaconf import DictConfig
 from torch import Tensor
 
-from perceiver.commands.evaluate import STAGES
-from perceiver.commands.finished_run import FinishedRun, check_writable, load_named
+from perceiver.commands.finished_run import STAGES, FinishedRun, check_writable, load_named
 from perceiver.commands.predict import InParts, input_files, named, to_accelerator
-from perceiver.commands.train import prepare_torch
 from perceiver.data.collate import collate
 from perceiver.data.dataset import Dataset
 from perceiver.data.files import UnreadableError
 from perceiver.runtime.errors import ConfigError
 from perceiver.runtime.summary import console
+from perceiver.runtime.torch_settings import prepare_torch
 from perceiver.training.build import Parts, config_errors
 from perceiver.types import Batch, Sample
 
@@ -83,7 +82,7 @@ def split_batches(finished: FinishedRun, cfg: DictConfig) -> tuple[Iterator[Batc
         ConfigError: the data set has no such split.
     """
     data = finished.parts.data
-    class_names = finished.parts.module.description["class_names"]
+    class_names = finished.parts.description["class_names"]
     with config_errors(finished.config, "data"):
         data.prepare_data()
         if cfg.data is None:
@@ -96,7 +95,7 @@ def split_batches(finished: FinishedRun, cfg: DictConfig) -> tuple[Iterator[Batc
                 raise ConfigError("a published model has no samples of its own; give inputs=… or data=…")
             raise ConfigError(f"split={cfg.split}: the data set has no such samples")
         loader: Any = data.test_dataloader()
-    return (data.on_before_batch_transfer(batch, 0) for batch in loader), class_names
+    return (data.report_unreadable(batch) for batch in loader), class_names
 
 
 def file_batches(dataset: Dataset, files: Iterable[Path], size: int, problems: list[str]) -> Iterator[Batch]:
@@ -121,7 +120,7 @@ def embeddings(parts: Parts, batch: Batch, pool: Pool) -> Float[Tensor, "samples
     Raises:
         ConfigError: `pool=none` of a memory of tokens, of which samples have different numbers.
     """
-    batch = batch.to(parts.module.device)
+    batch = batch.to(parts.device)
     memory = InParts(parts.model, parts.data.batch_size).encode(batch.inputs, batch.masks)
     if pool == "none" and memory.mask is not None:
         raise ConfigError(

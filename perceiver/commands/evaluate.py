@@ -5,13 +5,12 @@ from pathlib import Path
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 
-from perceiver.commands.finished_run import load_named
+from perceiver.commands.finished_run import STAGES, load_named
 from perceiver.commands.results import show_results, test, unreadable_samples, write_metrics
-from perceiver.commands.train import prepare_torch
+from perceiver.runtime.config import check_parts
 from perceiver.runtime.errors import ConfigError
+from perceiver.runtime.torch_settings import prepare_torch
 from perceiver.training.build import construct
-
-STAGES = ("train", "val", "test")
 
 
 def evaluate(cfg: DictConfig) -> dict[str, float]:
@@ -30,6 +29,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     parts.data.tested = split
     limit = None if split == "train" else config["trainer"].get(f"limit_{split}_batches")
     limited = config | {"trainer": config["trainer"] | {"limit_test_batches": limit}}
+    check_parts({"trainer": limited["trainer"]})
     trainer: Trainer = construct(limited, "trainer", logger=False, enable_checkpointing=False)
     metrics = test(trainer, parts, config)
     if not metrics:

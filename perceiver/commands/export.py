@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from perceiver.commands.finished_run import FinishedRun, check_writable, load_named, load_published
 from perceiver.commands.predict import input_files, named
-from perceiver.commands.train import prepare_torch
 from perceiver.data.collate import collate
 from perceiver.pretrained.comparison import Given, check_hidden, outputs_of_transformers, write_transformers_folder
 from perceiver.pretrained.export import to_transformers
 from perceiver.runtime.errors import ConfigError, one_line
 from perceiver.runtime.summary import console
+from perceiver.runtime.torch_settings import prepare_torch
 from perceiver.training.build import config_errors
 from perceiver.training.checkpoint import Checkpoint
 from perceiver.training.run_folder import write_run_folder
@@ -193,7 +193,7 @@ def export_transformers(finished: FinishedRun, call: Call, out: Path) -> Exporte
     model = finished.parts.model
     try:
         check_hidden([name for group, name in call.tensors if group == "hidden"])
-        hf_model = to_transformers(model, finished.parts.module.description["class_names"])
+        hf_model = to_transformers(model, finished.parts.description["class_names"])
     except ModuleNotFoundError as error:
         raise ConfigError("format=transformers needs transformers (pip install 'perceiver[transformers]')") from error
     except ValueError as error:
@@ -243,7 +243,7 @@ def write_signature(finished: FinishedRun, call: Call, out: Path) -> None:
     content = {
         "inputs": {name: described(value) for name, value in arguments},
         "outputs": {graph_names[name]: described(value) for name, value in outputs.items()},
-        "class_names": finished.parts.module.description["class_names"],
+        "class_names": finished.parts.description["class_names"],
         "readers": finished.config["data"]["readers"],
     }
     out.mkdir(parents=True, exist_ok=True)

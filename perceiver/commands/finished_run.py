@@ -15,11 +15,13 @@ from perceiver.runtime.config import check_parts
 from perceiver.runtime.errors import ConfigError
 from perceiver.runtime.overrides import apply_overrides
 from perceiver.runtime.suggestions import nearest
-from perceiver.training.build import Parts, build, config_errors
+from perceiver.training.build import MODEL_PARTS, Parts, build, config_errors
 from perceiver.training.checkpoint import Checkpoint, load_weights, read_checkpoint
 from perceiver.training.published import read_published
 from perceiver.training.trust import check_trust
 from perceiver.types import Stage
+
+STAGES = ("train", "val", "test")
 
 log = logging.getLogger(__name__)
 
@@ -56,11 +58,11 @@ class FinishedRun:
         """
         with config_errors(self.config, "data"):
             self.parts.data.prepare_data()
-            self.parts.data.match_classes(self.parts.module.description["class_names"])
+            self.parts.data.match_classes(self.parts.description["class_names"])
             self._check_trained_on(stage, allow_trained=allow_trained)
 
     def _check_trained_on(self, stage: Stage, *, allow_trained: bool) -> None:
-        data, before = self.parts.data, self.parts.module.description["trained_on"]
+        data, before = self.parts.data, self.parts.description["trained_on"]
         train, tested = data.fingerprints("train"), data.fingerprints(stage)
         if missing := int((~torch.isin(before, train)).sum()):
             hint = "if they were only renamed or moved, samples that the run was trained on may be tested"
@@ -175,14 +177,15 @@ def rebuild(
         config["data"]["source"] = source
     if not augment:
         config["data"] = without_augmentation(config["data"])
-    check_parts(config)
+    # The other nodes were checked before the run was trained.
+    check_parts({key: node for key, node in config.items() if key in MODEL_PARTS or node != content.config.get(key)})
     parts = build(config, content.data_info)
     try:
-        load_weights(parts.module, content, path)
+        load_weights(parts, content, path)
     except ConfigError as error:
         raise ConfigError(f"overrides={list(overrides)}: {error}" if overrides else str(error)) from error
-    parts.module.description |= {"trained_on": content.trained_on, "interpolations": content.interpolations}
-    parts.module.eval()
+    parts.description.update(trained_on=content.trained_on, interpolations=content.interpolations)
+    parts.eval()
     return FinishedRun(config, parts, content.step, content.epoch, path, output_dir)
 
 

@@ -97,7 +97,7 @@ def initialize_from(parts: Parts, source: str, *, variant: str = "transformers",
     _load(parts.model, before, weights)
     _warn_of_parts(by_part, source)
     warn_of_frozen(parts, {weight.name for weight in weights if weight.origin == "new"})
-    _warn_of_classes(checkpoint.class_names, parts.module.description["class_names"], weights, source)
+    _warn_of_classes(checkpoint.class_names, parts.description["class_names"], weights, source)
     _show(by_part, source)
     return weights
 
@@ -142,7 +142,7 @@ def _read(source: str, variant: str) -> Checkpoint:
 
 def _check_vocabularies(parts: Parts, checkpoint: Checkpoint, source: str) -> None:
     for key, name in (("vocabulary", "tokenizer"), ("input_vocabulary", "input_tokenizer")):
-        now, before = parts.module.description[key], getattr(checkpoint, key)
+        now, before = parts.description[key], getattr(checkpoint, key)
         if None not in (now, before) and now != before:
             raise ConfigError(
                 f"init.from={source}: its {name} was trained on other texts, so that its token ids differ"

@@ -11,7 +11,6 @@ from perceiver.commands.atlas import make_atlas
 from perceiver.commands.finished_run import FinishedRun, check_writable, load_named
 from perceiver.commands.gallery import make_gallery
 from perceiver.commands.predict import input_files, named, to_accelerator
-from perceiver.commands.train import prepare_torch
 from perceiver.data.collate import collate
 from perceiver.data.files import UnreadableError
 from perceiver.inspection.drawing.media import texts_of
@@ -39,6 +38,7 @@ from perceiver.inspection.report import report
 from perceiver.inspection.writer import ExplanationWriter, explain_in_parts
 from perceiver.runtime.errors import ConfigError, one_line
 from perceiver.runtime.summary import console
+from perceiver.runtime.torch_settings import prepare_torch
 from perceiver.training.build import config_errors
 from perceiver.types import Batch, Sample
 
@@ -344,7 +344,7 @@ def probe(run: Run, samples: Any, key: str) -> Batch:
         raise ConfigError(f"{key}={samples}: {error}") from error
     if not len(found):
         raise UnreadableError("; ".join(found.unreadable))
-    return found.to(run.finished.parts.module.device)
+    return found.to(run.finished.parts.device)
 
 
 def is_choice(chosen: Any, least: int) -> bool:
@@ -373,7 +373,7 @@ def read_files(run: Run, paths: Sequence[Path]) -> tuple[Batch, list[str]]:
         samples += windows
     if not samples:
         raise UnreadableError("; ".join(unreadable))
-    return collate(samples).to(run.finished.parts.module.device), unreadable
+    return collate(samples).to(run.finished.parts.device), unreadable
 
 
 def window_samples(sample: Sample) -> list[Sample]:

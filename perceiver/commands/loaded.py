@@ -42,7 +42,7 @@ class Loaded:
     @property
     def class_names(self) -> list[str]:
         """The names of the classes by label; empty if there are none."""
-        return list(self.run.parts.module.description["class_names"])
+        return list(self.run.parts.description["class_names"])
 
     @property
     def explainer(self) -> Explainer:
@@ -80,7 +80,7 @@ class Loaded:
             UnreadableError: a file is missing or not of a kind that the model reads.
         """
         windows = [window for sample in self._samples(files) for window in sample.split()]
-        return self.explainer.explain(collate(windows).to(self.run.parts.module.device))
+        return self.explainer.explain(collate(windows).to(self.run.parts.device))
 
     def contact_sheets(self, explanation: Explanation, num_latents: int = 6) -> dict[str, list[Image.Image]]:
         """Return figures of an explanation: the name of a layer -> a picture for each of its samples."""
@@ -112,8 +112,8 @@ def load(
         ConfigError: it does not exist, is damaged, or builds classes that are not trusted.
     """
     if is_published(str(source)):
-        run = load_published(str(source), variant, overrides, trusted=trusted)
+        run = load_published(str(source), variant, overrides, augment=False, trusted=trusted)
     else:
-        run = load_run(str(source), checkpoint, overrides, trusted)
+        run = load_run(str(source), checkpoint, overrides, trusted, augment=False)
     to_accelerator(run.parts)
     return Loaded(run)

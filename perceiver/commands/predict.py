@@ -17,7 +17,6 @@ from rich.table import Table
 from torch import Tensor
 
 from perceiver.commands.finished_run import check_writable, load_named
-from perceiver.commands.train import prepare_torch
 from perceiver.data.collate import collate
 from perceiver.data.files import UnreadableError
 from perceiver.data.sources.folders import files_below
@@ -27,6 +26,7 @@ from perceiver.inspection.writer import ExplanationWriter, media_versions
 from perceiver.model import Perceiver
 from perceiver.runtime.errors import ConfigError, one_line
 from perceiver.runtime.summary import console
+from perceiver.runtime.torch_settings import prepare_torch
 from perceiver.tasks.base import Task
 from perceiver.training.build import Parts
 from perceiver.types import IncrementalDecoder, Memory, Picture, Sample, utf8_safe
@@ -50,7 +50,7 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
     paths = named(cfg.inputs)
     if not paths:
         raise ConfigError("inputs=[]: name at least one file")
-    finished = load_named(cfg, cfg.overrides)
+    finished = load_named(cfg, cfg.overrides, augment=False)
     config, parts = finished.config, finished.parts
     prepare_torch(config)
     to_accelerator(parts)
@@ -136,7 +136,7 @@ def figure_stem(number: int, id: str) -> str:
 def to_accelerator(parts: Parts) -> None:
     """Move the model to the accelerator, if there is one, in evaluation mode."""
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    parts.module.to(device).eval()
+    parts.to(device).eval()
 
 
 @torch.no_grad()
@@ -153,7 +153,7 @@ def answer(
         attention: the run's settings of figures.
         problems: receives the error if figures cannot be drawn or written.
     """
-    names = parts.module.description["class_names"]
+    names = parts.description["class_names"]
     (predictions,) = predict_samples(parts, [sample], top)
     windows = sample.split()
     # All classes, for the timeline; one text.
@@ -187,10 +187,10 @@ def answer_score(predictions: Sequence[dict[str, Any]], prediction: dict[str, An
 
 def predict_samples(parts: Parts, samples: Sequence[Sample], top: int) -> list[list[dict[str, Any]]]:
     """Return the predictions for samples, with at most a batch of rows in each forward pass."""
-    size, names = parts.data.batch_size, parts.module.description["class_names"]
+    size, names = parts.data.batch_size, parts.description["class_names"]
     model = InParts(parts.model, size)
     batches = (collate(samples[start : start + size]) for start in range(0, len(samples), size))
-    found = (parts.task.predictions(model, batch.to(parts.module.device), names, top) for batch in batches)
+    found = (parts.task.predictions(model, batch.to(parts.device), names, top) for batch in batches)
     return [of_sample for of_batch in found for of_sample in of_batch]
 
 
@@ -243,7 +243,7 @@ def draw_predictions(parts: Parts, sample: Sample, stem: Path) -> dict[str, str]
     A reconstruction is written as PNG, each frame of a video as a PNG of its own, and a sound as WAV. Of a long sample
     that is its first window. A task may write files of its own (`Task.files`).
     """
-    batch = collate([sample]).to(parts.module.device)
+    batch = collate([sample]).to(parts.device)
     model = InParts(parts.model, parts.data.batch_size)
     (pictures,) = parts.task.pictures(model, batch, input_pictures(parts.model, batch.inputs))
     files = {name: f"{stem}_{name}.png" for name in pictures}
@@ -280,7 +280,7 @@ def draw_attention(
 ) -> dict[str, str]:
     """Draw the contact sheets of one window with its predictions, and return their files by name."""
     explainer = parts.explainer(attention["rollout_alpha"])
-    explanation = explainer.explain(collate([window]).to(parts.module.device), [predicted])
+    explanation = explainer.explain(collate([window]).to(parts.device), [predicted])
     files = {}
     writer = ExplanationWriter.of_model(explainer, explanation, parts.data.dataset.pieces)
     for key, (sheet,) in writer.contact_sheets(attention["num_latents"]).items():

@@ -19,6 +19,7 @@ from perceiver.runtime.signals import TERMINATED
 from perceiver.runtime.summary import class_table, metrics_table, show, show_files
 from perceiver.training.attention_callback import AttentionCallback
 from perceiver.training.build import Parts, config_errors
+from perceiver.training.lightning_data import LightningData
 from perceiver.training.module import TrainingModule
 
 METRICS = "metrics.json"
@@ -36,7 +37,7 @@ def final_metrics(trainer: Trainer) -> dict[str, float]:
 
 def with_validation(trainer: Trainer, metrics: Mapping[str, float]) -> dict[str, float]:
     """Some metrics, without those of validation that a run without validation has from its checkpoint."""
-    if trainer.datamodule.has_validation(trainer.limit_val_batches):  # type: ignore[attr-defined]
+    if trainer.datamodule.data.has_validation(trainer.limit_val_batches):  # type: ignore[attr-defined]
         return dict(metrics)
     return {name: value for name, value in metrics.items() if not name.startswith(("val/", "best/"))}
 
@@ -80,7 +81,7 @@ def test(trainer: Trainer, parts: Parts, config: dict[str, Any]) -> dict[str, fl
     # The step at which metrics are logged; a checkpoint from within an epoch stores one less.
     trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
     try:
-        results = trainer.test(parts.module, datamodule=parts.data, verbose=False)
+        results = trainer.test(parts.module, datamodule=LightningData(parts.data), verbose=False)
     except SIGTERMException as end:  # Lightning would exit with status 0
         raise SystemExit(TERMINATED) from end
     metrics = {name: float(value) for result in results for name, value in result.items()}
@@ -99,7 +100,7 @@ def class_rows(parts: Parts) -> list[dict[str, Any]]:
     """The metrics of each class in the last test, NaN where they are undefined; the name is under `class`."""
     columns = parts.task.class_metrics("test")
     values = zip(*(column.tolist() for column in columns.values()), strict=True)
-    names = parts.module.description["class_names"] if columns else []
+    names = parts.description["class_names"] if columns else []
     return [{"class": name, **dict(zip(columns, row, strict=True))} for name, row in zip(names, values, strict=True)]
 
 

@@ -42,7 +42,7 @@ def build_or_resume(config: dict[str, Any], run_dir: Path) -> tuple[Parts, Path 
         The parts, the checkpoint if there is one, and the number of optimizer steps done.
     """
     parts = build(config)
-    parts.module.description["trained_on"] = parts.data.fingerprints("train")
+    parts.description["trained_on"] = parts.data.fingerprints("train")
     start, checkpoint = find_start(config["ckpt_path"], run_dir)
     if start is not None and checkpoint is not None:
         before = checkpoint.config
@@ -133,7 +133,7 @@ def check_same_data(parts: Parts, checkpoint: Checkpoint, path: Path) -> None:
     Raises:
         ConfigError: they differ.
     """
-    description = parts.module.description
+    description = parts.description
     for key, name in (("vocabulary", "tokenizer"), ("input_vocabulary", "input_tokenizer")):
         if getattr(checkpoint.data_info, key) != description[key]:
             raise ConfigError(f"{path}: its {name} was trained on other texts than this one")

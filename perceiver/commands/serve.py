@@ -25,7 +25,6 @@ from perceiver.commands.inspect import (
     sink_criterion,
     window_samples,
 )
-from perceiver.commands.train import prepare_torch
 from perceiver.data.collate import collate
 from perceiver.data.files import TEXTS, UnreadableError
 from perceiver.inspection.evaluation.knockout import knock_out
@@ -33,6 +32,7 @@ from perceiver.inspection.explorer.page import MAX_VALUES, explorer_page, page_e
 from perceiver.inspection.writer import ExplanationWriter
 from perceiver.runtime.errors import ConfigError, explain, is_user_error, one_line
 from perceiver.runtime.summary import console
+from perceiver.runtime.torch_settings import prepare_torch
 from perceiver.tokenizer import SPECIAL
 from perceiver.types import Batch
 
@@ -151,7 +151,7 @@ class LiveExplorer:
 
     def _samples(self, question: Question) -> tuple[Batch, list[int | None]]:
         """Return the samples to explain, and for each the number of the run's sample that it is, or is made of."""
-        data, device = self.run.finished.parts.data, self.run.finished.parts.module.device
+        data, device = self.run.finished.parts.data, self.run.finished.parts.device
         files = {}
         if question.content is not None:
             files[safe_name(question.name or "")] = question.content

@@ -2,7 +2,6 @@
 
 import logging
 import shutil
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,9 +47,11 @@ from perceiver.runtime.signals import INTERRUPTED, TERMINATED, EndedBySignal
 from perceiver.runtime.summary import aggregate_metrics, console, model_table, note, show
 from perceiver.runtime.sweep import display_name, group_name
 from perceiver.runtime.tables import TestedSamples
+from perceiver.runtime.torch_settings import prepare_torch
 from perceiver.training.build import Parts, config_errors, construct
 from perceiver.training.callbacks import RunLog, StepLog, StepSeeds, TrainingClock
 from perceiver.training.checkpoint import load_weights, read_checkpoint
+from perceiver.training.lightning_data import LightningData
 from perceiver.training.module import DivergedError
 from perceiver.training.published import with_published_model
 from perceiver.training.sharding import is_sharded
@@ -60,17 +61,6 @@ log = logging.getLogger(__name__)
 
 NUM_EXAMPLES = 4
 """Samples for which the cost of the model is computed; several, since one may be unreadable."""
-IGNORED_WARNINGS = (
-    ".*does not have many workers.*",  # small data sets on few cores train faster without
-    ".*The number of training batches.*",
-    ".*Total length of `list` across ranks is zero.*",  # there is no validation set
-    "(?s).*exists and is not empty.*",  # Hydra creates the run directory
-    ".*treespec.*is deprecated.*",
-    ".*but have no logger configured.*",  # evaluation prints its metrics and writes them to a file
-    ".*sync_dist=True.*",  # metrics are already those of all processes
-    ".*callbacks used to create the checkpoint.*",  # the log has the changed settings
-    ".*resuming from a checkpoint that ended before the epoch ended.*",  # the data module continues within the epoch
-)
 
 
 @dataclass(frozen=True)
@@ -111,6 +101,7 @@ def train(cfg: DictConfig) -> float | None:
                 config = with_published_model(config)
                 check_parts(config)
                 interpolated = {key: value for key, value in interpolated.items() if not key.startswith("model.")}
+            seed_everything(config["seed"], workers=True, verbose=False)  # also of the processes that Lightning starts
             prepare_torch(config)
             if is_distributed_in_sweep(config):
                 run_in_subprocess(run_dir)
@@ -131,18 +122,6 @@ def train(cfg: DictConfig) -> float | None:
         return best_score(metrics)
     finally:
         release(run_dir)
-
-
-def prepare_torch(config: Mapping[str, Any]) -> None:
-    """Process-wide settings: seed, precision, threads, and warnings to ignore."""
-    seed_everything(config["seed"], workers=True, verbose=False)
-    torch.set_float32_matmul_precision(config["matmul_precision"])
-    if config["num_threads"] is not None:
-        torch.set_num_threads(config["num_threads"])
-    for message in IGNORED_WARNINGS:
-        warnings.filterwarnings("ignore", message=message)
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
-        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 @rank_zero_only
@@ -172,7 +151,7 @@ def build_run(config: dict[str, Any], interpolated: dict[str, str], run_dir: Pat
         run_dir: the run directory.
     """
     parts, start, step = build_or_resume(config, run_dir)
-    parts.module.description["interpolations"] = interpolated
+    parts.description["interpolations"] = interpolated
     clock, tested = TrainingClock(), TestedSamples()
     trainer = build_trainer(config, parts, run_dir, step, clock, tested)
     example = parts.data.probe(NUM_EXAMPLES)
@@ -183,8 +162,8 @@ def build_run(config: dict[str, Any], interpolated: dict[str, str], run_dir: Pat
     if trainer.is_global_zero and cost:
         show(model_table(parts.model, cost, example, parts.module.freezing.parameters(parts.model)))
     for name, vocabulary in (("tokenizer", "vocabulary"), ("input_tokenizer", "input_vocabulary")):
-        if trainer.is_global_zero and parts.module.description[vocabulary] is not None:
-            (run_dir / f"{name}.json").write_text(parts.module.description[vocabulary])
+        if trainer.is_global_zero and parts.description[vocabulary] is not None:
+            (run_dir / f"{name}.json").write_text(parts.description[vocabulary])
     return Run(run_dir, config, parts, trainer, clock, tested, start, cost)
 
 
@@ -262,7 +241,7 @@ def fit(run: Run) -> None:
     trainer = run.trainer
     logging.captureWarnings(True)  # so that train.log has them, too
     try:
-        trainer.fit(run.parts.module, datamodule=run.parts.data, ckpt_path=run.start, weights_only=True)
+        trainer.fit(run.parts.module, datamodule=LightningData(run.parts.data), ckpt_path=run.start, weights_only=True)
     except (EndedBySignal, DivergedError):
         log_how_to_continue(trainer)
         wait_for_first()

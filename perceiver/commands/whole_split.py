@@ -5,8 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from perceiver.commands.evaluate import STAGES
-from perceiver.commands.finished_run import FinishedRun
+from perceiver.commands.finished_run import STAGES, FinishedRun
 from perceiver.runtime.errors import ConfigError
 from perceiver.training.build import config_errors
 from perceiver.types import Batch, Stage
@@ -23,7 +22,7 @@ def split_of(cfg: DictConfig, page: str, finished: FinishedRun) -> tuple[Stage, 
     Raises:
         ConfigError: a setting is not valid, or the split does not exist.
     """
-    data, device = finished.parts.data, finished.parts.module.device
+    data, device = finished.parts.data, finished.parts.device
     for key in (f"{page}_top", f"{page}_samples"):
         value: Any = cfg[key]
         if not (type(value) is int and value >= 1) and (value is not None or key == f"{page}_top"):

@@ -1,14 +1,12 @@
 """Checkpoints that stay complete and loadable when the process that writes them is killed.
 
 A file is written under another name, synced and renamed, so that a file with the name of a checkpoint is always
-complete. torch stores a CRC-32 for each record but never verifies it, and most flipped bits would load without an
-error; here the checksums are verified before loading.
+complete.
 """
 
 import logging
 import os
 import time
-import zipfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -30,22 +28,6 @@ log = logging.getLogger(__name__)
 BEST, LAST, PREVIOUS, NEXT = "best.ckpt", "last.ckpt", "previous.ckpt", "next.ckpt"
 MAX_FAILURES = 3
 """Consecutive failures to write a checkpoint that end the run."""
-DOS_FOLDER = 0x10
-"""The bit of a zip record's attributes that marks a folder."""
-
-
-def find_damage(path: Path) -> str | None:
-    """Verify the checksums of a checkpoint file, and return the problem, if any."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            record = archive.testzip()
-            # torch does not read a record that is marked as a folder, and leaves its tensor uninitialized.
-            marked = next((info.filename for info in archive.infolist() if info.external_attr & DOS_FOLDER), None)
-    except Exception as error:  # after a flipped bit zipfile raises any exception
-        return str(error) or type(error).__name__
-    if marked:
-        return f"{marked} is marked as a folder"
-    return f"the checksum of {record} does not match" if record else None
 
 
 class DurableIO(TorchCheckpointIO):

@@ -56,12 +56,14 @@ def is_user_error(error: BaseException) -> bool:
     """Whether a user can correct an error; those of data, of parts and of Lightning are imported for others only."""
     if isinstance(error, USER_ERRORS):
         return True
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-
     from perceiver.data.files import UnreadableError
     from perceiver.types import UnsuitableError
 
-    return isinstance(error, UnreadableError | UnsuitableError | MisconfigurationException)
+    if isinstance(error, UnreadableError | UnsuitableError):
+        return True
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    return isinstance(error, MisconfigurationException)
 
 
 def explain(error: BaseException) -> str:

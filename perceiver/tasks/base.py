@@ -2,18 +2,20 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from PIL import Image
 from torch import Tensor, nn
-from torchmetrics import Metric, MetricCollection
 
 from perceiver.tasks.text_metrics import ScoredText
 from perceiver.types import Answer, Batch, Model, Outcome, Picture, QueryKind, Stage
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric, MetricCollection
 
 LOWER_IS_BETTER = (
     *("loss", "perplexity", "error", "WER", "CER", "substitutions", "insertions", "deletions"),
@@ -57,6 +59,7 @@ class Task(nn.Module, ABC):
         output: name of the output that it reads.
         answer_key: key of the answer itself in `predictions`.
         mixes_samples: whether `prepare` changes inputs.
+        has_later_metrics: whether metrics beyond `metric_names` are known after a validation, such as those of texts.
         monitor, monitor_mode: the metric of validation that determines the best checkpoint, and its better direction.
         num_answers: default number of answers about a user's own file.
         max_answers: the largest number that there can be; None if any number is allowed.
@@ -72,6 +75,7 @@ class Task(nn.Module, ABC):
     max_answers: int | None = None
     answer_key: str = "class"
     mixes_samples: bool = False
+    has_later_metrics: bool = False
     needs_class_counts: bool = False
 
     @property
@@ -83,14 +87,7 @@ class Task(nn.Module, ABC):
         raise NotImplementedError
 
     def set_monitor(self, monitor: str) -> None:
-        """Choose the metric that determines the best checkpoint, after `build_metrics`.
-
-        Raises:
-            ValueError: validation has no such metric.
-        """
-        known = self.metric_names("val")
-        if monitor not in known:
-            raise ValueError(f"monitor={monitor!r} must be one of the metrics of validation: {', '.join(known)}")
+        """Choose the metric that determines the best checkpoint, which `build_metrics` checks."""
         self.monitor = monitor
         self.monitor_mode = monitor_mode(monitor)
 
@@ -171,18 +168,32 @@ class Task(nn.Module, ABC):
             terms.append(losses[-1].new_zeros(()) + self.num_terms(part))
         return torch.stack(losses), torch.stack(terms)
 
-    def build_metrics(self, make: Callable[[Stage], MetricCollection]) -> None:
-        """Register the metrics of each stage as submodules, so that they move with the task to its device."""
-        stages: tuple[Stage, ...] = ("train", "val", "test")
-        self.stage_metrics = nn.ModuleDict({f"{stage}_metrics": make(stage) for stage in stages})
+    @abstractmethod
+    def make_metrics(self, stage: Stage) -> "MetricCollection":
+        """Return new metrics of a stage; here is the place to import torchmetrics, which takes seconds."""
 
-    def metrics(self, stage: Stage) -> MetricCollection:
+    def build_metrics(self) -> None:
+        """Register the metrics of each stage as submodules, so that they move with the task to its device.
+
+        Training and evaluation do so before the task is moved; a prediction needs none.
+
+        Raises:
+            ValueError: validation has no metric `monitor`, as far as its metrics are known before the first update.
+        """
+        stages: tuple[Stage, ...] = ("train", "val", "test")
+        self.stage_metrics = nn.ModuleDict({f"{stage}_metrics": self.make_metrics(stage) for stage in stages})
+        known = self.metric_names("val")
+        if self.monitor not in known and not self.has_later_metrics:
+            raise ValueError(f"monitor={self.monitor!r} must be one of the metrics of validation: {', '.join(known)}")
+
+    def metrics(self, stage: Stage) -> "MetricCollection":
         """Return the metrics of a stage, always the same object; a metric is logged as `<stage>/<key>`."""
-        metrics = self.stage_metrics[f"{stage}_metrics"]
-        assert isinstance(metrics, MetricCollection)
+        if not hasattr(self, "stage_metrics"):
+            self.build_metrics()
+        metrics: MetricCollection = self.stage_metrics[f"{stage}_metrics"]  # type: ignore[assignment]
         return metrics
 
-    def metric_parts(self, stage: Stage) -> dict[str, Metric]:
+    def metric_parts(self, stage: Stage) -> "dict[str, Metric]":
         """Return every metric of a stage by a unique name."""
         return dict(self.metrics(stage).items(keep_base=True))
 

@@ -2,17 +2,18 @@
 
 import math
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import MeanMetric, Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from perceiver.tasks.classes import ClassTask
-from perceiver.tasks.gathered import GroupMeans
 from perceiver.tasks.losses import LossSpec
 from perceiver.types import Batch, Stage
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric, MetricCollection
 
 CALIBRATION_BINS = 15
 
@@ -41,10 +42,14 @@ class Classification(ClassTask):
         super().__init__(
             num_classes=num_classes, multi_label=False, loss=loss, mixup=mixup, cutmix=cutmix, output=output
         )
-        self.build_metrics(self._metrics)
         self.set_monitor(monitor)
 
-    def _metrics(self, stage: Stage) -> MetricCollection:
+    def make_metrics(self, stage: Stage) -> "MetricCollection":
+        from torchmetrics import MeanMetric, MetricCollection
+        from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
+
+        from perceiver.tasks.gathered import GroupMeans
+
         metrics: dict[str, Metric | MetricCollection] = {
             "loss": MeanMetric(nan_strategy=math.nan),  # which by default is left out of the mean
             "accuracy": MulticlassAccuracy(self.num_classes, average="micro", validate_args=False),

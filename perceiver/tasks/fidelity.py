@@ -1,7 +1,5 @@
 """Metrics of reconstructions: sums over all values of all batches and processes, from which one number is computed."""
 
-from typing import Literal, TypeAlias
-
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
@@ -9,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
 
-Measure: TypeAlias = Literal["PSNR", "SNR"]
+from perceiver.tasks.reconstruction_targets import Measure
 
 
 class Fidelity(Metric):

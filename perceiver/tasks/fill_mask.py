@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float, Int
 from torch import Tensor
-from torchmetrics import MeanMetric, MetricCollection
 
 from perceiver.tasks.base import Task
 from perceiver.tokenizer import MASK, Tokenizer
 from perceiver.types import Answer, Batch, Model, Stage
+
+if TYPE_CHECKING:
+    from torchmetrics import MetricCollection
 
 
 class FillMask(Task):
@@ -31,8 +33,12 @@ class FillMask(Task):
         self.modality = modality
         self.tokenizer = tokenizer
         self.output = output
-        self.build_metrics(lambda stage: MetricCollection({"loss": MeanMetric(nan_strategy=math.nan)}))
         self.set_monitor("loss")
+
+    def make_metrics(self, stage: Stage) -> "MetricCollection":
+        from torchmetrics import MeanMetric, MetricCollection
+
+        return MetricCollection({"loss": MeanMetric(nan_strategy=math.nan)})
 
     def loss(self, outputs: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, ""]:
         raise ValueError(f"{type(self).__name__} predicts only; task=reconstruction trains on texts")

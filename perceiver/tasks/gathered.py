@@ -1,7 +1,7 @@
 """Metrics that keep a row of plain values for each sample: what is not a tensor cannot be gathered from processes."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -10,6 +10,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
+
+from perceiver.tasks.text_metrics import ScoredText, mean_scores
 
 
 class RowMetric(Metric):
@@ -67,4 +69,32 @@ class GroupMeans(RowMetric):
             found.setdefault(group, []).append(value)
         return {
             f"{group}_{self.name}": torch.tensor(fmean(found[group]), device=self.device) for group in sorted(found)
+        }
+
+
+class TextMetrics(RowMetric):
+    """Metrics of texts, and the mean of each score by facts over the texts for which it is defined.
+
+    Metrics of a group are called `<group>_<name>`. Without texts there are no metrics.
+
+    Args:
+        measure: computes the metrics of some texts by name.
+    """
+
+    def __init__(self, measure: Callable[[Sequence[ScoredText]], dict[str, float]]) -> None:
+        super().__init__()
+        self.measure = measure
+
+    def update(self, texts: Sequence[ScoredText]) -> None:
+        self.add([one.text, list(one.references), dict(one.scores), one.group] for one in texts)
+
+    def compute(self) -> dict[str, Float[Tensor, ""]]:
+        groups: dict[str, list[ScoredText]] = {}
+        for row in self.rows():
+            text = ScoredText(*row)
+            groups.setdefault(text.group, []).append(text)
+        return {
+            f"{group}_{name}" if group else name: torch.tensor(value, dtype=torch.float32, device=self.device)
+            for group, texts in sorted(groups.items())
+            for name, value in {**self.measure(texts), **mean_scores(texts)}.items()
         }

@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from PIL import Image
 from torch import Tensor
-from torchmetrics import MeanMetric, Metric, MetricCollection
 
 from perceiver.tasks.base import TableRow, Task
 from perceiver.tasks.text_metrics import ScoredText
@@ -24,6 +23,9 @@ from perceiver.types import (
     QueryKind,
     Stage,
 )
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric, MetricCollection
 
 
 class JointTask(Task):
@@ -62,8 +64,17 @@ class JointTask(Task):
         self.output = ""
         self.num_answers = max(task.num_answers for task in tasks.values())
         self.needs_class_counts = any(task.needs_class_counts for task in tasks.values())
-        self.build_metrics(lambda stage: MetricCollection({"loss": MeanMetric(nan_strategy=math.nan)}))
         self.set_monitor(monitor)
+
+    def make_metrics(self, stage: Stage) -> "MetricCollection":
+        from torchmetrics import MeanMetric, MetricCollection
+
+        return MetricCollection({"loss": MeanMetric(nan_strategy=math.nan)})
+
+    def build_metrics(self) -> None:
+        for task in self.by_name.values():
+            task.build_metrics()
+        super().build_metrics()
 
     @property
     def by_name(self) -> dict[str, Task]:
@@ -113,7 +124,7 @@ class JointTask(Task):
         ]
         return torch.stack(terms).sum() / max(len(batch), 1)
 
-    def metric_parts(self, stage: Stage) -> dict[str, Metric]:
+    def metric_parts(self, stage: Stage) -> "dict[str, Metric]":
         parts = super().metric_parts(stage)
         for name, task in self.by_name.items():
             parts |= {f"{name}/{key}": part for key, part in task.metric_parts(stage).items()}

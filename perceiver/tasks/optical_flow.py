@@ -3,20 +3,21 @@
 import math
 import struct
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from torch import Tensor
-from torchmetrics import MeanMetric, MetricCollection
-from torchvision.utils import flow_to_image
 
 from perceiver.tasks.base import TableRow
 from perceiver.tasks.places import PlacesTask
 from perceiver.tasks.text_metrics import ScoredText
 from perceiver.types import Batch, Model, Picture, Stage
+
+if TYPE_CHECKING:
+    from torchmetrics import MetricCollection
 
 SHOWN_WINDOWS = 16
 """Most windows of a sample of which pictures are drawn."""
@@ -62,9 +63,13 @@ class OpticalFlow(PlacesTask):
         if not 0.0 < scale < math.inf:
             raise ValueError(f"scale={scale} must be more than 0, and finite")
         self.scale = scale
-        names = ("loss", "EPE", "zero_EPE", "mean_EPE", "Fl")
-        self.build_metrics(lambda stage: MetricCollection({name: MeanMetric() for name in names}, compute_groups=False))
         self.set_monitor(monitor)
+
+    def make_metrics(self, stage: Stage) -> "MetricCollection":
+        from torchmetrics import MeanMetric, MetricCollection
+
+        names = ("loss", "EPE", "zero_EPE", "mean_EPE", "Fl")
+        return MetricCollection({name: MeanMetric() for name in names}, compute_groups=False)
 
     def cells(self, raw: Tensor) -> tuple[int, ...]:
         return tuple(raw.shape[-2:])
@@ -207,6 +212,8 @@ def flow_colors(flow: Float[Tensor, "fields 2 height width"]) -> UInt8[Tensor, "
     The hue is the direction, the saturation the length. Vectors that are not known, NaN, are black.
     """
     unknown = flow.isnan().any(dim=1, keepdim=True)
+    from torchvision.utils import flow_to_image  # takes seconds to import
+
     colors = flow_to_image(flow.float().masked_fill(unknown, 0.0))
     return colors.where(~unknown, torch.tensor(UNKNOWN, dtype=torch.uint8, device=flow.device)[:, None, None])
 

@@ -8,18 +8,20 @@ the multimodal autoencoding of Perceiver IO (Jaegle et al. 2022, section 4.3).
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torchmetrics import MeanMetric, Metric, MetricCollection
 
 from perceiver.tasks.base import LOWER_IS_BETTER, TableRow, Task, explained_grid
 from perceiver.tasks.masking import Choice, Replacement, choose, draws
 from perceiver.tasks.reconstruction_targets import ReconstructionTarget
 from perceiver.tasks.text_metrics import ScoredText
 from perceiver.types import Answer, Batch, Model, QueryKind, Stage, cell_centers
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric, MetricCollection
 
 SHOWN_PLACES = 8
 """Most hidden places of a sample that are explained."""
@@ -98,14 +100,15 @@ class Reconstruction(Task):
         self.replacement = replacement
         self.num_places = num_places
         self.output = output
-        self.build_metrics(self._metrics)
         self.set_monitor(monitor)
 
     @property
     def given_queries(self) -> dict[str, QueryKind]:
         return {self.output: "places"}
 
-    def _metrics(self, stage: Stage) -> MetricCollection:
+    def make_metrics(self, stage: Stage) -> "MetricCollection":
+        from torchmetrics import MeanMetric, MetricCollection
+
         metrics: dict[str, Metric | MetricCollection] = {
             "loss": MeanMetric(nan_strategy=math.nan),
             "fidelity": self.target.metric(),
@@ -224,6 +227,8 @@ class Reconstruction(Task):
         return self._asked(batch).scored.flatten(1).any(dim=1).sum()
 
     def update(self, stage: Stage, outputs: Mapping[str, Tensor], loss: Float[Tensor, ""], batch: Batch) -> None:
+        from torchmetrics import Metric
+
         metrics, asked = self.metrics(stage), self._asked(batch)
         metrics["loss"].update(loss.detach(), weight=self.num_terms(batch))
         fidelity = metrics["fidelity"]

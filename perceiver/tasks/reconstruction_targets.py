@@ -3,19 +3,23 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import Metric
 
-from perceiver.tasks.fidelity import Fidelity, IdFidelity, Measure, SignalFidelity
 from perceiver.tokenizer import PAD, Tokenizer
 
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+    from perceiver.tasks.fidelity import Fidelity, IdFidelity, SignalFidelity
+
 SignalLoss: TypeAlias = Literal["l1", "l2"]
+Measure: TypeAlias = Literal["PSNR", "SNR"]
 
 
 class ReconstructionTarget(ABC):
@@ -72,12 +76,12 @@ class ReconstructionTarget(ABC):
         """Return the loss of each value."""
 
     @abstractmethod
-    def metric(self) -> Fidelity:
+    def metric(self) -> "Fidelity":
         """Return a metric of predicted values."""
 
     @abstractmethod
     def update(
-        self, metric: Metric, output: Tensor, values: Tensor, scored: Bool[Tensor, "rows places values"]
+        self, metric: "Metric", output: Tensor, values: Tensor, scored: Bool[Tensor, "rows places values"]
     ) -> None:
         """Add the values that are scored to a metric of this kind."""
 
@@ -192,11 +196,13 @@ class Patches(ReconstructionTarget):
         errors = output.float() - (values.float() - self.mean) / self.std
         return errors.abs() if self.loss == "l1" else errors.square()
 
-    def metric(self) -> SignalFidelity:
+    def metric(self) -> "SignalFidelity":
+        from perceiver.tasks.fidelity import SignalFidelity
+
         return SignalFidelity(self.measure, self.channels)
 
     def update(
-        self, metric: Metric, output: Tensor, values: Tensor, scored: Bool[Tensor, "rows places values"]
+        self, metric: "Metric", output: Tensor, values: Tensor, scored: Bool[Tensor, "rows places values"]
     ) -> None:
         metric.update(self.predicted(output), values, scored)
 
@@ -269,10 +275,12 @@ class TokenIds(ReconstructionTarget):
         ids = values[..., 0].long()
         return F.cross_entropy(output.float().transpose(1, 2), ids, reduction="none")[..., None]
 
-    def metric(self) -> IdFidelity:
+    def metric(self) -> "IdFidelity":
+        from perceiver.tasks.fidelity import IdFidelity
+
         return IdFidelity(self.num_channels)
 
-    def update(self, metric: Metric, output: Tensor, values: Tensor, scored: Bool[Tensor, "rows places 1"]) -> None:
+    def update(self, metric: "Metric", output: Tensor, values: Tensor, scored: Bool[Tensor, "rows places 1"]) -> None:
         metric.update(output.float(), values.long(), scored)
 
     def names(self, class_names: Sequence[str]) -> Sequence[str]:

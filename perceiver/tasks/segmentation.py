@@ -2,21 +2,22 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from einops import rearrange
 from jaxtyping import Float, Int, Shaped
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import MeanMetric, Metric, MetricCollection
 
 from perceiver.tasks.base import TableRow
 from perceiver.tasks.places import PlacesTask
 from perceiver.tasks.text_metrics import ScoredText
 from perceiver.types import UNLABELED, Answer, Batch, Model, Picture, Stage
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric, MetricCollection
 
 SHOWN_CLASSES = 4
 """The number of classes of a sample that are explained."""
@@ -48,10 +49,13 @@ class Segmentation(PlacesTask):
         if not 2 <= num_classes <= UNLABELED:
             raise ValueError(f"num_classes={num_classes} must be 2 to {UNLABELED}")
         self.num_classes = self.num_answers = self.max_answers = num_classes
-        self.build_metrics(self._metrics)
         self.set_monitor(monitor)
 
-    def _metrics(self, stage: Stage) -> MetricCollection:
+    def make_metrics(self, stage: Stage) -> "MetricCollection":
+        from torchmetrics import MeanMetric, MetricCollection
+
+        from perceiver.tasks.overlap import Overlap
+
         metrics: dict[str, Metric | MetricCollection] = {
             "loss": MeanMetric(nan_strategy=math.nan),
             "overlap": Overlap(self.num_classes),
@@ -94,6 +98,8 @@ class Segmentation(PlacesTask):
         metrics["overlap"].update(self.get_output(outputs).detach().argmax(dim=-1), self._labels(batch))
 
     def class_metrics(self, stage: Stage) -> dict[str, Shaped[Tensor, " classes"]]:
+        from perceiver.tasks.overlap import Overlap
+
         overlap = self.metrics(stage)["overlap"]
         assert isinstance(overlap, Overlap)
         return {"IoU": overlap.by_class}
@@ -204,32 +210,3 @@ def overlap_scores(counts: Int[Tensor, "classes classes"]) -> dict[str, Float[Te
         "mIoU": intersection_over_union(counts).nanmean(),
         "pixel_accuracy": counts.diagonal().sum() / counts.sum(),
     }
-
-
-class Overlap(Metric):
-    """`mIoU`, the mean over classes that are predicted or true anywhere (PASCAL VOC), and `pixel_accuracy`.
-
-    Args:
-        num_classes: classes.
-    """
-
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-    names = ("mIoU", "pixel_accuracy")
-
-    counts: Int[Tensor, "classes classes"]
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-        self.add_state("counts", default=torch.zeros(num_classes, num_classes, dtype=torch.long), dist_reduce_fx="sum")
-        self.by_class = torch.full((num_classes,), torch.nan)
-        """As of the last `compute`: the intersection over union of each class."""
-
-    def update(self, predicted: Int[Tensor, "*places"], labels: Int[Tensor, "*places"]) -> None:
-        self.counts += confusion_matrix(predicted, labels, self.num_classes)
-
-    def compute(self) -> dict[str, Float[Tensor, ""]]:
-        self.by_class = intersection_over_union(self.counts)
-        return overlap_scores(self.counts)

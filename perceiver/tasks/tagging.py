@@ -2,19 +2,19 @@
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import MeanMetric, Metric, MetricCollection
 
 from perceiver.tasks.classes import ClassTask
-from perceiver.tasks.gathered import GroupMeans
 from perceiver.tasks.losses import LossSpec
-from perceiver.tasks.ranking import Ranking
 from perceiver.types import Batch, Stage
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric, MetricCollection
 
 
 class Tagging(ClassTask):
@@ -46,10 +46,14 @@ class Tagging(ClassTask):
         super().__init__(
             num_classes=num_classes, multi_label=multi_label, loss=loss, mixup=mixup, cutmix=0.0, output=output
         )
-        self.build_metrics(self._metrics)
         self.set_monitor(monitor)
 
-    def _metrics(self, stage: Stage) -> MetricCollection:
+    def make_metrics(self, stage: Stage) -> "MetricCollection":
+        from torchmetrics import MeanMetric, MetricCollection
+
+        from perceiver.tasks.gathered import GroupMeans
+        from perceiver.tasks.ranking import Ranking
+
         metrics: dict[str, Metric | MetricCollection] = {"loss": MeanMetric(nan_strategy=math.nan)}
         if not self.multi_label:
             metrics["accuracy"] = MeanMetric()
@@ -91,6 +95,8 @@ class Tagging(ClassTask):
                 metric.update(logits if self.multi_label else log_odds(logits), tags > 0.5)
 
     def class_metrics(self, stage: Stage) -> dict[str, Shaped[Tensor, " classes"]]:
+        from perceiver.tasks.ranking import Ranking
+
         rankings = [metric for metric in self.metrics(stage).values() if isinstance(metric, Ranking)]
         return {name: values for ranking in rankings for name, values in ranking.by_class.items()}
 

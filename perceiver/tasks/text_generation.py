@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import cycle, islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import rearrange
@@ -11,15 +11,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
-from torchmetrics import Metric
-from torchmetrics.classification import MulticlassAccuracy
-from torchmetrics.text import Perplexity
 
 from perceiver.tasks.generation import Generation, Texts
 from perceiver.tasks.text_metrics import Measure
 from perceiver.tasks.texts import TextTask
 from perceiver.tokenizer import PAD, Tokenizer
 from perceiver.types import Answer, Batch, GenerativeModel, Memory, Model, QueryKind, Stage
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 
 class TextGeneration(TextTask):
@@ -57,7 +57,10 @@ class TextGeneration(TextTask):
     def given_queries(self) -> dict[str, QueryKind]:
         return {self.output: "token_ids"}
 
-    def target_metrics(self) -> dict[str, Metric]:
+    def target_metrics(self) -> "dict[str, Metric]":
+        from torchmetrics.classification import MulticlassAccuracy
+        from torchmetrics.text import Perplexity
+
         return {
             "perplexity": Perplexity(ignore_index=PAD),
             "token_accuracy": MulticlassAccuracy(

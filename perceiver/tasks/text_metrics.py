@@ -12,17 +12,12 @@ whatever the hypotheses are.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, hypot, log, nan, prod
 from statistics import fmean
 from typing import Protocol, TypeAlias
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
-from perceiver.tasks.gathered import RowMetric
 from perceiver.tokenizer import split_words
 
 ORDERS = range(1, 5)
@@ -182,34 +177,6 @@ class Measure(Protocol):
     def of_text(self, text: "ScoredText") -> dict[str, float]:
         """Return the scores of one text in a table."""
         ...
-
-
-class TextMetrics(RowMetric):
-    """Metrics of texts, and the mean of each score by facts over the texts for which it is defined.
-
-    Metrics of a group are called `<group>_<name>`. Without texts there are no metrics.
-
-    Args:
-        measure: computes the metrics of some texts by name.
-    """
-
-    def __init__(self, measure: Callable[[Sequence[ScoredText]], dict[str, float]]) -> None:
-        super().__init__()
-        self.measure = measure
-
-    def update(self, texts: Sequence[ScoredText]) -> None:
-        self.add([one.text, list(one.references), dict(one.scores), one.group] for one in texts)
-
-    def compute(self) -> dict[str, Float[Tensor, ""]]:
-        groups: dict[str, list[ScoredText]] = {}
-        for row in self.rows():
-            text = ScoredText(*row)
-            groups.setdefault(text.group, []).append(text)
-        return {
-            f"{group}_{name}" if group else name: torch.tensor(value, dtype=torch.float32, device=self.device)
-            for group, texts in sorted(groups.items())
-            for name, value in {**self.measure(texts), **mean_scores(texts)}.items()
-        }
 
 
 def caption_metrics(texts: Sequence[ScoredText]) -> dict[str, float]:

@@ -4,18 +4,20 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
-from torchmetrics import MeanMetric, Metric, MetricCollection
 
 from perceiver.tasks.base import TableRow, Task, monitor_mode
 from perceiver.tasks.generation import Texts
-from perceiver.tasks.text_metrics import Measure, ScoredText, TextMetrics
+from perceiver.tasks.text_metrics import Measure, ScoredText
 from perceiver.tokenizer import PAD, Tokenizer
 from perceiver.types import Answer, Batch, Box, Facts, Model, Outcome, Stage, UnsuitableError
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric, MetricCollection
 
 
 class TextTask(Task):
@@ -36,6 +38,7 @@ class TextTask(Task):
     """
 
     num_answers: int = 1
+    has_later_metrics: bool = True
     answer_key: str
     averages_windows: bool = True
 
@@ -46,16 +49,19 @@ class TextTask(Task):
         self.output = output
         self.monitor = monitor
         self.monitor_mode = monitor_mode(monitor)
-        self.build_metrics(self._metrics)
 
-    def _metrics(self, stage: Stage) -> MetricCollection:
+    def make_metrics(self, stage: Stage) -> "MetricCollection":
+        from torchmetrics import MeanMetric, MetricCollection
+
+        from perceiver.tasks.gathered import TextMetrics
+
         metrics: dict[str, Metric | MetricCollection] = {"loss": MeanMetric(nan_strategy=math.nan)}
         metrics |= self.target_metrics()
         if stage != "train":
             metrics["texts"] = TextMetrics(self.measure)
         return MetricCollection(metrics, compute_groups=False)
 
-    def target_metrics(self) -> dict[str, Metric]:
+    def target_metrics(self) -> "dict[str, Metric]":
         """Return metrics of the target's own ids, for which no text is generated."""
         return {}
 

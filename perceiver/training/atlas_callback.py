@@ -46,7 +46,7 @@ class AtlasCallback(Callback):
             log.warning("the atlas of latents failed (%s: %s)", type(error).__name__, error)
 
     def _write(self, trainer: Trainer, module: LightningModule) -> None:
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        data = trainer.datamodule.data  # type: ignore[attr-defined]
         assert isinstance(data, DataModule)
         assert isinstance(module, TrainingModule)
         batches = (batch.to(module.device) for batch in data.in_order(data.probe_stage, self.num_samples))

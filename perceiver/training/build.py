@@ -2,17 +2,16 @@
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from functools import partial
-from typing import Any, NamedTuple
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from lightning.pytorch.utilities import rank_zero_only
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from perceiver.data.dataset import Dataset, Split
@@ -28,7 +27,6 @@ from perceiver.tasks.base import Task
 from perceiver.tokenizer import Tokenizer
 from perceiver.training.data_module import DataModule
 from perceiver.training.freezing import Freezing
-from perceiver.training.module import TrainingModule
 from perceiver.training.optimization import (
     OptimizerFactory,
     build_optimizer,
@@ -36,9 +34,13 @@ from perceiver.training.optimization import (
     check_optimizer,
     parameter_groups,
 )
-from perceiver.training.sharding import ShardedModule, is_sharded
 from perceiver.types import QueryKind
 
+if TYPE_CHECKING:
+    from perceiver.training.module import TrainingModule
+
+MODEL_PARTS = ("data", "loader", "model", "task", "tokenizer", "input_tokenizer", "optimizer", "schedule")
+"""The keys of a config from which `Parts` are built."""
 MAX_TEXTS_ENCODED = 20_000
 """Training texts from which the losses of the tokenizer are estimated."""
 MAX_UNKNOWN, MAX_CUT = 0.05, 0.01
@@ -64,23 +66,64 @@ class DataInfo:
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of a run."""
+    """The parts of a run: plain torch modules and data, with which files are predicted and explained.
+
+    Attributes:
+        description: plain values stored in every checkpoint, from which the run can be rebuilt (config, class names).
+    """
 
     data: DataModule
     tokenizer: Tokenizer | None
     input_tokenizer: Tokenizer | None
     model: Perceiver
     task: Task
-    module: TrainingModule
+    freezing: Freezing
+    description: dict[str, Any]
+
+    @cached_property
+    def module(self) -> "TrainingModule":
+        """Trains and evaluates the parts with Lightning; built, with the metrics, when it is first needed."""
+        return build_module(self)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def to(self, device: torch.device | None) -> Self:
+        """Move model and task."""
+        self._modules.to(device)
+        return self
+
+    def eval(self) -> Self:
+        """Set model and task to evaluation mode."""
+        self._modules.eval()
+        return self
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the weights under their names in a checkpoint."""
+        return self._modules.state_dict()
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Load the weights of a checkpoint.
+
+        Raises:
+            RuntimeError: they do not fit the model.
+        """
+        self._modules.load_state_dict(weights)
+
+    @property
+    def _modules(self) -> nn.ModuleDict:
+        """Model and task under the names that they have in a training module."""
+        return nn.ModuleDict({"model": self.model, "task": self.task})
 
     def explainer(self, alpha: Alpha) -> Explainer:
         """Explains the outputs of the model; `alpha` is that of rollouts."""
-        names = self.module.description["class_names"]
+        names = self.description["class_names"]
         return Explainer(model=self.model, task=self.task, class_names=names, alpha=alpha)
 
 
 def build(config: dict[str, Any], data_info: DataInfo | None = None) -> Parts:
-    """Build data, model, task and training module.
+    """Build data, model and task, and for a new run the training module.
 
     Args:
         config: a checked config (`perceiver.runtime.config.resolved`).
@@ -120,25 +163,49 @@ def build(config: dict[str, Any], data_info: DataInfo | None = None) -> Parts:
     with config_errors(config, "freeze"):
         freezing = Freezing(patterns=config.get("freeze", ()), until_epoch=config.get("unfreeze_at_epoch"))
         freezing.start(model)
+    parts = Parts(
+        data=data,
+        tokenizer=tokenizer,
+        input_tokenizer=input_tokenizer,
+        model=model,
+        task=task,
+        freezing=freezing,
+        description={"config": config, **asdict(data_info)},
+    )
+    if is_new:
+        parts.module  # noqa: B018  (raises if the parts cannot be trained as the config says)
+    return parts
+
+
+def build_module(parts: Parts) -> "TrainingModule":
+    """Build the module that trains and evaluates the parts of a run.
+
+    Raises:
+        ConfigError: a setting of training is not valid.
+    """
+    from perceiver.training.module import TrainingModule
+    from perceiver.training.sharding import ShardedModule, is_sharded
+
+    config, freezing = parts.description["config"], parts.freezing
     if freezing.until_epoch is not None and is_sharded(config["trainer"]):  # torch requires a state of each parameter
         problem = "a sharded run with parameters that were not updated yet cannot be resumed"
         raise ConfigError(f"unfreeze_at_epoch={freezing.until_epoch}: {problem}; choose trainer=ddp, or leave it out")
-    optimizer = construct_optimizer(config, model, freezing)
+    optimizer = construct_optimizer(config, parts.model, freezing)
     schedule = construct(config, "schedule")
     with config_errors(config, "schedule"):
         trial = torch.optim.SGD([torch.zeros(1)], lr=1.0, momentum=0.9)
-        build_scheduler(schedule, trial, total_steps=1, monitor_mode=task.monitor_mode)
+        build_scheduler(schedule, trial, total_steps=1, monitor_mode=parts.task.monitor_mode)
     kind = ShardedModule if is_sharded(config["trainer"]) else TrainingModule
-    module = kind(
-        model=model,
-        task=task,
-        optimizer=optimizer,
-        schedule=schedule,
-        freezing=freezing,
-        description={"config": config, **asdict(data_info)},
-        on_nonfinite=config.get("on_nonfinite", "stop"),
-    )
-    return Parts(data=data, tokenizer=tokenizer, input_tokenizer=input_tokenizer, model=model, task=task, module=module)
+    with config_errors(config, "task"):
+        return kind(
+            model=parts.model,
+            task=parts.task,
+            optimizer=optimizer,
+            schedule=schedule,
+            freezing=freezing,
+            description=parts.description,
+            on_nonfinite=config.get("on_nonfinite", "stop"),
+        )
 
 
 def construct_optimizer(
@@ -199,9 +266,12 @@ def collect_data_info(
     return DataInfo(dataset.class_names, tokenizer.vocabulary, input_tokenizer.vocabulary)
 
 
-@rank_zero_only
 def log_tokenizer_coverage(key: str, tokenizer: Tokenizer, texts: Sequence[str]) -> None:
     """Log the fractions of unknown words and truncated texts, for many texts of a sample; warn if they are large."""
+    from lightning.pytorch.utilities import rank_zero_only
+
+    if rank_zero_only.rank:  # type: ignore[attr-defined]
+        return
     loss = tokenizer.encoding_loss(texts[:: max(-(-len(texts) // MAX_TEXTS_ENCODED), 1)])
     unknown, cut = loss.num_unknown / max(loss.num_ids, 1), loss.num_truncated / max(loss.num_texts, 1)
     log.info(

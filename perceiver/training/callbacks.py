@@ -163,7 +163,8 @@ class RunLog(Callback):
         self._best: Tensor | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        sizes = {split: len(samples) for split, samples in trainer.datamodule.splits.items() if samples is not None}  # type: ignore[attr-defined]
+        splits = trainer.datamodule.data.splits  # type: ignore[attr-defined]
+        sizes = {split: len(samples) for split, samples in splits.items() if samples is not None}
         device = trainer.strategy.root_device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
         note(

@@ -9,12 +9,10 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float64, Int64
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
@@ -32,9 +30,12 @@ from perceiver.data.sampler import (
 )
 from perceiver.data.splits import fingerprint
 from perceiver.processes import all_gather
-from perceiver.runtime.errors import PositionError
+from perceiver.runtime.errors import ConfigError, PositionError
 from perceiver.runtime.signals import end_with_parent
 from perceiver.types import Batch, Sample, Stage
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +43,14 @@ MAX_CLASS_NAMES = 20
 """Class names listed in an error."""
 
 
-class DataModule(LightningDataModule):
-    """Loaders over the splits of a data set.
+class DataModule:
+    """Loaders over the splits of a data set; `LightningData` gives them to a trainer.
 
     The position in the training data is one integer, the number of batches done, which Lightning stores. It denotes the
     same samples for any number of processes with the same total batch size.
 
     Attributes:
+        trainer: that it loads for, if any: its limits, processes, and position.
         tested: the split that is tested, each sample once.
         unreadable: errors of the samples that were skipped, in order (a dict, as an ordered set).
 
@@ -79,7 +81,6 @@ class DataModule(LightningDataModule):
         seed: int,
         similar_lengths: int = 0,
     ) -> None:
-        super().__init__()
         for name, value, least in (
             ("similar_lengths", similar_lengths, 0),
             ("batch_size", batch_size, 1),
@@ -97,6 +98,7 @@ class DataModule(LightningDataModule):
         self.pin_memory = pin_memory
         self.seed = seed
         self.similar_lengths = similar_lengths
+        self.trainer: Trainer | None = None
         self.tested: Stage = "test"
         self.unreadable: dict[str, None] = {}
         self._labels: list[int] | None = None  # label of the run, by label of the data set
@@ -306,7 +308,7 @@ class DataModule(LightningDataModule):
         samples = _KeyedSplit(split, self.seed, self._labels)
         items = [samples[0, index] for index in chosen]
         batch = _collate_readable([item.split()[0] if isinstance(item, Sample) else item for item in items])
-        return self.on_before_batch_transfer(batch, 0)
+        return self.report_unreadable(batch)
 
     def in_order(
         self, stage: Stage, num_samples: int | None = None, *, start: int = 0, step: int = 1
@@ -320,7 +322,7 @@ class DataModule(LightningDataModule):
 
         Raises:
             ValueError: there is no such split.
-            UnreadableError: see `on_before_batch_transfer`.
+            UnreadableError: see `report_unreadable`.
         """
         split = self.splits[stage]
         if split is None:
@@ -337,7 +339,7 @@ class DataModule(LightningDataModule):
             timeout=self.timeout_seconds if self.num_workers else 0,
             generator=torch.Generator(),
         )
-        return (self.on_before_batch_transfer(batch, 0) for batch in loader)
+        return (self.report_unreadable(batch) for batch in loader)
 
     def _loader(self, stage: Stage, *, trains: bool | None = None) -> DataLoader[Any]:
         split = self.splits[stage]
@@ -359,7 +361,7 @@ class DataModule(LightningDataModule):
             groups=groups,
         )
         if train and self.drop_last and len(sampler) < self.batch_size:
-            raise MisconfigurationException(self._no_batch(len(sampler)))
+            raise ConfigError(self._no_batch(len(sampler)))
         batches: dict[str, Any] = {"batch_size": self.batch_size, "sampler": sampler}
         if len(sampler) == 0 < len(split):
             batches = {"batch_sampler": [[]]}  # one empty batch, since the other processes have one
@@ -377,7 +379,7 @@ class DataModule(LightningDataModule):
             generator=torch.Generator(),  # otherwise the loader would draw from the global one
         )
 
-    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+    def report_unreadable(self, batch: Batch) -> Batch:
         """Report the samples of a batch that could not be read; here, since errors of a worker hide the file name.
 
         Raises:

@@ -54,7 +54,7 @@ class GalleryCallback(Callback):
             log.warning("the gallery failed (%s: %s)", type(error).__name__, error)
 
     def _make(self, trainer: Trainer, module: LightningModule) -> None:
-        data, rank, count = trainer.datamodule, trainer.global_rank, trainer.world_size  # type: ignore[attr-defined]
+        data, rank, count = trainer.datamodule.data, trainer.global_rank, trainer.world_size  # type: ignore[attr-defined]
         assert isinstance(data, DataModule)
         assert isinstance(module, TrainingModule)
         explainer = training_explainer(trainer, module)

@@ -108,6 +108,7 @@ class TrainingModule(LightningModule):
         on_nonfinite: OnNonfinite,
     ) -> None:
         super().__init__()
+        task.build_metrics()
         self.model = model
         self.task = task
         self.make_optimizer = optimizer
@@ -130,7 +131,7 @@ class TrainingModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         has_samples = len(batch) > 0
         if not has_samples:  # other processes and the gradient scaler need a gradient, which is zero
-            batch = self.trainer.datamodule.placeholder.to(self.device)  # type: ignore[attr-defined]
+            batch = self.trainer.datamodule.data.placeholder.to(self.device)  # type: ignore[attr-defined]
         batch = self.task.prepare(batch, train=True)
         outputs = self.task.average_windows(self.task.outputs(self.model, batch), batch)
         loss = self.task.loss(outputs, batch)
@@ -267,12 +268,12 @@ class TrainingModule(LightningModule):
         optimizer, mode = self.make_optimizer(self.model), self.task.monitor_mode
         fuse_on_cpu(optimizer)
         self._settings = [{name: group[name] for name in group if name != "params"} for group in optimizer.param_groups]
-        total_steps = self.trainer.datamodule.total_steps()  # type: ignore[attr-defined]
+        total_steps = self.trainer.datamodule.data.total_steps()  # type: ignore[attr-defined]
         try:
             scheduler = build_scheduler(self.schedule, optimizer, total_steps=total_steps, monitor_mode=mode)
         except ValueError as error:
             raise ConfigError(f"schedule: {error}") from error
-        has_validation = self.trainer.datamodule.has_validation(self.trainer.limit_val_batches)  # type: ignore[attr-defined]
+        has_validation = self.trainer.datamodule.data.has_validation(self.trainer.limit_val_batches)  # type: ignore[attr-defined]
         if isinstance(scheduler, ReduceLROnPlateau) and not has_validation:
             raise ConfigError("schedule: ReduceLROnPlateau needs a validation, and the run has none; choose another")
         # Lightning would step ReduceLROnPlateau after the checkpoint of an epoch, and never in a run resumed from it.

@@ -4,16 +4,18 @@ import inspect
 import math
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from perceiver.attention import CrossBlock, SelfBlock
 from perceiver.training.freezing import matching_names
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 OptimizerFactory = Callable[[Iterable[dict[str, Any]]], Optimizer]
 BLOCKS = (CrossBlock, SelfBlock)
@@ -177,7 +179,14 @@ def remove_gradients(parameters: Sequence[nn.Parameter]) -> None:
 
 def full_tensor(value: Tensor) -> Tensor:
     """The full tensor of a DTensor; a collective operation."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    return value.full_tensor() if is_sharded_tensor(value) else value
+
+
+def is_sharded_tensor(value: Tensor) -> TypeGuard["DTensor"]:
+    """Whether a tensor is a DTensor, each process having a part of it."""
+    from torch.distributed.tensor import DTensor  # takes seconds to import
+
+    return isinstance(value, DTensor)
 
 
 def fuse_on_cpu(optimizer: Optimizer) -> None:
@@ -191,7 +200,7 @@ def fuse_on_cpu(optimizer: Optimizer) -> None:
     for group in optimizer.param_groups:
         is_free = group["fused"] is None and not (group["foreach"] or group["differentiable"] or group["capturable"])
         if is_free and all(
-            p.device.type == "cpu" and p.is_floating_point() and not isinstance(p, DTensor) for p in group["params"]
+            p.device.type == "cpu" and p.is_floating_point() and not is_sharded_tensor(p) for p in group["params"]
         ):
             group["fused"] = True
 

@@ -75,7 +75,7 @@ def training_batches(data: DataModule) -> Iterator[Batch]:
     for epoch in count():
         loader.sampler.set_epoch(epoch)
         for batch in loader:
-            if len(data.on_before_batch_transfer(batch, 0)):
+            if len(data.report_unreadable(batch)):
                 yield batch
 
 

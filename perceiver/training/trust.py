@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra.utils import get_object
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.strategies import Strategy
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -18,9 +16,25 @@ from perceiver.runtime.nodes import targets
 from perceiver.training.optimization import Schedule
 
 TRUSTED_PACKAGES = ("perceiver", "torch", "torchaudio", "lightning", "timm")
-TRUSTED_KINDS = (nn.Module, Optimizer, LRScheduler, Trainer, Callback, Strategy)
-"""The config of a checkpoint may name classes of these packages that are of one of these kinds, and any class or
+"""The config of a checkpoint may name classes of these packages that are of one of `trusted_kinds`, and any class or
 schedule of our own; not `torch.hub.load`, for example. Users add packages with `trusted`."""
+TRAINING_CLASSES = frozenset(
+    (
+        "lightning.pytorch.Trainer",
+        "lightning.pytorch.callbacks.EarlyStopping",
+        "perceiver.runtime.checkpoints.LastCheckpoint",
+        "perceiver.runtime.loggers.none.NoLogger",
+        "perceiver.runtime.loggers.tensorboard.TensorBoard",
+        "perceiver.runtime.loggers.wandb.WandB",
+        "perceiver.training.atlas_callback.AtlasCallback",
+        "perceiver.training.attention_callback.AttentionCallback",
+        "perceiver.training.callbacks.MovingAverage",
+        "perceiver.training.callbacks.ProgressBar",
+        "perceiver.training.gallery_callback.GalleryCallback",
+        "perceiver.training.sharding.ShardedStrategy",
+    )
+)
+"""Trusted classes of conf that need Lightning: known by name, so that a prediction, which needs none, imports none."""
 NEVER_TRUSTED = (*sys.stdlib_module_names, *sys.builtin_module_names, *TRUSTED_PACKAGES, "hydra", "omegaconf")
 """Packages that `trusted` may not name: some of their functions execute their arguments."""
 
@@ -69,6 +83,8 @@ def untrusted_targets(config: Mapping[str, Any]) -> dict[str, list[str]]:
 
 def is_trusted(target: str, trusted: Sequence[str] = ()) -> bool:
     """Whether a target may be called; `trusted` are the user's own packages or modules."""
+    if target in TRAINING_CLASSES:
+        return True
     own = any(is_within(target, package) for package in trusted)
     if not own and target.partition(".")[0] not in TRUSTED_PACKAGES:
         return False  # without importing it
@@ -80,7 +96,18 @@ def is_trusted(target: str, trusted: Sequence[str] = ()) -> bool:
     found, package = get_object(target), module.partition(".")[0]
     if package == "perceiver":
         return isinstance(found, type) or module == Schedule.__module__
-    return isinstance(found, type) and package in TRUSTED_PACKAGES and issubclass(found, TRUSTED_KINDS)
+    return isinstance(found, type) and package in TRUSTED_PACKAGES and issubclass(found, trusted_kinds(package))
+
+
+def trusted_kinds(package: str) -> tuple[type, ...]:
+    """The kinds of classes of a trusted package of others that may be built."""
+    kinds = (nn.Module, Optimizer, LRScheduler)
+    if package != "lightning":
+        return kinds
+    from lightning.pytorch import Callback, Trainer
+    from lightning.pytorch.strategies import Strategy
+
+    return (*kinds, Trainer, Callback, Strategy)
 
 
 def is_within(name: str, package: str) -> bool:

@@ -14,6 +14,7 @@ from PIL import Image
 from perceiver.commands.finished_run import load
 from perceiver.commands.predict import predict_samples
 from perceiver.data.synthetic.sound_scenes import EVENTS
+from perceiver.training.lightning_data import LightningData
 from tests.runs import ROOT, checkpoint, metrics, script
 from tests.wandb_file import rows, run_folders
 
@@ -206,6 +207,6 @@ def test_two_processes_measure_windows_and_boxes_as_one_does(tmp_path):
     parts = load(str(run), "last", []).parts
     one = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     for stage, measure in (("val", one.validate), ("test", one.test)):
-        (again,) = measure(parts.module, datamodule=parts.data, verbose=False)
+        (again,) = measure(parts.module, datamodule=LightningData(parts.data), verbose=False)
         assert len(again) == 4
         assert again == {name: pytest.approx(found[name], abs=1e-6, nan_ok=True) for name in again}, stage

@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+from torchvision.tv_tensors import Mask
 
 from perceiver.data.files import UnreadableError
+from perceiver.data.readers import pixels
 from perceiver.data.readers.image import MAX_PIXELS, Affine, ImageAugment, ImageReader, RandAugment, read_image
 from tests.data.datasets import built
 
@@ -278,6 +282,28 @@ def test_resizing_keeps_the_center_and_the_aspect_ratio(source, target):
         position = (profile * torch.arange(len(profile))).sum() / profile.sum()
         assert position == pytest.approx((len(profile) - 1) / 2, abs=1.0)
         assert (profile / profile.max()).sum() == pytest.approx(side * scale, abs=1.1)
+
+
+@pytest.mark.parametrize("layout", ["planar", "interleaved", "crop"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pixels_are_those_of_torchvision(channels, layout):
+    shape = (61, 43, channels)
+    picture = torch.randint(256, shape, dtype=torch.uint8).permute(2, 0, 1)
+    picture = {"planar": picture.contiguous(), "interleaved": picture, "crop": picture[:, 3:-2, 5:]}[layout]
+    for image, size in product((picture, pixels.to_float(picture)), ((17, 13), (97, 89), picture.shape[1:])):
+        assert torch.equal(pixels.resize(image, size), F.resize(image, list(size), antialias=True))
+        cubic = F.resize(image, list(size), interpolation=F.InterpolationMode.BICUBIC, antialias=True)
+        assert torch.equal(pixels.resize(image, size, mode="bicubic"), cubic)
+    for image in (picture, pixels.to_float(picture)):
+        assert torch.equal(pixels.center_crop(image, (17, 14)), F.center_crop(image, [17, 14]))
+        if channels == 3:
+            assert torch.equal(pixels.to_gray(image), F.rgb_to_grayscale(image))
+    assert torch.equal(pixels.to_float(picture), F.to_dtype(picture, torch.float32, scale=True))
+    assert torch.equal(
+        pixels.resize_mask(picture[0], (17, 97)), F.resize(Mask(picture[0]), [17, 97]).as_subclass(Tensor)
+    )
+    drawn = Image.fromarray(picture.permute(1, 2, 0).squeeze().numpy())
+    assert torch.equal(pixels.pil_to_tensor(drawn), F.pil_to_tensor(drawn))
 
 
 def test_images_of_any_shape_are_resized_to_the_size():

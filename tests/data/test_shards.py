@@ -349,10 +349,10 @@ class TestOrder:
         write_tar(tmp_path / "train-0.tar", {name: content for file in files for name, content in file.items()})
         data = self.data_module(tmp_path, on_error="skip", num_workers=num_workers)
         for epoch in range(2):
-            batches = [data.on_before_batch_transfer(batch, 0) for batch in self.read_epoch(data, epoch)]
+            batches = [data.report_unreadable(batch) for batch in self.read_epoch(data, epoch)]
             assert sorted(self.ids(batches)) == [f"train-0.tar/{n}.png" for n in range(3)]
         named = [f"{tmp_path}/train-0.tar/{n}: class {n}" for n in (3, 4)]
         assert [text.rpartition(":")[0] for text in sorted(data.unreadable)] == named
         data = self.data_module(tmp_path)
-        action = lambda: [data.on_before_batch_transfer(batch, 0) for batch in self.read_epoch(data)]  # noqa: E731
+        action = lambda: [data.report_unreadable(batch) for batch in self.read_epoch(data)]  # noqa: E731
         check_error(action, "train-0.tar/", "class")

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from perceiver.runtime import checkpoints
-from perceiver.runtime.checkpoints import DurableIO, find_damage
+from perceiver.runtime.checkpoints import DurableIO
 from perceiver.runtime.errors import ConfigError
-from perceiver.training.checkpoint import read_checkpoint
+from perceiver.training.checkpoint import find_damage, read_checkpoint
 from tests.kills import assert_same, assert_same_run, before_call, continued, in_fork, run_in_fork
 from tests.runs import assert_refused, metrics, script, trained
 from tests.training.test_build import DAMAGES

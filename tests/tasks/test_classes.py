@@ -333,9 +333,10 @@ class TestMetrics:
     )
     def test_any_metric_of_validation_can_choose_the_checkpoint(self, make, monitor, mode):
         task = make(monitor=monitor)
+        task.build_metrics()
         assert (task.monitor, task.monitor_mode) == (monitor, mode)
         with pytest.raises(ValueError, match=r"monitor='top7' .*loss"):
-            make(monitor="top7")
+            make(monitor="top7").build_metrics()
 
 
 @every_task

@@ -210,4 +210,4 @@ class TestAnswers:
 )
 def test_settings_that_make_no_sense_are_refused_by_name(wrong, named):
     with pytest.raises(ValueError, match=named):
-        joint(**wrong)
+        joint(**wrong).build_metrics()

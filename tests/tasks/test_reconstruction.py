@@ -399,7 +399,7 @@ class TestPredictions:
         (lambda: task_of(masked=1.2), "masked=1.2"),
         (lambda: task_of(masked_in_evaluation=-0.1), "masked_in_evaluation=-0.1"),
         (lambda: task_of(num_places=0), "num_places=0"),
-        (lambda: task_of(monitor="SNR"), "monitor='SNR'"),
+        (lambda: task_of(monitor="SNR").build_metrics(), "monitor='SNR'"),
         (lambda: Replacement(random=0.7, kept=0.4), "random=0.7 and kept=0.4"),
         (lambda: target_of("image", patch_size=[3, 0]), r"patch_size=\[3, 0\]"),
         (lambda: target_of("image", size=[3]), r"size=\[3\]"),

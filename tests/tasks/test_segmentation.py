@@ -12,7 +12,8 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardInd
 
 from perceiver.tasks.base import EXPLAINED_PLACES
 from perceiver.tasks.joint import JointTask
-from perceiver.tasks.segmentation import PALETTE, Overlap, Segmentation
+from perceiver.tasks.overlap import Overlap
+from perceiver.tasks.segmentation import PALETTE, Segmentation
 from perceiver.types import UNLABELED, Axis, Batch, Grid, Picture, cell_centers
 from tests.models import named
 
@@ -132,7 +133,7 @@ class TestPlaces:
             (lambda task: segmentation(num_classes=1), "num_classes=1"),
             (lambda task: segmentation(num_classes=256), "num_classes=256"),
             (lambda task: segmentation(num_places=0), "num_places=0"),
-            (lambda task: segmentation(monitor="mAP"), "monitor='mAP'"),
+            (lambda task: segmentation(monitor="mAP").build_metrics(), "monitor='mAP'"),
         ],
     )
     def test_errors_name_the_value(self, change, error):

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torchmetrics import MetricCollection
 
+from perceiver.tasks.gathered import TextMetrics
 from perceiver.tasks.text_metrics import (
     ScoredText,
-    TextMetrics,
     bleu,
     caption_metrics,
     caption_words,

@@ -11,8 +11,9 @@ import torch
 from perceiver.tasks.ctc import CTC, token_places
 from perceiver.tasks.ctc_decoding import best_path, prefix_beam_search
 from perceiver.tasks.edit_distance import edits
+from perceiver.tasks.gathered import TextMetrics
 from perceiver.tasks.generation import BeamSearch
-from perceiver.tasks.text_metrics import ScoredText, TextMetrics
+from perceiver.tasks.text_metrics import ScoredText
 from perceiver.tasks.transcription import Transcription, TranscriptMetrics
 from perceiver.tokenizer import PAD, WordTokenizer
 from perceiver.types import Batch, UnsuitableError

@@ -9,13 +9,16 @@ import zipfile
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from perceiver.runtime.config import resolved
 from perceiver.runtime.errors import ConfigError
+from perceiver.runtime.nodes import targets
 from perceiver.tokenizer import WordTokenizer
+from perceiver.training import trust
 from perceiver.training.build import DataInfo, build, construct, log_tokenizer_coverage
 from perceiver.training.trust import is_trusted
-from tests.runs import CAPTIONING, SMALL, assert_refused, composed, script
+from tests.runs import CAPTIONING, CONF, SMALL, assert_refused, composed, script
 
 
 class Malicious:
@@ -96,6 +99,19 @@ def test_a_config_with_an_untrusted_target_is_refused_and_executes_nothing(copie
 )
 def test_trust(target, trusted):
     assert is_trusted(target) == trusted
+
+
+def test_classes_known_by_name_are_those_of_conf_that_need_lightning_and_pass_the_whole_check(monkeypatch):
+    known = trust.TRAINING_CLASSES
+    monkeypatch.setattr(trust, "TRAINING_CLASSES", frozenset())
+    assert [target for target in sorted(known) if not is_trusted(target)] == []
+    groups = ("trainer", "callbacks", "logger", "checkpointing", "attention")
+    files = [path for group in groups for path in (CONF / group).rglob("*.yaml")]
+    nodes = [node for path in files for _, node in targets(OmegaConf.to_container(OmegaConf.load(path)))]
+    found = {node["_target_"] for node in nodes}
+    assert known <= found
+    light = ("perceiver.inspection.", "perceiver.runtime.signals.")
+    assert {target for target in found - known if not target.startswith(light)} == set()
 
 
 def test_errors_of_a_constructor_name_the_key():

@@ -8,14 +8,15 @@ from types import SimpleNamespace
 import lightning
 import pytest
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from perceiver.data.dataset import Dataset
 from perceiver.data.files import UnreadableError
 from perceiver.data.readers.array import ArrayReader
 from perceiver.data.sources.base import Item, Source
+from perceiver.runtime.errors import ConfigError
 from perceiver.training.data_module import DataModule
+from perceiver.training.lightning_data import LightningData
 from perceiver.types import Batch
 
 SIZES = {"train": 23, "val": 13, "test": 11}
@@ -139,7 +140,7 @@ class TestBatches:
         module(batch_size=23, drop_last=True).train_samples  # noqa: B018
         shared = module(batch_size=13, drop_last=True)
         shared.trainer = SimpleNamespace(global_rank=0, world_size=2)
-        with pytest.raises(MisconfigurationException, match=r"loader\.drop_last=true .* 11 .* loader\.batch_size=13"):
+        with pytest.raises(ConfigError, match=r"loader\.drop_last=true .* 11 .* loader\.batch_size=13"):
             shared.train_dataloader()
 
     @pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"num_workers": -1}], ids=str)
@@ -164,7 +165,7 @@ class TestUnreadable:
         whole = by_id(read_epoch(module()))
         with caplog.at_level(logging.WARNING, logger="perceiver.training.data_module"):
             for _ in range(2):
-                batches = [data.on_before_batch_transfer(batch, 0) for batch in read_epoch(data)]
+                batches = [data.report_unreadable(batch) for batch in read_epoch(data)]
         assert by_id(batches) == {id: x for id, x in whole.items() if int(id.split("/")[1]) not in broken}
         messages = [f"train/{index}.jpg: broken" for index in broken]
         assert sorted(message for batch in batches for message in batch.unreadable) == sorted(messages)
@@ -322,7 +323,7 @@ def fit(data: DataModule, *, ckpt_path=None, **options) -> list[list[tuple[str, 
     recorder = Recorder()
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     trainer = lightning.Trainer(**quiet, use_distributed_sampler=False, **options)
-    trainer.fit(recorder, datamodule=data, ckpt_path=ckpt_path)
+    trainer.fit(recorder, datamodule=LightningData(data), ckpt_path=ckpt_path)
     return recorder.seen
 
 

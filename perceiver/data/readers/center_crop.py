@@ -2,10 +2,9 @@
 
 from jaxtyping import UInt8
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
 from perceiver.data.readers.image import ImageReader
+from perceiver.data.readers.pixels import resize
 
 
 class CenterCropReader(ImageReader):
@@ -23,5 +22,5 @@ class CenterCropReader(ImageReader):
     def resize(self, image: UInt8[Tensor, "channels _ _"], crop: float = 1.0) -> UInt8[Tensor, "channels height width"]:
         height, width = image.shape[-2:]
         rows, columns = (max(int(crop * min(height, width) * (side / max(self.size))), 1) for side in self.size)
-        center = F.crop(image, (height - rows) // 2, (width - columns) // 2, rows, columns)
-        return F.resize(center, list(self.size), interpolation=InterpolationMode.BICUBIC, antialias=True)
+        top, left = (height - rows) // 2, (width - columns) // 2
+        return resize(image[:, top : top + rows, left : left + columns], self.size, mode="bicubic")

@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms.v2 import functional as transforms
 
 from perceiver.data.files import IMAGES, VIDEOS, File, FileKind, FramePair, UnreadableError, following
 from perceiver.data.readers.base import Clips, Reading
 from perceiver.data.readers.flow_file import read_flow
 from perceiver.data.readers.image import read_image
+from perceiver.data.readers.pixels import to_gray
 from perceiver.data.readers.video import Video, VideoReader
 
 FRAMES = FileKind("frame pair", VIDEOS.endings | IMAGES.endings)
@@ -85,7 +85,7 @@ class FramePairReader(VideoReader):
     def _image(self, frame: File | Tensor) -> Tensor:
         if not isinstance(frame, Tensor):
             return read_image(frame, self.channels)
-        return transforms.rgb_to_grayscale(frame) if len(frame) > self.channels else frame.expand(self.channels, -1, -1)
+        return to_gray(frame) if len(frame) > self.channels else frame.expand(self.channels, -1, -1)
 
     def _cropped_flow(self, flow: Float[Tensor, "2 _ _"], top: float, left: float) -> Float[Tensor, "2 height width"]:
         """Resize and crop as the frames."""

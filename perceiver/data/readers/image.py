@@ -3,20 +3,21 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import ceil, inf, prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as F
-from torchvision.tv_tensors import Mask
 
 from perceiver.data.files import IMAGES, File, UnreadableError, refuse_special, warn_once
 from perceiver.data.readers.base import Clips, Reader, Reading
+from perceiver.data.readers.pixels import center_crop, pil_to_tensor, resize, resize_mask, to_float, to_gray
 from perceiver.types import UNLABELED
+
+if TYPE_CHECKING:
+    from torchvision.transforms import v2
 
 MAX_PIXELS = 100_000_000
 """Files that claim more are rejected before they are decoded (decompression bombs)."""
@@ -41,6 +42,9 @@ class Affine:
     """
 
     def __init__(self, *, rotation: float, translation: float, scaling: float) -> None:
+        from torchvision.transforms import v2
+        from torchvision.tv_tensors import Mask
+
         self.transforms: list[v2.Transform] = []
         if any((rotation, translation, scaling)):
             shift, scale = (translation, translation), (1.0 - scaling, 1.0 + scaling)
@@ -60,6 +64,8 @@ class RandAugment:
     def __init__(self, *, num_ops: int, magnitude: int) -> None:
         if not 0 <= magnitude <= 30:
             raise ValueError(f"magnitude={magnitude} must be 0 to 30")
+        from torchvision.transforms import v2
+
         self.transforms: list[v2.Transform] = [v2.RandAugment(num_ops, magnitude)] if num_ops else []
 
 
@@ -88,6 +94,8 @@ class ImageAugment:
         rand_augment: RandAugment | None = None,
         erasing: float = 0.0,
     ) -> None:
+        from torchvision.transforms import v2
+
         if not 0.0 < min_scale <= 1.0:
             raise ValueError(f"min_scale={min_scale} must be in (0, 1]")
         self.crop_padding = crop_padding
@@ -100,7 +108,7 @@ class ImageAugment:
             *([v2.RandomErasing(erasing)] if erasing else []),
         ]
 
-    def transform(self, size: tuple[int, int], resize: Callable[[Tensor], Tensor]) -> v2.Transform:
+    def transform(self, size: tuple[int, int], resize: Callable[[Tensor], Tensor]) -> "v2.Transform":
         """Return the transform of a training image to `size`, by `resize` or a random resized crop, in [0, 1].
 
         It also takes an image and a torchvision `Mask`.
@@ -108,24 +116,25 @@ class ImageAugment:
         Raises:
             ValueError: `crop_padding` is more than can be reflected.
         """
+        from torchvision.transforms import v2
+
         if self.crop_padding >= min(size):
             raise ValueError(f"crop_padding={self.crop_padding} must be less than the image's sides, {list(size)}")
         crop = v2.RandomResizedCrop(size, scale=(self.min_scale, 1.0), antialias=True)
-        steps: list[v2.Transform] = [_Each(resize) if self.min_scale == 1.0 else crop]
+        steps: list[v2.Transform] = [v2.Lambda(_KeepingType(resize)) if self.min_scale == 1.0 else crop]
         if self.crop_padding:
             steps.append(v2.RandomCrop(size, padding=self.crop_padding, padding_mode="reflect"))
         return v2.Compose([*steps, *self.transforms, v2.ToDtype(torch.float32, scale=True)])
 
 
-class _Each(v2.Transform):  # type: ignore[misc]
-    """Applies a function to an image, and to its mask, if there is one."""
+class _KeepingType:
+    """Applies a function of plain tensors to an image or a torchvision `Mask`, and returns the same."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
         self.function = function
 
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        return self.function(inpt)
+    def __call__(self, values: Tensor) -> Tensor:
+        return self.function(values.as_subclass(Tensor)).as_subclass(type(values))
 
 
 class ImageReader(Reader[UInt8[Tensor, "channels height width"]]):
@@ -164,7 +173,6 @@ class ImageReader(Reader[UInt8[Tensor, "channels height width"]]):
         self.channels = channels
         self.max_value = max_value
         self.eval_crop = eval_crop
-        self.to_float = v2.ToDtype(torch.float32, scale=True)
         self.train_transform = None if augment is None else augment.transform(self.size, self.resize)
 
     def read(
@@ -173,7 +181,7 @@ class ImageReader(Reader[UInt8[Tensor, "channels height width"]]):
         image = self.decode(part)
         if train and self.train_transform is not None:
             return Reading(self.train_transform(image))
-        return Reading(self.to_float(self.resize(image, self.eval_crop)))
+        return Reading(to_float(self.resize(image, self.eval_crop)))
 
     def decoded(self, part: File) -> UInt8[Tensor, "channels height width"] | None:
         return self.decode(part)
@@ -182,10 +190,13 @@ class ImageReader(Reader[UInt8[Tensor, "channels height width"]]):
         """Return an image in its own size; raises as `read_image`."""
         if not isinstance(part, Tensor):
             return read_image(part, self.channels, self.max_value)
-        return F.rgb_to_grayscale(part) if len(part) > self.channels else part.expand(self.channels, -1, -1)
+        return to_gray(part) if len(part) > self.channels else part.expand(self.channels, -1, -1)
 
-    def resize(self, image: UInt8[Tensor, "channels _ _"], crop: float = 1.0) -> UInt8[Tensor, "channels height width"]:
-        """Resize to `size` with the aspect ratio kept: the center, of which the fraction `crop` of the side is kept."""
+    def resize(self, image: UInt8[Tensor, "*channels _ _"], crop: float = 1.0) -> UInt8[Tensor, "*channels _ _"]:
+        """Resize to `size` with the aspect ratio kept: the center, of which the fraction `crop` of the side is kept.
+
+        Without channels, it is a mask.
+        """
         sides = list(image.shape[-2:])
         if sides == list(self.size) and crop == 1.0:
             return image
@@ -195,9 +206,9 @@ class ImageReader(Reader[UInt8[Tensor, "channels height width"]]):
             # pixels is even, so that the center stays.
             kept = [min(side, ceil(2 * target / scale)) for target, side in zip(self.size, sides, strict=True)]
             sides = [keep + (side - keep) % 2 for keep, side in zip(kept, sides, strict=True)]
-            image = F.center_crop(image, sides)
+            image = center_crop(image, sides)
         scaled = [max(round(side * scale), target) for side, target in zip(sides, self.size, strict=True)]
-        return F.center_crop(F.resize(image, scaled, antialias=True), list(self.size))
+        return center_crop((resize_mask if image.ndim == 2 else resize)(image, scaled), self.size)
 
 
 def read_image(path: File, channels: int, max_value: float | None = None) -> UInt8[Tensor, "channels height width"]:
@@ -228,7 +239,7 @@ def read_image(path: File, channels: int, max_value: float | None = None) -> UIn
         if image.has_transparency_data:  # PIL's own conversion would drop it
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return F.pil_to_tensor(image.convert("L" if channels == 1 else "RGB"))
+        return pil_to_tensor(image.convert("L" if channels == 1 else "RGB"))
 
 
 @contextmanager

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
-from torchvision.tv_tensors import Mask
 
 from perceiver.data.files import File, Segmented, UnreadableError, first_few
 from perceiver.data.readers.base import Clips, Reading
 from perceiver.data.readers.image import ImageAugment, ImageReader, open_image
+from perceiver.data.readers.pixels import to_float
 from perceiver.types import UNLABELED
 
 MODES = ("1", "L", "P")
@@ -76,11 +76,14 @@ class SegmentedImageReader(ImageReader):
             sizes = " and ".join(f"{width}×{height}" for height, width in (mask.shape, image.shape[1:]))
             raise UnreadableError(f"{part.mask}: mask and image {part.image} have different sizes, {sizes}")
         if train and self.train_transform is not None:
+            from torchvision.tv_tensors import Mask
+
             values, changed = self.train_transform(image, Mask(mask))
+            changed = changed.as_subclass(Tensor)
         else:
-            values, changed = (self.resize(one, self.eval_crop) for one in (image, Mask(mask)))
-            values = self.to_float(values)
-        return Reading(values, targets={"mask": changed.as_subclass(Tensor).long()})
+            values, changed = (self.resize(one, self.eval_crop) for one in (image, mask))
+            values = to_float(values)
+        return Reading(values, targets={"mask": changed.long()})
 
     def decoded(self, part: File | Segmented) -> Any:
         if not isinstance(part, Segmented):

@@ -21,7 +21,6 @@ from av.container import InputContainer
 from av.error import InvalidDataError
 from jaxtyping import Float, Float32
 from numpy.lib.stride_tricks import sliding_window_view
-from scipy.signal import firwin, resample_poly
 from torch import Tensor
 
 from perceiver.data.files import AbsentError, File, Segment, UnreadableError, refuse_special, warn_once
@@ -291,6 +290,8 @@ def resample(wave: Float32[np.ndarray, " length"], rate: int, new_rate: int) -> 
     up, down = new_rate // factor, rate // factor
     # The wave is extended by its mean: with zeros, a constant offset would click at both ends.
     if max(up, down) > MAX_FACTOR:
+        from scipy.signal import resample_poly  # takes a second to import
+
         return resample_poly(wave, up, down, padtype="mean")
     several = ceil(MIN_OUTPUTS / up)
     up, down = several * up, several * down
@@ -310,6 +311,8 @@ def _filters(up: int, down: int, several: int) -> tuple[Float32[np.ndarray, "inp
 
     They are samples of the low-pass filter of `resample_poly`; `several` is the common factor of `up` and `down`.
     """
+    from scipy.signal import firwin
+
     largest = max(up, down) // several
     low_pass = firwin(20 * largest + 1, 1.0 / largest, window=("kaiser", 5.0)) * (up // several)
     lead = 10 * largest * several // up

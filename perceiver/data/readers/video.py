@@ -11,11 +11,11 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 
 from perceiver.data.files import VIDEOS, File, Segment, UnreadableError
 from perceiver.data.readers.base import Clips, Reader, Reading, window_starts
 from perceiver.data.readers.container import check_end, first_stream, length_of, open_container, seek, start_of
+from perceiver.data.readers.pixels import resize
 
 Video = Float[Tensor, "channels frames height width"]
 MAX_VALUES = 2**29
@@ -125,7 +125,7 @@ class VideoReader(Reader[Video]):
         """Resize and crop; `top` and `left` are the fractions of what is cut off there."""
         sides = self._scaled_sides(video.shape[-2:])
         if list(video.shape[-2:]) != sides:
-            video = F.resize(video.transpose(0, 1), sides, antialias=True).transpose(0, 1)
+            video = resize(video.transpose(0, 1), sides).transpose(0, 1)
         return self._crop(video, top, left)
 
     def _scaled_sides(self, sides: Sequence[int]) -> list[int]:

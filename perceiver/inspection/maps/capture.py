@@ -4,8 +4,9 @@ Training always runs the fused kernel, which never stores the weights. Inside `c
 keys and mask of every `Mechanism`. Afterwards nothing remains in the model: no flag, no hook, no recompilation.
 """
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -117,11 +118,20 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
     model.eval()
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices), torch.compiler.set_stance("force_eager"):
+        with torch.no_grad(), torch.random.fork_rng(devices), uncompiled():
             yield
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+def uncompiled() -> AbstractContextManager[object]:
+    """A context in which compiled functions run uncompiled.
+
+    Where none was compiled before, so that torch's compiler is not loaded, there is nothing to do: its import takes
+    longer than a prediction.
+    """
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def is_residual(module: nn.Module) -> bool:
