@@ -5,7 +5,7 @@ query. Each package runs in an environment of its own, made by uv from the packa
 process; in each round all of them take turns. Prints CPU seconds of one step (the range over the rounds), peak memory
 on top of the model, and both as ratios to the best of the others. The floor of a step is the time of its matrix
 products alone, as it executes them, at the highest rate that products of the model's largest shapes reach in any of the
-processes; the last column is the step's time over that.
+processes; the second table shows it.
 """
 
 import json
@@ -45,6 +45,7 @@ def main(cfg: DictConfig) -> None:
                 if result := measure(requirements, setting | config["size"][size]):
                     found[package].append(result)
         console.print(table(f"{size}, {precision}, {mode}, {config['threads']} threads", found))
+        console.print(floors(found))
 
 
 def measure(requirements: list[str] | None, setting: dict[str, Any]) -> dict[str, float] | None:
@@ -64,10 +65,9 @@ def measure(requirements: list[str] | None, setting: dict[str, Any]) -> dict[str
 
 
 def table(title: str, found: dict[str, list[dict[str, float]]]) -> Table:
-    """Return time and memory by package, their ratios to the best of the other packages, and the floor of the time."""
-    rate = max((one["rate"] for results in found.values() for one in results), default=0.0)
-    shown = Table(title=f"{title}, matrix products at {rate / 1e9:,.0f} GFLOP/s", title_justify="left")
-    for column in ("package", "parameters", "CPU seconds", "ratio", "MiB", "ratio", "GFLOPs", "floor", "ratio"):
+    """Return time and memory by package, and their ratios to the best of the other packages."""
+    shown = Table(title=title, title_justify="left")
+    for column in ("package", "parameters", "CPU seconds", "ratio", "MiB", "ratio"):
         shown.add_column(column, justify="left" if column == "package" else "right")
     best = {
         key: min((min(one[key] for one in results) for name, results in found.items() if name != OURS), default=0.0)
@@ -79,10 +79,19 @@ def table(title: str, found: dict[str, list[dict[str, float]]]) -> Table:
             values = [one[key] for one in results]
             ratio = f"{min(values) / best[key]:.2f}" if best[key] else ""
             row += [f"{min(values):.{digits}f}-{max(values):.{digits}f}", ratio]
-        floor = results[0]["flops"] / rate
-        seconds = min(one["seconds"] for one in results)
-        row += [f"{results[0]['flops'] / 1e9:,.0f}", f"{floor:.3f}", f"{seconds / floor:.2f}"]
         shown.add_row(*row)
+    return shown
+
+
+def floors(found: dict[str, list[dict[str, float]]]) -> Table:
+    """Return the floor of the time by package."""
+    rate = max((one["rate"] for results in found.values() for one in results), default=0.0)
+    shown = Table(title=f"matrix products at {rate / 1e9:,.0f} GFLOP/s", title_justify="left")
+    for column in ("package", "GFLOPs", "floor, seconds", "step / floor"):
+        shown.add_column(column, justify="left" if column == "package" else "right")
+    for package, results in found.items():
+        flops, seconds = results[0]["flops"], min(one["seconds"] for one in results)
+        shown.add_row(package, f"{flops / 1e9:,.0f}", f"{flops / rate:.3f}", f"{seconds * rate / flops:.2f}")
     return shown
 
 
