@@ -103,7 +103,7 @@ def test_features_are_means_over_real_elements_and_over_the_windows_of_a_sample(
         return Memory(values[rows], mask[rows])
 
     parts = SimpleNamespace(
-        model=SimpleNamespace(encode=encode), data=SimpleNamespace(batch_size=2), module=SimpleNamespace(device="cpu")
+        model=SimpleNamespace(encode=encode), data=SimpleNamespace(batch_size=2), device=torch.device("cpu")
     )
     windows = [("a", "b"), ("c", "d", "e")]
     batch = Batch({"row": torch.arange(5)}, {}, ["x", "y"], windows=windows)

@@ -148,7 +148,7 @@ class TestRates:
         """By a product of matrices as well as where there are too many different filters for that."""
         calls = []
         monkeypatch.setattr(
-            sound_file, "resample_poly", lambda *args, **given: calls.append(1) or scipy(*args, **given)
+            "scipy.signal.resample_poly", lambda *args, **given: calls.append(1) or scipy(*args, **given)
         )
         factor = gcd(rate, new_rate)
         for length in (1, 2, 53, 442, 4099):
