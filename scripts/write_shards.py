@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from perceiver.data.sources.base import OnError
     from perceiver.types import Stage
 
-STAGES: tuple["Stage", ...] = ("train", "val", "test")
 LONG = 1e6
 """Seconds, longer than any sound, so that none is cropped."""
 CHOICES = {
@@ -44,6 +43,7 @@ def main(cfg: DictConfig) -> None:
     from perceiver.data.sources.tar_index import TarShards
     from perceiver.runtime.summary import console
     from perceiver.training.build import config_errors, construct
+    from perceiver.types import STAGES
 
     kept = kept_settings(cfg.data)
     config = data_config(cfg)

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from omegaconf import DictConfig
 from torch import Tensor
 
-from perceiver.commands.finished_run import STAGES, FinishedRun, check_writable, load_named
+from perceiver.commands.finished_run import FinishedRun, check_writable, load_named
 from perceiver.commands.predict import InParts, input_files, named, to_accelerator
 from perceiver.data.collate import collate
 from perceiver.data.dataset import Dataset
@@ -23,7 +23,7 @@ from perceiver.runtime.errors import ConfigError
 from perceiver.runtime.summary import console
 from perceiver.runtime.torch_settings import prepare_torch
 from perceiver.training.build import Parts, config_errors
-from perceiver.types import Batch, Sample
+from perceiver.types import STAGES, Batch, Sample
 
 Pool: TypeAlias = Literal["mean", "none"]
 """Whether the features of a sample are the mean over the elements of the memory, or all of them."""

@@ -5,12 +5,13 @@ from pathlib import Path
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 
-from perceiver.commands.finished_run import STAGES, load_named
+from perceiver.commands.finished_run import load_named
 from perceiver.commands.results import show_results, test, unreadable_samples, write_metrics
 from perceiver.runtime.config import check_parts
 from perceiver.runtime.errors import ConfigError
 from perceiver.runtime.torch_settings import prepare_torch
 from perceiver.training.build import construct
+from perceiver.types import STAGES
 
 
 def evaluate(cfg: DictConfig) -> dict[str, float]:

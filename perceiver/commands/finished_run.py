@@ -21,8 +21,6 @@ from perceiver.training.published import read_published
 from perceiver.training.trust import check_trust
 from perceiver.types import Stage
 
-STAGES = ("train", "val", "test")
-
 log = logging.getLogger(__name__)
 
 

@@ -5,10 +5,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from perceiver.commands.finished_run import STAGES, FinishedRun
+from perceiver.commands.finished_run import FinishedRun
 from perceiver.runtime.errors import ConfigError
 from perceiver.training.build import config_errors
-from perceiver.types import Batch, Stage
+from perceiver.types import STAGES, Batch, Stage
 
 
 def split_of(cfg: DictConfig, page: str, finished: FinishedRun) -> tuple[Stage, Iterator[Batch]]:

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from perceiver.tasks.text_metrics import ScoredText
-from perceiver.types import Answer, Batch, Model, Outcome, Picture, QueryKind, Stage
+from perceiver.types import STAGES, Answer, Batch, Model, Outcome, Picture, QueryKind, Stage
 
 if TYPE_CHECKING:
     from torchmetrics import Metric, MetricCollection
@@ -180,8 +180,7 @@ class Task(nn.Module, ABC):
         Raises:
             ValueError: validation has no metric `monitor`, as far as its metrics are known before the first update.
         """
-        stages: tuple[Stage, ...] = ("train", "val", "test")
-        self.stage_metrics = nn.ModuleDict({f"{stage}_metrics": self.make_metrics(stage) for stage in stages})
+        self.stage_metrics = nn.ModuleDict({f"{stage}_metrics": self.make_metrics(stage) for stage in STAGES})
         known = self.metric_names("val")
         if self.monitor not in known and not self.has_later_metrics:
             raise ValueError(f"monitor={self.monitor!r} must be one of the metrics of validation: {', '.join(known)}")

@@ -32,7 +32,7 @@ from perceiver.data.splits import fingerprint
 from perceiver.processes import all_gather
 from perceiver.runtime.errors import ConfigError, PositionError
 from perceiver.runtime.signals import end_with_parent
-from perceiver.types import Batch, Sample, Stage
+from perceiver.types import STAGES, Batch, Sample, Stage
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -109,8 +109,7 @@ class DataModule:
     @cached_property
     def splits(self) -> dict[Stage, Split | None]:
         """The splits by stage; None where the data set has none."""
-        stages: tuple[Stage, ...] = ("train", "val", "test")
-        return {stage: self.dataset.split(stage) for stage in stages}
+        return {stage: self.dataset.split(stage) for stage in STAGES}
 
     @property
     def train_samples(self) -> Split:
