@@ -171,15 +171,15 @@ def compare(finished: FinishedRun, call: Call, exported: Exported, out: Path, to
 
 def export_safetensors(finished: FinishedRun, call: Call, out: Path) -> Exported:
     """Write a folder that `perceiver.load` and `pretrained=` read."""
-    module = finished.parts.module
-    description = {key: module.description[key] for key in ("class_names", "vocabulary", "input_vocabulary")}
+    parts = finished.parts
+    description = {key: parts.description[key] for key in ("class_names", "vocabulary", "input_vocabulary")}
     checkpoint = Checkpoint(
         config=finished.config,
-        state=module.state_dict(),
+        state=parts.state_dict(),
         step=finished.step,
         epoch=finished.epoch,
-        interpolations=module.description["interpolations"],
-        trained_on=module.description["trained_on"],
+        interpolations=parts.description["interpolations"],
+        trained_on=parts.description["trained_on"],
         **description,
     )
     write_run_folder(out, checkpoint)

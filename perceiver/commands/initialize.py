@@ -169,7 +169,7 @@ def _check_values(before: Mapping[str, Tensor], weights: list[Weight], source: s
 
 def warn_of_frozen(parts: Parts, new: Container[str]) -> None:
     """Warn of parameters that stay as they were initialized, of those with the names `new`."""
-    model, freezing = parts.model, parts.module.freezing
+    model, freezing = parts.model, parts.freezing
     kept = [name for name in sorted(freezing.names(model)) if name in new]
     if kept and freezing.until_epoch is None:
         problem = f"{len(kept)} parameters with new weights, such as {kept[0]}, which are never trained"

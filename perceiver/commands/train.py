@@ -160,7 +160,7 @@ def build_run(config: dict[str, Any], interpolated: dict[str, str], run_dir: Pat
     check_monitors(trainer, config, parts, example)
     check_lengths(trainer, parts.data, config, resumed=start is not None)
     if trainer.is_global_zero and cost:
-        show(model_table(parts.model, cost, example, parts.module.freezing.parameters(parts.model)))
+        show(model_table(parts.model, cost, example, parts.freezing.parameters(parts.model)))
     for name, vocabulary in (("tokenizer", "vocabulary"), ("input_tokenizer", "input_vocabulary")):
         if trainer.is_global_zero and parts.description[vocabulary] is not None:
             (run_dir / f"{name}.json").write_text(parts.description[vocabulary])

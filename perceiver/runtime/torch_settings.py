@@ -23,7 +23,7 @@ IGNORED_WARNINGS = (
 
 
 def prepare_torch(config: Mapping[str, Any]) -> None:
-    """Apply the settings of a run."""
+    """Apply `seed`, `matmul_precision` and `num_threads` of a run, and hide warnings that do not concern its user."""
     random.seed(config["seed"])
     np.random.seed(config["seed"])
     torch.manual_seed(config["seed"])

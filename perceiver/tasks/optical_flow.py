@@ -211,9 +211,9 @@ def flow_colors(flow: Float[Tensor, "fields 2 height width"]) -> UInt8[Tensor, "
 
     The hue is the direction, the saturation the length. Vectors that are not known, NaN, are black.
     """
-    unknown = flow.isnan().any(dim=1, keepdim=True)
     from torchvision.utils import flow_to_image  # takes seconds to import
 
+    unknown = flow.isnan().any(dim=1, keepdim=True)
     colors = flow_to_image(flow.float().masked_fill(unknown, 0.0))
     return colors.where(~unknown, torch.tensor(UNKNOWN, dtype=torch.uint8, device=flow.device)[:, None, None])
 

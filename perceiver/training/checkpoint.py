@@ -128,7 +128,7 @@ class HasWeights(Protocol):
 
 
 def other_kind(value: Tensor, own: Tensor) -> str:
-    """Return why a weight cannot be that of a model, which has `own`, as its numbers are others; empty if it can."""
+    """Return why a weight cannot replace `own`, whose numbers are of another kind (integer, real, complex); else empty."""
     if value.is_floating_point() == own.is_floating_point() and value.is_complex() == own.is_complex():
         return ""
     stored, wanted = (str(one.dtype).removeprefix("torch.") for one in (value, own))
