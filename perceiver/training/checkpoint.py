@@ -128,7 +128,7 @@ class HasWeights(Protocol):
 
 
 def other_kind(value: Tensor, own: Tensor) -> str:
-    """Return why a weight cannot replace `own`, whose numbers are of another kind (integer, real, complex); else empty."""
+    """Return why a weight cannot replace `own`: its numbers are integer, real or complex as those are not; else ""."""
     if value.is_floating_point() == own.is_floating_point() and value.is_complex() == own.is_complex():
         return ""
     stored, wanted = (str(one.dtype).removeprefix("torch.") for one in (value, own))
