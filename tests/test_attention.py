@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
@@ -14,7 +16,7 @@ from perceiver.attention import (
     SelfBlock,
     run_block,
 )
-from perceiver.kernels import MatrixProducts, allowed_pairs, kept, normalized
+from perceiver.kernels import MatrixProducts, allowed_pairs, kept, normalized, recomputed
 from perceiver.mechanisms.scaled_dot_product import ScaledDotProduct
 from tests.models import small_perceiver
 
@@ -185,6 +187,16 @@ def test_matrix_products_equal_the_fused_kernel_with_exact_gradients(
         assert_close(low, high, atol=0.03, rtol=0.03)
 
 
+def test_second_derivatives_of_matrix_products_are_right_or_refused():
+    q, k, v = (x.double() for x in qkv(5, 7))
+    assert torch.autograd.gradgradcheck(lambda v: MatrixProducts.apply(q, k, v, None, 0.5), v.requires_grad_())
+    (first,) = torch.autograd.grad(
+        MatrixProducts.apply(q.requires_grad_(), k, v, None, 0.5).square().sum(), q, create_graph=True
+    )
+    with pytest.raises(RuntimeError, match="softmax"):
+        torch.autograd.grad(first.square().sum(), q)
+
+
 class TestRecomputed:
     """What the backward pass computes again in bfloat16."""
 
@@ -203,6 +215,16 @@ class TestRecomputed:
         with kept():
             assert_close(self.gradients(block, x, mask), found, atol=0, rtol=0)
         assert_close(self.gradients(block, x, mask, checkpointing=True), found, atol=0, rtol=0)
+
+    def test_second_derivatives_are_the_same_to_the_bit(self):
+        mlp, norm, x = MLP(dim=5, spec=BlockSpec(num_heads=1, widening=3)), nn.LayerNorm(5), torch.randn(BATCH, 7, 5)
+        weights, found = [x.requires_grad_(), *mlp.parameters(), *norm.parameters()], []
+        for keeping in (nullcontext(), kept()):
+            with torch.autocast("cpu", torch.bfloat16), keeping:
+                out = recomputed(norm, x, mlp)
+            first = torch.autograd.grad(out.square().sum(), weights, create_graph=True)
+            found.append(torch.autograd.grad(sum(gradient.square().sum() for gradient in first), weights))
+        assert_close(found[0], found[1], atol=0, rtol=0)
 
     def test_norms_and_activation_are_computed_once_more(self):
         block, x, mask = self.build()

@@ -40,7 +40,7 @@ class SignalFidelity(Fidelity):
         peak: range of the values, for PSNR.
 
     Raises:
-        ValueError: the measure is unknown, or the range not positive.
+        ValueError: the range is not positive.
     """
 
     squared_error: Tensor
@@ -50,8 +50,6 @@ class SignalFidelity(Fidelity):
 
     def __init__(self, measure: Measure, channels: int = 1, peak: float = 1.0) -> None:
         super().__init__()
-        if measure not in ("PSNR", "SNR"):
-            raise ValueError(f"measure={measure!r} must be PSNR or SNR")
         if not peak > 0.0:
             raise ValueError(f"peak={peak} must be more than 0")
         self.measure = measure

@@ -130,6 +130,8 @@ class Patches(ReconstructionTarget):
             raise ValueError(f"std={std} must be more than 0")
         if loss not in ("l1", "l2"):
             raise ValueError(f"loss={loss!r} must be l1 or l2")
+        if measure not in ("PSNR", "SNR"):
+            raise ValueError(f"measure={measure!r} must be PSNR or SNR")
         self.patch_size = tuple(patch_size)
         self.channels = channels
         self.mean, self.std = mean, std
@@ -137,7 +139,6 @@ class Patches(ReconstructionTarget):
         self.measure = measure
         self.size = size
         self.num_values = self.num_channels = channels * math.prod(patch_size)
-        self.metric()  # checks the measure
         axes = range(len(patch_size))
         inner = " ".join(f"p{axis}" for axis in axes)
         self._raster = "rows channels " + " ".join(f"(n{axis} p{axis})" for axis in axes)
