@@ -19,7 +19,7 @@ from perceiver.runtime.signals import TERMINATED
 from perceiver.runtime.summary import class_table, metrics_table, show, show_files
 from perceiver.training.attention_callback import AttentionCallback
 from perceiver.training.build import Parts, config_errors
-from perceiver.training.lightning_data import LightningData
+from perceiver.training.lightning_data import LightningData, data_of
 from perceiver.training.module import TrainingModule
 
 METRICS = "metrics.json"
@@ -37,7 +37,7 @@ def final_metrics(trainer: Trainer) -> dict[str, float]:
 
 def with_validation(trainer: Trainer, metrics: Mapping[str, float]) -> dict[str, float]:
     """Some metrics, without those of validation that a run without validation has from its checkpoint."""
-    if trainer.datamodule.data.has_validation(trainer.limit_val_batches):  # type: ignore[attr-defined]
+    if data_of(trainer).has_validation(trainer.limit_val_batches):
         return dict(metrics)
     return {name: value for name, value in metrics.items() if not name.startswith(("val/", "best/"))}
 

@@ -146,9 +146,10 @@ def download(name: str) -> Path:
                 break
         return folder
     except Exception as error:  # of the connection, of the server, of the cache
-        first = str(error).strip().partition("\n")[0]
         hint = "without a network, copy its config.json and weights to a folder and give that"
-        raise FileNotFoundError(f"{name}: no such folder, and not available from the Hub ({first}); {hint}") from error
+        raise FileNotFoundError(
+            f"{name}: no such folder, and not available from the Hub ({reason(error)}); {hint}"
+        ) from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -179,7 +180,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def reason(error: Exception) -> str:
-    """Return in a line why a file of weights cannot be read: torch recommends to execute what it refuses."""
+    """Return in a line why weights cannot be read: torch recommends to execute what it refuses."""
     if isinstance(error, UnpicklingError):
         return "it is damaged, or holds objects other than tensors and plain values, which could execute code"
     return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -14,7 +14,7 @@ from perceiver.training.attention_callback import (
     training_explainer,
     validated_weights,
 )
-from perceiver.training.data_module import DataModule
+from perceiver.training.lightning_data import data_of
 from perceiver.training.module import TrainingModule
 
 log = logging.getLogger(__name__)
@@ -46,8 +46,7 @@ class AtlasCallback(Callback):
             log.warning("the atlas of latents failed (%s: %s)", type(error).__name__, error)
 
     def _write(self, trainer: Trainer, module: LightningModule) -> None:
-        data = trainer.datamodule.data  # type: ignore[attr-defined]
-        assert isinstance(data, DataModule)
+        data = data_of(trainer)
         assert isinstance(module, TrainingModule)
         batches = (batch.to(module.device) for batch in data.in_order(data.probe_stage, self.num_samples))
         atlas = collect(training_explainer(trainer, module), batches, data.dataset.pieces, Atlas(self.top))

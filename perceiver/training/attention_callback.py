@@ -24,6 +24,7 @@ from perceiver.inspection.maps.sinks import DEFAULT_CRITERION, SinkCriterion
 from perceiver.inspection.writer import ExplanationWriter, add_evaluation, explain_in_parts
 from perceiver.runtime.loggers.base import RunLogger, log_explanation
 from perceiver.tasks.base import Task
+from perceiver.training.lightning_data import data_of
 from perceiver.types import Batch
 
 log = logging.getLogger(__name__)
@@ -142,7 +143,7 @@ class AttentionCallback(Callback):
             evaluation = self.evaluator.evaluate(explainer, scored, with_localization=True, with_faithfulness=False)
         if not trainer.is_global_zero:
             return
-        pieces = trainer.datamodule.data.dataset.pieces  # type: ignore[attr-defined]
+        pieces = data_of(trainer).dataset.pieces
         writer = replace(ExplanationWriter.of_model(explainer, explanation, pieces), sink_criterion=self.sinks)
         arrays = writer.event(
             step=step,
@@ -202,14 +203,14 @@ class AttentionCallback(Callback):
     def _probe(self, trainer: Trainer, num_samples: int) -> Batch:
         """Return the fixed samples of a set of this size, which are read once."""
         if num_samples not in self._probes:
-            self._probes[num_samples] = trainer.datamodule.data.probe(num_samples)  # type: ignore[attr-defined]
+            self._probes[num_samples] = data_of(trainer).probe(num_samples)
         return self._probes[num_samples]
 
     def _scored(self, trainer: Trainer, module: LightningModule, explainer: Explainer) -> Iterator[Explanation]:
         """Explain the second set in parts that need no more memory than training, which stores all activations."""
         if self.evaluator.num_samples:
             probe = self._probe(trainer, self.evaluator.num_samples).to(module.device)
-            yield from explain_in_parts(explainer, probe, 2 * trainer.datamodule.data.batch_size)  # type: ignore[attr-defined]
+            yield from explain_in_parts(explainer, probe, 2 * data_of(trainer).batch_size)
 
     def _write_page(self, trainer: Trainer) -> Path:
         """Write the explorer of all events so far."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from perceiver.data.sampler import fold_in
 from perceiver.runtime.loggers.base import log_now
 from perceiver.runtime.summary import note
+from perceiver.training.lightning_data import data_of
 from perceiver.training.module import TrainingModule
 from perceiver.types import Batch
 
@@ -163,7 +164,7 @@ class RunLog(Callback):
         self._best: Tensor | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        splits = trainer.datamodule.data.splits  # type: ignore[attr-defined]
+        splits = data_of(trainer).splits
         sizes = {split: len(samples) for split, samples in splits.items() if samples is not None}
         device = trainer.strategy.root_device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"

@@ -23,6 +23,7 @@ from perceiver.training.attention_callback import (
     validated_weights,
 )
 from perceiver.training.data_module import DataModule
+from perceiver.training.lightning_data import data_of
 from perceiver.training.module import TrainingModule
 
 log = logging.getLogger(__name__)
@@ -54,8 +55,7 @@ class GalleryCallback(Callback):
             log.warning("the gallery failed (%s: %s)", type(error).__name__, error)
 
     def _make(self, trainer: Trainer, module: LightningModule) -> None:
-        data, rank, count = trainer.datamodule.data, trainer.global_rank, trainer.world_size  # type: ignore[attr-defined]
-        assert isinstance(data, DataModule)
+        data, rank, count = data_of(trainer), trainer.global_rank, trainer.world_size
         assert isinstance(module, TrainingModule)
         explainer = training_explainer(trainer, module)
         own: Gallery | Exception

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
 from perceiver.training.data_module import DataModule
@@ -43,3 +43,9 @@ class LightningData(LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.data.load_state_dict(state_dict)
+
+
+def data_of(trainer: Trainer) -> DataModule:
+    """Return the data that a trainer loads."""
+    data: DataModule = trainer.datamodule.data  # type: ignore[attr-defined]
+    return data

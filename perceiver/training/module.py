@@ -24,6 +24,7 @@ from perceiver.tasks.base import TableRow, Task
 from perceiver.tasks.text_metrics import ScoredText
 from perceiver.training.accumulation import Accumulation
 from perceiver.training.freezing import Freezing
+from perceiver.training.lightning_data import data_of
 from perceiver.training.optimization import (
     Schedule,
     build_scheduler,
@@ -131,7 +132,7 @@ class TrainingModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         has_samples = len(batch) > 0
         if not has_samples:  # other processes and the gradient scaler need a gradient, which is zero
-            batch = self.trainer.datamodule.data.placeholder.to(self.device)  # type: ignore[attr-defined]
+            batch = data_of(self.trainer).placeholder.to(self.device)
         batch = self.task.prepare(batch, train=True)
         outputs = self.task.average_windows(self.task.outputs(self.model, batch), batch)
         loss = self.task.loss(outputs, batch)
@@ -268,12 +269,13 @@ class TrainingModule(LightningModule):
         optimizer, mode = self.make_optimizer(self.model), self.task.monitor_mode
         fuse_on_cpu(optimizer)
         self._settings = [{name: group[name] for name in group if name != "params"} for group in optimizer.param_groups]
-        total_steps = self.trainer.datamodule.data.total_steps()  # type: ignore[attr-defined]
+        data = data_of(self.trainer)
+        total_steps = data.total_steps()
         try:
             scheduler = build_scheduler(self.schedule, optimizer, total_steps=total_steps, monitor_mode=mode)
         except ValueError as error:
             raise ConfigError(f"schedule: {error}") from error
-        has_validation = self.trainer.datamodule.data.has_validation(self.trainer.limit_val_batches)  # type: ignore[attr-defined]
+        has_validation = data.has_validation(self.trainer.limit_val_batches)
         if isinstance(scheduler, ReduceLROnPlateau) and not has_validation:
             raise ConfigError("schedule: ReduceLROnPlateau needs a validation, and the run has none; choose another")
         # Lightning would step ReduceLROnPlateau after the checkpoint of an epoch, and never in a run resumed from it.
