@@ -1,6 +1,7 @@
 import copy
 import gc
 import os
+import signal
 
 # Before torch and wandb are imported: they read these once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -19,6 +20,13 @@ def pytest_collection_finish():
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _signals_as_from_a_terminal():
+    """Heed the signals that a run heeds, also where pytest was started by nohup or in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)

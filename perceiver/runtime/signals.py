@@ -1,8 +1,8 @@
 """Signals that end a run at the next optimizer step, after a checkpoint is written.
 
-They are SIGTERM, SIGHUP, SIGUSR1 (sent by SLURM before the time limit) and Ctrl-C, to any of the processes. The exit
-status is 143 (130 after Ctrl-C), so that schedulers do not consider the run finished. Under SLURM, SIGUSR1 requeues the
-job.
+They are SIGTERM, SIGHUP, SIGUSR1 (sent by SLURM before the time limit) and Ctrl-C, to any of the processes, except those
+that are ignored when the program starts, as SIGHUP by `nohup`. The exit status is 143 (130 after Ctrl-C), so that
+schedulers do not consider the run finished. Under SLURM, SIGUSR1 requeues the job.
 """
 
 import ctypes
@@ -52,7 +52,7 @@ class PreemptionHandler:
         self._deadline: threading.Timer | None = None
 
     def install(self, *, at_once: bool = False) -> None:
-        """Replace the current handlers.
+        """Replace the current handlers, but for signals that are ignored.
 
         Args:
             at_once: end the process at once, as there is nothing to save.
@@ -61,7 +61,8 @@ class PreemptionHandler:
             return
         self._at_once = at_once
         for number in HANDLED:
-            self._previous[number] = signal.signal(number, self._receive)
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._receive)
         if callable(signal.getsignal(signal.SIGUSR2)):  # submitit's, which requeues the job
             self._previous[signal.SIGUSR2] = signal.signal(signal.SIGUSR2, self._receive)
         # Python calls a handler between two bytecodes, but a call that waits for other processes may never return.

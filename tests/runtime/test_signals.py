@@ -123,6 +123,16 @@ def test_a_signal_before_training_ends_the_run_with_an_error(tmp_path, sent, own
 
 
 @slow
+def test_a_signal_that_nohup_ignores_does_not_end_the_run(tmp_path):
+    def prepare():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        killed_at(1, sent=signal.SIGHUP)()
+
+    assert run_in_fork(tmp_path / "run", before=prepare) == 0
+    assert checkpoint(tmp_path / "run")["global_step"] == 6
+
+
+@slow
 @pytest.mark.parametrize("sent", STATUS)
 def test_a_signal_during_the_test_ends_the_run_at_once(tmp_path, whole, sent):
     run = tmp_path / "run"
