@@ -39,8 +39,8 @@ from perceiver.types import QueryKind
 if TYPE_CHECKING:
     from perceiver.training.module import TrainingModule
 
-MODEL_PARTS = ("data", "loader", "model", "task", "tokenizer", "input_tokenizer", "optimizer", "schedule")
-"""The keys of a config from which `Parts` are built."""
+MODEL_PARTS = ("data", "loader", "model", "task", "tokenizer", "input_tokenizer")
+"""The keys of a config from which `Parts` are built; those of training are read when it needs them."""
 MAX_TEXTS_ENCODED = 20_000
 """Training texts from which the losses of the tokenizer are estimated."""
 MAX_UNKNOWN, MAX_CUT = 0.05, 0.01

@@ -32,9 +32,12 @@ TRAINING_CLASSES = frozenset(
         "perceiver.training.callbacks.ProgressBar",
         "perceiver.training.gallery_callback.GalleryCallback",
         "perceiver.training.sharding.ShardedStrategy",
+        "timm.optim.Lamb",
+        "timm.optim.Lion",
+        "timm.optim.Muon",
     )
 )
-"""Trusted classes of conf that need Lightning: known by name, so that a prediction, which needs none, imports none."""
+"""Trusted classes of conf that import Lightning or timm: known by name, since a prediction needs none of them."""
 NEVER_TRUSTED = (*sys.stdlib_module_names, *sys.builtin_module_names, *TRUSTED_PACKAGES, "hydra", "omegaconf")
 """Packages that `trusted` may not name: some of their functions execute their arguments."""
 

@@ -89,7 +89,7 @@ def test_a_config_with_an_untrusted_target_is_refused_and_executes_nothing(copie
 @pytest.mark.parametrize(
     ("target", "trusted"),
     [
-        *((target, True) for target in ("perceiver.training.optimization.constant", "timm.optim.Lamb")),
+        *((target, True) for target in ("perceiver.training.optimization.constant", "timm.optim.Adan")),
         *((target, True) for target in ("torch.nn.GELU", "lightning.pytorch.callbacks.EMAWeightAveraging")),
         ("lightning.pytorch.Trainer", True),
         *((target, False) for target in ("os.system", "builtins.eval", "torch.load", "torch.hub.load", "")),
@@ -101,16 +101,16 @@ def test_trust(target, trusted):
     assert is_trusted(target) == trusted
 
 
-def test_classes_known_by_name_are_those_of_conf_that_need_lightning_and_pass_the_whole_check(monkeypatch):
+def test_classes_known_by_name_are_those_of_conf_that_need_lightning_or_timm_and_pass_the_whole_check(monkeypatch):
     known = trust.TRAINING_CLASSES
     monkeypatch.setattr(trust, "TRAINING_CLASSES", frozenset())
     assert [target for target in sorted(known) if not is_trusted(target)] == []
-    groups = ("trainer", "callbacks", "logger", "checkpointing", "attention")
+    groups = ("trainer", "callbacks", "logger", "checkpointing", "attention", "optimizer")
     files = [path for group in groups for path in (CONF / group).rglob("*.yaml")]
     nodes = [node for path in files for _, node in targets(OmegaConf.to_container(OmegaConf.load(path)))]
     found = {node["_target_"] for node in nodes}
     assert known <= found
-    light = ("perceiver.inspection.", "perceiver.runtime.signals.")
+    light = ("perceiver.inspection.", "perceiver.runtime.signals.", "torch.optim.")
     assert {target for target in found - known if not target.startswith(light)} == set()
 
 
