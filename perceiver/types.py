@@ -377,6 +377,11 @@ class Outcome:
         return self.confidence - self.truth_probability
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of the message of an error, or the name of its class if it has none."""
+    return str(error).strip().partition("\n")[0].strip() or type(error).__name__
+
+
 def utf8_safe(text: str) -> str:
     """Escape what UTF-8 cannot encode, as in names of files in other encodings."""
     return text.encode(errors="backslashreplace").decode()

@@ -68,7 +68,7 @@ def test_unreadable_samples_raise_or_are_left_out_and_named(tmp_path, num_worker
         ([*SCENES, "samples_per_shard=0"], "samples_per_shard=0 must be"),
         ([*SCENES, "samples_per_shard=many"], "samples_per_shard=many: must be"),
         (["data=text_pairs", "data.root=x"], "data.readers.text: "),
-        (["data=image_folder"], "data.source.root must be given: data.source.root=…"),
+        (["data=image_folder"], "data.source.root must be given: data.root=…"),
         ([*SCENES, "data.num_samples={train: 0, val: 1, test: 0}"], "data: there are no training samples"),
         ([*SCENES, "data.image_sizes=3"], "data.image_sizes: no such key; did you mean data.image_size?"),
     ],

@@ -92,7 +92,7 @@ def check_lengths(trainer: Trainer, data: DataModule, config: Mapping[str, Any],
         log.warning("trainer.accumulate_grad_batches=%d: %s", accumulated, problem)
     epochs = math.ceil(data.total_steps() / max(math.ceil(batches / accumulated), 1))
     if (release := config["unfreeze_at_epoch"]) is not None and release >= epochs:
-        log.warning("unfreeze_at_epoch=%d: what is frozen stays so, as the run has %d epochs", release, epochs)
+        log.warning("unfreeze_at_epoch=%d: what is frozen stays so, as the run has no epoch %d", release, release)
     check_averages(trainer, config, total_steps=data.total_steps(), epochs=epochs)
 
 

@@ -90,9 +90,11 @@ def initialize_from(parts: Parts, source: str, *, variant: str = "transformers",
         raise ConfigError(f"init.strict=true: not all weights of init.from={source} fit: {_listed(different)}")
     if not any(weight.origin == "loaded" and not weight.name.startswith("decoder.") for weight in weights):
         _show(by_part, source)
-        hint = f"; pretrained={source} trains its own model" if is_published(source) else ""
+        hint = "choose the encoders and the memory of that run, as by its experiment=…"
+        if is_published(source):
+            hint = f"pretrained={source} trains its own model"
         problem = f"neither an encoder nor the memory fits this model: {_listed(different)}"
-        raise ConfigError(f"init.from={source}: {problem}{hint}")
+        raise ConfigError(f"init.from={source}: {problem}; {hint}")
     _check_values(before, weights, source)
     _load(parts.model, before, weights)
     _warn_of_parts(by_part, source)

@@ -19,6 +19,7 @@ from perceiver.model import Perceiver
 from perceiver.pretrained.architectures import ARCHITECTURES, Config, Variant
 from perceiver.pretrained.nodes import Node
 from perceiver.pretrained.transformers import load
+from perceiver.types import first_line
 
 CONFIG, SAFETENSORS, PICKLED = "config.json", "model.safetensors", "pytorch_model.bin"
 INDEX = ".index.json"
@@ -148,7 +149,7 @@ def download(name: str) -> Path:
     except Exception as error:  # of the connection, of the server, of the cache
         hint = "without a network, copy its config.json and weights to a folder and give that"
         raise FileNotFoundError(
-            f"{name}: no such folder, and not available from the Hub ({reason(error)}); {hint}"
+            f"{name}: no such folder, and not available from the Hub ({weights_problem(error)}); {hint}"
         ) from error
 
 
@@ -173,17 +174,17 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         else:
             weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise anything
-        raise ValueError(f"{path}: is not a readable file of weights ({reason(error)})") from error
+        raise ValueError(f"{path}: is not a readable file of weights ({weights_problem(error)})") from error
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise ValueError(f"{path}: must hold tensors by name")
     return dict(weights)
 
 
-def reason(error: Exception) -> str:
+def weights_problem(error: Exception) -> str:
     """Return in a line why weights cannot be read: torch recommends to execute what it refuses."""
     if isinstance(error, UnpicklingError):
         return "it is damaged, or holds objects other than tensors and plain values, which could execute code"
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    return first_line(error)
 
 
 def _read_sharded(index: Path) -> dict[str, Tensor]:

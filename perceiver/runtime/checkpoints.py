@@ -21,7 +21,7 @@ from perceiver.processes import all_reduce_max
 from perceiver.runtime.errors import ConfigError
 from perceiver.runtime.loggers.curves import Curves
 from perceiver.runtime.signals import EndedBySignal, PreemptionHandler
-from perceiver.types import Batch
+from perceiver.types import Batch, first_line
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class DurableIO(TorchCheckpointIO):
             with suppress(OSError):
                 part.unlink()
             self.failures += 1
-            problem = f"{path} could not be written ({str(error).strip().splitlines()[0]})"
+            problem = f"{path} could not be written ({first_line(error)})"
             if self.failures >= MAX_FAILURES:
                 raise ConfigError(f"{problem} {self.failures} times in a row; older ones are kept") from error
             log.warning("%s; the previous one is kept, and training continues", problem)

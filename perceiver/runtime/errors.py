@@ -27,6 +27,7 @@ from perceiver.runtime.nodes import leaves, select
 from perceiver.runtime.signals import INTERRUPTED
 from perceiver.runtime.suggestions import ALTERNATIVES, must_be_chosen, nearest, unknown_key
 from perceiver.runtime.summary import note
+from perceiver.runtime.synonyms import SHORT_KEYS
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -77,7 +78,8 @@ def explain(error: BaseException) -> str:
         return _composition_error(error, text)
     if missing := re.search(r"Missing mandatory value: ([\w.]+)", text):
         key = error.full_key if isinstance(error, MissingMandatoryValue) else missing[1]
-        return f"{key} must be given: {key}=…"
+        short = {whole: short for short, whole in SHORT_KEYS.items()}
+        return f"{key} must be given: {short.get(key, key)}=…"
     if isinstance(error, InterpolationKeyError) and (wanted := re.search(r"'([\w.]+)' not found", text)):
         return _missing_reference(error, wanted[1])
     if wrong := re.search(r"node `([\w.]+)` is not a container and thus cannot contain `(\w+)`", text):

@@ -213,7 +213,7 @@ def test_what_cannot_be_loaded_is_refused(earlier, tmp_path, capsys):
     content["state_dict"] = {"model.memory.array": torch.zeros(3, 5)}
     torch.save(content, foreign)
     with pytest.raises(
-        ConfigError, match=r"init.from=.*neither an encoder nor the memory.*encoders.image.* more$"
+        ConfigError, match=r"init.from=.*neither an encoder nor the memory.*encoders.image.* more; choose .*experiment="
     ) as refused:
         initialize_from(parts_of(), str(foreign))
     assert str(refused.value).count(": [") == 3, "the table above has all of them"

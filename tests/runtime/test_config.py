@@ -27,7 +27,7 @@ MISTAKES = {
     "model._target_=perceiver.model.Nope": ["model._target_=perceiver.model.Nope", "import"],
     # a key that cannot be left out, or must be given
     "~callbacks.ema": ["~callbacks.ema"],
-    "data=image_folder": ["data.source.root must be given: data.source.root=…"],
+    "data=image_folder": ["data.source.root must be given: data.root=…"],
     "data=image_folder data.root=/no/such/folder": ["data.source.root=/no/such/folder: no such folder"],
     "ckpt_path=/no/such.ckpt": ["ckpt_path=/no/such.ckpt: no such checkpoint"],
     # a value of another type

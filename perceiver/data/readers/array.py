@@ -7,6 +7,7 @@ from torch import Tensor
 
 from perceiver.data.files import ARRAYS, File, UnreadableError, refuse_special
 from perceiver.data.readers.base import Clips, Reader, Reading
+from perceiver.types import first_line
 
 
 class ArrayReader(Reader[Float[Tensor, "..."]]):
@@ -43,7 +44,7 @@ def _load(file: File) -> Tensor:
     except OSError as error:
         raise UnreadableError(f"{file}: {error.strerror or error}") from error
     except (ValueError, EOFError) as error:
-        raise UnreadableError(f"{file}: not an array ({str(error).splitlines()[0]})") from error
+        raise UnreadableError(f"{file}: not an array ({first_line(error)})") from error
     if not np.isfinite(array).all():
         raise UnreadableError(f"{file}: holds values that are not finite")
     return torch.from_numpy(array)

@@ -16,7 +16,7 @@ from perceiver.inspection.watched.intercept import AttentionCall, Effect, Interc
 from perceiver.inspection.watched.layer import WatchedLayer
 from perceiver.inspection.watched.rerun import ModelCall
 from perceiver.inspection.watched.sequences import Connection, Sequences, role_between
-from perceiver.types import JoinedTokens
+from perceiver.types import JoinedTokens, first_line
 
 ROW = "row"
 """Name of the queries of watched records, the numbers of their rows."""
@@ -181,7 +181,7 @@ class WatchedRecord(Capture):
         try:
             return self.call.of_rows(rows, self._rows).repeated(effects, results, on_call)
         except RuntimeError as error:
-            name, reason = type(self.call.model).__name__, str(error).splitlines()[0]
+            name, reason = type(self.call.model).__name__, first_line(error)
             problem = f"{name} cannot be called with {len(rows)} samples instead of {self._rows}: {reason}"
             raise ValueError(problem) from error
 
