@@ -77,7 +77,7 @@ def explain(error: BaseException) -> str:
     if isinstance(error, ConfigCompositionException):
         return _composition_error(error, text)
     if missing := re.search(r"Missing mandatory value: ([\w.]+)", text):
-        key = error.full_key if isinstance(error, MissingMandatoryValue) else missing[1]
+        key = str(error.full_key) if isinstance(error, MissingMandatoryValue) else missing[1]
         short = {whole: short for short, whole in SHORT_KEYS.items()}
         return f"{key} must be given: {short.get(key, key)}=…"
     if isinstance(error, InterpolationKeyError) and (wanted := re.search(r"'([\w.]+)' not found", text)):
