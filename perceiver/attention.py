@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from perceiver.kernels import kept, normalized, recomputed
+from perceiver.kernels import Kept, normalized, recomputed
 from perceiver.mechanisms.base import MechanismFactory
 from perceiver.mechanisms.scaled_dot_product import ScaledDotProduct
 from perceiver.roles import Role
@@ -347,5 +347,7 @@ def run_block(block: nn.Module, *inputs: Tensor, checkpointing: bool = False, ma
         mask: True where a key is real.
     """
     if checkpointing and block.training:
-        return checkpoint(block, *inputs, mask=mask, use_reentrant=False, context_fn=lambda: (kept(), kept()))
+        run = partial(checkpoint, block, *inputs, mask=mask, use_reentrant=False)
+        # The compiler refuses contexts of other kinds than its own; what it compiles is not `recomputed` anyway.
+        return run() if torch.compiler.is_compiling() else run(context_fn=lambda: (Kept(), Kept()))
     return block(*inputs, mask=mask)

@@ -3,8 +3,7 @@
 A query that may attend to no key gets weights and outputs of zero.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from contextvars import ContextVar
 from functools import cache
 from typing import Any, TypeAlias
@@ -20,7 +19,8 @@ from perceiver.types import ALL, Indices, Keys, Mask, Pairs, Pairwise, Queries, 
 Layout: TypeAlias = tuple[torch.Size, tuple[int, ...], int]
 """Shape, stride and offset of a tensor in its storage."""
 
-_KEPT = ContextVar("kept", default=False)
+_KEPT = ContextVar("kept", default=0)
+"""Contexts of `Kept` that are entered."""
 
 CHUNK = 2**25
 """Numbers stored for the logits of a chunk of several queries: 128 MiB in float32."""
@@ -109,7 +109,7 @@ def recomputed(function: Callable[[Tensor], Tensor], x: Tensor, reader: Callable
     """Return reader(function(x)).
 
     In autocast on a CPU, `reader` gets one copy in the lower precision, whatever the number of products that read it.
-    The backward pass computes it again instead of keeping it, unless `kept` is active.
+    The backward pass computes it again instead of keeping it, except within `Kept`.
 
     Args:
         function: a norm or an activation without randomness, cheap beside the products that read it.
@@ -144,14 +144,17 @@ def recomputed(function: Callable[[Tensor], Tensor], x: Tensor, reader: Callable
         return reader(y)
 
 
-@contextmanager
-def kept() -> Iterator[None]:
-    """Keep what `recomputed` would compute again: where all is recomputed anyway, by hooks that it would override."""
-    token = _KEPT.set(True)
-    try:
-        yield
-    finally:
-        _KEPT.reset(token)
+class Kept:
+    """Keeps what `recomputed` would compute again: where all is recomputed anyway, by hooks that it would override.
+
+    It may be entered any number of times, as checkpointing does once for each backward pass.
+    """
+
+    def __enter__(self) -> None:
+        _KEPT.set(_KEPT.get() + 1)
+
+    def __exit__(self, *error: object) -> None:
+        _KEPT.set(_KEPT.get() - 1)
 
 
 def fused_attention(

@@ -16,7 +16,7 @@ from perceiver.attention import (
     SelfBlock,
     run_block,
 )
-from perceiver.kernels import MatrixProducts, allowed_pairs, kept, normalized, recomputed
+from perceiver.kernels import Kept, MatrixProducts, allowed_pairs, normalized, recomputed
 from perceiver.mechanisms.scaled_dot_product import ScaledDotProduct
 from tests.models import small_perceiver
 
@@ -212,14 +212,14 @@ class TestRecomputed:
     def test_outputs_and_gradients_are_the_same_to_the_bit(self):
         block, x, mask = self.build()
         found = self.gradients(block, x, mask)
-        with kept():
+        with Kept():
             assert_close(self.gradients(block, x, mask), found, atol=0, rtol=0)
         assert_close(self.gradients(block, x, mask, checkpointing=True), found, atol=0, rtol=0)
 
     def test_second_derivatives_are_the_same_to_the_bit(self):
         mlp, norm, x = MLP(dim=5, spec=BlockSpec(num_heads=1, widening=3)), nn.LayerNorm(5), torch.randn(BATCH, 7, 5)
         weights, found = [x.requires_grad_(), *mlp.parameters(), *norm.parameters()], []
-        for keeping in (nullcontext(), kept()):
+        for keeping in (nullcontext(), Kept()):
             with torch.autocast("cpu", torch.bfloat16), keeping:
                 out = recomputed(norm, x, mlp)
             first = torch.autograd.grad(out.square().sum(), weights, create_graph=True)
@@ -237,16 +237,51 @@ class TestRecomputed:
         for cheap, out in forward.items():
             assert_close(backward[cheap], out, atol=0, rtol=0)
         del calls[:]
-        with kept():
+        with Kept():
             self.gradients(block, x, mask)
         assert len(calls) == 3
 
-    @pytest.mark.slow
-    def test_a_compiled_block_is_one_graph_and_gives_the_same(self):
+    def test_checkpointed_blocks_may_be_nested_and_differentiated_several_times(self):
         block, x, mask = self.build()
-        compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
+        _, found = self.gradients(block, x, mask)
+
+        class Outer(nn.Module):
+            def forward(self, x, mask):
+                return run_block(block, x, mask=mask, checkpointing=True)
+
+        with torch.autocast("cpu", torch.bfloat16):
+            out = run_block(Outer(), x, mask=mask, checkpointing=True)
+        for _ in range(3):
+            again = torch.autograd.grad(out.square().sum(), [x, *block.parameters()], retain_graph=True)
+            assert_close(again, found, atol=0, rtol=0)
+
+    def test_an_outer_context_stays_active_after_an_inner_one_even_if_it_fails(self):
+        block, x, _ = self.build()
+        calls, context = [], Kept()
+        block.norm.register_forward_hook(lambda *args: calls.append(args))
+
+        def num_calls():
+            del calls[:]
+            with torch.autocast("cpu", torch.bfloat16):
+                recomputed(block.norm, x, block.attention.query).sum().backward()
+            return len(calls)
+
+        with context:
+            with pytest.raises(ZeroDivisionError), context:
+                raise ZeroDivisionError
+            assert num_calls() == 1
+        assert num_calls() == 2
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("checkpointing", [False, True], ids=["all kept", "checkpointed"])
+    def test_a_compiled_block_is_one_graph_and_gives_the_same(self, checkpointing):
+        block, x, mask = self.build()
         found = self.gradients(block, x, mask)
-        assert_close(self.gradients(compiled, x, mask), found, atol=0.01, rtol=0.01)
+        run = torch.compile(run_block, backend="aot_eager", fullgraph=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            out = run(block, x, mask=mask, checkpointing=checkpointing)
+        gradients = torch.autograd.grad(out.square().sum(), [x, *block.parameters()])
+        assert_close((out, gradients), found, atol=0.01, rtol=0.01)
 
     @pytest.mark.parametrize("activation", [nn.RReLU(), nn.LeakyReLU(0.5, inplace=True), nn.PReLU()], ids=repr)
     def test_other_activations_keep_their_output(self, activation):
