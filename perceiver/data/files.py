@@ -106,6 +106,9 @@ class Joined:
     files: tuple[File, ...]
     pauses: tuple[float, ...]
 
+    def __str__(self) -> str:
+        return first_few([str(file) for file in self.files])
+
 
 @dataclass(frozen=True)
 class Segmented:

@@ -4,7 +4,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import soundfile
 import torch
+from PIL import Image
 
 from perceiver.data import memory_cache
 from perceiver.data.dataset import Dataset, Split
@@ -103,6 +105,34 @@ def test_a_sound_of_which_a_part_is_read_is_not_decoded_as_a_whole(tmp_path):
         found.append([tensors(one) for one in samples(data.split("train"))])
     torch.testing.assert_close(*found, rtol=0, atol=0)
     assert not cached.cache.kept
+
+
+@pytest.mark.parametrize("kind", ["masks", "audio"])
+def test_errors_name_the_same_files_as_without_a_cache(tmp_path, kind):
+    plain, cached = (dataset(tmp_path / "data", kind, megabytes) for megabytes in (0, 1))
+    if kind == "masks":
+        spoiled = sorted((tmp_path / "data" / "train" / "masks").iterdir())[:3]
+        for mask in spoiled:
+            Image.new("L", (7, 5)).save(mask)
+    else:  # a little longer than is read as a whole, so that a crop would be made of all of it
+        spoiled = sorted((tmp_path / "data" / "train").rglob("*.wav"))[:3]
+        for data in (plain, cached):
+            data.readers["audio"].whole = True
+        for sound in spoiled:
+            soundfile.write(sound, np.random.default_rng(3).uniform(-1.0, 1.0, 650), 1000)
+
+    def errors(data: Dataset) -> list[str]:
+        found, split = [], data.split("train")
+        for index in range(len(split)):
+            try:
+                split[index]
+            except UnreadableError as error:
+                found.append(str(error))
+        return found
+
+    expected = errors(plain)
+    assert sorted(spoiled) == sorted(file for file in spoiled for error in expected if error.startswith(f"{file}: "))
+    assert [errors(cached), errors(cached)] == [expected, expected]
 
 
 class Noise(GeneratedSource):

@@ -191,6 +191,10 @@ def test_a_recording_that_is_read_as_a_whole_must_not_be_longer(tmp_path, train)
         reader.read(tmp_path / "long.wav", train=train)
     with pytest.raises(UnreadableError, match="seconds=0"):
         reader.read(torch.rand(1, 999), train=train)
+    write(tmp_path / "short.wav", seconds=0.1)
+    joined = Joined((tmp_path / "short.wav", tmp_path / "long.wav"), (0.0, 0.1, 0.2))
+    with pytest.raises(UnreadableError, match=r"short\.wav, .*long\.wav: 0\.80 s "):
+        reader.read(joined, train=train)
     assert reader.read(torch.rand(1, 621 + 11), train=train).values.shape == (1, 621)
 
 

@@ -108,12 +108,12 @@ class AudioReader(Reader[Float[Tensor, "1 length"]]):
                 than `seconds` although it must be read as a whole.
             AbsentError: the file has no sound.
         """
-        if isinstance(part, Joined):
+        if self.whole and clips is None:
+            part = self._read_whole(part)
+        elif isinstance(part, Joined):
             part = self._join(part)
         if clips is not None:
             return self._read_at(part, clips, train=train)
-        if self.whole:
-            part = self._read_whole(part)
         if train:
             wave, first = self._crop(part)
             return Reading(self._augmented(wave), self._clips([first], wave.shape[-1]))
@@ -124,6 +124,8 @@ class AudioReader(Reader[Float[Tensor, "1 length"]]):
 
     def decoded(self, part: File | Joined) -> Float[Tensor, "1 length"] | None:
         """Return a short sound; of a longer one, only the part that is read is decoded and resampled."""
+        if self.whole:
+            return self._read_whole(part)
         if isinstance(part, Joined):
             return self._join(part)
         file = SoundFile(part, self.sample_rate)
@@ -174,13 +176,16 @@ class AudioReader(Reader[Float[Tensor, "1 length"]]):
         first, *pauses = [torch.zeros(1, round(seconds * self.sample_rate)) for seconds in part.pauses]
         return torch.cat([first, *(one for pair in zip(waves, pauses, strict=True) for one in pair)], dim=1)
 
-    def _read_whole(self, part: File | Float[Tensor, "1 length"]) -> Float[Tensor, "1 length"]:
+    def _read_whole(self, part: File | Joined | Float[Tensor, "1 length"]) -> Float[Tensor, "1 length"]:
         """Read a sound that must not be longer than `seconds`, by more than a hundredth of a second."""
+        name = "the sound" if isinstance(part, Tensor) else str(part)
+        if isinstance(part, Joined):
+            part = self._join(part)
         if isinstance(part, Tensor):
-            name, seconds = "the sound", part.shape[-1] / self.sample_rate
+            seconds = part.shape[-1] / self.sample_rate
         else:
             file = SoundFile(part, self.sample_rate)
-            name, seconds = str(part), file.seconds
+            seconds = file.seconds
         if seconds > self.length / self.sample_rate + 0.01:
             raise UnreadableError(
                 f"{name}: {seconds:.2f} s are longer than seconds={self.length / self.sample_rate:g} of its reader, "

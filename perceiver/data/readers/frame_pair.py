@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from perceiver.data.files import IMAGES, VIDEOS, File, FileKind, FramePair, UnreadableError, following
 from perceiver.data.readers.base import Clips, Reading
 from perceiver.data.readers.flow_file import read_flow
-from perceiver.data.readers.image import read_image
+from perceiver.data.readers.image import check_sizes, read_image
 from perceiver.data.readers.pixels import to_gray
 from perceiver.data.readers.video import Video, VideoReader
 
@@ -93,15 +93,3 @@ class FramePairReader(VideoReader):
         scale = torch.tensor([sides[1] / flow.shape[2], sides[0] / flow.shape[1]])
         resized = F.interpolate(flow[None], size=sides, mode="nearest-exact")[0] * scale[:, None, None]
         return self._crop(resized, top, left)
-
-
-def check_sizes(one: File | Tensor, of_one: Tensor, other: File | Tensor | None, of_other: Tensor) -> None:
-    """Check that two images, or an image and a flow, have the same height and width.
-
-    Raises:
-        UnreadableError: they do not.
-    """
-    if of_one.shape[1:] != of_other.shape[1:]:
-        sizes = " and ".join(f"{width}×{height}" for height, width in (of_other.shape[1:], of_one.shape[1:]))
-        names = [("a tensor" if isinstance(file, Tensor) else str(file)) for file in (other, one)]
-        raise UnreadableError(f"{names[0]}: its size differs from that of {names[1]}, {sizes}")

@@ -242,6 +242,18 @@ def read_image(path: File, channels: int, max_value: float | None = None) -> UIn
         return pil_to_tensor(image.convert("L" if channels == 1 else "RGB"))
 
 
+def check_sizes(one: File | Tensor, of_one: Tensor, other: File | Tensor | None, of_other: Tensor) -> None:
+    """Check that two images, or an image and its mask or flow, have the same height and width.
+
+    Raises:
+        UnreadableError: they do not.
+    """
+    if of_one.shape[-2:] != of_other.shape[-2:]:
+        sizes = " and ".join(f"{width}×{height}" for height, width in (of_other.shape[-2:], of_one.shape[-2:]))
+        names = [("a tensor" if isinstance(file, Tensor) else str(file)) for file in (other, one)]
+        raise UnreadableError(f"{names[0]}: its size differs from that of {names[1]}, {sizes}")
+
+
 @contextmanager
 def open_image(path: File) -> Iterator[Image.Image]:
     """Open an image file, whose pixels are decoded inside the context.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from perceiver.data.files import File, Segmented, UnreadableError, first_few
 from perceiver.data.readers.base import Clips, Reading
-from perceiver.data.readers.image import ImageAugment, ImageReader, open_image
+from perceiver.data.readers.image import ImageAugment, ImageReader, check_sizes, open_image
 from perceiver.data.readers.pixels import to_float
 from perceiver.types import UNLABELED
 
@@ -71,10 +71,7 @@ class SegmentedImageReader(ImageReader):
         """
         if not isinstance(part, Segmented):
             return super().read(part, train=train)
-        image, mask = self.decode(part.image), self._read_mask(part.mask)
-        if image.shape[1:] != mask.shape:
-            sizes = " and ".join(f"{width}×{height}" for height, width in (mask.shape, image.shape[1:]))
-            raise UnreadableError(f"{part.mask}: mask and image {part.image} have different sizes, {sizes}")
+        image, mask = self._decode_both(part)
         if train and self.train_transform is not None:
             from torchvision.tv_tensors import Mask
 
@@ -88,10 +85,16 @@ class SegmentedImageReader(ImageReader):
     def decoded(self, part: File | Segmented) -> Any:
         if not isinstance(part, Segmented):
             return super().decoded(part)
-        return Segmented(self.decode(part.image), self._read_mask(part.mask))
+        return Segmented(*self._decode_both(part))
 
-    def _read_mask(self, mask: File | UInt8[Tensor, "height width"]) -> UInt8[Tensor, "height width"]:
-        return mask if isinstance(mask, Tensor) else read_mask(mask, self.num_classes, self.ignore_label)
+    def _decode_both(
+        self, part: Segmented
+    ) -> tuple[UInt8[Tensor, "channels height width"], UInt8[Tensor, "height width"]]:
+        image, mask = self.decode(part.image), part.mask
+        if not isinstance(mask, Tensor):
+            mask = read_mask(mask, self.num_classes, self.ignore_label)
+        check_sizes(part.image, image, part.mask, mask)
+        return image, mask
 
 
 def read_mask(path: File, num_classes: int, ignore_label: int | None) -> UInt8[Tensor, "height width"]:
