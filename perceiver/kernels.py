@@ -28,8 +28,8 @@ CHUNK = 2**25
 HEADS_WORKSPACE, QUERIES_WORKSPACE = 2**19, 2**23
 """Numbers stored for the weights of several heads, and of several queries of one head, by matrix products: 1 and 16 MiB
 in bfloat16. Fewer queries would read all keys too often."""
-NORM_WORKSPACE = 2**20
-"""Numbers stored in the wider type while inputs are normalized and rounded: 4 MiB in float32."""
+NORM_WORKSPACE = 2**18
+"""Numbers stored in the wider type while inputs are normalized and rounded: 1 MiB in float32."""
 
 KERNEL_ALIGNMENT = 8
 """On a GPU, head widths are padded to multiples of it: the kernels refuse others, and the fallback stores all weights.
@@ -50,10 +50,13 @@ def pairs_of(allowed: Pairs | None, chunk: Indices) -> Pairs | None:
     return allowed if allowed is None or allowed.shape[2] == 1 else allowed[:, :, chunk]
 
 
-def chunks(num_queries: int, row: int, least: int = 1, most: int | None = None) -> list[slice]:
-    """Divide queries into parts of at most `most` numbers (`CHUNK`), with `row` for each, but of at least `least`."""
-    size = max((CHUNK if most is None else most) // max(row, 1), least)
-    return [slice(start, start + size) for start in range(0, max(num_queries, 1), size)]
+def chunks(count: int, size: int, least: int = 1, most: int | None = None) -> list[slice]:
+    """Divide `count` items of `size` numbers each into slices of at most `most` numbers, but at least `least` items.
+
+    Without `most`, these are `CHUNK` numbers.
+    """
+    length = max((CHUNK if most is None else most) // max(size, 1), least)
+    return [slice(start, start + length) for start in range(0, max(count, 1), length)]
 
 
 def masked_softmax(logits: Pairwise, allowed: Pairs | None) -> Pairwise:
@@ -113,7 +116,7 @@ def recomputed(function: Callable[[Tensor], Tensor], x: Tensor, reader: Callable
 
     Args:
         function: a norm or an activation without randomness, cheap beside the products that read it.
-        x: whatever `function` itself keeps for its gradient, so that keeping it costs nothing.
+        x: what `function` itself keeps for its gradient, so that keeping it costs nothing more.
         reader: everything that reads the copy.
     """
     y = function(x)
@@ -181,7 +184,7 @@ class MatrixProducts(torch.autograd.Function):
     """Attention by two matrix products and a softmax, whose weights the backward pass computes again.
 
     A part of the heads is processed at a time, and if need be a part of the queries of one: weights that fit into a
-    cache take a third less time, and pages of memory that are new as much as a product. Results lie in memory as
+    cache take a third less time, and touching new pages of memory costs as much as a product. Results lie in memory as
     projections read them, all heads of a token together.
     """
 

@@ -81,8 +81,8 @@ def build(published: Published, variant: Variant) -> tuple[Perceiver, Node]:
     try:
         model, node = load(published.architecture, published.config, published.weights, variant)
     except RuntimeError as error:
-        _, first, *_ = [*str(error).splitlines(), ""]
-        raise ValueError(f"{published.path}: its weights are not those of its config ({first.strip()})") from error
+        problem = f"its weights are not those of its config ({first_misfit(error)})"
+        raise ValueError(f"{published.path}: {problem}") from error
     except (ArithmeticError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{published.path.parent}: {error}") from error
     return model.eval(), node
@@ -149,7 +149,7 @@ def download(name: str) -> Path:
     except Exception as error:  # of the connection, of the server, of the cache
         hint = "without a network, copy its config.json and weights to a folder and give that"
         raise FileNotFoundError(
-            f"{name}: no such folder, and not available from the Hub ({weights_problem(error)}); {hint}"
+            f"{name}: no such folder, and not available from the Hub ({first_line(error)}); {hint}"
         ) from error
 
 
@@ -185,6 +185,12 @@ def weights_problem(error: Exception) -> str:
     if isinstance(error, UnpicklingError):
         return "it is damaged, or holds objects other than tensors and plain values, which could execute code"
     return first_line(error)
+
+
+def first_misfit(error: RuntimeError) -> str:
+    """Return the first weight that is missing, left over or of another shape, from the error of `load_state_dict`."""
+    _, first, *_ = [*str(error).splitlines(), ""]
+    return first.strip()
 
 
 def _read_sharded(index: Path) -> dict[str, Tensor]:

@@ -1,8 +1,8 @@
 """Signals that end a run at the next optimizer step, after a checkpoint is written.
 
 They are SIGTERM, SIGHUP, SIGUSR1 (sent by SLURM before the time limit) and Ctrl-C, to any of the processes; one that is
-ignored from the start stays so, as SIGHUP by `nohup`. The exit status is 143 (130 after Ctrl-C), so that schedulers do
-not consider the run finished. Under SLURM, SIGUSR1 requeues the job.
+ignored from the start, such as SIGHUP under `nohup`, stays ignored. The exit status is 143 (130 after Ctrl-C), so that
+schedulers do not consider the run finished. Under SLURM, SIGUSR1 requeues the job.
 """
 
 import ctypes

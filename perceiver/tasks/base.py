@@ -59,7 +59,7 @@ class Task(nn.Module, ABC):
         output: name of the output that it reads.
         answer_key: key of the answer itself in `predictions`.
         mixes_samples: whether `prepare` changes inputs.
-        has_later_metrics: whether metrics beyond `metric_names` are known after a validation, such as those of texts.
+        has_later_metrics: whether a validation has metrics that `metric_names` cannot know before it, such as of texts.
         monitor, monitor_mode: the metric of validation that determines the best checkpoint, and its better direction.
         num_answers: default number of answers about a user's own file.
         max_answers: the largest number that there can be; None if any number is allowed.

@@ -10,7 +10,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from perceiver.tasks.base import TableRow, Task, monitor_mode
+from perceiver.tasks.base import TableRow, Task
 from perceiver.tasks.generation import Texts
 from perceiver.tasks.text_metrics import Measure, ScoredText
 from perceiver.tokenizer import PAD, Tokenizer
@@ -47,8 +47,7 @@ class TextTask(Task):
         self.tokenizer = tokenizer
         self.measure = measure
         self.output = output
-        self.monitor = monitor
-        self.monitor_mode = monitor_mode(monitor)
+        self.set_monitor(monitor)
 
     def make_metrics(self, stage: Stage) -> "MetricCollection":
         from torchmetrics import MeanMetric, MetricCollection

@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from perceiver.data.files import CONTROL_CHARACTERS, refuse_special
-from perceiver.pretrained.folder import weights_problem
+from perceiver.pretrained.folder import first_misfit, weights_problem
 from perceiver.runtime.errors import ConfigError
 from perceiver.training.build import DataInfo
 
@@ -148,5 +148,4 @@ def load_weights(module: HasWeights, checkpoint: Checkpoint, path: Path) -> None
     try:
         module.load_weights(checkpoint.state)
     except RuntimeError as error:
-        _, first, *_ = [*str(error).splitlines(), ""]
-        raise ConfigError(f"{path}: its weights are not those of this model ({first.strip()})") from error
+        raise ConfigError(f"{path}: its weights are not those of this model ({first_misfit(error)})") from error

@@ -128,7 +128,7 @@ class ImageAugment:
 
 
 class _KeepingType:
-    """Applies a function of plain tensors to an image or a torchvision `Mask`, and returns the same."""
+    """Applies a function of plain tensors to an image or a torchvision `Mask`, and returns a value of the same type."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         self.function = function
