@@ -36,7 +36,7 @@ def check_monitors(trainer: Trainer, config: Mapping[str, Any], parts: Parts, ex
     keys = {str(node.get("monitor")): f"callbacks.{name}.monitor" for name, node in callback_nodes(config).items()}
     monitors = [("task.monitor", f"val/{parts.task.monitor}")] if validates else []
     monitors += [(keys.get(str(one.monitor), ""), str(one.monitor)) for one in trainer.early_stopping_callbacks]
-    names = [f"{stage}/{name}" for stage in ("train", "val") for name in parts.task.metric_parts(stage)]
+    names = [f"{stage}/{name}" for stage in ("train", "val") for name in parts.task.metric_names(stage)]
     for key, monitor in monitors:
         if monitor.startswith("val/") and not validates:
             raise ConfigError(f"{key}={monitor}: the run has no validation; leave out early_stopping")

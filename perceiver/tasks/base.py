@@ -59,7 +59,8 @@ class Task(nn.Module, ABC):
         output: name of the output that it reads.
         answer_key: key of the answer itself in `predictions`.
         mixes_samples: whether `prepare` changes inputs.
-        has_later_metrics: whether a validation has metrics that `metric_names` cannot know before it, such as of texts.
+        has_later_metrics: whether `monitor` may be a metric that `metric_names` cannot know before a validation, such
+            as one of texts.
         monitor, monitor_mode: the metric of validation that determines the best checkpoint, and its better direction.
         num_answers: default number of answers about a user's own file.
         max_answers: the largest number that there can be; None if any number is allowed.

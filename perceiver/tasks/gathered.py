@@ -21,6 +21,8 @@ class RowMetric(Metric):
     higher_is_better = True
     full_state_update = False
 
+    names: tuple[str, ...] = ()
+    """Those of `compute` that are known before the first update."""
     lines: list[UInt8[Tensor, " bytes"]]
     """Lines of JSON, in bytes."""
 
@@ -52,8 +54,6 @@ class GroupMeans(RowMetric):
     Args:
         name: of the value.
     """
-
-    names = ()
 
     def __init__(self, name: str) -> None:
         super().__init__()

@@ -64,6 +64,9 @@ class JointTask(Task):
         self.output = ""
         self.num_answers = max(task.num_answers for task in tasks.values())
         self.needs_class_counts = any(task.needs_class_counts for task in tasks.values())
+        self.has_later_metrics = any(
+            task.has_later_metrics and monitor.startswith(f"{name}/") for name, task in tasks.items()
+        )
         self.set_monitor(monitor)
 
     def make_metrics(self, stage: Stage) -> "MetricCollection":

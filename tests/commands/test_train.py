@@ -238,9 +238,10 @@ class TestCaptions:
         monkeypatch.setattr(ShapeScenes, "texts", fail)
         assert_evaluation_equals_test(run)
 
-    def test_an_unknown_metric_is_refused_before_training(self, tmp_path):
-        ended = train(tmp_path / "run", *CAPTIONING, "task.monitor=CIDEr")
-        assert_refused(ended, "task.monitor=CIDEr: no such metric; did you mean 'CIDEr-D'?")
+    @pytest.mark.parametrize(("monitor", "hint"), [("CIDEr", "; did you mean 'CIDEr-D'?"), ("texts", "")])
+    def test_an_unknown_metric_is_refused_before_training(self, tmp_path, monitor, hint):
+        ended = train(tmp_path / "run", *CAPTIONING, f"task.monitor={monitor}")
+        assert_refused(ended, f"task.monitor={monitor}: no such metric{hint}")
         assert not (tmp_path / "run").exists()
 
     def test_a_run_with_another_vocabulary_is_not_resumed(self, captioner, tmp_path):

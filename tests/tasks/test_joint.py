@@ -1,5 +1,7 @@
 """Several tasks on one model: what they lose together, and that each is measured as alone."""
 
+import re
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -10,6 +12,7 @@ from perceiver.tasks.classification import Classification
 from perceiver.tasks.joint import JointTask
 from perceiver.tasks.losses import LossSpec
 from perceiver.tasks.tagging import Tagging
+from perceiver.tasks.text_metrics import ScoredText
 from perceiver.types import Batch
 from tests.tasks.captioners import NUM_IDS, SENTENCES, captioning
 
@@ -127,10 +130,25 @@ class TestMetrics:
         task.reset(stage)
         assert all(part.update_count == 0 for part in task.metric_parts(stage).values())
 
-    @pytest.mark.parametrize(("monitor", "mode"), [("loss", "min"), ("tags/mAP", "max"), ("caption/perplexity", "min")])
+    @pytest.mark.parametrize(
+        ("monitor", "mode"),
+        [("loss", "min"), ("tags/mAP", "max"), ("caption/perplexity", "min"), ("caption/CIDEr-D", "max")],
+    )
     def test_any_of_them_may_choose_the_checkpoint(self, monitor, mode):
         task = joint(monitor=monitor)
+        task.build_metrics()
         assert (task.monitor, task.monitor_mode) == (monitor, mode)
+
+    @pytest.mark.parametrize("monitor", ["CIDEr-D", "label/CIDEr-D", "captions/CIDEr-D"])
+    def test_others_are_refused_with_those_that_are_known(self, monitor):
+        task = joint(monitor=monitor)
+        with pytest.raises(ValueError, match=re.escape(f"monitor='{monitor}'")) as raised:
+            task.build_metrics()
+        listed = set(str(raised.value).partition(": ")[2].split(", "))
+        outputs, batch = samples()
+        task.update("val", outputs, task.loss(outputs, batch), batch)
+        task.update_generated("val", {"caption/logits": [ScoredText(text, [text], {}, "") for text in SENTENCES]})
+        assert {"loss", "caption/perplexity"} <= listed <= task.compute("val").keys()
 
     def test_class_counts_reach_those_that_need_them(self):
         tags = tagging(loss=LossSpec(positive_weight="balanced"))
