@@ -94,13 +94,17 @@ class LogMel(nn.Module):
         """Return the number of frames of a wave of `length` samples: one per hop, also of an incomplete one."""
         return -(-length // self.hop_length)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, wave: Float[Tensor, "*batch length"]) -> Float[Tensor, "*batch mels frames"]:
         """Compute the spectrogram, in dB of full scale, at least -100.
 
         Raises:
             ValueError: the wave has no samples.
         """
+        if torch.compiler.is_dynamo_compiling():  # as a decorator, `disable` would import the compiler
+            return torch.compiler.disable(self._spectrogram)(wave)  # type: ignore[no-untyped-call]
+        return self._spectrogram(wave)
+
+    def _spectrogram(self, wave: Float[Tensor, "*batch length"]) -> Float[Tensor, "*batch mels frames"]:
         if wave.shape[-1] < 1:
             raise ValueError(f"wave of shape {list(wave.shape)}: a spectrogram needs at least one sample")
         device = wave.device.type

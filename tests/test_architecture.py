@@ -315,13 +315,18 @@ def test_files_are_predicted_without_what_only_training_needs(run, pictures, tmp
         out = "out=features.npz" if command == "embed" else "output=predictions"
         arguments = [f"run={run}", f"inputs=[{pictures[0]}]", out.replace("=", f"={tmp_path}/")]
         lines = [f"sys.argv[1:] = {arguments}", f"runpy.run_path('experiments/{command}.py', run_name='__main__')"]
+    assert imported_only_by_training(*lines) == set()
+
+
+def imported_only_by_training(*lines: str) -> set[str]:
+    """Run lines of Python in a new process and return which of the packages that only training needs it imports."""
     heavy = ["lightning", "torchmetrics", "torchvision", "torch._dynamo", "scipy.signal", "transformers", "wandb"]
-    lines = ["import runpy, sys, perceiver", *lines, f"print({{*{heavy}}} & set(sys.modules), file=sys.stderr)"]
+    lines = ("import runpy, sys, perceiver", *lines, f"print([*{{*{heavy}}} & {{*sys.modules}}], file=sys.stderr)")
     done = subprocess.run(
         [sys.executable, "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr.splitlines()[-1] == "set()"
+    return {*ast.literal_eval(done.stderr.splitlines()[-1])}
 
 
 def plant(root: Path, path: str, source: str) -> None:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torchaudio.transforms import MelSpectrogram
 
 from perceiver.spectrogram import LogMel
+from tests.kills import in_fork
 
 DEFAULT = {
     "sample_rate": 16000,
@@ -201,6 +202,21 @@ class TestTensors:
 def test_invalid_settings_are_refused(options, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         log_mel(**options)
+
+
+@pytest.mark.slow
+def test_the_compiler_leaves_it_out():
+    # In a separate process: the compiler starts threads with which later tests could not be forked.
+    assert in_fork(_compile) == 0
+
+
+def _compile() -> None:
+    transform, graphs = log_mel(), []
+    compiled = torch.compile(transform, backend=lambda graph, inputs: graphs.append(graph) or graph)
+    for length in (1009, 2003):
+        wave = torch.randn(3, length)
+        assert torch.equal(compiled(wave), transform(wave))
+    assert not graphs
 
 
 def test_a_wave_without_samples_is_refused():

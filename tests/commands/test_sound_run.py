@@ -16,6 +16,7 @@ from perceiver.commands.predict import predict_samples
 from perceiver.data.synthetic.sound_scenes import EVENTS
 from perceiver.training.lightning_data import LightningData
 from tests.runs import ROOT, checkpoint, metrics, script
+from tests.test_architecture import imported_only_by_training
 from tests.wandb_file import rows, run_folders
 
 CLASSES = list(EVENTS)[:5]
@@ -194,6 +195,13 @@ def test_other_precisions_carry_boxes_and_sounds_along(tmp_path, precision):
     assert ended.ok, ended.err
     assert torch.isfinite(torch.tensor(metrics(tmp_path / "run")["test/loss"]))
     assert metrics(tmp_path / "run")["attention/energy_in_box"] >= 0.0
+
+
+@pytest.mark.slow
+def test_sounds_are_predicted_without_what_only_training_needs(sound_run, sounds, tmp_path):
+    arguments = [f"run={sound_run}", f"inputs=[{sounds[0]}]", f"output={tmp_path}"]
+    lines = [f"sys.argv[1:] = {arguments}", "runpy.run_path('experiments/predict.py', run_name='__main__')"]
+    assert imported_only_by_training(*lines) == {"scipy.signal"}  # by the data set, which synthesizes sounds
 
 
 @pytest.mark.slow
