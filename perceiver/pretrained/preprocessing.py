@@ -231,16 +231,19 @@ def _values(settings: Mapping[str, Any], key: str, default: list[float]) -> list
 
 
 def _sides(key: str, value: Any) -> list[int] | None:
-    """Return height and width, which are stored as a number or by name; None if they are not.
+    """Return height and width, which are stored as a number or by name; None if they are not stored.
 
     Raises:
-        ValueError: they are no whole numbers of at least 1.
+        ValueError: they are stored by other names, or are no whole numbers of at least 1.
     """
+    if value is None:
+        return None
     sides = 2 * [value]
     if isinstance(value, dict):
-        sides = 2 * [value["shortest_edge"]] if "shortest_edge" in value else [value.get("height"), value.get("width")]
-    if sides == [None, None]:
-        return None
+        named = {name: side for name, side in value.items() if side is not None}
+        if named.keys() not in ({"height", "width"}, {"shortest_edge"}):
+            raise ValueError(f"{key}={value} of {PREPROCESSING} must have height and width, or shortest_edge alone")
+        sides = [named["height"], named["width"]] if "height" in named else 2 * [named["shortest_edge"]]
     if not all(type(side) is int and side >= 1 for side in sides):
         raise ValueError(f"{key}={value} of {PREPROCESSING} must be whole numbers, at least 1")
     return sides

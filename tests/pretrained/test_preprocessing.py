@@ -67,6 +67,8 @@ def test_settings_of_the_preprocessor_are_followed(tmp_path, settings):
         *(("image_mean", "imagenet"), ("image_std", [1.0, float("nan"), 1.0])),
         *(("size", {"height": 29, "width": 37.5}), ("crop_size", {"height": 223, "width": 223})),
         *(("crop_size", {"height": 256, "width": 257}), ("size", "large")),
+        *(("size", {}), ("size", {"longest_edge": 256}), ("crop_size", {"shortest_edge": 256, "longest_edge": 301})),
+        *(("size", {"height": 29}), ("crop_size", {"height": None, "width": None})),
     ],
 )
 def test_settings_that_are_not_supported_are_refused_by_name(tmp_path, key, value):
