@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from perceiver.model import Perceiver
 from perceiver.processes import all_gather
-from perceiver.runtime.errors import ConfigError
+from perceiver.runtime.errors import ConfigError, PositionError
 from perceiver.runtime.loggers.base import log_now
 from perceiver.runtime.suggestions import nearest
 from perceiver.tasks.base import TableRow, Task
@@ -309,6 +309,15 @@ class TrainingModule(LightningModule):
         checkpoint["progress"] = {name: float(value) for name, value in self.progress.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the state of training.
+
+        Raises:
+            PositionError: the checkpoint lacks that of the data, which Lightning stores under the name of its class and
+                ignores if it is missing.
+        """
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if data is not None and (name := type(data).__qualname__) not in checkpoint:
+            raise PositionError(f"has no position in the data, {name}: it was written by another version of this code")
         self.skipped = checkpoint["skipped"]
         self.measured, self.progress = dict(checkpoint["measured"]), dict(checkpoint["progress"])
         # The state of each process's metrics within the epoch; with fewer processes, one takes several.

@@ -4,6 +4,7 @@ import shutil
 import signal
 
 import pytest
+import torch
 
 from perceiver.training.module import TrainingModule
 from perceiver.training.optimization import warmup_cosine
@@ -98,6 +99,16 @@ def test_a_setting_with_which_the_state_has_no_meaning_is_refused(run, override,
     ended = script("experiments/train.py", f"run={run}", override, LONGER)
     assert_refused(ended, reason, f"init.from={run}/checkpoints/last.ckpt")
     assert (run / "metrics.json").read_bytes() == before
+
+
+def test_a_checkpoint_without_a_position_in_the_data_is_evaluated_but_not_resumed(run):
+    path = run / "checkpoints" / "last.ckpt"
+    content = torch.load(path)
+    del content["LightningData"]
+    torch.save(content, path)
+    ended = script("experiments/train.py", f"run={run}", LONGER)
+    assert_refused(ended, f"ckpt_path={path}: has no position in the data", f"init.from={path}")
+    assert script("experiments/evaluate.py", f"run={run}", "checkpoint=last").ok
 
 
 @slow
