@@ -122,7 +122,7 @@ class PreemptionHandler:
         """End the process `grace_seconds` after a signal."""
         with wakeup:
             while numbers := wakeup.recv(1):
-                if numbers[0] in HANDLED and self._deadline is None:
+                if numbers[0] in self._previous and self._deadline is None:
                     self._deadline = threading.Timer(self.grace_seconds, os._exit, args=(TERMINATED,))
                     self._deadline.daemon = True
                     self._deadline.start()

@@ -150,14 +150,19 @@ def test_a_signal_ends_an_evaluation_at_once(whole):
     assert in_fork(evaluate) == 143
 
 
-def test_a_hanging_step_is_ended_after_the_grace_time(tmp_path):
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_hanging_step_is_ended_after_the_grace_time(tmp_path, sent):
+    def prepare():
+        signal.signal(signal.SIGUSR2, lambda number, frame: None)  # as submitit does
+        before_call(4, "training_step", hang)()
+
     def hang():
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), sent)
         while True:
             time.sleep(1000)
 
     grace = "checkpointing.ending.grace_seconds=0.2"
-    assert run_in_fork(tmp_path / "run", grace, before=before_call(4, "training_step", hang)) == 143
+    assert run_in_fork(tmp_path / "run", grace, before=prepare) == 143
     assert checkpoint(tmp_path / "run")["global_step"] == 3
 
 
