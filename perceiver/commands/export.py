@@ -27,6 +27,8 @@ from perceiver.types import Batch
 TRACED_SIZE, COMPARED_SIZES = 2, (1, 3)
 """Rows of the batch that is traced, and of those for which outputs are compared."""
 NUM_SAMPLES = 3
+MAX_MESSAGE = 300
+"""Characters of an error of torch's exporter, whose messages are pages long."""
 GROUPS = ("inputs", "masks", "queries", "hidden")
 """The arguments of `Perceiver.forward`, each of which holds tensors by name."""
 
@@ -106,8 +108,9 @@ Exported = Callable[[Call], Mapping[str, Tensor]]
 def export(cfg: DictConfig) -> float:
     """Export a run's checkpoint or a published model, and return the largest difference of its outputs from the run's.
 
-    It is relative to the largest output, if that is more than 1. The outputs are those for validation samples of the
-    run, or for files. A graph (`onnx`, `torch_export`) takes inputs of their sizes, in batches of any size.
+    It is relative to the largest output, if that is more than 1. The outputs are those for three validation samples of
+    the run, or for the first three files of `inputs`. A graph (`onnx`, `torch_export`) takes inputs of their sizes, in
+    batches of any size.
 
     Raises:
         ConfigError: a setting is not valid, the model cannot be exported, or outputs differ by more than the tolerance.
@@ -126,7 +129,7 @@ def export(cfg: DictConfig) -> float:
 
 
 def example(finished: FinishedRun, cfg: DictConfig) -> Batch:
-    """Return a few samples of the run, or the files that the settings name.
+    """Return `NUM_SAMPLES` samples of the run, or of the files that the settings name the first ones.
 
     Raises:
         ConfigError: there are none.
@@ -226,10 +229,6 @@ def traced(finished: FinishedRun, call: Call, out: Path) -> torch.export.Exporte
         message = "exported: logits of the next token at each position of given token ids; no generation"
         console.print(message, soft_wrap=True)
     return program
-
-
-MAX_MESSAGE = 300
-"""Characters of an error of torch's exporter, whose messages are pages long."""
 
 
 def write_signature(finished: FinishedRun, call: Call, out: Path) -> None:

@@ -25,7 +25,7 @@ class Dataset:
         on_error: what happens to an unreadable sample: `raise` ends the run, `skip` logs, counts and leaves it out.
         modalities: those that samples have, to test a model without the others; None for all that have a reader.
         cache_megabytes: MiB of decoded images and short sounds, and of generated samples that are the same each time,
-            that stay in memory, see `MemoryCache`; 0 for none.
+            that stay in memory, in each process and in the workers of each loader, see `MemoryCache`; 0 for none.
     """
 
     def __init__(

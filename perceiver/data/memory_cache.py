@@ -18,10 +18,12 @@ class MemoryCache:
 
     Generated items are kept where they are the same each time, that is, not where training draws them anew.
 
-    Each process keeps those that it reads itself.
+    Each process keeps those that it reads itself: a process of a run, and each worker of each of its loaders.
 
     Args:
-        megabytes: MiB of all of them, divided equally among the workers of a loader; 0 keeps none.
+        megabytes: largest size in MiB in a process of a run, and again in all workers of one loader together, of which
+            each has an equal share; 0 keeps none. In training with workers, a process of a run and its loaders of
+            training and validation may thus keep three times as much.
 
     Raises:
         ValueError: it is negative.
@@ -36,7 +38,7 @@ class MemoryCache:
 
     @property
     def max_bytes(self) -> float:
-        """The share of this process."""
+        """The largest size in this process."""
         worker = get_worker_info()
         return self.megabytes * 2**20 / (1 if worker is None else worker.num_workers)
 
