@@ -5,6 +5,7 @@ import logging
 import math
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +19,9 @@ from perceiver.training.data_module import DataModule
 from perceiver.types import Batch
 
 log = logging.getLogger(__name__)
+
+ANY_GROUP = "*"
+"""Stands for the name of a group in that of a metric."""
 
 
 def check_monitors(trainer: Trainer, config: Mapping[str, Any], parts: Parts, example: Batch) -> None:
@@ -36,14 +40,15 @@ def check_monitors(trainer: Trainer, config: Mapping[str, Any], parts: Parts, ex
     keys = {str(node.get("monitor")): f"callbacks.{name}.monitor" for name, node in callback_nodes(config).items()}
     monitors = [("task.monitor", f"val/{parts.task.monitor}")] if validates else []
     monitors += [(keys.get(str(one.monitor), ""), str(one.monitor)) for one in trainer.early_stopping_callbacks]
-    names = [f"{stage}/{name}" for stage in ("train", "val") for name in parts.task.metric_names(stage)]
+    known = {f"{stage}/{name}" for stage in ("train", "val") for name in parts.task.metric_names(stage)}
     for key, monitor in monitors:
         if monitor.startswith("val/") and not validates:
             raise ConfigError(f"{key}={monitor}: the run has no validation; leave out early_stopping")
-        if monitor in names or not len(example):
+        if monitor in known or not len(example):
             continue
-        names = sorted({*names, *validation_metrics(parts, example)})  # some are known only after a validation
-        if not any(_is_metric(monitor, name) for name in names):
+        later = validation_metrics(parts, example) - known
+        if not any(_is_metric(monitor, name) for name in later):
+            names = sorted(name for name in known | later if ANY_GROUP not in name)
             close = nearest(monitor.replace("test/", "val/", 1), names)  # the test comes after training
             if key == "task.monitor":  # which is given without the stage
                 monitor, close = monitor.removeprefix("val/"), close.replace("val/", "")
@@ -51,19 +56,28 @@ def check_monitors(trainer: Trainer, config: Mapping[str, Any], parts: Parts, ex
 
 
 def _is_metric(monitor: str, name: str) -> bool:
-    """Whether a monitor is a metric, or that metric of a subset of the samples, which a few of them may not have."""
-    return monitor == name or monitor.startswith(f"{name}/") or monitor.endswith(f"_{name.removeprefix('val/')}")
+    """Whether a monitor is a metric, or that of a group or a kind of facts which a few samples may not have."""
+    before, in_group, after = name.partition(ANY_GROUP)
+    if in_group:
+        return len(monitor) > len(before + after) and monitor.startswith(before) and monitor.endswith(after)
+    return monitor == name or monitor.startswith(f"{name}/")
 
 
 @torch.no_grad()
 def validation_metrics(parts: Parts, example: Batch) -> set[str]:
-    """The names of the metrics of a validation of a few samples."""
+    """The names of the metrics of a validation of a few samples; those of groups also with `ANY_GROUP`."""
     task, model = copy.deepcopy(parts.task), copy.deepcopy(parts.model).eval()
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         outputs = task.average_windows(task.outputs(model, example), example)
-        task.update("val", outputs, task.loss(outputs, example), example)
-        task.update_generated("val", task.generated(model, example))
+        loss, texts = task.loss(outputs, example), task.generated(model, example)
+        task.update("val", outputs, loss, example)
+        task.update_generated("val", texts)
+        if "group" in example.targets:
+            groups = [ANY_GROUP] * len(example)
+            task.update("val", outputs, loss, replace(example, targets={**example.targets, "group": groups}))
+            grouped = {name: [replace(one, group=ANY_GROUP) for one in found] for name, found in texts.items()}
+            task.update_generated("val", grouped)
         return {f"val/{name}" for name in task.compute("val")}
 
 

@@ -59,8 +59,6 @@ class Task(nn.Module, ABC):
         output: name of the output that it reads.
         answer_key: key of the answer itself in `predictions`.
         mixes_samples: whether `prepare` changes inputs.
-        has_later_metrics: whether `monitor` may be a metric that `metric_names` cannot know before a validation, such
-            as one of texts.
         monitor, monitor_mode: the metric of validation that determines the best checkpoint, and its better direction.
         num_answers: default number of answers about a user's own file.
         max_answers: the largest number that there can be; None if any number is allowed.
@@ -76,7 +74,6 @@ class Task(nn.Module, ABC):
     max_answers: int | None = None
     answer_key: str = "class"
     mixes_samples: bool = False
-    has_later_metrics: bool = False
     needs_class_counts: bool = False
 
     @property
@@ -183,7 +180,7 @@ class Task(nn.Module, ABC):
         """
         self.stage_metrics = nn.ModuleDict({f"{stage}_metrics": self.make_metrics(stage) for stage in STAGES})
         known = self.metric_names("val")
-        if self.monitor not in known and not self.has_later_metrics:
+        if self.monitor not in known and not self.may_have_metric(self.monitor):
             raise ValueError(f"monitor={self.monitor!r} must be one of the metrics of validation: {', '.join(known)}")
 
     def metrics(self, stage: Stage) -> "MetricCollection":
@@ -200,6 +197,11 @@ class Task(nn.Module, ABC):
     def metric_names(self, stage: Stage) -> list[str]:
         """Return the keys of `compute`, as far as they are known before the first update."""
         return [name for key, part in self.metric_parts(stage).items() for name in getattr(part, "names", (key,))]
+
+    def may_have_metric(self, name: str) -> bool:
+        """Whether validation may have a metric that `metric_names` cannot know, such as one of texts or of a group."""
+        endings = [getattr(part, "later_ending", None) for part in self.metric_parts("val").values()]
+        return any(ending is not None and name != ending and name.endswith(ending) for ending in endings)
 
     def compute(self, stage: Stage) -> dict[str, Tensor]:
         """Return the metrics since the last `reset`; each is logged as `<stage>/<key>`."""

@@ -23,6 +23,8 @@ class RowMetric(Metric):
 
     names: tuple[str, ...] = ()
     """Those of `compute` that are known before the first update."""
+    later_ending: str = ""
+    """Ending of the names of the others."""
     lines: list[UInt8[Tensor, " bytes"]]
     """Lines of JSON, in bytes."""
 
@@ -57,7 +59,7 @@ class GroupMeans(RowMetric):
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        self.name = name
+        self.later_ending = f"_{name}"
 
     def update(self, values: Float[Tensor, " batch"], groups: Iterable[str]) -> None:
         """Add samples; those whose group is empty belong to none."""
@@ -68,7 +70,7 @@ class GroupMeans(RowMetric):
         for group, value in self.rows():
             found.setdefault(group, []).append(value)
         return {
-            f"{group}_{self.name}": torch.tensor(fmean(found[group]), device=self.device) for group in sorted(found)
+            group + self.later_ending: torch.tensor(fmean(found[group]), device=self.device) for group in sorted(found)
         }
 
 

@@ -41,8 +41,8 @@ class JointTask(Task):
         monitor: the metric of validation that determines the best checkpoint.
 
     Raises:
-        ValueError: there is no task, a weight is negative or belongs to no task, two tasks read the same output, or a
-            task mixes samples, which would change the inputs of the others but not their targets.
+        ValueError: there is no task, one is itself joint, a weight is negative or belongs to no task, two tasks read
+            the same output, or a task mixes samples, which would change the inputs of the others but not their targets.
     """
 
     def __init__(self, *, tasks: Mapping[str, Task], weights: Mapping[str, float] | None = None, monitor: str) -> None:
@@ -55,6 +55,10 @@ class JointTask(Task):
             if not 0.0 <= weight < math.inf:
                 raise ValueError(f"weights.{name}={weight} must be at least 0, and finite")
         for name, task in tasks.items():
+            if isinstance(task, JointTask):
+                raise ValueError(
+                    f"tasks.{name}: is a joint task; name its tasks {', '.join(task.by_name)} here instead"
+                )
             if task.mixes_samples:
                 raise ValueError(f"tasks.{name}: mixup and cutmix mix the inputs of all tasks, but its targets only")
             if others := [other for other in tasks if other != name and tasks[other].output == task.output]:
@@ -64,9 +68,6 @@ class JointTask(Task):
         self.output = ""
         self.num_answers = max(task.num_answers for task in tasks.values())
         self.needs_class_counts = any(task.needs_class_counts for task in tasks.values())
-        self.has_later_metrics = any(
-            task.has_later_metrics and monitor.startswith(f"{name}/") for name, task in tasks.items()
-        )
         self.set_monitor(monitor)
 
     def make_metrics(self, stage: Stage) -> "MetricCollection":
@@ -136,6 +137,10 @@ class JointTask(Task):
     def metric_names(self, stage: Stage) -> list[str]:
         names = [f"{name}/{key}" for name, task in self.by_name.items() for key in task.metric_names(stage)]
         return ["loss", *names]
+
+    def may_have_metric(self, name: str) -> bool:
+        key, _, of_task = name.partition("/")
+        return key in self.by_name and self.by_name[key].may_have_metric(of_task)
 
     def compute(self, stage: Stage) -> dict[str, Tensor]:
         values = super().compute(stage)

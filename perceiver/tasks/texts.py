@@ -38,7 +38,6 @@ class TextTask(Task):
     """
 
     num_answers: int = 1
-    has_later_metrics: bool = True
     answer_key: str
     averages_windows: bool = True
 

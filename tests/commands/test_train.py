@@ -30,6 +30,11 @@ from tests.runs import (
     weights_equal,
 )
 
+QUESTIONS = [
+    *("data=visual_questions", "tokenizer=words_small", "+encoder@model.encoders.text=text", "data.image_size=24"),
+    "data.num_samples={train: 211, val: 17, test: 13}",
+]
+"""After `SMALL`: a run on questions of four kinds, of which the few samples that are tried before training have one."""
 CHECKPOINTS = {"best.ckpt", "last.ckpt", "previous.ckpt"}
 
 
@@ -238,7 +243,14 @@ class TestCaptions:
         monkeypatch.setattr(ShapeScenes, "texts", fail)
         assert_evaluation_equals_test(run)
 
-    @pytest.mark.parametrize(("monitor", "hint"), [("CIDEr", "; did you mean 'CIDEr-D'?"), ("texts", "")])
+    @pytest.mark.parametrize(
+        ("monitor", "hint"),
+        [
+            ("CIDEr", "; did you mean 'CIDEr-D'?"),
+            ("texts", ""),
+            pytest.param("val_loss", "; did you mean 'loss'?", marks=pytest.mark.slow),
+        ],
+    )
     def test_an_unknown_metric_is_refused_before_training(self, tmp_path, monitor, hint):
         ended = train(tmp_path / "run", *CAPTIONING, f"task.monitor={monitor}")
         assert_refused(ended, f"task.monitor={monitor}: no such metric{hint}")
@@ -284,6 +296,25 @@ def test_each_of_several_tasks_is_learned_and_evaluated_on_a_decoder_of_its_own(
     ended = assert_evaluation_equals_test(run)
     assert "test/label/accuracy" in ended.out
     assert "test/tags/AP/7" not in ended.out, "single classes have a table of their own"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("overrides", "monitor", "exists"),
+    [
+        (QUESTIONS, "relation_accuracy", True),
+        ([*QUESTIONS, *JOINT, "model.decoder.decoders.label.attention.num_heads=2"], "label/relation_accuracy", True),
+        ([], "count_accuracy", False),
+    ],
+    ids=["alone", "joint", "no groups"],
+)
+def test_the_accuracy_of_a_group_can_choose_the_checkpoint_where_there_are_groups(tmp_path, overrides, monitor, exists):
+    ended = train(tmp_path / "run", *overrides, f"task.monitor={monitor}", "trainer.max_epochs=1")
+    if exists:
+        assert ended.ok, ended.err
+        assert metrics(tmp_path / "run")[f"best/val/{monitor}"] >= 0.0
+    else:
+        assert_refused(ended, f"task.monitor={monitor}: no such metric")
 
 
 def test_weights_do_not_depend_on_workers_logger_or_inspection(run, tmp_path):

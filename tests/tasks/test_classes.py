@@ -329,14 +329,16 @@ class TestMetrics:
         [
             *((classification, "accuracy", "max"), (classification, "loss", "min")),
             *((classification, "calibration_error", "min"), (tagging, "d_prime", "max"), (single, "loss", "min")),
+            *((classification, "red_accuracy", "max"), (single, "red_accuracy", "max")),
         ],
     )
     def test_any_metric_of_validation_can_choose_the_checkpoint(self, make, monitor, mode):
         task = make(monitor=monitor)
         task.build_metrics()
         assert (task.monitor, task.monitor_mode) == (monitor, mode)
-        with pytest.raises(ValueError, match=r"monitor='top7' .*loss"):
-            make(monitor="top7").build_metrics()
+        for wrong in ("top7", "red_loss", "_accuracy"):
+            with pytest.raises(ValueError, match=rf"monitor='{wrong}' .*loss"):
+                make(monitor=wrong).build_metrics()
 
 
 @every_task

@@ -132,14 +132,17 @@ class TestMetrics:
 
     @pytest.mark.parametrize(
         ("monitor", "mode"),
-        [("loss", "min"), ("tags/mAP", "max"), ("caption/perplexity", "min"), ("caption/CIDEr-D", "max")],
+        [
+            *(("loss", "min"), ("tags/mAP", "max"), ("caption/perplexity", "min"), ("caption/CIDEr-D", "max")),
+            ("label/red_accuracy", "max"),
+        ],
     )
     def test_any_of_them_may_choose_the_checkpoint(self, monitor, mode):
         task = joint(monitor=monitor)
         task.build_metrics()
         assert (task.monitor, task.monitor_mode) == (monitor, mode)
 
-    @pytest.mark.parametrize("monitor", ["CIDEr-D", "label/CIDEr-D", "captions/CIDEr-D"])
+    @pytest.mark.parametrize("monitor", ["CIDEr-D", "label/CIDEr-D", "captions/CIDEr-D", "red_accuracy"])
     def test_others_are_refused_with_those_that_are_known(self, monitor):
         task = joint(monitor=monitor)
         with pytest.raises(ValueError, match=re.escape(f"monitor='{monitor}'")) as raised:
@@ -211,6 +214,7 @@ class TestAnswers:
     ("wrong", "named"),
     [
         ({"tasks": {}}, r"tasks=\{\}"),
+        ({"tasks": {"all": joint()}, "weights": {}}, r"tasks\.all: .* label, tags, caption"),
         ({"weights": {"labels": 2.0}}, r"weights\.labels=2\.0.* label, tags, caption"),
         ({"weights": {"label": -1.0}}, r"weights\.label=-1\.0"),
         ({"weights": {"label": float("nan")}}, r"weights\.label=nan"),
