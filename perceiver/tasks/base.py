@@ -259,7 +259,8 @@ class Task(nn.Module, ABC):
 
     def class_metrics(self, stage: Stage) -> dict[str, Shaped[Tensor, " classes"]]:
         """Return metrics of each class as of the last `compute`; NaN where one is not defined."""
-        return {}
+        parts = self.metric_parts(stage).values()
+        return {name: values for part in parts for name, values in getattr(part, "by_class", {}).items()}
 
     @abstractmethod
     def predictions(

@@ -26,12 +26,12 @@ class Overlap(Metric):
         super().__init__()
         self.num_classes = num_classes
         self.add_state("counts", default=torch.zeros(num_classes, num_classes, dtype=torch.long), dist_reduce_fx="sum")
-        self.by_class = torch.full((num_classes,), torch.nan)
+        self.by_class = {"IoU": torch.full((num_classes,), torch.nan)}
         """As of the last `compute`: the intersection over union of each class."""
 
     def update(self, predicted: Int[Tensor, "*places"], labels: Int[Tensor, "*places"]) -> None:
         self.counts += confusion_matrix(predicted, labels, self.num_classes)
 
     def compute(self) -> dict[str, Float[Tensor, ""]]:
-        self.by_class = intersection_over_union(self.counts)
+        self.by_class = {"IoU": intersection_over_union(self.counts)}
         return overlap_scores(self.counts)

@@ -227,12 +227,9 @@ class Reconstruction(Task):
         return self._asked(batch).scored.flatten(1).any(dim=1).sum()
 
     def update(self, stage: Stage, outputs: Mapping[str, Tensor], loss: Float[Tensor, ""], batch: Batch) -> None:
-        from torchmetrics import Metric
-
         metrics, asked = self.metrics(stage), self._asked(batch)
         metrics["loss"].update(loss.detach(), weight=self.num_terms(batch))
-        fidelity = metrics["fidelity"]
-        assert isinstance(fidelity, Metric)
+        fidelity = self.metric_parts(stage)["fidelity"]
         self.target.update(fidelity, self.get_output(outputs).detach(), asked.values, asked.scored)
 
     def _scores(self, outputs: Mapping[str, Tensor], batch: Batch) -> list[dict[str, float]]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from einops import rearrange
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -96,13 +96,6 @@ class Segmentation(PlacesTask):
         metrics = self.metrics(stage)
         metrics["loss"].update(loss.detach(), weight=self.num_terms(batch))
         metrics["overlap"].update(self.get_output(outputs).detach().argmax(dim=-1), self._labels(batch))
-
-    def class_metrics(self, stage: Stage) -> dict[str, Shaped[Tensor, " classes"]]:
-        from perceiver.tasks.overlap import Overlap
-
-        overlap = self.metrics(stage)["overlap"]
-        assert isinstance(overlap, Overlap)
-        return {"IoU": overlap.by_class}
 
     def table_rows(
         self,

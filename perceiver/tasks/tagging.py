@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -93,12 +93,6 @@ class Tagging(ClassTask):
             else:
                 # Not by probabilities, which in float32 all are 1 above a logit of 17.
                 metric.update(logits if self.multi_label else log_odds(logits), tags > 0.5)
-
-    def class_metrics(self, stage: Stage) -> dict[str, Shaped[Tensor, " classes"]]:
-        from perceiver.tasks.ranking import Ranking
-
-        rankings = [metric for metric in self.metrics(stage).values() if isinstance(metric, Ranking)]
-        return {name: values for ranking in rankings for name, values in ranking.by_class.items()}
 
 
 def log_odds(logits: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:

@@ -65,7 +65,7 @@ class TestOverlap:
         for label in range(NUM_CLASSES):
             one, other = ({i for i in known if x.flatten()[i] == label} for x in (predicted, labels))
             expected = len(one & other) / len(one | other) if one | other else math.nan
-            assert_close(metric.by_class[label], torch.tensor(expected), equal_nan=True)
+            assert_close(metric.by_class["IoU"][label], torch.tensor(expected), equal_nan=True)
 
     def test_batches_and_processes_are_added(self):
         parts, whole = [Overlap(NUM_CLASSES) for _ in range(2)], Overlap(NUM_CLASSES)
