@@ -128,11 +128,15 @@ class HasWeights(Protocol):
 
 
 def other_kind(value: Tensor, own: Tensor) -> str:
-    """Return why a weight cannot replace `own`: its numbers are integer, real or complex as those are not; else ""."""
-    if value.is_floating_point() == own.is_floating_point() and value.is_complex() == own.is_complex():
+    """Return why a weight cannot replace `own`: it is Boolean, integer, real or complex as that is not; else ""."""
+    if _kind(value) == _kind(own):
         return ""
     stored, wanted = (str(one.dtype).removeprefix("torch.") for one in (value, own))
     return f"is of type {stored}, and that of the model of type {wanted}"
+
+
+def _kind(value: Tensor) -> tuple[bool, bool, bool]:
+    return value.dtype == torch.bool, value.is_floating_point(), value.is_complex()
 
 
 def load_weights(module: HasWeights, checkpoint: Checkpoint, path: Path) -> None:

@@ -13,7 +13,7 @@ from perceiver.queries.text import Text
 from perceiver.runtime.config import resolved
 from perceiver.runtime.errors import ConfigError
 from perceiver.training.build import build
-from perceiver.training.checkpoint import read_checkpoint
+from perceiver.training.checkpoint import other_kind, read_checkpoint
 from perceiver.training.run_folder import write_run_folder
 from tests.runs import SMALL, assert_refused, checkpoint, composed, script, train, trained
 from tests.training.test_build import Malicious
@@ -185,6 +185,20 @@ def test_weights_of_another_kind_of_number_are_refused_in_a_run_of_its_own_as_we
     torch.save(content, path)
     with pytest.raises(ConfigError, match=rf"{path}.*memory\.array.*{str(kind).removeprefix('torch.')}"):
         load(str(path))
+
+
+@pytest.mark.parametrize(
+    ("stored", "own", "fits"),
+    [
+        *((torch.float16, torch.float32, True), (torch.int32, torch.int64, True)),
+        *((torch.bool, torch.int64, False), (torch.uint8, torch.bool, False), (torch.bool, torch.float32, False)),
+    ],
+    ids=str,
+)
+def test_precision_may_differ_but_not_the_kind_of_number(stored, own, fits):
+    problem = other_kind(torch.zeros(3, dtype=stored), torch.zeros(3, dtype=own))
+    assert (problem == "") == fits
+    assert fits or all(str(one).removeprefix("torch.") in problem for one in (stored, own))
 
 
 def test_a_name_that_would_control_the_terminal_is_refused(earlier, tmp_path):
