@@ -1,5 +1,6 @@
 """Decoded files and generated samples that stay in memory, for data sets that fit into it and are read many times."""
 
+import os
 from collections.abc import Hashable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -18,7 +19,8 @@ class MemoryCache:
 
     Generated items are kept where they are the same each time, that is, not where training draws them anew.
 
-    Each process keeps those that it reads itself: a process of a run, and each worker of each of its loaders.
+    Each process keeps those that it reads itself: a process of a run, and each worker of each of its loaders. A worker
+    that is forked also has what was kept before, in memory that it shares and does not count.
 
     Args:
         megabytes: largest size in MiB in a process of a run, and again in all workers of one loader together, of which
@@ -35,6 +37,7 @@ class MemoryCache:
         self.megabytes = megabytes
         self.kept: dict[tuple[str, Hashable], Any] = {}
         self.num_bytes = 0
+        self.process = os.getpid()
 
     @property
     def max_bytes(self) -> float:
@@ -72,6 +75,8 @@ class MemoryCache:
         return self.kept[name]
 
     def _keep(self, name: tuple[str, Hashable], found: Any) -> None:
+        if self.process != os.getpid():  # forked
+            self.process, self.num_bytes = os.getpid(), 0
         size = num_bytes(found)
         if 0 < size <= self.max_bytes - self.num_bytes:  # texts are drawn as soon as found, and have no known size
             self.kept[name] = found

@@ -7,6 +7,7 @@ import pytest
 import soundfile
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from perceiver.data import memory_cache
 from perceiver.data.dataset import Dataset, Split
@@ -95,6 +96,20 @@ def test_memory_is_bounded_and_divided_among_workers(tmp_path, monkeypatch):
         assert len(samples(data.split("train"))) > 5
         assert len(data.cache.kept) == count
         assert data.cache.num_bytes == count * size
+
+
+def test_what_was_kept_before_a_worker_was_forked_takes_nothing_from_its_share(tmp_path):
+    size = 3 * 13 * 17
+    data = dataset(tmp_path / "data", "image", 5.5 * size / 2**20)
+    split = data.split("train")
+    samples(split)
+    assert len(data.cache.kept) == 5
+
+    def read(_: list[int]) -> tuple[int, int]:
+        return len(samples(split)), len(data.cache.kept)
+
+    [(read_by_worker, kept)] = DataLoader([0], num_workers=1, collate_fn=read, multiprocessing_context="fork")
+    assert kept == min(2 * 5, read_by_worker) > 5
 
 
 def test_a_sound_of_which_a_part_is_read_is_not_decoded_as_a_whole(tmp_path):
