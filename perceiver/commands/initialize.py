@@ -16,7 +16,7 @@ from perceiver.model import Perceiver
 from perceiver.runtime.errors import ConfigError
 from perceiver.runtime.summary import show
 from perceiver.training.build import Parts
-from perceiver.training.checkpoint import Checkpoint, other_kind, read_checkpoint
+from perceiver.training.checkpoint import Checkpoint, read_checkpoint, weight_problem
 from perceiver.training.published import read_published
 from perceiver.types import Resizable
 
@@ -161,11 +161,7 @@ def _check_values(before: Mapping[str, Tensor], weights: list[Weight], source: s
     for weight in weights:
         if weight.origin not in ("loaded", "resized"):
             continue
-        value = before[weight.name]
-        problem = other_kind(value, weight.value)
-        if not problem and not value.isfinite().all():
-            problem = "has values that are NaN or infinite"
-        if problem:
+        if problem := weight_problem(before[weight.name], weight.value):
             raise ConfigError(f"init.from={source}: {weight.name} {problem}")
 
 

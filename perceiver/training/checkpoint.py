@@ -127,10 +127,10 @@ class HasWeights(Protocol):
     def load_weights(self, weights: Mapping[str, Tensor]) -> None: ...
 
 
-def other_kind(value: Tensor, own: Tensor) -> str:
-    """Return why a weight cannot replace `own`: it is Boolean, integer, real or complex as that is not; else ""."""
+def weight_problem(value: Tensor, own: Tensor) -> str:
+    """Return why a weight cannot replace `own`: its kind of number differs, or it is not finite; otherwise ""."""
     if _kind(value) == _kind(own):
-        return ""
+        return "" if value.isfinite().all() else "has values that are NaN or infinite"
     stored, wanted = (str(one.dtype).removeprefix("torch.") for one in (value, own))
     return f"is of type {stored}, and that of the model of type {wanted}"
 
@@ -143,11 +143,11 @@ def load_weights(module: HasWeights, checkpoint: Checkpoint, path: Path) -> None
     """Load the weights of a checkpoint into the parts of a run, or its module.
 
     Raises:
-        ConfigError: they do not fit the model.
+        ConfigError: they do not fit the model, or are not finite: whatever is computed with them would be NaN.
     """
     own = module.state_dict()
     for name, value in checkpoint.state.items():
-        if name in own and (problem := other_kind(value, own[name])):
+        if name in own and (problem := weight_problem(value, own[name])):
             raise ConfigError(f"{path}: its weight {name} {problem}")
     try:
         module.load_weights(checkpoint.state)

@@ -13,7 +13,7 @@ from perceiver.queries.text import Text
 from perceiver.runtime.config import resolved
 from perceiver.runtime.errors import ConfigError
 from perceiver.training.build import build
-from perceiver.training.checkpoint import other_kind, read_checkpoint
+from perceiver.training.checkpoint import read_checkpoint, weight_problem
 from perceiver.training.run_folder import write_run_folder
 from tests.runs import SMALL, assert_refused, checkpoint, composed, script, train, trained
 from tests.training.test_build import Malicious
@@ -196,9 +196,18 @@ def test_weights_of_another_kind_of_number_are_refused_in_a_run_of_its_own_as_we
     ids=str,
 )
 def test_precision_may_differ_but_not_the_kind_of_number(stored, own, fits):
-    problem = other_kind(torch.zeros(3, dtype=stored), torch.zeros(3, dtype=own))
+    problem = weight_problem(torch.zeros(3, dtype=stored), torch.zeros(3, dtype=own))
     assert (problem == "") == fits
     assert fits or all(str(one).removeprefix("torch.") in problem for one in (stored, own))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_run_with_weights_that_are_not_finite_is_refused(earlier, tmp_path, value):
+    path, content = tmp_path / "other.ckpt", checkpoint(earlier, "best")
+    content["state_dict"]["model.memory.array"][1, 2] = value
+    torch.save(content, path)
+    with pytest.raises(ConfigError, match=rf"{path}.*memory\.array.*NaN or infinite"):
+        load(str(path))
 
 
 def test_a_name_that_would_control_the_terminal_is_refused(earlier, tmp_path):
