@@ -36,6 +36,8 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     if not metrics:
         if cfg.run is None:
             raise ConfigError(f"a published model has no {split} samples of its own; give data=… data.root=…")
+        if limit == 0 and parts.data.splits[split] is not None:
+            raise ConfigError(f"trainer.limit_{split}_batches=0: evaluates nothing; set it to 1.0 by overrides")
         raise ConfigError(f"run={cfg.run}: its data set has no {split} samples")
     metrics |= unreadable_samples(parts)
     if not trainer.is_global_zero:

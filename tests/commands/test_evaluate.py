@@ -64,6 +64,10 @@ class TestEvaluate:
         assert_refused(ended, f"output={tmp_path}/file/evaluation.json: ")
         assert f"{metrics(run)['test/accuracy']:.4f}" in ended.out
 
+    def test_a_limit_of_no_batches_is_not_taken_for_missing_samples(self, run):
+        ended = script("experiments/evaluate.py", f"run={run}", "overrides=[trainer.limit_test_batches=0]")
+        assert_refused(ended, "trainer.limit_test_batches=0")
+
     def test_an_unknown_override_is_refused_with_the_nearest_key(self, run):
         ended = script("experiments/evaluate.py", f"run={run}", "overrides=[loader.batch_sice=7]")
         assert_refused(ended, "loader.batch_sice: no such key; did you mean loader.batch_size?")
