@@ -66,6 +66,8 @@ def check_trust(config: Mapping[str, Any], trusted: Sequence[str], path: Path) -
         if not module:
             raise ConfigError(f"{problem}, which cannot be imported; {IMPORT_HINT}")
         package = module.partition(".")[0]
+        if package == "perceiver" and not defining_module(target):
+            raise ConfigError(f"{problem}, which this version lacks; use the one that trained it, or train again")
         if package in NEVER_TRUSTED or not package.isidentifier():
             raise ConfigError(f"{problem}, which is no class of {', '.join(TRUSTED_PACKAGES)}")
         raise ConfigError(f"{problem}; if that code is yours, give trusted=[{','.join([*trusted, package])}]")

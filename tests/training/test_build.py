@@ -17,7 +17,7 @@ from perceiver.runtime.nodes import targets
 from perceiver.tokenizer import WordTokenizer
 from perceiver.training import trust
 from perceiver.training.build import DataInfo, build, construct, log_tokenizer_coverage
-from perceiver.training.trust import is_trusted
+from perceiver.training.trust import check_trust, is_trusted
 from tests.runs import CAPTIONING, CONF, SMALL, assert_refused, composed, script
 
 
@@ -120,6 +120,11 @@ def test_errors_of_a_constructor_name_the_key():
     config["model"]["encoders"]["image"]["mean"] = [0.1, 0.2]
     with pytest.raises(ConfigError, match=r"^model\.encoders\.image\.mean=\[0\.1, 0\.2\] must be"):
         construct(config, "model")
+
+
+def test_a_class_that_this_version_lacks_is_not_called_untrusted(tmp_path):
+    with pytest.raises(ConfigError, match=r"run\.ckpt.*perceiver\.model\.Gone.* as model, .*version"):
+        check_trust({"model": {"_target_": "perceiver.model.Gone"}}, [], tmp_path / "run.ckpt")
 
 
 def test_a_run_is_built_without_its_data_if_the_class_names_are_known(tmp_path):
