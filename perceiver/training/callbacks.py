@@ -95,7 +95,10 @@ class MovingAverage(WeightAveraging):
             raise ValueError(f"decay={decay} must be in [0, 1]")
         if update_every_n_steps < 1:
             raise ValueError(f"update_every_n_steps={update_every_n_steps} must be at least 1")
-        super().__init__(multi_avg_fn=partial(_update_averages, decay, warmup))
+        if torch.__version__ < "2.12":  # groups no averages with weights of another type, as in bf16-true
+            super().__init__(avg_fn=partial(_updated_average, decay, warmup))
+        else:
+            super().__init__(multi_avg_fn=partial(_update_averages, decay, warmup))
         self.update_every_n_steps = update_every_n_steps
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
@@ -113,6 +116,12 @@ def _update_averages(
     rate = (9.0 / (10.0 + num) if warmup else torch.zeros_like(num)).clamp_min(1.0 - decay)
     same_type = [value.to(average.dtype) for value, average in zip(current, averages, strict=True)]
     torch._foreach_lerp_(averages, same_type, [rate] * len(averages))
+
+
+def _updated_average(decay: float, warmup: bool, average: Tensor, current: Tensor, num_averaged: Tensor) -> Tensor:
+    """Return the average of one tensor, updated in place."""
+    _update_averages(decay, warmup, [average], [current], num_averaged)
+    return average
 
 
 class TrainingClock(Callback):
