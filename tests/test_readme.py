@@ -61,7 +61,7 @@ def test_the_blocks_of_python_run(tmp_path, monkeypatch):
     for split in ("train", "test"):
         ended = script("experiments/embed.py", f"run={run}", f"split={split}", f"out={tmp_path / split}.npz")
         assert ended.ok, ended.err
-    names: dict[str, object] = {"np": np}
+    names: dict[str, object] = {}
     for block in PYTHON:
         for shown, real in {
             "outputs/image_classification/…": run,

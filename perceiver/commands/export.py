@@ -1,6 +1,7 @@
 """Export of a run for use elsewhere, compared with the run itself."""
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -265,6 +266,8 @@ def export_onnx(finished: FinishedRun, call: Call, out: Path) -> Exported:
         import onnxscript  # noqa: F401  (torch's exporter needs it)
     except ModuleNotFoundError as error:
         raise ConfigError(f"format=onnx needs {error.name} (pip install 'perceiver[onnx]')") from error
+    for name in ("onnxscript", "onnx_ir"):  # which list every step of their optimizer
+        logging.getLogger(name).setLevel(logging.WARNING)
     program, names = traced(finished, call, out), call.output_names(finished.parts.model)
     graph_names = [*names.values()]
     try:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from shutil import copymode
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 from perceiver.encoders.image import ImageEncoder
 from perceiver.model import Perceiver
 from perceiver.pretrained.export import architecture_of
-from perceiver.pretrained.folder import PREPROCESSING
+from perceiver.pretrained.folder import CONFIG, PREPROCESSING
 from perceiver.pretrained.preprocessing import image_settings
 from perceiver.queries.tokens import cells_at
 
@@ -31,6 +32,8 @@ def write_transformers_folder(folder: Path, hf_model: Any, model: Perceiver, rea
     """
     folder.mkdir(parents=True, exist_ok=True)
     hf_model.save_pretrained(folder)
+    for weights in folder.glob("*.safetensors"):
+        copymode(folder / CONFIG, weights)  # which safetensors creates for its user alone
     if "image" in model.encoders and isinstance(encoder := model.encoders["image"], ImageEncoder):
         settings = image_settings(encoder, readers["image"])
         (folder / PREPROCESSING).write_text(json.dumps(settings, indent=2) + "\n")

@@ -45,7 +45,7 @@ def to_transformers(model: Perceiver, class_names: Sequence[str] = ()) -> Any:
     try:
         config = {**sizes(model), **specific_sizes(name, model)}
     except (AttributeError, IndexError, KeyError, TypeError) as error:
-        raise ValueError(f"{name} of transformers has other parts than this model: {error}") from error
+        raise ValueError(f"{name} of transformers has other parts than this model") from error
     if class_names:
         config |= {"id2label": dict(enumerate(class_names)), "label2id": {c: n for n, c in enumerate(class_names)}}
     hf_model = getattr(transformers, name)(transformers.PerceiverConfig(**config))

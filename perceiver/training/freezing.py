@@ -6,6 +6,8 @@ from fnmatch import fnmatchcase
 from torch import nn
 from torch.optim import Optimizer
 
+from perceiver.runtime.summary import note
+
 SYNONYMS = {"latents": "memory"}
 """Another name of a part -> its name in the model."""
 
@@ -91,7 +93,10 @@ class Freezing:
 
     def start_epoch(self, model: nn.Module, epoch: int) -> None:
         """Freeze or release the parameters for the training steps of an epoch."""
+        was_active = self.active
         self.active = bool(self.patterns) and (self.until_epoch is None or epoch < self.until_epoch)
+        if was_active and not self.active:
+            note(f"epoch {epoch}: what was frozen is trained")
         self.set_modes(model)
 
     def set_modes(self, model: nn.Module) -> None:

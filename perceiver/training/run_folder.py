@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from shutil import copymode
 from typing import Any
 
 from safetensors.torch import load_file, save_file
@@ -30,6 +31,7 @@ def write_run_folder(folder: Path, checkpoint: Checkpoint) -> None:
     values = {name: getattr(checkpoint, name) for name in names}
     content = json.dumps({"format": FORMAT, **values}, indent=2, ensure_ascii=False) + "\n"
     (folder / CONFIG).write_text(content, encoding="utf-8")
+    copymode(folder / CONFIG, folder / SAFETENSORS)  # which safetensors creates for its user alone
 
 
 def is_run_folder(folder: Path) -> bool:
