@@ -67,7 +67,8 @@ def _suggestion(root: DictConfig, key: str, similar: Sequence[str]) -> str | Non
     if "overrides" in root:  # the config of a command for finished runs
         alias = alias or next((known for known in SYNONYMS if known.rpartition(".")[2] == key), None)
         setting = alias if alias and _is_key(alias) else key
-        hint = f"did you mean {similar[0]}?" if similar else f"there are: {', '.join(_names(root))}"
+        close = similar[:1] or [one for one in _names(root) if key in one.split("_")]
+        hint = f"did you mean {' or '.join(close)}?" if close else f"there are: {', '.join(_names(root))}"
         return f"{hint}; a setting of the run goes into overrides='[\"{setting}=…\"]'"
     parts = key.split(".")
     if parts[0] == "callbacks" and len(parts) > 1 and parts[1] not in (root.get("callbacks") or {}):

@@ -519,6 +519,7 @@ class TestMistakes:
         ("override", "expected"),
         [
             ("sample=3", "sample: no such key; did you mean samples?"),
+            ("port=7", "port: no such key; did you mean serve_port?"),
             ("run=/no/such", "run=/no/such: no such run directory"),
             ('overrides=["loader.batch_sice=7"]', "loader.batch_sice: no such key; did you mean loader.batch_size?"),
         ],
