@@ -174,13 +174,13 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         else:
             weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise anything
-        raise ValueError(f"{path}: is not a readable file of weights ({weights_problem(error)})") from error
+        raise ValueError(f"{path}: is not a readable file of weights ({unreadable_reason(error)})") from error
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise ValueError(f"{path}: must hold tensors by name")
     return dict(weights)
 
 
-def weights_problem(error: Exception) -> str:
+def unreadable_reason(error: Exception) -> str:
     """Return in a line why weights cannot be read: torch recommends to execute what it refuses."""
     if isinstance(error, UnpicklingError):
         return "it is damaged, or holds objects other than tensors and plain values, which could execute code"

@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from perceiver.data.files import CONTROL_CHARACTERS, refuse_special
-from perceiver.pretrained.folder import first_misfit, weights_problem
+from perceiver.pretrained.folder import first_misfit, unreadable_reason
 from perceiver.runtime.errors import ConfigError
 from perceiver.training.build import DataInfo
 
@@ -94,7 +94,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             trained_on=description["trained_on"],
         )
     except Exception as error:  # damaged files raise anything
-        raise ConfigError(f"{path}: not a readable checkpoint of a run ({weights_problem(error)})") from error
+        raise ConfigError(f"{path}: not a readable checkpoint of a run ({unreadable_reason(error)})") from error
 
 
 def check_types(**values: Any) -> Checkpoint:

@@ -196,6 +196,9 @@ def test_a_recording_that_is_read_as_a_whole_must_not_be_longer(tmp_path, train)
     with pytest.raises(UnreadableError, match=r"short\.wav, .*long\.wav: 0\.80 s "):
         reader.read(joined, train=train)
     assert reader.read(torch.rand(1, 621 + 11), train=train).values.shape == (1, 621)
+    assert reader.decoded(tmp_path / "short.wav") is not None
+    for part in (tmp_path / "long.wav", joined):  # left as it is: the times of another modality may be read of it
+        assert reader.decoded(part) is None
 
 
 def sequences(**options) -> SoundSequences:

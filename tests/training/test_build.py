@@ -89,7 +89,8 @@ def test_a_config_with_an_untrusted_target_is_refused_and_executes_nothing(copie
 @pytest.mark.parametrize(
     ("target", "trusted"),
     [
-        *((target, True) for target in ("perceiver.training.optimization.constant", "timm.optim.Adan")),
+        *((target, True) for target in ("timm.optim.Lamb", "timm.optim.Adan")),
+        ("perceiver.training.optimization.constant", True),
         *((target, True) for target in ("torch.nn.GELU", "lightning.pytorch.callbacks.EMAWeightAveraging")),
         ("lightning.pytorch.Trainer", True),
         *((target, False) for target in ("os.system", "builtins.eval", "torch.load", "torch.hub.load", "")),

@@ -124,16 +124,20 @@ class AudioReader(Reader[Float[Tensor, "1 length"]]):
 
     def decoded(self, part: File | Joined) -> Float[Tensor, "1 length"] | None:
         """Return a short sound; of a longer one, only the part that is read is decoded and resampled."""
-        if self.whole:
-            return self._read_whole(part)
         if isinstance(part, Joined):
-            return self._join(part)
+            wave = self._join(part)
+            return None if self.whole and self._is_too_long(wave.shape[-1] / self.sample_rate) else wave
         file = SoundFile(part, self.sample_rate)
-        return self._read_all(file) if self._is_short(file) else None
+        is_kept = not self._is_too_long(file.seconds) if self.whole else self._is_short(file)
+        return self._read_all(file) if is_kept else None
 
     def _is_short(self, file: SoundFile) -> bool:
         """Return whether a sound is decoded as a whole, also for a crop."""
         return file.seconds <= MAX_EXCESS * self.length / self.sample_rate
+
+    def _is_too_long(self, seconds: float) -> bool:
+        """Return whether a sound is refused if it must be read as a whole: by more than a hundredth of a second."""
+        return seconds > self.length / self.sample_rate + 0.01
 
     def _clips(self, starts: Sequence[int], length: int) -> Clips:
         return Clips(tuple(start / self.sample_rate for start in starts), length / self.sample_rate)
@@ -177,7 +181,7 @@ class AudioReader(Reader[Float[Tensor, "1 length"]]):
         return torch.cat([first, *(one for pair in zip(waves, pauses, strict=True) for one in pair)], dim=1)
 
     def _read_whole(self, part: File | Joined | Float[Tensor, "1 length"]) -> Float[Tensor, "1 length"]:
-        """Read a sound that must not be longer than `seconds`, by more than a hundredth of a second."""
+        """Read a sound that must not be longer than `seconds`."""
         name = "the sound" if isinstance(part, Tensor) else str(part)
         if isinstance(part, Joined):
             part = self._join(part)
@@ -186,7 +190,7 @@ class AudioReader(Reader[Float[Tensor, "1 length"]]):
         else:
             file = SoundFile(part, self.sample_rate)
             seconds = file.seconds
-        if seconds > self.length / self.sample_rate + 0.01:
+        if self._is_too_long(seconds):
             raise UnreadableError(
                 f"{name}: {seconds:.2f} s are longer than seconds={self.length / self.sample_rate:g} of its reader, "
                 "but it must be read as a whole"
